@@ -1,0 +1,71 @@
+"""Everything that makes RecBole 1.2.1 run on today's stack; each shim says why it is here and when it can go.
+
+What can be mended by subclassing is not here: ``config.FedKDConfig`` replaces ``compatibility_settings`` and the reading
+of ``sys.argv``, ``evaluation.Collector`` moves only tensors, the trainers of ``trainer`` load checkpoints safely.
+``recbole.quick_start`` is never imported: it needs ray 2.6, which needs numpy 1 and setuptools < 82.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import dok_matrix
+
+# RecBole 1.2.1 writes np.float, np.long, ... in its layers, metrics and interactions; numpy 1.24 removed the aliases and
+# Config sets them from names that numpy 2 removed. Only missing ones are added. Ends when RecBole uses builtin types.
+_NUMPY_ALIASES: dict[str, Any] = {
+    "bool": np.bool_,
+    "int": np.int_,
+    "float": np.float64,
+    "complex": np.complex128,
+    "object": np.object_,
+    "str": np.str_,
+    "long": np.int_,
+    "unicode": np.str_,
+}
+
+
+def add_numpy_aliases() -> None:
+    """Give numpy the aliases that RecBole uses, where they are missing."""
+    for alias, value in _NUMPY_ALIASES.items():
+        if alias not in np.__dict__:
+            setattr(np, alias, value)
+
+
+def _dok_update(matrix: Any, entries: dict[tuple[int, int], float]) -> None:
+    """Set many entries of a ``dok_matrix`` at once.
+
+    It must fill ``_dict``, where scipy keeps the entries: ``dict.update(matrix, entries)`` runs and leaves the graph empty.
+    """
+    matrix._dict.update(entries)
+
+
+def add_dok_update() -> None:
+    """LightGCN, NGCF, NCL, GCMC, SpectralCF, KGIN, MCCLK call ``dok_matrix._update``, which scipy 1.13 removed."""
+    if not hasattr(dok_matrix, "_update"):
+        dok_matrix._update = _dok_update
+
+
+@contextmanager
+def single_process_barrier() -> Iterator[None]:
+    """RecBole's dataset download ends in ``torch.distributed.barrier()`` even with one process, which raises.
+
+    Inside this context the barrier is a no-op unless a process group exists. Ends with RecBole issue 1989.
+    """
+    original = torch.distributed.barrier
+    if not torch.distributed.is_initialized():
+        torch.distributed.barrier = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        torch.distributed.barrier = original
+
+
+def apply() -> None:
+    """Apply the shims that must be in place before RecBole's modules run."""
+    add_numpy_aliases()
+    add_dok_update()

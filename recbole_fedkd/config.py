@@ -1,0 +1,391 @@
+"""The config: RecBole's, plus this package's properties, minus everything that RecBole swallows.
+
+Order, low to high: RecBole's own files, ``properties/overall.yaml``, ``properties/model``, the label mode, the dataset, the
+preset, then the user's config files, config dictionary and command line. An unknown key is an error that names the
+nearest valid one; types and ranges are read from the comments of the yaml files where the keys are defined.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import recbole
+import yaml
+from recbole.config import Config
+from recbole.evaluator import metric_types, smaller_metrics
+from recbole.utils import EvaluatorType, ModelType, get_model
+
+from recbole_fedkd import compat
+from recbole_fedkd.errors import InputError, nearest
+from recbole_fedkd.model import MODELS
+
+_PACKAGE = Path(__file__).resolve().parent
+PROPERTIES = _PACKAGE / "properties" if (_PACKAGE / "properties").is_dir() else _PACKAGE.parent / "properties"
+"""In a wheel the properties lie inside the package, in a checkout or an editable install beside it."""
+
+_RECBOLE_PROPERTIES = Path(recbole.__file__).resolve().parent / "properties"
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (float, int),
+    "bool": (bool,),
+    "str": (str,),
+    "string": (str,),
+    "list": (list, tuple),
+    "dict": (dict,),
+}
+_NESTED_KEYS = {
+    "eval_args": {"split", "group_by", "order", "mode"},
+    "train_neg_sample_args": {"distribution", "sample_num", "alpha", "dynamic", "candidate_num"},
+}
+# Keys that RecBole reads but defines in none of its files.
+_UNDOCUMENTED_KEYS = {
+    "model", "dataset", "config_files", "encoding", "numerical_features", "tail_ratio", "nproc", "world_size", "ip", "port",
+    "offset", "local_rank", "neg_sampling", "training_neg_sample_num", "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type",
+    "device", "single_spec", "valid_neg_sample_args", "test_neg_sample_args", "config_file", "reg_weight",
+}  # fmt: skip
+_PATTERN_LINE = re.compile(r"^(\w+):\s*(.*?)\s*#\s*\((.+?)\)\s+(.*)$")
+
+
+@dataclass(frozen=True)
+class Key:
+    """A config key as its yaml line defines it.
+
+    Attributes:
+        name: the key.
+        default: the text of its default.
+        types: allowed Python types; empty if the line names none that can be checked.
+        rule: the constraint behind the type, such as ``>= 0``, ``in [0, 1)`` or ``one of a|b``; may be empty.
+        sentence: what the key is.
+    """
+
+    name: str
+    default: str
+    types: tuple[type, ...]
+    rule: str
+    sentence: str
+
+    def check(self, value: Any) -> None:
+        """Raise :class:`InputError` if the value is not allowed; None always is where it is the default."""
+        if value is None and (self.default in ("~", "None", "") or "None" in self.rule):
+            return
+        if self.types and not self._has_type(value):
+            raise InputError(f"{self.name} is {value!r}; it must be {self._allowed()}")
+        if self.rule and not _satisfies(value, self.rule):
+            raise InputError(f"{self.name} is {value!r}; it must be {self._allowed()}{self._nearest_choice(value)}")
+
+    def _has_type(self, value: Any) -> bool:
+        if isinstance(value, bool):
+            return bool in self.types
+        # The command line turns '0' into 0 and '1e-3' stays a number: text keys take numbers as RecBole does.
+        return isinstance(value, self.types) or (str in self.types and isinstance(value, int | float))
+
+    def _allowed(self) -> str:
+        names = {int: "an integer", float: "a number", bool: "True or False", str: "a text", list: "a list", dict: "a dict"}
+        kinds = " or ".join(names[kind] for kind in dict.fromkeys(self.types) if kind in names and kind is not tuple)
+        if float in self.types:
+            kinds = "a number"
+        return f"{kinds} {self.rule}".strip() if not self.rule.startswith("one of") else self.rule.replace("|", ", ")
+
+    def _nearest_choice(self, value: Any) -> str:
+        return nearest(str(value), self.rule[7:].split("|")) if self.rule.startswith("one of ") else ""
+
+
+def _satisfies(value: Any, rule: str) -> bool:
+    if rule.startswith("one of "):
+        return str(value) in rule[7:].split("|")
+    interval = re.fullmatch(r"in ([\[(])(.+), (.+)([\])])", rule)
+    if interval:
+        low, high = float(interval[2]), float(interval[3])
+        above = value >= low if interval[1] == "[" else value > low
+        return bool(above and (value <= high if interval[4] == "]" else value < high))
+    bound = re.fullmatch(r"(>=|>) (\S+)", rule)
+    if bound:
+        return bool(value >= float(bound[2]) if bound[1] == ">=" else value > float(bound[2]))
+    return True
+
+
+def read_keys(file: Path) -> dict[str, Key]:
+    """The keys that a properties file defines, from its lines and their comments."""
+    keys = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        matched = _PATTERN_LINE.match(line)
+        if matched:
+            name, default, bracket, sentence = matched.groups()
+            kinds, _, rule = bracket.partition(", ")
+            types: list[type] = []
+            for kind in re.split(r" or ", kinds):
+                types += _TYPES.get(kind.strip().split(" of ")[0], ())
+            if "None" in kinds:
+                rule = rule or "None"
+            keys[name] = Key(name, default, tuple(types), rule, sentence)
+        elif re.match(r"^\w+:", line):
+            name = line.split(":")[0]
+            keys[name] = Key(name, "", (), "", "")
+    return keys
+
+
+def recbole_models() -> dict[str, str]:
+    """Names of RecBole's models, lower case to their own spelling, without importing any of them."""
+    names = {path.stem.lower(): path.stem for path in (_RECBOLE_PROPERTIES / "model").glob("*.yaml")}
+    folder = _RECBOLE_PROPERTIES.parent / "model"
+    files = {module.name for _, module in _walk(folder)}
+    return {lowered: name for lowered, name in names.items() if lowered in files}
+
+
+def _walk(folder: Path) -> Iterable[tuple[str, pkgutil.ModuleInfo]]:
+    for part in folder.iterdir():
+        if part.is_dir() and part.name.endswith("recommender"):
+            for module in pkgutil.iter_modules([str(part)]):
+                yield part.name, module
+
+
+def find_model(name: str) -> type:
+    """Model class of this package or of RecBole; raises :class:`InputError` with the nearest name for any other."""
+    if name in MODELS:
+        return MODELS[name]
+    known = recbole_models()
+    if known.get(name.lower()) != name:
+        raise InputError(f"model '{name}' is unknown{nearest(name, [*MODELS, *known.values()])}")
+    model: type = get_model(name)
+    return model
+
+
+def parse_value(text: str) -> Any:
+    """A value from the command line: a Python literal, true/false in any case, or the text itself. Nothing is executed."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        lowered = text.lower()
+        return {"true": True, "false": False, "none": None, "~": None}.get(lowered, text)
+
+
+class FedKDConfig(Config):
+    """RecBole's ``Config`` with strict keys; ``sys.argv`` is never read, the command line is an argument.
+
+    Args:
+        model: model name or class.
+        dataset: dataset name.
+        config_file_list: yaml files, later ones win.
+        config_dict: keys that win over the files.
+        command_line: keys that win over everything.
+
+    Raises:
+        InputError: whatever is missing, unknown, of the wrong type or out of range.
+
+    Attributes:
+        judged_metrics: every metric asked for; ``config["metrics"]`` holds those of the type that ``valid_metric`` has,
+            which is what RecBole's own classes can digest.
+    """
+
+    judged_metrics: list[str]
+
+    def __init__(
+        self,
+        model: str | type | None = None,
+        dataset: str | None = None,
+        config_file_list: list[str] | None = None,
+        config_dict: Mapping[str, Any] | None = None,
+        command_line: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._command_line = dict(command_line or {})
+        # RecBole edits the dictionary that it is given.
+        super().__init__(model, dataset, config_file_list, copy.deepcopy(dict(config_dict or {})))
+
+    def compatibility_settings(self) -> None:
+        """Replaces RecBole's, which reads names that numpy 2 removed."""
+        compat.apply()
+
+    def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
+        """As RecBole's, but a text is read as a literal and never executed."""
+        return {key: parse_value(value) if isinstance(value, str) else value for key, value in config_dict.items()}
+
+    def _load_config_files(self, file_list: list[str] | None) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        for file in file_list or []:
+            try:
+                content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=self.yaml_loader)
+            except OSError as error:
+                raise InputError(f"config file '{file}' cannot be read: {error.strerror}") from error
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                reason = " ".join(str(error).split())
+                raise InputError(f"config file '{file}' is not valid yaml: {reason}") from error
+            if content is not None and not isinstance(content, dict):
+                raise InputError(f"config file '{file}' holds a {type(content).__name__}; it must hold `key: value` lines")
+            merged.update(content or {})
+        return merged
+
+    def _load_cmd_line(self) -> dict[str, Any]:
+        return self._convert_config_dict(self._command_line)
+
+    def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple[str, type, str]:
+        chosen = model or self.external_config_dict.get("model")
+        name = dataset or self.external_config_dict.get("dataset")
+        if not chosen:
+            raise InputError("no model is named; give --model=<name>, such as AttnFedKD")
+        if not name:
+            raise InputError("no dataset is named; give --dataset=<name>, such as ml-100k")
+        if isinstance(chosen, str):
+            return chosen, find_model(chosen), name
+        return chosen.__name__, chosen, name
+
+    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
+        super()._load_internal_config_dict(model, model_class, dataset)
+        self.attentive = issubclass(model_class, tuple(MODELS.values()))
+        files = [PROPERTIES / "overall.yaml"]
+        if self.attentive:
+            files.append(PROPERTIES / "model" / "AttnStudent.yaml")
+        own = PROPERTIES / "model" / f"{model}.yaml"
+        if own.is_file() and own not in files:
+            files.append(own)
+        for file in files:
+            self._update_internal_config_dict(file)
+        self._known = self._known_keys(model, model_class, dataset, files)
+        self._check_keys(self.external_config_dict)
+        mode, preset = self._chosen("label_mode"), self._chosen("preset")
+        if mode is not None:
+            self._update_internal_config_dict(PROPERTIES / "label_mode" / f"{mode}.yaml")
+            own_dataset = PROPERTIES / "dataset" / f"{dataset}.yaml"
+            if not own_dataset.is_file() and not (_RECBOLE_PROPERTIES / "dataset" / f"{dataset}.yaml").is_file():
+                own_dataset = PROPERTIES / "dataset" / "default.yaml"
+            if own_dataset.is_file():
+                self._update_internal_config_dict(own_dataset)
+            self._set_label_field(mode, model_class)
+        if preset is not None:
+            self._update_internal_config_dict(PROPERTIES / "preset" / f"{preset}.yaml")
+        self._set_strategy(model, self._chosen("strategy"))
+
+    def _chosen(self, key: str) -> Any:
+        """Value of a key that decides which files are read, checked already here."""
+        value = self.external_config_dict.get(key, self.internal_config_dict.get(key))
+        self._known[key].check(value)
+        return value
+
+    def _set_label_field(self, mode: str, model_class: type) -> None:
+        rating = self._chosen("RATING_FIELD")
+        if mode == "rating":
+            if not self.attentive and model_class.type in (ModelType.CONTEXT,):
+                raise InputError(
+                    f"label_mode=rating needs a model with one output per rating; {model_class.__name__} predicts clicks, "
+                    "use label_mode=threshold"
+                )
+            if self.external_config_dict.get("threshold") is not None:
+                raise InputError("threshold is set but label_mode is 'rating'; use label_mode=threshold")
+            self.internal_config_dict["LABEL_FIELD"] = rating
+        elif mode == "threshold":
+            self.internal_config_dict["threshold"] = {rating: self._chosen("rating_threshold")}
+
+    def _set_strategy(self, model: str, strategy: str | None) -> None:
+        federated = model == "AttnFedKD"
+        if strategy is None and not federated:
+            self.internal_config_dict["strategy"] = "central"
+        elif federated and strategy == "central":
+            raise InputError("strategy 'central' trains one network on all data: use --model=AttnStudent for that")
+        elif not federated and strategy != "central":
+            raise InputError(f"strategy '{strategy}' needs --model=AttnFedKD; model '{model}' trains with strategy 'central'")
+
+    def _known_keys(self, model: str, model_class: type, dataset: str, files: list[Path]) -> dict[str, Key]:
+        keys = {name: Key(name, "~", (), "", "") for name in _UNDOCUMENTED_KEYS}
+        for names in self.parameters.values():
+            keys.update({name: Key(name, "~", (), "", "") for name in names})
+        recbole_files = [_RECBOLE_PROPERTIES / "overall.yaml", _RECBOLE_PROPERTIES / "dataset" / "sample.yaml"]
+        recbole_files += [
+            file
+            for file in (
+                _RECBOLE_PROPERTIES / "dataset" / f"{dataset}.yaml",
+                _RECBOLE_PROPERTIES / "model" / f"{model}.yaml",
+            )
+            if file.is_file()
+        ]
+        for file in recbole_files + files:
+            for name, key in read_keys(file).items():
+                if key.types or name not in keys:
+                    keys[name] = key
+        # A model of RecBole or of the user may read keys that no file defines: its source says which.
+        for parent in inspect.getmro(model_class):
+            if parent.__module__.startswith(("torch", "builtins")):
+                continue
+            try:
+                source = inspect.getsource(importlib.import_module(parent.__module__))
+            except (OSError, TypeError):
+                continue
+            for name in re.findall(r"config\[[\"'](\w+)[\"']\]", source):
+                keys.setdefault(name, Key(name, "~", (), "", ""))
+        return keys
+
+    def _check_keys(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            if name not in self._known:
+                raise InputError(f"key '{name}' is unknown{nearest(str(name), self._known)}")
+            if name in ("model", "dataset"):
+                continue
+            self._known[name].check(value)
+            if name in _NESTED_KEYS and isinstance(value, dict):
+                for nested in value:
+                    if nested not in _NESTED_KEYS[name]:
+                        raise InputError(f"key '{name}.{nested}' is unknown{nearest(str(nested), _NESTED_KEYS[name])}")
+
+    def _set_default_parameters(self) -> None:
+        """As RecBole's, after the metrics are parted by type: RecBole refuses ranking and value metrics together."""
+        final = self.final_config_dict
+        metrics = [final["metrics"]] if isinstance(final["metrics"], str) else list(final["metrics"])
+        for metric in metrics:
+            if metric.lower() not in metric_types:
+                raise InputError(f"metric '{metric}' is unknown{nearest(metric, metric_types)}")
+        valid_metric = str(final["valid_metric"])
+        stem, _, k = valid_metric.partition("@")
+        if stem.lower() not in metric_types:
+            raise InputError(f"valid_metric '{valid_metric}' is unknown{nearest(stem, metric_types)}")
+        topk = [final["topk"]] if isinstance(final["topk"], int) else final["topk"]
+        if stem.lower() not in [metric.lower() for metric in metrics]:
+            raise InputError(f"valid_metric '{valid_metric}' is not among metrics {metrics}")
+        if k and int(k) not in topk:
+            raise InputError(f"valid_metric '{valid_metric}' needs {k} in topk, which is {topk}")
+        self.judged_metrics = metrics
+        primary = metric_types[stem.lower()]
+        mode = final["eval_args"].get("mode", "full") if isinstance(final["eval_args"], dict) else "full"
+        modes = set(mode.values()) if isinstance(mode, dict) else {mode}
+        mixed = len({metric_types[metric.lower()] for metric in metrics}) > 1
+        if mixed:
+            final["metrics"] = [metric for metric in metrics if metric_types[metric.lower()] == primary]
+            if primary == EvaluatorType.VALUE and "full" in modes:
+                final["eval_args"] = {**final["eval_args"], "mode": "labeled"}
+            elif primary == EvaluatorType.RANKING and "labeled" in modes:
+                final["eval_args"] = {**final["eval_args"], "mode": "full"}
+        final["valid_metric"] = valid_metric
+        try:
+            super()._set_default_parameters()
+        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"the config cannot be used: {error}") from error
+        # RecBole's own rule looks at the metric that RecBole registered; ours are registered beside them.
+        final["valid_metric_bigger"] = stem.lower() not in smaller_metrics
+
+    def view(self, **changes: Any) -> FedKDConfig:
+        """The same config with some keys changed, for a second evaluation protocol."""
+        other = copy.copy(self)
+        other.final_config_dict = {**self.final_config_dict, **changes}
+        return other
+
+    def plain_values(self) -> dict[str, Any]:
+        """Every key as plain Python values (what a checkpoint or a JSON file can hold)."""
+        values = {key: _plain(value) for key, value in self.final_config_dict.items()}
+        values["judged_metrics"] = list(self.judged_metrics)
+        return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)

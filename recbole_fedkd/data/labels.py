@@ -1,0 +1,43 @@
+"""Label encoding: values of the label field to the indices of the declared label set, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recbole_fedkd.errors import InputError
+
+
+def declared_labels(values: NDArray[np.floating], declared: Sequence[float] | None, field: str) -> list[float]:
+    """The ordered label set: what the config declares, or the distinct values found.
+
+    Args:
+        values: all values of the label field.
+        declared: ``label_values`` of the config.
+        field: name of the label field, for the message.
+
+    Raises:
+        InputError: fewer than two labels, or a value outside the declared set.
+    """
+    found = sorted({float(value) for value in np.unique(values)})
+    if declared is None:
+        if len(found) < 2:
+            raise InputError(f"field '{field}' holds only the value {found}; at least two distinct labels are needed")
+        if len(found) > 100:
+            raise InputError(
+                f"field '{field}' holds {len(found)} distinct values; label_values must declare the labels, "
+                "or label_mode=threshold makes two of them"
+            )
+        return found
+    labels = sorted(float(value) for value in declared)
+    outside = [value for value in found if value not in labels]
+    if outside:
+        raise InputError(f"field '{field}' holds the label {outside[0]:g}, which is not among label_values {labels}")
+    return labels
+
+
+def encode_labels(values: NDArray[np.floating], labels: Sequence[float]) -> NDArray[np.int64]:
+    """Indices ``[n]`` of values ``[n]`` in the ordered label set; every value must be in it."""
+    return np.searchsorted(np.asarray(labels), values).astype(np.int64)

@@ -1,0 +1,167 @@
+"""Partitions: which client each user lives on. Every user lives on exactly one.
+
+A partition is a function of counts and a random generator, registered under the name that the config key ``partition``
+starts with: ``random``, ``user``, ``attribute:<field>``, ``dirichlet:<alpha>``, ``quantity:<alpha>``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recbole_fedkd.errors import InputError, nearest
+
+Clients = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Population:
+    """What a partition may look at.
+
+    Attributes:
+        label_histograms: training samples per user and label ``[users, T]``; users without padding, from 0.
+        attributes: user field to its value's index per user ``[users]``.
+        client_num: number of clients asked for; None if the config leaves it open.
+    """
+
+    label_histograms: NDArray[np.int64]
+    attributes: dict[str, NDArray[np.int64]]
+    client_num: int | None
+
+    @property
+    def users(self) -> int:
+        """Number of users."""
+        return len(self.label_histograms)
+
+
+Partition = Callable[[Population, "str | None", np.random.Generator], Clients]
+PARTITIONS: dict[str, Partition] = {}
+
+
+def register_partition(name: str) -> Callable[[Partition], Partition]:
+    """Decorator that makes a function selectable as ``partition: <name>`` or ``<name>:<argument>``."""
+
+    def register(function: Partition) -> Partition:
+        PARTITIONS[name] = function
+        return function
+
+    return register
+
+
+def partition_users(scheme: str, population: Population, seed: int) -> Clients:
+    """Map every user to a client.
+
+    Args:
+        scheme: value of the config key ``partition``.
+        population: the users.
+        seed: decides the map, together with the scheme and the population.
+
+    Returns:
+        Client number per user ``[users]``; the numbers are ``0..K-1`` and each has at least one user.
+
+    Raises:
+        InputError: unknown scheme, bad argument, or more clients than users.
+    """
+    name, _, argument = scheme.partition(":")
+    if name not in PARTITIONS:
+        raise InputError(
+            f"partition '{scheme}' is unknown; allowed are random, user, attribute:<field>, dirichlet:<alpha>, "
+            f"quantity:<alpha>{nearest(name, PARTITIONS)}"
+        )
+    generator = np.random.default_rng(np.random.SeedSequence([seed, 0x9A27]))
+    return PARTITIONS[name](population, argument or None, generator)
+
+
+@register_partition("random")
+def random_partition(population: Population, argument: str | None, generator: np.random.Generator) -> Clients:
+    """Users shuffled and dealt out; client sizes differ by at most one user."""
+    _refuse_argument("random", argument)
+    clients = np.arange(population.users, dtype=np.int64) % _client_num("random", population)
+    return generator.permutation(clients)
+
+
+@register_partition("user")
+def user_partition(population: Population, argument: str | None, generator: np.random.Generator) -> Clients:
+    """One client per user, the cross-device setting."""
+    _refuse_argument("user", argument)
+    return np.arange(population.users, dtype=np.int64)
+
+
+@register_partition("attribute")
+def attribute_partition(population: Population, argument: str | None, generator: np.random.Generator) -> Clients:
+    """One client per value of a user field, such as ``attribute:occupation``."""
+    if argument not in population.attributes:
+        known = ", ".join(sorted(population.attributes)) or "none is loaded"
+        raise InputError(f"partition 'attribute:{argument or ''}' names no loaded user field; the user fields are: {known}")
+    clients: Clients = np.unique(population.attributes[argument], return_inverse=True)[1].astype(np.int64)
+    return clients
+
+
+@register_partition("dirichlet")
+def dirichlet_partition(population: Population, argument: str | None, generator: np.random.Generator) -> Clients:
+    """Label skew: each client prefers labels by a draw from ``Dirichlet(alpha * global label shares)``.
+
+    A user goes to client ``k`` with a probability proportional to the likelihood ratio of his label shares under the
+    client's preference, ``sum_t share_ut pi_kt / prior_t``. Small ``alpha``: strong skew; large: ``random``.
+    """
+    alpha = _positive_number("dirichlet", argument)
+    clients = _client_num("dirichlet", population)
+    counts = population.label_histograms.astype(float)
+    prior = np.maximum(counts.sum(0), 1e-9)
+    prior /= prior.sum()
+    preference = generator.dirichlet(np.maximum(alpha * prior * len(prior), 1e-9), size=clients)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1.0)
+    odds = shares @ (preference / prior).T + 1e-12
+    cumulative = np.cumsum(odds / odds.sum(1, keepdims=True), 1)
+    drawn = generator.random((population.users, 1))
+    assigned = np.minimum((drawn > cumulative).sum(1), clients - 1).astype(np.int64)
+    return _fill_empty(assigned, clients, generator)
+
+
+@register_partition("quantity")
+def quantity_partition(population: Population, argument: str | None, generator: np.random.Generator) -> Clients:
+    """Size skew: the clients' shares of the users are a draw from ``Dirichlet(alpha)``."""
+    alpha = _positive_number("quantity", argument)
+    clients = _client_num("quantity", population)
+    shares = generator.dirichlet(np.full(clients, alpha))
+    bounds = np.round(np.cumsum(shares) * population.users).astype(np.int64)
+    assigned = np.minimum(np.searchsorted(bounds, np.arange(population.users), side="right"), clients - 1)
+    return _fill_empty(generator.permutation(assigned), clients, generator)
+
+
+def _fill_empty(assigned: Clients, clients: int, generator: np.random.Generator) -> Clients:
+    """Give every client without a user one user of the largest client."""
+    assigned = assigned.copy()
+    sizes = np.bincount(assigned, minlength=clients)
+    for client in np.flatnonzero(sizes == 0):
+        largest = int(sizes.argmax())
+        assigned[generator.choice(np.flatnonzero(assigned == largest))] = client
+        sizes[largest] -= 1
+        sizes[client] += 1
+    return assigned
+
+
+def _client_num(name: str, population: Population) -> int:
+    if population.client_num is None:
+        raise InputError(f"partition '{name}' needs client_num, the number of clients")
+    if population.client_num > population.users:
+        raise InputError(f"client_num is {population.client_num}, but the dataset has only {population.users} users")
+    return population.client_num
+
+
+def _refuse_argument(name: str, argument: str | None) -> None:
+    if argument is not None:
+        raise InputError(f"partition '{name}:{argument}' has an argument; '{name}' takes none")
+
+
+def _positive_number(name: str, argument: str | None) -> float:
+    try:
+        number = float(argument or "")
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise InputError(f"partition '{name}:{argument or ''}' needs a positive number after the colon, such as '{name}:0.5'")
+    return number

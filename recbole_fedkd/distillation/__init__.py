@@ -1,0 +1,1 @@
+"""What is distilled and how: pure functions on tensors."""

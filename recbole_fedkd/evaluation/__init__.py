@@ -1,0 +1,15 @@
+"""Judging: RecBole's evaluator, more metrics, several protocols in one run."""
+
+from recbole_fedkd.evaluation.collector import DISTRIBUTION, LabelCollector, PlainEvaluator
+from recbole_fedkd.evaluation.metrics import register_metric
+from recbole_fedkd.evaluation.protocol import EvaluationData, Protocol, evaluation_data
+
+__all__ = [
+    "DISTRIBUTION",
+    "EvaluationData",
+    "LabelCollector",
+    "PlainEvaluator",
+    "Protocol",
+    "evaluation_data",
+    "register_metric",
+]

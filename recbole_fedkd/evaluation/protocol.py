@@ -1,0 +1,160 @@
+"""Protocols: which rows, which candidates and which relevance stand behind a number.
+
+RecBole evaluates one kind of metric per run. Here a model is judged by as many protocols as its metrics need; each is a
+RecBole config, loader, collector and evaluator, run by RecBole's own evaluation code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.data.utils import create_samplers, get_dataloader
+from recbole.evaluator import metric_types
+from recbole.utils import EvaluatorType, ModelType
+
+from recbole_fedkd.errors import InputError
+
+
+@dataclass
+class Protocol:
+    """One way of judging.
+
+    Attributes:
+        name: sentence for the reader of a number.
+        config: the run's config, with the metrics and the mode of this protocol.
+        loader: a RecBole evaluation loader.
+        primary: whether it holds ``valid_metric``.
+    """
+
+    name: str
+    config: Any
+    loader: Any
+    primary: bool
+
+
+@dataclass
+class EvaluationData:
+    """The protocols of one phase; what ``Trainer.evaluate`` takes in place of a single loader.
+
+    Attributes:
+        phase: ``valid`` or ``test``.
+        protocols: in the order in which they are judged.
+        train_data: training loader, from which some metrics take popularity.
+    """
+
+    phase: str
+    protocols: list[Protocol]
+    train_data: Any
+
+    def __iter__(self) -> Iterator[Protocol]:
+        return iter(self.protocols)
+
+    def __bool__(self) -> bool:
+        return any(len(protocol.loader) for protocol in self.protocols)
+
+    def for_validation(self) -> EvaluationData:
+        """The protocol of ``valid_metric`` alone: the others cost time in every epoch and decide nothing."""
+        return EvaluationData(self.phase, [protocol for protocol in self.protocols if protocol.primary], self.train_data)
+
+    def protocol_of(self, metric: str) -> str:
+        """Name of the protocol behind a result key such as ``ndcg@10``."""
+        stem = metric.split("@")[0]
+        for protocol in self.protocols:
+            if stem in [name.lower() for name in protocol.config["metrics"]]:
+                return protocol.name
+        raise KeyError(metric)
+
+
+def evaluation_data(config: Any, dataset: Any, loaders: tuple[Any, Any, Any], phase: str) -> EvaluationData:
+    """Build the protocols of a phase.
+
+    Value metrics judge the held-out rows as they are; ranking metrics rank the whole catalogue (or sampled negatives, if
+    ``eval_args.mode`` says so) for each user's relevant held-out items. Where rows carry labels, relevant are those of the
+    positive label; stock RecBole would count a one-star rating as relevant.
+
+    Args:
+        config: the run's config, a ``FedKDConfig``.
+        dataset: the whole dataset.
+        loaders: train, valid and test loaders of RecBole's ``data_preparation``.
+        phase: ``valid`` or ``test``.
+    """
+    loader = loaders[1] if phase == "valid" else loaders[2]
+    by_type: dict[Any, list[str]] = {}
+    for metric in config.judged_metrics:
+        by_type.setdefault(metric_types[metric.lower()], []).append(metric)
+    if len(by_type) == 1 and (config["label_mode"] is None or config["eval_type"] == EvaluatorType.VALUE):
+        stock = Protocol(_describe(config, config, phase, False), config, loader, True)
+        return EvaluationData(phase, [stock], loaders[0])
+    protocols = []
+    for kind, metrics in by_type.items():
+        primary = kind == config["eval_type"]
+        mode = _mode(config, kind, phase)
+        eval_args = {**config["eval_args"], "mode": {"valid": mode, "test": mode}}
+        view = config.view(metrics=metrics, eval_type=kind, eval_args=eval_args)
+        for each in ("valid", "test"):
+            view._set_eval_neg_sample_args(each)
+        positives_only = False
+        if kind == EvaluatorType.RANKING or not primary:
+            splits = [each._dataset for each in loaders]
+            if kind == EvaluatorType.VALUE and mode == "labeled" and config["LABEL_FIELD"] not in splits[0].inter_feat:
+                raise InputError(
+                    f"value metrics {metrics} need a label, but the dataset has none; set label_mode=threshold or rating"
+                )
+            index = 1 if phase == "valid" else 2
+            # RecBole's evaluation loaders sort the rows of the dataset that they are given.
+            splits = [split.copy(Interaction(dict(split.inter_feat.interaction))) for split in splits]
+            if kind == EvaluatorType.RANKING:
+                relevant = _relevant_rows(config, splits[index])
+                if relevant is not None:
+                    splits[index] = splits[index].copy(splits[index].inter_feat[relevant])
+                    positives_only = True
+            samplers = create_samplers(view, dataset, splits)
+            loader_of_kind = get_dataloader(view, phase)(view, splits[index], samplers[index], shuffle=False)
+        else:
+            loader_of_kind = loader
+        protocols.append(Protocol(_describe(config, view, phase, positives_only), view, loader_of_kind, primary))
+    return EvaluationData(phase, protocols, loaders[0])
+
+
+def _mode(config: Any, kind: EvaluatorType, phase: str) -> str:
+    mode = str(config["eval_args"]["mode"][phase])
+    if kind == EvaluatorType.VALUE and mode == "full":
+        return "labeled"
+    if kind == EvaluatorType.RANKING and (mode == "labeled" or mode == "uni1"):
+        return "full"
+    return mode
+
+
+def _relevant_rows(config: Any, split: Any) -> torch.Tensor | None:
+    """Indices of the rows with a positive label; None where every held-out row counts (no labels)."""
+    field = config["LABEL_FIELD"]
+    if config["MODEL_TYPE"] == ModelType.SEQUENTIAL or field not in split.inter_feat or config["label_mode"] == "implicit":
+        return None
+    values = split.inter_feat[field]
+    bound = config["rating_threshold"] if field == config["RATING_FIELD"] else 0.5
+    rows = torch.nonzero(values >= bound).flatten()
+    if not len(rows):
+        raise InputError(f"no held-out row has a positive label, so ranking metrics {config['metrics']} have nothing to rank")
+    return rows
+
+
+def _describe(config: Any, view: Any, phase: str, positives_only: bool) -> str:
+    mode = str(view["eval_args"]["mode"][phase])
+    rows = f"held-out {phase} rows"
+    if view["eval_type"] == EvaluatorType.VALUE:
+        if mode == "labeled":
+            labels = {"rating": "ratings in stars", "threshold": f"rating >= {config['rating_threshold']:g}"}
+            return f"{rows}, {labels.get(config['label_mode'], 'labels as they are')}"
+        return f"{rows} and {mode[3:]} sampled negative(s) each"
+    relevant = rows
+    if positives_only:
+        bound = f"rating >= {config['rating_threshold']:g}" if config["label_mode"] else "label 1"
+        relevant = f"{rows} with {bound}"
+    if mode == "full":
+        return f"full sort of all items, relevant: {relevant}"
+    return f"{mode[3:]} {'uniform' if mode.startswith('uni') else 'popular'} negatives, relevant: {relevant}"
+

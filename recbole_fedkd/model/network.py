@@ -1,0 +1,186 @@
+"""The attentive network: what a student or teacher computes, on plain id tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from recbole_fedkd.distillation.losses import touched_squared_norm
+from recbole_fedkd.model.attention import TargetAttention
+from recbole_fedkd.model.backbone import BACKBONES
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Token features of one side (users or items), one row per id; row 0 is padding.
+
+    Attributes:
+        id_field: name of the id field, itself a feature.
+        rows: number of ids, padding included.
+        columns: field name to ids ``[rows]`` (one token) or ``[rows, length]`` (several, padded with 0).
+        vocabulary: field name to the number of its tokens, padding included.
+    """
+
+    id_field: str
+    rows: int
+    columns: Mapping[str, Tensor]
+    vocabulary: Mapping[str, int]
+
+    def select(self, ids: Tensor) -> FeatureTable:
+        """The rows ``ids`` alone, renumbered from 1 behind a padding row."""
+        padded = torch.cat([ids.new_zeros(1), ids])
+        columns = {field: column[padded] for field, column in self.columns.items()}
+        return FeatureTable(self.id_field, len(padded), columns, self.vocabulary)
+
+
+@dataclass(frozen=True)
+class History:
+    """Training interactions of each user, most recent first; one slot more than the network attends to.
+
+    Attributes:
+        items: ids ``[users, length + 1]``, 0 where there is none.
+        labels: label indices ``[users, length + 1]``, 0 where there is none.
+    """
+
+    items: Tensor
+    labels: Tensor
+
+    def select(self, ids: Tensor) -> History:
+        """The histories of the users ``ids`` alone, renumbered from 1 behind a padding row."""
+        padded = torch.cat([ids.new_zeros(1), ids])
+        return History(self.items[padded], self.labels[padded])
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The part of the config that shapes a network; see ``properties/model`` for every key."""
+
+    labels: int
+    embedding_size: int
+    backbone: str
+    hidden_sizes: Sequence[int]
+    dropout_prob: float
+    attention: bool
+    attention_heads: int
+    use_user_id: bool
+    history_length: int
+
+
+class AttentiveNetwork(nn.Module):
+    """Field embeddings, target attention over the history, attention over the fields, backbone (AFD).
+
+    The tables are lookups, not parameters: the item table is public, the user table and the history belong to
+    whoever owns the users. They are never part of a ``state_dict``.
+
+    Args:
+        architecture: sizes and switches.
+        users: features of the users this network serves; ids are local to it.
+        items: features of all items.
+        history: histories of the same users, or None to do without.
+    """
+
+    history_items: Tensor
+    history_labels: Tensor
+
+    def __init__(
+        self, architecture: Architecture, users: FeatureTable, items: FeatureTable, history: History | None
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        width = architecture.embedding_size
+        self.user_id_field, self.item_id_field = users.id_field, items.id_field
+        self.user_fields = [users.id_field] * architecture.use_user_id + list(users.columns)
+        self.item_fields = [items.id_field, *items.columns]
+        self.embeddings = nn.ModuleDict()
+        for field in self.user_fields + self.item_fields:
+            table = users if field in self.user_fields else items
+            rows = table.rows if field == table.id_field else table.vocabulary[field]
+            self.embeddings[field] = nn.Embedding(rows, width)
+        for table in (users, items):
+            for field, column in table.columns.items():
+                self.register_buffer(f"column_{field}", column, persistent=False)
+        fields = len(self.user_fields) + len(self.item_fields)
+        self.history_attention: TargetAttention | None = None
+        if history is not None and architecture.history_length > 0:
+            self.register_buffer("history_items", history.items, persistent=False)
+            self.register_buffer("history_labels", history.labels, persistent=False)
+            self.label_embedding = nn.Embedding(architecture.labels, width)
+            self.history_attention = TargetAttention(width, architecture.attention_heads, history.items.shape[1])
+            fields += 1
+        self.field_attention = TargetAttention(width, architecture.attention_heads) if architecture.attention else None
+        self.backbone = BACKBONES[architecture.backbone](
+            fields, width, architecture.hidden_sizes, architecture.labels, architecture.dropout_prob
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.1)
+
+    def _embed(self, field: str, ids: Tensor) -> Tensor:
+        """Embed one field of the rows ``ids`` (any shape) to ``[*ids.shape, d]``; several tokens are averaged."""
+        embedding = self.embeddings[field]
+        if field in (self.user_id_field, self.item_id_field):
+            vectors: Tensor = embedding(ids)
+            return vectors
+        tokens: Tensor = getattr(self, f"column_{field}")[ids]
+        vectors = embedding(tokens)
+        if tokens.dim() == ids.dim():
+            return vectors
+        present = (tokens != 0).unsqueeze(-1)
+        return (vectors * present).sum(-2) / present.sum(-2).clamp(min=1)
+
+    def _attend_history(self, users: Tensor, items: Tensor, query: Tensor) -> Tensor:
+        """Context ``[batch, targets, d]`` of each target in its user's history.
+
+        The slot that holds the target itself is hidden: a row never sees its own label. Where no slot holds it, the
+        oldest is hidden instead, so that training and evaluation see equally long histories.
+        """
+        assert self.history_attention is not None
+        past = self.history_items[users]
+        keys = self.embeddings[self.item_id_field](past) + self.label_embedding(self.history_labels[users])
+        own = past.unsqueeze(1) == items.unsqueeze(2)
+        mask = (past != 0).unsqueeze(1) & ~own
+        mask[..., -1] &= own.any(-1)
+        context: Tensor = self.history_attention(query, keys, mask)[0]
+        return context
+
+    def forward(self, users: Tensor, items: Tensor) -> Tensor:
+        """Score items for users.
+
+        Args:
+            users: local user ids ``[batch]``.
+            items: item ids ``[batch, targets]``.
+
+        Returns:
+            Raw logits ``[batch, targets, T]``.
+        """
+        batch, targets = items.shape
+        width = self.architecture.embedding_size
+        item_vectors = torch.stack([self._embed(field, items) for field in self.item_fields], 2)
+        query = item_vectors.mean(2)
+        parts = [item_vectors]
+        if self.user_fields:
+            user_vectors = torch.stack([self._embed(field, users) for field in self.user_fields], 1)
+            parts.append(user_vectors.unsqueeze(1).expand(-1, targets, -1, -1))
+        if self.history_attention is not None:
+            parts.append(self._attend_history(users, items, query).unsqueeze(2))
+        fields = torch.cat(parts, 2).flatten(0, 1)
+        if self.field_attention is not None:
+            fields = fields + self.field_attention(query.reshape(-1, 1, width), fields)[0]
+        logits: Tensor = self.backbone(fields)
+        return logits.view(batch, targets, -1)
+
+    def touched_squared_norm(self, users: Tensor, items: Tensor) -> Tensor:
+        """``R(w)`` of a batch (arguments as in :meth:`forward`): embedding rows outside the batch do not count."""
+        tables = []
+        for field in self.user_fields + self.item_fields:
+            ids = users if field in self.user_fields else items
+            if field == self.item_id_field and self.history_attention is not None:
+                ids = torch.cat([items.flatten(), self.history_items[users].flatten()])
+            elif field not in (self.user_id_field, self.item_id_field):
+                ids = getattr(self, f"column_{field}")[ids]
+            tables.append((self.embeddings[field].weight, ids))
+        dense = [weight for name, weight in self.named_parameters() if not name.startswith("embeddings.")]
+        return touched_squared_norm(tables, dense)

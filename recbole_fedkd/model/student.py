@@ -1,0 +1,117 @@
+"""``AttnStudent`` and ``AttnTeacher``: the attentive network as a RecBole model that trains alone and centrally."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.utils import InputType, ModelType
+from torch import Tensor
+
+from recbole_fedkd.model.network import Architecture, AttentiveNetwork, FeatureTable, History
+
+FULL_SORT_ROWS = 32768
+"""User-item pairs that a full sort scores at a time; bounds its memory."""
+
+
+def read_architecture(config: Any, labels: int) -> Architecture:
+    """The network's keys of the config; ``properties/model`` documents each."""
+    return Architecture(
+        labels=labels,
+        embedding_size=config["embedding_size"],
+        backbone=config["backbone"],
+        hidden_sizes=config["hidden_sizes"],
+        dropout_prob=config["dropout_prob"],
+        attention=config["attention"],
+        attention_heads=config["attention_heads"],
+        use_user_id=config["use_user_id"],
+        history_length=config["history_length"],
+    )
+
+
+def read_tables(config: Any, dataset: Any) -> tuple[FeatureTable, FeatureTable, History | None]:
+    """User table, item table and histories of a training split (a ``FedKDDataset``)."""
+    tables = []
+    for source, id_field in (("user", dataset.uid_field), ("item", dataset.iid_field)):
+        columns = dataset.side_fields(source)
+        vocabulary = {field: dataset.num(field) for field in columns}
+        tables.append(FeatureTable(id_field, dataset.num(id_field), columns, vocabulary))
+    length = config["history_length"]
+    history = History(*dataset.history(length)) if length > 0 else None
+    return tables[0], tables[1], history
+
+
+class LabelledRecommender(AbstractRecommender):
+    """A RecBole model over a T-way label distribution; subclasses say how logits come about.
+
+    Its score is the expected label value ``E[v] = sum_t p_t v_t``, for rating prediction and for ranking alike.
+
+    Args:
+        config: the run's config.
+        dataset: the training split, a ``FedKDDataset``.
+    """
+
+    type = ModelType.CONTEXT
+    input_type = InputType.POINTWISE
+    label_values: Tensor
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__()
+        self.user_field, self.item_field = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
+        self.label_field = config["LABEL_FIELD"]
+        self.item_count = dataset.num(self.item_field)
+        self.device = config["device"]
+        self.register_buffer("label_values", torch.tensor(dataset.label_values), persistent=False)
+
+    def logits(self, users: Tensor, items: Tensor) -> Tensor:
+        """Raw logits ``[batch, targets, T]`` of users ``[batch]`` and items ``[batch, targets]``, in dataset ids."""
+        raise NotImplementedError
+
+    def predict_distribution(self, interaction: Any) -> Tensor:
+        """Label distribution ``[batch, T]`` of each user-item pair."""
+        logits = self.logits(interaction[self.user_field], interaction[self.item_field].unsqueeze(1))
+        return logits.squeeze(1).softmax(-1)
+
+    def predict(self, interaction: Any) -> Tensor:
+        """Expected label value ``[batch]`` of each user-item pair."""
+        return self.predict_distribution(interaction) @ self.label_values
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        """Expected label value of every item, ``[users * items]``."""
+        users = interaction[self.user_field]
+        catalogue = torch.arange(self.item_count, device=users.device)
+        scores = [
+            self.logits(part, catalogue.expand(len(part), -1)).softmax(-1) @ self.label_values
+            for part in users.split(max(1, FULL_SORT_ROWS // self.item_count))
+        ]
+        return torch.cat(scores).flatten()
+
+
+class AttnStudent(LabelledRecommender):
+    """The compact attentive network of AFD; alone and centrally trained it is the ceiling of the federation."""
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        users, items, history = read_tables(config, dataset)
+        self.reg_weight = config["reg_weight"]
+        self.network = AttentiveNetwork(read_architecture(config, len(self.label_values)), users, items, history)
+
+    def logits(self, users: Tensor, items: Tensor) -> Tensor:
+        """See :meth:`LabelledRecommender.logits`."""
+        logits: Tensor = self.network(users, items)
+        return logits
+
+    def calculate_loss(self, interaction: Any) -> Tensor:
+        """``CE(y, p) + lambda R(w)`` of a batch."""
+        users, items = interaction[self.user_field], interaction[self.item_field].unsqueeze(1)
+        labels = torch.searchsorted(self.label_values, interaction[self.label_field])
+        loss = functional.cross_entropy(self.logits(users, items).squeeze(1), labels)
+        if self.reg_weight:
+            loss = loss + self.reg_weight * self.network.touched_squared_norm(users, items)
+        return loss
+
+
+class AttnTeacher(AttnStudent):
+    """The same network, larger by its config: the one that would never leave its client."""

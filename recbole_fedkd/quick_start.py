@@ -1,0 +1,351 @@
+"""Run a model: ``run_recbole_fedkd`` with RecBole's signature and result keys, and loading of what it saved."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import urllib.error
+import uuid
+from collections.abc import Mapping
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data import create_dataset as create_recbole_dataset
+from recbole.data import data_preparation
+from recbole.utils import get_environment, init_logger, init_seed, set_color
+from texttable import Texttable
+
+from recbole_fedkd.compat import single_process_barrier
+from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.data.dataset import FedKDDataset
+from recbole_fedkd.data.partition import partition_users
+from recbole_fedkd.errors import InputError
+from recbole_fedkd.evaluation import EvaluationData, evaluation_data
+from recbole_fedkd.trainer import (
+    RESUMABLE_KEYS,
+    CheckpointTrainer,
+    FedKDTrainer,
+    check_same_config,
+    new_run_name,
+    read_checkpoint,
+    trainer_class,
+)
+
+# Keys that RecBole computes from others; a resumed run computes them again.
+_DERIVED_KEYS = frozenset({
+    "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "device", "single_spec", "local_rank", "valid_metric_bigger",
+    "valid_neg_sample_args", "test_neg_sample_args", "run_name", "metrics", "judged_metrics", "model", "dataset",
+})  # fmt: skip
+
+
+def run_recbole_fedkd(
+    model: str | type | None = None,
+    dataset: str | None = None,
+    config_file_list: list[str] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    saved: bool = True,
+    queue: Any = None,
+    *,
+    command_line: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train a model on a dataset and judge it; the first six arguments are those of RecBole's ``run_recbole``.
+
+    Args:
+        model: model name or class.
+        dataset: dataset name.
+        config_file_list: config files.
+        config_dict: keys that win over the files.
+        saved: whether to write checkpoints; without them the last epoch is judged, not the best.
+        queue: a queue that the result is also put into.
+        command_line: keys that win over ``config_dict``, texts or values; ``sys.argv`` is never read here.
+
+    Returns:
+        RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result``, and
+        ``communication`` (bytes), ``timing`` (seconds), ``partition``, ``protocols`` (result key to how it was judged),
+        ``config`` and ``run_folder``.
+
+    Raises:
+        InputError: bad input of any kind, in one sentence.
+    """
+    given = {**(config_dict or {}), **(command_line or {})}
+    if given.get("resume"):
+        config = _resumed_config(str(given["resume"]), model, dataset, config_file_list, config_dict, command_line)
+    else:
+        config = FedKDConfig(model, dataset, config_file_list, config_dict, command_line)
+    result_file = _checked_result_file(config["result_file"])
+    torch.set_num_threads(config["torch_threads"])
+    config["run_name"] = new_run_name(config)
+    _start_logging(config)
+    logger = getLogger()
+    logger.info(config)
+
+    trainer, loaders, evaluations = _prepare(config)
+    logger.info(trainer.model)
+    if config["resume"]:
+        trainer.resume_checkpoint(config["resume"])
+    if isinstance(trainer, FedKDTrainer):
+        trainer.engine = trainer.prepare(loaders[0])
+        logger.info(_plan(config, trainer))
+    show_progress = bool(config["show_progress"])
+    best_valid_score, best_valid_result = trainer.fit(
+        loaders[0], evaluations[0], saved=saved, show_progress=show_progress
+    )
+    test_result = trainer.evaluate(evaluations[1], load_best_model=saved, show_progress=show_progress)
+    protocols = {name: evaluations[1].protocol_of(name) for name in test_result or {}}
+    result = {
+        "best_valid_score": float(best_valid_score),
+        "valid_score_bigger": bool(config["valid_metric_bigger"]),
+        "best_valid_result": _floats(best_valid_result),
+        "test_result": _floats(test_result),
+        "communication": _communication(trainer),
+        "timing": _timing(trainer),
+        "partition": _partition_summary(config, trainer),
+        "protocols": protocols,
+        "config": config.plain_values(),
+        "run_folder": str(trainer.run_folder) if saved else None,
+    }
+    logger.info("The running environment of this training is as follows:\n" + get_environment(config).draw())
+    logger.info(set_color("best valid ", "yellow") + f": {result['best_valid_result']}")
+    logger.info(set_color("test result", "yellow") + ":\n" + result_table(result["test_result"] or {}, protocols))
+    if result_file is not None:
+        write_json(result, result_file)
+        logger.info(f"Result written to {result_file}")
+    if queue is not None:
+        queue.put(result)
+    return result
+
+
+def load_data_and_model(
+    model_file: str | Path, config_dict: Mapping[str, Any] | None = None
+) -> tuple[FedKDConfig, CheckpointTrainer, tuple[Any, Any, Any], EvaluationData, EvaluationData]:
+    """Rebuild config, data and trained model from a checkpoint, as RecBole's function of this name.
+
+    Args:
+        model_file: a checkpoint file or run folder.
+        config_dict: keys to change, such as ``data_path``.
+
+    Returns:
+        The config, a trainer that holds the model, the three loaders, and the protocols of validation and test.
+    """
+    config = _resumed_config(str(model_file), None, None, None, config_dict, None)
+    trainer, loaders, evaluations = _prepare(config)
+    trainer.load_model(model_file)
+    return config, trainer, loaders, *evaluations
+
+
+def _prepare(config: FedKDConfig) -> tuple[CheckpointTrainer, tuple[Any, Any, Any], tuple[EvaluationData, EvaluationData]]:
+    """Data, model and trainer of a config; RecBole's order of seeding, on which its splits depend."""
+    init_seed(config["seed"], config["reproducibility"])
+    dataset = create_dataset(config)
+    getLogger().info(dataset)
+    loaders = data_preparation(config, dataset)
+    train_dataset = loaders[0]._dataset
+    if config["strategy"] != "central":
+        clients = partition_users(config["partition"], train_dataset.population(), config["seed"])
+        train_dataset.client_of_user = np.concatenate([[-1], clients])
+    evaluations = (
+        evaluation_data(config, dataset, loaders, "valid"),
+        evaluation_data(config, dataset, loaders, "test"),
+    )
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    model = config.model_class(config, train_dataset).to(config["device"])
+    return trainer_class(config)(config, model), loaders, evaluations
+
+
+def create_dataset(config: FedKDConfig) -> Any:
+    """The dataset of a config; downloads through RecBole what is not there.
+
+    Raises:
+        InputError: no such dataset, or no way to download it; the sentence says what to put where.
+    """
+    name, folder = config["dataset"], Path(config["data_path"])
+    existed = folder.exists()
+    try:
+        with single_process_barrier():
+            return FedKDDataset(config) if config.attentive else create_recbole_dataset(config)
+    except InputError:
+        raise
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        if existed:
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        raise InputError(
+            f"dataset '{name}' is not in '{folder}' and cannot be downloaded ({error}): download the RecBole atomic files "
+            f"of '{name}' and put {name}.inter (and .user, .item) into '{folder}', or name their parent by --data_path"
+        ) from error
+    except ValueError as error:
+        if not existed and "known dataset name" in str(error):
+            raise InputError(
+                f"dataset '{name}' is unknown: '{folder}' does not exist and RecBole has no download of that name"
+            ) from error
+        if existed and "not exist" in str(error):
+            raise InputError(f"dataset '{name}' is incomplete: {error}") from error
+        raise
+
+
+def _resumed_config(
+    checkpoint: str,
+    model: str | type | None,
+    dataset: str | None,
+    config_file_list: list[str] | None,
+    config_dict: Mapping[str, Any] | None,
+    command_line: Mapping[str, Any] | None,
+) -> FedKDConfig:
+    """The config of a checkpoint, with the keys that a resumed run may change taken from the user.
+
+    Raises:
+        InputError: the user's own keys contradict the checkpoint's.
+    """
+    state = read_checkpoint(checkpoint)
+    saved = state["config"]
+    given = FedKDConfig(
+        model or saved["model"],
+        dataset or saved["dataset"],
+        config_file_list,
+        config_dict,
+        command_line,
+    )
+    base = {key: value for key, value in saved.items() if key not in _DERIVED_KEYS}
+    base["metrics"] = saved["judged_metrics"]
+    # RecBole appends the dataset's name to the path when it reads it.
+    base["data_path"] = str(Path(saved["data_path"]).parent)
+    wanted = dict(given.external_config_dict)
+    changed = {key: value for key, value in wanted.items() if key in RESUMABLE_KEYS}
+    config = FedKDConfig(given.model_class, given.dataset, None, {**base, **changed, "resume": checkpoint})
+    asked = {key: value for key, value in given.plain_values().items() if key in wanted and key not in _DERIVED_KEYS}
+    check_same_config({**config.plain_values(), **asked}, config.plain_values(), checkpoint)
+    if given.model != saved["model"] or given.dataset != saved["dataset"]:
+        raise InputError(
+            f"checkpoint '{checkpoint}' is that of {saved['model']} on {saved['dataset']}, "
+            f"not of {given.model} on {given.dataset}"
+        )
+    return config
+
+
+def _start_logging(config: FedKDConfig) -> None:
+    """RecBole's logger, with a file of this run's own.
+
+    RecBole names the file by the second, and a second run in one process keeps writing into the first one's.
+    """
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, logging.FileHandler | logging.StreamHandler) and type(handler).__module__ == "logging":
+            root.removeHandler(handler)
+            handler.close()
+    init_logger(config)
+    for handler in list(root.handlers):
+        if isinstance(handler, logging.FileHandler):
+            root.removeHandler(handler)
+            handler.close()
+            Path(handler.baseFilename).unlink(missing_ok=True)
+            file = Path(handler.baseFilename).with_name(f"{config['run_name']}.log")
+            own = logging.FileHandler(file)
+            own.setLevel(handler.level)
+            own.setFormatter(handler.formatter)
+            for each in handler.filters:
+                own.addFilter(each)
+            root.addHandler(own)
+
+
+def _plan(config: FedKDConfig, trainer: FedKDTrainer) -> str:
+    """One line on what is about to run."""
+    assert trainer.engine is not None
+    sizes = [len(client.samples) for client in trainer.engine.clients]
+    return (
+        f"strategy {config['strategy']} on engine {config['engine']}: {len(sizes)} clients (partition "
+        f"{config['partition']}) with {min(sizes)} to {max(sizes)} samples, up to {config['epochs']} rounds of "
+        f"{config['local_epochs']} local epoch(s)"
+    )
+
+
+def _floats(result: Mapping[str, float] | None) -> dict[str, float] | None:
+    return {name: float(value) for name, value in result.items()} if result is not None else None
+
+
+def _communication(trainer: CheckpointTrainer) -> dict[str, Any]:
+    """Bytes of the serialised messages: totals, and per round and client ``[down, up]``."""
+    down = [record.bytes_down for record in trainer.records]
+    up = [record.bytes_up for record in trainer.records]
+    return {
+        "total_bytes": sum(down) + sum(up),
+        "bytes_down": sum(down),
+        "bytes_up": sum(up),
+        "bytes_down_per_round": down,
+        "bytes_up_per_round": up,
+        "clients_per_round": [record.clients for record in trainer.records],
+    }
+
+
+def _timing(trainer: CheckpointTrainer) -> dict[str, Any]:
+    """Wall time of training, without evaluation."""
+    seconds = [record.seconds for record in trainer.records]
+    return {
+        "rounds": len(seconds),
+        "seconds_per_round": sum(seconds) / len(seconds) if seconds else 0.0,
+        "training_seconds": sum(seconds),
+        "seconds": seconds,
+    }
+
+
+def _partition_summary(config: FedKDConfig, trainer: CheckpointTrainer) -> dict[str, Any] | None:
+    """Users, samples and labels of every client; None without a federation."""
+    if not isinstance(trainer, FedKDTrainer):
+        return None
+    assert trainer.engine is not None
+    clients: list[dict[str, Any]] = []
+    owners = trainer.model.client_of_user[1:].cpu()
+    users = torch.bincount(owners, minlength=len(trainer.model.networks)).tolist()
+    trained = {client.number: client.samples for client in trainer.engine.clients}
+    labels = len(trainer.model.label_values)
+    for number, count in enumerate(users):
+        samples = trained.get(number)
+        histogram = torch.bincount(samples.labels, minlength=labels).tolist() if samples is not None else [0] * labels
+        clients.append({"users": count, "samples": sum(histogram), "labels": histogram})
+    return {
+        "scheme": config["partition"],
+        "client_num": len(users),
+        "idle_clients": trainer.idle_clients,
+        "label_values": trainer.model.label_values.tolist(),
+        "clients": clients,
+    }
+
+
+def result_table(result: Mapping[str, float], protocols: Mapping[str, str]) -> str:
+    """A text table of metrics, values and the protocol behind each number."""
+    table = Texttable(max_width=120)
+    table.set_deco(Texttable.HEADER)
+    table.set_cols_dtype(["t", "t", "t"])
+    table.set_cols_align(["l", "r", "l"])
+    rows = [[name, f"{value:.4f}", protocols.get(name, "")] for name, value in result.items()]
+    table.add_rows([["metric", "value", "protocol"], *rows])
+    drawn: str = table.draw()
+    return drawn
+
+
+def _checked_result_file(path: str | None) -> Path | None:
+    """The result file, known to be writable before anything runs."""
+    if path is None:
+        return None
+    file = Path(path)
+    folder = file.resolve().parent
+    if file.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"result_file '{path}' cannot be written: it must be a file in an existing, writable folder")
+    return file
+
+
+def write_json(content: Mapping[str, Any], file: Path) -> None:
+    """Write a JSON file whole or not at all."""
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+__all__ = ["create_dataset", "load_data_and_model", "run_recbole_fedkd", "write_json"]

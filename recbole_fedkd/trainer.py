@@ -1,0 +1,530 @@
+"""Trainers: RecBole's ``Trainer`` with safe checkpoints, resume and several protocols; ``FedKDTrainer`` trains by rounds.
+
+RecBole writes a checkpoint only when the best epoch improves, pickles the config (and, for DIN, the training set) into
+it, and resumes from the best epoch. Here ``best.pth`` and ``last.pth`` are plain dictionaries in a folder of the run's
+own, written to a temporary file and renamed, and a resumed run goes on bit for bit after its last epoch.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import shutil
+import uuid
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.trainer import Trainer
+from recbole.utils import EvaluatorType, get_local_time, get_trainer, set_color
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from recbole_fedkd.engine import ENGINES, LocalEngine
+from recbole_fedkd.errors import InputError
+from recbole_fedkd.evaluation import DISTRIBUTION, EvaluationData, LabelCollector, PlainEvaluator, Protocol
+from recbole_fedkd.federated.client import Client, ClientSettings, Samples
+from recbole_fedkd.federated.server import Server
+from recbole_fedkd.federated.strategy import STRATEGIES, StrategySettings
+from recbole_fedkd.model import AttnFedKD
+from recbole_fedkd.optim import AdamToSGD
+
+CHECKPOINT_VERSION = 1
+BEST, LAST = "best.pth", "last.pth"
+
+# Keys that a resumed run may change: how long, where and how loud, not what is computed.
+RESUMABLE_KEYS = frozenset({
+    "epochs", "stopping_step", "show_progress", "state", "data_path", "checkpoint_dir", "result_file", "resume",
+    "torch_threads", "gpu_id", "use_gpu", "device", "log_wandb", "wandb_project", "run_name",
+    "metrics", "judged_metrics", "topk", "metric_decimal_place", "eval_batch_size",
+})  # fmt: skip
+
+
+@dataclass
+class EpochRecord:
+    """What one epoch (one round) cost.
+
+    Attributes:
+        seconds: wall time of training, without evaluation.
+        loss: training loss as RecBole reports it: a sum over batches centrally, a mean over samples in a federation.
+        bytes_down: bytes from the server to all clients.
+        bytes_up: bytes from all clients to the server.
+        clients: client number to ``[bytes down, bytes up]``.
+    """
+
+    seconds: float
+    loss: float
+    bytes_down: int = 0
+    bytes_up: int = 0
+    clients: dict[int, list[int]] = field(default_factory=dict)
+
+
+def new_run_name(config: Any) -> str:
+    """Name of a run; two runs that start in the same second do not share it."""
+    return f"{config['model']}-{config['dataset']}-{get_local_time()}-{uuid.uuid4().hex[:8]}"
+
+
+def build_optimizer(config: Any, module: nn.Module, name: str) -> Optimizer:
+    """The optimiser that ``learner`` names, for one network.
+
+    Raises:
+        InputError: unknown learner (RecBole would quietly take Adam).
+    """
+    params, rate, decay = module.parameters(), config["learning_rate"], config["weight_decay"]
+    learner = str(config["learner"]).lower()
+    if learner == "adam_to_sgd":
+        test, threshold = config["switch_test"], config["switch_threshold"]
+        return AdamToSGD(
+            params, rate, weight_decay=decay, switch_test=test, switch_threshold=threshold, name=name
+        )
+    simple: dict[str, Callable[..., Optimizer]] = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "sgd": torch.optim.SGD,
+        "adagrad": torch.optim.Adagrad,
+        "rmsprop": torch.optim.RMSprop,
+    }
+    if learner not in simple:
+        raise InputError(f"learner is '{config['learner']}'; it must be one of adam_to_sgd, {', '.join(simple)}")
+    return simple[learner](params, lr=rate, weight_decay=decay)
+
+
+def write_checkpoint(state: dict[str, Any], file: Path) -> None:
+    """Write a checkpoint whole or not at all."""
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        torch.save(state, temporary)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of this package without running any code from it.
+
+    Args:
+        path: a checkpoint file, or a run folder, which stands for its ``last.pth``.
+
+    Raises:
+        InputError: no such file, not a whole checkpoint, or one of another version.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / LAST if (file / LAST).is_file() else file / BEST
+    if not file.is_file():
+        raise InputError(f"checkpoint '{path}' does not exist")
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        raise InputError(
+            f"checkpoint '{file}' cannot be read: it is truncated, or not a checkpoint of recbole_fedkd"
+        ) from error
+    if not isinstance(state, dict) or "format_version" not in state:
+        raise InputError(f"'{file}' is not a checkpoint of recbole_fedkd")
+    if state["format_version"] != CHECKPOINT_VERSION:
+        raise InputError(
+            f"checkpoint '{file}' has format version {state['format_version']}; this version reads {CHECKPOINT_VERSION}"
+        )
+    return state
+
+
+class CheckpointTrainer(Trainer):
+    """RecBole's trainer with plain checkpoints, exact resume, and evaluation by any number of protocols.
+
+    It trains any RecBole model centrally; mixed in front of RecBole's special trainers by :func:`trainer_class`.
+
+    Args:
+        config: the run's ``FedKDConfig``.
+        model: the model.
+    """
+
+    def __init__(self, config: Any, model: nn.Module) -> None:
+        super().__init__(config, model)
+        self.run_folder = Path(config["checkpoint_dir"]) / (config["run_name"] or new_run_name(config))
+        self.saved_model_file = str(self.run_folder / BEST)
+        self.records: list[EpochRecord] = []
+        self._judges: dict[str, tuple[LabelCollector, PlainEvaluator]] = {}
+        self._train_data: Any = None
+        self._resumed_random: dict[str, Any] | None = None
+        self._latest_valid_result: dict[str, float] | None = None
+        self._saving = False
+        self._has_valid_data = False
+        self.eval_collector = self._collector(config)
+        self.evaluator = PlainEvaluator(config)
+
+    def _build_optimizer(self, **kwargs: Any) -> Optimizer:
+        if str(self.learner).lower() == "sparse_adam" or kwargs:
+            optimizer: Optimizer = super()._build_optimizer(**kwargs)
+            return optimizer
+        return build_optimizer(self.config, self.model, "AdamToSGD")
+
+    def _collector(self, config: Any) -> LabelCollector:
+        return LabelCollector(config, getattr(self.model, "label_values", None))
+
+    # Training
+
+    def fit(
+        self,
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Callable[[int, float], None] | None = None,
+    ) -> tuple[float, dict[str, float] | None]:
+        """Train; arguments and result as in RecBole. ``valid_data`` may be an ``EvaluationData``."""
+        self._train_data = train_data
+        self._saving = saved
+        self._has_valid_data = bool(valid_data)
+        if saved:
+            self.run_folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(valid_data, EvaluationData):
+            valid_data = valid_data.for_validation()
+        if self._resumed_random is not None:
+            self._restore_random(self._resumed_random)
+            self._resumed_random = None
+        if self.start_epoch >= self.epochs or (self._has_valid_data and self.cur_step > self.stopping_step):
+            self.logger.info("Nothing is left to train: the checkpoint is that of a finished run.")
+            return self.best_valid_score, self.best_valid_result
+
+        def after_evaluation(epoch: int, score: float) -> None:
+            self._save_last(epoch)
+            if callback_fn is not None:
+                callback_fn(epoch, score)
+
+        result: tuple[float, dict[str, float] | None] = super().fit(
+            train_data, valid_data, verbose, saved, show_progress, after_evaluation
+        )
+        return result
+
+    def _train_epoch(
+        self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
+    ) -> float | tuple[float, ...]:
+        started = perf_counter()
+        loss = self._train_once(train_data, epoch_idx, loss_func, show_progress)
+        total = float(sum(loss)) if isinstance(loss, tuple) else float(loss or 0.0)
+        self.records.append(self._record(perf_counter() - started, total))
+        evaluated = self._has_valid_data and self.eval_step > 0 and (epoch_idx + 1) % self.eval_step == 0
+        if not evaluated:
+            self.train_loss_dict[epoch_idx] = total
+            self._save_last(epoch_idx)
+        return loss
+
+    def _train_once(self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool) -> Any:
+        return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+
+    def _record(self, seconds: float, loss: float) -> EpochRecord:
+        return EpochRecord(seconds, loss)
+
+    # Evaluation
+
+    def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, dict[str, float]]:
+        score, result = super()._valid_epoch(valid_data, show_progress)
+        self._latest_valid_result = dict(result)
+        return float(score), result
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        eval_data: Any,
+        load_best_model: bool = True,
+        model_file: str | None = None,
+        show_progress: bool = False,
+    ) -> OrderedDict[str, float] | None:
+        """Evaluate by every protocol of an ``EvaluationData``, or by one RecBole loader; else as in RecBole."""
+        if not eval_data:
+            return None
+        if load_best_model:
+            self.load_model(model_file or self.saved_model_file)
+        if not isinstance(eval_data, EvaluationData):
+            plain: OrderedDict[str, float] = super().evaluate(
+                eval_data, load_best_model=False, show_progress=show_progress
+            )
+            return plain
+        result: OrderedDict[str, float] = OrderedDict()
+        for protocol in eval_data:
+            with self._judged_by(protocol, eval_data.train_data):
+                result.update(
+                    super().evaluate(protocol.loader, load_best_model=False, show_progress=show_progress) or {}
+                )
+        return result
+
+    def load_model(self, file: str | Path) -> None:
+        """Load the parameters of a checkpoint into the model."""
+        state = read_checkpoint(file)
+        self.model.load_state_dict(state["state_dict"])
+        self.model.load_other_parameter(state["other_parameter"])
+        self.logger.info(f"Loading model structure and parameters from {file}")
+
+    @contextmanager
+    def _judged_by(self, protocol: Protocol, train_data: Any) -> Iterator[None]:
+        """RecBole's evaluation reads these attributes; a protocol has its own."""
+        if protocol.name not in self._judges:
+            collector = self._collector(protocol.config)
+            collector.data_collect(train_data)
+            self._judges[protocol.name] = (collector, PlainEvaluator(protocol.config))
+        kept = self.config, self.eval_collector, self.evaluator, self.eval_type
+        self.config, self.eval_type = protocol.config, protocol.config["eval_type"]
+        self.eval_collector, self.evaluator = self._judges[protocol.name]
+        try:
+            yield
+        finally:
+            self.config, self.eval_collector, self.evaluator, self.eval_type = kept
+
+    def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
+        if not hasattr(self.model, "predict_distribution") or self.config["eval_type"] != EvaluatorType.VALUE:
+            return super()._neg_sample_batch_eval(batched_data)
+        interaction, _, positive_u, positive_i = batched_data
+        interaction = interaction.to(self.device)
+        distribution: Tensor = self.model.predict_distribution(interaction)
+        interaction.update(Interaction({DISTRIBUTION: distribution}))
+        return interaction, distribution @ self.model.label_values, positive_u, positive_i
+
+    # Checkpoints
+
+    def _state(self, epoch: int, valid_result: dict[str, float] | None) -> dict[str, Any]:
+        other = {
+            name: value
+            for name, value in self.model.other_parameter().items()
+            if value is None or isinstance(value, Tensor)  # DIN's "parameter" is the training set
+        }
+        return {
+            "format_version": CHECKPOINT_VERSION,
+            "config": self.config.plain_values(),
+            "epoch": epoch,
+            "cur_step": self.cur_step,
+            "best_valid_score": float(self.best_valid_score),
+            "best_valid_result": dict(valid_result) if valid_result is not None else None,
+            "train_loss": dict(self.train_loss_dict),
+            "records": [asdict(record) for record in self.records],
+            "state_dict": self.model.state_dict(),
+            "other_parameter": other,
+            "training": self._training_state(),
+            "random": self._random_state(),
+        }
+
+    def _training_state(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict()}
+
+    def _restore_training(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        """RecBole calls this when the best epoch improves (and with -1 for a run that has nothing left to train)."""
+        if epoch < 0:
+            return
+        write_checkpoint(self._state(epoch, self._latest_valid_result), Path(self.saved_model_file))
+        if verbose:
+            self.logger.info(set_color("Saving current", "blue") + f": {self.saved_model_file}")
+
+    def _save_last(self, epoch: int) -> None:
+        if self._saving:
+            write_checkpoint(self._state(epoch, self.best_valid_result), self.run_folder / LAST)
+
+    def resume_checkpoint(self, resume_file: str | Path) -> None:
+        """Go on after the epoch of a checkpoint, in this run's own folder; the other run's files stay as they are.
+
+        Raises:
+            InputError: the checkpoint cannot be read, or is that of another config.
+        """
+        state = read_checkpoint(resume_file)
+        check_same_config(state["config"], self.config.plain_values(), resume_file)
+        self.model.load_state_dict(state["state_dict"])
+        self.model.load_other_parameter(state["other_parameter"])
+        self._restore_training(state["training"])
+        self.start_epoch = state["epoch"] + 1
+        self.cur_step = state["cur_step"]
+        self.best_valid_score = state["best_valid_score"]
+        self.best_valid_result = state["best_valid_result"]
+        self.train_loss_dict = state["train_loss"]
+        self.records = [EpochRecord(**record) for record in state["records"]]
+        self._resumed_random = state["random"]
+        source = Path(resume_file)
+        folder = source if source.is_dir() else source.parent
+        self.run_folder.mkdir(parents=True, exist_ok=True)
+        best = folder / BEST if (folder / BEST).is_file() else source
+        if best != Path(self.saved_model_file):
+            shutil.copyfile(best, self.saved_model_file)
+        self.logger.info(f"Checkpoint loaded. Resume training from epoch {self.start_epoch}")
+
+    def _random_state(self) -> dict[str, Any]:
+        numpy_state: Any = np.random.get_state()
+        python_state = random.getstate()
+        loader = getattr(self._train_data, "generator", None)
+        return {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "numpy": [str(numpy_state[0]), torch.from_numpy(numpy_state[1].astype(np.int64)), *numpy_state[2:]],
+            "python": [python_state[0], list(python_state[1]), python_state[2]],
+            "loader": loader.get_state() if loader is not None else None,
+        }
+
+    def _restore_random(self, state: dict[str, Any]) -> None:
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda"])
+        name, keys, *rest = state["numpy"]
+        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+        version, words, gauss = state["python"]
+        random.setstate((version, tuple(words), gauss))
+        if state["loader"] is not None:
+            self._train_data.generator.set_state(state["loader"])
+
+
+def check_same_config(saved: dict[str, Any], current: dict[str, Any], source: str | Path) -> None:
+    """Raise :class:`InputError` for the first key, outside ``RESUMABLE_KEYS``, that differs from the checkpoint's."""
+    for key in sorted(saved.keys() | current.keys()):
+        if key not in RESUMABLE_KEYS and saved.get(key) != current.get(key):
+            raise InputError(
+                f"checkpoint '{source}' is that of another config: {key} is {saved.get(key)!r} there "
+                f"and {current.get(key)!r} here"
+            )
+
+
+class FedKDTrainer(CheckpointTrainer):
+    """Trains ``AttnFedKD``: one epoch is one communication round.
+
+    Args:
+        config: the run's ``FedKDConfig``.
+        model: the population.
+
+    Attributes:
+        engine: runs the rounds; built by :meth:`prepare`.
+        idle_clients: clients without a training sample. They take part in no round; their users are served by the
+            initial network.
+    """
+
+    def __init__(self, config: Any, model: AttnFedKD) -> None:
+        super().__init__(config, model)
+        self.engine: LocalEngine | None = None
+        self.idle_clients: list[int] = []
+        self._resumed_training: dict[str, Any] | None = None
+        self._round_bytes: dict[int, list[int]] = {}
+
+    def _build_optimizer(self, **kwargs: Any) -> None:
+        """None: every client has an optimiser of its own."""
+
+    def prepare(self, train_data: Any) -> LocalEngine:
+        """Give every client its users' samples, its network and its optimiser; the engine that runs them."""
+        config, model, dataset = self.config, self.model, train_data._dataset
+        labels = len(model.label_values)
+        sampling = config["train_neg_sample_args"]
+        negatives = int(sampling["sample_num"]) if config["label_mode"] == "implicit" else 0
+        settings = ClientSettings(
+            local_epochs=config["local_epochs"],
+            batch_size=config["train_batch_size"],
+            reg_weight=config["reg_weight"],
+            clean_pass=config["knowledge_pass"] == "clean",
+            negatives=negatives,
+            item_count=model.item_count,
+            labels=labels,
+            seed=config["seed"],
+        )
+        strategy = STRATEGIES[config["strategy"]](
+            StrategySettings(
+                clients=len(model.networks),
+                labels=labels,
+                gamma=config["gamma"],
+                alpha=config["alpha"],
+                temperature=config["temperature"],
+                aggregation=config["aggregation"],
+            )
+        )
+        users = dataset.inter_feat[dataset.uid_field].to(self.device)
+        items = dataset.inter_feat[dataset.iid_field].to(self.device)
+        targets = dataset.label_indices().to(self.device)
+        # One stable sort by client instead of one scan of all samples per client.
+        owner = model.client_of_user[users]
+        order = torch.argsort(owner, stable=True)
+        sizes = torch.bincount(owner, minlength=len(model.networks)).tolist()
+        clients = []
+        for number, rows in enumerate(order.split(sizes)):
+            if not len(rows):
+                self.idle_clients.append(number)
+                continue
+            samples = Samples(model.local_id[users[rows]], items[rows], targets[rows])
+            build = partial(build_optimizer, config, name=f"client {number}")
+            clients.append(Client(number, model.networks[number], samples, build, strategy, settings))
+        if self.idle_clients:
+            names = ", ".join(map(str, self.idle_clients))
+            self.logger.warning(
+                f"client(s) {names} hold no training sample: they take part in no round, "
+                "their users are served by the initial network"
+            )
+        return ENGINES[config["engine"]](Server(strategy), clients)
+
+    def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:
+        """Train by rounds; arguments and result as in RecBole."""
+        if self.engine is None:
+            self.engine = self.prepare(train_data)
+        if self._resumed_training is not None:
+            self.engine.load_state_dict(self._resumed_training)
+            self._resumed_training = None
+        return super().fit(train_data, *args, **kwargs)
+
+    def _train_once(self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool) -> float:
+        assert self.engine is not None
+        per_client = [len(client.samples) * (1 + client.settings.negatives) for client in self.engine.clients]
+        bar = tqdm(
+            total=sum(per_client) * self.config["local_epochs"],
+            ncols=100,
+            desc=set_color(f"Round {epoch_idx:>5}", "pink"),
+            unit="sample",
+            unit_scale=True,
+            disable=not show_progress,
+        )
+        moved = 0
+
+        def on_bytes(count: int) -> None:
+            nonlocal moved
+            moved += count
+            bar.set_postfix_str(f"{moved} B")
+
+        with bar:
+            report = self.engine.run_round(epoch_idx, bar.update, on_bytes)
+            left = np.mean([record.seconds for record in self.records] or [bar.format_dict["elapsed"]])
+            left *= self.epochs - epoch_idx - 1
+            bar.set_postfix_str(f"loss {report.loss:.4f}, {moved} B, <= {left:.0f} s left")
+        if not np.isfinite(report.loss):
+            raise ValueError(f"training loss is {report.loss} in round {epoch_idx}")
+        self._round_bytes = {
+            number: [report.bytes_down[number], report.bytes_up[number]] for number in report.bytes_down
+        }
+        self.tensorboard.add_scalar("Bytes/Round", report.total_bytes, epoch_idx)
+        return report.loss
+
+    def _record(self, seconds: float, loss: float) -> EpochRecord:
+        down = sum(counts[0] for counts in self._round_bytes.values())
+        up = sum(counts[1] for counts in self._round_bytes.values())
+        return EpochRecord(seconds, loss, down, up, self._round_bytes)
+
+    def _training_state(self) -> dict[str, Any]:
+        assert self.engine is not None
+        return self.engine.state_dict()
+
+    def _restore_training(self, state: dict[str, Any]) -> None:
+        # The clients exist only once fit has the training data.
+        self._resumed_training = state
+
+
+def trainer_class(config: Any) -> type[CheckpointTrainer]:
+    """Trainer of a config's model: ours for the federation, RecBole's with our checkpoints for everything else."""
+    if config["strategy"] != "central":
+        return FedKDTrainer
+    recbole_trainer = get_trainer(config["MODEL_TYPE"], config["model"])
+    if recbole_trainer is Trainer:
+        return CheckpointTrainer
+    if not issubclass(recbole_trainer, Trainer):
+        raise InputError(f"model '{config['model']}' needs RecBole's {recbole_trainer.__name__}, which is not supported")
+    return type(recbole_trainer.__name__, (CheckpointTrainer, recbole_trainer), {})
