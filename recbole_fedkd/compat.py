@@ -47,7 +47,7 @@ def _dok_update(matrix: Any, entries: dict[tuple[int, int], float]) -> None:
 def add_dok_update() -> None:
     """LightGCN, NGCF, NCL, GCMC, SpectralCF, KGIN, MCCLK call ``dok_matrix._update``, which scipy 1.13 removed."""
     if not hasattr(dok_matrix, "_update"):
-        dok_matrix._update = _dok_update
+        setattr(dok_matrix, "_update", _dok_update)  # noqa: B010
 
 
 @contextmanager

@@ -89,7 +89,14 @@ class Key:
         return isinstance(value, self.types) or (str in self.types and isinstance(value, int | float))
 
     def _allowed(self) -> str:
-        names = {int: "an integer", float: "a number", bool: "True or False", str: "a text", list: "a list", dict: "a dict"}
+        names = {
+            int: "an integer",
+            float: "a number",
+            bool: "True or False",
+            str: "a text",
+            list: "a list",
+            dict: "a dict",
+        }
         kinds = " or ".join(names[kind] for kind in dict.fromkeys(self.types) if kind in names and kind is not tuple)
         if float in self.types:
             kinds = "a number"
@@ -219,7 +226,9 @@ class FedKDConfig(Config):
                 reason = " ".join(str(error).split())
                 raise InputError(f"config file '{file}' is not valid yaml: {reason}") from error
             if content is not None and not isinstance(content, dict):
-                raise InputError(f"config file '{file}' holds a {type(content).__name__}; it must hold `key: value` lines")
+                raise InputError(
+                    f"config file '{file}' holds a {type(content).__name__}; it must hold `key: value` lines"
+                )
             merged.update(content or {})
         return merged
 
@@ -272,7 +281,7 @@ class FedKDConfig(Config):
     def _set_label_field(self, mode: str, model_class: type) -> None:
         rating = self._chosen("RATING_FIELD")
         if mode == "rating":
-            if not self.attentive and model_class.type in (ModelType.CONTEXT,):
+            if not self.attentive and getattr(model_class, "type", None) == ModelType.CONTEXT:
                 raise InputError(
                     f"label_mode=rating needs a model with one output per rating; {model_class.__name__} predicts clicks, "
                     "use label_mode=threshold"
@@ -290,7 +299,9 @@ class FedKDConfig(Config):
         elif federated and strategy == "central":
             raise InputError("strategy 'central' trains one network on all data: use --model=AttnStudent for that")
         elif not federated and strategy != "central":
-            raise InputError(f"strategy '{strategy}' needs --model=AttnFedKD; model '{model}' trains with strategy 'central'")
+            raise InputError(
+                f"strategy '{strategy}' needs --model=AttnFedKD; model '{model}' trains with strategy 'central'"
+            )
 
     def _known_keys(self, model: str, model_class: type, dataset: str, files: list[Path]) -> dict[str, Key]:
         keys = {name: Key(name, "~", (), "", "") for name in _UNDOCUMENTED_KEYS}

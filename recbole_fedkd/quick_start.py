@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import urllib.error
-import uuid
 from collections.abc import Mapping
 from logging import getLogger
 from pathlib import Path
@@ -34,6 +33,7 @@ from recbole_fedkd.trainer import (
     new_run_name,
     read_checkpoint,
     trainer_class,
+    written_whole,
 )
 
 # Keys that RecBole computes from others; a resumed run computes them again.
@@ -79,6 +79,8 @@ def run_recbole_fedkd(
         config = FedKDConfig(model, dataset, config_file_list, config_dict, command_line)
     result_file = _checked_result_file(config["result_file"])
     torch.set_num_threads(config["torch_threads"])
+    # Moments of rarely touched embedding rows decay into denormals, which are slow and worth nothing.
+    torch.set_flush_denormal(True)
     config["run_name"] = new_run_name(config)
     _start_logging(config)
     logger = getLogger()
@@ -97,7 +99,7 @@ def run_recbole_fedkd(
     )
     test_result = trainer.evaluate(evaluations[1], load_best_model=saved, show_progress=show_progress)
     protocols = {name: evaluations[1].protocol_of(name) for name in test_result or {}}
-    result = {
+    result: dict[str, Any] = {
         "best_valid_score": float(best_valid_score),
         "valid_score_bigger": bool(config["valid_metric_bigger"]),
         "best_valid_result": _floats(best_valid_result),
@@ -138,7 +140,9 @@ def load_data_and_model(
     return config, trainer, loaders, *evaluations
 
 
-def _prepare(config: FedKDConfig) -> tuple[CheckpointTrainer, tuple[Any, Any, Any], tuple[EvaluationData, EvaluationData]]:
+def _prepare(
+    config: FedKDConfig,
+) -> tuple[CheckpointTrainer, tuple[Any, Any, Any], tuple[EvaluationData, EvaluationData]]:
     """Data, model and trainer of a config; RecBole's order of seeding, on which its splits depend."""
     init_seed(config["seed"], config["reproducibility"])
     dataset = create_dataset(config)
@@ -340,12 +344,8 @@ def _checked_result_file(path: str | None) -> Path | None:
 
 def write_json(content: Mapping[str, Any], file: Path) -> None:
     """Write a JSON file whole or not at all."""
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
-    try:
+    with written_whole(file) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 __all__ = ["create_dataset", "load_data_and_model", "run_recbole_fedkd", "write_json"]

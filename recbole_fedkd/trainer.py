@@ -7,7 +7,6 @@ own, written to a temporary file and renamed, and a resumed run goes on bit for 
 
 from __future__ import annotations
 
-import os
 import pickle
 import random
 import shutil
@@ -85,9 +84,7 @@ def build_optimizer(config: Any, module: nn.Module, name: str) -> Optimizer:
     learner = str(config["learner"]).lower()
     if learner == "adam_to_sgd":
         test, threshold = config["switch_test"], config["switch_threshold"]
-        return AdamToSGD(
-            params, rate, weight_decay=decay, switch_test=test, switch_threshold=threshold, name=name
-        )
+        return AdamToSGD(params, rate, weight_decay=decay, switch_test=test, switch_threshold=threshold, name=name)
     simple: dict[str, Callable[..., Optimizer]] = {
         "adam": torch.optim.Adam,
         "adamw": torch.optim.AdamW,
@@ -100,14 +97,21 @@ def build_optimizer(config: Any, module: nn.Module, name: str) -> Optimizer:
     return simple[learner](params, lr=rate, weight_decay=decay)
 
 
-def write_checkpoint(state: dict[str, Any], file: Path) -> None:
-    """Write a checkpoint whole or not at all."""
+@contextmanager
+def written_whole(file: Path) -> Iterator[Path]:
+    """Temporary path beside ``file`` that takes its place once it is written, and vanishes if that fails."""
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
     try:
-        torch.save(state, temporary)
-        os.replace(temporary, file)
+        yield temporary
+        temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_checkpoint(state: dict[str, Any], file: Path) -> None:
+    """Write a checkpoint whole or not at all."""
+    with written_whole(file) as temporary:
+        torch.save(state, temporary)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -148,6 +152,9 @@ class CheckpointTrainer(Trainer):
         config: the run's ``FedKDConfig``.
         model: the model.
     """
+
+    config: Any
+    eval_type: Any
 
     def __init__(self, config: Any, model: nn.Module) -> None:
         super().__init__(config, model)
@@ -212,7 +219,7 @@ class CheckpointTrainer(Trainer):
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
     ) -> float | tuple[float, ...]:
         started = perf_counter()
-        loss = self._train_once(train_data, epoch_idx, loss_func, show_progress)
+        loss: float | tuple[float, ...] = self._train_once(train_data, epoch_idx, loss_func, show_progress)
         total = float(sum(loss)) if isinstance(loss, tuple) else float(loss or 0.0)
         self.records.append(self._record(perf_counter() - started, total))
         evaluated = self._has_valid_data and self.eval_step > 0 and (epoch_idx + 1) % self.eval_step == 0
@@ -274,7 +281,7 @@ class CheckpointTrainer(Trainer):
             collector = self._collector(protocol.config)
             collector.data_collect(train_data)
             self._judges[protocol.name] = (collector, PlainEvaluator(protocol.config))
-        kept = self.config, self.eval_collector, self.evaluator, self.eval_type
+        kept: tuple[Any, ...] = self.config, self.eval_collector, self.evaluator, self.eval_type
         self.config, self.eval_type = protocol.config, protocol.config["eval_type"]
         self.eval_collector, self.evaluator = self._judges[protocol.name]
         try:
@@ -412,8 +419,9 @@ class FedKDTrainer(CheckpointTrainer):
         self._resumed_training: dict[str, Any] | None = None
         self._round_bytes: dict[int, list[int]] = {}
 
-    def _build_optimizer(self, **kwargs: Any) -> None:
+    def _build_optimizer(self, **kwargs: Any) -> Any:
         """None: every client has an optimiser of its own."""
+        return None
 
     def prepare(self, train_data: Any) -> LocalEngine:
         """Give every client its users' samples, its network and its optimiser; the engine that runs them."""
@@ -486,13 +494,16 @@ class FedKDTrainer(CheckpointTrainer):
         )
         moved = 0
 
+        def on_step(count: int) -> None:
+            bar.update(count)
+
         def on_bytes(count: int) -> None:
             nonlocal moved
             moved += count
             bar.set_postfix_str(f"{moved} B")
 
         with bar:
-            report = self.engine.run_round(epoch_idx, bar.update, on_bytes)
+            report = self.engine.run_round(epoch_idx, on_step, on_bytes)
             left = np.mean([record.seconds for record in self.records] or [bar.format_dict["elapsed"]])
             left *= self.epochs - epoch_idx - 1
             bar.set_postfix_str(f"loss {report.loss:.4f}, {moved} B, <= {left:.0f} s left")
@@ -526,5 +537,7 @@ def trainer_class(config: Any) -> type[CheckpointTrainer]:
     if recbole_trainer is Trainer:
         return CheckpointTrainer
     if not issubclass(recbole_trainer, Trainer):
-        raise InputError(f"model '{config['model']}' needs RecBole's {recbole_trainer.__name__}, which is not supported")
+        raise InputError(
+            f"model '{config['model']}' needs RecBole's {recbole_trainer.__name__}, which is not supported"
+        )
     return type(recbole_trainer.__name__, (CheckpointTrainer, recbole_trainer), {})

@@ -96,9 +96,7 @@ class FedKDDataset(Dataset):
         """
         users = self.inter_feat[self.uid_field].numpy()
         items = self.inter_feat[self.iid_field].numpy()
-        recency = (
-            self.inter_feat[RECENCY_FIELD].numpy() if RECENCY_FIELD in self.inter_feat else np.arange(len(users))
-        )
+        recency = self.inter_feat[RECENCY_FIELD].numpy() if RECENCY_FIELD in self.inter_feat else np.arange(len(users))
         order = np.lexsort((-recency, users))
         users, items, labels = users[order], items[order], self.label_indices().numpy()[order]
         starts = np.searchsorted(users, np.arange(self.user_num))

@@ -95,7 +95,9 @@ def attribute_partition(population: Population, argument: str | None, generator:
     """One client per value of a user field, such as ``attribute:occupation``."""
     if argument not in population.attributes:
         known = ", ".join(sorted(population.attributes)) or "none is loaded"
-        raise InputError(f"partition 'attribute:{argument or ''}' names no loaded user field; the user fields are: {known}")
+        raise InputError(
+            f"partition 'attribute:{argument or ''}' names no loaded user field; the user fields are: {known}"
+        )
     clients: Clients = np.unique(population.attributes[argument], return_inverse=True)[1].astype(np.int64)
     return clients
 
@@ -163,5 +165,7 @@ def _positive_number(name: str, argument: str | None) -> float:
     except ValueError:
         number = 0.0
     if not 0 < number < float("inf"):
-        raise InputError(f"partition '{name}:{argument or ''}' needs a positive number after the colon, such as '{name}:0.5'")
+        raise InputError(
+            f"partition '{name}:{argument or ''}' needs a positive number after the colon, such as '{name}:0.5'"
+        )
     return number

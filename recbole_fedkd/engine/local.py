@@ -30,7 +30,7 @@ class RoundReport:
         return sum(self.bytes_down.values()) + sum(self.bytes_up.values())
 
 
-class ClientFailure(RuntimeError):
+class ClientError(RuntimeError):
     """An error inside a client, with the client, the round and the stage it happened in."""
 
 
@@ -47,7 +47,10 @@ class LocalEngine:
         self.clients = clients
 
     def run_round(
-        self, round_index: int, on_step: Callable[[int], None] | None = None, on_bytes: Callable[[int], None] | None = None
+        self,
+        round_index: int,
+        on_step: Callable[[int], None] | None = None,
+        on_bytes: Callable[[int], None] | None = None,
     ) -> RoundReport:
         """One communication round.
 
@@ -62,7 +65,7 @@ class LocalEngine:
             on_bytes: told the number of bytes after each message.
 
         Raises:
-            ClientFailure: an error inside a client, naming client, round and stage.
+            ClientError: an error inside a client, naming client, round and stage.
         """
         report = RoundReport(0.0)
         loss, samples = 0.0, 0
@@ -77,7 +80,7 @@ class LocalEngine:
                 stage = "sending"
                 upload = client.send(round_index)
             except Exception as error:
-                raise ClientFailure(f"client {client.number}, round {round_index}, {stage}: {error}") from error
+                raise ClientError(f"client {client.number}, round {round_index}, {stage}: {error}") from error
             loss += trained.loss
             samples += trained.samples
             report.bytes_down[client.number] = len(payload)

@@ -37,7 +37,7 @@ class LabelCollector(Collector):
         super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
         need, struct = self.register.need, self.data_struct
         values = self.label_values.to(scores_tensor.device)
-        distribution = interaction[DISTRIBUTION] if DISTRIBUTION in interaction else None
+        distribution = interaction.interaction.get(DISTRIBUTION)
         if need("rec.class"):
             if distribution is not None:
                 struct.update_tensor("rec.class", values[distribution.argmax(-1)])

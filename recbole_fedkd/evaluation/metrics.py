@@ -23,7 +23,7 @@ class Accuracy(LossMetric):
     def calculate_metric(self, dataobject: Any) -> dict[str, float]:
         """``{"accuracy": share}``."""
         right = dataobject.get("rec.class").numpy() == dataobject.get("data.label").numpy()
-        return {"accuracy": round(float(right.mean()), self.decimal_place)}
+        return {"accuracy": round(float(np.mean(right)), self.decimal_place)}
 
 
 class NMAE(LossMetric):
@@ -41,7 +41,7 @@ class NMAE(LossMetric):
 
 
 class LabelledNDCG(AbstractMetric):
-    """NDCG@k with graded relevance over each user's own held-out rows: are liked items put before disliked ones?
+    """NDCG@k with graded relevance over each user's own held-out rows: whether liked items come before disliked ones.
 
     Gain ``2^label - 1``, discount ``1 / log2(1 + rank)``; rows with equal scores share the mean of their gains, so that a
     constant prediction gets what a random order is worth. Users with fewer than two held-out rows, or none with a gain,
@@ -60,7 +60,7 @@ class LabelledNDCG(AbstractMetric):
         scores = dataobject.get("rec.score").numpy().astype(np.float64)
         labels = dataobject.get("data.label").numpy().astype(np.float64)
         users = dataobject.get("data.user").numpy()
-        result = {}
+        result: dict[str, float] = {}
         for k in self.topk:
             per_user = labelled_ndcg(scores, labels, users, k)
             value = float(per_user.mean()) if len(per_user) else float("nan")

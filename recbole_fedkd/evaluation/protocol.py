@@ -58,11 +58,13 @@ class EvaluationData:
 
     def for_validation(self) -> EvaluationData:
         """The protocol of ``valid_metric`` alone: the others cost time in every epoch and decide nothing."""
-        return EvaluationData(self.phase, [protocol for protocol in self.protocols if protocol.primary], self.train_data)
+        return EvaluationData(
+            self.phase, [protocol for protocol in self.protocols if protocol.primary], self.train_data
+        )
 
     def protocol_of(self, metric: str) -> str:
         """Name of the protocol behind a result key such as ``ndcg@10``."""
-        stem = metric.split("@")[0]
+        stem = metric.partition("@")[0]
         for protocol in self.protocols:
             if stem in [name.lower() for name in protocol.config["metrics"]]:
                 return protocol.name
@@ -124,7 +126,7 @@ def _mode(config: Any, kind: EvaluatorType, phase: str) -> str:
     mode = str(config["eval_args"]["mode"][phase])
     if kind == EvaluatorType.VALUE and mode == "full":
         return "labeled"
-    if kind == EvaluatorType.RANKING and (mode == "labeled" or mode == "uni1"):
+    if kind == EvaluatorType.RANKING and mode in {"labeled", "uni1"}:
         return "full"
     return mode
 
@@ -132,13 +134,19 @@ def _mode(config: Any, kind: EvaluatorType, phase: str) -> str:
 def _relevant_rows(config: Any, split: Any) -> torch.Tensor | None:
     """Indices of the rows with a positive label; None where every held-out row counts (no labels)."""
     field = config["LABEL_FIELD"]
-    if config["MODEL_TYPE"] == ModelType.SEQUENTIAL or field not in split.inter_feat or config["label_mode"] == "implicit":
+    if (
+        config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+        or field not in split.inter_feat
+        or config["label_mode"] == "implicit"
+    ):
         return None
     values = split.inter_feat[field]
     bound = config["rating_threshold"] if field == config["RATING_FIELD"] else 0.5
     rows = torch.nonzero(values >= bound).flatten()
     if not len(rows):
-        raise InputError(f"no held-out row has a positive label, so ranking metrics {config['metrics']} have nothing to rank")
+        raise InputError(
+            f"no held-out row has a positive label, so ranking metrics {config['metrics']} have nothing to rank"
+        )
     return rows
 
 
@@ -157,4 +165,3 @@ def _describe(config: Any, view: Any, phase: str, positives_only: bool) -> str:
     if mode == "full":
         return f"full sort of all items, relevant: {relevant}"
     return f"{mode[3:]} {'uniform' if mode.startswith('uni') else 'popular'} negatives, relevant: {relevant}"
-

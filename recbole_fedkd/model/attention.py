@@ -15,10 +15,10 @@ class TargetAttention(nn.Module):
     ``a`` and outputs ``sum_i a_i V_i``. A linear expansion followed by a mean is the original weight vector times a
     scalar, so here every head is a bilinear form of its own with a softmax of its own, and only then comes the mean::
 
-        a = 1/m sum_h softmax_i(sum_c head[h, c] q[c] k_i[c] / sqrt(d) + bias[h, i]),    output = sum_i a_i V_i
+        a = 1/m sum_h softmax_i(sum_c head[h, c] (W_q q)[c] k_i[c] / sqrt(d) + bias[h, i]),  output = sum_i a_i W_v k_i
 
     Args:
-        width: size ``d`` of queries, keys and values.
+        width: size ``d`` of queries, keys and output.
         heads: number ``m`` of attention vectors that are averaged.
         positions: number of key positions that get a learned bias per head (recency, for a history ordered by it);
             0 for keys without an order.
@@ -27,10 +27,9 @@ class TargetAttention(nn.Module):
     def __init__(self, width: int, heads: int, positions: int = 0) -> None:
         super().__init__()
         self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
         self.head = nn.Parameter(torch.randn(heads, width))
-        self.position_bias = nn.Parameter(torch.zeros(heads, positions)) if positions else None
+        self.position_bias = nn.Parameter(torch.zeros(positions, heads)) if positions else None
 
     def head_weights(self, query: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attention of every head, before the mean.
@@ -41,20 +40,22 @@ class TargetAttention(nn.Module):
             mask: bool ``[batch, targets, keys]``, True where a key may be seen; None if all may.
 
         Returns:
-            ``[batch, targets, heads, keys]``; every row sums to 1, or is 0 where the mask leaves no key.
+            ``[batch, targets, keys, heads]``; the weights of a head sum to 1, also where the mask leaves no key (they
+            are then meaningless, and :meth:`forward` drops them).
         """
         batch, targets, width = query.shape
-        heads = self.head.shape[0]
-        expanded = self.query(query).unsqueeze(2) * (self.head / math.sqrt(width))
-        scores = torch.bmm(expanded.view(batch, targets * heads, width), self.key(keys).transpose(1, 2))
-        scores = scores.view(batch, targets, heads, keys.shape[1])
+        projected, heads = self.query(query), self.head / math.sqrt(width)
+        if targets == 1:
+            # One product with all heads; as batched products of tiny matrices the same takes several times as long.
+            scores = ((projected * keys) @ heads.T).unsqueeze(1)
+        else:
+            expanded = (projected.unsqueeze(2) * heads).view(batch, targets * len(heads), width)
+            scores = torch.bmm(expanded, keys.transpose(1, 2)).view(batch, targets, len(heads), -1).transpose(2, 3)
         if self.position_bias is not None:
             scores = scores + self.position_bias
-        if mask is None:
-            return scores.softmax(-1)
-        hidden = ~mask.unsqueeze(2)
-        # A finite filler keeps the softmax of a fully hidden row defined; the second fill then empties that row.
-        return scores.masked_fill(hidden, -1e9).softmax(-1).masked_fill(hidden, 0.0)
+        if mask is not None:
+            scores = scores.masked_fill(~mask.unsqueeze(3), -1e9)
+        return scores.softmax(2)
 
     def forward(self, query: Tensor, keys: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Attend from each target to the keys.
@@ -62,7 +63,15 @@ class TargetAttention(nn.Module):
         Args: see :meth:`head_weights`.
 
         Returns:
-            The context ``[batch, targets, d]`` and the averaged weights ``[batch, targets, keys]``.
+            The context ``[batch, targets, d]`` and the averaged weights ``[batch, targets, keys]``, both 0 where the mask
+            leaves no key.
         """
-        weights = self.head_weights(query, keys, mask).mean(2)
-        return torch.bmm(weights, self.value(keys)), weights
+        weights = self.head_weights(query, keys, mask).mean(3)
+        if mask is not None:
+            weights = weights * mask
+        if query.shape[1] == 1:
+            pooled = (weights.transpose(1, 2) * keys).sum(1, keepdim=True)
+        else:
+            pooled = torch.bmm(weights, keys)
+        # W_v is applied to the pooled key: the sum of products is the product of the sum.
+        return self.value(pooled), weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -20,9 +21,7 @@ class CnnBackbone(nn.Module):
         dropout_prob: dropout before the last layer.
     """
 
-    def __init__(
-        self, fields: int, width: int, hidden_sizes: Sequence[int], labels: int, dropout_prob: float
-    ) -> None:
+    def __init__(self, fields: int, width: int, hidden_sizes: Sequence[int], labels: int, dropout_prob: float) -> None:
         super().__init__()
         channels, last = hidden_sizes[0], hidden_sizes[-1]
         layers: list[nn.Module] = []
@@ -41,13 +40,11 @@ class CnnBackbone(nn.Module):
 class MlpBackbone(nn.Module):
     """A multi-layer perceptron over the concatenated field embeddings. Arguments as for :class:`CnnBackbone`."""
 
-    def __init__(
-        self, fields: int, width: int, hidden_sizes: Sequence[int], labels: int, dropout_prob: float
-    ) -> None:
+    def __init__(self, fields: int, width: int, hidden_sizes: Sequence[int], labels: int, dropout_prob: float) -> None:
         super().__init__()
         sizes = [fields * width, *hidden_sizes]
         layers: list[nn.Module] = [nn.Flatten()]
-        for size, following in zip(sizes[:-1], sizes[1:], strict=True):
+        for size, following in pairwise(sizes):
             layers += [nn.Linear(size, following), nn.ReLU(), nn.Dropout(dropout_prob)]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], labels))
 

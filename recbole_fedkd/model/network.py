@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from recbole_fedkd.distillation.losses import touched_squared_norm
 from recbole_fedkd.model.attention import TargetAttention
@@ -106,8 +107,10 @@ class AttentiveNetwork(nn.Module):
         self.history_attention: TargetAttention | None = None
         if history is not None and architecture.history_length > 0:
             self.register_buffer("history_items", history.items, persistent=False)
-            self.register_buffer("history_labels", history.labels, persistent=False)
-            self.label_embedding = nn.Embedding(architecture.labels, width)
+            # One-hot, so that the label embedding is a product: its gradient is several times cheaper than a scatter.
+            one_hot = functional.one_hot(history.labels, architecture.labels).float()
+            self.register_buffer("history_labels", one_hot, persistent=False)
+            self.label_embedding = nn.Linear(architecture.labels, width, bias=False)
             self.history_attention = TargetAttention(width, architecture.attention_heads, history.items.shape[1])
             fields += 1
         self.field_attention = TargetAttention(width, architecture.attention_heads) if architecture.attention else None
@@ -117,6 +120,8 @@ class AttentiveNetwork(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.1)
+        if self.history_attention is not None:
+            nn.init.normal_(self.label_embedding.weight, std=0.1)
 
     def _embed(self, field: str, ids: Tensor) -> Tensor:
         """Embed one field of the rows ``ids`` (any shape) to ``[*ids.shape, d]``; several tokens are averaged."""
@@ -174,13 +179,15 @@ class AttentiveNetwork(nn.Module):
 
     def touched_squared_norm(self, users: Tensor, items: Tensor) -> Tensor:
         """``R(w)`` of a batch (arguments as in :meth:`forward`): embedding rows outside the batch do not count."""
-        tables = []
+        tables: list[tuple[Tensor, Tensor]] = []
         for field in self.user_fields + self.item_fields:
             ids = users if field in self.user_fields else items
             if field == self.item_id_field and self.history_attention is not None:
                 ids = torch.cat([items.flatten(), self.history_items[users].flatten()])
             elif field not in (self.user_id_field, self.item_id_field):
                 ids = getattr(self, f"column_{field}")[ids]
-            tables.append((self.embeddings[field].weight, ids))
+            weight = self.embeddings[field].weight
+            assert isinstance(weight, Tensor)
+            tables.append((weight, ids))
         dense = [weight for name, weight in self.named_parameters() if not name.startswith("embeddings.")]
         return touched_squared_norm(tables, dense)

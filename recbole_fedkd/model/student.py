@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import InputType, ModelType
 from torch import Tensor
+from torch.nn import functional
 
 from recbole_fedkd.model.network import Architecture, AttentiveNetwork, FeatureTable, History
 

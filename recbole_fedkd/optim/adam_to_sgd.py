@@ -125,12 +125,12 @@ class AdamToSGD(Optimizer):
             torch._foreach_mul_(steps, [-group["lr"] / (1 - beta1 ** state["step"]) for state in states])
             torch._foreach_add_(params, steps)
             step_squared += [taken.pow(2).sum() for taken in steps]
-            step_gradient += [
-                (taken * gradient).sum() for taken, gradient in zip(steps, gradients, strict=True)
-            ]
+            step_gradient += [(taken * gradient).sum() for taken, gradient in zip(steps, gradients, strict=True)]
         if step_squared:
             # One transfer a step: the test decides in Python which optimiser takes the next one.
-            squared, projected = torch.stack([torch.stack(step_squared).sum(), torch.stack(step_gradient).sum()]).tolist()
+            squared, projected = torch.stack(
+                [torch.stack(step_squared).sum(), torch.stack(step_gradient).sum()]
+            ).tolist()
             self._estimate_rate(squared, projected)
 
     def _estimate_rate(self, squared: float, projected: float) -> None:
@@ -168,7 +168,7 @@ class AdamToSGD(Optimizer):
             torch._foreach_add_(params, momenta, alpha=-(1 - beta1) * rate)
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's dictionary plus the estimate and the switch, all plain values."""
+        """The dictionary of any torch optimiser plus the estimate and the switch, all plain values."""
         state: dict[str, Any] = super().state_dict()
         state["switch"] = {
             "iteration": self.iteration,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch.nn.functional as functional
 from torch import Tensor
+from torch.nn import functional
 
 from recbole_fedkd.federated.message import Message
 from recbole_fedkd.federated.strategy.base import LocalResult, ServerState, Strategy

@@ -1,0 +1,49 @@
+"""Packaging: ``properties/`` stays at the top level of the repository and ships inside the package."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "recbole_fedkd" / "__init__.py").read_text()).group(1)
+PROPERTIES = ["recbole_fedkd.properties"] + [
+    f"recbole_fedkd.properties.{folder.name}" for folder in sorted((HERE / "properties").iterdir()) if folder.is_dir()
+]
+
+setup(
+    name="recbole-fedkd",
+    version=VERSION,
+    description="Federated knowledge distillation for RecBole",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["recbole_fedkd", "recbole_fedkd.*"]), *PROPERTIES],
+    package_dir={package: package.replace("recbole_fedkd.", "", 1).replace(".", "/") for package in PROPERTIES},
+    package_data={package: ["*.yaml"] for package in PROPERTIES} | {"recbole_fedkd": ["py.typed"]},
+    entry_points={"console_scripts": ["recbole-fedkd=recbole_fedkd.command_line:console"]},
+    # RecBole is pinned: every minor release so far broke its extensions. pandas 3 breaks its data loading. The other
+    # bounds say what the code needs and which next major version nobody has tried; constraints.txt is the tested set.
+    install_requires=[
+        "recbole==1.2.1",
+        "torch>=2.6,<3",
+        "numpy>=1.26,<3",
+        "pandas>=2.0,<3",
+        "scipy>=1.11,<2",
+        "msgpack>=1.0,<2",
+        "PyYAML>=6.0,<7",
+        "texttable>=1.6,<2",
+        "tqdm>=4.60,<5",
+    ],
+    extras_require={
+        "dev": [
+            "hypothesis>=6.100,<7",
+            "mypy>=1.15,<3",
+            "pytest>=8,<10",
+            "ruff>=0.9,<1",
+            "types-PyYAML",
+            "types-tqdm",
+        ],
+    },
+)

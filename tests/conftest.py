@@ -1,0 +1,99 @@
+"""Fixtures: one thread, a folder of its own for every test, a small generated dataset."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+USERS, ITEMS = 30, 40
+
+
+def write_dataset(folder: Path, name: str = "tiny", ratings: bool = True) -> Path:
+    """Atomic files of a small dataset whose ratings depend on user and item, with a timestamp order."""
+    target = folder / name
+    target.mkdir(parents=True)
+    generator = np.random.default_rng(7)
+    user_taste, item_quality = generator.normal(size=USERS), generator.normal(size=ITEMS)
+    rows = ["user_id:token\titem_id:token" + ("\trating:float" if ratings else "") + "\ttimestamp:float"]
+    time = 1_000_000_000
+    for user in range(USERS):
+        for item in generator.choice(ITEMS, size=20, replace=False):
+            stars = int(np.clip(np.round(3 + user_taste[user] + item_quality[item] + generator.normal() * 0.3), 1, 5))
+            time += 1
+            rows.append(f"u{user}\ti{item}" + (f"\t{stars}" if ratings else "") + f"\t{time}")
+    (target / f"{name}.inter").write_text("\n".join(rows) + "\n")
+    users = [f"u{user}\t{'ab'[user % 2]}" for user in range(USERS)]
+    (target / f"{name}.user").write_text("\n".join(["user_id:token\tgroup:token", *users]) + "\n")
+    items = [f"i{item}\tx{item % 3} y{item % 2}" for item in range(ITEMS)]
+    (target / f"{name}.item").write_text("\n".join(["item_id:token\tgenre:token_seq", *items]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """RecBole writes logs into the current folder and leaves its handlers on the root logger."""
+    monkeypatch.chdir(tmp_path)
+    before = list(logging.getLogger().handlers)
+    yield
+    for handler in list(logging.getLogger().handlers):
+        if handler not in before:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+
+
+SMALL: dict[str, Any] = {
+    "embedding_size": 4,
+    "hidden_sizes": [4, 8],
+    "attention_heads": 2,
+    "history_length": 5,
+    "train_batch_size": 32,
+    "learning_rate": 0.01,
+    "show_progress": False,
+    "state": "WARNING",
+    "client_num": 3,
+    "load_col": {
+        "inter": ["user_id", "item_id", "rating", "timestamp"],
+        "user": ["user_id", "group"],
+        "item": ["item_id", "genre"],
+    },
+}
+
+
+@pytest.fixture
+def run(data_path: Path) -> Callable[..., dict[str, Any]]:
+    """Run a model on the small dataset: ``run(model, key=value, ...)``."""
+    from recbole_fedkd import run_recbole_fedkd
+
+    def run_model(model: str = "AttnFedKD", **keys: Any) -> dict[str, Any]:
+        return run_recbole_fedkd(model, "tiny", config_dict={"data_path": str(data_path), **SMALL, **keys})
+
+    return run_model
+
+
+@pytest.fixture
+def prepared(data_path: Path) -> Callable[..., Any]:
+    """Config, trainer, loaders and protocols of a model on the small dataset, untrained."""
+    from recbole_fedkd.config import FedKDConfig
+    from recbole_fedkd.quick_start import _prepare
+
+    def prepare(model: str = "AttnFedKD", **keys: Any) -> Any:
+        config = FedKDConfig(model, "tiny", config_dict={"data_path": str(data_path), **SMALL, **keys})
+        trainer, loaders, evaluations = _prepare(config)
+        return config, trainer, loaders, evaluations
+
+    return prepare
