@@ -13,8 +13,9 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,14 @@ from recbole.evaluator import metric_types, smaller_metrics
 from recbole.utils import EvaluatorType, ModelType, get_model
 
 from recbole_fedkd import compat
+from recbole_fedkd.distillation.knowledge import AGGREGATIONS
+from recbole_fedkd.engine import ENGINES
 from recbole_fedkd.errors import InputError, nearest
+from recbole_fedkd.evaluation import metrics as _metrics  # noqa: F401  (registers the metrics)
+from recbole_fedkd.federated.strategy import STRATEGIES
 from recbole_fedkd.model import MODELS
+from recbole_fedkd.model.backbone import BACKBONES
+from recbole_fedkd.optim.adam_to_sgd import SWITCH_TESTS
 
 _PACKAGE = Path(__file__).resolve().parent
 PROPERTIES = _PACKAGE / "properties" if (_PACKAGE / "properties").is_dir() else _PACKAGE.parent / "properties"
@@ -52,6 +59,15 @@ _UNDOCUMENTED_KEYS = {
     "offset", "local_rank", "neg_sampling", "training_neg_sample_num", "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type",
     "device", "single_spec", "valid_neg_sample_args", "test_neg_sample_args", "config_file", "reg_weight",
 }  # fmt: skip
+# What `<name>` in a rule stands for: whatever is registered at the time, also from outside the package.
+_REGISTRIES: dict[str, Callable[[], Iterable[str]]] = {
+    "strategies": lambda: STRATEGIES,
+    "engines": lambda: ENGINES,
+    "backbones": lambda: BACKBONES,
+    "aggregations": lambda: AGGREGATIONS,
+    "switch tests": lambda: SWITCH_TESTS,
+    "presets": lambda: sorted(file.stem for file in (PROPERTIES / "preset").glob("*.yaml")),
+}
 _PATTERN_LINE = re.compile(r"^(\w+):\s*(.*?)\s*#\s*\((.+?)\)\s+(.*)$")
 
 
@@ -128,6 +144,8 @@ def read_keys(file: Path) -> dict[str, Key]:
         if matched:
             name, default, bracket, sentence = matched.groups()
             kinds, _, rule = bracket.partition(", ")
+            for registry, names in _REGISTRIES.items():
+                rule = rule.replace(f"<{registry}>", "|".join(names()))
             types: list[type] = []
             for kind in re.split(r" or ", kinds):
                 types += _TYPES.get(kind.strip().split(" of ")[0], ())
@@ -138,6 +156,13 @@ def read_keys(file: Path) -> dict[str, Key]:
             name = line.split(":")[0]
             keys[name] = Key(name, "", (), "", "")
     return keys
+
+
+@lru_cache
+def _keys_of_all_models() -> frozenset[str]:
+    """Every key that some model knows: a config file may serve several models."""
+    files = [*(_RECBOLE_PROPERTIES / "model").glob("*.yaml"), *(PROPERTIES / "model").glob("*.yaml")]
+    return frozenset(name for file in files for name in read_keys(file))
 
 
 def recbole_models() -> dict[str, str]:
@@ -191,9 +216,11 @@ class FedKDConfig(Config):
     Attributes:
         judged_metrics: every metric asked for; ``config["metrics"]`` holds those of the type that ``valid_metric`` has,
             which is what RecBole's own classes can digest.
+        unread_keys: keys of the user that other models know and this one does not read.
     """
 
     judged_metrics: list[str]
+    unread_keys: list[str]
 
     def __init__(
         self,
@@ -204,6 +231,7 @@ class FedKDConfig(Config):
         command_line: Mapping[str, Any] | None = None,
     ) -> None:
         self._command_line = dict(command_line or {})
+        self.unread_keys = []
         # RecBole edits the dictionary that it is given.
         super().__init__(model, dataset, config_file_list, copy.deepcopy(dict(config_dict or {})))
 
@@ -333,9 +361,13 @@ class FedKDConfig(Config):
         return keys
 
     def _check_keys(self, values: Mapping[str, Any]) -> None:
+        elsewhere = _keys_of_all_models()
         for name, value in values.items():
+            if name not in self._known and name in elsewhere:
+                self.unread_keys.append(name)
+                continue
             if name not in self._known:
-                raise InputError(f"key '{name}' is unknown{nearest(str(name), self._known)}")
+                raise InputError(f"key '{name}' is unknown{nearest(str(name), {*self._known, *elsewhere})}")
             if name in ("model", "dataset"):
                 continue
             self._known[name].check(value)
@@ -378,6 +410,19 @@ class FedKDConfig(Config):
             raise InputError(f"the config cannot be used: {error}") from error
         # RecBole's own rule looks at the metric that RecBole registered; ours are registered beside them.
         final["valid_metric_bigger"] = stem.lower() not in smaller_metrics
+
+    def _set_train_neg_sample_args(self) -> None:
+        try:
+            super()._set_train_neg_sample_args()
+        except (ValueError, KeyError) as error:
+            raise InputError(f"train_neg_sample_args cannot be used: {error}") from error
+
+    def _set_eval_neg_sample_args(self, phase: str) -> None:
+        try:
+            super()._set_eval_neg_sample_args(phase)
+        except ValueError as error:
+            mode = self.final_config_dict["eval_args"]["mode"]
+            raise InputError(f"eval_args.mode is {mode}; allowed are full, labeled, uni<N> and pop<N>") from error
 
     def view(self, **changes: Any) -> FedKDConfig:
         """The same config with some keys changed, for a second evaluation protocol."""

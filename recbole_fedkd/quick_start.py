@@ -8,6 +8,7 @@ import os
 import shutil
 import urllib.error
 from collections.abc import Mapping
+from contextlib import suppress
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from recbole.data import create_dataset as create_recbole_dataset
 from recbole.data import data_preparation
-from recbole.utils import get_environment, init_logger, init_seed, set_color
+from recbole.utils import ModelType, get_environment, init_logger, init_seed, set_color
 from texttable import Texttable
 
 from recbole_fedkd.compat import single_process_barrier
@@ -85,6 +86,8 @@ def run_recbole_fedkd(
     _start_logging(config)
     logger = getLogger()
     logger.info(config)
+    if config.unread_keys:
+        logger.warning(f"model {config['model']} does not read: {', '.join(config.unread_keys)}")
 
     trainer, loaders, evaluations = _prepare(config)
     logger.info(trainer.model)
@@ -149,6 +152,7 @@ def _prepare(
     getLogger().info(dataset)
     loaders = data_preparation(config, dataset)
     train_dataset = loaders[0]._dataset
+    _check_labels(config, train_dataset)
     if config["strategy"] != "central":
         clients = partition_users(config["partition"], train_dataset.population(), config["seed"])
         train_dataset.client_of_user = np.concatenate([[-1], clients])
@@ -159,6 +163,17 @@ def _prepare(
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     model = config.model_class(config, train_dataset).to(config["device"])
     return trainer_class(config)(config, model), loaders, evaluations
+
+
+def _check_labels(config: FedKDConfig, train_dataset: Any) -> None:
+    """RecBole's click models fail inside the first batch if there is no label; here it is said before."""
+    sampled = config["train_neg_sample_args"]["distribution"] != "none"
+    clicks = config["MODEL_TYPE"] == ModelType.CONTEXT and not sampled
+    if clicks and config["LABEL_FIELD"] not in train_dataset.inter_feat:
+        raise InputError(
+            f"model '{config['model']}' needs a label, but dataset '{config['dataset']}' has no column "
+            f"'{config['LABEL_FIELD']}'; set label_mode=threshold, or threshold={{'<field>': <value>}} as in RecBole"
+        )
 
 
 def create_dataset(config: FedKDConfig) -> Any:
@@ -207,6 +222,10 @@ def _resumed_config(
     """
     state = read_checkpoint(checkpoint)
     saved = state["config"]
+    for key, asked_for in (("model", model), ("dataset", dataset)):
+        name = asked_for if isinstance(asked_for, str) else getattr(asked_for, "__name__", None)
+        if name is not None and name != saved[key]:
+            raise InputError(f"checkpoint '{checkpoint}' is that of {key} {saved[key]}, not of {name}")
     given = FedKDConfig(
         model or saved["model"],
         dataset or saved["dataset"],
@@ -216,44 +235,59 @@ def _resumed_config(
     )
     base = {key: value for key, value in saved.items() if key not in _DERIVED_KEYS}
     base["metrics"] = saved["judged_metrics"]
+    if base["train_neg_sample_args"]["distribution"] == "none":
+        # RecBole writes "no sampling" in a form that it does not read.
+        base["train_neg_sample_args"] = None
     # RecBole appends the dataset's name to the path when it reads it.
     base["data_path"] = str(Path(saved["data_path"]).parent)
     wanted = dict(given.external_config_dict)
     changed = {key: value for key, value in wanted.items() if key in RESUMABLE_KEYS}
     config = FedKDConfig(given.model_class, given.dataset, None, {**base, **changed, "resume": checkpoint})
     asked = {key: value for key, value in given.plain_values().items() if key in wanted and key not in _DERIVED_KEYS}
-    check_same_config({**config.plain_values(), **asked}, config.plain_values(), checkpoint)
-    if given.model != saved["model"] or given.dataset != saved["dataset"]:
-        raise InputError(
-            f"checkpoint '{checkpoint}' is that of {saved['model']} on {saved['dataset']}, "
-            f"not of {given.model} on {given.dataset}"
-        )
+    check_same_config(config.plain_values(), {**config.plain_values(), **asked}, checkpoint)
     return config
+
+
+_run_handlers: list[logging.Handler] = []
 
 
 def _start_logging(config: FedKDConfig) -> None:
     """RecBole's logger, with a file of this run's own.
 
-    RecBole names the file by the second, and a second run in one process keeps writing into the first one's.
+    RecBole names the file by the second, and sets up nothing where the root logger has a handler already, be it that of
+    an earlier run or of the program around. Here an earlier run's handlers go and everybody else's stay.
     """
     root = logging.getLogger()
-    for handler in list(root.handlers):
-        if isinstance(handler, logging.FileHandler | logging.StreamHandler) and type(handler).__module__ == "logging":
-            root.removeHandler(handler)
-            handler.close()
-    init_logger(config)
-    for handler in list(root.handlers):
-        if isinstance(handler, logging.FileHandler):
-            root.removeHandler(handler)
-            handler.close()
-            Path(handler.baseFilename).unlink(missing_ok=True)
-            file = Path(handler.baseFilename).with_name(f"{config['run_name']}.log")
-            own = logging.FileHandler(file)
-            own.setLevel(handler.level)
-            own.setFormatter(handler.formatter)
-            for each in handler.filters:
-                own.addFilter(each)
-            root.addHandler(own)
+    for handler in _run_handlers:
+        root.removeHandler(handler)
+        handler.close()
+    _run_handlers.clear()
+    others = list(root.handlers)
+    root.handlers = []
+    try:
+        init_logger(config)
+        for handler in root.handlers:
+            _run_handlers.append(_in_own_file(handler, config["run_name"]))
+    finally:
+        # First, because RecBole names the TensorBoard folder after the first file that it finds here.
+        root.handlers = [*_run_handlers, *others]
+
+
+def _in_own_file(handler: logging.Handler, run_name: str) -> logging.Handler:
+    """The handler itself, or for RecBole's log file one that writes into a file of this run's name."""
+    if not isinstance(handler, logging.FileHandler):
+        return handler
+    handler.close()
+    shared = Path(handler.baseFilename)
+    with suppress(FileNotFoundError):  # a run that started in the same second has removed it
+        if shared.stat().st_size == 0:
+            shared.unlink()
+    own = logging.FileHandler(shared.with_name(f"{run_name}.log"))
+    own.setLevel(handler.level)
+    own.setFormatter(handler.formatter)
+    for each in handler.filters:
+        own.addFilter(each)
+    return own
 
 
 def _plan(config: FedKDConfig, trainer: FedKDTrainer) -> str:

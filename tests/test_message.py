@@ -14,7 +14,9 @@ DTYPES = st.sampled_from([np.float32, np.float64, np.int32, np.int64, np.uint8, 
 
 @given(
     content=st.dictionaries(
-        st.text(max_size=8), DTYPES.flatmap(lambda d: arrays.arrays(d, arrays.array_shapes(min_dims=0, min_side=0))), max_size=3
+        st.text(max_size=8),
+        DTYPES.flatmap(lambda d: arrays.arrays(d, arrays.array_shapes(min_dims=0, min_side=0))),
+        max_size=3,
     ),
     kind=st.text(max_size=10),
     number=st.integers(0, 10**6),

@@ -103,9 +103,7 @@ def evaluation_data(config: Any, dataset: Any, loaders: tuple[Any, Any, Any], ph
         if kind == EvaluatorType.RANKING or not primary:
             splits = [each._dataset for each in loaders]
             if kind == EvaluatorType.VALUE and mode == "labeled" and config["LABEL_FIELD"] not in splits[0].inter_feat:
-                raise InputError(
-                    f"value metrics {metrics} need a label, but the dataset has none; set label_mode=threshold or rating"
-                )
+                raise InputError(f"value metrics {metrics} need a label, but the dataset has none; set label_mode")
             index = 1 if phase == "valid" else 2
             # RecBole's evaluation loaders sort the rows of the dataset that they are given.
             splits = [split.copy(Interaction(dict(split.inter_feat.interaction))) for split in splits]

@@ -55,7 +55,8 @@ class TargetAttention(nn.Module):
             scores = scores + self.position_bias
         if mask is not None:
             scores = scores.masked_fill(~mask.unsqueeze(3), -1e9)
-        return scores.softmax(2)
+        weights: Tensor = scores.softmax(2)
+        return weights
 
     def forward(self, query: Tensor, keys: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Attend from each target to the keys.
@@ -69,9 +70,7 @@ class TargetAttention(nn.Module):
         weights = self.head_weights(query, keys, mask).mean(3)
         if mask is not None:
             weights = weights * mask
-        if query.shape[1] == 1:
-            pooled = (weights.transpose(1, 2) * keys).sum(1, keepdim=True)
-        else:
-            pooled = torch.bmm(weights, keys)
+        single = query.shape[1] == 1
+        pooled = (weights.transpose(1, 2) * keys).sum(1, keepdim=True) if single else torch.bmm(weights, keys)
         # W_v is applied to the pooled key: the sum of products is the product of the sum.
         return self.value(pooled), weights

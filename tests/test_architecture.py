@@ -1,0 +1,122 @@
+"""The house: imports point one way, and the package is what the wheel holds."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "recbole_fedkd"
+
+# A room may import itself, `errors`, and what stands here.
+MAY_KNOW = {
+    "errors": set(),
+    "compat": set(),
+    "distillation": set(),
+    "optim": set(),
+    "data": set(),
+    "model": {"distillation"},
+    "federated": {"distillation"},
+    "engine": {"federated"},
+    "evaluation": set(),
+    "config": {"compat", "distillation", "engine", "evaluation", "federated", "model", "optim"},
+    "trainer": {"engine", "evaluation", "federated", "model", "optim"},
+    "quick_start": {"compat", "config", "data", "evaluation", "trainer"},
+    "command_line": {"config", "model", "quick_start"},
+}
+# Rooms of pure mathematics know no recommender library.
+TORCH_ONLY = {"distillation", "optim"}
+
+
+def imports_of(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def rooms() -> dict[str, list[Path]]:
+    found = {}
+    for file in PACKAGE.rglob("*.py"):
+        found.setdefault(file.relative_to(PACKAGE).parts[0].removesuffix(".py"), []).append(file)
+    found.pop("__init__")
+    return found
+
+
+def test_every_room_is_in_the_law():
+    assert rooms().keys() == MAY_KNOW.keys()
+
+
+@pytest.mark.parametrize("room", MAY_KNOW)
+def test_imports_point_downwards(room):
+    for file in rooms()[room]:
+        for name in imports_of(file):
+            if name.startswith("recbole_fedkd."):
+                target = name.split(".")[1]
+                known = MAY_KNOW[room] | {room, "errors", "__version__"}
+                assert target in known, f"{file.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize("room", sorted(TORCH_ONLY))
+def test_mathematics_knows_torch_only(room):
+    for file in rooms()[room]:
+        for name in imports_of(file):
+            assert name.split(".")[0] in {
+                "torch",
+                "math",
+                "logging",
+                "collections",
+                "typing",
+                "__future__",
+                "recbole_fedkd",
+            }
+
+
+def test_the_law_has_no_circle():
+    def reachable(room, seen=()):
+        assert room not in seen, f"circle through {room}"
+        for below in MAY_KNOW[room]:
+            reachable(below, (*seen, room))
+
+    for room in MAY_KNOW:
+        reachable(room)
+
+
+def test_recboles_quick_start_and_its_ray_are_never_imported():
+    unwanted = ("ray", "pkg_resources", "recbole.quick_start")
+    code = f"import sys, recbole_fedkd.quick_start; print([name for name in {unwanted} if name in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert printed.stdout.strip() == "[]"
+
+
+def test_a_wheel_holds_the_properties_and_runs_from_any_folder(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path / "wheel"), str(ROOT)], check=True
+    )
+    (wheel,) = (tmp_path / "wheel").glob("*.whl")
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)]
+    subprocess.run(install, check=True)
+    shipped = {path.relative_to(site / "recbole_fedkd" / "properties") for path in site.rglob("properties/**/*.yaml")}
+    assert shipped == {path.relative_to(ROOT / "properties") for path in (ROOT / "properties").rglob("*.yaml")}
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r}); import recbole_fedkd.config as c;"
+        f"assert c.PROPERTIES.is_relative_to({str(site)!r}), c.PROPERTIES;"
+        "print(c.FedKDConfig('AttnFedKD', 'ml-100k')['strategy'])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert printed.stdout.strip() == "afd"
+
+
+def test_ci_runs_the_readmes_test_command():
+    readme = (ROOT / "README.md").read_text()
+    block = re.search(r"<!-- test command -->\s*```bash\n(.+?)\n```", readme, re.S)
+    assert block is not None
+    assert "README.md" in (ROOT / ".ci" / "run").read_text()
+    assert "pytest" in block[1] or "make check" in block[1]

@@ -1,0 +1,289 @@
+"""Config and command line: every bad input gets one clear line, and sys.argv is nobody's but the command line's."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import SMALL, write_dataset
+
+from recbole_fedkd.command_line import main, parse_arguments
+from recbole_fedkd.config import PROPERTIES, FedKDConfig, Key, parse_value, read_keys
+from recbole_fedkd.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def config(model="AttnFedKD", dataset="ml-100k", **keys) -> FedKDConfig:
+    return FedKDConfig(model, dataset, config_dict=keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"learning_rat": 0.1}, "key 'learning_rat' is unknown; did you mean 'learning_rate'"),
+        ({"gama": 0.1}, "did you mean 'gamma'"),
+        ({"eval_args": {"splitt": {}}}, "key 'eval_args.splitt' is unknown; did you mean 'split'"),
+        ({"train_neg_sample_args": {"sample_nun": 1}}, "did you mean 'sample_num'"),
+        ({"epochs": "abc"}, "epochs is 'abc'; it must be an integer"),
+        ({"client_num": 0}, "client_num is 0; it must be an integer >= 1"),
+        ({"client_num": 2.5}, "client_num is 2.5; it must be an integer >= 1"),
+        ({"client_num": True}, "client_num is True"),
+        ({"dropout_prob": 1.0}, "dropout_prob is 1.0; it must be a number in [0, 1)"),
+        ({"gamma": -0.1}, "gamma is -0.1; it must be a number >= 0"),
+        ({"temperature": 0}, "temperature is 0; it must be a number > 0"),
+        ({"strategy": "afdd"}, "strategy is 'afdd'; it must be one of afd, fd, local, central; did you mean 'afd'"),
+        ({"backbone": "rnn"}, "backbone is 'rnn'; it must be one of cnn, mlp"),
+        ({"engine": "fast"}, "engine is 'fast'"),
+        ({"preset": "adf"}, "did you mean"),
+        ({"label_mode": "stars"}, "label_mode is 'stars'; it must be one of rating, threshold, implicit"),
+        ({"hidden_sizes": 3}, "hidden_sizes is 3; it must be a list"),
+        ({"attention": "maybe"}, "attention is 'maybe'; it must be True or False"),
+        ({"metrics": ["NDCG", "Acuracy"]}, "metric 'Acuracy' is unknown; did you mean 'accuracy'"),
+        ({"valid_metric": "NDGC@10"}, "valid_metric 'NDGC@10' is unknown"),
+        ({"valid_metric": "NDCG@5"}, "needs 5 in topk"),
+        ({"metrics": ["MAE"], "valid_metric": "AUC"}, "valid_metric 'AUC' is not among metrics"),
+        ({"strategy": "central"}, "use --model=AttnStudent"),
+        ({"threshold": {"rating": 4}}, "threshold is set but label_mode is 'rating'"),
+        ({"eval_args": {"mode": "sometimes"}}, "allowed are full, labeled, uni<N> and pop<N>"),
+        ({"model": None}, "no model is named"),
+    ],
+)
+def test_a_bad_key_or_value_is_told_in_one_line(keys, says):
+    with pytest.raises(InputError) as caught:
+        FedKDConfig(None if "model" in keys else "AttnFedKD", "ml-100k", config_dict=keys)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("AttnFedDK", "did you mean 'AttnFedKD'"),
+        ("WideDeap", "did you mean 'WideDeep'"),
+        ("bpr", "did you mean 'BPR'"),
+        ("Qwertz", "model 'Qwertz' is unknown"),
+    ],
+)
+def test_an_unknown_model_names_the_nearest(model, says):
+    with pytest.raises(InputError, match=says):
+        config(model)
+
+
+def test_a_central_model_refuses_a_federated_strategy():
+    with pytest.raises(InputError, match="needs --model=AttnFedKD"):
+        config("BPR", strategy="afd")
+
+
+def test_a_click_model_refuses_rating_labels():
+    with pytest.raises(InputError, match="use label_mode=threshold"):
+        config("WideDeep", label_mode="rating")
+
+
+def test_keys_of_other_models_are_no_error_but_are_named():
+    chosen = config("BPR", mlp_hidden_size=[8])
+    assert chosen.unread_keys == ["mlp_hidden_size"]
+
+
+def test_order_of_precedence(tmp_path):
+    low, high = tmp_path / "low.yaml", tmp_path / "high.yaml"
+    low.write_text("gamma: 0.31\nalpha: 0.32\ntemperature: 3.0\nclient_num: 7\n")
+    high.write_text("alpha: 0.42\ntemperature: 4.0\nclient_num: 8\n")
+    chosen = FedKDConfig(
+        "AttnFedKD",
+        "ml-100k",
+        [str(low), str(high)],
+        {"temperature": 5.0, "client_num": 9},
+        {"client_num": "10"},
+    )
+    assert [chosen[key] for key in ("gamma", "alpha", "temperature", "client_num")] == [0.31, 0.42, 5.0, 10]
+    assert chosen["learner"] == "adam_to_sgd"  # preset afd
+    assert config(preset="fd")["attention"] is False
+    assert config(preset="fd", attention=True)["attention"] is True
+
+
+def test_sys_argv_is_never_read_by_a_library_call(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pytest", "--maxfail=1", "--learning_rate=0.5", "--epochs=3"])
+    chosen = config(learning_rate=0.02)
+    assert chosen["learning_rate"] == 0.02
+    assert chosen["maxfail"] is None
+    assert chosen["epochs"] != 3
+
+
+def test_texts_are_read_as_values_and_never_executed():
+    assert parse_value("[5, 10]") == [5, 10]
+    assert parse_value("{'RS': [0.8, 0.1, 0.1]}") == {"RS": [0.8, 0.1, 0.1]}
+    assert parse_value("true") is True and parse_value("None") is None and parse_value("1e-3") == 1e-3
+    assert parse_value("__import__('os').getcwd()") == "__import__('os').getcwd()"
+    assert parse_value("attribute:age") == "attribute:age"
+
+
+def test_the_callers_dictionary_is_left_as_it_was():
+    keys = {"train_neg_sample_args": {"distribution": "uniform"}, "topk": 5}
+    FedKDConfig("BPR", "ml-100k", config_dict={**keys, "valid_metric": "MRR@5"})
+    assert keys == {"train_neg_sample_args": {"distribution": "uniform"}, "topk": 5}
+
+
+def test_arguments_of_the_command_line():
+    assert parse_arguments(["--a=1", "--b", "2", "--c=x=y"]) == {"a": "1", "b": "2", "c": "x=y"}
+    for bad in (["a=1"], ["--a"], ["--a=1", "--a=2"], ["--a", "--b=1"]):
+        with pytest.raises(InputError):
+            parse_arguments(bad)
+
+
+def command(*arguments: str) -> list[str]:
+    keys = {**{f"--{key}": str(value) for key, value in SMALL.items()}, "--epochs": "1"}
+    given = {argument.partition("=")[0] for argument in arguments}
+    return [*(f"{key}={value}" for key, value in keys.items() if key not in given), *arguments]
+
+
+def refused(capsys, *arguments: str) -> str:
+    before = {path for path in Path.cwd().rglob("*") if path.suffix in (".pth", ".json")}
+    assert main(command(*arguments)) == 2
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if " WARNING " not in line]
+    assert len(lines) == 1 and lines[0].startswith("error: "), error
+    assert {path for path in Path.cwd().rglob("*") if path.suffix in (".pth", ".json")} == before
+    return error
+
+
+class TestCommandLine:
+    def test_a_run_ends_with_zero(self, data_path):
+        assert main(command("--model=AttnFedKD", "--dataset=tiny", f"--data_path={data_path}")) == 0
+
+    def test_config_files_are_read_in_order(self, data_path, tmp_path):
+        (tmp_path / "a.yaml").write_text("gamma: 0.5\nepochs: 1\n")
+        (tmp_path / "b.yaml").write_text("gamma: 0.7\n")
+        files = f"--config_files={tmp_path / 'a.yaml'} {tmp_path / 'b.yaml'}"
+        out = tmp_path / "r.json"
+        arguments = command("--model=AttnFedKD", "--dataset=tiny", f"--data_path={data_path}", files)
+        assert main([*arguments, f"--result_file={out}"]) == 0
+        assert yaml.safe_load(out.read_text())["config"]["gamma"] == 0.7
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (["--model=AttnFedKD"], "no dataset is named"),
+            (["--dataset=tiny"], "no model is named"),
+            (
+                ["--model=AttnFedKD", "--dataset=tiny", "--client_num=31"],
+                "client_num is 31, but the dataset has only 30",
+            ),
+            (["--model=AttnFedKD", "--dataset=tiny", "--partition=halves"], "partition 'halves' is unknown"),
+            (
+                ["--model=AttnFedKD", "--dataset=tiny", "--label_values=[1,2,3]"],
+                "holds the label 4, which is not among",
+            ),
+            (["--model=AttnFedKD", "--dataset=tiny", "--learner=adamm"], "learner is 'adamm'"),
+            (["--model=AttnFedKD", "--dataset=tiny", "--config_files=nowhere.yaml"], "'nowhere.yaml' cannot be read"),
+            (["--model=AttnFedKD", "--dataset=tiny", "--result_file=no/such/folder/r.json"], "cannot be written"),
+            (["--model=AttnFedKD", "--dataset=tiny", "--resume=nowhere.pth"], "'nowhere.pth' does not exist"),
+            (["--model=AttnFedKD", "--dataset=bogus"], "dataset 'bogus' is unknown"),
+            (["--model=WideDeep", "--dataset=tiny"], "needs a label"),
+            (["stray"], "not of the form --key=value"),
+        ],
+    )
+    def test_bad_input_gives_one_line_and_exit_code_two(self, capsys, data_path, arguments, says):
+        assert says in refused(capsys, *arguments, f"--data_path={data_path}")
+
+    def test_a_broken_config_file_is_named(self, capsys, tmp_path):
+        (tmp_path / "bad.yaml").write_text("a: [1, 2\nb: }")
+        assert "not valid yaml" in refused(capsys, f"--config_files={tmp_path / 'bad.yaml'}")
+        (tmp_path / "list.yaml").write_text("- 1\n- 2\n")
+        assert "holds a list" in refused(capsys, f"--config_files={tmp_path / 'list.yaml'}")
+
+    def test_a_dataset_without_ratings_is_refused_in_rating_mode(self, capsys, tmp_path):
+        folder = write_dataset(tmp_path / "data", ratings=False)
+        arguments = ["--model=AttnFedKD", "--dataset=tiny", f"--data_path={folder}"]
+        assert "needs ratings, but dataset 'tiny' has no column 'rating'" in refused(capsys, *arguments)
+        assert main(command(*arguments, "--label_mode=implicit")) == 0
+
+    def test_an_incomplete_dataset_is_named(self, capsys, tmp_path):
+        (tmp_path / "data" / "half").mkdir(parents=True)
+        error = refused(capsys, "--model=AttnFedKD", "--dataset=half", f"--data_path={tmp_path / 'data'}")
+        assert "half.inter" in error
+
+    def test_without_network_it_says_what_to_download_and_where_to_put_it(self, capsys, tmp_path, monkeypatch):
+        import urllib.error
+
+        import recbole.data.dataset.dataset as recbole_dataset
+
+        def offline(url):
+            raise urllib.error.URLError("Name or service not known")
+
+        monkeypatch.setattr(recbole_dataset, "decide_download", offline)
+        folder = tmp_path / "data"
+        error = refused(capsys, "--model=AttnFedKD", "--dataset=ml-1m", f"--data_path={folder}")
+        assert "ml-1m.inter" in error and str(folder / "ml-1m") in error
+        assert not (folder / "ml-1m").exists()
+
+    def test_help_lists_every_key_and_writes_nothing(self, capsys):
+        assert main(["--help"]) == 0
+        text = capsys.readouterr().out
+        for file in (PROPERTIES / "overall.yaml", PROPERTIES / "model" / "AttnStudent.yaml"):
+            for key in read_keys(file).values():
+                if key.sentence:
+                    assert f"--{key.name}=" in text and key.sentence in text
+        assert not list(Path.cwd().iterdir())
+
+
+def test_a_download_from_a_server_works_with_one_process(tmp_path, data_path, monkeypatch):
+    """RecBole's own download ends in a barrier of a process group that does not exist."""
+    import functools
+    import http.server
+    import shutil
+    import threading
+
+    import recbole.data.dataset.dataset as recbole_dataset
+
+    from recbole_fedkd.quick_start import create_dataset
+
+    shutil.make_archive(str(tmp_path / "tiny"), "zip", data_path / "tiny")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/tiny.zip"
+    monkeypatch.setattr(recbole_dataset.Dataset, "_get_download_url", lambda *args, **kwargs: url)
+    try:
+        chosen = FedKDConfig("AttnStudent", "tiny", config_dict={"data_path": str(tmp_path / "fetched"), **SMALL})
+        assert create_dataset(chosen).user_num == 31
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    "file", sorted(PROPERTIES.glob("**/*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}"
+)
+def test_every_key_is_documented_where_it_is_defined(file):
+    documented = {}
+    for source in (PROPERTIES / "overall.yaml", PROPERTIES / "model" / "AttnStudent.yaml"):
+        documented |= {name: key for name, key in read_keys(source).items() if key.sentence}
+    recbole = Path(sys.modules["recbole"].__file__).parent / "properties"
+    for source in (recbole / "overall.yaml", recbole / "dataset" / "sample.yaml"):
+        documented |= read_keys(source)
+    content = yaml.safe_load(file.read_text())
+    assert content.keys() <= documented.keys()
+    for name, value in content.items():
+        documented[name].check(value)
+
+
+def test_defaults_satisfy_their_own_rules():
+    chosen = config()
+    for source in (PROPERTIES / "overall.yaml", PROPERTIES / "model" / "AttnStudent.yaml"):
+        for name, key in read_keys(source).items():
+            key.check(chosen[name])
+
+
+def test_a_line_with_a_rule_is_read():
+    key = Key("x", "1", (int,), ">= 1", "An x.")
+    key.check(1)
+    with pytest.raises(InputError):
+        key.check(0)
+
+
+def test_seen_fields_and_labels_come_from_the_data():
+    assert config()["LABEL_FIELD"] == "rating"
+    assert config(label_mode="threshold")["threshold"] == {"rating": 4.0}
+    assert config(label_mode="threshold", rating_threshold=3)["threshold"] == {"rating": 3}
+    assert config(label_mode="implicit")["train_neg_sample_args"]["sample_num"] == 1

@@ -1,0 +1,282 @@
+"""Federation: what crosses, what does not, and equality with a simple slow version of a round."""
+
+import copy
+import struct
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from recbole_fedkd.federated.client import client_round_seed, sample_negatives
+from recbole_fedkd.federated.message import Message
+from recbole_fedkd.federated.strategy import STRATEGIES, Strategy, register_strategy
+
+EXCHANGING = ["afd", "fd"]
+
+
+def engine_of(prepared, **keys):
+    _, trainer, loaders, _ = prepared(**keys)
+    return trainer, trainer.prepare(loaders[0])
+
+
+def record_payloads(engine):
+    """Everything that crosses from now on, as ``(direction, client, bytes)``."""
+    crossed = []
+    send_down = engine.server.send
+
+    def spy_down(client, round_index):
+        payload = send_down(client, round_index)
+        crossed.append(("down", client, payload))
+        return payload
+
+    engine.server.send = spy_down
+    for client in engine.clients:
+        send_up = client.send
+
+        def spy_up(round_index, number=client.number, send_up=send_up):
+            payload = send_up(round_index)
+            crossed.append(("up", number, payload))
+            return payload
+
+        client.send = spy_up
+    return crossed
+
+
+@pytest.mark.parametrize("strategy", EXCHANGING)
+def test_only_label_knowledge_crosses_whatever_the_size_of_model_and_data(prepared, strategy):
+    sizes = set()
+    for width in (4, 32):
+        _, engine = engine_of(prepared, strategy=strategy, embedding_size=width)
+        crossed = record_payloads(engine)
+        report = [engine.run_round(index) for index in range(2)][1]
+        assert {direction for direction, _, payload in crossed if payload} == {"down", "up"}
+        for direction, _, payload in crossed:
+            if not payload:
+                continue
+            message = Message.from_bytes(payload)
+            shapes = {name: array.shape for name, array in message.arrays.items()}
+            expected = {"teacher": (5, 5), "known": (5,)} if direction == "down" else {"means": (5, 5), "counts": (5,)}
+            assert shapes == expected
+            sizes.add((direction, len(payload)))
+            assert len(payload) < 300
+        counted = sum(len(payload) for _, _, payload in crossed[-2 * len(engine.clients) :])
+        assert report.total_bytes == counted
+    assert len(sizes) == 2
+
+
+@pytest.mark.parametrize("strategy", ["afd", "fd", "local"])
+def test_a_marker_planted_in_private_data_never_leaves_in_a_message(prepared, strategy):
+    marker = 12345.678
+    trainer, engine = engine_of(prepared, strategy=strategy, learner="sgd", learning_rate=0.0)
+    with torch.no_grad():
+        for network in trainer.model.networks:
+            network.embeddings["user_id"].weight.fill_(marker)
+    crossed = record_payloads(engine)
+    for index in range(2):
+        engine.run_round(index)
+    patterns = [struct.pack(code, marker) for code in ("<f", ">f", "<d", ">d")]
+    for client in engine.clients:
+        for ids in (client.samples.users[:4], client.samples.items[:4]):
+            for dtype in (np.int64, np.int32, np.float32):
+                patterns.append(ids.numpy().astype(dtype).tobytes())
+    assert all(pattern not in payload for _, _, payload in crossed for pattern in patterns)
+    assert any(payload for _, _, payload in crossed) == (strategy != "local")
+
+
+def test_the_server_and_the_clients_share_no_memory(prepared):
+    _, engine = engine_of(prepared, strategy="afd")
+    engine.run_round(0)
+    engine.run_round(1)
+    server = {tensor.untyped_storage().data_ptr() for tensor in engine.server.state.values()}
+    held = set()
+    for client in engine.clients:
+        own = {parameter.untyped_storage().data_ptr() for parameter in client.network.parameters()}
+        own |= {tensor.untyped_storage().data_ptr() for tensor in client.received.values()}
+        own |= {getattr(client.samples, name).untyped_storage().data_ptr() for name in ("users", "items", "labels")}
+        assert not own & server
+        assert not own & held
+        held |= own
+
+
+def test_a_clients_teacher_does_not_depend_on_its_own_upload(prepared):
+    def teacher_of_client_0(perturb: bool):
+        _, engine = engine_of(prepared, strategy="afd")
+        if perturb:
+            with torch.no_grad():
+                for parameter in engine.clients[0].network.parameters():
+                    parameter.mul_(3.0)
+        engine.run_round(0)
+        return Message.from_bytes(engine.server.send(0, 1)).arrays["teacher"]
+
+    np.testing.assert_array_equal(teacher_of_client_0(False), teacher_of_client_0(True))
+
+
+def slow_round(networks, samples, teachers, keys, round_index):
+    """One round of AFD in plain loops: what the engine must do."""
+    uploads = []
+    for number, (network, (users, items, labels)) in enumerate(zip(networks, samples, strict=True)):
+        optimizer = torch.optim.SGD(network.parameters(), lr=keys["learning_rate"])
+        network.train()
+        seed = client_round_seed(2020, number, round_index)
+        torch.manual_seed(seed)
+        order = torch.randperm(len(users), generator=torch.Generator().manual_seed(seed))
+        for batch in order.split(keys["train_batch_size"]):
+            logits = network(users[batch], items[batch, None])[:, 0]
+            loss = functional.cross_entropy(logits, labels[batch])
+            if teachers is not None:
+                for row, label in zip(logits, labels[batch], strict=True):
+                    target, known = teachers[number]
+                    if known[label]:
+                        q, log_q = target[label].softmax(0), target[label].log_softmax(0)
+                        log_p = row.log_softmax(0)
+                        term = (
+                            -keys["gamma"] * (q * log_p).sum() + keys["alpha"] * (log_p.exp() * (log_p - log_q)).sum()
+                        )
+                        loss = loss + term / len(batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        network.eval()
+        with torch.no_grad():
+            logits = network(users, items[:, None])[:, 0]
+        uploads.append({label: logits[labels == label].mean(0) for label in range(5) if (labels == label).any()})
+    following = []
+    for number in range(len(networks)):
+        target, known = torch.zeros(5, 5), [False] * 5
+        for label in range(5):
+            others = [upload[label] for k, upload in enumerate(uploads) if k != number and label in upload]
+            if others:
+                target[label], known[label] = torch.stack(others).mean(0), True
+        following.append((target, known))
+    return following
+
+
+def test_two_rounds_equal_a_slow_version_in_plain_loops(prepared):
+    keys = {"learning_rate": 0.05, "train_batch_size": 64, "gamma": 0.4, "alpha": 0.2}
+    _, engine = engine_of(prepared, strategy="afd", learner="sgd", **keys)
+    networks = [copy.deepcopy(client.network) for client in engine.clients]
+    samples = [(c.samples.users, c.samples.items, c.samples.labels) for c in engine.clients]
+    teachers = None
+    for index in range(2):
+        engine.run_round(index)
+        teachers = slow_round(networks, samples, teachers, keys, index)
+    for client, network in zip(engine.clients, networks, strict=True):
+        for (name, fast), slow in zip(client.network.named_parameters(), network.parameters(), strict=True):
+            torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    sent = Message.from_bytes(engine.server.send(1, 2)).arrays
+    torch.testing.assert_close(torch.tensor(sent["teacher"]), teachers[1][0], rtol=1e-4, atol=1e-4)
+
+
+def test_the_order_in_which_clients_run_changes_nothing(prepared):
+    _, forward = engine_of(prepared, strategy="afd")
+    _, backward = engine_of(prepared, strategy="afd")
+    backward.clients.reverse()
+    for index in range(2):
+        forward.run_round(index)
+        backward.run_round(index)
+    for one, other in zip(forward.clients, reversed(backward.clients), strict=True):
+        for a, b in zip(one.network.parameters(), other.network.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_fd_is_afd_without_divergence_and_with_a_uniform_mean(prepared):
+    _, afd = engine_of(prepared, strategy="afd", alpha=0.0, aggregation="uniform", gamma=0.3)
+    _, fd = engine_of(prepared, strategy="fd", alpha=0.9, aggregation="weighted", gamma=0.3)
+    for index in range(2):
+        afd.run_round(index)
+        fd.run_round(index)
+    for one, other in zip(afd.clients, fd.clients, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.network.parameters(), other.network.parameters(), strict=True))
+
+
+def test_knowledge_is_the_mean_of_one_clean_pass_however_many_local_epochs(prepared):
+    _, engine = engine_of(prepared, strategy="afd", local_epochs=3, dropout_prob=0.5)
+    client = engine.clients[0]
+    client.train(0)
+    sent = Message.from_bytes(client.send(0)).arrays
+    client.network.eval()
+    with torch.no_grad():
+        logits = client.network(client.samples.users, client.samples.items[:, None])[:, 0]
+    for label in range(5):
+        rows = client.samples.labels == label
+        assert sent["counts"][label] == int(rows.sum())
+        if rows.any():
+            np.testing.assert_allclose(sent["means"][label], logits[rows].mean(0).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_last_epoch_knowledge_counts_every_sample_once(prepared):
+    _, engine = engine_of(prepared, strategy="afd", local_epochs=3, knowledge_pass="last_epoch")
+    client = engine.clients[0]
+    client.train(0)
+    assert Message.from_bytes(client.send(0)).arrays["counts"].sum() == len(client.samples)
+
+
+def test_an_error_inside_a_client_names_client_round_and_stage(prepared):
+    from recbole_fedkd.engine.local import ClientError
+
+    _, engine = engine_of(prepared)
+    engine.clients[1].network.backbone = None
+    with pytest.raises(ClientError, match="client 1, round 4, training"):
+        engine.run_round(4)
+
+
+def test_a_client_without_a_training_sample_is_named_and_sits_out(prepared, monkeypatch, caplog):
+    _, trainer, loaders, evaluations = prepared(strategy="afd", partition="user")
+    dataset = loaders[0]._dataset
+    keep = dataset.inter_feat["user_id"] != 4
+    dataset.inter_feat = dataset.inter_feat[torch.nonzero(keep).flatten()]
+    engine = trainer.prepare(loaders[0])
+    assert trainer.idle_clients == [3]
+    assert "client(s) 3 hold no training sample" in caplog.text
+    assert 3 not in [client.number for client in engine.clients]
+    trainer.engine = engine
+    before = copy.deepcopy(trainer.model.networks[3].state_dict())
+    engine.run_round(0)
+    engine.run_round(1)
+    after = trainer.model.networks[3].state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    result = trainer.evaluate(evaluations[1], load_best_model=False)
+    assert np.isfinite(list(result.values())).all()
+
+
+def test_negatives_are_never_training_positives_and_all_others_come_up():
+    users = torch.tensor([1, 1, 1, 2, 2])
+    items = torch.tensor([1, 2, 3, 4, 5])
+    positives = torch.unique(users * 7 + items)
+    asked = torch.tensor([1, 2]).repeat(500)
+    drawn = sample_negatives(asked, positives, 7, torch.Generator().manual_seed(0))
+    assert set(drawn[asked == 1].tolist()) == {4, 5, 6}
+    assert set(drawn[asked == 2].tolist()) == {1, 2, 3, 6}
+
+
+def test_a_user_with_every_item_cannot_be_sampled_for():
+    positives = torch.tensor([1 * 4 + 1, 1 * 4 + 2, 1 * 4 + 3])
+    with pytest.raises(ValueError, match="every item"):
+        sample_negatives(torch.tensor([1]), positives, 4, torch.Generator())
+
+
+def test_a_strategy_can_be_added_from_outside(run):
+    @register_strategy
+    class Shout(Strategy):
+        """Sends one number up and nothing down."""
+
+        name = "shout"
+
+        def download(self, state, client, round_index):
+            return None
+
+        def loss(self, logits, labels, received):
+            return functional.cross_entropy(logits, labels)
+
+        def upload(self, result, client, round_index):
+            return Message("shout", round_index, client, {"one": np.ones(1, np.float32)})
+
+        def aggregate(self, state, uploads):
+            return {"heard": torch.tensor([float(len(uploads))])}
+
+    try:
+        result = run(strategy="shout", epochs=1)
+        assert result["communication"]["bytes_up"] > 0 and result["communication"]["bytes_down"] == 0
+    finally:
+        del STRATEGIES["shout"]

@@ -1,0 +1,171 @@
+"""Judging: metrics by hand, several protocols in one run, and the rows behind each number."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import log_loss, mean_absolute_error, ndcg_score, roc_auc_score
+
+from recbole_fedkd.evaluation.metrics import labelled_ndcg, register_metric
+
+
+def test_labelled_ndcg_equals_sklearn_user_by_user():
+    generator = np.random.default_rng(0)
+    users = generator.integers(0, 20, 300)
+    labels = generator.integers(1, 6, 300).astype(float)
+    scores = generator.normal(size=300).round(1)  # with ties
+    expected = [
+        ndcg_score([2 ** labels[users == user] - 1], [scores[users == user]], k=5)
+        for user in range(20)
+        if (users == user).sum() >= 2
+    ]
+    np.testing.assert_allclose(labelled_ndcg(scores, labels, users, 5), expected)
+
+
+@given(seed=st.integers(0, 1000), k=st.integers(1, 20))
+def test_a_perfect_order_is_worth_one_and_nothing_is_worth_more(seed, k):
+    generator = np.random.default_rng(seed)
+    users, labels = generator.integers(0, 5, 40), generator.integers(1, 6, 40).astype(float)
+    np.testing.assert_allclose(labelled_ndcg(labels, labels, users, k), 1.0)
+    assert (labelled_ndcg(generator.normal(size=40), labels, users, k) <= 1 + 1e-12).all()
+
+
+def test_a_constant_prediction_gets_what_a_random_order_is_worth():
+    labels = np.array([5.0, 1.0, 1.0, 3.0])
+    users = np.zeros(4, int)
+    constant = labelled_ndcg(np.ones(4), labels, users, 4)[0]
+    generator = np.random.default_rng(0)
+    shuffled = [labelled_ndcg(generator.normal(size=4), labels, users, 4)[0] for _ in range(4000)]
+    assert constant == pytest.approx(np.mean(shuffled), abs=0.01)
+
+
+def test_users_without_an_order_to_judge_are_left_out():
+    labels, users = np.array([5.0, 3.0, 1.0, 0.0, 0.0]), np.array([0, 1, 1, 2, 2])
+    assert len(labelled_ndcg(labels, labels, users, 3)) == 1
+
+
+@pytest.fixture
+def judged(prepared):
+    """Result of an untrained student, and its test rows with distributions, for computing the same by hand."""
+    _, trainer, loaders, evaluations = prepared("AttnStudent")
+    result = trainer.evaluate(evaluations[1], load_best_model=False)
+    rows = loaders[2]._dataset.inter_feat
+    with torch.no_grad():
+        distribution = trainer.model.eval().predict_distribution(rows).numpy()
+    return result, rows, distribution, trainer, evaluations
+
+
+def test_value_metrics_equal_a_computation_by_hand(judged):
+    result, rows, distribution, _, _ = judged
+    stars = rows["rating"].numpy()
+    values = np.arange(1, 6)
+    expected = distribution @ values
+    assert result["mae"] == pytest.approx(mean_absolute_error(stars, expected), abs=1e-4)
+    assert result["nmae"] == pytest.approx(mean_absolute_error(stars, expected) / 4, abs=1e-4)
+    assert result["rmse"] == pytest.approx(np.sqrt(((stars - expected) ** 2).mean()), abs=1e-4)
+    assert result["accuracy"] == pytest.approx((values[distribution.argmax(1)] == stars).mean(), abs=1e-4)
+    liked = distribution[:, 3:].sum(1)
+    assert result["auc"] == pytest.approx(roc_auc_score(stars >= 4, liked), abs=1e-4)
+    assert result["logloss"] == pytest.approx(log_loss(stars >= 4, liked.astype(float)), abs=1e-4)
+
+
+def test_ranking_metrics_equal_a_computation_by_hand(judged, prepared):
+    result, rows, _, trainer, _ = judged
+    _, _, loaders, _ = prepared("AttnStudent")
+    seen = [loader._dataset.inter_feat for loader in loaders[:2]]
+    hits, recalls = [], []
+    for user in rows["user_id"].unique().tolist():
+        own = rows["user_id"] == user
+        relevant = set(rows["item_id"][own & (rows["rating"] >= 4)].tolist())
+        if not relevant:
+            continue
+        items = torch.arange(1, 41)
+        with torch.no_grad():
+            logits = trainer.model.logits(torch.tensor([user]), items[None])[0]
+            scores = logits.softmax(-1) @ trainer.model.label_values
+        for split in seen:
+            scores[split["item_id"][split["user_id"] == user] - 1] = -np.inf
+        top = set(items[scores.topk(10).indices].tolist())
+        hits.append(bool(top & relevant))
+        recalls.append(len(top & relevant) / len(relevant))
+    assert result["hit@10"] == pytest.approx(np.mean(hits), abs=1e-4)
+    assert result["recall@10"] == pytest.approx(np.mean(recalls), abs=1e-4)
+
+
+def test_a_disliked_held_out_item_competes_like_any_other(prepared):
+    # RecBole's sampler would hide the held-out rows that are not relevant, a hint that no user gives.
+    _, _, loaders, evaluations = prepared("AttnStudent")
+    (ranking,) = [protocol for protocol in evaluations[1] if not protocol.primary]
+    rows = loaders[2]._dataset.inter_feat
+    disliked = rows["rating"] < 4
+    assert disliked.any()
+    hidden = ranking.loader.uid2history_item
+    for user, item in zip(rows["user_id"][disliked].tolist(), rows["item_id"][disliked].tolist(), strict=True):
+        if hidden[user] is not None:
+            assert item not in hidden[user].tolist()
+
+
+def test_every_number_names_its_protocol(run):
+    result = run(epochs=1)
+    assert result["protocols"].keys() == result["test_result"].keys()
+    assert result["protocols"]["mae"] == "held-out test rows, ratings in stars"
+    assert result["protocols"]["ndcg@10"] == "full sort of all items, relevant: held-out test rows with rating >= 4"
+
+
+def test_one_run_reports_all_kinds_of_metrics(run):
+    names = {"accuracy", "mae", "rmse", "nmae", "auc", "logloss", "labelledndcg@10", "ndcg@10", "recall@10", "mrr@10"}
+    for mode in ("rating", "threshold", "implicit"):
+        result = run(epochs=1, label_mode=mode)["test_result"]
+        assert names <= result.keys()
+        assert all(isinstance(value, float) and np.isfinite(value) for value in result.values())
+
+
+@pytest.mark.parametrize("model", ["WideDeep", "NeuMF"])
+def test_recboles_own_models_are_judged_by_the_new_metrics_too(run, model):
+    metrics = ["AUC", "MAE", "Accuracy", "NMAE", "LabelledNDCG", "NDCG", "Hit", "ItemCoverage", "GiniIndex"]
+    result = run(model, epochs=1, label_mode="threshold", metrics=metrics, valid_metric="AUC", topk=[5, 10])
+    assert {"auc", "accuracy", "labelledndcg@5", "ndcg@5", "itemcoverage@10", "giniindex@10"} <= result[
+        "test_result"
+    ].keys()
+    assert result["protocols"]["ndcg@5"].endswith("rating >= 4")
+
+
+def test_a_ranking_metric_can_decide_early_stopping(run):
+    result = run(epochs=1, valid_metric="NDCG@10")
+    assert set(result["best_valid_result"]) == {"ndcg@10", "recall@10", "mrr@10", "hit@10"}
+    assert "mae" in result["test_result"]
+
+
+def test_validation_judges_only_what_decides(run):
+    result = run(epochs=1)
+    assert "mae" in result["best_valid_result"] and "ndcg@10" not in result["best_valid_result"]
+
+
+def test_a_metric_can_be_added_from_outside(run):
+    from recbole.evaluator import register
+    from recbole.evaluator.base_metric import LossMetric
+
+    @register_metric
+    class Bias(LossMetric):
+        """Mean of predicted minus true."""
+
+        def calculate_metric(self, dataobject):
+            predicted, true = self.used_info(dataobject)
+            return {"bias": float((predicted - true).mean())}
+
+    try:
+        assert np.isfinite(run(epochs=1, metrics=["MAE", "Bias"])["test_result"]["bias"])
+    finally:
+        for registry in (register.metrics_dict, register.metric_information, register.metric_types):
+            del registry["bias"]
+
+
+def test_the_split_is_the_same_for_every_model(prepared):
+    def test_rows(model, **keys):
+        _, _, loaders, _ = prepared(model, **keys)
+        rows = loaders[2]._dataset.inter_feat
+        return sorted(zip(rows["user_id"].tolist(), rows["item_id"].tolist(), strict=True))
+
+    rows = test_rows("AttnFedKD")
+    assert rows == test_rows("AttnStudent") == test_rows("WideDeep", label_mode="threshold")

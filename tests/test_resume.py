@@ -1,0 +1,256 @@
+"""Checkpoints: resume bit for bit, nothing private in the file, one clear line for a bad one."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from recbole_fedkd import load_data_and_model
+from recbole_fedkd.errors import InputError
+from recbole_fedkd.trainer import CHECKPOINT_VERSION, read_checkpoint, write_checkpoint
+
+LONG = 4
+AFD = {"model": "AttnFedKD", "switch_threshold": 0.05}
+
+
+def assert_same_run(one: dict, other: dict) -> None:
+    assert one["test_result"] == other["test_result"]
+    assert one["best_valid_result"] == other["best_valid_result"]
+    assert one["best_valid_score"] == other["best_valid_score"]
+    assert one["communication"] == other["communication"]
+    for name in ("best.pth", "last.pth"):
+        first, second = (read_checkpoint(Path(run["run_folder"]) / name) for run in (one, other))
+        assert first["epoch"] == second["epoch"]
+        assert first["state_dict"].keys() == second["state_dict"].keys()
+        for key, value in first["state_dict"].items():
+            assert torch.equal(value, second["state_dict"][key]), key
+
+
+@pytest.mark.parametrize("stopped_after", [1, 2, 3])
+def test_a_federation_stopped_after_any_round_ends_as_one_never_stopped(run, stopped_after):
+    whole = run(**AFD, epochs=LONG)
+    part = run(**AFD, epochs=stopped_after)
+    resumed = run(**AFD, epochs=LONG, resume=part["run_folder"])
+    assert_same_run(whole, resumed)
+    assert part["run_folder"] != resumed["run_folder"]
+
+
+@pytest.mark.parametrize(
+    ("model", "keys"),
+    [
+        ("AttnStudent", {}),
+        ("AttnStudent", {"label_mode": "implicit"}),
+        ("AttnFedKD", {"label_mode": "implicit"}),
+        ("AttnFedKD", {"strategy": "local", "partition": "user", "learner": "adam"}),
+        ("BPR", {"learner": "adamw"}),
+        ("LightGCN", {}),
+    ],
+)
+def test_other_trainings_resume_exactly_too(run, model, keys):
+    keys = {"model": model, **keys}
+    whole = run(**keys, epochs=3)
+    part = run(**keys, epochs=1)
+    assert_same_run(whole, run(**keys, epochs=3, resume=part["run_folder"]))
+
+
+def test_a_run_killed_inside_a_round_goes_on_after_the_last_whole_one(run, monkeypatch):
+    from recbole_fedkd.federated.client import Client
+
+    whole = run(**AFD, epochs=LONG)
+    train = Client.train
+
+    def killed(self, round_index, on_step=None):
+        if round_index == 2 and self.number == 1:
+            raise KeyboardInterrupt
+        return train(self, round_index, on_step)
+
+    before = set(Path("saved").iterdir())
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Client, "train", killed)
+        run(**AFD, epochs=LONG)
+    (folder,) = set(Path("saved").iterdir()) - before
+    assert_same_run(whole, run(**AFD, epochs=LONG, resume=str(folder)))
+
+
+def test_epochs_without_validation_are_saved_too(run):
+    whole = run(**AFD, epochs=4, eval_step=2)
+    part = run(**AFD, epochs=4, eval_step=2, stopping_step=10)
+    assert part["test_result"] == whole["test_result"]
+    half = run(**AFD, epochs=3, eval_step=2)
+    assert_same_run(whole, run(**AFD, epochs=4, eval_step=2, resume=half["run_folder"]))
+
+
+def test_a_finished_run_resumed_trains_nothing_and_keeps_its_best(run):
+    whole = run(**AFD, epochs=2)
+    again = run(**AFD, epochs=2, resume=whole["run_folder"])
+    assert_same_run(whole, again)
+
+
+def test_early_stopping_survives_a_resume(run):
+    keys = {**AFD, "learning_rate": 0.3, "stopping_step": 1}
+    whole = run(**keys, epochs=30)
+    assert whole["timing"]["rounds"] < 30
+    part = run(**keys, epochs=2)
+    assert_same_run(whole, run(**keys, epochs=30, resume=part["run_folder"]))
+    ended = run(**keys, epochs=30, resume=whole["run_folder"])
+    assert ended["timing"]["rounds"] == whole["timing"]["rounds"]
+
+
+def test_resume_needs_only_the_checkpoint(run, data_path):
+    from recbole_fedkd import run_recbole_fedkd
+
+    whole = run(**AFD, epochs=3)
+    part = run(**AFD, epochs=1)
+    resumed = run_recbole_fedkd(config_dict={"resume": part["run_folder"], "epochs": 3})
+    assert_same_run(whole, resumed)
+
+
+def test_the_resumed_run_leaves_the_first_ones_files_alone(run):
+    part = run(**AFD, epochs=1)
+    before = {path.name: path.read_bytes() for path in Path(part["run_folder"]).iterdir()}
+    run(**AFD, epochs=2, resume=part["run_folder"])
+    assert {path.name: path.read_bytes() for path in Path(part["run_folder"]).iterdir()} == before
+
+
+def test_a_loaded_model_gives_the_runs_own_test_result(run):
+    result = run(**AFD, epochs=2)
+    _, trainer, _, _, test = load_data_and_model(Path(result["run_folder"]) / "best.pth")
+    assert dict(trainer.evaluate(test, load_best_model=False)) == result["test_result"]
+
+
+def tensors_of(value):
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from tensors_of(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from tensors_of(inner)
+
+
+@pytest.mark.parametrize("model", ["AttnFedKD", "AttnStudent", "DIN"])
+def test_a_checkpoint_holds_no_interaction_row(run, data_path, model):
+    keys = {"MAX_ITEM_LIST_LENGTH": 3} if model == "DIN" else {}
+    result = run(model, epochs=1, **keys)
+    state = read_checkpoint(Path(result["run_folder"]) / "last.pth")
+    rows = sum(1 for _ in (data_path / "tiny" / "tiny.inter").open()) - 1
+    assert rows == 600
+    for tensor in tensors_of(state):
+        # Longest integer tensor allowed: the random generators' states. Ids of interactions would be hundreds.
+        assert tensor.is_floating_point() or tensor.numel() <= 100 or tensor.numel() in (624, 5056, 2496), tensor.shape
+        assert tensor.shape[:1] != (rows,)
+    assert not any(isinstance(part, type) for part in state.values())
+
+
+def test_two_runs_started_in_the_same_second_share_no_folder(run, monkeypatch):
+    import recbole_fedkd.trainer as trainer
+
+    monkeypatch.setattr(trainer, "get_local_time", lambda: "Jan-01-2026_00-00-00")
+    one, other = run(epochs=1), run(epochs=1)
+    assert one["run_folder"] != other["run_folder"]
+    logs = list(Path("log/AttnFedKD").iterdir())
+    assert len(logs) == 2
+    assert len(list(Path("log_tensorboard").iterdir())) == 2
+
+
+def test_the_log_file_and_tensorboard_hold_the_run(run):
+    result = run(epochs=2, state="INFO")
+    (log,) = Path("log/AttnFedKD").iterdir()
+    text = log.read_text()
+    assert "epoch 1 training" in text and "test result" in text and "\x1b" not in text
+    assert log.stem == Path(result["run_folder"]).name
+    (board,) = Path("log_tensorboard").iterdir()
+    assert any(file.stat().st_size > 0 for file in board.rglob("events*"))
+
+
+def test_without_saving_nothing_is_written(data_path):
+    from conftest import SMALL
+
+    from recbole_fedkd import run_recbole_fedkd
+
+    keys = {"data_path": str(data_path), **SMALL, "epochs": 1}
+    result = run_recbole_fedkd("AttnFedKD", "tiny", config_dict=keys, saved=False)
+    assert result["run_folder"] is None
+    assert not list(Path("saved").iterdir())
+
+
+def test_result_file_is_json_with_everything_a_script_needs(run, tmp_path):
+    file = tmp_path / "result.json"
+    result = run(epochs=2, result_file=str(file))
+    read = json.loads(file.read_text())
+    assert read["test_result"] == result["test_result"]
+    assert read["timing"]["seconds_per_round"] > 0
+    assert read["communication"]["total_bytes"] == sum(
+        sum(sum(counts) for counts in clients.values()) for clients in read["communication"]["clients_per_round"]
+    )
+    assert sum(client["users"] for client in read["partition"]["clients"]) == 30
+    assert read["config"]["strategy"] == "afd"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".result")] == []
+
+
+class TestBadCheckpoints:
+    @pytest.fixture
+    def folder(self, run) -> Path:
+        return Path(run(**AFD, epochs=1)["run_folder"])
+
+    def refused(self, run, path, **keys) -> str:
+        kept = set(Path("saved").iterdir())
+        with pytest.raises(InputError) as caught:
+            run(**{**AFD, "epochs": 2, **keys}, resume=str(path))
+        assert set(Path("saved").iterdir()) == kept
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    def test_one_that_is_not_there(self, run, folder):
+        assert "does not exist" in self.refused(run, folder / "other.pth")
+
+    def test_one_of_another_config_names_the_key(self, run, folder):
+        message = self.refused(run, folder, embedding_size=8)
+        assert "embedding_size is 4 there and 8 here" in message
+
+    def test_one_of_another_model(self, run, folder):
+        assert "is that of model AttnFedKD, not of AttnStudent" in self.refused(
+            run, folder, model="AttnStudent", switch_threshold=0.05
+        )
+
+    @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+    def test_a_truncated_one(self, run, folder, share):
+        whole = (folder / "last.pth").read_bytes()
+        cut = folder.parent.parent / "cut.pth"
+        cut.write_bytes(whole[: int(len(whole) * share)])
+        assert "truncated" in self.refused(run, cut)
+
+    def test_one_of_another_version(self, run, folder):
+        state = read_checkpoint(folder / "last.pth")
+        other = Path("other.pth")
+        write_checkpoint({**state, "format_version": CHECKPOINT_VERSION + 1}, other)
+        assert f"format version {CHECKPOINT_VERSION + 1}" in self.refused(run, other)
+
+    def test_a_file_that_is_something_else(self, run, folder):
+        Path("other.pth").write_text("hello")
+        assert "not a checkpoint" in self.refused(run, "other.pth")
+
+    def test_one_that_would_run_code_is_not_run(self, run, folder):
+        import pickle
+
+        class Evil:
+            def __reduce__(self):
+                return (Path("ran").touch, ())
+
+        with Path("evil.pth").open("wb") as file:
+            pickle.dump(Evil(), file)
+        self.refused(run, "evil.pth")
+        assert not Path("ran").exists()
+
+
+def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path):
+    file = tmp_path / "last.pth"
+    write_checkpoint({"epoch": 1}, file)
+    with pytest.raises(Exception, match="pickle"):
+        write_checkpoint({"epoch": lambda: None}, file)
+    assert torch.load(file, weights_only=True) == {"epoch": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pth"]
+    shutil.rmtree(tmp_path)
