@@ -219,6 +219,7 @@ class FedKDConfig(Config):
         unread_keys: keys of the user that other models know and this one does not read.
     """
 
+    internal_config_dict: dict[str, Any]
     judged_metrics: list[str]
     unread_keys: list[str]
 
@@ -234,6 +235,20 @@ class FedKDConfig(Config):
         self.unread_keys = []
         # RecBole edits the dictionary that it is given.
         super().__init__(model, dataset, config_file_list, copy.deepcopy(dict(config_dict or {})))
+
+    @classmethod
+    def read_given(
+        cls,
+        config_file_list: list[str] | None,
+        config_dict: Mapping[str, Any] | None,
+        command_line: Mapping[str, Any] | None,
+    ) -> dict[str, Any]:
+        """The user's own keys merged, without any default and unchecked; arguments as of the constructor."""
+        reader = cls.__new__(cls)
+        reader._command_line = dict(command_line or {})
+        reader.yaml_loader = reader._build_yaml_loader()
+        files = reader._load_config_files(config_file_list)
+        return {**files, **reader._convert_config_dict(dict(config_dict or {})), **reader._load_cmd_line()}
 
     def compatibility_settings(self) -> None:
         """Replaces RecBole's, which reads names that numpy 2 removed."""
@@ -277,9 +292,12 @@ class FedKDConfig(Config):
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
         self.attentive = issubclass(model_class, tuple(MODELS.values()))
-        files = [PROPERTIES / "overall.yaml"]
-        if self.attentive:
-            files.append(PROPERTIES / "model" / "AttnStudent.yaml")
+        # Names such as gamma, alpha or reg_weight mean something else to many a RecBole model: theirs come first.
+        recbole_keys: dict[str, Any] = self.internal_config_dict
+        self.internal_config_dict = {}
+        self._update_internal_config_dict(PROPERTIES / "overall.yaml")
+        self.internal_config_dict.update(recbole_keys)
+        files = [PROPERTIES / "model" / "AttnStudent.yaml"] if self.attentive else []
         own = PROPERTIES / "model" / f"{model}.yaml"
         if own.is_file() and own not in files:
             files.append(own)
@@ -335,7 +353,11 @@ class FedKDConfig(Config):
         keys = {name: Key(name, "~", (), "", "") for name in _UNDOCUMENTED_KEYS}
         for names in self.parameters.values():
             keys.update({name: Key(name, "~", (), "", "") for name in names})
-        recbole_files = [_RECBOLE_PROPERTIES / "overall.yaml", _RECBOLE_PROPERTIES / "dataset" / "sample.yaml"]
+        recbole_files = [
+            PROPERTIES / "overall.yaml",
+            _RECBOLE_PROPERTIES / "overall.yaml",
+            _RECBOLE_PROPERTIES / "dataset" / "sample.yaml",
+        ]
         recbole_files += [
             file
             for file in (

@@ -27,7 +27,6 @@ from recbole_fedkd.data.partition import partition_users
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.evaluation import EvaluationData, evaluation_data
 from recbole_fedkd.trainer import (
-    RESUMABLE_KEYS,
     CheckpointTrainer,
     FedKDTrainer,
     check_same_config,
@@ -220,19 +219,13 @@ def _resumed_config(
     Raises:
         InputError: the user's own keys contradict the checkpoint's.
     """
-    state = read_checkpoint(checkpoint)
-    saved = state["config"]
+    saved = read_checkpoint(checkpoint)["config"]
+    given = FedKDConfig.read_given(config_file_list, config_dict, command_line)
     for key, asked_for in (("model", model), ("dataset", dataset)):
-        name = asked_for if isinstance(asked_for, str) else getattr(asked_for, "__name__", None)
+        wanted = asked_for or given.pop(key, None)
+        name = getattr(wanted, "__name__", wanted)
         if name is not None and name != saved[key]:
             raise InputError(f"checkpoint '{checkpoint}' is that of {key} {saved[key]}, not of {name}")
-    given = FedKDConfig(
-        model or saved["model"],
-        dataset or saved["dataset"],
-        config_file_list,
-        config_dict,
-        command_line,
-    )
     base = {key: value for key, value in saved.items() if key not in _DERIVED_KEYS}
     base["metrics"] = saved["judged_metrics"]
     if base["train_neg_sample_args"]["distribution"] == "none":
@@ -240,11 +233,9 @@ def _resumed_config(
         base["train_neg_sample_args"] = None
     # RecBole appends the dataset's name to the path when it reads it.
     base["data_path"] = str(Path(saved["data_path"]).parent)
-    wanted = dict(given.external_config_dict)
-    changed = {key: value for key, value in wanted.items() if key in RESUMABLE_KEYS}
-    config = FedKDConfig(given.model_class, given.dataset, None, {**base, **changed, "resume": checkpoint})
-    asked = {key: value for key, value in given.plain_values().items() if key in wanted and key not in _DERIVED_KEYS}
-    check_same_config(config.plain_values(), {**config.plain_values(), **asked}, checkpoint)
+    chosen = model if isinstance(model, type) else saved["model"]
+    config = FedKDConfig(chosen, saved["dataset"], None, {**base, **given, "resume": checkpoint})
+    check_same_config(saved, config.plain_values(), checkpoint)
     return config
 
 

@@ -80,6 +80,12 @@ def test_a_click_model_refuses_rating_labels():
         config("WideDeep", label_mode="rating")
 
 
+def test_keys_that_mean_something_else_to_a_recbole_model_keep_its_default():
+    assert config("EASE")["reg_weight"] == 250.0
+    assert config("LightGCN")["reg_weight"] == 1e-5
+    assert config("AttnFedKD")["reg_weight"] == 0.0
+
+
 def test_keys_of_other_models_are_no_error_but_are_named():
     chosen = config("BPR", mlp_hidden_size=[8])
     assert chosen.unread_keys == ["mlp_hidden_size"]

@@ -49,4 +49,4 @@ def test_recboles_models_train_save_load_and_resume(run, model):
     if model != "DIN":  # its sampled negatives are drawn anew
         assert dict(reloaded) == result["test_result"]
     resumed = run(model, epochs=3, resume=str(folder), **keys)
-    assert resumed["timing"]["rounds"] in (2, 3)
+    assert resumed["timing"]["rounds"] in (1, 2, 3)  # Pop and EASE have one epoch, whatever is asked for
