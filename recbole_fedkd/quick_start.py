@@ -95,6 +95,8 @@ def run_recbole_fedkd(
     if isinstance(trainer, FedKDTrainer):
         trainer.engine = trainer.prepare(loaders[0])
         logger.info(_plan(config, trainer))
+        if saved:
+            _save_partition(trainer, loaders[0]._dataset)
     show_progress = bool(config["show_progress"])
     best_valid_score, best_valid_result = trainer.fit(
         loaders[0], evaluations[0], saved=saved, show_progress=show_progress
@@ -149,7 +151,10 @@ def _prepare(
     init_seed(config["seed"], config["reproducibility"])
     dataset = create_dataset(config)
     getLogger().info(dataset)
-    loaders = data_preparation(config, dataset)
+    try:
+        loaders = data_preparation(config, dataset)
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(f"dataset '{config['dataset']}' cannot be split or sampled as configured: {error}") from error
     train_dataset = loaders[0]._dataset
     _check_labels(config, train_dataset)
     if config["strategy"] != "central":
@@ -279,6 +284,14 @@ def _in_own_file(handler: logging.Handler, run_name: str) -> logging.Handler:
     for each in handler.filters:
         own.addFilter(each)
     return own
+
+
+def _save_partition(trainer: FedKDTrainer, dataset: Any) -> None:
+    """Write the map from user (the dataset's own token) to client beside the checkpoints."""
+    trainer.run_folder.mkdir(parents=True, exist_ok=True)
+    users = dataset.field2id_token[dataset.uid_field][1:].tolist()
+    clients = trainer.model.client_of_user[1:].tolist()
+    write_json(dict(zip(users, clients, strict=True)), trainer.run_folder / "partition.json")
 
 
 def _plan(config: FedKDConfig, trainer: FedKDTrainer) -> str:

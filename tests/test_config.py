@@ -204,6 +204,14 @@ class TestCommandLine:
         assert "needs ratings, but dataset 'tiny' has no column 'rating'" in refused(capsys, *arguments)
         assert main(command(*arguments, "--label_mode=implicit")) == 0
 
+    def test_a_user_with_every_item_is_refused_before_training(self, capsys, tmp_path):
+        folder = tmp_path / "data" / "full"
+        folder.mkdir(parents=True)
+        rows = [f"{user}\t{item}" for user in range(3) for item in range(4)]
+        (folder / "full.inter").write_text("\n".join(["user_id:token\titem_id:token", *rows]) + "\n")
+        arguments = ["--model=AttnFedKD", "--dataset=full", f"--data_path={tmp_path / 'data'}", "--label_mode=implicit"]
+        assert "interacted with all items" in refused(capsys, *arguments, "--load_col=None")
+
     def test_an_incomplete_dataset_is_named(self, capsys, tmp_path):
         (tmp_path / "data" / "half").mkdir(parents=True)
         error = refused(capsys, "--model=AttnFedKD", "--dataset=half", f"--data_path={tmp_path / 'data'}")

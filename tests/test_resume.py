@@ -191,6 +191,14 @@ def test_result_file_is_json_with_everything_a_script_needs(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".result")] == []
 
 
+def test_the_map_of_users_to_clients_is_saved_with_the_run(run):
+    result = run(epochs=1)
+    saved = json.loads((Path(result["run_folder"]) / "partition.json").read_text())
+    assert saved.keys() == {f"u{user}" for user in range(30)}
+    sizes = [list(saved.values()).count(client) for client in range(3)]
+    assert sizes == [client["users"] for client in result["partition"]["clients"]]
+
+
 class TestBadCheckpoints:
     @pytest.fixture
     def folder(self, run) -> Path:
