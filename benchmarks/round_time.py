@@ -16,10 +16,8 @@ from time import perf_counter
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import torch
-
 from recbole_fedkd.config import FedKDConfig
-from recbole_fedkd.quick_start import _prepare
+from recbole_fedkd.quick_start import _prepare, processor_settings
 from recbole_fedkd.trainer import CheckpointTrainer
 
 
@@ -45,8 +43,11 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5, help="counted pairs, after one that is not counted")
     parser.add_argument("--out", type=Path, help="also write the numbers to this JSON file")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    with processor_settings(threads=1):
+        compare(arguments)
+
+
+def compare(arguments: argparse.Namespace) -> None:
     federation, train_data = build("AttnFedKD", arguments)
     federation.engine = federation.prepare(train_data)
     central, central_data = build("AttnStudent", arguments)

@@ -7,8 +7,8 @@ import logging
 import os
 import shutil
 import urllib.error
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,6 @@ def run_recbole_fedkd(
     else:
         config = FedKDConfig(model, dataset, config_file_list, config_dict, command_line)
     result_file = _checked_result_file(config["result_file"])
-    torch.set_num_threads(config["torch_threads"])
-    # Moments of rarely touched embedding rows decay into denormals, which are slow and worth nothing.
-    torch.set_flush_denormal(True)
     config["run_name"] = new_run_name(config)
     _start_logging(config)
     logger = getLogger()
@@ -98,10 +95,11 @@ def run_recbole_fedkd(
         if saved:
             _save_partition(trainer, loaders[0]._dataset)
     show_progress = bool(config["show_progress"])
-    best_valid_score, best_valid_result = trainer.fit(
-        loaders[0], evaluations[0], saved=saved, show_progress=show_progress
-    )
-    test_result = trainer.evaluate(evaluations[1], load_best_model=saved, show_progress=show_progress)
+    with processor_settings(config["torch_threads"]):
+        best_valid_score, best_valid_result = trainer.fit(
+            loaders[0], evaluations[0], saved=saved, show_progress=show_progress
+        )
+        test_result = trainer.evaluate(evaluations[1], load_best_model=saved, show_progress=show_progress)
     protocols = {name: evaluations[1].protocol_of(name) for name in test_result or {}}
     result: dict[str, Any] = {
         "best_valid_score": float(best_valid_score),
@@ -124,6 +122,22 @@ def run_recbole_fedkd(
     if queue is not None:
         queue.put(result)
     return result
+
+
+@contextmanager
+def processor_settings(threads: int) -> Iterator[None]:
+    """Threads of torch, and denormals flushed to zero, for as long as a run takes; the process is left as it was.
+
+    Moments of rarely touched embedding rows decay into denormals, which are slow and worth nothing.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(before)
 
 
 def load_data_and_model(

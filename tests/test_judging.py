@@ -161,6 +161,13 @@ def test_a_metric_can_be_added_from_outside(run):
             del registry["bias"]
 
 
+def test_a_run_leaves_the_processor_as_it_was(run):
+    threads = torch.get_num_threads()
+    run(epochs=1, torch_threads=2)
+    assert torch.get_num_threads() == threads
+    assert float(torch.tensor(1e-40)) * 1.0 != 0.0 and float(torch.tensor(1e-40) * 1.0) != 0.0
+
+
 def test_the_split_is_the_same_for_every_model(prepared):
     def test_rows(model, **keys):
         _, _, loaders, _ = prepared(model, **keys)

@@ -106,7 +106,7 @@ def attribute_partition(population: Population, argument: str | None, generator:
 def dirichlet_partition(population: Population, argument: str | None, generator: np.random.Generator) -> Clients:
     """Label skew: each client prefers labels by a draw from ``Dirichlet(alpha * global label shares)``.
 
-    A user goes to client ``k`` with a probability proportional to the likelihood ratio of his label shares under the
+    A user goes to client ``k`` with a probability proportional to the likelihood ratio of their label shares under the
     client's preference, ``sum_t share_ut pi_kt / prior_t``. Small ``alpha``: strong skew; large: ``random``.
     """
     alpha = _positive_number("dirichlet", argument)
