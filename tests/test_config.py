@@ -83,7 +83,8 @@ def test_a_click_model_refuses_rating_labels():
 def test_keys_that_mean_something_else_to_a_recbole_model_keep_its_default():
     assert config("EASE")["reg_weight"] == 250.0
     assert config("LightGCN")["reg_weight"] == 1e-5
-    assert config("AttnFedKD")["reg_weight"] == 0.0
+    assert config("AttnFedKD")["reg_weight"] == 1e-5
+    assert config("AttnFedKD", preset="fd")["reg_weight"] == 0.0
 
 
 def test_keys_of_other_models_are_no_error_but_are_named():
