@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from recbole_fedkd import __version__
-from recbole_fedkd.errors import InputError
+from recbole_fedkd.errors import InputError, TrainingError
 
 USAGE = """\
 usage: python run_recbole_fedkd.py --model=MODEL --dataset=DATASET [--config_files="A.yaml B.yaml"] [--key=value ...]
@@ -31,6 +31,10 @@ Every key of this package (RecBole's own keys work too, see https://recbole.io/d
 """
 
 
+# RecBole's own script has these.
+_SHORT = {"-m": "--model", "-d": "--dataset"}
+
+
 def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
     """``--key=value`` and ``--key value`` to a dictionary of texts.
 
@@ -40,7 +44,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
     parsed: dict[str, str] = {}
     position = 0
     while position < len(arguments):
-        argument = arguments[position]
+        argument = _SHORT.get(arguments[position], arguments[position])
         position += 1
         if not argument.startswith("--") or argument == "--":
             raise InputError(f"argument '{argument}' is not of the form --key=value")
@@ -71,7 +75,7 @@ def help_text() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code is 0, or 2 for bad input, which is told in one line."""
+    """Run the command line; the exit code is 0, 2 for bad input or 1 for failed training, each told in one line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if any(argument in ("--help", "-h", "help") for argument in arguments):
         print(help_text())
@@ -89,8 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("\nstopped; --resume=<run folder> goes on after the last finished epoch", file=sys.stderr)
+        print("\nstopped; if an epoch is finished, --resume=<run folder> goes on after it", file=sys.stderr)
         return 130
     return 0
 

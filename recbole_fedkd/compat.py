@@ -65,6 +65,19 @@ def single_process_barrier() -> Iterator[None]:
         torch.distributed.barrier = original
 
 
+@contextmanager
+def anomaly_detection_kept() -> Iterator[None]:
+    """Importing any of RecBole's sequential models imports SINE, whose module switches autograd's anomaly detection on.
+
+    That slows every model of the process down. Inside this context it stays as it was. Ends when SINE no longer does it.
+    """
+    enabled = torch.is_anomaly_enabled()
+    try:
+        yield
+    finally:
+        torch.autograd.set_detect_anomaly(enabled)
+
+
 def apply() -> None:
     """Apply the shims that must be in place before RecBole's modules run."""
     add_numpy_aliases()

@@ -1,6 +1,6 @@
 """The config: RecBole's, plus this package's properties, minus everything that RecBole swallows.
 
-Order, low to high: RecBole's own files, ``properties/overall.yaml``, ``properties/model``, the label mode, the dataset, the
+Order, low to high: ``properties/overall.yaml``, RecBole's own files, ``properties/model``, the label mode, the dataset, the
 preset, then the user's config files, config dictionary and command line. An unknown key is an error that names the
 nearest valid one; types and ranges are read from the comments of the yaml files where the keys are defined.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import copy
-import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -19,11 +19,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import recbole
 import yaml
 from recbole.config import Config
-from recbole.evaluator import metric_types, smaller_metrics
-from recbole.utils import EvaluatorType, ModelType, get_model
+from recbole.evaluator import metric_types, metrics_dict, smaller_metrics
+from recbole.utils import EvaluatorType, get_model
 
 from recbole_fedkd import compat
 from recbole_fedkd.distillation.knowledge import AGGREGATIONS
@@ -31,7 +32,7 @@ from recbole_fedkd.engine import ENGINES
 from recbole_fedkd.errors import InputError, nearest
 from recbole_fedkd.evaluation import metrics as _metrics  # noqa: F401  (registers the metrics)
 from recbole_fedkd.federated.strategy import STRATEGIES
-from recbole_fedkd.model import MODELS
+from recbole_fedkd.model import MODELS, AttnFedKD
 from recbole_fedkd.model.backbone import BACKBONES
 from recbole_fedkd.optim.adam_to_sgd import SWITCH_TESTS
 
@@ -53,6 +54,24 @@ _NESTED_KEYS = {
     "eval_args": {"split", "group_by", "order", "mode"},
     "train_neg_sample_args": {"distribution", "sample_num", "alpha", "dynamic", "candidate_num"},
 }
+# RecBole's files name types and no ranges.
+_RULES_OF_RECBOLE_KEYS = {
+    "epochs": ">= 1",
+    "train_batch_size": ">= 1",
+    "eval_batch_size": ">= 1",
+    "eval_step": ">= 0",
+    "stopping_step": ">= 0",
+    "learning_rate": ">= 0",
+    "weight_decay": ">= 0",
+    "seed": ">= 0",
+}
+# Keys that only a federation reads, unless a RecBole model has one of the same name.
+_FEDERATION_KEYS = {
+    "engine", "partition", "client_num", "local_epochs", "gamma", "alpha", "temperature", "knowledge", "aggregation",
+    "knowledge_pass",
+}  # fmt: skip
+# Keys of RecBole that its own trainer and loader read, and the clients of a federation do not.
+_CENTRAL_KEYS = {"enable_amp", "enable_scaler", "shuffle", "worker"}
 # Keys that RecBole reads but defines in none of its files.
 _UNDOCUMENTED_KEYS = {
     "model", "dataset", "config_files", "encoding", "numerical_features", "tail_ratio", "nproc", "world_size", "ip", "port",
@@ -68,7 +87,7 @@ _REGISTRIES: dict[str, Callable[[], Iterable[str]]] = {
     "switch tests": lambda: SWITCH_TESTS,
     "presets": lambda: sorted(file.stem for file in (PROPERTIES / "preset").glob("*.yaml")),
 }
-_PATTERN_LINE = re.compile(r"^(\w+):\s*(.*?)\s*#\s*\((.+?)\)\s+(.*)$")
+_PATTERN_LINE = re.compile(r"^([\w-]+):\s*(.*?)\s*#\s*\((.+?)\)\s+(.*)$")
 
 
 @dataclass(frozen=True)
@@ -79,8 +98,10 @@ class Key:
         name: the key.
         default: the text of its default.
         types: allowed Python types; empty if the line names none that can be checked.
-        rule: the constraint behind the type, such as ``>= 0``, ``in [0, 1)`` or ``one of a|b``; may be empty.
+        rule: the constraint behind the type, such as ``>= 0``, ``in [0, 1)``, ``one of a|b`` or, for lists, ``each >= 1``
+            (which also means: not empty); may be empty.
         sentence: what the key is.
+        elements: allowed types of a list's elements; empty if any will do.
     """
 
     name: str
@@ -88,6 +109,7 @@ class Key:
     types: tuple[type, ...]
     rule: str
     sentence: str
+    elements: tuple[type, ...] = ()
 
     def check(self, value: Any) -> None:
         """Raise :class:`InputError` if the value is not allowed; None always is where it is the default."""
@@ -95,6 +117,9 @@ class Key:
             return
         if self.types and not self._has_type(value):
             raise InputError(f"{self.name} is {value!r}; it must be {self._allowed()}")
+        for element in value if isinstance(value, list | tuple) and self.elements else []:
+            if not isinstance(element, self.elements) or isinstance(element, bool):
+                raise InputError(f"{self.name} is {value!r}; it must be {self._allowed()}")
         if self.rule and not _satisfies(value, self.rule):
             raise InputError(f"{self.name} is {value!r}; it must be {self._allowed()}{self._nearest_choice(value)}")
 
@@ -106,16 +131,17 @@ class Key:
 
     def _allowed(self) -> str:
         names = {
-            int: "an integer",
             float: "a number",
+            int: "an integer",
             bool: "True or False",
             str: "a text",
             list: "a list",
             dict: "a dict",
         }
-        kinds = " or ".join(names[kind] for kind in dict.fromkeys(self.types) if kind in names and kind is not tuple)
-        if float in self.types:
-            kinds = "a number"
+        told = [kind for kind in names if kind in self.types and not (kind is int and float in self.types)]
+        kinds = " or ".join(names[kind] for kind in told)
+        if self.elements:
+            kinds += " of numbers" if float in self.elements else " of integers"
         return f"{kinds} {self.rule}".strip() if not self.rule.startswith("one of") else self.rule.replace("|", ", ")
 
     def _nearest_choice(self, value: Any) -> str:
@@ -123,6 +149,8 @@ class Key:
 
 
 def _satisfies(value: Any, rule: str) -> bool:
+    if rule.startswith("each "):
+        return len(value) > 0 and all(_satisfies(element, rule[5:]) for element in value)
     if rule.startswith("one of "):
         return str(value) in rule[7:].split("|")
     interval = re.fullmatch(r"in ([\[(])(.+), (.+)([\])])", rule)
@@ -138,7 +166,8 @@ def _satisfies(value: Any, rule: str) -> bool:
 
 def read_keys(file: Path) -> dict[str, Key]:
     """The keys that a properties file defines, from its lines and their comments."""
-    keys = {}
+    keys: dict[str, Key] = {}
+    own = file.is_relative_to(PROPERTIES)
     for line in file.read_text(encoding="utf-8").splitlines():
         matched = _PATTERN_LINE.match(line)
         if matched:
@@ -147,12 +176,20 @@ def read_keys(file: Path) -> dict[str, Key]:
             for registry, names in _REGISTRIES.items():
                 rule = rule.replace(f"<{registry}>", "|".join(names()))
             types: list[type] = []
+            elements: tuple[type, ...] = ()
             for kind in re.split(r" or ", kinds):
-                types += _TYPES.get(kind.strip().split(" of ")[0], ())
+                outer, _, inner = kind.strip().partition(" of ")
+                types += _TYPES.get(outer, ())
+                elements = _TYPES.get(inner, ()) if own else ()
+            if types and not own:
+                # Some of RecBole's comments contradict their own defaults.
+                found = type(parse_value(default))
+                types += [found] if found not in types and found is not type(None) else []
             if "None" in kinds:
                 rule = rule or "None"
-            keys[name] = Key(name, default, tuple(types), rule, sentence)
-        elif re.match(r"^\w+:", line):
+            rule = rule if own else rule or _RULES_OF_RECBOLE_KEYS.get(name, "")
+            keys[name] = Key(name, default, tuple(types), rule, sentence, elements)
+        elif re.match(r"^[\w-]+:", line):
             name = line.split(":")[0]
             keys[name] = Key(name, "", (), "", "")
     return keys
@@ -187,7 +224,11 @@ def find_model(name: str) -> type:
     known = recbole_models()
     if known.get(name.lower()) != name:
         raise InputError(f"model '{name}' is unknown{nearest(name, [*MODELS, *known.values()])}")
-    model: type = get_model(name)
+    try:
+        with compat.anomaly_detection_kept():
+            model: type = get_model(name)
+    except ImportError as error:
+        raise InputError(f"model '{name}' needs a package that is not installed: {error}") from error
     return model
 
 
@@ -209,6 +250,7 @@ class FedKDConfig(Config):
         config_file_list: yaml files, later ones win.
         config_dict: keys that win over the files.
         command_line: keys that win over everything.
+        checkpoint_values: keys of a checkpoint, which win over defaults and lose to everything else.
 
     Raises:
         InputError: whatever is missing, unknown, of the wrong type or out of range.
@@ -219,9 +261,12 @@ class FedKDConfig(Config):
         unread_keys: keys of the user that other models know and this one does not read.
     """
 
+    external_config_dict: dict[str, Any]
     internal_config_dict: dict[str, Any]
     judged_metrics: list[str]
     unread_keys: list[str]
+    _asked_modes: Any
+    _model_keys: set[str]
 
     def __init__(
         self,
@@ -230,11 +275,14 @@ class FedKDConfig(Config):
         config_file_list: list[str] | None = None,
         config_dict: Mapping[str, Any] | None = None,
         command_line: Mapping[str, Any] | None = None,
+        checkpoint_values: Mapping[str, Any] | None = None,
     ) -> None:
         self._command_line = dict(command_line or {})
+        self._checkpoint_values = dict(checkpoint_values or {})
         self.unread_keys = []
         # RecBole edits the dictionary that it is given.
         super().__init__(model, dataset, config_file_list, copy.deepcopy(dict(config_dict or {})))
+        self._check_valid_metric()
 
     @classmethod
     def read_given(
@@ -255,8 +303,14 @@ class FedKDConfig(Config):
         compat.apply()
 
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
-        """As RecBole's, but a text is read as a literal and never executed."""
-        return {key: parse_value(value) if isinstance(value, str) else value for key, value in config_dict.items()}
+        """As RecBole's, but a text is read as a literal and never executed, and numpy's scalars become Python's."""
+        return {
+            key: parse_value(value) if isinstance(value, str) else _native(value) for key, value in config_dict.items()
+        }
+
+    def _merge_external_config_dict(self) -> None:
+        super()._merge_external_config_dict()
+        self.external_config_dict = {**self._checkpoint_values, **self.external_config_dict}
 
     def _load_config_files(self, file_list: list[str] | None) -> dict[str, Any]:
         merged: dict[str, Any] = {}
@@ -309,14 +363,16 @@ class FedKDConfig(Config):
         if mode is not None:
             self._update_internal_config_dict(PROPERTIES / "label_mode" / f"{mode}.yaml")
             own_dataset = PROPERTIES / "dataset" / f"{dataset}.yaml"
-            if not own_dataset.is_file() and not (_RECBOLE_PROPERTIES / "dataset" / f"{dataset}.yaml").is_file():
-                own_dataset = PROPERTIES / "dataset" / "default.yaml"
             if own_dataset.is_file():
                 self._update_internal_config_dict(own_dataset)
+            elif not (_RECBOLE_PROPERTIES / "dataset" / f"{dataset}.yaml").is_file():
+                # The four usual columns, as far as the dataset has them.
+                names = ("USER_ID_FIELD", "ITEM_ID_FIELD", "RATING_FIELD", "TIME_FIELD")
+                self.internal_config_dict["load_col"] = {"inter": [self._chosen(name) for name in names]}
             self._set_label_field(mode, model_class)
         if preset is not None:
             self._update_internal_config_dict(PROPERTIES / "preset" / f"{preset}.yaml")
-        self._set_strategy(model, self._chosen("strategy"))
+        self._set_strategy(model, model_class, self._chosen("strategy"))
 
     def _chosen(self, key: str) -> Any:
         """Value of a key that decides which files are read, checked already here."""
@@ -327,20 +383,31 @@ class FedKDConfig(Config):
     def _set_label_field(self, mode: str, model_class: type) -> None:
         rating = self._chosen("RATING_FIELD")
         if mode == "rating":
-            if not self.attentive and getattr(model_class, "type", None) == ModelType.CONTEXT:
+            if not self.attentive:
                 raise InputError(
-                    f"label_mode=rating needs a model with one output per rating; {model_class.__name__} predicts clicks, "
+                    f"label_mode=rating needs a model with one output per rating, which {model_class.__name__} is not; "
                     "use label_mode=threshold"
                 )
             if self.external_config_dict.get("threshold") is not None:
                 raise InputError("threshold is set but label_mode is 'rating'; use label_mode=threshold")
             self.internal_config_dict["LABEL_FIELD"] = rating
         elif mode == "threshold":
-            self.internal_config_dict["threshold"] = {rating: self._chosen("rating_threshold")}
+            threshold = {rating: self._chosen("rating_threshold")}
+            given = self.external_config_dict.get("threshold", threshold)
+            if given != threshold:
+                raise InputError(
+                    f"threshold is {given}, but label_mode=threshold takes rating_threshold; set that instead"
+                )
+            self.internal_config_dict["threshold"] = threshold
 
-    def _set_strategy(self, model: str, strategy: str | None) -> None:
-        federated = model == "AttnFedKD"
-        if strategy is None and not federated:
+    def _set_strategy(self, model: str, model_class: type, strategy: str | None) -> None:
+        federated = issubclass(model_class, AttnFedKD)
+        unread = _CENTRAL_KEYS if federated else _FEDERATION_KEYS - self._model_keys
+        if not self._checkpoint_values:
+            self.unread_keys += [key for key in self.external_config_dict if key in unread]
+        if strategy is None and federated:
+            raise InputError(f"strategy is not set; it must be one of {', '.join(STRATEGIES)}")
+        if strategy is None:
             self.internal_config_dict["strategy"] = "central"
         elif federated and strategy == "central":
             raise InputError("strategy 'central' trains one network on all data: use --model=AttnStudent for that")
@@ -370,6 +437,9 @@ class FedKDConfig(Config):
             for name, key in read_keys(file).items():
                 if key.types or name not in keys:
                     keys[name] = key
+        keys["gpu_id"] = Key("gpu_id", "~", (), "", "")  # '0', 0 and (0, 1) all mean something to RecBole
+        own = _RECBOLE_PROPERTIES / "model" / f"{model}.yaml"
+        self._model_keys = set(read_keys(own)) if own.is_file() else set()
         # A model of RecBole or of the user may read keys that no file defines: its source says which.
         for parent in inspect.getmro(model_class):
             if parent.__module__.startswith(("torch", "builtins")):
@@ -378,13 +448,14 @@ class FedKDConfig(Config):
                 source = inspect.getsource(importlib.import_module(parent.__module__))
             except (OSError, TypeError):
                 continue
-            for name in re.findall(r"config\[[\"'](\w+)[\"']\]", source):
+            for name in re.findall(r"config\[[\"']([\w-]+)[\"']\]", source):
                 keys.setdefault(name, Key(name, "~", (), "", ""))
+                self._model_keys.add(name)
         return keys
 
-    def _check_keys(self, values: Mapping[str, Any]) -> None:
+    def _check_keys(self, values: dict[str, Any]) -> None:
         elsewhere = _keys_of_all_models()
-        for name, value in values.items():
+        for name, value in list(values.items()):
             if name not in self._known and name in elsewhere:
                 self.unread_keys.append(name)
                 continue
@@ -393,6 +464,8 @@ class FedKDConfig(Config):
             if name in ("model", "dataset"):
                 continue
             self._known[name].check(value)
+            if self._known[name].types == (str,) and isinstance(value, int | float):
+                values[name] = str(value)  # a folder may be called 2024
             if name in _NESTED_KEYS and isinstance(value, dict):
                 for nested in value:
                     if nested not in _NESTED_KEYS[name]:
@@ -401,37 +474,75 @@ class FedKDConfig(Config):
     def _set_default_parameters(self) -> None:
         """As RecBole's, after the metrics are parted by type: RecBole refuses ranking and value metrics together."""
         final = self.final_config_dict
-        metrics = [final["metrics"]] if isinstance(final["metrics"], str) else list(final["metrics"])
+        metrics = [final["metrics"]] if isinstance(final["metrics"], str) else final["metrics"]
+        if not isinstance(metrics, list | tuple) or not metrics:
+            raise InputError(f"metrics is {metrics!r}; it must be a list of metric names")
         for metric in metrics:
-            if metric.lower() not in metric_types:
-                raise InputError(f"metric '{metric}' is unknown{nearest(metric, metric_types)}")
+            if str(metric).lower() not in metric_types:
+                raise InputError(f"metric '{metric}' is unknown{nearest(str(metric), metric_types)}")
         valid_metric = str(final["valid_metric"])
-        stem, _, k = valid_metric.partition("@")
-        if stem.lower() not in metric_types:
+        stem = valid_metric.partition("@")[0].lower()
+        if stem not in metric_types:
             raise InputError(f"valid_metric '{valid_metric}' is unknown{nearest(stem, metric_types)}")
-        topk = [final["topk"]] if isinstance(final["topk"], int) else final["topk"]
-        if stem.lower() not in [metric.lower() for metric in metrics]:
-            raise InputError(f"valid_metric '{valid_metric}' is not among metrics {metrics}")
-        if k and int(k) not in topk:
-            raise InputError(f"valid_metric '{valid_metric}' needs {k} in topk, which is {topk}")
-        self.judged_metrics = metrics
-        primary = metric_types[stem.lower()]
-        mode = final["eval_args"].get("mode", "full") if isinstance(final["eval_args"], dict) else "full"
-        modes = set(mode.values()) if isinstance(mode, dict) else {mode}
+        if stem not in [metric.lower() for metric in metrics]:
+            raise InputError(f"valid_metric '{valid_metric}' is not among metrics {list(metrics)}")
+        self.judged_metrics = list(metrics)
+        primary = metric_types[stem]
         mixed = len({metric_types[metric.lower()] for metric in metrics}) > 1
-        if mixed:
-            final["metrics"] = [metric for metric in metrics if metric_types[metric.lower()] == primary]
-            if primary == EvaluatorType.VALUE and "full" in modes:
-                final["eval_args"] = {**final["eval_args"], "mode": "labeled"}
-            elif primary == EvaluatorType.RANKING and "labeled" in modes:
-                final["eval_args"] = {**final["eval_args"], "mode": "full"}
+        self._asked_modes = "full"
+        if isinstance(final["eval_args"], dict):
+            if final.get("label_mode") is not None:
+                # RecBole would fill what the user left out from its own defaults, not from those of the label mode.
+                final["eval_args"] = {**self.internal_config_dict["eval_args"], **final["eval_args"]}
+            self._asked_modes = final["eval_args"].get("mode", "full")
+            if mixed or final.get("label_mode") is not None:
+                final["metrics"] = [metric for metric in metrics if metric_types[metric.lower()] == primary]
+                final["eval_args"] = {**final["eval_args"], "mode": self.evaluation_modes(primary)}
         final["valid_metric"] = valid_metric
         try:
             super()._set_default_parameters()
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"the config cannot be used: {error}") from error
         # RecBole's own rule looks at the metric that RecBole registered; ours are registered beside them.
-        final["valid_metric_bigger"] = stem.lower() not in smaller_metrics
+        final["valid_metric_bigger"] = stem not in smaller_metrics
+
+    def evaluation_modes(self, kind: EvaluatorType) -> dict[str, str]:
+        """RecBole's evaluation mode per phase for metrics of one kind, from the ``eval_args.mode`` that was asked for.
+
+        Value metrics need rows with labels: the held-out rows, or sampled negatives where all held-out rows are positives.
+        Ranking metrics need candidates: those of ``uniN`` or ``popN`` where asked for, else all items.
+        """
+        asked = self._asked_modes
+        if not isinstance(asked, dict):
+            asked = {"valid": asked, "test": asked}
+        default = asked.get("valid", asked.get("test", "full"))
+        modes = {}
+        for phase in ("valid", "test"):
+            mode = str(asked.get(phase, default))
+            sampled = mode[:3] in ("uni", "pop") and mode[3:].isdigit()
+            if not sampled and mode not in ("full", "labeled"):
+                raise InputError(f"eval_args.mode is '{mode}'; allowed are full, labeled, uni<N> and pop<N>")
+            if kind == EvaluatorType.RANKING:
+                modes[phase] = "full" if mode in ("labeled", "uni1") else mode
+            elif self["label_mode"] == "implicit":
+                modes[phase] = mode if sampled else "uni1"
+            else:
+                modes[phase] = mode if sampled and self["label_mode"] is None else "labeled"
+        return modes
+
+    def _check_valid_metric(self) -> None:
+        """Before anything runs: ``valid_metric`` names a result key that its metric gives."""
+        valid_metric = self["valid_metric"]
+        stem, at, k = valid_metric.partition("@")
+        takes_k = hasattr(metrics_dict[stem.lower()](self), "topk")
+        if takes_k and (not k.isdigit() or int(k) not in self["topk"]):
+            raise InputError(
+                f"valid_metric '{valid_metric}' needs @k with a k of topk {self['topk']}, such as {stem}@10"
+            )
+        if at and not takes_k:
+            raise InputError(f"valid_metric '{valid_metric}' has a k, which {stem} does not take")
+        if self["log_wandb"] and importlib.util.find_spec("wandb") is None:
+            raise InputError("log_wandb is True, but the package wandb is not installed")
 
     def _set_train_neg_sample_args(self) -> None:
         try:
@@ -456,10 +567,22 @@ class FedKDConfig(Config):
         """Every key as plain Python values (what a checkpoint or a JSON file can hold)."""
         values = {key: _plain(value) for key, value in self.final_config_dict.items()}
         values["judged_metrics"] = list(self.judged_metrics)
+        # A run may be resumed from another folder than the one it was started in.
+        values["data_path"] = str(Path(values["data_path"]).resolve())
         return values
 
 
+def _native(value: Any) -> Any:
+    """Numpy's scalars, also inside lists and dictionaries, as Python's."""
+    if isinstance(value, Mapping):
+        return {key: _native(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_native(inner) for inner in value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _plain(value: Any) -> Any:
+    value = _native(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import urllib.error
@@ -100,9 +101,9 @@ def run_recbole_fedkd(
             loaders[0], evaluations[0], saved=saved, show_progress=show_progress
         )
         test_result = trainer.evaluate(evaluations[1], load_best_model=saved, show_progress=show_progress)
-    protocols = {name: evaluations[1].protocol_of(name) for name in test_result or {}}
+    protocols = {name: trainer.protocols[name] for name in test_result or {}}
     result: dict[str, Any] = {
-        "best_valid_score": float(best_valid_score),
+        "best_valid_score": float(best_valid_score) if best_valid_result is not None else None,
         "valid_score_bigger": bool(config["valid_metric_bigger"]),
         "best_valid_result": _floats(best_valid_result),
         "test_result": _floats(test_result),
@@ -142,20 +143,26 @@ def processor_settings(threads: int) -> Iterator[None]:
 
 def load_data_and_model(
     model_file: str | Path, config_dict: Mapping[str, Any] | None = None
-) -> tuple[FedKDConfig, CheckpointTrainer, tuple[Any, Any, Any], EvaluationData, EvaluationData]:
-    """Rebuild config, data and trained model from a checkpoint, as RecBole's function of this name.
+) -> tuple[FedKDConfig, Any, Any, Any, EvaluationData, EvaluationData]:
+    """Rebuild config, data and trained model from a checkpoint, with the six results of RecBole's function of this name.
 
     Args:
-        model_file: a checkpoint file or run folder.
+        model_file: a checkpoint file, or a run folder, which stands for its ``best.pth``.
         config_dict: keys to change, such as ``data_path``.
 
     Returns:
-        The config, a trainer that holds the model, the three loaders, and the protocols of validation and test.
+        Config, model, dataset, training loader, and validation and test data for the trainer's ``evaluate``; RecBole's
+        ``full_sort_topk`` takes ``test_data.ranking_loader``.
     """
     config = _resumed_config(str(model_file), None, None, None, config_dict, None)
     trainer, loaders, evaluations = _prepare(config)
     trainer.load_model(model_file)
-    return config, trainer, loaders, *evaluations
+    return config, trainer.model, loaders[0]._dataset, loaders[0], *evaluations
+
+
+def build_trainer(config: FedKDConfig, model: Any) -> CheckpointTrainer:
+    """The trainer of a model, such as one that :func:`load_data_and_model` returned."""
+    return trainer_class(config)(config, model)
 
 
 def _prepare(
@@ -180,12 +187,18 @@ def _prepare(
     )
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     model = config.model_class(config, train_dataset).to(config["device"])
-    return trainer_class(config)(config, model), loaders, evaluations
+    return build_trainer(config, model), loaders, evaluations
 
 
 def _check_labels(config: FedKDConfig, train_dataset: Any) -> None:
     """RecBole's click models fail inside the first batch if there is no label; here it is said before."""
     sampled = config["train_neg_sample_args"]["distribution"] != "none"
+    if config["strategy"] != "central" and sampled:
+        sampling = config["train_neg_sample_args"]
+        if sampling["distribution"] == "popularity" or sampling["dynamic"]:
+            raise InputError(
+                "train_neg_sample_args: clients sample negatives uniformly; popularity and dynamic are central"
+            )
     clicks = config["MODEL_TYPE"] == ModelType.CONTEXT and not sampled
     if clicks and config["LABEL_FIELD"] not in train_dataset.inter_feat:
         raise InputError(
@@ -220,9 +233,10 @@ def create_dataset(config: FedKDConfig) -> Any:
             raise InputError(
                 f"dataset '{name}' is unknown: '{folder}' does not exist and RecBole has no download of that name"
             ) from error
-        if existed and "not exist" in str(error):
-            raise InputError(f"dataset '{name}' is incomplete: {error}") from error
-        raise
+        raise InputError(f"dataset '{name}' in '{folder}' cannot be loaded: {error}") from error
+    except (KeyError, TypeError) as error:
+        reason = f"{type(error).__name__} {error}"
+        raise InputError(f"dataset '{name}' in '{folder}' cannot be loaded as configured: {reason}") from error
 
 
 def _resumed_config(
@@ -253,7 +267,8 @@ def _resumed_config(
     # RecBole appends the dataset's name to the path when it reads it.
     base["data_path"] = str(Path(saved["data_path"]).parent)
     chosen = model if isinstance(model, type) else saved["model"]
-    config = FedKDConfig(chosen, saved["dataset"], None, {**base, **given, "resume": checkpoint})
+    last_word = {**(command_line or {}), "resume": checkpoint}
+    config = FedKDConfig(chosen, saved["dataset"], config_file_list, config_dict, last_word, base)
     check_same_config(saved, config.plain_values(), checkpoint)
     return config
 
@@ -394,10 +409,19 @@ def _checked_result_file(path: str | None) -> Path | None:
     return file
 
 
+def _json_ready(value: Any) -> Any:
+    """JSON has no word for nan and infinity: null."""
+    if isinstance(value, Mapping):
+        return {str(key): _json_ready(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_ready(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(content: Mapping[str, Any], file: Path) -> None:
     """Write a JSON file whole or not at all."""
     with written_whole(file) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(_json_ready(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-__all__ = ["create_dataset", "load_data_and_model", "run_recbole_fedkd", "write_json"]
+__all__ = ["build_trainer", "create_dataset", "load_data_and_model", "run_recbole_fedkd", "write_json"]

@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from recbole_fedkd.engine import ENGINES, LocalEngine
-from recbole_fedkd.errors import InputError
+from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.evaluation import DISTRIBUTION, EvaluationData, LabelCollector, PlainEvaluator, Protocol
 from recbole_fedkd.federated.client import Client, ClientSettings, Samples
 from recbole_fedkd.federated.server import Server
@@ -112,18 +112,19 @@ def write_checkpoint(state: dict[str, Any], file: Path) -> None:
         torch.save(state, temporary)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, of_folder: str = LAST) -> dict[str, Any]:
     """Read a checkpoint of this package without running any code from it.
 
     Args:
-        path: a checkpoint file, or a run folder, which stands for its ``last.pth``.
+        path: a checkpoint file or a run folder.
+        of_folder: name of the file that a folder stands for.
 
     Raises:
         InputError: no such file, not a whole checkpoint, or one of another version.
     """
     file = Path(path)
     if file.is_dir():
-        file = file / LAST
+        file = file / of_folder
     if not file.is_file():
         raise InputError(f"checkpoint '{path}' does not exist")
     try:
@@ -165,6 +166,11 @@ class CheckpointTrainer(Trainer):
         self._latest_valid_result: dict[str, float] | None = None
         self._saving = False
         self._has_valid_data = False
+        self._resumed_from: tuple[Path, Path] | None = None
+        self.best_epoch: int | None = None
+        self.protocols: dict[str, str] = {}
+        # RecBole takes min(eval_step, epochs): a run stopped early would evaluate where the whole run does not.
+        self.eval_step = config["eval_step"]
         self.eval_collector = self._collector(config)
         self.evaluator = PlainEvaluator(config)
 
@@ -176,6 +182,10 @@ class CheckpointTrainer(Trainer):
 
     def _collector(self, config: Any) -> LabelCollector:
         return LabelCollector(config, getattr(self.model, "label_values", None))
+
+    def _check_nan(self, loss: Tensor) -> None:
+        if torch.isnan(loss):
+            raise TrainingError("training loss is nan; a lower learning_rate may help")
 
     # Training
 
@@ -194,6 +204,11 @@ class CheckpointTrainer(Trainer):
         self._has_valid_data = bool(valid_data)
         if saved:
             self.run_folder.mkdir(parents=True, exist_ok=True)
+            if self._resumed_from is not None:
+                last, best = self._resumed_from
+                shutil.copyfile(last, self.run_folder / LAST)
+                if self.best_epoch is not None:
+                    shutil.copyfile(best, self.saved_model_file)
         if isinstance(valid_data, EvaluationData):
             valid_data = valid_data.for_validation()
         if self._resumed_random is not None:
@@ -211,6 +226,9 @@ class CheckpointTrainer(Trainer):
         result: tuple[float, dict[str, float] | None] = super().fit(
             train_data, valid_data, verbose, saved, show_progress, after_evaluation
         )
+        if self._has_valid_data and self._latest_valid_result is None and self.best_valid_result is None:
+            # Shorter than eval_step: judged once for the reader, outside of what a resumed run goes on with.
+            return self._valid_epoch(valid_data, show_progress)
         return result
 
     def _train_epoch(
@@ -251,7 +269,8 @@ class CheckpointTrainer(Trainer):
         if not eval_data:
             return None
         if load_best_model:
-            self.load_model(model_file or self.saved_model_file)
+            best = Path(model_file or self.saved_model_file)
+            self.load_model(best if best.is_file() or model_file else self.run_folder / LAST)
         if not isinstance(eval_data, EvaluationData):
             plain: OrderedDict[str, float] = super().evaluate(
                 eval_data, load_best_model=False, show_progress=show_progress
@@ -260,14 +279,14 @@ class CheckpointTrainer(Trainer):
         result: OrderedDict[str, float] = OrderedDict()
         for protocol in eval_data:
             with self._judged_by(protocol, eval_data.train_data):
-                result.update(
-                    super().evaluate(protocol.loader, load_best_model=False, show_progress=show_progress) or {}
-                )
+                part = super().evaluate(protocol.loader, load_best_model=False, show_progress=show_progress) or {}
+                self.protocols.update(dict.fromkeys(part, protocol.name))
+                result.update(part)
         return result
 
     def load_model(self, file: str | Path) -> None:
         """Load the parameters of a checkpoint into the model."""
-        state = read_checkpoint(file)
+        state = read_checkpoint(file, of_folder=BEST)
         self.model.load_state_dict(state["state_dict"])
         self.model.load_other_parameter(state["other_parameter"])
         self.logger.info(f"Loading model structure and parameters from {file}")
@@ -310,6 +329,7 @@ class CheckpointTrainer(Trainer):
             "epoch": epoch,
             "cur_step": self.cur_step,
             "best_valid_score": float(self.best_valid_score),
+            "best_epoch": self.best_epoch,
             "best_valid_result": dict(valid_result) if valid_result is not None else None,
             "train_loss": dict(self.train_loss_dict),
             "records": [asdict(record) for record in self.records],
@@ -329,6 +349,7 @@ class CheckpointTrainer(Trainer):
         """RecBole calls this when the best epoch improves (and with -1 for a run that has nothing left to train)."""
         if epoch < 0:
             return
+        self.best_epoch = epoch
         write_checkpoint(self._state(epoch, self._latest_valid_result), Path(self.saved_model_file))
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {self.saved_model_file}")
@@ -355,24 +376,28 @@ class CheckpointTrainer(Trainer):
         self.train_loss_dict = state["train_loss"]
         self.records = [EpochRecord(**record) for record in state["records"]]
         self._resumed_random = state["random"]
-        source = Path(resume_file)
-        folder = source if source.is_dir() else source.parent
-        self.run_folder.mkdir(parents=True, exist_ok=True)
-        last = source / LAST if source.is_dir() else source
-        shutil.copyfile(folder / BEST if (folder / BEST).is_file() else last, self.saved_model_file)
-        shutil.copyfile(last, self.run_folder / LAST)
+        self.best_epoch = state["best_epoch"]
+        last = Path(resume_file)
+        if last.is_dir():
+            last = last / LAST
+        best = last if state["epoch"] == self.best_epoch else last.with_name(BEST)
+        if self.best_epoch is not None and read_checkpoint(best)["epoch"] != self.best_epoch:
+            raise InputError(
+                f"'{best}' is not the best checkpoint that '{last}' speaks of (epoch {self.best_epoch}); "
+                "resume from the folder of the run"
+            )
+        self._resumed_from = (last, best)
         self.logger.info(f"Checkpoint loaded. Resume training from epoch {self.start_epoch}")
 
     def _random_state(self) -> dict[str, Any]:
         numpy_state: Any = np.random.get_state()
         python_state = random.getstate()
-        loader = getattr(self._train_data, "generator", None)
         return {
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "numpy": [str(numpy_state[0]), torch.from_numpy(numpy_state[1].astype(np.int64)), *numpy_state[2:]],
             "python": [python_state[0], list(python_state[1]), python_state[2]],
-            "loader": loader.get_state() if loader is not None else None,
+            "loaders": [generator.get_state() for generator in self._loader_generators()],
         }
 
     def _restore_random(self, state: dict[str, Any]) -> None:
@@ -383,8 +408,13 @@ class CheckpointTrainer(Trainer):
         np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
         version, words, gauss = state["python"]
         random.setstate((version, tuple(words), gauss))
-        if state["loader"] is not None:
-            self._train_data.generator.set_state(state["loader"])
+        for generator, saved in zip(self._loader_generators(), state["loaders"], strict=True):
+            generator.set_state(saved)
+
+    def _loader_generators(self) -> list[torch.Generator]:
+        """Generators of the training loader and of the loaders inside it (knowledge-aware models have two)."""
+        loaders = [self._train_data, *vars(self._train_data).values()] if self._train_data is not None else []
+        return [loader.generator for loader in loaders if isinstance(loader, torch.utils.data.DataLoader)]
 
 
 def check_same_config(saved: dict[str, Any], current: dict[str, Any], source: str | Path) -> None:
@@ -436,6 +466,7 @@ class FedKDTrainer(CheckpointTrainer):
             item_count=model.item_count,
             labels=labels,
             seed=config["seed"],
+            clip_grad_norm=config["clip_grad_norm"],
         )
         strategy = STRATEGIES[config["strategy"]](
             StrategySettings(
@@ -447,6 +478,7 @@ class FedKDTrainer(CheckpointTrainer):
                 aggregation=config["aggregation"],
             )
         )
+        self.idle_clients = []
         users = dataset.inter_feat[dataset.uid_field].to(self.device)
         items = dataset.inter_feat[dataset.iid_field].to(self.device)
         targets = dataset.label_indices().to(self.device)
@@ -506,7 +538,7 @@ class FedKDTrainer(CheckpointTrainer):
             left *= self.epochs - epoch_idx - 1
             bar.set_postfix_str(f"loss {report.loss:.4f}, {moved} B, <= {left:.0f} s left")
         if not np.isfinite(report.loss):
-            raise ValueError(f"training loss is {report.loss} in round {epoch_idx}")
+            raise TrainingError(f"training loss is {report.loss} in round {epoch_idx}; a lower learning_rate may help")
         self._round_bytes = {
             number: [report.bytes_down[number], report.bytes_up[number]] for number in report.bytes_down
         }

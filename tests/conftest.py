@@ -79,8 +79,11 @@ def run(data_path: Path) -> Callable[..., dict[str, Any]]:
     """Run a model on the small dataset: ``run(model, key=value, ...)``."""
     from recbole_fedkd import run_recbole_fedkd
 
-    def run_model(model: str = "AttnFedKD", **keys: Any) -> dict[str, Any]:
-        return run_recbole_fedkd(model, "tiny", config_dict={"data_path": str(data_path), **SMALL, **keys})
+    def run_model(
+        model: str = "AttnFedKD", config_file_list: list[str] | None = None, saved: bool = True, **keys: Any
+    ) -> dict[str, Any]:
+        config = {"data_path": str(data_path), **SMALL, **keys}
+        return run_recbole_fedkd(model, "tiny", config_file_list, config, saved)
 
     return run_model
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,9 +97,13 @@ def test_recboles_quick_start_and_its_ray_are_never_imported():
 
 
 def test_a_wheel_holds_the_properties_and_runs_from_any_folder(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path / "wheel"), str(ROOT)], check=True
+    source = tmp_path / "source"
+    leftovers = shutil.ignore_patterns("build", "*.egg-info", ".*", "saved", "log*", "dataset")
+    shutil.copytree(
+        ROOT, source, ignore=lambda folder, names: leftovers(folder, names) if folder == str(ROOT) else set()
     )
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path / "wheel"), str(source)]
+    subprocess.run(build, check=True)
     (wheel,) = (tmp_path / "wheel").glob("*.whl")
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)]

@@ -41,7 +41,22 @@ def config(model="AttnFedKD", dataset="ml-100k", **keys) -> FedKDConfig:
         ({"attention": "maybe"}, "attention is 'maybe'; it must be True or False"),
         ({"metrics": ["NDCG", "Acuracy"]}, "metric 'Acuracy' is unknown; did you mean 'accuracy'"),
         ({"valid_metric": "NDGC@10"}, "valid_metric 'NDGC@10' is unknown"),
-        ({"valid_metric": "NDCG@5"}, "needs 5 in topk"),
+        ({"valid_metric": "NDCG@5"}, "needs @k with a k of topk [10]"),
+        ({"valid_metric": "NDCG"}, "needs @k with a k of topk [10]"),
+        ({"valid_metric": "NDCG@ten"}, "needs @k with a k of topk [10]"),
+        ({"valid_metric": "LabelledNDCG"}, "needs @k with a k of topk [10]"),
+        ({"valid_metric": "MAE@10"}, "has a k, which MAE does not take"),
+        ({"preset": None}, "strategy is not set; it must be one of afd, fd, local"),
+        ({"metrics": 5}, "metrics is 5; it must be a list of metric names"),
+        ({"metrics": [5]}, "metric '5' is unknown"),
+        ({"hidden_sizes": []}, "hidden_sizes is []; it must be a list of integers each >= 1"),
+        ({"hidden_sizes": ["a"]}, "it must be a list of integers"),
+        ({"label_values": ["a"]}, "label_values is ['a']; it must be a list of numbers"),
+        ({"learning_rate": -1}, "learning_rate is -1; it must be a number >= 0"),
+        ({"epochs": 0}, "epochs is 0; it must be an integer >= 1"),
+        ({"seed": -1}, "seed is -1; it must be an integer >= 0"),
+        ({"log_wandb": True}, "wandb is not installed"),
+        ({"label_mode": "threshold", "threshold": {"rating": 2}}, "takes rating_threshold"),
         ({"metrics": ["MAE"], "valid_metric": "AUC"}, "valid_metric 'AUC' is not among metrics"),
         ({"strategy": "central"}, "use --model=AttnStudent"),
         ({"threshold": {"rating": 4}}, "threshold is set but label_mode is 'rating'"),
@@ -62,6 +77,7 @@ def test_a_bad_key_or_value_is_told_in_one_line(keys, says):
         ("AttnFedDK", "did you mean 'AttnFedKD'"),
         ("WideDeap", "did you mean 'WideDeep'"),
         ("bpr", "did you mean 'BPR'"),
+        ("xgboost", "needs a package that is not installed"),
         ("Qwertz", "model 'Qwertz' is unknown"),
     ],
 )
@@ -76,8 +92,9 @@ def test_a_central_model_refuses_a_federated_strategy():
 
 
 def test_a_click_model_refuses_rating_labels():
-    with pytest.raises(InputError, match="use label_mode=threshold"):
-        config("WideDeep", label_mode="rating")
+    for model in ("WideDeep", "BPR", "NeuMF"):
+        with pytest.raises(InputError, match="use label_mode=threshold"):
+            config(model, label_mode="rating")
 
 
 def test_keys_that_mean_something_else_to_a_recbole_model_keep_its_default():
@@ -90,6 +107,23 @@ def test_keys_that_mean_something_else_to_a_recbole_model_keep_its_default():
 def test_keys_of_other_models_are_no_error_but_are_named():
     chosen = config("BPR", mlp_hidden_size=[8])
     assert chosen.unread_keys == ["mlp_hidden_size"]
+    assert set(config("BPR", client_num=8, gamma=3.0).unread_keys) == {"client_num", "gamma"}
+    assert config("AttnFedKD", enable_amp=True, client_num=8).unread_keys == ["enable_amp"]
+
+
+def test_defaults_that_recboles_comments_misname_are_accepted():
+    config("DiffRec", noise_scale=0.1)
+    config("KGIN", ind="cosine")
+    assert config("BPR", gpu_id=(0, 1))["gpu_id"] == "0,1"  # a tuple, as RecBole reads --gpu_id=0,1
+
+
+def test_a_subclass_of_the_population_is_a_federation():
+    from recbole_fedkd.model import AttnFedKD
+
+    class Mine(AttnFedKD):
+        pass
+
+    assert config(Mine, preset="afd")["strategy"] == "afd"
 
 
 def test_order_of_precedence(tmp_path):
@@ -133,6 +167,7 @@ def test_the_callers_dictionary_is_left_as_it_was():
 
 def test_arguments_of_the_command_line():
     assert parse_arguments(["--a=1", "--b", "2", "--c=x=y"]) == {"a": "1", "b": "2", "c": "x=y"}
+    assert parse_arguments(["-m", "BPR", "-d", "ml-100k"]) == {"model": "BPR", "dataset": "ml-100k"}
     for bad in (["a=1"], ["--a"], ["--a=1", "--a=2"], ["--a", "--b=1"]):
         with pytest.raises(InputError):
             parse_arguments(bad)
@@ -187,6 +222,8 @@ class TestCommandLine:
             (["--model=AttnFedKD", "--dataset=tiny", "--resume=nowhere.pth"], "'nowhere.pth' does not exist"),
             (["--model=AttnFedKD", "--dataset=bogus"], "dataset 'bogus' is unknown"),
             (["--model=WideDeep", "--dataset=tiny"], "needs a label"),
+            (["--model=AttnFedKD", "--dataset=tiny", "--partition=3"], "partition '3' is unknown"),
+            (["--model=AttnFedKD", "--dataset=tiny", "--eval_args={'order': 'TO'}", "--TIME_FIELD=when"], "cannot be"),
             (["stray"], "not of the form --key=value"),
         ],
     )
@@ -212,6 +249,34 @@ class TestCommandLine:
         (folder / "full.inter").write_text("\n".join(["user_id:token\titem_id:token", *rows]) + "\n")
         arguments = ["--model=AttnFedKD", "--dataset=full", f"--data_path={tmp_path / 'data'}", "--label_mode=implicit"]
         assert "interacted with all items" in refused(capsys, *arguments, "--load_col=None")
+
+    def test_missing_ratings_are_not_filled_in(self, capsys, tmp_path):
+        folder = write_dataset(tmp_path / "data")
+        file = folder / "tiny" / "tiny.inter"
+        header, first, *rows = file.read_text().splitlines()
+        user, item, _, time = first.split("\t")
+        file.write_text("\n".join([header, f"{user}\t{item}\t\t{time}", *rows]) + "\n")
+        assert "1 interaction(s)" in refused(capsys, "--model=AttnFedKD", "--dataset=tiny", f"--data_path={folder}")
+
+    def test_a_header_without_types_is_named(self, capsys, tmp_path):
+        folder = tmp_path / "data" / "bare"
+        folder.mkdir(parents=True)
+        (folder / "bare.inter").write_text("user_id\titem_id\n1\t2\n")
+        assert "'bare'" in refused(capsys, "--model=AttnFedKD", "--dataset=bare", f"--data_path={tmp_path / 'data'}")
+
+    def test_columns_of_other_names_are_found_by_their_field_keys(self, tmp_path):
+        folder = write_dataset(tmp_path / "data")
+        file = folder / "tiny" / "tiny.inter"
+        file.write_text(file.read_text().replace("user_id", "uid").replace("timestamp", "when"))
+        arguments = command("--model=AttnFedKD", "--dataset=tiny", f"--data_path={folder}")
+        arguments = [argument for argument in arguments if not argument.startswith("--load_col")]
+        assert main([*arguments, "--USER_ID_FIELD=uid", "--TIME_FIELD=when"]) == 0
+
+    def test_a_loss_that_is_no_number_ends_in_one_line(self, capsys, data_path):
+        arguments = command("--model=AttnFedKD", "--dataset=tiny", f"--data_path={data_path}", "--learner=sgd")
+        arguments = [argument for argument in arguments if not argument.startswith("--learning_rate")]
+        assert main([*arguments, "--learning_rate=1e30"]) == 1
+        assert "client 0, round 0" in capsys.readouterr().err
 
     def test_an_incomplete_dataset_is_named(self, capsys, tmp_path):
         (tmp_path / "data" / "half").mkdir(parents=True)

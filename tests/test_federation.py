@@ -2,6 +2,7 @@
 
 import copy
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_a_marker_planted_in_private_data_never_leaves_in_a_message(prepared, st
     trainer, engine = engine_of(prepared, strategy=strategy, learner="sgd", learning_rate=0.0)
     with torch.no_grad():
         for network in trainer.model.networks:
-            network.embeddings["user_id"].weight.fill_(marker)
+            network.embeddings["field_user_id"].weight.fill_(marker)
     crossed = record_payloads(engine)
     for index in range(2):
         engine.run_round(index)
@@ -238,6 +239,22 @@ def test_a_client_without_a_training_sample_is_named_and_sits_out(prepared, monk
     assert all(torch.equal(before[name], after[name]) for name in before)
     result = trainer.evaluate(evaluations[1], load_best_model=False)
     assert np.isfinite(list(result.values())).all()
+
+
+def test_gradient_clipping_reaches_the_clients(prepared):
+    def first_step(**keys):
+        _, engine = engine_of(prepared, strategy="local", learner="sgd", learning_rate=1.0, **keys)
+        before = [parameter.detach().clone() for parameter in engine.clients[0].network.parameters()]
+        engine.clients[0].samples = replace(
+            engine.clients[0].samples,
+            **{name: getattr(engine.clients[0].samples, name)[:32] for name in ("users", "items", "labels")},
+        )
+        engine.clients[0].train(0)
+        moved = zip(before, engine.clients[0].network.parameters(), strict=True)
+        return float(sum((new - old).pow(2).sum() for old, new in moved).sqrt())
+
+    assert first_step() > 0.02
+    assert first_step(clip_grad_norm={"max_norm": 0.01}) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_negatives_are_never_training_positives_and_all_others_come_up():

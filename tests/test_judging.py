@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, mean_absolute_error, ndcg_score, roc_auc_score
@@ -104,6 +105,67 @@ def test_a_disliked_held_out_item_competes_like_any_other(prepared):
     for user, item in zip(rows["user_id"][disliked].tolist(), rows["item_id"][disliked].tolist(), strict=True):
         if hidden[user] is not None:
             assert item not in hidden[user].tolist()
+
+
+def write_stars(folder, stars):
+    """The small dataset with its ratings replaced: five stars become ``stars[4]``, and so on."""
+    folder = write_dataset(folder)
+    file = folder / "tiny" / "tiny.inter"
+    header, *rows = file.read_text().splitlines()
+    cells = [row.split("\t") for row in rows]
+    rows = ["\t".join([user, item, str(stars[int(rating) - 1]), time]) for user, item, rating, time in cells]
+    file.write_text("\n".join([header, *rows]) + "\n")
+    return str(folder)
+
+
+def test_ratings_with_decimals_are_the_labels_they_say(prepared, tmp_path):
+    stars = [0.2, 0.4, 0.6, 0.8, 1.0]
+    path = write_stars(tmp_path / "data", stars)
+    _, _, loaders, _ = prepared("AttnFedKD", data_path=path, rating_threshold=0.8)
+    dataset = loaders[0]._dataset
+    assert dataset.label_values == stars
+    np.testing.assert_allclose(
+        np.array(stars)[dataset.label_indices()], dataset.inter_feat["rating"].numpy(), rtol=1e-6
+    )
+
+
+def test_two_rating_values_are_judged_like_the_same_two_labels(prepared, tmp_path):
+    path = write_stars(tmp_path / "data", [1, 1, 1, 5, 5])
+    _, trainer, _, evaluations = prepared("AttnStudent", data_path=path)
+    result = trainer.evaluate(evaluations[1], load_best_model=False)
+    assert 0 < result["logloss"] < 3 and 0 <= result["auc"] <= 1
+
+
+def test_sampled_candidates_rank_while_value_metrics_keep_the_stars(run):
+    result = run(epochs=1, eval_args={"mode": "uni5"}, valid_metric="NDCG@10")
+    assert result["protocols"]["mae"] == "held-out test rows, ratings in stars"
+    assert result["protocols"]["ndcg@10"].startswith("5 uniform negatives")
+    assert result["test_result"]["mae"] < 2
+
+
+def test_validation_and_test_may_have_different_modes(run):
+    result = run(epochs=1, eval_args={"mode": {"valid": "labeled", "test": "uni5"}})
+    assert result["protocols"]["ndcg@10"].startswith("5 uniform negatives")
+
+
+@pytest.mark.parametrize("mode", ["full", None])
+@pytest.mark.parametrize("valid_metric", ["AUC", "NDCG@10"])
+def test_leave_one_out_works_with_implicit_labels(run, mode, valid_metric):
+    eval_args = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user"}
+    if mode:
+        eval_args["mode"] = mode
+    result = run(epochs=1, label_mode="implicit", eval_args=eval_args, valid_metric=valid_metric)
+    assert result["protocols"]["ndcg@10"] == "full sort of all items, relevant: held-out test rows"
+
+
+def test_value_metrics_alone_need_no_mode(run):
+    assert "rmse" in run(epochs=1, metrics=["MAE", "RMSE"], eval_args={"split": {"RS": [0.7, 0.2, 0.1]}})["test_result"]
+
+
+def test_no_validation_rows_mean_no_validation(run):
+    result = run(epochs=2, eval_args={"split": {"RS": [0.8, 0.0, 0.2]}})
+    assert result["best_valid_result"] is None and result["test_result"]["mae"] > 0
+    assert result["timing"]["rounds"] == 2
 
 
 def test_every_number_names_its_protocol(run):

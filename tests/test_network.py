@@ -5,6 +5,7 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_fedkd.errors import InputError
 from recbole_fedkd.model.network import Architecture, AttentiveNetwork, FeatureTable, History
 
 ARCHITECTURE = Architecture(
@@ -65,16 +66,30 @@ def test_parts_can_be_switched_off(prepared, switch):
     network = trainer.model.network
     assert (network.field_attention is None) == (switch.get("attention") is False)
     assert (network.history_attention is None) == (switch.get("history_length") == 0)
-    assert ("user_id" in network.embeddings) == (switch.get("use_user_id") is not False)
+    assert ("field_user_id" in network.embeddings) == (switch.get("use_user_id") is not False)
 
 
 def test_side_features_can_be_switched_off_one_by_one(prepared):
     def fields(**keys):
-        return set(prepared("AttnStudent", **keys)[1].model.network.embeddings.keys())
+        network = prepared("AttnStudent", **keys)[1].model.network
+        return set(network.user_fields + network.item_fields)
 
     assert fields() == {"user_id", "item_id", "group", "genre"}
     assert fields(feature_fields=["genre"]) == {"user_id", "item_id", "genre"}
     assert fields(feature_fields=[]) == {"user_id", "item_id"}
+    with pytest.raises(InputError, match=r"feature_fields names .genr.*did you mean .genre."):
+        fields(feature_fields=["genr"])
+
+
+def test_a_field_may_be_called_like_an_attribute_of_a_module():
+    items = FeatureTable(
+        "item_id",
+        3,
+        {"type": torch.zeros(3, dtype=torch.long), "a.b": torch.zeros(3, dtype=torch.long)},
+        {"type": 2, "a.b": 2},
+    )
+    network = AttentiveNetwork(ARCHITECTURE, FeatureTable("user_id", 2, {}, {}), items, None)
+    assert network(torch.tensor([1]), torch.tensor([[1, 2]])).shape == (1, 2, 5)
 
 
 @pytest.mark.parametrize("backbone", ["cnn", "mlp"])
@@ -109,7 +124,7 @@ def test_a_clients_network_holds_the_rows_of_its_own_users_only(prepared):
     pairs = loaders[0]._dataset.inter_feat
     for number, network in enumerate(model.networks):
         members = torch.nonzero(model.client_of_user == number).flatten()
-        assert network.embeddings["user_id"].weight.shape[0] == len(members) + 1
+        assert network.embeddings["field_user_id"].weight.shape[0] == len(members) + 1
         for local, user in enumerate(members.tolist(), start=1):
             own = set(pairs["item_id"][pairs["user_id"] == user].tolist()) | {0}
             assert set(network.history_items[local].tolist()) <= own
@@ -119,7 +134,7 @@ def test_clients_start_from_the_same_shared_weights(prepared):
     _, trainer, _, _ = prepared()
     first, second = (dict(network.named_parameters()) for network in trainer.model.networks[:2])
     for name, weight in first.items():
-        if name != "embeddings.user_id.weight":
+        if name != "embeddings.field_user_id.weight":
             assert torch.equal(weight, second[name])
 
 
@@ -169,6 +184,6 @@ def test_regulariser_touches_only_the_rows_of_the_batch(prepared):
     _, trainer, _, _ = prepared("AttnStudent", history_length=0)
     network = trainer.model.network
     network.touched_squared_norm(torch.tensor([1, 2]), torch.tensor([[3], [4]])).backward()
-    item_gradient = network.embeddings["item_id"].weight.grad.abs().sum(1)
+    item_gradient = network.embeddings["field_item_id"].weight.grad.abs().sum(1)
     assert torch.nonzero(item_gradient).flatten().tolist() == [3, 4]
     assert all(parameter.grad is not None for parameter in network.backbone.parameters())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recbole_fedkd.data.labels import declared_labels, encode_labels
 from recbole_fedkd.data.partition import Population
-from recbole_fedkd.errors import InputError
+from recbole_fedkd.errors import InputError, nearest
 
 RECENCY_FIELD = "recency_rank"
 """Generated column: rank of an interaction in time. RecBole turns timestamps into float32, which merges those less than
@@ -36,6 +36,11 @@ class FedKDDataset(Dataset):
             raise InputError(
                 f"label_mode={self.config['label_mode']} needs ratings, but dataset '{token}' has no column '{rating}' "
                 "(RATING_FIELD) among its loaded columns; use label_mode=implicit or load it by load_col"
+            )
+        if self.config["label_mode"] != "implicit" and self.inter_feat[rating].isna().any():
+            missing = int(self.inter_feat[rating].isna().sum())
+            raise InputError(
+                f"{missing} interaction(s) of dataset '{token}' lack a value in '{rating}'; remove those rows"
             )
 
     def _normalize(self) -> None:
@@ -73,16 +78,21 @@ class FedKDDataset(Dataset):
         The config key ``feature_fields`` selects among them.
         """
         features: Any = self.user_feat if source == "user" else self.item_feat
-        if features is None:
-            return {}
         chosen = self.config["feature_fields"]
-        id_field = self.uid_field if source == "user" else self.iid_field
+        known = self._token_fields(self.user_feat) + self._token_fields(self.item_feat)
+        for field in chosen or []:
+            if field not in known:
+                raise InputError(
+                    f"feature_fields names '{field}', but the loaded token fields are {known}{nearest(str(field), known)}"
+                )
+        return {field: features[field] for field in self._token_fields(features) if chosen is None or field in chosen}
+
+    def _token_fields(self, features: Any) -> list[str]:
+        """Token columns of the ``.user`` or ``.item`` file without the id."""
         kinds = (FeatureType.TOKEN, FeatureType.TOKEN_SEQ)
-        return {
-            field: features[field]
-            for field in features.interaction
-            if field != id_field and self.field2type[field] in kinds and (chosen is None or field in chosen)
-        }
+        ids = (self.uid_field, self.iid_field)
+        fields = features.interaction if features is not None else []
+        return [field for field in fields if field not in ids and self.field2type[field] in kinds]
 
     def history(self, length: int) -> tuple[Tensor, Tensor]:
         """The latest interactions of every user, most recent first. Call it on the training split only.

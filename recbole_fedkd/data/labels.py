@@ -39,5 +39,16 @@ def declared_labels(values: NDArray[np.floating], declared: Sequence[float] | No
 
 
 def encode_labels(values: NDArray[np.floating], labels: Sequence[float]) -> NDArray[np.int64]:
-    """Indices ``[n]`` of values ``[n]`` in the ordered label set; every value must be in it."""
-    return np.searchsorted(np.asarray(labels), values).astype(np.int64)
+    """Indices ``[n]`` of values ``[n]`` in the ordered label set.
+
+    The labels are compared in the precision of the values: 0.2 read as float32 is not 0.2 as float64.
+
+    Raises:
+        InputError: a value that is no label.
+    """
+    known = np.asarray(labels, dtype=values.dtype)
+    indices = np.minimum(np.searchsorted(known, values), len(known) - 1)
+    strange = known[indices] != values
+    if strange.any():
+        raise InputError(f"the label {values[strange][0]:g} is not among the labels {list(labels)}")
+    return indices.astype(np.int64)

@@ -68,8 +68,8 @@ def partition_users(scheme: str, population: Population, seed: int) -> Clients:
     name, _, argument = scheme.partition(":")
     if name not in PARTITIONS:
         raise InputError(
-            f"partition '{scheme}' is unknown; allowed are random, user, attribute:<field>, dirichlet:<alpha>, "
-            f"quantity:<alpha>{nearest(name, PARTITIONS)}"
+            f"partition '{scheme}' is unknown; allowed are {', '.join(PARTITIONS)}, with an argument after a colon "
+            f"where one is needed (attribute:<field>, dirichlet:<alpha>, quantity:<alpha>){nearest(name, PARTITIONS)}"
         )
     generator = np.random.default_rng(np.random.SeedSequence([seed, 0x9A27]))
     return PARTITIONS[name](population, argument or None, generator)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from recbole_fedkd.errors import TrainingError
 from recbole_fedkd.federated.client import Client
 from recbole_fedkd.federated.server import Server
 
@@ -30,7 +31,7 @@ class RoundReport:
         return sum(self.bytes_down.values()) + sum(self.bytes_up.values())
 
 
-class ClientError(RuntimeError):
+class ClientError(TrainingError):
     """An error inside a client, with the client, the round and the stage it happened in."""
 
 

@@ -47,7 +47,7 @@ class LabelCollector(Collector):
             struct.update_tensor("data.user", interaction[self.config["USER_ID_FIELD"]])
         if need("data.label_range"):
             struct.set("data.label_range", torch.stack([values.min(), values.max()]))
-        if distribution is not None and len(values) > 2:
+        if distribution is not None and self.config["label_mode"] == "rating":
             positive = values >= self.config["rating_threshold"]
             struct.update_tensor("rec.positive_score", distribution[:, positive].sum(-1))
             label = interaction[self.config["LABEL_FIELD"]] >= self.config["rating_threshold"]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.evaluator import metric_types
@@ -62,13 +63,11 @@ class EvaluationData:
             self.phase, [protocol for protocol in self.protocols if protocol.primary], self.train_data
         )
 
-    def protocol_of(self, metric: str) -> str:
-        """Name of the protocol behind a result key such as ``ndcg@10``."""
-        stem = metric.partition("@")[0]
-        for protocol in self.protocols:
-            if stem in [name.lower() for name in protocol.config["metrics"]]:
-                return protocol.name
-        raise KeyError(metric)
+    @property
+    def ranking_loader(self) -> Any:
+        """The full-sort loader, which RecBole's ``full_sort_scores`` and ``full_sort_topk`` take; None without one."""
+        loaders = [protocol.loader for protocol in self.protocols]
+        return next((loader for loader in loaders if isinstance(loader, FullSortEvalDataLoader)), None)
 
 
 def evaluation_data(config: Any, dataset: Any, loaders: tuple[Any, Any, Any], phase: str) -> EvaluationData:
@@ -84,31 +83,37 @@ def evaluation_data(config: Any, dataset: Any, loaders: tuple[Any, Any, Any], ph
         loaders: train, valid and test loaders of RecBole's ``data_preparation``.
         phase: ``valid`` or ``test``.
     """
-    loader = loaders[1] if phase == "valid" else loaders[2]
+    index = 1 if phase == "valid" else 2
+    loader = loaders[index]
+    if not len(loader._dataset):
+        return EvaluationData(phase, [], loaders[0])
     by_type: dict[Any, list[str]] = {}
     for metric in config.judged_metrics:
         by_type.setdefault(metric_types[metric.lower()], []).append(metric)
-    if len(by_type) == 1 and (config["label_mode"] is None or config["eval_type"] == EvaluatorType.VALUE):
+    if len(by_type) == 1 and config["label_mode"] is None:
         stock = Protocol(_describe(config, config, phase, False), config, loader, True)
         return EvaluationData(phase, [stock], loaders[0])
     protocols = []
     for kind, metrics in by_type.items():
         primary = kind == config["eval_type"]
-        mode = _mode(config, kind, phase)
-        eval_args = {**config["eval_args"], "mode": {"valid": mode, "test": mode}}
+        modes = config.evaluation_modes(kind)
+        eval_args = {**config["eval_args"], "mode": modes}
         view = config.view(metrics=metrics, eval_type=kind, eval_args=eval_args)
         for each in ("valid", "test"):
             view._set_eval_neg_sample_args(each)
         positives_only = False
         if kind == EvaluatorType.RANKING or not primary:
             splits = [each._dataset for each in loaders]
-            if kind == EvaluatorType.VALUE and mode == "labeled" and config["LABEL_FIELD"] not in splits[0].inter_feat:
+            if (
+                kind == EvaluatorType.VALUE
+                and modes[phase] == "labeled"
+                and config["LABEL_FIELD"] not in splits[0].inter_feat
+            ):
                 raise InputError(f"value metrics {metrics} need a label, but the dataset has none; set label_mode")
-            index = 1 if phase == "valid" else 2
             # RecBole's evaluation loaders sort the rows of the dataset that they are given.
             splits = [split.copy(Interaction(dict(split.inter_feat.interaction))) for split in splits]
             if kind == EvaluatorType.RANKING:
-                relevant = _relevant_rows(config, splits[index])
+                relevant = _relevant_rows(view, splits[index])
                 if relevant is not None:
                     splits[index] = splits[index].copy(splits[index].inter_feat[relevant])
                     positives_only = True
@@ -118,15 +123,6 @@ def evaluation_data(config: Any, dataset: Any, loaders: tuple[Any, Any, Any], ph
             loader_of_kind = loader
         protocols.append(Protocol(_describe(config, view, phase, positives_only), view, loader_of_kind, primary))
     return EvaluationData(phase, protocols, loaders[0])
-
-
-def _mode(config: Any, kind: EvaluatorType, phase: str) -> str:
-    mode = str(config["eval_args"]["mode"][phase])
-    if kind == EvaluatorType.VALUE and mode == "full":
-        return "labeled"
-    if kind == EvaluatorType.RANKING and mode in {"labeled", "uni1"}:
-        return "full"
-    return mode
 
 
 def _relevant_rows(config: Any, split: Any) -> torch.Tensor | None:

@@ -57,6 +57,7 @@ class ClientSettings:
         item_count: number of items, padding included; the range of negatives.
         labels: number of labels ``T``.
         seed: the run's seed; a client derives one per round from it.
+        clip_grad_norm: arguments of torch's ``clip_grad_norm_``, or None to clip nothing.
     """
 
     local_epochs: int
@@ -67,6 +68,7 @@ class ClientSettings:
     item_count: int
     labels: int
     seed: int
+    clip_grad_norm: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -138,11 +140,16 @@ class Client:
         module = self.network
         assert isinstance(module, nn.Module)
         module.train()
-        # Dropout draws from torch's global stream; it is given back as it was, so nobody else's draws depend on clients.
-        outside = torch.get_rng_state()
         seed = client_round_seed(self.settings.seed, self.number, round_index)
-        torch.manual_seed(seed)
-        generator = torch.Generator().manual_seed(seed)
+        device = self.samples.users.device
+        # Dropout draws from torch's global streams; they are given back, so that nobody else's draws depend on clients.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            return self._train(module, torch.Generator().manual_seed(seed), on_step)
+
+    def _train(
+        self, module: nn.Module, generator: torch.Generator, on_step: Callable[[int], None] | None
+    ) -> TrainingReport:
         collect = self.strategy.exchanges_knowledge and not self.settings.clean_pass
         total = torch.zeros((), dtype=torch.float64)
         seen = 0
@@ -162,6 +169,8 @@ class Client:
                     loss = loss + self.settings.reg_weight * self.network.touched_squared_norm(users, items)
                 self.optimizer.zero_grad()
                 loss.backward()
+                if self.settings.clip_grad_norm:
+                    nn.utils.clip_grad_norm_(module.parameters(), **self.settings.clip_grad_norm)
                 self.optimizer.step()
                 total += loss.detach() * len(batch)
                 if collect and last:
@@ -170,7 +179,6 @@ class Client:
                     on_step(len(batch))
         if self.strategy.exchanges_knowledge and self.settings.clean_pass:
             self._extract_knowledge(self._epoch_samples(generator) if self.settings.negatives else self.samples)
-        torch.set_rng_state(outside)
         return TrainingReport(float(total), seen)
 
     def send(self, round_index: int) -> bytes:

@@ -70,6 +70,16 @@ class Architecture:
     history_length: int
 
 
+def _module_name(field: str) -> str:
+    """Name of a field's embedding: a field may be called ``type`` or hold a dot, a module may not."""
+    return "field_" + field.replace(".", "_")
+
+
+def _column_name(field: str) -> str:
+    """Name of the buffer with a field's tokens."""
+    return "column_" + field.replace(".", "_")
+
+
 class AttentiveNetwork(nn.Module):
     """Field embeddings, target attention over the history, attention over the fields, backbone (AFD).
 
@@ -86,6 +96,11 @@ class AttentiveNetwork(nn.Module):
     history_items: Tensor
     history_labels: Tensor
 
+    @property
+    def user_rows(self) -> str:
+        """Name of the parameter whose rows belong to single users; no strategy may send it."""
+        return f"embeddings.{_module_name(self.user_id_field)}.weight"
+
     def __init__(
         self, architecture: Architecture, users: FeatureTable, items: FeatureTable, history: History | None
     ) -> None:
@@ -99,10 +114,10 @@ class AttentiveNetwork(nn.Module):
         for field in self.user_fields + self.item_fields:
             table = users if field in self.user_fields else items
             rows = table.rows if field == table.id_field else table.vocabulary[field]
-            self.embeddings[field] = nn.Embedding(rows, width)
+            self.embeddings[_module_name(field)] = nn.Embedding(rows, width)
         for table in (users, items):
             for field, column in table.columns.items():
-                self.register_buffer(f"column_{field}", column, persistent=False)
+                self.register_buffer(_column_name(field), column, persistent=False)
         fields = len(self.user_fields) + len(self.item_fields)
         self.history_attention: TargetAttention | None = None
         if history is not None and architecture.history_length > 0:
@@ -125,11 +140,11 @@ class AttentiveNetwork(nn.Module):
 
     def _embed(self, field: str, ids: Tensor) -> Tensor:
         """Embed one field of the rows ``ids`` (any shape) to ``[*ids.shape, d]``; several tokens are averaged."""
-        embedding = self.embeddings[field]
+        embedding = self.embeddings[_module_name(field)]
         if field in (self.user_id_field, self.item_id_field):
             vectors: Tensor = embedding(ids)
             return vectors
-        tokens: Tensor = getattr(self, f"column_{field}")[ids]
+        tokens: Tensor = getattr(self, _column_name(field))[ids]
         vectors = embedding(tokens)
         if tokens.dim() == ids.dim():
             return vectors
@@ -144,7 +159,9 @@ class AttentiveNetwork(nn.Module):
         """
         assert self.history_attention is not None
         past = self.history_items[users]
-        keys = self.embeddings[self.item_id_field](past) + self.label_embedding(self.history_labels[users])
+        keys = self.embeddings[_module_name(self.item_id_field)](past) + self.label_embedding(
+            self.history_labels[users]
+        )
         own = past.unsqueeze(1) == items.unsqueeze(2)
         mask = (past != 0).unsqueeze(1) & ~own
         mask[..., -1] &= own.any(-1)
@@ -185,8 +202,8 @@ class AttentiveNetwork(nn.Module):
             if field == self.item_id_field and self.history_attention is not None:
                 ids = torch.cat([items.flatten(), self.history_items[users].flatten()])
             elif field not in (self.user_id_field, self.item_id_field):
-                ids = getattr(self, f"column_{field}")[ids]
-            weight = self.embeddings[field].weight
+                ids = getattr(self, _column_name(field))[ids]
+            weight = self.embeddings[_module_name(field)].weight
             assert isinstance(weight, Tensor)
             tables.append((weight, ids))
         dense = [weight for name, weight in self.named_parameters() if not name.startswith("embeddings.")]

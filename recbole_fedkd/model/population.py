@@ -57,7 +57,6 @@ class AttnFedKD(LabelledRecommender):
 def _copy_shared(source: nn.Module, target: nn.Module) -> None:
     """Copy every weight whose shape does not depend on the users."""
     weights = dict(source.named_parameters())
-    user_rows = f"embeddings.{target.user_id_field}.weight"
     for name, weight in target.named_parameters():
-        if name != user_rows:
+        if name != target.user_rows:
             weight.copy_(weights[name])
