@@ -79,7 +79,7 @@ class TrainingReport:
     samples: int
 
 
-EVALUATION_BATCH = 8192
+EVALUATION_BATCH = 4096
 
 
 def client_round_seed(seed: int, client: int, round_index: int) -> int:
