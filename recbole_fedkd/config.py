@@ -205,16 +205,9 @@ def _keys_of_all_models() -> frozenset[str]:
 def recbole_models() -> dict[str, str]:
     """Names of RecBole's models, lower case to their own spelling, without importing any of them."""
     names = {path.stem.lower(): path.stem for path in (_RECBOLE_PROPERTIES / "model").glob("*.yaml")}
-    folder = _RECBOLE_PROPERTIES.parent / "model"
-    files = {module.name for _, module in _walk(folder)}
+    folders = [str(folder) for folder in (_RECBOLE_PROPERTIES.parent / "model").glob("*_recommender")]
+    files = {module.name for module in pkgutil.iter_modules(folders)}
     return {lowered: name for lowered, name in names.items() if lowered in files}
-
-
-def _walk(folder: Path) -> Iterable[tuple[str, pkgutil.ModuleInfo]]:
-    for part in folder.iterdir():
-        if part.is_dir() and part.name.endswith("recommender"):
-            for module in pkgutil.iter_modules([str(part)]):
-                yield part.name, module
 
 
 def find_model(name: str) -> type:
@@ -320,8 +313,7 @@ class FedKDConfig(Config):
             except OSError as error:
                 raise InputError(f"config file '{file}' cannot be read: {error.strerror}") from error
             except (yaml.YAMLError, UnicodeDecodeError) as error:
-                reason = " ".join(str(error).split())
-                raise InputError(f"config file '{file}' is not valid yaml: {reason}") from error
+                raise InputError(f"config file '{file}' is not valid yaml: {error}") from error
             if content is not None and not isinstance(content, dict):
                 raise InputError(
                     f"config file '{file}' holds a {type(content).__name__}; it must hold `key: value` lines"
