@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from recbole_fedkd import __version__
 from recbole_fedkd.errors import InputError, TrainingError
@@ -11,8 +13,14 @@ from recbole_fedkd.errors import InputError, TrainingError
 USAGE = """\
 usage: python run_recbole_fedkd.py --model=MODEL --dataset=DATASET [--config_files="A.yaml B.yaml"] [--key=value ...]
        python run_recbole_fedkd.py --resume=CHECKPOINT [--epochs=N]
+       python run_recbole_fedkd.py --experiment=EXPERIMENT.yaml [--out=FOLDER] [--workers=N] [--key=value ...]
 
-Trains a model on a dataset and judges it by RecBole's evaluator.
+Trains a model on a dataset and judges it by RecBole's evaluator. Installed, the same command is recbole-fedkd.
+
+  compare EXPERIMENT.yaml   run a grid of models, datasets and seeds and make a report of it; also --experiment=
+  report FOLDER             make that report again from the records alone
+  search                    search for hyper-parameters by validation
+  <one of these> --help     how it is used
 
   --model=MODEL          {models}, or any RecBole model
   --dataset=DATASET      ml-100k comes with RecBole; others lie in --data_path (default: dataset/) or are downloaded
@@ -30,6 +38,61 @@ Examples:
 Every key of this package (RecBole's own keys work too, see https://recbole.io/docs/user_guide/config_settings.html):
 """
 
+COMPARE_USAGE = """\
+usage: recbole-fedkd compare EXPERIMENT.yaml [--out=FOLDER] [--workers=N] [--key=value ...]
+       python run_recbole_fedkd.py --experiment=EXPERIMENT.yaml [--out=FOLDER] [--workers=N] [--key=value ...]
+
+Runs every cell of an experiment in a process of its own, keeps a record of each, and makes a report. Runs that are finished
+are never repeated: the same command goes on after an interruption, and tries again what failed.
+
+  --out=FOLDER     where records and report go (default: results/<name of the yaml file>)
+  --workers=N      runs at a time (default: the number of processors)
+  --key=value      a config key that wins in every cell, such as --data_path=... or --epochs=2
+
+The yaml file:
+
+  keys: {epochs: 16, client_num: 4}      # config keys of every cell
+  grid:                                  # config key -> list of values; the cells are the product
+    dataset: [ml-100k]
+    partition: [random, "dirichlet:0.3"]
+    label_mode: [threshold, rating]
+    seed: [2020, 2021, 2022]             # default: [2020]
+  rows:                                  # name in the table -> config keys of that row, which win over keys and grid
+    AFD+CNN: {preset: afd}
+    FD+CNN: {preset: fd}
+    WideDeep: {model: WideDeep, only: {label_mode: [threshold]}}   # only: the row exists for these values of the grid
+  reference: FD+CNN                      # the row that the others are tested against; may be left out
+
+Without rows, the values of model, preset and strategy name a row. Without model, it is AttnFedKD. A row that sets a key of the
+grid has that one value on the axis. config_files (in keys, in a row or on the command line) names config files. published,
+published_as and published_source hand numbers of a publication on to the report.
+"""
+
+REPORT_USAGE = """\
+usage: recbole-fedkd report FOLDER
+
+Makes the report of an experiment again, from the records in its folder alone.
+"""
+
+SEARCH_USAGE = """\
+usage: recbole-fedkd search --params_file=FILE --model=MODEL --dataset=DATASET [--config_files="A.yaml B.yaml"]
+                            [--trials=N] [--algorithm=tpe|random|exhaustive] [--out=FILE.json] [--key=value ...]
+
+Searches for hyper-parameters by the validation score of each trial's best epoch; the test result is that of the best trial.
+The same command goes on after an interruption; nothing is tried twice.
+
+  --params_file=FILE   one parameter a line, as RecBole's hyper.test
+  --trials=N           trials in all (default: 10; of an exhaustive search, every combination)
+  --algorithm=NAME     tpe (default), random, or exhaustive (choice and quniform only)
+  --out=FILE.json      the result (default: results/search-<model>-<dataset>.json), with FILE.json.journal beside it
+
+Lines of the parameter file:
+
+  backbone choice [cnn,mlp]
+  dropout_prob uniform 0,0.5
+  learning_rate loguniform -8,-4       # exponents of e
+  embedding_size quniform 8,64,8       # multiples of 8
+"""
 
 # RecBole's own script has these.
 _SHORT = {"-m": "--model", "-d": "--dataset"}
@@ -77,19 +140,15 @@ def help_text() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code is 0, 2 for bad input or 1 for failed training, each told in one line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = arguments[0] if arguments and arguments[0] in _COMMANDS else ""
     if any(argument in ("--help", "-h", "help") for argument in arguments):
-        print(help_text())
+        print(_COMMANDS[command][1] if command else help_text())
         return 0
     if "--version" in arguments:
         print(f"recbole_fedkd {__version__}")
         return 0
     try:
-        keys = parse_arguments(arguments)
-        files = keys.pop("config_files", "").split()
-        model, dataset = keys.pop("model", None), keys.pop("dataset", None)
-        from recbole_fedkd.quick_start import run_recbole_fedkd
-
-        run_recbole_fedkd(model, dataset, files, command_line=keys)
+        return _COMMANDS[command][0](arguments[1:]) if command else _run(parse_arguments(arguments))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -97,9 +156,90 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; if an epoch is finished, --resume=<run folder> goes on after it", file=sys.stderr)
+        told = (
+            "the same command goes on where it stopped"
+            if command or any(argument.startswith("--experiment") for argument in arguments)
+            else "if an epoch is finished, --resume=<run folder> goes on after it"
+        )
+        print(f"\nstopped; {told}", file=sys.stderr)
         return 130
+
+
+def _run(keys: dict[str, str]) -> int:
+    """One run, or with ``--experiment`` many."""
+    if "experiment" in keys:
+        return _compare(keys.pop("experiment"), keys)
+    files = keys.pop("config_files", "").split()
+    model, dataset = keys.pop("model", None), keys.pop("dataset", None)
+    from recbole_fedkd.quick_start import run_recbole_fedkd
+
+    run_recbole_fedkd(model, dataset, files, command_line=keys)
     return 0
+
+
+def _compare_command(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError("compare needs an experiment; write compare <experiment>.yaml [--key=value ...]")
+    return _compare(arguments[0], parse_arguments(arguments[1:]))
+
+
+def _compare(file: str, keys: dict[str, str]) -> int:
+    """Run an experiment and make its report; the exit code is 1 if a run failed."""
+    out = Path(keys.pop("out", f"results/{Path(file).stem}"))
+    workers = _count(keys, "workers") or os.cpu_count() or 1
+    from recbole_fedkd.experiment import read_experiment, run_experiment
+    from recbole_fedkd.report import write_report
+
+    outcome = run_experiment(read_experiment(file, keys), out, workers)
+    print(outcome)
+    print(f"report: {write_report(out)}")
+    return 1 if outcome.failed else 0
+
+
+def _report_command(arguments: Sequence[str]) -> int:
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise InputError("report needs the folder of one experiment; write report <folder>")
+    if not Path(arguments[0]).is_dir():
+        raise InputError(f"folder '{arguments[0]}' does not exist; report needs the folder of an experiment")
+    from recbole_fedkd.report import write_report
+
+    print(f"report: {write_report(Path(arguments[0]))}")
+    return 0
+
+
+def _search_command(arguments: Sequence[str]) -> int:
+    keys = parse_arguments(arguments)
+    for name in ("params_file", "model", "dataset"):
+        if name not in keys:
+            raise InputError(f"search needs --{name}=<{name}>; see search --help")
+    out = Path(keys.pop("out", f"results/search-{keys['model']}-{keys['dataset']}.json"))
+    trials = _count(keys, "trials")
+    file, files = keys.pop("params_file"), keys.pop("config_files", "").split()
+    algorithm = keys.pop("algorithm", "tpe")
+    from recbole_fedkd.search import Search, read_parameters, run_search, search_table
+
+    search = Search.prepare(read_parameters(file), keys, files, algorithm)
+    content = run_search(search, out, trials)
+    print(search_table(content))
+    print(f"result: {out}")
+    return 0
+
+
+def _count(keys: dict[str, str], name: str) -> int | None:
+    """Take a number >= 1 out of the keys; None if it is not there."""
+    text = keys.pop(name, None)
+    if text is None:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"{name} is '{text}'; it must be an integer >= 1")
+    return int(text)
+
+
+_COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "compare": (_compare_command, COMPARE_USAGE),
+    "report": (_report_command, REPORT_USAGE),
+    "search": (_search_command, SEARCH_USAGE),
+}
 
 
 def console() -> None:

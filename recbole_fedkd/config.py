@@ -23,8 +23,11 @@ import numpy as np
 import recbole
 import yaml
 from recbole.config import Config
+from recbole.data.dataloader import TrainDataLoader
+from recbole.data.utils import get_dataloader
 from recbole.evaluator import metric_types, metrics_dict, smaller_metrics
-from recbole.utils import EvaluatorType, get_model
+from recbole.trainer import Trainer
+from recbole.utils import EvaluatorType, InputType, ModelType, get_model, get_trainer
 
 from recbole_fedkd import compat
 from recbole_fedkd.distillation.knowledge import AGGREGATIONS
@@ -35,6 +38,7 @@ from recbole_fedkd.federated.strategy import STRATEGIES
 from recbole_fedkd.model import MODELS, AttnFedKD
 from recbole_fedkd.model.backbone import BACKBONES
 from recbole_fedkd.optim.adam_to_sgd import SWITCH_TESTS
+from recbole_fedkd.optim.server import SERVER_OPTIMIZERS
 
 _PACKAGE = Path(__file__).resolve().parent
 PROPERTIES = _PACKAGE / "properties" if (_PACKAGE / "properties").is_dir() else _PACKAGE.parent / "properties"
@@ -67,9 +71,12 @@ _RULES_OF_RECBOLE_KEYS = {
 }
 # Keys that only a federation reads, unless a RecBole model has one of the same name.
 _FEDERATION_KEYS = {
-    "engine", "partition", "client_num", "local_epochs", "gamma", "alpha", "temperature", "knowledge", "aggregation",
-    "knowledge_pass",
+    "engine", "partition", "client_num", "clients_per_round", "local_epochs", "reset_optimizer", "gamma", "alpha",
+    "temperature", "knowledge", "aggregation", "knowledge_pass", "proximal_weight", "server_optimizer", "server_learning_rate",
+    "server_momentum", "server_beta2", "server_tau",
 }  # fmt: skip
+# Keys of the federation that some RecBole models use for something else; a strategy that reads them cannot run over those.
+_DISTILLATION_KEYS = {"gamma", "alpha", "temperature", "knowledge", "aggregation"}
 # Keys of RecBole that its own trainer and loader read, and the clients of a federation do not.
 _CENTRAL_KEYS = {"enable_amp", "enable_scaler", "shuffle", "worker"}
 # Keys that RecBole reads but defines in none of its files.
@@ -84,6 +91,7 @@ _REGISTRIES: dict[str, Callable[[], Iterable[str]]] = {
     "engines": lambda: ENGINES,
     "backbones": lambda: BACKBONES,
     "aggregations": lambda: AGGREGATIONS,
+    "server optimizers": lambda: SERVER_OPTIMIZERS,
     "switch tests": lambda: SWITCH_TESTS,
     "presets": lambda: sorted(file.stem for file in (PROPERTIES / "preset").glob("*.yaml")),
 }
@@ -252,12 +260,18 @@ class FedKDConfig(Config):
         judged_metrics: every metric asked for; ``config["metrics"]`` holds those of the type that ``valid_metric`` has,
             which is what RecBole's own classes can digest.
         unread_keys: keys of the user that other models know and this one does not read.
+        attentive: whether the model is one of this package.
+        federated: whether users live on clients.
+        reads_history: whether the model gets the user's training history as columns of every row.
     """
 
     external_config_dict: dict[str, Any]
     internal_config_dict: dict[str, Any]
     judged_metrics: list[str]
     unread_keys: list[str]
+    attentive: bool
+    federated: bool
+    reads_history: bool
     _asked_modes: Any
     _model_keys: set[str]
 
@@ -325,7 +339,7 @@ class FedKDConfig(Config):
         return self._convert_config_dict(self._command_line)
 
     def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple[str, type, str]:
-        chosen = model or self.external_config_dict.get("model")
+        chosen = model or self.external_config_dict.get("model") or self._preset_values().get("model")
         name = dataset or self.external_config_dict.get("dataset")
         if not chosen:
             raise InputError("no model is named; give --model=<name>, such as AttnFedKD")
@@ -334,6 +348,16 @@ class FedKDConfig(Config):
         if isinstance(chosen, str):
             return chosen, find_model(chosen), name
         return chosen.__name__, chosen, name
+
+    def _preset_values(self) -> dict[str, Any]:
+        """The keys of the preset that the user names; its model and label mode decide what else is read."""
+        preset = self.external_config_dict.get("preset")
+        if preset is None:
+            return {}
+        read_keys(PROPERTIES / "overall.yaml")["preset"].check(preset)
+        text = (PROPERTIES / "preset" / f"{preset}.yaml").read_text(encoding="utf-8")
+        values: dict[str, Any] = yaml.load(text, Loader=self.yaml_loader)
+        return values
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
@@ -351,20 +375,47 @@ class FedKDConfig(Config):
             self._update_internal_config_dict(file)
         self._known = self._known_keys(model, model_class, dataset, files)
         self._check_keys(self.external_config_dict)
-        mode, preset = self._chosen("label_mode"), self._chosen("preset")
+        named = self._preset_values()
+        if "label_mode" in named:
+            self.internal_config_dict["label_mode"] = named["label_mode"]
+        mode = self._chosen("label_mode")
+        self.reads_history = False
         if mode is not None:
             self._update_internal_config_dict(PROPERTIES / "label_mode" / f"{mode}.yaml")
-            own_dataset = PROPERTIES / "dataset" / f"{dataset}.yaml"
-            if own_dataset.is_file():
-                self._update_internal_config_dict(own_dataset)
-            elif not (_RECBOLE_PROPERTIES / "dataset" / f"{dataset}.yaml").is_file():
-                # The four usual columns, as far as the dataset has them.
-                names = ("USER_ID_FIELD", "ITEM_ID_FIELD", "RATING_FIELD", "TIME_FIELD")
-                self.internal_config_dict["load_col"] = {"inter": [self._chosen(name) for name in names]}
+            self._set_columns(dataset)
             self._set_label_field(mode, model_class)
+            self._set_rows(mode, model_class)
+        preset = self._chosen("preset")
         if preset is not None:
             self._update_internal_config_dict(PROPERTIES / "preset" / f"{preset}.yaml")
         self._set_strategy(model, model_class, self._chosen("strategy"))
+
+    def _set_columns(self, dataset: str) -> None:
+        """The columns that are loaded where labels are made: known for some datasets, the four usual ones for others."""
+        own_dataset = PROPERTIES / "dataset" / f"{dataset}.yaml"
+        if own_dataset.is_file():
+            self._update_internal_config_dict(own_dataset)
+        elif not (_RECBOLE_PROPERTIES / "dataset" / f"{dataset}.yaml").is_file():
+            names = ("USER_ID_FIELD", "ITEM_ID_FIELD", "RATING_FIELD", "TIME_FIELD")
+            self.internal_config_dict["load_col"] = {"inter": [self._chosen(name) for name in names]}
+
+    def _set_rows(self, mode: str, model_class: type) -> None:
+        """RecBole's models on the labelled rows that every model gets; its sequential models would make rows of their own."""
+        if self.attentive:
+            return
+        pointwise = getattr(model_class, "input_type", None) == InputType.POINTWISE
+        if model_class.type == ModelType.SEQUENTIAL:  # type: ignore[attr-defined]
+            if not pointwise:
+                raise InputError(
+                    f"label_mode={mode} needs a model that learns from labels, which {model_class.__name__} is not; "
+                    "leave label_mode unset for RecBole's own training of it"
+                )
+            self.reads_history = True
+            self.internal_config_dict["MODEL_TYPE"] = ModelType.CONTEXT
+            self.internal_config_dict["repeatable"] = False
+        elif not pointwise:
+            # A pairwise model learns from every training row against sampled negatives, and its score is no probability.
+            self._update_internal_config_dict(PROPERTIES / "label_mode" / "pairwise.yaml")
 
     def _chosen(self, key: str) -> Any:
         """Value of a key that decides which files are read, checked already here."""
@@ -393,19 +444,34 @@ class FedKDConfig(Config):
             self.internal_config_dict["threshold"] = threshold
 
     def _set_strategy(self, model: str, model_class: type, strategy: str | None) -> None:
-        federated = issubclass(model_class, AttnFedKD)
-        unread = _CENTRAL_KEYS if federated else _FEDERATION_KEYS - self._model_keys
+        population = issubclass(model_class, AttnFedKD)
+        if strategy is None and population:
+            raise InputError(f"strategy is not set; it must be one of {', '.join(STRATEGIES)}")
+        if population and strategy == "central":
+            raise InputError("strategy 'central' trains one network on all data: use --model=AttnStudent for that")
+        if strategy is None:
+            strategy = self.internal_config_dict["strategy"] = "central"
+        self.federated = strategy != "central"
+        unread = _CENTRAL_KEYS if self.federated else _FEDERATION_KEYS - self._model_keys
         if not self._checkpoint_values:
             self.unread_keys += [key for key in self.external_config_dict if key in unread]
-        if strategy is None and federated:
-            raise InputError(f"strategy is not set; it must be one of {', '.join(STRATEGIES)}")
-        if strategy is None:
-            self.internal_config_dict["strategy"] = "central"
-        elif federated and strategy == "central":
-            raise InputError("strategy 'central' trains one network on all data: use --model=AttnStudent for that")
-        elif not federated and strategy != "central":
+        if not self.federated or population:
+            return
+        if self.attentive:
             raise InputError(
-                f"strategy '{strategy}' needs --model=AttnFedKD; model '{model}' trains with strategy 'central'"
+                f"strategy '{strategy}' of {model} over clients: use --model=AttnFedKD, the population of it"
+            )
+        kind = self.internal_config_dict["MODEL_TYPE"]
+        loader = get_dataloader({"model": model, "MODEL_TYPE": kind}, "train")
+        if get_trainer(kind, model) is not Trainer or loader is not TrainDataLoader:
+            raise InputError(
+                f"model '{model}' is trained in a way of its own in RecBole (a special trainer or loader), so strategy "
+                f"'{strategy}' cannot run over it; it runs over POINTWISE and PAIRWISE models"
+            )
+        other_meaning = sorted(_DISTILLATION_KEYS & self._model_keys)
+        if STRATEGIES[strategy].exchanges_knowledge and other_meaning:
+            raise InputError(
+                f"strategy '{strategy}' and model '{model}' both read {', '.join(other_meaning)} and mean different things"
             )
 
     def _known_keys(self, model: str, model_class: type, dataset: str, files: list[Path]) -> dict[str, Key]:

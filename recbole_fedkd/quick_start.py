@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import importlib.metadata
 import logging
-import math
 import os
+import platform
 import shutil
 import urllib.error
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from logging import getLogger
 from pathlib import Path
@@ -21,12 +21,15 @@ from recbole.data import data_preparation
 from recbole.utils import ModelType, get_environment, init_logger, init_seed, set_color
 from texttable import Texttable
 
+from recbole_fedkd import __version__
 from recbole_fedkd.compat import single_process_barrier
 from recbole_fedkd.config import FedKDConfig
-from recbole_fedkd.data.dataset import FedKDDataset
+from recbole_fedkd.data.dataset import FedKDDataset, label_values, of_users, population
 from recbole_fedkd.data.partition import partition_users
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.evaluation import EvaluationData, evaluation_data
+from recbole_fedkd.files import write_json
+from recbole_fedkd.model import RecBolePopulation, with_attention
 from recbole_fedkd.trainer import (
     CheckpointTrainer,
     FedKDTrainer,
@@ -34,7 +37,6 @@ from recbole_fedkd.trainer import (
     new_run_name,
     read_checkpoint,
     trainer_class,
-    written_whole,
 )
 
 # Keys that RecBole computes from others; a resumed run computes them again.
@@ -53,6 +55,7 @@ def run_recbole_fedkd(
     queue: Any = None,
     *,
     command_line: Mapping[str, Any] | None = None,
+    on_round: Callable[[int, int, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Train a model on a dataset and judge it; the first six arguments are those of RecBole's ``run_recbole``.
 
@@ -64,18 +67,25 @@ def run_recbole_fedkd(
         saved: whether to write checkpoints; without them the last epoch is judged, not the best.
         queue: a queue that the result is also put into.
         command_line: keys that win over ``config_dict``, texts or values; ``sys.argv`` is never read here.
+        on_round: called after every epoch (one round of a federation) with its number from 0, the number of epochs and
+            its record: seconds, loss, bytes and validation metrics.
 
     Returns:
         RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result``, and
         ``communication`` (bytes), ``timing`` (seconds), ``partition``, ``protocols`` (result key to how it was judged),
+        ``rounds`` (one record each), ``best_round``, ``user_metrics`` (if the key of that name is True), ``environment``,
         ``config`` and ``run_folder``.
 
     Raises:
         InputError: bad input of any kind, in one sentence.
     """
-    given = {**(config_dict or {}), **(command_line or {})}
+    given = FedKDConfig.read_given(config_file_list, config_dict, command_line)
+    checkpoint = None
     if given.get("resume"):
-        config = _resumed_config(str(given["resume"]), model, dataset, config_file_list, config_dict, command_line)
+        source = str(given["resume"])
+        checkpoint = read_checkpoint(source)
+        saved_config = checkpoint["config"]
+        config = _resumed_config(source, saved_config, model, dataset, config_file_list, config_dict, command_line)
     else:
         config = FedKDConfig(model, dataset, config_file_list, config_dict, command_line)
     result_file = _checked_result_file(config["result_file"])
@@ -88,10 +98,10 @@ def run_recbole_fedkd(
 
     trainer, loaders, evaluations = _prepare(config)
     logger.info(trainer.model)
-    if config["resume"]:
-        trainer.resume_checkpoint(config["resume"])
+    trainer.on_round = on_round
+    if checkpoint is not None:
+        trainer.resume_checkpoint(config["resume"], checkpoint)
     if isinstance(trainer, FedKDTrainer):
-        trainer.engine = trainer.prepare(loaders[0])
         logger.info(_plan(config, trainer))
         if saved:
             _save_partition(trainer, loaders[0]._dataset)
@@ -109,7 +119,11 @@ def run_recbole_fedkd(
         "test_result": _floats(test_result),
         "communication": _communication(trainer),
         "timing": _timing(trainer),
-        "partition": _partition_summary(config, trainer),
+        "rounds": _rounds(trainer),
+        "best_round": trainer.best_epoch,
+        "partition": _partition_summary(config, trainer, loaders[0]._dataset),
+        "user_metrics": trainer.user_metrics,
+        "environment": environment(),
         "protocols": protocols,
         "config": config.plain_values(),
         "run_folder": str(trainer.run_folder) if saved else None,
@@ -154,7 +168,9 @@ def load_data_and_model(
         Config, model, dataset, training loader, and validation and test data for the trainer's ``evaluate``; RecBole's
         ``full_sort_topk`` takes ``test_data.ranking_loader``.
     """
-    config = _resumed_config(str(model_file), None, None, None, config_dict, None)
+    config = _resumed_config(
+        str(model_file), read_checkpoint(model_file)["config"], None, None, None, config_dict, None
+    )
     trainer, loaders, evaluations = _prepare(config)
     trainer.load_model(model_file)
     return config, trainer.model, loaders[0]._dataset, loaders[0], *evaluations
@@ -178,16 +194,31 @@ def _prepare(
         raise InputError(f"dataset '{config['dataset']}' cannot be split or sampled as configured: {error}") from error
     train_dataset = loaders[0]._dataset
     _check_labels(config, train_dataset)
-    if config["strategy"] != "central":
-        clients = partition_users(config["partition"], train_dataset.population(), config["seed"])
-        train_dataset.client_of_user = np.concatenate([[-1], clients])
+    client_of_user = None
+    if config.federated:
+        clients = partition_users(config["partition"], population(train_dataset), config["seed"])
+        client_of_user = torch.from_numpy(np.concatenate([[-1], clients]))
     evaluations = (
         evaluation_data(config, dataset, loaders, "valid"),
         evaluation_data(config, dataset, loaders, "test"),
     )
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    model = config.model_class(config, train_dataset).to(config["device"])
-    return build_trainer(config, model), loaders, evaluations
+    model_class = config.model_class
+    if config["attention"] and not config.attentive:
+        model_class = with_attention(model_class)
+    if client_of_user is None:
+        model = model_class(config, train_dataset).to(config["device"])
+        return build_trainer(config, model), loaders, evaluations
+    parts: list[Any] = []
+    if config.attentive:
+        model = model_class(config, train_dataset, client_of_user)
+    else:
+        parts = [of_users(train_dataset, client_of_user == client) for client in range(int(client_of_user.max()) + 1)]
+        model = RecBolePopulation(config, parts, client_of_user, model_class)
+    trainer = build_trainer(config, model.to(config["device"]))
+    assert isinstance(trainer, FedKDTrainer)
+    trainer.engine = trainer.prepare(loaders[0], parts)
+    return trainer, loaders, evaluations
 
 
 def _check_labels(config: FedKDConfig, train_dataset: Any) -> None:
@@ -217,7 +248,7 @@ def create_dataset(config: FedKDConfig) -> Any:
     existed = folder.exists()
     try:
         with single_process_barrier():
-            return FedKDDataset(config) if config.attentive else create_recbole_dataset(config)
+            return FedKDDataset(config) if config["label_mode"] is not None else create_recbole_dataset(config)
     except InputError:
         raise
     except (urllib.error.URLError, OSError, RuntimeError) as error:
@@ -241,18 +272,18 @@ def create_dataset(config: FedKDConfig) -> Any:
 
 def _resumed_config(
     checkpoint: str,
+    saved: Mapping[str, Any],
     model: str | type | None,
     dataset: str | None,
     config_file_list: list[str] | None,
     config_dict: Mapping[str, Any] | None,
     command_line: Mapping[str, Any] | None,
 ) -> FedKDConfig:
-    """The config of a checkpoint, with the keys that a resumed run may change taken from the user.
+    """The config ``saved`` in a checkpoint, with the keys that a resumed run may change taken from the user.
 
     Raises:
         InputError: the user's own keys contradict the checkpoint's.
     """
-    saved = read_checkpoint(checkpoint)["config"]
     given = FedKDConfig.read_given(config_file_list, config_dict, command_line)
     for key, asked_for in (("model", model), ("dataset", dataset)):
         wanted = asked_for or given.pop(key, None)
@@ -326,9 +357,10 @@ def _save_partition(trainer: FedKDTrainer, dataset: Any) -> None:
 def _plan(config: FedKDConfig, trainer: FedKDTrainer) -> str:
     """One line on what is about to run."""
     assert trainer.engine is not None
-    sizes = [len(client.samples) for client in trainer.engine.clients]
+    sizes = [len(client.task) for client in trainer.engine.clients if len(client.task)]
+    share = "" if config["clients_per_round"] is None else f", {config['clients_per_round']} of them in a round"
     return (
-        f"strategy {config['strategy']} on engine {config['engine']}: {len(sizes)} clients (partition "
+        f"strategy {config['strategy']} on engine {config['engine']}: {len(sizes)} clients{share} (partition "
         f"{config['partition']}) with {min(sizes)} to {max(sizes)} samples, up to {config['epochs']} rounds of "
         f"{config['local_epochs']} local epoch(s)"
     )
@@ -363,25 +395,49 @@ def _timing(trainer: CheckpointTrainer) -> dict[str, Any]:
     }
 
 
-def _partition_summary(config: FedKDConfig, trainer: CheckpointTrainer) -> dict[str, Any] | None:
+def _rounds(trainer: CheckpointTrainer) -> list[dict[str, Any]]:
+    """What every round cost, and its validation metrics."""
+    return [
+        {
+            "round": number,
+            "seconds": record.seconds,
+            "loss": record.loss,
+            "bytes_down": record.bytes_down,
+            "bytes_up": record.bytes_up,
+            "valid": record.valid,
+        }
+        for number, record in enumerate(trainer.records)
+    ]
+
+
+def environment() -> dict[str, str]:
+    """Versions of what a number depends on."""
+    packages = ("recbole-fedkd", "recbole", "torch", "numpy", "pandas", "scipy")
+    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    for package in packages:
+        found[package] = __version__ if package == "recbole-fedkd" else importlib.metadata.version(package)
+    return found
+
+
+def _partition_summary(config: FedKDConfig, trainer: CheckpointTrainer, dataset: Any) -> dict[str, Any] | None:
     """Users, samples and labels of every client; None without a federation."""
     if not isinstance(trainer, FedKDTrainer):
         return None
-    assert trainer.engine is not None
-    clients: list[dict[str, Any]] = []
-    owners = trainer.model.client_of_user[1:].cpu()
-    users = torch.bincount(owners, minlength=len(trainer.model.networks)).tolist()
-    trained = {client.number: client.samples for client in trainer.engine.clients}
-    labels = len(trainer.model.label_values)
-    for number, count in enumerate(users):
-        samples = trained.get(number)
-        histogram = torch.bincount(samples.labels, minlength=labels).tolist() if samples is not None else [0] * labels
-        clients.append({"users": count, "samples": sum(histogram), "labels": histogram})
+    owners = trainer.model.client_of_user[1:].cpu().numpy()
+    histograms = population(dataset).label_histograms
+    count = len(trainer.model.networks)
+    labels = np.zeros((count, histograms.shape[1]), dtype=np.int64)
+    np.add.at(labels, owners, histograms)
+    users = np.bincount(owners, minlength=count).tolist()
+    clients = [
+        {"users": number, "samples": sum(histogram), "labels": histogram}
+        for number, histogram in zip(users, labels.tolist(), strict=True)
+    ]
     return {
         "scheme": config["partition"],
-        "client_num": len(users),
+        "client_num": count,
         "idle_clients": trainer.idle_clients,
-        "label_values": trainer.model.label_values.tolist(),
+        "label_values": label_values(dataset),
         "clients": clients,
     }
 
@@ -409,19 +465,4 @@ def _checked_result_file(path: str | None) -> Path | None:
     return file
 
 
-def _json_ready(value: Any) -> Any:
-    """JSON has no word for nan and infinity: null."""
-    if isinstance(value, Mapping):
-        return {str(key): _json_ready(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_ready(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_json(content: Mapping[str, Any], file: Path) -> None:
-    """Write a JSON file whole or not at all."""
-    with written_whole(file) as temporary:
-        temporary.write_text(json.dumps(_json_ready(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-__all__ = ["build_trainer", "create_dataset", "load_data_and_model", "run_recbole_fedkd", "write_json"]
+__all__ = ["build_trainer", "create_dataset", "load_data_and_model", "run_recbole_fedkd"]

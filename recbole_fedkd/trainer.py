@@ -11,9 +11,9 @@ import random
 import shutil
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
+from recbole.data.utils import get_dataloader
+from recbole.sampler import RepeatableSampler, Sampler
 from recbole.trainer import Trainer
 from recbole.utils import EvaluatorType, get_local_time, get_trainer, set_color
 from torch import Tensor, nn
@@ -30,11 +32,22 @@ from tqdm import tqdm
 
 from recbole_fedkd.engine import ENGINES, LocalEngine
 from recbole_fedkd.errors import InputError, TrainingError
-from recbole_fedkd.evaluation import DISTRIBUTION, EvaluationData, LabelCollector, PlainEvaluator, Protocol
-from recbole_fedkd.federated.client import Client, ClientSettings, Samples
+from recbole_fedkd.evaluation import (
+    DISTRIBUTION,
+    EvaluationData,
+    LabelCollector,
+    PlainEvaluator,
+    Protocol,
+    merged,
+    user_values,
+)
+from recbole_fedkd.federated.client import Client, ClientSettings
 from recbole_fedkd.federated.server import Server
-from recbole_fedkd.federated.strategy import STRATEGIES, StrategySettings
-from recbole_fedkd.model import AttnFedKD
+from recbole_fedkd.federated.strategy import STRATEGIES, Strategy, StrategySettings
+from recbole_fedkd.federated.task import AttentiveTask, RecBoleTask, Samples, Task
+from recbole_fedkd.files import written_whole
+from recbole_fedkd.model import AttnFedKD, RecBolePopulation
+from recbole_fedkd.model.shared import SharedState
 from recbole_fedkd.optim import AdamToSGD
 
 CHECKPOINT_VERSION = 1
@@ -58,6 +71,7 @@ class EpochRecord:
         bytes_down: bytes from the server to all clients.
         bytes_up: bytes from all clients to the server.
         clients: client number to ``[bytes down, bytes up]``.
+        valid: metrics of the validation after it; None where there was none.
     """
 
     seconds: float
@@ -65,6 +79,7 @@ class EpochRecord:
     bytes_down: int = 0
     bytes_up: int = 0
     clients: dict[int, list[int]] = field(default_factory=dict)
+    valid: dict[str, float] | None = None
 
 
 def new_run_name(config: Any) -> str:
@@ -93,17 +108,6 @@ def build_optimizer(config: Any, module: nn.Module, name: str) -> Optimizer:
     if learner not in simple:
         raise InputError(f"learner is '{config['learner']}'; it must be one of adam_to_sgd, {', '.join(simple)}")
     return simple[learner](params, lr=rate, weight_decay=decay)
-
-
-@contextmanager
-def written_whole(file: Path) -> Iterator[Path]:
-    """Temporary path beside ``file`` that takes its place once it is written, and vanishes if that fails."""
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        yield temporary
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_checkpoint(state: dict[str, Any], file: Path) -> None:
@@ -169,6 +173,8 @@ class CheckpointTrainer(Trainer):
         self._resumed_from: tuple[Path, Path] | None = None
         self.best_epoch: int | None = None
         self.protocols: dict[str, str] = {}
+        self.user_metrics: dict[str, list[float]] | None = None
+        self.on_round: Callable[[int, int, dict[str, Any]], None] | None = None
         # RecBole takes min(eval_step, epochs): a run stopped early would evaluate where the whole run does not.
         self.eval_step = config["eval_step"]
         self.eval_collector = self._collector(config)
@@ -219,7 +225,7 @@ class CheckpointTrainer(Trainer):
             return self.best_valid_score, self.best_valid_result
 
         def after_evaluation(epoch: int, score: float) -> None:
-            self._save_last(epoch)
+            self._after_epoch(epoch)
             if callback_fn is not None:
                 callback_fn(epoch, score)
 
@@ -241,8 +247,14 @@ class CheckpointTrainer(Trainer):
         evaluated = self._has_valid_data and self.eval_step > 0 and (epoch_idx + 1) % self.eval_step == 0
         if not evaluated:
             self.train_loss_dict[epoch_idx] = total
-            self._save_last(epoch_idx)
+            self._after_epoch(epoch_idx)
         return loss
+
+    def _after_epoch(self, epoch: int) -> None:
+        if self._saving:
+            write_checkpoint(self._state(epoch, self.best_valid_result), self.run_folder / LAST)
+        if self.on_round is not None:
+            self.on_round(epoch, self.epochs, asdict(self.records[-1]))
 
     def _train_once(self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool) -> Any:
         return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
@@ -255,6 +267,8 @@ class CheckpointTrainer(Trainer):
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, dict[str, float]]:
         score, result = super()._valid_epoch(valid_data, show_progress)
         self._latest_valid_result = dict(result)
+        if self.records:
+            self.records[-1].valid = {name: float(value) for name, value in result.items()}
         return float(score), result
 
     @torch.no_grad()
@@ -277,12 +291,21 @@ class CheckpointTrainer(Trainer):
             )
             return plain
         result: OrderedDict[str, float] = OrderedDict()
+        of_users = []
         for protocol in eval_data:
             with self._judged_by(protocol, eval_data.train_data):
                 part = super().evaluate(protocol.loader, load_best_model=False, show_progress=show_progress) or {}
                 self.protocols.update(dict.fromkeys(part, protocol.name))
                 result.update(part)
+                if self.config["user_metrics"]:
+                    of_users.append(self._user_values(protocol))
+        self.user_metrics = merged(of_users) if of_users else None
         return result
+
+    def _user_values(self, protocol: Protocol) -> Any:
+        evaluator, ranked = self.evaluator, protocol.config["eval_type"] == EvaluatorType.RANKING
+        users = np.asarray(protocol.loader.uid_list, dtype=np.int64) if ranked else None
+        return user_values(evaluator.metric_class, evaluator.judged, protocol.config["topk"], users)
 
     def load_model(self, file: str | Path) -> None:
         """Load the parameters of a checkpoint into the model."""
@@ -354,17 +377,18 @@ class CheckpointTrainer(Trainer):
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {self.saved_model_file}")
 
-    def _save_last(self, epoch: int) -> None:
-        if self._saving:
-            write_checkpoint(self._state(epoch, self.best_valid_result), self.run_folder / LAST)
-
-    def resume_checkpoint(self, resume_file: str | Path) -> None:
+    def resume_checkpoint(self, resume_file: str | Path, state: dict[str, Any] | None = None) -> None:
         """Go on after the epoch of a checkpoint, in this run's own folder; the other run's files stay as they are.
+
+        Args:
+            resume_file: a checkpoint file or run folder.
+            state: what is in it, where that has been read already.
 
         Raises:
             InputError: the checkpoint cannot be read, or is that of another config.
         """
-        state = read_checkpoint(resume_file)
+        if state is None:
+            state = read_checkpoint(resume_file)
         check_same_config(state["config"], self.config.plain_values(), resume_file)
         self.model.load_state_dict(state["state_dict"])
         self.model.load_other_parameter(state["other_parameter"])
@@ -417,7 +441,7 @@ class CheckpointTrainer(Trainer):
         return [loader.generator for loader in loaders if isinstance(loader, torch.utils.data.DataLoader)]
 
 
-def check_same_config(saved: dict[str, Any], current: dict[str, Any], source: str | Path) -> None:
+def check_same_config(saved: Mapping[str, Any], current: Mapping[str, Any], source: str | Path) -> None:
     """Raise :class:`InputError` for the first key, outside ``RESUMABLE_KEYS``, that differs from the checkpoint's."""
     for key in sorted(saved.keys() | current.keys()):
         if key not in RESUMABLE_KEYS and saved.get(key) != current.get(key):
@@ -428,7 +452,7 @@ def check_same_config(saved: dict[str, Any], current: dict[str, Any], source: st
 
 
 class FedKDTrainer(CheckpointTrainer):
-    """Trains ``AttnFedKD``: one epoch is one communication round.
+    """Trains a population: one epoch is one communication round.
 
     Args:
         config: the run's ``FedKDConfig``.
@@ -437,10 +461,12 @@ class FedKDTrainer(CheckpointTrainer):
     Attributes:
         engine: runs the rounds; built by :meth:`prepare`.
         idle_clients: clients without a training sample. They take part in no round; their users are served by the
-            initial network.
+            initial network, or by the server's where the strategy shares one.
     """
 
-    def __init__(self, config: Any, model: AttnFedKD) -> None:
+    model: AttnFedKD | RecBolePopulation
+
+    def __init__(self, config: Any, model: AttnFedKD | RecBolePopulation) -> None:
         super().__init__(config, model)
         self.engine: LocalEngine | None = None
         self.idle_clients: list[int] = []
@@ -451,34 +477,62 @@ class FedKDTrainer(CheckpointTrainer):
         """None: every client has an optimiser of its own."""
         return None
 
-    def prepare(self, train_data: Any) -> LocalEngine:
-        """Give every client its users' samples, its network and its optimiser; the engine that runs them."""
-        config, model, dataset = self.config, self.model, train_data._dataset
-        labels = len(model.label_values)
-        sampling = config["train_neg_sample_args"]
-        negatives = int(sampling["sample_num"]) if config["label_mode"] == "implicit" else 0
+    def prepare(self, train_data: Any, client_datasets: Sequence[Any]) -> LocalEngine:
+        """Give every client its users' samples, its network and its optimiser; the engine that runs them.
+
+        Args:
+            train_data: the training loader.
+            client_datasets: each client's part of the training split, for RecBole's models; the attentive ones need none.
+
+        Raises:
+            InputError: a strategy that distils, over a model without a click probability to distil.
+        """
+        config, model = self.config, self.model
+        clients = len(model.networks)
+        # A lone client draws from the run's streams: a federation of one is RecBole's own training.
         settings = ClientSettings(
             local_epochs=config["local_epochs"],
-            batch_size=config["train_batch_size"],
-            reg_weight=config["reg_weight"],
             clean_pass=config["knowledge_pass"] == "clean",
-            negatives=negatives,
-            item_count=model.item_count,
-            labels=labels,
-            seed=config["seed"],
+            reset_optimizer=config["reset_optimizer"],
+            seed=config["seed"] if clients > 1 else None,
             clip_grad_norm=config["clip_grad_norm"],
         )
-        strategy = STRATEGIES[config["strategy"]](
-            StrategySettings(
-                clients=len(model.networks),
-                labels=labels,
-                gamma=config["gamma"],
-                alpha=config["alpha"],
-                temperature=config["temperature"],
-                aggregation=config["aggregation"],
+        shared = [SharedState(network, model.private_rows(number)) for number, network in enumerate(model.networks)]
+        if isinstance(model, AttnFedKD):
+            tasks: list[Task] = list(self._attentive_tasks(train_data._dataset, model, shared))
+        else:
+            tasks = [self._recbole_task(*each) for each in zip(model.networks, shared, client_datasets, strict=True)]
+        strategy = self._strategy(clients, tasks[0])
+        self.idle_clients = [number for number, task in enumerate(tasks) if not len(task)]
+        if self.idle_clients:
+            names = ", ".join(map(str, self.idle_clients))
+            served = "the server's" if strategy.shares_parameters else "the initial"
+            self.logger.warning(
+                f"client(s) {names} hold no training sample: they take part in no round, "
+                f"their users are served by {served} network"
             )
-        )
-        self.idle_clients = []
+        server = Server(strategy, config["seed"], config["clients_per_round"])
+        server.state = strategy.initial_state(shared[0])
+        built = []
+        for number, task in enumerate(tasks):
+            build = partial(build_optimizer, config, name=f"client {number}")
+            built.append(Client(number, task, build, strategy, settings, self.device))
+        return ENGINES[config["engine"]](server, built)
+
+    def _strategy(self, clients: int, task: Task) -> Strategy:
+        config = self.config
+        kind = STRATEGIES[config["strategy"]]
+        if kind.exchanges_knowledge and isinstance(task, RecBoleTask) and not task.is_click_model:
+            raise InputError(
+                f"strategy '{config['strategy']}' distils the click probability of a model with a binary cross-entropy, "
+                f"which model '{config['model']}' does not minimise; use fedavg or local"
+            )
+        keys = [each.name for each in fields(StrategySettings) if each.name not in ("clients", "labels")]
+        return kind(StrategySettings(clients=clients, labels=task.labels, **{key: config[key] for key in keys}))
+
+    def _attentive_tasks(self, dataset: Any, model: AttnFedKD, shared: Sequence[SharedState]) -> Iterator[Task]:
+        config = self.config
+        negatives = int(config["train_neg_sample_args"]["sample_num"]) if config["label_mode"] == "implicit" else 0
         users = dataset.inter_feat[dataset.uid_field].to(self.device)
         items = dataset.inter_feat[dataset.iid_field].to(self.device)
         targets = dataset.label_indices().to(self.device)
@@ -486,26 +540,37 @@ class FedKDTrainer(CheckpointTrainer):
         owner = model.client_of_user[users]
         order = torch.argsort(owner, stable=True)
         sizes = torch.bincount(owner, minlength=len(model.networks)).tolist()
-        clients = []
-        for number, rows in enumerate(order.split(sizes)):
-            if not len(rows):
-                self.idle_clients.append(number)
-                continue
-            samples = Samples(model.local_id[users[rows]], items[rows], targets[rows])
-            build = partial(build_optimizer, config, name=f"client {number}")
-            clients.append(Client(number, model.networks[number], samples, build, strategy, settings))
-        if self.idle_clients:
-            names = ", ".join(map(str, self.idle_clients))
-            self.logger.warning(
-                f"client(s) {names} hold no training sample: they take part in no round, "
-                "their users are served by the initial network"
+        for network, part, rows in zip(model.networks, shared, order.split(sizes), strict=True):
+            yield AttentiveTask(
+                network,
+                part,
+                Samples(model.local_id[users[rows]], items[rows], targets[rows]),
+                labels=len(model.label_values),
+                batch_size=config["train_batch_size"],
+                reg_weight=config["reg_weight"],
+                negatives=negatives,
+                item_count=model.item_count,
+                seed=config["seed"],
             )
-        return ENGINES[config["engine"]](Server(strategy), clients)
+
+    def _recbole_task(self, network: nn.Module, shared: SharedState, dataset: Any) -> Task:
+        config = self.config
+
+        def build_loader(shuffle: bool) -> Any:
+            sampling = config["train_neg_sample_args"]
+            sampler = None
+            if sampling["distribution"] != "none":
+                # Only what the client's own users have interacted with in training is no negative.
+                kind = RepeatableSampler if config["repeatable"] else Sampler
+                data = dataset if config["repeatable"] else [dataset]
+                sampler = kind(["train"], data, sampling["distribution"], sampling["alpha"]).set_phase("train")
+            return get_dataloader(config, "train")(config, dataset, sampler, shuffle=shuffle)
+
+        return RecBoleTask(network, shared, build_loader, len(dataset.inter_feat), self.device, config["seed"])
 
     def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:
         """Train by rounds; arguments and result as in RecBole."""
-        if self.engine is None:
-            self.engine = self.prepare(train_data)
+        assert self.engine is not None, "prepare gives the trainer its engine"
         if self._resumed_training is not None:
             self.engine.load_state_dict(self._resumed_training)
             self._resumed_training = None
@@ -513,9 +578,10 @@ class FedKDTrainer(CheckpointTrainer):
 
     def _train_once(self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool) -> float:
         assert self.engine is not None
-        per_client = [len(client.samples) * (1 + client.settings.negatives) for client in self.engine.clients]
+        samples = {client.number: len(client.task) for client in self.engine.clients if len(client.task)}
+        chosen = self.engine.server.choose(list(samples), epoch_idx)
         bar = tqdm(
-            total=sum(per_client) * self.config["local_epochs"],
+            total=sum(samples[number] for number in chosen) * self.config["local_epochs"],
             ncols=100,
             desc=set_color(f"Round {epoch_idx:>5}", "pink"),
             unit="sample",

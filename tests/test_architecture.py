@@ -15,18 +15,22 @@ PACKAGE = ROOT / "recbole_fedkd"
 # A room may import itself, `errors`, and what stands here.
 MAY_KNOW = {
     "errors": set(),
+    "files": set(),
     "compat": set(),
     "distillation": set(),
     "optim": set(),
     "data": set(),
     "model": {"distillation"},
-    "federated": {"distillation"},
+    "federated": {"distillation", "model", "optim"},
     "engine": {"federated"},
     "evaluation": set(),
     "config": {"compat", "distillation", "engine", "evaluation", "federated", "model", "optim"},
-    "trainer": {"engine", "evaluation", "federated", "model", "optim"},
-    "quick_start": {"compat", "config", "data", "evaluation", "trainer"},
-    "command_line": {"config", "model", "quick_start"},
+    "trainer": {"engine", "evaluation", "federated", "files", "model", "optim"},
+    "quick_start": {"compat", "config", "data", "evaluation", "files", "model", "trainer"},
+    "report": {"files"},
+    "experiment": {"config", "files", "quick_start", "report"},
+    "search": {"config", "files", "quick_start"},
+    "command_line": {"config", "experiment", "model", "quick_start", "report", "search"},
 }
 # Rooms of pure mathematics know no recommender library.
 TORCH_ONLY = {"distillation", "optim"}

@@ -32,7 +32,10 @@ def config(model="AttnFedKD", dataset="ml-100k", **keys) -> FedKDConfig:
         ({"dropout_prob": 1.0}, "dropout_prob is 1.0; it must be a number in [0, 1)"),
         ({"gamma": -0.1}, "gamma is -0.1; it must be a number >= 0"),
         ({"temperature": 0}, "temperature is 0; it must be a number > 0"),
-        ({"strategy": "afdd"}, "strategy is 'afdd'; it must be one of afd, fd, local, central; did you mean 'afd'"),
+        (
+            {"strategy": "afdd"},
+            "strategy is 'afdd'; it must be one of afd, fd, fedavg, local, central; did you mean 'afd'",
+        ),
         ({"backbone": "rnn"}, "backbone is 'rnn'; it must be one of cnn, mlp"),
         ({"engine": "fast"}, "engine is 'fast'"),
         ({"preset": "adf"}, "did you mean"),
@@ -46,7 +49,7 @@ def config(model="AttnFedKD", dataset="ml-100k", **keys) -> FedKDConfig:
         ({"valid_metric": "NDCG@ten"}, "needs @k with a k of topk [10]"),
         ({"valid_metric": "LabelledNDCG"}, "needs @k with a k of topk [10]"),
         ({"valid_metric": "MAE@10"}, "has a k, which MAE does not take"),
-        ({"preset": None}, "strategy is not set; it must be one of afd, fd, local"),
+        ({"preset": None}, "strategy is not set; it must be one of afd, fd, fedavg, local"),
         ({"metrics": 5}, "metrics is 5; it must be a list of metric names"),
         ({"metrics": [5]}, "metric '5' is unknown"),
         ({"hidden_sizes": []}, "hidden_sizes is []; it must be a list of integers each >= 1"),
@@ -86,9 +89,26 @@ def test_an_unknown_model_names_the_nearest(model, says):
         config(model)
 
 
-def test_a_central_model_refuses_a_federated_strategy():
-    with pytest.raises(InputError, match="needs --model=AttnFedKD"):
-        config("BPR", strategy="afd")
+@pytest.mark.parametrize(
+    ("model", "keys", "sentence"),
+    [
+        ("AttnStudent", {"strategy": "afd"}, "use --model=AttnFedKD"),
+        ("MultiVAE", {"strategy": "fedavg"}, "in a way of its own"),
+        ("CFKG", {"strategy": "fedavg"}, "in a way of its own"),
+        ("Pop", {"strategy": "fedavg"}, "in a way of its own"),
+        ("KD_DAGFM", {"strategy": "afd", "label_mode": "threshold"}, "both read alpha"),
+        ("SASRec", {"label_mode": "threshold"}, "learns from labels, which SASRec is not"),
+    ],
+)
+def test_a_model_that_a_strategy_cannot_run_over_is_told(model, keys, sentence):
+    with pytest.raises(InputError, match=sentence):
+        config(model, **keys)
+
+
+def test_a_preset_names_its_model_and_label_mode_and_the_users_own_keys_win():
+    chosen = config(None, preset="fdin")
+    assert (chosen["model"], chosen["strategy"], chosen["label_mode"]) == ("DIN", "fedavg", "threshold")
+    assert config("DeepFM", preset="fwd", strategy="local")["model"] == "DeepFM"
 
 
 def test_a_click_model_refuses_rating_labels():
@@ -343,6 +363,8 @@ def test_every_key_is_documented_where_it_is_defined(file):
     for source in (recbole / "overall.yaml", recbole / "dataset" / "sample.yaml"):
         documented |= read_keys(source)
     content = yaml.safe_load(file.read_text())
+    if file.parent.name == "preset":
+        assert content.pop("model") in {"AttnFedKD", "AttnStudent", "WideDeep", "DIN"}
     assert content.keys() <= documented.keys()
     for name, value in content.items():
         documented[name].check(value)

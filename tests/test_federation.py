@@ -2,23 +2,23 @@
 
 import copy
 import struct
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
-from recbole_fedkd.federated.client import client_round_seed, sample_negatives
+from recbole_fedkd.federated.client import client_round_seed
 from recbole_fedkd.federated.message import Message
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy, register_strategy
+from recbole_fedkd.federated.task import sample_negatives, shuffled
 
 EXCHANGING = ["afd", "fd"]
 
 
 def engine_of(prepared, **keys):
-    _, trainer, loaders, _ = prepared(**keys)
-    return trainer, trainer.prepare(loaders[0])
+    _, trainer, _, _ = prepared(**keys)
+    return trainer, trainer.engine
 
 
 def record_payloads(engine):
@@ -78,7 +78,7 @@ def test_a_marker_planted_in_private_data_never_leaves_in_a_message(prepared, st
         engine.run_round(index)
     patterns = [struct.pack(code, marker) for code in ("<f", ">f", "<d", ">d")]
     for client in engine.clients:
-        for ids in (client.samples.users[:4], client.samples.items[:4]):
+        for ids in (client.task.samples.users[:4], client.task.samples.items[:4]):
             for dtype in (np.int64, np.int32, np.float32):
                 patterns.append(ids.numpy().astype(dtype).tobytes())
     assert all(pattern not in payload for _, _, payload in crossed for pattern in patterns)
@@ -92,9 +92,11 @@ def test_the_server_and_the_clients_share_no_memory(prepared):
     server = {tensor.untyped_storage().data_ptr() for tensor in engine.server.state.values()}
     held = set()
     for client in engine.clients:
-        own = {parameter.untyped_storage().data_ptr() for parameter in client.network.parameters()}
+        own = {parameter.untyped_storage().data_ptr() for parameter in client.task.network.parameters()}
         own |= {tensor.untyped_storage().data_ptr() for tensor in client.received.values()}
-        own |= {getattr(client.samples, name).untyped_storage().data_ptr() for name in ("users", "items", "labels")}
+        own |= {
+            getattr(client.task.samples, name).untyped_storage().data_ptr() for name in ("users", "items", "labels")
+        }
         assert not own & server
         assert not own & held
         held |= own
@@ -105,7 +107,7 @@ def test_a_clients_teacher_does_not_depend_on_its_own_upload(prepared):
         _, engine = engine_of(prepared, strategy="afd")
         if perturb:
             with torch.no_grad():
-                for parameter in engine.clients[0].network.parameters():
+                for parameter in engine.clients[0].task.network.parameters():
                     parameter.mul_(3.0)
         engine.run_round(0)
         return Message.from_bytes(engine.server.send(0, 1)).arrays["teacher"]
@@ -121,8 +123,8 @@ def slow_round(networks, samples, teachers, keys, round_index):
         network.train()
         seed = client_round_seed(2020, number, round_index)
         torch.manual_seed(seed)
-        order = torch.randperm(len(users), generator=torch.Generator().manual_seed(seed))
-        for batch in order.split(keys["train_batch_size"]):
+        generator = torch.Generator().manual_seed(seed)
+        for batch in shuffled(len(users), keys["train_batch_size"], generator):
             logits = network(users[batch], items[batch, None])[:, 0]
             loss = functional.cross_entropy(logits, labels[batch])
             if teachers is not None:
@@ -156,14 +158,14 @@ def slow_round(networks, samples, teachers, keys, round_index):
 def test_two_rounds_equal_a_slow_version_in_plain_loops(prepared):
     keys = {"learning_rate": 0.05, "train_batch_size": 64, "gamma": 0.4, "alpha": 0.2}
     _, engine = engine_of(prepared, strategy="afd", learner="sgd", **keys)
-    networks = [copy.deepcopy(client.network) for client in engine.clients]
-    samples = [(c.samples.users, c.samples.items, c.samples.labels) for c in engine.clients]
+    networks = [copy.deepcopy(client.task.network) for client in engine.clients]
+    samples = [(c.task.samples.users, c.task.samples.items, c.task.samples.labels) for c in engine.clients]
     teachers = None
     for index in range(2):
         engine.run_round(index)
         teachers = slow_round(networks, samples, teachers, keys, index)
     for client, network in zip(engine.clients, networks, strict=True):
-        for (name, fast), slow in zip(client.network.named_parameters(), network.parameters(), strict=True):
+        for (name, fast), slow in zip(client.task.network.named_parameters(), network.parameters(), strict=True):
             torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     sent = Message.from_bytes(engine.server.send(1, 2)).arrays
     torch.testing.assert_close(torch.tensor(sent["teacher"]), teachers[1][0], rtol=1e-4, atol=1e-4)
@@ -177,7 +179,7 @@ def test_the_order_in_which_clients_run_changes_nothing(prepared):
         forward.run_round(index)
         backward.run_round(index)
     for one, other in zip(forward.clients, reversed(backward.clients), strict=True):
-        for a, b in zip(one.network.parameters(), other.network.parameters(), strict=True):
+        for a, b in zip(one.task.network.parameters(), other.task.network.parameters(), strict=True):
             assert torch.equal(a, b)
 
 
@@ -188,7 +190,10 @@ def test_fd_is_afd_without_divergence_and_with_a_uniform_mean(prepared):
         afd.run_round(index)
         fd.run_round(index)
     for one, other in zip(afd.clients, fd.clients, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one.network.parameters(), other.network.parameters(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(one.task.network.parameters(), other.task.network.parameters(), strict=True)
+        )
 
 
 def test_knowledge_is_the_mean_of_one_clean_pass_however_many_local_epochs(prepared):
@@ -196,11 +201,11 @@ def test_knowledge_is_the_mean_of_one_clean_pass_however_many_local_epochs(prepa
     client = engine.clients[0]
     client.train(0)
     sent = Message.from_bytes(client.send(0)).arrays
-    client.network.eval()
+    client.task.network.eval()
     with torch.no_grad():
-        logits = client.network(client.samples.users, client.samples.items[:, None])[:, 0]
+        logits = client.task.network(client.task.samples.users, client.task.samples.items[:, None])[:, 0]
     for label in range(5):
-        rows = client.samples.labels == label
+        rows = client.task.samples.labels == label
         assert sent["counts"][label] == int(rows.sum())
         if rows.any():
             np.testing.assert_allclose(sent["means"][label], logits[rows].mean(0).numpy(), rtol=1e-4, atol=1e-5)
@@ -210,14 +215,14 @@ def test_last_epoch_knowledge_counts_every_sample_once(prepared):
     _, engine = engine_of(prepared, strategy="afd", local_epochs=3, knowledge_pass="last_epoch")
     client = engine.clients[0]
     client.train(0)
-    assert Message.from_bytes(client.send(0)).arrays["counts"].sum() == len(client.samples)
+    assert Message.from_bytes(client.send(0)).arrays["counts"].sum() == len(client.task.samples)
 
 
 def test_an_error_inside_a_client_names_client_round_and_stage(prepared):
     from recbole_fedkd.engine.local import ClientError
 
     _, engine = engine_of(prepared)
-    engine.clients[1].network.backbone = None
+    engine.clients[1].task.network.backbone = None
     with pytest.raises(ClientError, match="client 1, round 4, training"):
         engine.run_round(4)
 
@@ -227,14 +232,13 @@ def test_a_client_without_a_training_sample_is_named_and_sits_out(prepared, monk
     dataset = loaders[0]._dataset
     keep = dataset.inter_feat["user_id"] != 4
     dataset.inter_feat = dataset.inter_feat[torch.nonzero(keep).flatten()]
-    engine = trainer.prepare(loaders[0])
+    engine = trainer.prepare(loaders[0], [])
     assert trainer.idle_clients == [3]
     assert "client(s) 3 hold no training sample" in caplog.text
-    assert 3 not in [client.number for client in engine.clients]
     trainer.engine = engine
     before = copy.deepcopy(trainer.model.networks[3].state_dict())
     engine.run_round(0)
-    engine.run_round(1)
+    assert 3 not in engine.run_round(1).bytes_up
     after = trainer.model.networks[3].state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     result = trainer.evaluate(evaluations[1], load_best_model=False)
@@ -244,13 +248,11 @@ def test_a_client_without_a_training_sample_is_named_and_sits_out(prepared, monk
 def test_gradient_clipping_reaches_the_clients(prepared):
     def first_step(**keys):
         _, engine = engine_of(prepared, strategy="local", learner="sgd", learning_rate=1.0, **keys)
-        before = [parameter.detach().clone() for parameter in engine.clients[0].network.parameters()]
-        engine.clients[0].samples = replace(
-            engine.clients[0].samples,
-            **{name: getattr(engine.clients[0].samples, name)[:32] for name in ("users", "items", "labels")},
-        )
+        before = [parameter.detach().clone() for parameter in engine.clients[0].task.network.parameters()]
+        task = engine.clients[0].task
+        task.samples = task.samples.select(torch.arange(32))
         engine.clients[0].train(0)
-        moved = zip(before, engine.clients[0].network.parameters(), strict=True)
+        moved = zip(before, engine.clients[0].task.network.parameters(), strict=True)
         return float(sum((new - old).pow(2).sum() for old, new in moved).sqrt())
 
     assert first_step() > 0.02
@@ -283,8 +285,8 @@ def test_a_strategy_can_be_added_from_outside(run):
         def download(self, state, client, round_index):
             return None
 
-        def loss(self, logits, labels, received):
-            return functional.cross_entropy(logits, labels)
+        def loss(self, step, received, shared):
+            return step.loss
 
         def upload(self, result, client, round_index):
             return Message("shout", round_index, client, {"one": np.ones(1, np.float32)})

@@ -208,7 +208,8 @@ def test_a_checkpoint_holds_no_interaction_row(run, data_path, model):
     # 30 users, 40 items, 20 interactions each: whatever has more entries on one axis than there are weights of the
     # widest layer, and is no state of a random generator, would have to be rows.
     longest = max(max(tensor.shape, default=0) for tensor in tensors_of(state["state_dict"]))
-    random_state = state.pop("random")
+    random_state = [state.pop("random")]
+    random_state += [client.pop("generator") for client in state["training"].get("clients", {}).values()]
     assert max(tensor.numel() for tensor in tensors_of(random_state)) <= 5056
     for tensor in tensors_of(state):
         assert max(tensor.shape, default=0) <= longest, tensor.shape

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 from torch import Tensor
 
@@ -21,13 +22,19 @@ RECENCY_FIELD = "recency_rank"
 
 
 class FedKDDataset(Dataset):
-    """A RecBole ``Dataset`` for the attentive models.
+    """A RecBole ``Dataset`` of labelled rows, the same rows for every model.
+
+    RecBole gives a sequential model rows of its own making: one per prefix of every history. Here such a model gets the
+    user's training history as two more columns of the rows that everybody has.
 
     Attributes:
         label_values: the ordered label set: distinct ratings (``label_mode`` rating) or ``[0, 1]``.
+        history_columns: item ids ``[users, L + 1]`` as of :meth:`history`, joined to every row for models that read
+            ``item_id_list``; None for all other models.
     """
 
     label_values: list[float]
+    history_columns: Tensor | None = None
 
     def _load_data(self, token: str, dataset_path: str) -> None:
         super()._load_data(token, dataset_path)
@@ -64,6 +71,39 @@ class FedKDDataset(Dataset):
             self.label_values = declared_labels(self.inter_feat[field].to_numpy(), self.config["label_values"], field)
         else:
             self.label_values = [0.0, 1.0]
+
+    def build(self) -> list[Any]:
+        """Split as RecBole does; the splits' history columns hold training interactions only."""
+        splits: list[Any] = super().build()
+        if self.config.reads_history:
+            items, _ = splits[0].history(self.config["MAX_ITEM_LIST_LENGTH"])
+            for split in splits:
+                split.history_columns = items
+        return splits
+
+    def join(self, df: Any) -> Any:
+        """Join user and item features, and the history columns where a model reads them.
+
+        The history of a row never holds the row's own item; where it would not, the oldest of the ``L + 1`` is left out
+        instead, so that training and evaluation see equally long histories. Oldest first, as in RecBole.
+        """
+        joined = super().join(df)
+        if self.history_columns is None or self.uid_field not in joined:
+            return joined
+        past = self.history_columns[joined[self.uid_field]]
+        if self.iid_field in joined:
+            own = past == joined[self.iid_field].unsqueeze(1)
+            past = past.gather(1, own.long().argsort(dim=1, stable=True))
+        past = past[:, :-1]
+        length = (past != 0).sum(1)
+        slots = torch.arange(past.shape[1]).expand_as(past)
+        oldest_first = past.gather(1, (length.unsqueeze(1) - 1 - slots).clamp(min=0))
+        sequence = torch.where(slots < length.unsqueeze(1), oldest_first, 0)
+        suffix = self.config["LIST_SUFFIX"]
+        # A user without any history attends to one padding item; RecBole's layers divide by the length.
+        columns = {self.iid_field + suffix: sequence, self.config["ITEM_LIST_LENGTH_FIELD"]: length.clamp(min=1)}
+        joined.update(Interaction(columns))
+        return joined
 
     def label_indices(self) -> Tensor:
         """Label index of every interaction ``[n]``; in ``implicit`` mode every interaction is a positive."""
@@ -118,16 +158,56 @@ class FedKDDataset(Dataset):
         history_labels[users[kept], slot[kept]] = torch.from_numpy(labels[kept])
         return history_items, history_labels
 
-    def population(self) -> Population:
-        """What a partition may look at, counted on this split; user 0 (padding) is left out."""
-        labels = len(self.label_values)
-        users = self.inter_feat[self.uid_field].numpy()
-        histograms: NDArray[np.int64] = np.bincount(
-            users * labels + self.label_indices().numpy(), minlength=self.user_num * labels
-        ).reshape(self.user_num, labels)
-        attributes = {}
-        if self.user_feat is not None:
-            for field in self.user_feat.interaction:
-                if field != self.uid_field and self.field2type[field] == FeatureType.TOKEN:
-                    attributes[field] = self.user_feat[field].numpy()[1:]
-        return Population(histograms[1:], attributes, self.config["client_num"])
+
+def label_values(dataset: Any) -> list[float]:
+    """The ordered label set of any RecBole dataset; without labels, one: that there was an interaction."""
+    if isinstance(dataset, FedKDDataset):
+        return dataset.label_values
+    field = dataset.label_field
+    return [0.0, 1.0] if field in dataset.inter_feat else [1.0]
+
+
+def population(dataset: Any) -> Population:
+    """What a partition may look at, counted on a training split of any kind; user 0 (padding) is left out."""
+    if isinstance(dataset, FedKDDataset):
+        indices = dataset.label_indices().numpy()
+    elif dataset.label_field in dataset.inter_feat:
+        indices = dataset.inter_feat[dataset.label_field].numpy().astype(np.int64)
+    else:
+        indices = np.zeros(len(dataset.inter_feat), dtype=np.int64)
+    labels = len(label_values(dataset))
+    users = dataset.inter_feat[dataset.uid_field].numpy()
+    histograms: NDArray[np.int64] = np.bincount(users * labels + indices, minlength=dataset.user_num * labels).reshape(
+        dataset.user_num, labels
+    )
+    attributes = {}
+    if dataset.user_feat is not None:
+        for field in dataset.user_feat.interaction:
+            if field != dataset.uid_field and dataset.field2type[field] == FeatureType.TOKEN:
+                attributes[field] = dataset.user_feat[field].numpy()[1:]
+    return Population(histograms[1:], attributes, dataset.config["client_num"])
+
+
+def of_users(dataset: Any, members: Tensor) -> Any:
+    """A training split as one client holds it: the rows, features and histories of its own users alone.
+
+    Args:
+        dataset: the training split, of any RecBole kind.
+        members: bool ``[users]``.
+
+    Returns:
+        A dataset with the same vocabulary; other users' features and histories are padding.
+    """
+    own = dataset.copy(dataset.inter_feat[members[dataset.inter_feat[dataset.uid_field]]])
+    # RecBole's loaders register the label that they sample, in these.
+    for name in ("field2type", "field2source", "field2seqlen", "field2id_token"):
+        setattr(own, name, dict(getattr(dataset, name)))
+    if dataset.user_feat is not None:
+        hidden = {}
+        for field, column in dataset.user_feat.interaction.items():
+            mask = members.view(-1, *[1] * (column.dim() - 1))
+            hidden[field] = column if field == dataset.uid_field else torch.where(mask, column, 0)
+        own.user_feat = Interaction(hidden)
+    if getattr(dataset, "history_columns", None) is not None:
+        own.history_columns = torch.where(members.unsqueeze(1), dataset.history_columns, 0)
+    return own

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 
 def teacher_cross_entropy(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -28,6 +27,7 @@ def reverse_divergence(logits: Tensor, teacher_logits: Tensor, temperature: floa
 
 
 def joint_loss(
+    student_loss: Tensor,
     logits: Tensor,
     labels: Tensor,
     teacher: Tensor | None,
@@ -36,9 +36,10 @@ def joint_loss(
     alpha: float,
     temperature: float,
 ) -> Tensor:
-    """Joint loss of a batch without the regulariser.
+    """Joint loss of a batch: the student's own loss plus the two terms of distillation.
 
     Args:
+        student_loss: ``CE(y, p) + lambda R(w)``, or what a RecBole model minimises by itself; scalar mean over the batch.
         logits: the student's raw logits ``[batch, T]``.
         labels: label indices ``[batch]``.
         teacher: mean logits ``[T, T]`` of the other clients, row ``t`` for samples of label ``t``; None before the first
@@ -51,16 +52,15 @@ def joint_loss(
     Returns:
         Scalar mean over the batch.
     """
-    loss = functional.cross_entropy(logits, labels)
     if teacher is None or known is None or (gamma == 0 and alpha == 0):
-        return loss
+        return student_loss
     teacher_logits = teacher[labels]
-    distilled = torch.zeros_like(loss)
+    distilled = torch.zeros_like(student_loss)
     if gamma:
         distilled = distilled + gamma * teacher_cross_entropy(logits, teacher_logits, temperature)
     if alpha:
         distilled = distilled + alpha * reverse_divergence(logits, teacher_logits, temperature)
-    return loss + (distilled * known[labels]).mean()
+    return student_loss + (distilled * known[labels]).mean()
 
 
 def touched_squared_norm(tables: Iterable[tuple[Tensor, Tensor]], dense: Iterable[Tensor]) -> Tensor:

@@ -40,7 +40,7 @@ class LocalEngine:
 
     Args:
         server: the server.
-        clients: the clients that hold at least one training sample.
+        clients: all clients; those without a training sample train in no round, but are served.
     """
 
     def __init__(self, server: Server, clients: list[Client]) -> None:
@@ -55,10 +55,12 @@ class LocalEngine:
     ) -> RoundReport:
         """One communication round.
 
-        1. The server sends each client its message.
-        2. Each client trains on its own samples.
-        3. Each client sends its message.
+        1. The server chooses the clients of the round and sends each its message.
+        2. Each trains on its own samples.
+        3. Each sends its message.
         4. The server aggregates what arrived.
+        5. Where users are served by what the server holds, every client takes it in. Its bytes are not counted: a
+           client that takes part in the next round gets the same message then.
 
         Args:
             round_index: from 0.
@@ -71,7 +73,9 @@ class LocalEngine:
         report = RoundReport(0.0)
         loss, samples = 0.0, 0
         uploads = []
-        for client in self.clients:
+        trainable = {client.number: client for client in self.clients if len(client.task)}
+        for number in self.server.choose(list(trainable), round_index):
+            client = trainable[number]
             stage = "receiving"
             try:
                 payload = self.server.send(client.number, round_index)
@@ -90,6 +94,9 @@ class LocalEngine:
             if on_bytes is not None:
                 on_bytes(len(payload) + len(upload))
         self.server.aggregate(uploads)
+        if self.server.strategy.shares_parameters:
+            for client in self.clients:
+                client.receive(self.server.send(client.number, round_index + 1))
         report.loss = loss / samples
         return report
 

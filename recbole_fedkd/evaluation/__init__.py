@@ -2,6 +2,7 @@
 
 from recbole_fedkd.evaluation.collector import DISTRIBUTION, LabelCollector, PlainEvaluator
 from recbole_fedkd.evaluation.metrics import register_metric
+from recbole_fedkd.evaluation.per_user import merged, user_values
 from recbole_fedkd.evaluation.protocol import EvaluationData, Protocol, evaluation_data
 
 __all__ = [
@@ -11,5 +12,7 @@ __all__ = [
     "PlainEvaluator",
     "Protocol",
     "evaluation_data",
+    "merged",
     "register_metric",
+    "user_values",
 ]

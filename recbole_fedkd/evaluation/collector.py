@@ -43,7 +43,7 @@ class LabelCollector(Collector):
                 struct.update_tensor("rec.class", values[distribution.argmax(-1)])
             else:
                 struct.update_tensor("rec.class", (scores_tensor >= 0.5).to(values.dtype))
-        if need("data.user"):
+        if need("data.user") or self.config["user_metrics"]:
             struct.update_tensor("data.user", interaction[self.config["USER_ID_FIELD"]])
         if need("data.label_range"):
             struct.set("data.label_range", torch.stack([values.min(), values.max()]))
@@ -72,10 +72,17 @@ _PER_SWEEP = ("data.label", "data.user", "data.label_range", "data.positive_labe
 
 
 class PlainEvaluator(Evaluator):
-    """RecBole's evaluator; results are Python floats, and click metrics see the positive label of T-way models."""
+    """RecBole's evaluator; results are Python floats, and click metrics see the positive label of T-way models.
+
+    Attributes:
+        judged: what the last sweep collected.
+    """
+
+    judged: DataStruct
 
     def evaluate(self, dataobject: DataStruct) -> OrderedDict[str, float]:
         """Metric name (lower case, ``@k`` behind) to value."""
+        self.judged = dataobject
         clicks = dataobject
         if "rec.positive_score" in dataobject:
             clicks = DataStruct()

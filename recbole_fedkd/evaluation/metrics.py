@@ -71,7 +71,15 @@ class LabelledNDCG(AbstractMetric):
 def labelled_ndcg(
     scores: NDArray[np.float64], labels: NDArray[np.float64], users: NDArray[np.integer], k: int
 ) -> NDArray[np.float64]:
-    """NDCG@k of every user that can be judged, see :class:`LabelledNDCG`.
+    """NDCG@k of every user that can be judged, ``[judged users]``, ordered by user id; see :class:`LabelledNDCG`."""
+    values = labelled_ndcg_of_users(scores, labels, users, k)
+    return values[~np.isnan(values)]
+
+
+def labelled_ndcg_of_users(
+    scores: NDArray[np.float64], labels: NDArray[np.float64], users: NDArray[np.integer], k: int
+) -> NDArray[np.float64]:
+    """NDCG@k of every user that has a row, see :class:`LabelledNDCG`.
 
     Args:
         scores: predicted scores ``[n]``.
@@ -80,7 +88,7 @@ def labelled_ndcg(
         k: cut-off.
 
     Returns:
-        ``[judged users]``, ordered by user id.
+        ``[users]``, ordered by user id; nan for a user who cannot be judged.
     """
     gains = np.exp2(labels) - 1.0
     order = np.lexsort((-scores, users))
@@ -96,7 +104,7 @@ def labelled_ndcg(
     achieved = np.bincount(user, shared_gains * discount)
     ideal = np.bincount(user, gains[ideal_order] * discount)
     judged = (np.bincount(user) >= 2) & (ideal > 0)
-    return np.asarray(achieved[judged] / ideal[judged], dtype=np.float64)
+    return np.where(judged, achieved / np.where(judged, ideal, 1.0), np.nan)
 
 
 def register_metric(metric: type[AbstractMetric]) -> type[AbstractMetric]:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from recbole_fedkd.federated.message import Message
 from recbole_fedkd.federated.strategy import ServerState, Strategy
+
+_CHOICE = 0x5A3D
+"""Parts the seeds of the choice of clients from all other seeds of a run."""
 
 
 class Server:
@@ -11,11 +18,23 @@ class Server:
 
     Args:
         strategy: what goes down, what comes up and how it is aggregated.
+        seed: the run's seed; decides which clients take part in a round.
+        clients_per_round: number of clients that take part in a round; None: all.
     """
 
-    def __init__(self, strategy: Strategy) -> None:
+    def __init__(self, strategy: Strategy, seed: int = 0, clients_per_round: int | None = None) -> None:
         self.strategy = strategy
+        self.seed = seed
+        self.clients_per_round = clients_per_round
         self.state: ServerState = {}
+
+    def choose(self, clients: Sequence[int], round_index: int) -> list[int]:
+        """Numbers of the clients that take part in a round, drawn uniformly, in ascending order."""
+        if self.clients_per_round is None or self.clients_per_round >= len(clients):
+            return list(clients)
+        generator = np.random.default_rng(np.random.SeedSequence([self.seed, round_index, _CHOICE]))
+        chosen: list[int] = generator.choice(np.asarray(clients), self.clients_per_round, replace=False).tolist()
+        return sorted(chosen)
 
     def send(self, client: int, round_index: int) -> bytes:
         """Message for one client, serialised; empty if there is nothing to say."""

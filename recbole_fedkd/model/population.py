@@ -1,13 +1,16 @@
-"""``AttnFedKD``: all clients' students, seen by RecBole as one model."""
+"""Populations: all clients' networks, seen by RecBole as one model."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor, nn
 
 from recbole_fedkd.model.network import AttentiveNetwork
+from recbole_fedkd.model.shared import Rows, forget_cached
 from recbole_fedkd.model.student import LabelledRecommender, read_architecture, read_tables
 
 
@@ -19,17 +22,18 @@ class AttnFedKD(LabelledRecommender):
 
     Args:
         config: the run's config.
-        dataset: the training split, a ``FedKDDataset`` whose ``client_of_user`` (``[users]``, padding user 0: -1) is set.
+        dataset: the training split, a ``FedKDDataset``.
+        client_of_user: ``[users]``, padding user 0: -1.
     """
 
     client_of_user: Tensor
     local_id: Tensor
+    networks: nn.ModuleList
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(self, config: Any, dataset: Any, client_of_user: Tensor) -> None:
         super().__init__(config, dataset)
         users, items, history = read_tables(config, dataset)
         architecture = read_architecture(config, len(self.label_values))
-        client_of_user = torch.as_tensor(dataset.client_of_user)
         local_id = torch.zeros_like(client_of_user)
         self.networks = nn.ModuleList()
         for client in range(int(client_of_user.max()) + 1):
@@ -42,6 +46,14 @@ class AttnFedKD(LabelledRecommender):
             self.networks.append(network)
         self.register_buffer("client_of_user", client_of_user, persistent=False)
         self.register_buffer("local_id", local_id, persistent=False)
+
+    def private_rows(self, client: int) -> dict[str, Rows]:
+        """The user rows of a client's network, which no strategy may send."""
+        network = self.networks[client]
+        assert isinstance(network, AttentiveNetwork)
+        if not network.architecture.use_user_id:
+            return {}
+        return {network.user_rows: (0, network.get_parameter(network.user_rows).shape[0])}
 
     def logits(self, users: Tensor, items: Tensor) -> Tensor:
         """Route each user to the network of its client; see :meth:`LabelledRecommender.logits`."""
@@ -60,3 +72,108 @@ def _copy_shared(source: nn.Module, target: nn.Module) -> None:
     for name, weight in target.named_parameters():
         if name != target.user_rows:
             weight.copy_(weights[name])
+
+
+class RecBolePopulation(AbstractRecommender):
+    """One instance of a RecBole model per client; every user is served by the instance of the client the user lives on.
+
+    Each instance is built by the model's own constructor on its client's rows, all from the same random stream, so that all
+    start from the same weights. A graph model sees its client's graph. Training goes through the clients.
+
+    Args:
+        config: the run's config.
+        datasets: each client's part of the training split.
+        client_of_user: ``[users]``, padding user 0: -1.
+        model_class: a POINTWISE or PAIRWISE model.
+    """
+
+    client_of_user: Tensor
+
+    def __init__(self, config: Any, datasets: Sequence[Any], client_of_user: Tensor, model_class: type) -> None:
+        super().__init__()
+        self.type, self.input_type = config["MODEL_TYPE"], config["MODEL_INPUT_TYPE"]
+        self.user_field = config["USER_ID_FIELD"]
+        self.user_num = len(client_of_user)
+        self.networks = nn.ModuleList()
+        stream = torch.get_rng_state()
+        for dataset in datasets:
+            torch.set_rng_state(stream)
+            self.networks.append(model_class(config, dataset))
+        self.register_buffer("client_of_user", client_of_user, persistent=False)
+
+    def private_rows(self, client: int) -> dict[str, Rows]:
+        """The user rows of a client's instance, which no strategy may send."""
+        return user_rows(self.networks[client], self.user_field, self.user_num)
+
+    def predict(self, interaction: Any) -> Tensor:
+        """Scores ``[batch]``, as the model's own."""
+        return self._routed(interaction, "predict")
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        """Scores of every item, ``[batch * items]``; not implemented where the model's own is not."""
+        return self._routed(interaction, "full_sort_predict")
+
+    def load_other_parameter(self, para: Any) -> None:
+        """RecBole calls this after loading weights: what was computed from others is forgotten."""
+        for network in self.networks:
+            forget_cached(network)
+
+    def _routed(self, interaction: Any, method: str) -> Tensor:
+        owners = self.client_of_user[interaction[self.user_field]]
+        present = owners.unique().tolist()
+        if len(present) == 1:
+            scores: Tensor = getattr(self.networks[present[0]], method)(interaction)
+            return scores.flatten()
+        out: Tensor | None = None
+        for client in present:
+            rows = torch.nonzero(owners == client).flatten()
+            part = getattr(self.networks[client], method)(interaction[rows]).view(len(rows), -1)
+            if out is None:
+                out = part.new_empty(len(owners), part.shape[1])
+            out[rows] = part
+        assert out is not None
+        return out.flatten()
+
+
+def user_rows(model: nn.Module, user_field: str, user_num: int) -> dict[str, Rows]:
+    """Rows of a RecBole model's parameters that belong to single users.
+
+    Context-aware models keep all token fields in one table, where ``token_field_names`` and ``token_field_offsets`` say which
+    slice is the users' (``FMEmbedding``; by side in ``ContextSeqEmbLayer``). Everywhere else a user table is an embedding
+    with one row per user, or any other parameter of that length whose name says ``user``.
+
+    Args:
+        model: the model.
+        user_field: name of the user id field.
+        user_num: number of users, padding included.
+
+    Returns:
+        Parameter name to the slice of rows.
+    """
+    found: dict[str, Rows] = {}
+    joint = set()
+    for prefix, module in model.named_modules():
+        names = getattr(module, "token_field_names", None)
+        offsets = getattr(module, "token_field_offsets", None)
+        tables = getattr(module, "token_embedding_table", None)
+        if names is None or offsets is None or tables is None:
+            continue
+        sides = list(names) if isinstance(names, dict) else [None]
+        for side in sides:
+            fields = names if side is None else names[side]
+            if not fields:
+                continue
+            path = [prefix, "token_embedding_table", *([side] if side else []), "embedding.weight"]
+            name = ".".join(part for part in path if part)
+            joint.add(name)
+            if user_field in fields:
+                start = int((offsets if side is None else offsets[side])[list(fields).index(user_field)])
+                found[name] = (start, start + user_num)
+    embeddings = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    for name, parameter in model.named_parameters():
+        if name in joint or not parameter.dim() or len(parameter) != user_num:
+            continue
+        lowered = name.lower()
+        if "user" in lowered or (name in embeddings and "item" not in lowered):
+            found[name] = (0, user_num)
+    return found

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from recbole_fedkd.federated.message import Message
+from recbole_fedkd.federated.task import Step
+from recbole_fedkd.model.shared import SharedState
 
 ServerState = dict[str, Tensor]
 """What the server remembers between rounds: named tensors, saved with every checkpoint."""
@@ -26,6 +28,12 @@ class StrategySettings:
         alpha: weight of the reverse divergence to the teacher.
         temperature: ``tau`` of both.
         aggregation: how the server averages knowledge.
+        proximal_weight: ``mu`` of FedProx.
+        server_optimizer: what the server makes of the mean of the clients' parameters.
+        server_learning_rate: its rate.
+        server_momentum: its momentum, of ``fedadam`` the first moment's.
+        server_beta2: the second moment's decay.
+        server_tau: keeps the denominator of ``fedadam`` from zero.
     """
 
     clients: int
@@ -34,6 +42,12 @@ class StrategySettings:
     alpha: float
     temperature: float
     aggregation: str
+    proximal_weight: float
+    server_optimizer: str
+    server_learning_rate: float
+    server_momentum: float
+    server_beta2: float
+    server_tau: float
 
 
 @dataclass
@@ -41,12 +55,17 @@ class LocalResult:
     """What a client has after local training, for the strategy to draw on.
 
     Attributes:
-        logit_sums: ``[T, T]``, logits of the client's training samples summed by label.
-        label_counts: ``[T]``, samples per label.
+        samples: number of training samples.
+        shared: the part of the trained network that may be sent.
+        logit_sums: ``[T, T]``, logits of the client's training samples summed by label; None unless the strategy
+            exchanges knowledge.
+        label_counts: ``[T]``, samples per label; None like the sums.
     """
 
-    logit_sums: Tensor
-    label_counts: Tensor
+    samples: int
+    shared: SharedState
+    logit_sums: Tensor | None = None
+    label_counts: Tensor | None = None
 
 
 class Strategy(ABC):
@@ -54,11 +73,14 @@ class Strategy(ABC):
 
     Attributes:
         name: value of the config key ``strategy``.
-        exchanges_knowledge: False if nothing is ever sent, so that clients need not extract any knowledge.
+        exchanges_knowledge: whether clients need logits: False spares them the pass that extracts knowledge.
+        shares_parameters: whether users are served by what the server holds: every client then takes it in at the end
+            of a round, chosen or not.
     """
 
     name: str
-    exchanges_knowledge = True
+    exchanges_knowledge = False
+    shares_parameters = False
 
     def __init__(self, settings: StrategySettings) -> None:
         self.settings = settings
@@ -68,8 +90,8 @@ class Strategy(ABC):
         """What goes down to ``client`` at the start of a round; None if the server has nothing to say."""
 
     @abstractmethod
-    def loss(self, logits: Tensor, labels: Tensor, received: Mapping[str, Tensor]) -> Tensor:
-        """The local objective of a batch: logits ``[batch, T]``, label indices ``[batch]``, and what came down."""
+    def loss(self, step: Step, received: Mapping[str, Tensor], shared: SharedState) -> Tensor:
+        """The local objective of a batch, a scalar, from the network's own loss, what came down and what is shared."""
 
     @abstractmethod
     def upload(self, result: LocalResult, client: int, round_index: int) -> Message | None:
@@ -78,6 +100,14 @@ class Strategy(ABC):
     @abstractmethod
     def aggregate(self, state: ServerState, uploads: list[Message]) -> ServerState:
         """The server's next state from this round's uploads; clients that sent nothing keep their last word."""
+
+    def initial_state(self, shared: SharedState) -> ServerState:
+        """The server's state before the first round, given the network that every client starts from."""
+        return {}
+
+    def installed(self, received: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Parameters and buffers that a client takes over from a message before it trains."""
+        return {}
 
 
 def to_tensors(message: Message) -> dict[str, Tensor]:

@@ -15,6 +15,8 @@ from recbole_fedkd.distillation.knowledge import label_means, leave_one_out_teac
 from recbole_fedkd.distillation.losses import joint_loss
 from recbole_fedkd.federated.message import SERVER, Message
 from recbole_fedkd.federated.strategy.base import LocalResult, ServerState, Strategy, StrategySettings
+from recbole_fedkd.federated.task import Step
+from recbole_fedkd.model.shared import SharedState
 
 
 class AttentiveFederatedDistillation(Strategy):
@@ -25,6 +27,7 @@ class AttentiveFederatedDistillation(Strategy):
     """
 
     name = "afd"
+    exchanges_knowledge = True
 
     def download(self, state: ServerState, client: int, round_index: int) -> Message | None:
         """The teacher made of the other clients' knowledge; nothing before the first aggregation."""
@@ -34,12 +37,14 @@ class AttentiveFederatedDistillation(Strategy):
         arrays = {"teacher": teachers[client].cpu().numpy(), "known": known[client].cpu().numpy()}
         return Message("label_teacher", round_index, SERVER, arrays)
 
-    def loss(self, logits: Tensor, labels: Tensor, received: Mapping[str, Tensor]) -> Tensor:
-        """The joint loss without its regulariser."""
+    def loss(self, step: Step, received: Mapping[str, Tensor], shared: SharedState) -> Tensor:
+        """The joint loss."""
         settings = self.settings
+        assert step.logits is not None and step.labels is not None
         return joint_loss(
-            logits,
-            labels,
+            step.loss,
+            step.logits,
+            step.labels,
             received.get("teacher"),
             received.get("known"),
             settings.gamma,
@@ -49,6 +54,7 @@ class AttentiveFederatedDistillation(Strategy):
 
     def upload(self, result: LocalResult, client: int, round_index: int) -> Message | None:
         """Mean logits per label."""
+        assert result.logit_sums is not None and result.label_counts is not None
         means = label_means(result.logit_sums, result.label_counts)
         arrays = {"means": means.cpu().numpy(), "counts": result.label_counts.int().cpu().numpy()}
         return Message("label_knowledge", round_index, client, arrays)

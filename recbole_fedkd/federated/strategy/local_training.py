@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor
-from torch.nn import functional
 
 from recbole_fedkd.federated.message import Message
 from recbole_fedkd.federated.strategy.base import LocalResult, ServerState, Strategy
+from recbole_fedkd.federated.task import Step
+from recbole_fedkd.model.shared import SharedState
 
 
 class LocalTraining(Strategy):
-    """No exchange: no message in either direction, the plain cross-entropy as objective."""
+    """No exchange: no message in either direction, the network's own loss as objective."""
 
     name = "local"
-    exchanges_knowledge = False
 
     def download(self, state: ServerState, client: int, round_index: int) -> Message | None:
         """Nothing."""
         return None
 
-    def loss(self, logits: Tensor, labels: Tensor, received: Mapping[str, Tensor]) -> Tensor:
-        """Cross-entropy of the labels."""
-        return functional.cross_entropy(logits, labels)
+    def loss(self, step: Step, received: Mapping[str, Tensor], shared: SharedState) -> Tensor:
+        """The network's own loss."""
+        return step.loss
 
     def upload(self, result: LocalResult, client: int, round_index: int) -> Message | None:
         """Nothing."""

@@ -1,0 +1,286 @@
+"""From an experiment's yaml file to its cells, the single runs; nothing is run and no config is built here."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_fedkd.config import FedKDConfig, parse_value
+from recbole_fedkd.errors import InputError, nearest
+
+DEFAULT_MODEL = "AttnFedKD"
+DEFAULT_SEED = 2020
+
+# Where a run lies, how loud and how fast it is, and not what it computes.
+KEYS_WITHOUT_EFFECT = frozenset({"data_path", "torch_threads", "show_progress", "state", "checkpoint_dir"})
+# Keys that one run has for itself.
+_REFUSED_KEYS = ("resume", "result_file", "user_metrics")
+_PATH_KEYS = ("data_path", "checkpoint_dir")
+# The last three are the report's: numbers of a publication to stand beside the measured ones.
+_PARTS = ("keys", "grid", "rows", "reference", "published", "published_as", "published_source")
+# Without `rows`, the values of these name a row.
+_NAMING_KEYS = ("model", "preset", "strategy")
+_LONGEST_SLUG = 120
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of an experiment.
+
+    Attributes:
+        id: readable name and eight hexadecimal digits of the keys' hash; names the files of the run.
+        row: name of the row in the table.
+        group: the grid's keys other than ``seed`` with this cell's values, in the order of the yaml file.
+        seed: the run's seed.
+        keys: every config key of the run that the user gave, the seed among them; paths are absolute.
+    """
+
+    id: str
+    row: str
+    group: dict[str, Any]
+    seed: int
+    keys: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        """How a person calls this run, such as ``AFD+CNN ml-100k random seed 2020``."""
+        return " ".join([self.row, *map(_text, self.group.values()), f"seed {self.seed}"])
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a yaml file describes.
+
+    Attributes:
+        name: name of the file without its ending.
+        content: the file's content as it was read.
+        cells: the runs, grid combination by grid combination, and in each the rows in their order.
+        rows: names of the rows in the order of the file.
+        reference: row that the others are tested against, if it has a run.
+    """
+
+    name: str
+    content: dict[str, Any]
+    cells: tuple[Cell, ...]
+    rows: tuple[str, ...]
+    reference: str | None
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of the file: its keys, and the grid values that it is confined to (as canonical JSON)."""
+
+    keys: dict[str, Any]
+    only: dict[str, set[str]] = field(default_factory=dict)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Yaml's safe loader, which would quietly keep the last of two equal keys; here that is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"'{name}' stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_experiment(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
+    """Read an experiment's yaml file.
+
+    Args:
+        file: the yaml file.
+        overrides: config keys that win in every cell, texts or values.
+
+    Raises:
+        InputError: the file cannot be read or used; the sentence names file and part.
+    """
+    try:
+        content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except OSError as error:
+        raise InputError(f"experiment '{file}' cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"experiment '{file}' is not valid yaml: {error}") from error
+    return expand(content, overrides, f"experiment '{file}'", Path(file).stem)
+
+
+def expand(
+    content: Any, overrides: Mapping[str, Any] | None = None, origin: str = "experiment", name: str = "experiment"
+) -> Experiment:
+    """The cells of an experiment: the product of the grid's lists for every row.
+
+    A row that sets a key of the grid has that one value on the axis, and so has everything under an override.
+
+    Args:
+        content: ``keys``, ``grid``, ``rows`` and ``reference`` as the yaml file holds them.
+        overrides: config keys that win in every cell, texts or values.
+        origin: what error messages call the experiment.
+        name: the experiment's name.
+
+    Raises:
+        InputError: something in it cannot be used.
+    """
+    if not isinstance(content, Mapping):
+        raise InputError(f"{origin} holds a {type(content).__name__}; it must hold {', '.join(_PARTS)}")
+    for part in content:
+        if part not in _PARTS:
+            raise InputError(
+                f"{origin}: '{part}' is unknown; allowed are {', '.join(_PARTS)}{nearest(str(part), _PARTS)}"
+            )
+    fixed = _checked_keys(overrides, f"{origin}, command line")
+    keys = _checked_keys(content.get("keys"), f"{origin}, keys")
+    axes = _axes(content.get("grid"), origin)
+    for key in content.get("keys") or {}:
+        if key in axes:
+            raise InputError(f"{origin}: key '{key}' is in keys and in grid; it may be in one of them only")
+    axes.setdefault("seed", [keys.get("seed", DEFAULT_SEED)])
+    rows = _rows(content.get("rows"), axes, origin)
+    axes = {key: [fixed[key]] if key in fixed else values for key, values in axes.items()}
+
+    cells: dict[str, Cell] = {}
+    for values in itertools.product(*axes.values()):
+        for row_name, row in (rows or {"": _Row({})}).items():
+            merged = {**keys, **dict(zip(axes, values, strict=True)), **row.keys, **fixed}
+            if "preset" not in merged:
+                # A preset names its model.
+                merged = {"model": DEFAULT_MODEL, **merged}
+            if any(canonical(merged[key]) not in allowed for key, allowed in row.only.items()):
+                continue
+            cell = _cell(row_name, merged, axes, origin)
+            digest = _identity(merged)
+            earlier = cells.setdefault(digest, cell)
+            if earlier.row != cell.row:
+                raise InputError(f"{origin}: rows '{earlier.row}' and '{cell.row}' are the same run, {cell.title}")
+    if not cells:
+        raise InputError(f"{origin} has no cell: no row exists for these values of the grid")
+
+    names = tuple(rows) or tuple(dict.fromkeys(cell.row for cell in cells.values()))
+    reference = content.get("reference")
+    if reference is not None and reference not in names:
+        raise InputError(f"{origin}: reference '{reference}' is no row{nearest(str(reference), names)}")
+    if all(cell.row != reference for cell in cells.values()):
+        reference = None
+    return Experiment(name, dict(content), tuple(cells.values()), names, reference)
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _identity(keys: Mapping[str, Any]) -> str:
+    """Hash of what a run computes."""
+    told = {key: value for key, value in keys.items() if key not in KEYS_WITHOUT_EFFECT}
+    return hashlib.sha256(canonical(told).encode()).hexdigest()
+
+
+def _cell(row: str, keys: dict[str, Any], axes: Iterable[str], origin: str) -> Cell:
+    """The cell of merged keys; without a row's name, model and strategy name it."""
+    if "dataset" not in keys:
+        raise InputError(f"{origin}: no dataset is named; put dataset into keys or grid")
+    seed = keys["seed"]
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise InputError(f"{origin}: seed is {seed!r}; it must be an integer >= 0")
+    group = {key: keys[key] for key in axes if key != "seed"}
+    if not row:
+        naming = [key for key in _NAMING_KEYS if key in group] or [key for key in _NAMING_KEYS if key in keys]
+        row = " ".join(_text(keys[key]) for key in naming)
+        group = {key: value for key, value in group.items() if key not in naming}
+    data = [] if "dataset" in group else [keys["dataset"]]
+    readable = [row, *data, *group.values(), f"seed{seed}"]
+    slug = "-".join(re.sub(r"[^A-Za-z0-9.+]+", "-", _text(part)).strip("-.") for part in readable)
+    folder = str(Path(str(keys.get("data_path") or "dataset")).resolve())
+    return Cell(f"{slug[:_LONGEST_SLUG]}-{_identity(keys)[:8]}", row, group, seed, {**keys, "data_path": folder})
+
+
+def _axes(grid: Any, origin: str) -> dict[str, list[Any]]:
+    """Config keys to the values that they run through."""
+    if grid is not None and not isinstance(grid, Mapping):
+        raise InputError(f"{origin}: grid is a {type(grid).__name__}; it must map config keys to lists")
+    axes: dict[str, list[Any]] = {}
+    for name, values in (grid or {}).items():
+        if not isinstance(values, list) or not values:
+            raise InputError(f"{origin}: grid key '{name}' is {values!r}; it must be a list of at least one value")
+        if name == "config_files":
+            raise InputError(f"{origin}: config_files cannot be in grid; put it into keys or into rows")
+        axes[name] = [_checked_keys({name: value}, f"{origin}, grid")[name] for value in values]
+        told = [canonical(value) for value in axes[name]]
+        for text in told:
+            if told.count(text) > 1:
+                raise InputError(f"{origin}: grid key '{name}' holds {text} twice, which makes cells twice")
+    return axes
+
+
+def _rows(content: Any, axes: Mapping[str, list[Any]], origin: str) -> dict[str, _Row]:
+    """The rows by name; none if the file has no rows."""
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping) or not content:
+        raise InputError(f"{origin}: rows is {content!r}; it must map names to config keys")
+    rows = {}
+    for name, given in content.items():
+        where = f"{origin}, row '{name}'"
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"{where}: its name must be a text")
+        if given is not None and not isinstance(given, Mapping):
+            raise InputError(f"{where} is {given!r}; it must map config keys to values")
+        told = dict(given or {})
+        confined = told.pop("only", None) or {}
+        keys = _checked_keys(told, where)
+        if not isinstance(confined, Mapping):
+            raise InputError(f"{where}: only is {confined!r}; it must map keys of the grid to lists")
+        only: dict[str, set[str]] = {}
+        for key, values in confined.items():
+            if key not in axes:
+                raise InputError(f"{where}: only names '{key}', which is not in the grid{nearest(str(key), axes)}")
+            if not isinstance(values, list) or not values:
+                raise InputError(f"{where}: only.{key} is {values!r}; it must be a list of at least one value")
+            only[key] = {canonical(_checked_keys({key: value}, where)[key]) for value in values}
+            known = {canonical(value) for value in [*axes[key], *([keys[key]] if key in keys else [])]}
+            for text in sorted(only[key] - known):
+                raise InputError(f"{where}: only.{key} holds {text}, which the grid does not: {', '.join(known)}")
+        rows[name] = _Row(keys, only)
+    return rows
+
+
+def _checked_keys(given: Any, where: str) -> dict[str, Any]:
+    """Config keys with their texts read as values, their config files read, and their paths absolute."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise InputError(f"{where} is {given!r}; it must map config keys to values")
+    for name in given:
+        if not isinstance(name, str):
+            raise InputError(f"{where}: {name!r} is no name of a config key")
+        if name in _REFUSED_KEYS:
+            raise InputError(f"{where}: key '{name}' is that of a single run and cannot be in an experiment")
+    told = dict(given)
+    files = told.pop("config_files", None) or []
+    if isinstance(files, str):
+        files = files.split()
+    if not isinstance(files, list):
+        raise InputError(f"{where}: config_files is {files!r}; it must be a list of files, or their names in one text")
+    # What the files hold, not where they lie, is part of a cell.
+    keys = {**FedKDConfig.read_given([str(file) for file in files], None, None), **told}
+    for name, value in keys.items():
+        keys[name] = parse_value(value) if isinstance(value, str) else value
+        if name in _PATH_KEYS and value is not None:
+            keys[name] = str(Path(str(value)).resolve())
+        try:
+            # What a cell's process will read.
+            keys[name] = json.loads(canonical(keys[name]))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{where}: key '{name}' is {value!r}, which JSON cannot hold: {error}") from error
+    return keys
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else canonical(value)

@@ -1,0 +1,134 @@
+"""The files of an experiment's folder: what is written, and when a run counts as finished.
+
+``experiment.json`` describes the experiment. Every finished run has ``runs/<cell>.jsonl`` (one line ``run``, one line
+``round`` each, one line ``result``) and ``users/<cell>.npz`` (test metrics per user); every failed one has
+``failures/<cell>.json``, and ``logs/<cell>.log`` whatever it said. ``work`` holds what is under way.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_fedkd.experiment.grid import Cell, Experiment
+from recbole_fedkd.files import json_ready, write_json, written_whole
+
+RECORD_VERSION = 1
+_FOLDERS = ("runs", "users", "failures", "logs", "work")
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
+
+
+def prepare_folder(folder: Path, experiment: Experiment) -> None:
+    """Make the folder ready for a runner: what killed runs left is gone, and the experiment is written down."""
+    shutil.rmtree(folder / "work", ignore_errors=True)
+    for name in _FOLDERS:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for place in (folder, *(folder / name for name in _FOLDERS)):
+        for file in place.iterdir():
+            if _TEMPORARY.fullmatch(file.name):
+                file.unlink(missing_ok=True)
+    by_row = sorted(experiment.cells, key=lambda cell: experiment.rows.index(cell.row))
+    description = {
+        "version": RECORD_VERSION,
+        "name": experiment.name,
+        # Yaml has dates, which JSON has not.
+        "experiment": json.loads(json.dumps(experiment.content, default=str)),
+        "rows": experiment.rows,
+        "reference": experiment.reference,
+        "cells": [{"cell": cell.id, "row": cell.row, "group": cell.group, "seed": cell.seed} for cell in by_row],
+    }
+    write_json(description, folder / "experiment.json")
+
+
+def run_file(folder: Path, cell: Cell) -> Path:
+    """Record of a finished run."""
+    return folder / "runs" / f"{cell.id}.jsonl"
+
+
+def users_file(folder: Path, cell: Cell) -> Path:
+    """Test metrics of every user of a finished run."""
+    return folder / "users" / f"{cell.id}.npz"
+
+
+def failure_file(folder: Path, cell: Cell) -> Path:
+    """What made a run fail."""
+    return folder / "failures" / f"{cell.id}.json"
+
+
+def log_file(folder: Path, cell: Cell) -> Path:
+    """Everything that a run logged."""
+    return folder / "logs" / f"{cell.id}.log"
+
+
+def work_folder(folder: Path, cell: Cell) -> Path:
+    """Current folder of a run's process."""
+    return folder / "work" / cell.id
+
+
+def is_finished(folder: Path, cell: Cell) -> bool:
+    """Whether the record is there, complete, and that of this row and group."""
+    try:
+        lines = run_file(folder, cell).read_text(encoding="utf-8").splitlines()
+        head, last = json.loads(lines[0]), json.loads(lines[-1])
+    except (OSError, ValueError, IndexError):
+        return False
+    if last.get("kind") != "result" or head.get("version") != RECORD_VERSION:
+        return False
+    return bool(head["row"] == cell.row and list(head["group"].items()) == list(cell.group.items()))
+
+
+def write_run(folder: Path, cell: Cell, result: Mapping[str, Any]) -> None:
+    """Write the record of a finished run.
+
+    Args:
+        folder: the experiment's folder.
+        cell: the run.
+        result: what ``run_recbole_fedkd`` returned.
+    """
+    users = result["user_metrics"]
+    if users is not None:
+        columns: dict[str, Any] = {
+            name: np.asarray(values, dtype=np.int64 if name == "user" else np.float32) for name, values in users.items()
+        }
+        with written_whole(users_file(folder, cell)) as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(stream, **columns)
+    communication, timing = result["communication"], result["timing"]
+    head = {
+        "kind": "run",
+        "version": RECORD_VERSION,
+        "cell": cell.id,
+        "row": cell.row,
+        "group": cell.group,
+        "seed": cell.seed,
+        "keys": cell.keys,
+        "config": result["config"],
+        "environment": result["environment"],
+        "partition": result["partition"],
+    }
+    tail = {
+        "kind": "result",
+        "test": result["test_result"],
+        "best_valid": result["best_valid_result"],
+        "best_round": result["best_round"],
+        "valid_metric": str(result["config"]["valid_metric"]).lower(),
+        "valid_score_bigger": result["valid_score_bigger"],
+        "protocols": result["protocols"],
+        "communication": {name: communication[name] for name in ("total_bytes", "bytes_down", "bytes_up")},
+        "timing": {name: timing[name] for name in ("rounds", "training_seconds", "seconds_per_round")},
+    }
+    lines = [head, *({"kind": "round", **each} for each in result["rounds"]), tail]
+    text = "".join(json.dumps(json_ready(line), allow_nan=False) + "\n" for line in lines)
+    with written_whole(run_file(folder, cell)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_failure(folder: Path, cell: Cell, error: str) -> None:
+    """Note that a run failed, and the sentence that says why."""
+    content = {"cell": cell.id, "row": cell.row, "group": cell.group, "seed": cell.seed, "error": error}
+    write_json(content, failure_file(folder, cell))

@@ -1,0 +1,90 @@
+"""``fedavg``: clients send their networks, the server averages them.
+
+FedAvg: McMahan et al., AISTATS 2017. FedProx: Li et al., MLSys 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_fedkd.federated.message import SERVER, Message
+from recbole_fedkd.federated.strategy.base import LocalResult, ServerState, Strategy
+from recbole_fedkd.federated.task import Step
+from recbole_fedkd.model.shared import SharedState
+from recbole_fedkd.optim.server import SERVER_OPTIMIZERS
+
+_PARAMETER, _BUFFER, _SAMPLES = "p:", "b:", "samples"
+
+
+class FederatedAveraging(Strategy):
+    """The shared part of the network down and up; the server's mean is weighted by samples.
+
+    Messages: ``model`` in both directions with ``p:<name>`` per parameter and ``b:<name>`` per float buffer; up also
+    ``samples`` ``[1]``. Rows that belong to single users are part of neither.
+    """
+
+    name = "fedavg"
+    shares_parameters = True
+
+    def initial_state(self, shared: SharedState) -> ServerState:
+        """The network that every client starts from."""
+        return {name: torch.tensor(array) for name, array in _arrays(shared).items()}
+
+    def download(self, state: ServerState, client: int, round_index: int) -> Message | None:
+        """The global network."""
+        arrays = {name: value.numpy() for name, value in state.items() if name.startswith((_PARAMETER, _BUFFER))}
+        return Message("model", round_index, SERVER, arrays)
+
+    def installed(self, received: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """All of it."""
+        return {name.partition(":")[2]: value for name, value in received.items()}
+
+    def loss(self, step: Step, received: Mapping[str, Tensor], shared: SharedState) -> Tensor:
+        """The network's own loss plus ``mu / 2 * |w - w_global|^2`` (FedProx, eq. 2)."""
+        if not self.settings.proximal_weight:
+            return step.loss
+        distances = [(value - received[_PARAMETER + name]).pow(2).sum() for name, value in shared.parameters().items()]
+        return step.loss + 0.5 * self.settings.proximal_weight * torch.stack(distances).sum()
+
+    def upload(self, result: LocalResult, client: int, round_index: int) -> Message | None:
+        """The trained network and the number of samples behind it."""
+        arrays = _arrays(result.shared)
+        arrays[_SAMPLES] = np.array([result.samples], dtype=np.int32)
+        return Message("model", round_index, client, arrays)
+
+    def aggregate(self, state: ServerState, uploads: list[Message]) -> ServerState:
+        """Mean weighted by samples, then the server's optimiser on the parameters (buffers take the mean)."""
+        if not uploads:
+            return state
+        counts = np.array([float(message.arrays[_SAMPLES][0]) for message in uploads])
+        weights = counts / counts.sum()
+        mean: ServerState = {}
+        for message, weight in zip(uploads, weights.tolist(), strict=True):
+            for name, array in message.arrays.items():
+                if name != _SAMPLES:
+                    part = torch.tensor(array) * weight
+                    mean[name] = mean[name] + part if name in mean else part
+        settings = self.settings
+        parameters = {name: value for name, value in mean.items() if name.startswith(_PARAMETER)}
+        step = SERVER_OPTIMIZERS[settings.server_optimizer]
+        moved, memory = step(
+            {name: state[name] for name in parameters},
+            parameters,
+            {name: value for name, value in state.items() if not name.startswith((_PARAMETER, _BUFFER))},
+            settings.server_learning_rate,
+            settings.server_momentum,
+            settings.server_beta2,
+            settings.server_tau,
+        )
+        return {**mean, **moved, **memory}
+
+
+def _arrays(shared: SharedState) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
+    """Parameters and buffers as arrays of a message."""
+    parameters = {_PARAMETER + name: value for name, value in shared.parameters().items()}
+    buffers = {_BUFFER + name: value for name, value in shared.buffers().items()}
+    return {name: value.detach().cpu().numpy() for name, value in {**parameters, **buffers}.items()}

@@ -1,0 +1,293 @@
+"""What a client trains: a network on the client's own samples. The attentive network and any RecBole model look alike here."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from recbole_fedkd.model.shared import SharedState
+
+CLEAN_BATCH = 4096
+"""Samples at a time in a pass without gradients."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a network says of one batch.
+
+    Attributes:
+        loss: the network's own loss, a scalar mean over the batch.
+        size: number of samples.
+        logits: ``[size, T]``; None if nobody asked for them.
+        labels: label indices ``[size]``; None like the logits.
+    """
+
+    loss: Tensor
+    size: int
+    logits: Tensor | None = None
+    labels: Tensor | None = None
+
+
+class Task(ABC):
+    """A network and the samples it is trained on.
+
+    Attributes:
+        network: the module; the client's optimiser holds its parameters.
+        shared: the part of the network that a strategy may send.
+        labels: number of labels ``T``.
+        generator: decides the order of the samples, and what else the task draws by itself.
+    """
+
+    network: nn.Module
+    shared: SharedState
+    labels: int
+    generator: torch.Generator
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Samples of an epoch."""
+
+    @abstractmethod
+    def batches(self) -> Iterator[Any]:
+        """Batches of one epoch in random order."""
+
+    @abstractmethod
+    def clean_batches(self) -> Iterator[Any]:
+        """Every sample once, in large batches, for a pass without gradients."""
+
+    @abstractmethod
+    def step(self, batch: Any, with_logits: bool) -> Step:
+        """Loss of a batch and, if asked for, its logits and labels."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Labelled samples of one client.
+
+    Attributes:
+        users: local user ids ``[n]``, from 1.
+        items: item ids ``[n]``.
+        labels: label indices ``[n]``.
+    """
+
+    users: Tensor
+    items: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def select(self, rows: Tensor) -> Samples:
+        """The samples ``rows``."""
+        return Samples(self.users[rows], self.items[rows], self.labels[rows])
+
+
+class AttentiveTask(Task):
+    """An ``AttentiveNetwork`` on labelled samples: ``CE(y, p) + lambda R(w)``.
+
+    Args:
+        network: called as ``network(users [batch], items [batch, 1])``, logits ``[batch, 1, T]``.
+        shared: the part that may be sent.
+        samples: the client's training samples.
+        labels: number of labels ``T``.
+        batch_size: samples in a step.
+        reg_weight: ``lambda``.
+        negatives: sampled negatives per sample and epoch; 0 unless the samples are positives only.
+        item_count: number of items, padding included; the range of negatives.
+        seed: of the generator.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        shared: SharedState,
+        samples: Samples,
+        labels: int,
+        batch_size: int,
+        reg_weight: float,
+        negatives: int,
+        item_count: int,
+        seed: int,
+    ) -> None:
+        self.network, self.shared, self.samples, self.labels = network, shared, samples, labels
+        self.batch_size, self.reg_weight = batch_size, reg_weight
+        self.negatives, self.item_count = negatives, item_count
+        self.generator = torch.Generator().manual_seed(seed)
+        if negatives:
+            self._positives = torch.unique(samples.users * item_count + samples.items)
+
+    def __len__(self) -> int:
+        return len(self.samples) * (1 + self.negatives)
+
+    def batches(self) -> Iterator[Samples]:
+        """Batches of one epoch; negatives are drawn anew."""
+        samples = self._epoch_samples()
+        device = samples.users.device
+        for rows in shuffled(len(samples), self.batch_size, self.generator):
+            yield samples.select(rows.to(device))
+
+    def clean_batches(self) -> Iterator[Samples]:
+        """Every sample once."""
+        samples = self._epoch_samples()
+        for rows in torch.arange(len(samples), device=samples.users.device).split(CLEAN_BATCH):
+            yield samples.select(rows)
+
+    def step(self, batch: Samples, with_logits: bool) -> Step:
+        """Cross-entropy of the labels plus the regulariser of the weights that the batch touches."""
+        items = batch.items.unsqueeze(1)
+        logits = self.network(batch.users, items).squeeze(1)
+        loss = functional.cross_entropy(logits, batch.labels)
+        if self.reg_weight and torch.is_grad_enabled():
+            norm: Callable[[Tensor, Tensor], Tensor] = self.network.touched_squared_norm  # type: ignore[assignment]
+            loss = loss + self.reg_weight * norm(batch.users, items)
+        return Step(loss, len(batch), logits, batch.labels)
+
+    def _epoch_samples(self) -> Samples:
+        """The samples, with freshly drawn negatives where the labels are implicit."""
+        samples = self.samples
+        if not self.negatives:
+            return samples
+        users = samples.users.repeat(self.negatives)
+        items = sample_negatives(users, self._positives, self.item_count, self.generator)
+        return Samples(
+            torch.cat([samples.users, users]),
+            torch.cat([samples.items, items]),
+            torch.cat([samples.labels, torch.zeros_like(users)]),
+        )
+
+
+class RecBoleTask(Task):
+    """A RecBole model on RecBole's own training loader: whatever ``calculate_loss`` minimises, nothing changed.
+
+    Logits are those of a click model, ``[0, z]`` with ``sigmoid(z)`` its click probability. They are read where the
+    model hands ``z`` to its binary cross-entropy, so that one forward pass serves loss and distillation alike.
+
+    Args:
+        model: a POINTWISE or PAIRWISE model.
+        shared: the part that may be sent.
+        build_loader: makes the training loader of the client's rows; called with ``shuffle``. A client without rows never
+            makes one.
+        rows: number of the client's rows.
+        device: where batches go.
+        seed: of the generator of a client that draws from the run's streams.
+    """
+
+    labels = 2
+
+    def __init__(
+        self,
+        model: nn.Module,
+        shared: SharedState,
+        build_loader: Callable[[bool], Any],
+        rows: int,
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        self.network, self.shared, self.rows, self.device = model, shared, rows, device
+        self._build_loader = build_loader
+        self._loader: Any = None
+        self.generator = torch.Generator().manual_seed(seed)
+        self._handed: list[tuple[Tensor, Tensor]] = []
+        self._loss_module = click_loss(model)
+        if self._loss_module is not None:
+            self._loss_module.register_forward_pre_hook(self._keep_handed)
+
+    @property
+    def is_click_model(self) -> bool:
+        """Whether the model minimises one binary cross-entropy, so that it has logits to distil."""
+        return self._loss_module is not None
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def batches(self) -> Iterator[Any]:
+        """RecBole's training batches, its negatives included."""
+        if self._loader is None:
+            self._loader = self._build_loader(True)
+            self._loader.generator = self.generator
+            self._loader.sampler.generator = self.generator
+        yield from self._loader
+
+    def clean_batches(self) -> Iterator[Any]:
+        """Every row once."""
+        yield from self._build_loader(False)
+
+    def step(self, batch: Any, with_logits: bool) -> Step:
+        """The model's own loss; logits and labels of a click model."""
+        interaction = batch.to(self.device)
+        self._handed.clear()
+        calculate_loss: Callable[[Any], Tensor | tuple[Tensor, ...]] = self.network.calculate_loss  # type: ignore[assignment]
+        parts = calculate_loss(interaction)
+        # Some models return a tuple, some a tensor of shape [1].
+        loss = sum(part.reshape(()) for part in (parts if isinstance(parts, tuple) else (parts,)))
+        assert isinstance(loss, Tensor)
+        if not with_logits:
+            return Step(loss, len(interaction))
+        ((scores, labels),) = self._handed
+        if isinstance(self._loss_module, nn.BCELoss):
+            scores = torch.logit(scores, 1e-6)
+        return Step(loss, len(interaction), torch.stack([torch.zeros_like(scores), scores], -1), labels.long())
+
+    def _keep_handed(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        self._handed.append((arguments[0].reshape(-1), arguments[1].reshape(-1)))
+
+
+def click_loss(model: nn.Module) -> nn.Module | None:
+    """The binary cross-entropy that a click model hands its scores to; None if it has none, or several."""
+    found = [module for module in model.modules() if isinstance(module, nn.BCEWithLogitsLoss | nn.BCELoss)]
+    return found[0] if len(found) == 1 else None
+
+
+def shuffled(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Row numbers ``0..count-1`` in random order, ``[batch_size]`` at a time.
+
+    RecBole's loader is torch's, and so is this one: with the same generator both give the same order, so that a
+    federation of one client trains as RecBole does.
+    """
+    loader: DataLoader[int] = DataLoader(
+        range(count),  # type: ignore[arg-type]
+        batch_size,
+        shuffle=True,
+        generator=generator,
+        collate_fn=torch.tensor,
+    )
+    yield from loader
+
+
+def sample_negatives(users: Tensor, positives: Tensor, item_count: int, generator: torch.Generator) -> Tensor:
+    """Draw for each entry an item that is no training positive of its user, uniformly, in bulk.
+
+    Only training positives are excluded, as in RecBole: a held-out item may be drawn, or it would stand out as the one
+    that never is.
+
+    Args:
+        users: user ids ``[n]``.
+        positives: sorted unique keys ``user * item_count + item`` of the training positives.
+        item_count: number of items, padding (id 0, never drawn) included.
+        generator: where the draws come from.
+
+    Returns:
+        Item ids ``[n]``.
+
+    Raises:
+        ValueError: a user holds every item, so there is no negative.
+    """
+    per_user = torch.bincount(positives // item_count)
+    if (per_user >= item_count - 1).any():
+        raise ValueError(f"user {int(per_user.argmax())} has interacted with every item; no negative can be sampled")
+    items = torch.empty_like(users)
+    pending = torch.arange(len(users), device=users.device)
+    while len(pending):
+        drawn = torch.randint(1, item_count, (len(pending),), generator=generator).to(users.device)
+        items[pending] = drawn
+        keys = users[pending] * item_count + drawn
+        slot = torch.searchsorted(positives, keys).clamp(max=len(positives) - 1)
+        pending = pending[positives[slot] == keys]
+    return items

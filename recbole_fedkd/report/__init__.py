@@ -1,0 +1,29 @@
+"""The report of an experiment, made from its records alone: tables, tests, plots and one page that holds them all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["write_report"]
+
+
+def write_report(folder: Path) -> Path:
+    """Write the report of an experiment into ``<folder>/report``; a report that is already there is replaced.
+
+    Nothing is measured here, so the same records give the same tables again.
+
+    Args:
+        folder: the experiment's folder, with ``runs``, and where they exist ``users``, ``failures`` and
+            ``experiment.json``.
+
+    Returns:
+        The path of the page, ``<folder>/report/index.html``.
+
+    Raises:
+        InputError: the folder holds no finished run and no failure.
+    """
+    # The plots bring matplotlib, which only a report needs.
+    from recbole_fedkd.report.page import write_all
+    from recbole_fedkd.report.records import read_experiment
+
+    return write_all(read_experiment(Path(folder)), Path(folder) / "report")

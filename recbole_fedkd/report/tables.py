@@ -1,0 +1,490 @@
+"""The tables of a report: what stands in them, and how they are written as Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from recbole_fedkd.report.records import Experiment, Group, Published, as_text
+from recbole_fedkd.report.statistics import Comparison, Cost, Summary, costs_of, lower_is_better, summary
+
+NONE = "–"  # noqa: RUF001 (a dash that no reader takes for a minus)
+
+# Metrics in the order in which they stand in the tables, and their usual names.
+USUAL_NAMES = {
+    "accuracy": "accuracy",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "nmae": "NMAE",
+    "auc": "AUC",
+    "logloss": "LogLoss",
+    "labelledndcg": "labelled NDCG",
+    "ndcg": "NDCG",
+    "recall": "Recall",
+    "mrr": "MRR",
+    "hit": "Hit",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its text, and whether it stands out as the best of its column."""
+
+    text: str
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column names its rows; every row is as long as the header."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def metrics_of(group: Group) -> list[str]:
+    """Test metrics that any run of the group has, in the order of the tables; unusual ones last, in that of the runs."""
+    names = dict.fromkeys(metric for run in group.all_runs for metric in run.test)
+    order = list(USUAL_NAMES)
+
+    def place(metric: str) -> tuple[int, int]:
+        stem, _, cut = metric.partition("@")
+        return order.index(stem) if stem in order else len(order), int(cut) if cut.isdecimal() else 0
+
+    return sorted(names, key=place)
+
+
+def usual_name(metric: str) -> str:
+    """A metric as the field writes it: ``labelled NDCG@10`` for ``labelledndcg@10``."""
+    stem, at, cut = metric.partition("@")
+    return USUAL_NAMES.get(stem, stem) + at + cut
+
+
+def heading(metric: str) -> str:
+    """A metric's name and the direction in which it gets better."""
+    return f"{usual_name(metric)} {'↓' if lower_is_better(metric) else '↑'}"
+
+
+def quality(group: Group) -> dict[tuple[str, str], Summary]:
+    """Summary over seeds per row and metric; pairs without a value are absent."""
+    found = {}
+    for row in group.rows:
+        for metric in metrics_of(group):
+            values = [run.test[metric] for run in group.runs[row] if metric in run.test]
+            if values:
+                found[row, metric] = summary(values)
+    return found
+
+
+def best_rows(group: Group) -> dict[str, set[str]]:
+    """Per metric the rows with the best mean as printed; none where a single row has it or the protocols differ."""
+    summaries = quality(group)
+    best = {}
+    for metric in metrics_of(group):
+        means = {row: round(summaries[row, metric].mean, 4) for row in group.rows if (row, metric) in summaries}
+        wanted = (min if lower_is_better(metric) else max)(means.values())
+        comparable = len(means) > 1 and len(protocols_of(group, metric)) <= 1
+        best[metric] = {row for row, mean in means.items() if mean == wanted} if comparable else set()
+    return best
+
+
+def protocols_of(group: Group, metric: str) -> dict[str, list[str]]:
+    """Each protocol by which a metric came about in the group, with its rows."""
+    found: dict[str, list[str]] = {}
+    for row in group.rows:
+        for run in group.runs[row]:
+            if metric in run.test:
+                rows = found.setdefault(run.protocols.get(metric, "protocol not recorded"), [])
+                if row not in rows:
+                    rows.append(row)
+    return found
+
+
+def protocol_sentences(group: Group) -> list[str]:
+    """How each number of the quality table came about; metrics that share a protocol share a sentence."""
+    shared: dict[str, list[str]] = {}
+    differing = []
+    for metric in metrics_of(group):
+        protocols = protocols_of(group, metric)
+        if len(protocols) == 1:
+            shared.setdefault(next(iter(protocols)), []).append(usual_name(metric))
+        else:
+            usual = max(protocols, key=lambda text: len(protocols[text]))
+            crowd = {usual} if len(protocols[usual]) > 3 else set()
+            told = "; ".join(
+                f"{text} ({'all other rows' if text in crowd else ', '.join(rows)})" for text, rows in protocols.items()
+            )
+            differing.append(
+                f"{usual_name(metric)}: the protocol differs between rows, so that they do not compare: {told}."
+            )
+    return [f"{', '.join(names)}: {text}." for text, names in shared.items()] + differing
+
+
+def seeds_sentence(group: Group) -> str:
+    """What the numbers in the quality table are."""
+    seeds = sorted({run.seed for run in group.all_runs})
+    listed = ", ".join(str(seed) for seed in seeds)
+    return (
+        f"Mean ± sample standard deviation over the seeds ({listed}); a row has as many as its column “seeds” says. "
+        "Best mean in bold."
+    )
+
+
+def quality_table(group: Group) -> Table:
+    """The quality of each row; it holds no times, so that it does not depend on the machine."""
+    metrics = metrics_of(group)
+    summaries = quality(group)
+    best = best_rows(group)
+    rows = []
+    for row in group.rows:
+        cells = [Cell(row)]
+        for metric in metrics:
+            found = summaries.get((row, metric))
+            text = NONE if found is None else _mean_and_deviation(found, ".4f")
+            if found is not None and found.count != len(group.runs[row]):
+                text += f" (n = {found.count})"
+            cells.append(Cell(text, row in best[metric]))
+        rows.append((*cells, Cell(str(len(group.runs[row])))))
+    return Table(("row", *(heading(metric) for metric in metrics), "seeds"), tuple(rows))
+
+
+def published_table(group: Group, published: Published) -> Table | None:
+    """Published values beside measured ones, for the rows that have both; None if the group has no such row."""
+    rows = [row for row in group.rows if row in published.rows]
+    if not rows:
+        return None
+    names = list(dict.fromkeys(str(name) for row in rows for name in published.rows[row]))
+    metrics = metrics_of(group)
+    summaries = quality(group)
+    ours = {}
+    for name in names:
+        counterpart = published.metrics.get(name, name.lower())
+        if counterpart in metrics:
+            ours[name] = counterpart
+    header = ["row"]
+    for name in names:
+        header.append(f"{name}, published")
+        if name in ours:
+            header.append(f"{usual_name(ours[name])}, measured")
+    lines = []
+    for row in rows:
+        cells = [Cell(row)]
+        for name in names:
+            value = published.rows[row].get(name)
+            cells.append(Cell(NONE if value is None else as_text(value)))
+            if name in ours:
+                found = summaries.get((row, ours[name]))
+                cells.append(Cell(NONE if found is None else _mean_and_deviation(found, ".4f")))
+        lines.append(tuple(cells))
+    return Table(tuple(header), tuple(lines))
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One column of the cost table: its name and its value of each seed of a row, where it has one."""
+
+    name: str
+    values: Mapping[str, list[float]]
+    whole: bool = True
+
+
+def cost_quantities(group: Group, named_reference: bool) -> list[Quantity]:
+    """The columns of the cost table; the way to the reference's score only if the experiment names a reference."""
+    costs = costs_of(group)
+
+    def column(name: str, value: Any, whole: bool = True) -> Quantity:
+        found = {row: [value(each) for each in of_row] for row, of_row in costs.items()}
+        return Quantity(
+            name,
+            {row: [float(each) for each in values if each is not None] for row, values in found.items()},
+            whole,
+        )
+
+    columns = [
+        column("rounds", lambda each: each.rounds),
+        column("best round", lambda each: each.best_round),
+        column("bytes in all", lambda each: each.total_bytes),
+        column("bytes until the best round", lambda each: each.best_bytes),
+        column("training seconds", lambda each: each.seconds, False),
+        column("seconds a round", lambda each: each.seconds_per_round, False),
+    ]
+    if named_reference:
+        score = f"the best validation score of {group.reference}"
+        columns += [
+            column(f"rounds to {score}", lambda each: each.reached and each.reached.rounds),
+            column(f"seconds to {score}", lambda each: each.reached and each.reached.seconds, False),
+            column(f"bytes to {score}", lambda each: each.reached and each.reached.bytes_moved),
+        ]
+    return columns
+
+
+def reached_by(costs: Sequence[Cost]) -> str:
+    """How many of the seeds that had a score to reach did reach it."""
+    comparable = [each for each in costs if each.comparable]
+    return f"{sum(each.reached is not None for each in comparable)} of {len(comparable)}" if comparable else NONE
+
+
+def cost_tables(group: Group, named_reference: bool) -> list[tuple[str, Table]]:
+    """What the rows spent, each with a sentence that explains it; the second is the way to the reference's score."""
+    quantities = cost_quantities(group, named_reference)
+    spent = _cost_table(group, quantities[:6], {})
+    told = [
+        (
+            "Means over seeds, seconds ± sample standard deviation. Seconds are of training alone and hold for the "
+            "machine that ran it; rounds are epochs where one model is trained on all data, and the best is counted "
+            "from 0. Bytes are up and down, over all clients.",
+            spent,
+        )
+    ]
+    if named_reference:
+        costs = costs_of(group)
+        short = [
+            Quantity(name, each.values, each.whole)
+            for name, each in zip(("rounds", "seconds", "bytes"), quantities[6:], strict=True)
+        ]
+        seeds = {row: reached_by(costs[row]) for row in group.rows}
+        told.append(
+            (
+                f"Until the validation score was first as good as the best of {group.reference} with the same seed: "
+                "means over the seeds that got there.",
+                _cost_table(group, short, {"seeds that got there": seeds}),
+            )
+        )
+    return told
+
+
+def _cost_table(group: Group, quantities: Sequence[Quantity], texts: Mapping[str, Mapping[str, str]]) -> Table:
+    columns = [*texts.values(), *(_cost_column(group, quantity) for quantity in quantities)]
+    rows = tuple((Cell(row), *(Cell(column[row]) for column in columns)) for row in group.rows)
+    return Table(("row", *texts, *(quantity.name for quantity in quantities)), rows)
+
+
+def _cost_column(group: Group, quantity: Quantity) -> dict[str, str]:
+    values = {row: summary(quantity.values[row]) for row in group.rows}
+    means = [each.mean for each in values.values() if each.count]
+    if quantity.whole:
+        # Rounds are few, so that a tenth of one tells; a tenth of a byte among thousands tells nothing.
+        digits = ".1f" if any(mean % 1 for mean in means) and max(means) < 1000 else ",.0f"
+        return {row: format(each.mean, digits) if each.count else NONE for row, each in values.items()}
+    digits = ",.2f" if means and min(means) < 100 else ",.0f"
+    return {row: _mean_and_deviation(each, digits) if each.count else NONE for row, each in values.items()}
+
+
+def difference_table(group: Group, comparisons: Sequence[Comparison], metrics: Sequence[str]) -> Table:
+    """Mean difference from the reference per row and metric, marked where a corrected p-value is below 0.05."""
+    rows = []
+    for row in group.rows:
+        if row == group.reference:
+            continue
+        cells = [Cell(row)]
+        for metric in metrics:
+            found = {(each.unit, each.test): each for each in comparisons if (each.row, each.metric) == (row, metric)}
+            if not found:
+                cells.append(Cell(NONE))
+                continue
+            marks = "".join(
+                mark
+                for mark, kind in (("†", ("seeds", "paired t")), ("*", ("users", "Wilcoxon")))
+                if kind in found and found[kind].corrected < 0.05
+            )
+            text = signed(found["seeds", "paired t"].difference)
+            cells.append(Cell(f"{text} {marks}".strip(), bool(marks)))
+        rows.append(tuple(cells))
+    return Table(("row", *(heading(metric) for metric in metrics)), tuple(rows))
+
+
+def significance_table(comparisons: Sequence[Comparison]) -> Table:
+    """Every test: per row, metric and unit the difference, the number of pairs and both tests' p-values."""
+    header = (
+        "row",
+        "metric",
+        "pairs",
+        "number",
+        "difference",
+        "t: p",
+        "t: p corrected",
+        "Wilcoxon: p",
+        "Wilcoxon: p corrected",
+    )
+    merged: dict[tuple[str, str, str], dict[str, Comparison]] = {}
+    for each in comparisons:
+        merged.setdefault((each.row, each.metric, each.unit), {})[each.test] = each
+    rows = []
+    # Both units of a row and metric stand together.
+    places = list(dict.fromkeys((row, metric) for row, metric, _ in merged))
+    for row, metric in places:
+        for unit in ("seeds", "users"):
+            tests = merged.get((row, metric, unit), {})
+            if not tests:
+                continue
+            first = tests["paired t"]
+            cells = [row, usual_name(metric), unit, str(first.count), signed(first.difference)]
+            for name in ("paired t", "Wilcoxon"):
+                cells += [probability(tests[name].p), probability(tests[name].corrected)]
+            rows.append(tuple(Cell(text) for text in cells))
+    return Table(header, tuple(rows))
+
+
+def significance_sentences(group: Group, comparisons: Sequence[Comparison], named_reference: bool) -> list[str]:
+    """What the comparisons are, and what so few seeds cannot tell."""
+    chosen = "the reference row" if named_reference else "the first row, as the experiment names no reference"
+    sentences = [
+        f"Differences from {group.reference} ({chosen}), paired over equal seeds and over users (each user's values "
+        "averaged over the seeds in which both rows judged that user). p-values are two-sided and corrected after Holm "
+        "over all rows and metrics of this group, for each kind of test by itself."
+    ]
+    few = sorted({each.count for each in comparisons if each.unit == "seeds" and 2 <= each.count < 6})
+    sentences += [
+        f"With {count} seeds the smallest two-sided Wilcoxon p over seeds is {2.0 ** (1 - count):g}, so this test "
+        "cannot fall below 0.05, whatever the difference."
+        for count in few
+    ]
+    if any(each.unit == "seeds" and each.count < 2 for each in comparisons):
+        sentences.append("Rows that share a single seed with the reference cannot be tested over seeds (n/a).")
+    if any(each.unit == "users" and each.count == 0 for each in comparisons):
+        sentences.append("Metrics that were not recorded per user cannot be tested over users (n/a).")
+    return sentences
+
+
+def signed(value: float) -> str:
+    """A difference with its sign; ``n/a`` for nan."""
+    return "n/a" if math.isnan(value) else f"{value:+.4f}".replace("-0.0000", "0.0000").replace("+0.0000", "0.0000")
+
+
+def probability(p: float) -> str:
+    """A p-value; ``n/a`` for nan."""
+    if math.isnan(p):
+        return "n/a"
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
+def _mean_and_deviation(values: Summary, digits: str) -> str:
+    mean = format(values.mean, digits)
+    return mean if math.isnan(values.deviation) else f"{mean} ± {format(values.deviation, digits)}"
+
+
+def escaped(text: str) -> str:
+    """Text that Markdown shows as it is, in a table's cell too."""
+    line = " ".join(text.split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;")
+    # An underscore within a word is no emphasis, and names of settings are full of them.
+    return re.sub(r"[\\|*`~\[\]]|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)
+
+
+def markdown(table: Table) -> str:
+    """A table in GitHub's Markdown: numbers to the right, names to the left."""
+    ruler = ("---", *["---:"] * (len(table.header) - 1))
+    written = [f"| {' | '.join(escaped(text) for text in table.header)} |", f"| {' | '.join(ruler)} |"]
+    for row in table.rows:
+        cells = [f"**{escaped(cell.text)}**" if cell.strong else escaped(cell.text) for cell in row]
+        written.append(f"| {' | '.join(cells)} |")
+    return "\n".join(written)
+
+
+def quality_markdown(experiment: Experiment) -> str:
+    """The quality tables of all groups, with their protocols and the published numbers, to paste into a README."""
+    parts = []
+    for group in experiment.groups:
+        parts += [f"### {escaped(group.title)}", markdown(quality_table(group)), escaped(seeds_sentence(group))]
+        parts.append("\n".join(f"- {escaped(sentence)}" for sentence in protocol_sentences(group)))
+        table = published_table(group, experiment.published) if experiment.published else None
+        if experiment.published and table:
+            source = experiment.published.source
+            parts += [f"Published{f' ({escaped(source)})' if source else ''} and measured:", markdown(table)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def cost_markdown(experiment: Experiment) -> str:
+    """The cost tables of all groups, to paste into a README."""
+    parts = []
+    for group in experiment.groups:
+        parts.append(f"### {escaped(group.title)}")
+        for sentence, table in cost_tables(group, experiment.named_reference):
+            parts += [markdown(table), escaped(sentence)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def _group_columns(experiment: Experiment) -> list[str]:
+    return list(dict.fromkeys(key for group in experiment.groups for key in group.settings))
+
+
+def _group_cells(group: Group, columns: Iterable[str]) -> list[str]:
+    return [as_text(group.settings[key]) if key in group.settings else "" for key in columns]
+
+
+def _number(value: float) -> str:
+    # Shortest text that reads back as the same number; nothing for nan.
+    return "" if math.isnan(value) else repr(float(value))
+
+
+def quality_csv(experiment: Experiment) -> str:
+    """One line per group, row and metric, in full precision."""
+    columns = _group_columns(experiment)
+    lines = []
+    for group in experiment.groups:
+        best = best_rows(group)
+        for (row, metric), found in quality(group).items():
+            protocols = [text for text, rows in protocols_of(group, metric).items() if row in rows]
+            lines.append(
+                [
+                    *_group_cells(group, columns),
+                    row,
+                    metric,
+                    "lower" if lower_is_better(metric) else "higher",
+                    _number(found.mean),
+                    _number(found.deviation),
+                    found.count,
+                    int(row in best[metric]),
+                    "; ".join(protocols),
+                ]
+            )
+    return _csv([*columns, "row", "metric", "better", "mean", "deviation", "seeds", "best", "protocol"], lines)
+
+
+def cost_csv(experiment: Experiment) -> str:
+    """One line per group, row and quantity, in full precision; ``seeds`` says how many have a value."""
+    columns = _group_columns(experiment)
+    lines = []
+    for group in experiment.groups:
+        for quantity in cost_quantities(group, experiment.named_reference):
+            for row in group.rows:
+                values = summary(quantity.values[row])
+                numbers = [_number(values.mean), _number(values.deviation), values.count]
+                lines.append([*_group_cells(group, columns), row, quantity.name, *numbers])
+    return _csv([*columns, "row", "quantity", "mean", "deviation", "seeds"], lines)
+
+
+def significance_csv(experiment: Experiment, comparisons: Sequence[Sequence[Comparison]]) -> str:
+    """One line per test; ``comparisons`` are those of each group."""
+    columns = _group_columns(experiment)
+    lines = [
+        [
+            *_group_cells(group, columns),
+            each.row,
+            each.reference,
+            each.metric,
+            each.unit,
+            each.test,
+            each.count,
+            _number(each.difference),
+            _number(each.p),
+            _number(each.corrected),
+        ]
+        for group, of_group in zip(experiment.groups, comparisons, strict=True)
+        for each in of_group
+    ]
+    header = ["row", "reference", "metric", "pairs", "test", "n", "difference", "p", "p_corrected"]
+    return _csv([*columns, *header], lines)

@@ -1,0 +1,434 @@
+"""Search for hyper-parameters by validation, on optuna, in this process and one trial after the other.
+
+The parameter file is RecBole's, one parameter a line: ``learning_rate loguniform -8,-4`` (exponents of e),
+``dropout_prob uniform 0,0.5``, ``embedding_size quniform 8,64,8`` (multiples of 8), ``backbone choice [cnn,mlp]``.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+import math
+import re
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import optuna
+import yaml
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+from texttable import Texttable
+
+from recbole_fedkd.config import FedKDConfig, parse_value
+from recbole_fedkd.errors import InputError, TrainingError, nearest
+from recbole_fedkd.files import write_json
+from recbole_fedkd.quick_start import run_recbole_fedkd
+
+ALGORITHMS = ("tpe", "random", "exhaustive")
+DEFAULT_TRIALS = 10
+
+# How many numbers stand behind the kind of a parameter.
+_NUMBERS = {"uniform": 2, "loguniform": 2, "quniform": 3}
+_KINDS = ("choice", *_NUMBERS)
+# Where a run lies, how loud and how fast it is, and not what it computes.
+_KEYS_WITHOUT_EFFECT = frozenset({"data_path", "torch_threads", "show_progress", "state"})
+# Keys that a trial has for itself, or that decide what is searched for.
+_REFUSED_KEYS = ("resume", "result_file", "checkpoint_dir")
+_FIXED_KEYS = ("model", "dataset", "valid_metric", "metrics", "config_files", *_REFUSED_KEYS)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A key that is searched, and where.
+
+    Attributes:
+        name: config key.
+        kind: ``choice``, ``uniform``, ``loguniform`` or ``quniform``.
+        choices: values of a choice.
+        numbers: low and high, and for ``quniform`` the step; of ``loguniform`` the logarithms.
+    """
+
+    name: str
+    kind: str
+    choices: tuple[Any, ...] = ()
+    numbers: tuple[float, ...] = ()
+
+    def distribution(self) -> BaseDistribution:
+        """What optuna draws from: for a choice the values' JSON texts, for ``quniform`` the multiples of the step."""
+        if self.kind == "choice":
+            return CategoricalDistribution([_canonical(value) for value in self.choices])
+        low, high = self.numbers[:2]
+        if self.kind == "quniform":
+            step = self.numbers[2]
+            return IntDistribution(round(low / step), round(high / step))
+        if self.kind == "loguniform":
+            return FloatDistribution(math.exp(low), math.exp(high), log=True)
+        return FloatDistribution(low, high)
+
+    def value(self, drawn: Any) -> Any:
+        """The key's value for what optuna drew."""
+        if self.kind == "choice":
+            return json.loads(drawn)
+        if self.kind == "quniform":
+            # 3 * 0.1 is 0.30000000000000004.
+            value = round(drawn * self.numbers[2], 12)
+            return int(value) if float(self.numbers[2]).is_integer() else value
+        return drawn
+
+    def all_draws(self) -> list[Any]:
+        """Everything that optuna may draw.
+
+        Raises:
+            InputError: that is a continuum.
+        """
+        distribution = self.distribution()
+        if isinstance(distribution, CategoricalDistribution):
+            return list(distribution.choices)
+        if isinstance(distribution, IntDistribution):
+            return list(range(distribution.low, distribution.high + 1))
+        raise InputError(
+            f"parameter '{self.name}' is {self.kind}, which an exhaustive search cannot go through; use choice or quniform"
+        )
+
+
+def read_parameters(file: str | Path) -> list[Parameter]:
+    """Parameters of a file, in its order; what follows a ``#`` that no letter precedes is a comment.
+
+    Raises:
+        InputError: the file cannot be read, or a line of it; the sentence names file and line.
+    """
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"params_file '{file}' cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"params_file '{file}' is no text: {error}") from error
+    parameters: dict[str, Parameter] = {}
+    for number, whole in enumerate(lines, start=1):
+        line = re.sub(r"(^|\s)#.*", "", whole)
+        if not line.strip():
+            continue
+        where = f"params_file '{file}', line {number}"
+        parameter = _parameter(line, where)
+        if parameter.name in parameters:
+            raise InputError(f"{where}: parameter '{parameter.name}' stands there twice")
+        if parameter.name in _FIXED_KEYS:
+            raise InputError(f"{where}: key '{parameter.name}' cannot be searched; every trial has the same")
+        parameters[parameter.name] = parameter
+    if not parameters:
+        raise InputError(
+            f"params_file '{file}' holds no parameter; a line is such as learning_rate choice [0.01,0.001]"
+        )
+    return list(parameters.values())
+
+
+def _parameter(line: str, where: str) -> Parameter:
+    parts = line.split(maxsplit=2)
+    if len(parts) < 3:
+        raise InputError(f"{where}: '{line.strip()}' is not of the form <key> <{'|'.join(_KINDS)}> <values>")
+    name, kind, values = parts
+    if kind not in _KINDS:
+        raise InputError(
+            f"{where}: '{kind}' is no kind of parameter; allowed are {', '.join(_KINDS)}{nearest(kind, _KINDS)}"
+        )
+    if kind == "choice":
+        return Parameter(name, kind, choices=_choices(values, where))
+    try:
+        numbers = tuple(float(text) for text in values.split(","))
+    except ValueError as error:
+        raise InputError(f"{where}: '{values}' is not {_NUMBERS[kind]} numbers with commas between") from error
+    if len(numbers) != _NUMBERS[kind] or not all(map(math.isfinite, numbers)):
+        raise InputError(f"{where}: {kind} takes {_NUMBERS[kind]} finite numbers with commas between, not '{values}'")
+    if numbers[0] > numbers[1]:
+        raise InputError(f"{where}: low {numbers[0]:g} is above high {numbers[1]:g}")
+    if kind == "quniform" and numbers[2] <= 0:
+        raise InputError(f"{where}: step {numbers[2]:g} is not above 0")
+    if kind == "loguniform" and numbers[1] > math.log(sys.float_info.max):
+        raise InputError(f"{where}: high {numbers[1]:g} is the logarithm of no number; loguniform takes exponents of e")
+    return Parameter(name, kind, numbers=numbers)
+
+
+def _choices(text: str, where: str) -> tuple[Any, ...]:
+    """The values of a choice: a Python list as in RecBole, or one with bare words."""
+    try:
+        values = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError:
+            values = None
+    if not isinstance(values, list | tuple) or not values:
+        raise InputError(f"{where}: choice takes a list such as [a,b,c], not '{text}'")
+    read = tuple(parse_value(value) if isinstance(value, str) else value for value in values)
+    try:
+        told = [_canonical(value) for value in read]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: '{text}' holds what JSON cannot: {error}") from error
+    for each in told:
+        if told.count(each) > 1:
+            raise InputError(f"{where}: {each} stands in the choice twice")
+    return read
+
+
+@dataclass(frozen=True)
+class Search:
+    """What every trial of a search has in common.
+
+    Attributes:
+        parameters: what is searched.
+        keys: the other config keys, texts or values, model and dataset among them.
+        config_files: config files, which the keys win over.
+        algorithm: ``tpe``, ``random`` or ``exhaustive``.
+        seed: of the search.
+        bigger: whether more of the validation score is better.
+        metric: name of the validation score.
+    """
+
+    parameters: tuple[Parameter, ...]
+    keys: Mapping[str, Any]
+    config_files: tuple[str, ...]
+    algorithm: str
+    seed: int
+    bigger: bool
+    metric: str
+
+    @classmethod
+    def prepare(
+        cls,
+        parameters: Sequence[Parameter],
+        keys: Mapping[str, Any],
+        config_files: Sequence[str] = (),
+        algorithm: str = "tpe",
+    ) -> Search:
+        """Check what trials have in common.
+
+        Raises:
+            InputError: something of it cannot be used.
+        """
+        if algorithm not in ALGORITHMS:
+            raise InputError(
+                f"algorithm is '{algorithm}'; it must be one of {', '.join(ALGORITHMS)}{nearest(algorithm, ALGORITHMS)}"
+            )
+        for parameter in parameters:
+            if parameter.name in keys:
+                raise InputError(f"key '{parameter.name}' is set and searched; it can be one of them only")
+            if algorithm == "exhaustive":
+                parameter.all_draws()
+        for name in _REFUSED_KEYS:
+            if name in keys:
+                raise InputError(f"key '{name}' is that of a single run and cannot be in a search")
+        config = FedKDConfig(config_file_list=list(config_files), command_line=keys)
+        return cls(
+            tuple(parameters),
+            dict(keys),
+            tuple(config_files),
+            algorithm,
+            int(config["seed"]),
+            bool(config["valid_metric_bigger"]),
+            str(config["valid_metric"]).lower(),
+        )
+
+    def identity(self) -> str:
+        """What a search that goes on must share with the one before; the number of trials may grow."""
+        given = FedKDConfig.read_given(list(self.config_files), None, self.keys)
+        told = {key: value for key, value in given.items() if key not in _KEYS_WITHOUT_EFFECT}
+        lines = sorted(f"{each.name} {each.kind} {each.choices or each.numbers}" for each in self.parameters)
+        return json.dumps([self.algorithm, lines, told], sort_keys=True, default=str)
+
+    def values(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
+        """Config keys of a trial from what optuna drew."""
+        return {each.name: each.value(drawn[each.name]) for each in self.parameters if each.name in drawn}
+
+    def sampler(self, trials_before: int) -> BaseSampler:
+        """The sampler of one trial; a search that was interrupted draws as one that was not."""
+        seed = int(np.random.SeedSequence([self.seed, trials_before]).generate_state(1)[0])
+        return TPESampler(seed=seed) if self.algorithm == "tpe" else RandomSampler(seed=seed)
+
+
+def run_search(search: Search, out: Path, trials: int | None = None, stream: TextIO | None = None) -> dict[str, Any]:
+    """Search, or go on with a search that was interrupted, and write what was found.
+
+    Trials are chosen by the validation score of their best epoch alone. What was tried before is not tried again.
+
+    Args:
+        search: what to search.
+        out: JSON file of the result; ``<out>.journal`` beside it (SQLite, by optuna) holds the trials as they end.
+        trials: number of trials in all, those before the interruption included; not set: 10, or all of an exhaustive search.
+        stream: where one line per trial goes; not set: standard error.
+
+    Returns:
+        The content of ``out``: ``best`` (number, parameters, score, validation and test result of the best trial, or
+        None), ``metric``, ``bigger`` and ``trials`` (number, parameters, score, error).
+
+    Raises:
+        InputError: the journal is that of another search, or cannot be written.
+        TrainingError: no trial succeeded.
+    """
+    stream = stream or sys.stderr
+    study = _open_study(search, out)
+    points = _points(search)
+    limit = trials if trials is not None else (math.prod(map(len, points)) if points else DEFAULT_TRIALS)
+    if points:
+        limit = min(limit, math.prod(map(len, points)))
+    _queue_what_is_owed(study, search, points, limit)
+    distributions = {each.name: each.distribution() for each in search.parameters}
+    while len(ended := _ended(study)) < limit:
+        study.sampler = search.sampler(len(ended))
+        trial = study.ask(distributions)
+        values = search.values(trial.params)
+        try:
+            score = _score(search, trial, ended)
+        except (InputError, TrainingError) as error:
+            trial.set_user_attr("error", str(error))
+            study.tell(trial, state=TrialState.FAIL)
+            said = f"failed: {error}"
+        else:
+            study.tell(trial, score)
+            said = f"{search.metric} {score:.6g}"
+        print(f"trial {len(ended) + 1}/{limit}, {_spelled(values)}: {said}", file=stream, flush=True)
+    content = _content(search, study)
+    write_json(content, out)
+    if content["best"] is None:
+        raise TrainingError(f"no trial succeeded; the first one failed with: {content['trials'][0]['error']}")
+    return content
+
+
+def _open_study(search: Search, out: Path) -> optuna.Study:
+    """The study of the journal, new or as it was left."""
+    journal = out.resolve().with_name(f"{out.name}.journal")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        out.resolve().parent.mkdir(parents=True, exist_ok=True)
+        study = optuna.create_study(
+            storage=f"sqlite:///{journal}",
+            study_name="search",
+            direction="maximize" if search.bigger else "minimize",
+            load_if_exists=True,
+        )
+    except Exception as error:  # of the operating system, SQLAlchemy, alembic and optuna
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"journal '{journal}' cannot be used: {reason}") from error
+    identity = search.identity()
+    if study.user_attrs.setdefault("search", identity) != identity:
+        raise InputError(f"journal '{journal}' is that of another search; give another --out, or remove it")
+    study.set_user_attr("search", identity)
+    return study
+
+
+def _points(search: Search) -> list[list[Any]]:
+    """What an exhaustive search draws per parameter; nothing for any other."""
+    return [each.all_draws() for each in search.parameters] if search.algorithm == "exhaustive" else []
+
+
+def _queue_what_is_owed(study: optuna.Study, search: Search, points: list[list[Any]], limit: int) -> None:
+    """Queue the points of an exhaustive search, and of any other the trials that were interrupted."""
+    # Optuna's GridSampler forgets a point whose trial was interrupted.
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+    names = [each.name for each in search.parameters]
+    if points:
+        owed = [dict(zip(names, point, strict=True)) for point in itertools.islice(itertools.product(*points), limit)]
+    else:
+        failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        owed = [trial.params for trial in failed if "error" not in trial.user_attrs]
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    known = [trial.params for trial in _ended(study)] + [trial.system_attrs.get("fixed_params") for trial in waiting]
+    for params in owed:
+        if params not in known:
+            study.enqueue_trial(params)
+            known.append(params)
+
+
+def _ended(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that need not be repeated: those with a score, and those that failed of themselves."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+    return [trial for trial in trials if trial.state == TrialState.COMPLETE or "error" in trial.user_attrs]
+
+
+def _score(search: Search, trial: optuna.Trial, ended: Sequence[FrozenTrial]) -> float:
+    """Validation score of a trial's best epoch; what the same parameters gave before is not computed again."""
+    for earlier in ended:
+        if earlier.params == trial.params:
+            if "error" in earlier.user_attrs:
+                raise TrainingError(earlier.user_attrs["error"])
+            trial.set_user_attr("results", earlier.user_attrs["results"])
+            assert earlier.value is not None
+            return earlier.value
+    with tempfile.TemporaryDirectory() as checkpoints:
+        own = {"checkpoint_dir": checkpoints, **search.keys, **search.values(trial.params)}
+        quiet = {"state": "WARNING", "show_progress": False}
+        result = run_recbole_fedkd(config_file_list=list(search.config_files), command_line={**quiet, **own})
+    score = result["best_valid_score"]
+    if score is None or not math.isfinite(score):
+        raise TrainingError(f"the validation score is {score}; a search needs validation data and a finite score")
+    # The test result waits here until the best trial is known.
+    trial.set_user_attr("results", {"valid": result["best_valid_result"], "test": result["test_result"]})
+    return float(score)
+
+
+def _content(search: Search, study: optuna.Study) -> dict[str, Any]:
+    """What the search found; the test result is that of the best trial alone."""
+    ended = _ended(study)
+    numbers = {trial.number: place for place, trial in enumerate(ended)}
+    trials = [
+        {
+            "trial": numbers[trial.number],
+            "parameters": search.values(trial.params),
+            "score": trial.value,
+            "error": trial.user_attrs.get("error"),
+        }
+        for trial in ended
+    ]
+    scored = [trial for trial in ended if trial.value is not None]
+    best = None
+    if scored:
+        chosen = (max if search.bigger else min)(scored, key=lambda trial: trial.value or 0.0)
+        results = chosen.user_attrs["results"]
+        best = {**trials[numbers[chosen.number]], "valid": results["valid"], "test": results["test"]}
+        del best["error"]
+    return {"metric": search.metric, "bigger": search.bigger, "best": best, "trials": trials}
+
+
+def search_table(content: Mapping[str, Any]) -> str:
+    """A text table of the trials, the best first, and the test result of the best.
+
+    Args:
+        content: what :func:`run_search` returned.
+    """
+    names = list(content["best"]["parameters"])
+    sign = -1.0 if content["bigger"] else 1.0
+    ordered = sorted(content["trials"], key=lambda each: math.inf if each["score"] is None else sign * each["score"])
+    table = Texttable(max_width=120)
+    table.set_deco(Texttable.HEADER)
+    table.set_cols_dtype(["t"] * (len(names) + 2))
+    table.set_cols_align(["r", *["l"] * len(names), "r"])
+    rows = [
+        [
+            str(each["trial"] + 1),
+            *(_short(each["parameters"].get(name)) for name in names),
+            "failed" if each["score"] is None else f"{each['score']:.4f}",
+        ]
+        for each in ordered
+    ]
+    table.add_rows([["trial", *names, f"valid {content['metric']}"], *rows])
+    test = ", ".join(f"{name} {value:.4f}" for name, value in (content["best"]["test"] or {}).items())
+    return f"{table.draw()}\n\nbest: {_spelled(content['best']['parameters'])}\ntest of the best: {test}"
+
+
+def _spelled(values: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={_short(value)}" for name, value in values.items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, allow_nan=False)

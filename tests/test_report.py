@@ -1,0 +1,601 @@
+import csv
+import json
+import math
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from recbole_fedkd.errors import InputError
+from recbole_fedkd.report import write_report
+from recbole_fedkd.report.plots import mean_curve
+from recbole_fedkd.report.records import read_experiment
+from recbole_fedkd.report.statistics import (
+    compare,
+    cost,
+    effort_to_reach,
+    holm,
+    paired_t,
+    pareto_front,
+    summary,
+    user_differences,
+    wilcoxon,
+)
+from recbole_fedkd.report.tables import (
+    NONE,
+    best_rows,
+    cost_tables,
+    markdown,
+    metrics_of,
+    protocol_sentences,
+    published_table,
+    quality_markdown,
+    quality_table,
+    significance_sentences,
+)
+
+GROUP = {"dataset": "ml-100k", "partition": "random"}
+PARTITION = {
+    "scheme": "random",
+    "client_num": 3,
+    "label_values": [1.0, 2.0],
+    "clients": [
+        {"users": 2, "samples": 30, "labels": [10, 20]},
+        {"users": 2, "samples": 12, "labels": [6, 6]},
+        {"users": 1, "samples": 0, "labels": []},
+    ],
+}
+
+
+class Records:
+    """Writes the records of an experiment, as a grid would."""
+
+    def __init__(self, folder, **plan):
+        self.folder = folder
+        self.cells = []
+        self.plan = {"name": "grid", "experiment": {}, "reference": None, **plan}
+        for name in ("runs", "users", "failures"):
+            (folder / name).mkdir(parents=True)
+
+    def run(self, row, seed, test, valid=(0.9, 0.8), seconds=1.0, moved=100, group=GROUP, finished=True, **more):
+        cell = f"{len(self.cells):02d}-{seed}"
+        self.cells.append({"cell": cell, "row": row, "group": group, "seed": seed})
+        strategy = more.pop("strategy", "afd")
+        head = {
+            "kind": "run",
+            "version": 1,
+            "cell": cell,
+            "row": row,
+            "group": group,
+            "seed": seed,
+            "keys": {"strategy": strategy},
+            "config": {"strategy": strategy},
+            "environment": {"python": "3.11", "torch": "2"},
+            "partition": None if strategy == "central" else more.pop("partition", PARTITION),
+        }
+        lines = [head]
+        for number, score in enumerate(valid):
+            lines.append(
+                {
+                    "kind": "round",
+                    "round": number,
+                    "seconds": seconds,
+                    "loss": 1.0,
+                    "bytes_down": moved // 2,
+                    "bytes_up": moved - moved // 2,
+                    "valid": None if score is None else {"mae": score},
+                }
+            )
+        result = {
+            "kind": "result",
+            "test": test,
+            "best_valid": {"mae": min(score for score in valid if score is not None)},
+            "best_round": more.pop("best_round", len(valid) - 1),
+            "valid_metric": "MAE",
+            "valid_score_bigger": False,
+            "protocols": more.pop("protocols", dict.fromkeys(test, "held-out test rows")),
+            "communication": {"total_bytes": moved * len(valid)},
+            "timing": {"rounds": len(valid), "training_seconds": seconds * len(valid)},
+        }
+        if finished:
+            lines.append(result)
+        users = more.pop("users", None)
+        assert not more
+        (self.folder / "runs" / f"{cell}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        if users is not None:
+            np.savez(self.folder / "users" / f"{cell}.npz", **users)
+        return cell
+
+    def failure(self, row, seed, error, group=GROUP):
+        cell = f"{len(self.cells):02d}-{seed}"
+        self.cells.append({"cell": cell, "row": row, "group": group, "seed": seed})
+        record = {**self.cells[-1], "error": error}
+        (self.folder / "failures" / f"{cell}.json").write_text(json.dumps(record))
+
+    def done(self):
+        content = {**self.plan, "cells": self.cells}
+        (self.folder / "experiment.json").write_text(json.dumps(content))
+        return self.folder
+
+    def read(self):
+        return read_experiment(self.done())
+
+
+@pytest.fixture
+def records(tmp_path):
+    return Records(tmp_path / "grid")
+
+
+class Page(HTMLParser):
+    """The tags of a page, in order, and the text of its cells."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags = []
+        self.texts = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def cells(table):
+    return [[f"[{cell.text}]" if cell.strong else cell.text for cell in row] for row in table.rows]
+
+
+def test_mean_and_sample_deviation():
+    found = summary([1.0, 2.0, 6.0])
+    assert (found.mean, found.deviation, found.count) == (3.0, pytest.approx(math.sqrt(7)), 3)
+    assert math.isnan(summary([1.0]).deviation)
+    assert summary([]).count == 0 and math.isnan(summary([]).mean)
+
+
+def test_holm_by_hand():
+    # Sorted 0.005 0.01 0.03 0.04, times 4 3 2 1: 0.02 0.03 0.06 0.04, and the last may not fall below 0.06.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_holm_does_not_count_tests_that_were_not_made():
+    corrected = holm([math.nan, 0.01, 0.02])
+    assert math.isnan(corrected[0])
+    assert corrected[1:] == pytest.approx([0.02, 0.02])
+
+
+def test_paired_tests_are_scipys():
+    one, other = np.array([0.71, 0.64, 0.80, 0.69, 0.77]), np.array([0.70, 0.66, 0.75, 0.61, 0.74])
+    assert paired_t(one - other) == pytest.approx(stats.ttest_rel(one, other).pvalue)
+    assert wilcoxon(one - other) == pytest.approx(stats.wilcoxon(one, other).pvalue)
+    # Five pairs that all differ in one direction: 2 of the 2^5 assignments of signs are as extreme.
+    assert wilcoxon(np.array([0.1, 0.2, 0.3, 0.4, 0.5])) == 0.0625
+
+
+def test_paired_tests_without_spread_or_pairs():
+    assert paired_t(np.zeros(4)) == wilcoxon(np.zeros(4)) == 1.0
+    assert math.isnan(paired_t(np.array([0.3]))) and math.isnan(wilcoxon(np.array([0.3])))
+    assert math.isnan(paired_t(np.full(3, 0.1)))
+
+
+def test_pareto_front_by_hand():
+    points = [(10.0, 0.7), (0.0, 0.8), (5.0, 0.8), (20.0, 0.7), (30.0, 0.6), (0.0, 0.9)]
+    assert pareto_front(points, bigger=False) == [1, 0, 4]
+    assert pareto_front(points, bigger=True) == [5]
+
+
+def test_mean_curve_covers_what_all_curves_cover():
+    curves = [(np.array([0.0, 2.0, 4.0]), np.array([4.0, 2.0, 0.0])), (np.array([1.0, 2.0]), np.array([5.0, 4.0]))]
+    x, mean, deviation = mean_curve(curves)
+    assert x.tolist() == [1.0, 2.0]
+    assert mean.tolist() == [4.0, 3.0]
+    assert deviation.tolist() == pytest.approx([math.sqrt(2), math.sqrt(2)])
+
+
+def test_quality_table_by_hand(records):
+    for seed, mae, auc in ((1, 0.70, 0.80), (2, 0.72, 0.82)):
+        records.run("local", seed, {"mae": mae, "auc": auc, "ndcg@10": 0.5, "ndcg@5": 0.4})
+    for seed, mae in ((1, 0.69), (2, 0.71)):
+        records.run("afd", seed, {"mae": mae, "auc": 0.8})
+    (group,) = records.read().groups
+    table = quality_table(group)
+    assert table.header == ("row", "MAE ↓", "AUC ↑", "NDCG@5 ↑", "NDCG@10 ↑", "seeds")
+    deviation = f"{math.sqrt(2) * 0.01:.4f}"
+    # A metric that a single row has is not its best.
+    assert cells(table) == [
+        ["local", f"0.7100 ± {deviation}", f"[0.8100 ± {deviation}]", "0.4000 ± 0.0000", "0.5000 ± 0.0000", "2"],
+        ["afd", f"[0.7000 ± {deviation}]", "0.8000 ± 0.0000", NONE, NONE, "2"],
+    ]
+    assert f"| afd | **0.7000 ± {deviation}** | 0.8000 ± 0.0000 | {NONE} | {NONE} | 2 |" in markdown(table).splitlines()
+
+
+def test_a_metric_that_a_seed_lacks_is_counted(records):
+    records.run("afd", 1, {"mae": 0.5, "auc": 0.6})
+    records.run("afd", 2, {"mae": 0.5, "auc": None})
+    (group,) = records.read().groups
+    assert cells(quality_table(group)) == [["afd", "0.5000 ± 0.0000", "0.6000 (n = 1)", "2"]]
+
+
+def test_rows_stand_in_the_order_of_the_experiment(records):
+    for row in ("zeta", "alpha", "mid"):
+        records.run(row, 1, {"mae": 0.5})
+    experiment = records.read()
+    assert experiment.groups[0].rows == ("zeta", "alpha", "mid")
+    assert experiment.groups[0].reference == "zeta"
+
+
+def test_groups_have_tables_of_their_own(records):
+    for dataset in ("b", "a"):
+        records.run("afd", 1, {"mae": 0.5}, group={"dataset": dataset})
+    assert [group.title for group in records.read().groups] == ["dataset: b", "dataset: a"]
+
+
+def test_protocols_that_differ_are_told_and_nobody_is_best(records):
+    records.run("afd", 1, {"mae": 0.5, "auc": 0.8}, protocols={"mae": "in stars", "auc": "in stars"})
+    records.run("central", 1, {"mae": 0.4, "auc": 0.7}, protocols={"mae": "normalised", "auc": "in stars"})
+    (group,) = records.read().groups
+    assert best_rows(group) == {"mae": set(), "auc": {"afd"}}
+    assert protocol_sentences(group) == [
+        "AUC: in stars.",
+        "MAE: the protocol differs between rows, so that they do not compare: in stars (afd); normalised (central).",
+    ]
+    assert {each.metric for each in compare(group, metrics_of(group))} == {"auc"}
+
+
+def test_unfinished_and_unreadable_runs_are_noted(records):
+    records.run("afd", 1, {"mae": 0.5})
+    unfinished = records.run("afd", 2, {"mae": 0.1}, finished=False)
+    broken = records.run("afd", 3, {"mae": 0.1})
+    (records.folder / "runs" / f"{broken}.jsonl").write_bytes(b"\xff\xfe{")
+    odd = records.run("afd", 4, {"mae": 0.1})
+    (records.folder / "runs" / f"{odd}.jsonl").write_text('{"kind": "run", "seed": 4}\n[]\n')
+    experiment = records.read()
+    assert [run.seed for run in experiment.runs] == [1]
+    for cell in (unfinished, broken, odd):
+        assert any(note.startswith(f"runs/{cell}.jsonl is left out: ") for note in experiment.notes), cell
+    page = Page(write_report(records.folder).read_text())
+    assert f"runs/{unfinished}.jsonl is left out: it has no result, so the run is not finished." in page.texts
+    assert "3 of 4 runs of this experiment have no result yet." in page.texts
+
+
+def test_half_a_line_at_the_end_is_no_result(records):
+    cell = records.run("afd", 1, {"mae": 0.5})
+    records.run("afd", 2, {"mae": 0.5})
+    file = records.folder / "runs" / f"{cell}.jsonl"
+    file.write_text(file.read_text()[:-20])
+    assert [run.seed for run in records.read().runs] == [2]
+
+
+def test_an_unreadable_users_file_costs_only_the_tests_over_users(records):
+    cell = records.run("afd", 1, {"mae": 0.5})
+    (records.folder / "users" / f"{cell}.npz").write_bytes(b"no archive")
+    experiment = records.read()
+    assert len(experiment.runs) == 1 and not experiment.runs[0].users
+    assert any(f"users/{cell}.npz" in note for note in experiment.notes)
+
+
+def test_without_a_plan_the_files_order_counts(records):
+    for row in ("b", "a"):
+        records.run(row, 1, {"mae": 0.5})
+    experiment = read_experiment(records.folder)
+    assert experiment.groups[0].rows == ("b", "a")
+    assert any("no experiment.json" in note for note in experiment.notes)
+    (records.folder / "experiment.json").write_text("{")
+    assert read_experiment(records.folder).groups[0].rows == ("b", "a")
+
+
+def test_runs_of_an_earlier_plan_are_left_out(records):
+    records.run("afd", 1, {"mae": 0.5})
+    renamed = records.run("fd", 1, {"mae": 0.9})
+    removed = records.run("afd", 1, {"mae": 0.9})
+    records.cells.pop()
+    records.cells[-1]["row"] = "fedavg"
+    experiment = records.read()
+    assert [run.test["mae"] for run in experiment.runs] == [0.5]
+    assert any(f"left out: {renamed}, {removed}." in note for note in experiment.notes)
+
+
+def test_records_of_another_version_are_left_out(records):
+    cell = records.run("afd", 1, {"mae": 0.5})
+    records.run("afd", 2, {"mae": 0.5})
+    file = records.folder / "runs" / f"{cell}.jsonl"
+    file.write_text(file.read_text().replace('"version": 1', '"version": 2'))
+    experiment = records.read()
+    assert [run.seed for run in experiment.runs] == [2]
+    assert f"runs/{cell}.jsonl is left out: its version is 2, and only 1 is known." in experiment.notes
+
+
+def test_a_second_run_of_the_same_place_is_left_out(records):
+    records.run("afd", 1, {"mae": 0.5})
+    second = records.run("afd", 1, {"mae": 0.9})
+    experiment = records.read()
+    assert [run.test["mae"] for run in experiment.runs] == [0.5]
+    assert any(note.startswith(f"{second} is left out") for note in experiment.notes)
+
+
+def test_nothing_to_report_is_one_sentence(tmp_path, records):
+    with pytest.raises(InputError, match="is no folder"):
+        write_report(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="holds no finished run"):
+        write_report(records.folder)
+    records.run("afd", 1, {"mae": 0.5}, finished=False)
+    with pytest.raises(InputError, match="the run is not finished"):
+        write_report(records.folder)
+    assert not (records.folder / "report").exists()
+
+
+def test_failures_alone_are_a_report_and_a_mended_one_is_none(records):
+    records.failure("afd", 1, "Traceback\n  somewhere\nTrainingError: the loss is <nan>")
+    assert "TrainingError: the loss is <nan>" in Page(write_report(records.done()).read_text()).texts
+    records.failure("afd", 2, "too late")
+    failed = records.cells.pop()
+    records.run("afd", 2, {"mae": 0.5})
+    (records.folder / "runs" / f"{records.cells[-1]['cell']}.jsonl").rename(
+        records.folder / "runs" / f"{failed['cell']}.jsonl"
+    )
+    experiment = records.read()
+    assert [failure.seed for failure in experiment.failures] == [1]
+
+
+def users_of(values, seed=0):
+    """Per-user records; users in an order of the seed's own."""
+    order = np.random.default_rng(seed).permutation(len(values))
+    return {"user": np.arange(len(values))[order], "mae": np.array(values, dtype=np.float32)[order]}
+
+
+def test_differences_per_user_are_means_over_the_seeds_that_judged_him(records):
+    nan = math.nan
+    records.run("local", 1, {"mae": 0.5}, users=users_of([0.5, 0.5, 0.5, nan, 0.5]))
+    records.run("local", 2, {"mae": 0.5}, users=users_of([0.5, 0.5, nan, nan, 0.5], 1))
+    records.run("afd", 1, {"mae": 0.5}, users=users_of([1.0, 0.5, 0.75, 1.0, nan], 2))
+    records.run("afd", 2, {"mae": 0.5}, users=users_of([0.5, 0.0, 0.75, 1.0, nan], 3))
+    records.run("afd", 3, {"mae": 0.5}, users=users_of([9.0, 9.0, 9.0, 9.0, 9.0], 4))
+    (group,) = records.read().groups
+    pairs = list(zip(group.runs["afd"], group.runs["local"], strict=False))
+    assert user_differences(pairs, "mae").tolist() == [0.25, -0.25, 0.25]
+    assert user_differences(pairs, "auc").size == 0
+    over_users = {each.test: each for each in compare(group, ["mae"]) if each.unit == "users"}
+    assert over_users["Wilcoxon"].count == 3
+    assert over_users["Wilcoxon"].p == pytest.approx(stats.wilcoxon([0.25, -0.25, 0.25]).pvalue)
+    assert over_users["paired t"].p == pytest.approx(stats.ttest_1samp([0.25, -0.25, 0.25], 0).pvalue)
+    assert over_users["paired t"].difference == pytest.approx(1 / 12)
+
+
+def test_seeds_are_paired_and_each_kind_of_test_is_a_family(records):
+    local, afd, fd = [0.70, 0.71, 0.73], [0.69, 0.705, 0.71], [0.71, 0.70, 0.75]
+    for row, values in (("local", local), ("afd", afd), ("fd", fd)):
+        for seed, value in reversed(list(enumerate(values))):
+            records.run(row, seed, {"mae": value})
+    records.run("afd", 9, {"mae": 0.1})
+    (group,) = records.read().groups
+    found = [each for each in compare(group, ["mae"]) if (each.unit, each.test) == ("seeds", "paired t")]
+    p = [stats.ttest_rel(values, local).pvalue for values in (afd, fd)]
+    assert [each.row for each in found] == ["afd", "fd"]
+    assert [each.count for each in found] == [3, 3]
+    assert found[0].difference == pytest.approx(-0.035 / 3)
+    assert [each.p for each in found] == pytest.approx(p)
+    assert [each.corrected for each in found] == pytest.approx([2 * p[0], max(2 * p[0], p[1])])
+    told = " ".join(significance_sentences(group, compare(group, ["mae"]), False))
+    assert "With 3 seeds the smallest two-sided Wilcoxon p over seeds is 0.25" in told
+    assert "the experiment names no reference" in told
+
+
+def test_rows_without_a_common_seed_are_not_tested(records):
+    records.run("local", 1, {"mae": 0.5})
+    records.run("afd", 2, {"mae": 0.5})
+    records.run("fd", 1, {"mae": 0.4})
+    (group,) = records.read().groups
+    found = compare(group, ["mae"])
+    assert {each.row for each in found} == {"fd"}
+    assert all(math.isnan(each.p) and math.isnan(each.corrected) for each in found)
+    with (write_report(records.folder).parent / "significance.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["row"], line["n"], line["p"]) for line in lines if line["pairs"] == "seeds"] == [("fd", "1", "")] * 2
+    assert float(lines[0]["difference"]) == pytest.approx(-0.1)
+
+
+def test_effort_to_reach_the_reference_by_hand(tmp_path):
+    records = Records(tmp_path / "grid", reference="local")
+    records.run("local", 1, {"mae": 0.5}, valid=(0.9, 0.8, 0.7, 0.75), moved=0, seconds=1.0)
+    records.run("local", 2, {"mae": 0.5}, valid=(0.9, 0.6), moved=0, seconds=1.0)
+    records.run("afd", 1, {"mae": 0.5}, valid=(0.8, None, 0.7, 0.6), moved=100, seconds=2.0, best_round=2)
+    records.run("afd", 2, {"mae": 0.5}, valid=(0.8, 0.61), moved=100, seconds=2.0)
+    records.run("central", 1, {"mae": 0.5}, valid=(0.5,), moved=0, seconds=9.0, strategy="central")
+    experiment = records.read()
+    (group,) = experiment.groups
+    first = effort_to_reach(group.runs["afd"][0], 0.7)
+    assert (first.rounds, first.seconds, first.bytes_moved) == (3, 6.0, 300)
+    assert effort_to_reach(group.runs["afd"][1], 0.6) is None
+    assert effort_to_reach(group.runs["central"][0], 0.7).bytes_moved is None
+    assert cost(group.runs["afd"][0], group.runs["local"][0]).best_bytes == 300
+    (_, spent), (_, way) = cost_tables(group, experiment.named_reference)
+    assert cells(way) == [
+        ["local", "2 of 2", "2.5", "2.50 ± 0.71", "0"],
+        ["afd", "1 of 2", "3.0", "6.00", "300"],
+        ["central", "1 of 1", "1.0", "9.00", NONE],
+    ]
+    assert [row[:5] for row in cells(spent)] == [
+        ["local", "3", "2.0", "0", "0"],
+        ["afd", "3", "1.5", "300", "250"],
+        ["central", "1", "0.0", NONE, NONE],
+    ]
+
+
+def test_a_score_that_grows_is_reached_from_below(records):
+    cell = records.run("afd", 1, {"mae": 0.5}, valid=(0.2, 0.4, 0.3))
+    file = records.folder / "runs" / f"{cell}.jsonl"
+    file.write_text(file.read_text().replace('"valid_score_bigger": false', '"valid_score_bigger": true'))
+    (run,) = records.read().runs
+    assert run.best_valid == 0.4
+    assert effort_to_reach(run, 0.3).rounds == 2
+
+
+def test_without_a_named_reference_nobody_has_a_score_to_reach(records):
+    records.run("afd", 1, {"mae": 0.5})
+    (group,) = records.read().groups
+    assert len(cost_tables(group, False)) == 1
+
+
+def test_a_repeated_round_counts_once(records):
+    cell = records.run("afd", 1, {"mae": 0.5}, valid=(0.9, 0.8))
+    file = records.folder / "runs" / f"{cell}.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([*lines[:3], lines[2].replace('"seconds": 1.0', '"seconds": 5.0'), lines[3]]))
+    (run,) = records.read().runs
+    assert [each.seconds for each in run.rounds] == [1.0, 5.0]
+
+
+def published(tmp_path):
+    content = {
+        "published": {"afd": {"auc": 0.9, "minutes": "12-15", "ndcg": 0.95}, "absent": {"auc": 1}},
+        "published_as": {"ndcg": "LabelledNDCG@10"},
+        "published_source": "Journal <2021>",
+    }
+    records = Records(tmp_path / "grid", experiment=content)
+    records.run("local", 1, {"auc": 0.7, "labelledndcg@10": 0.8})
+    records.run("afd", 1, {"auc": 0.75, "labelledndcg@10": 0.85})
+    return records
+
+
+def test_published_beside_measured(tmp_path):
+    records = published(tmp_path)
+    experiment = records.read()
+    table = published_table(experiment.groups[0], experiment.published)
+    assert table.header == (
+        "row",
+        "auc, published",
+        "AUC, measured",
+        "minutes, published",
+        "ndcg, published",
+        "labelled NDCG@10, measured",
+    )
+    assert cells(table) == [["afd", "0.9", "0.7500", "12-15", "0.95", "0.8500"]]
+    assert "Published, but not measured here: absent." in experiment.notes
+    assert "Published (Journal &lt;2021>) and measured:" in quality_markdown(experiment)
+    assert "Published: Journal <2021>" in "".join(Page(write_report(records.folder).read_text()).texts)
+
+
+def full_experiment(folder, slower=1.0):
+    """Rows of every kind, with names that HTML, Markdown and matplotlib would all read as something else."""
+    records = Records(folder, reference="local | <b>none</b>")
+    generator = np.random.default_rng(7)
+    kinds = [
+        ("central", "central", 0),
+        ("local | <b>none</b>", "local", 0),
+        ("afd *T=3* $x_1", "afd", 2000),
+        ("_fd_ & \"more\" <script>alert('x')</script>", "fd", 400),
+    ]
+    crowd = {
+        **PARTITION,
+        "clients": [{"users": 1, "samples": 5 + i, "labels": [i % 4, 5 + i - i % 4]} for i in range(50)],
+    }
+    for group, partition in ((GROUP, PARTITION), ({**GROUP, "partition": "user"}, crowd)):
+        for name, strategy, moved in kinds:
+            for seed in (1, 2, 3):
+                noise = generator.normal(0, 0.01, 6)
+                valid = [0.7 + 0.3 / (number + 1) + noise[number] for number in range(4)]
+                users = {"user": np.arange(40), "mae": generator.normal(0.7, 0.1, 40).astype(np.float32)}
+                more = {} if strategy == "central" else {"partition": partition}
+                test = {"mae": 0.7 + noise[4], "ndcg@10": 0.1 + noise[5]}
+                records.run(
+                    name,
+                    seed,
+                    test,
+                    valid,
+                    slower * seed,
+                    moved,
+                    group,
+                    strategy=strategy,
+                    users=users,
+                    **more,
+                )
+    records.failure("afd *T=3* $x_1", 4, "InputError: a | b <c>")
+    return records.done()
+
+
+def test_tables_depend_on_neither_times_nor_repetition(tmp_path):
+    quick, slow = (full_experiment(tmp_path / name, slower) for name, slower in (("a", 1.0), ("b", 60.0)))
+    report = write_report(quick).parent
+    names = ("table.md", "table.csv", "significance.csv", "cost.md", "cost.csv", "index.html")
+    first = {name: (report / name).read_bytes() for name in names}
+    (report / "plots" / "9-stale.png").write_bytes(b"")
+    assert write_report(quick) == report / "index.html"
+    assert {name: (report / name).read_bytes() for name in names} == first
+    other = write_report(slow).parent
+    for name in ("table.md", "table.csv", "significance.csv"):
+        assert (other / name).read_bytes() == first[name]
+    assert (other / "cost.md").read_bytes() != first["cost.md"]
+    pictures = {file.name for file in (report / "plots").iterdir()}
+    kinds = ("mae-against-rounds", "mae-against-seconds", "mae-against-bytes", "clients")
+    fronts = ("bytes-and-test-mae", "bytes-and-test-ndcg-10")
+    assert pictures == {f"{number}-{kind}.png" for number in (1, 2) for kind in (*kinds, *fronts)}
+
+
+def test_the_page_stands_alone_and_escapes_names(tmp_path):
+    folder = full_experiment(tmp_path / "grid")
+    text = write_report(folder).read_text()
+    page = Page(text)
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object", "b")]
+    assert "@import" not in text and "url(" not in text
+    assert all(
+        image["src"].startswith("data:image/png;base64,") and len(image["alt"]) > 40 for image in page.all("img")
+    )
+    assert len(page.all("img")) == 12
+    for anchor in page.all("a"):
+        target = anchor["href"]
+        if target.startswith("#"):
+            assert any(attributes.get("id") == target[1:] for _, attributes in page.tags), target
+        else:
+            assert (folder / "report" / target).is_file(), target
+    assert all(attributes.get("scope") in ("col", "row") for attributes in page.all("th"))
+    assert len(page.all("table")) == sum(attributes.get("class") == "scroll" for attributes in page.all("div"))
+    assert len(page.all("h1")) == 1
+    for name in ("local | <b>none</b>", "_fd_ & \"more\" <script>alert('x')</script>", "InputError: a | b <c>"):
+        assert name in page.texts, name
+
+
+def test_markdown_escapes_names(tmp_path):
+    folder = full_experiment(tmp_path / "grid")
+    lines = (write_report(folder).parent / "table.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    # Two groups of a header, a ruler and four rows; a pipe in a name opens no new cell.
+    assert len(rows) == 12
+    assert {line.replace(r"\|", "").count("|") for line in rows} == {5}
+    assert any(line.startswith(r"| local \| &lt;b>none&lt;/b> |") for line in rows)
+    assert any(line.startswith(r"| afd \*T=3\* $x_1 |") for line in rows)
+
+
+def test_csv_holds_full_precision(records):
+    records.run("afd", 1, {"mae": 1 / 3})
+    records.run("afd", 2, {"mae": 1 / 7})
+    with (write_report(records.done()).parent / "table.csv").open() as file:
+        (line,) = csv.DictReader(file)
+    assert float(line["mean"]) == summary([1 / 3, 1 / 7]).mean
+    assert float(line["deviation"]) == summary([1 / 3, 1 / 7]).deviation
+    assert (line["dataset"], line["row"], line["metric"], line["better"]) == ("ml-100k", "afd", "mae", "lower")
+    assert (line["seeds"], line["best"], line["protocol"]) == ("2", "0", "held-out test rows")
+
+
+def test_sparse_records_make_a_report(records):
+    # One seed, nothing validated, no bytes, no partition, a single round: plots are left out, tables are not.
+    cell = records.run("afd", 1, {"mae": 0.5}, valid=(0.9,), moved=0, partition=None)
+    file = records.folder / "runs" / f"{cell}.jsonl"
+    file.write_text(file.read_text().replace('"valid": {"mae": 0.9}', '"valid": null'))
+    page = write_report(records.done())
+    assert not list((page.parent / "plots").iterdir())
+    assert "| afd | 0.5000 | 1 |" in (page.parent / "table.md").read_text().splitlines()
+    assert len((page.parent / "significance.csv").read_text().splitlines()) == 1
+
+
+def test_a_broken_partition_is_noted(records):
+    records.run("afd", 1, {"mae": 0.5})
+    broken = records.run("afd", 2, {"mae": 0.5}, partition={"clients": [3]})
+    experiment = records.read()
+    assert [run.seed for run in experiment.runs] == [1]
+    assert any(note.startswith(f"runs/{broken}.jsonl is left out") for note in experiment.notes)
