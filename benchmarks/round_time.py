@@ -49,7 +49,6 @@ def main() -> None:
 
 def compare(arguments: argparse.Namespace) -> None:
     federation, train_data = build("AttnFedKD", arguments)
-    federation.engine = federation.prepare(train_data)
     central, central_data = build("AttnStudent", arguments)
     pairs = []
     for index in range(arguments.repeat + 1):

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_fedkd.experiment.grid import Cell, Experiment
+from recbole_fedkd.experiment.grid import KEYS_WITHOUT_EFFECT, Cell, Experiment
 from recbole_fedkd.files import json_ready, write_json, written_whole
 
 RECORD_VERSION = 1
@@ -106,8 +106,8 @@ def write_run(folder: Path, cell: Cell, result: Mapping[str, Any]) -> None:
         "row": cell.row,
         "group": cell.group,
         "seed": cell.seed,
-        "keys": cell.keys,
-        "config": result["config"],
+        "keys": _without_place(cell.keys),
+        "config": _without_place(result["config"]),
         "environment": result["environment"],
         "partition": result["partition"],
     }
@@ -126,6 +126,11 @@ def write_run(folder: Path, cell: Cell, result: Mapping[str, Any]) -> None:
     text = "".join(json.dumps(json_ready(line), allow_nan=False) + "\n" for line in lines)
     with written_whole(run_file(folder, cell)) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _without_place(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run computes, and not where it lay: a record may be published."""
+    return {name: value for name, value in keys.items() if name not in KEYS_WITHOUT_EFFECT and name != "run_name"}
 
 
 def write_failure(folder: Path, cell: Cell, error: str) -> None:
