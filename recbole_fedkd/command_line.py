@@ -59,7 +59,7 @@ The yaml file:
     seed: [2020, 2021, 2022]             # default: [2020]
   rows:                                  # name in the table -> config keys of that row, which win over keys and grid
     AFD+CNN: {preset: afd}
-    FD+CNN: {preset: fd}
+    FD+CNN: {preset: fd, by: {label_mode: {threshold: {gamma: 0.3}}}}   # by: keys that hold for this value of a grid key
     WideDeep: {model: WideDeep, only: {label_mode: [threshold]}}   # only: the row exists for these values of the grid
   reference: FD+CNN                      # the row that the others are tested against; may be left out
 

@@ -16,6 +16,7 @@ import yaml
 from conftest import SMALL
 
 from recbole_fedkd import command_line
+from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.experiment import expand, read_experiment, run_experiment
 from recbole_fedkd.experiment.grid import KEYS_WITHOUT_EFFECT
@@ -23,6 +24,7 @@ from recbole_fedkd.experiment.records import is_finished, log_file, run_file, us
 from recbole_fedkd.experiment.runner import Outcome, Pace, Progress
 
 ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 GRID = {"dataset": ["ml-100k"], "label_mode": ["threshold", "rating"], "seed": [2020, 2021]}
 
 
@@ -66,6 +68,38 @@ def test_a_row_that_sets_a_key_of_the_grid_has_one_value_on_the_axis():
     assert len(experiment.cells) == 2 + 4
     seeded = expand({"grid": GRID, "rows": {"once": {"seed": 7}}})
     assert rows_and_groups(seeded) == [("once", "threshold", 7), ("once", "rating", 7)]
+
+
+def test_by_sets_keys_for_single_values_of_the_grid():
+    rows = {"AFD": {"gamma": 0.1, "by": {"label_mode": {"threshold": {"gamma": 0.3}}, "seed": {2021: {"alpha": 0.5}}}}}
+    cells = expand({"grid": GRID, "rows": rows}).cells
+    found = {(cell.keys["label_mode"], cell.seed): (cell.keys["gamma"], cell.keys.get("alpha")) for cell in cells}
+    assert found == {
+        ("threshold", 2020): (0.3, None),
+        ("threshold", 2021): (0.3, 0.5),
+        ("rating", 2020): (0.1, None),
+        ("rating", 2021): (0.1, 0.5),
+    }
+    assert all("by" not in cell.keys for cell in cells)
+    fixed = expand(
+        {"grid": GRID, "rows": {"a": {"label_mode": "rating", "by": {"label_mode": {"rating": {"gamma": 1}}}}}}
+    )
+    assert {cell.keys["gamma"] for cell in fixed.cells} == {1}
+
+
+@pytest.mark.parametrize(
+    ("by", "sentence"),
+    [
+        ({"colour": {"red": {}}}, "by names 'colour', which is not in the grid"),
+        ({"label_mode": {"stars": {"gamma": 1}}}, 'by.label_mode holds "stars", which the grid does not'),
+        ({"label_mode": {"rating": {"seed": 3}}}, "by.label_mode sets 'seed', a key of the grid"),
+        ({"label_mode": ["rating"]}, "it must map values of the grid to config keys"),
+        (["label_mode"], "it must map keys of the grid to values and their config keys"),
+    ],
+)
+def test_a_wrong_by_is_told(by, sentence):
+    with pytest.raises(InputError, match=sentence):
+        expand({"grid": GRID, "rows": {"AFD": {"by": by}}})
 
 
 def test_only_confines_a_row():
@@ -483,3 +517,16 @@ def test_help_tells_the_commands(capsys):
         assert f"usage: recbole-fedkd {command}" in capsys.readouterr().out
     assert command_line.main(["--help"]) == 0
     assert "compare EXPERIMENT.yaml" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_repositorys_experiments_name_rows_that_can_be_built(file):
+    experiment = read_experiment(file)
+    first = min(cell.seed for cell in experiment.cells)
+    for cell in experiment.cells:
+        if cell.seed == first:
+            config = FedKDConfig(config_dict=cell.keys)
+            # Clients mean nothing to a run on all data.
+            assert set(config.unread_keys) <= {"client_num", "partition"}, cell.title
+    published = experiment.content.get("published", {})
+    assert set(published) <= set(experiment.rows)

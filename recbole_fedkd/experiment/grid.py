@@ -76,10 +76,21 @@ class Experiment:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of the file: its keys, and the grid values that it is confined to (as canonical JSON)."""
+    """A row of the file: its keys, the grid values that it is confined to, and keys that hold for single grid values.
+
+    Grid values stand as canonical JSON.
+    """
 
     keys: dict[str, Any]
     only: dict[str, set[str]] = field(default_factory=dict)
+    by: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+
+    def keys_at(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The row's keys at the values of a cell."""
+        keys = dict(self.keys)
+        for key, cases in self.by.items():
+            keys.update(cases.get(canonical(self.keys.get(key, values[key])), {}))
+        return keys
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -148,7 +159,8 @@ def expand(
     cells: dict[str, Cell] = {}
     for values in itertools.product(*axes.values()):
         for row_name, row in (rows or {"": _Row({})}).items():
-            merged = {**keys, **dict(zip(axes, values, strict=True)), **row.keys, **fixed}
+            place = dict(zip(axes, values, strict=True))
+            merged = {**keys, **place, **row.keys_at(place), **fixed}
             if "preset" not in merged:
                 # A preset names its model.
                 merged = {"model": DEFAULT_MODEL, **merged}
@@ -233,22 +245,48 @@ def _rows(content: Any, axes: Mapping[str, list[Any]], origin: str) -> dict[str,
         if given is not None and not isinstance(given, Mapping):
             raise InputError(f"{where} is {given!r}; it must map config keys to values")
         told = dict(given or {})
-        confined = told.pop("only", None) or {}
+        confined, cases = told.pop("only", None) or {}, told.pop("by", None) or {}
         keys = _checked_keys(told, where)
-        if not isinstance(confined, Mapping):
-            raise InputError(f"{where}: only is {confined!r}; it must map keys of the grid to lists")
         only: dict[str, set[str]] = {}
-        for key, values in confined.items():
-            if key not in axes:
-                raise InputError(f"{where}: only names '{key}', which is not in the grid{nearest(str(key), axes)}")
+        for key, values in _conditions(confined, "only", "lists", axes, where):
             if not isinstance(values, list) or not values:
                 raise InputError(f"{where}: only.{key} is {values!r}; it must be a list of at least one value")
-            only[key] = {canonical(_checked_keys({key: value}, where)[key]) for value in values}
-            known = {canonical(value) for value in [*axes[key], *([keys[key]] if key in keys else [])]}
-            for text in sorted(only[key] - known):
-                raise InputError(f"{where}: only.{key} holds {text}, which the grid does not: {', '.join(known)}")
-        rows[name] = _Row(keys, only)
+            only[key] = set(_grid_values(key, values, keys, axes, f"{where}: only.{key}"))
+        by: dict[str, dict[str, dict[str, Any]]] = {}
+        for key, of_value in _conditions(cases, "by", "values and their config keys", axes, where):
+            if not isinstance(of_value, Mapping) or not of_value:
+                raise InputError(f"{where}: by.{key} is {of_value!r}; it must map values of the grid to config keys")
+            texts = _grid_values(key, list(of_value), keys, axes, f"{where}: by.{key}")
+            parts = [_checked_keys(part, f"{where}, by.{key}") for part in of_value.values()]
+            for part in parts:
+                if set(part) & set(axes):
+                    raise InputError(f"{where}: by.{key} sets '{min(set(part) & set(axes))}', a key of the grid")
+            by[key] = dict(zip(texts, parts, strict=True))
+        rows[name] = _Row(keys, only, by)
     return rows
+
+
+def _conditions(
+    content: Any, name: str, what: str, axes: Mapping[str, list[Any]], where: str
+) -> Iterable[tuple[str, Any]]:
+    """The entries of a row's ``only`` or ``by``, whose keys are the grid's."""
+    if not isinstance(content, Mapping):
+        raise InputError(f"{where}: {name} is {content!r}; it must map keys of the grid to {what}")
+    for key in content:
+        if key not in axes:
+            raise InputError(f"{where}: {name} names '{key}', which is not in the grid{nearest(str(key), axes)}")
+    return content.items()
+
+
+def _grid_values(
+    key: str, values: list[Any], keys: Mapping[str, Any], axes: Mapping[str, list[Any]], where: str
+) -> list[str]:
+    """Values of a grid key as canonical JSON; each must be one that the grid, or the row itself, has."""
+    texts = [canonical(_checked_keys({key: value}, where)[key]) for value in values]
+    known = {canonical(value) for value in [*axes[key], *([keys[key]] if key in keys else [])]}
+    for text in sorted(set(texts) - known):
+        raise InputError(f"{where} holds {text}, which the grid does not: {', '.join(known)}")
+    return texts
 
 
 def _checked_keys(given: Any, where: str) -> dict[str, Any]:
