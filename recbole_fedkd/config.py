@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import recbole
+import recbole.data.dataset
 import yaml
 from recbole.config import Config
 from recbole.data.dataloader import TrainDataLoader
@@ -410,6 +411,11 @@ class FedKDConfig(Config):
                     f"label_mode={mode} needs a model that learns from labels, which {model_class.__name__} is not; "
                     "leave label_mode unset for RecBole's own training of it"
                 )
+            if hasattr(recbole.data.dataset, f"{model_class.__name__}Dataset"):
+                raise InputError(
+                    f"label_mode={mode} gives every model the same rows, but RecBole prepares rows of its own for "
+                    f"{model_class.__name__}; leave label_mode unset for RecBole's own training of it"
+                )
             self.reads_history = True
             self.internal_config_dict["MODEL_TYPE"] = ModelType.CONTEXT
             self.internal_config_dict["repeatable"] = False
@@ -577,9 +583,7 @@ class FedKDConfig(Config):
         modes = {}
         for phase in ("valid", "test"):
             mode = str(asked.get(phase, default))
-            sampled = mode[:3] in ("uni", "pop") and mode[3:].isdigit()
-            if not sampled and mode not in ("full", "labeled"):
-                raise InputError(f"eval_args.mode is '{mode}'; allowed are full, labeled, uni<N> and pop<N>")
+            sampled = _samples_candidates(mode)
             if kind == EvaluatorType.RANKING:
                 modes[phase] = "full" if mode in ("labeled", "uni1") else mode
             elif self["label_mode"] == "implicit":
@@ -609,11 +613,8 @@ class FedKDConfig(Config):
             raise InputError(f"train_neg_sample_args cannot be used: {error}") from error
 
     def _set_eval_neg_sample_args(self, phase: str) -> None:
-        try:
-            super()._set_eval_neg_sample_args(phase)
-        except ValueError as error:
-            mode = self.final_config_dict["eval_args"]["mode"]
-            raise InputError(f"eval_args.mode is {mode}; allowed are full, labeled, uni<N> and pop<N>") from error
+        _samples_candidates(self.final_config_dict["eval_args"]["mode"][phase])
+        super()._set_eval_neg_sample_args(phase)
 
     def view(self, **changes: Any) -> FedKDConfig:
         """The same config with some keys changed, for a second evaluation protocol."""
@@ -628,6 +629,14 @@ class FedKDConfig(Config):
         # A run may be resumed from another folder than the one it was started in.
         values["data_path"] = str(Path(values["data_path"]).resolve())
         return values
+
+
+def _samples_candidates(mode: Any) -> bool:
+    """Whether an evaluation mode ranks among sampled items; raises :class:`InputError` for a mode that does not exist."""
+    sampled = isinstance(mode, str) and mode[:3] in ("uni", "pop") and mode[3:].isdigit()
+    if not sampled and mode not in ("full", "labeled"):
+        raise InputError(f"eval_args.mode is '{mode}'; allowed are full, labeled, uni<N> and pop<N>")
+    return sampled
 
 
 def _native(value: Any) -> Any:

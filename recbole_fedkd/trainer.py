@@ -330,8 +330,11 @@ class CheckpointTrainer(Trainer):
             self.config, self.eval_collector, self.evaluator, self.eval_type = kept
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
-        if not hasattr(self.model, "predict_distribution") or self.config["eval_type"] != EvaluatorType.VALUE:
+        if self.config["eval_type"] != EvaluatorType.VALUE:
             return super()._neg_sample_batch_eval(batched_data)
+        if not hasattr(self.model, "predict_distribution"):
+            interaction, scores, positive_u, positive_i = super()._neg_sample_batch_eval(batched_data)
+            return interaction, scores.flatten(), positive_u, positive_i  # some models score [batch, 1]
         interaction, _, positive_u, positive_i = batched_data
         interaction = interaction.to(self.device)
         distribution: Tensor = self.model.predict_distribution(interaction)
@@ -497,7 +500,9 @@ class FedKDTrainer(CheckpointTrainer):
             seed=config["seed"] if clients > 1 else None,
             clip_grad_norm=config["clip_grad_norm"],
         )
-        shared = [SharedState(network, model.private_rows(number)) for number, network in enumerate(model.networks)]
+        shared = [
+            SharedState(network, partial(model.private_rows, number)) for number, network in enumerate(model.networks)
+        ]
         if isinstance(model, AttnFedKD):
             tasks: list[Task] = list(self._attentive_tasks(train_data._dataset, model, shared))
         else:
@@ -526,6 +531,11 @@ class FedKDTrainer(CheckpointTrainer):
             raise InputError(
                 f"strategy '{config['strategy']}' distils the click probability of a model with a binary cross-entropy, "
                 f"which model '{config['model']}' does not minimise; use fedavg or local"
+            )
+        learned = [name for name, _ in task.network.named_parameters() if name != "dummy_param"]
+        if not learned:
+            raise InputError(
+                f"model '{config['model']}' learns nothing by gradient, so there is nothing for clients to train"
             )
         keys = [each.name for each in fields(StrategySettings) if each.name not in ("clients", "labels")]
         return kind(StrategySettings(clients=clients, labels=task.labels, **{key: config[key] for key in keys}))

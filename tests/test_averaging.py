@@ -101,7 +101,7 @@ def test_the_users_slice_of_a_joint_table_is_found_by_its_offset(prepared):
     network = trainer.model.networks[0]
     position = network.token_field_names.index("user_id")
     start = int(np.cumsum([0, *network.token_field_dims])[position])
-    rows = user_rows(network, "user_id", USERS)
+    rows = user_rows(network, "user_id", USERS, 41)
     assert set(rows.values()) == {(start, start + USERS)}
     assert set(rows) == {
         "token_embedding_table.embedding.weight",
@@ -111,14 +111,43 @@ def test_the_users_slice_of_a_joint_table_is_found_by_its_offset(prepared):
 
 def test_an_item_table_as_long_as_the_user_table_is_not_taken_for_it():
     model = nn.ModuleDict({"user_embedding": nn.Embedding(9, 2), "item_embedding": nn.Embedding(9, 2)})
-    assert user_rows(model, "user_id", 9) == {"user_embedding.weight": (0, 9)}
+    assert user_rows(model, "user_id", 9, 9) == {"user_embedding.weight": (0, 9)}
+
+
+def test_an_embedding_with_a_row_per_user_is_private_whatever_it_is_called(prepared):
+    model = nn.ModuleDict({"item_neigh_embedding": nn.Embedding(9, 2), "item_embedding": nn.Embedding(12, 2)})
+    assert user_rows(model, "user_id", 9, 12) == {"item_neigh_embedding.weight": (0, 9)}  # NNCF looks users up in it
+    _, trainer, _, _ = prepared("FFM", strategy="fedavg", **THRESHOLD)
+    network = trainer.model.networks[0]
+    start = int(network.ffm.token_offsets[network.ffm.token_feature_names.index("user_id")])
+    tables = {name: rows for name, rows in trainer.model.private_rows(0).items() if name.startswith("ffm.")}
+    assert len(tables) > 1 and set(tables.values()) == {(start, start + USERS)}
+
+
+@pytest.mark.parametrize("model", ["DMF", "GCMC"])
+def test_a_model_whose_user_weights_cannot_be_told_apart_is_refused(run, model):
+    with pytest.raises(InputError, match="seems to hold something of every user"):
+        run(model, strategy="fedavg", epochs=1)
+    assert run(model, strategy="local", epochs=1)["test_result"]
+
+
+def test_a_model_without_weights_to_learn_is_refused(run):
+    with pytest.raises(InputError, match="NCEPLRec' learns nothing by gradient"):
+        run("NCEPLRec", strategy="fedavg", epochs=1, rank=4)
+
+
+def test_a_scalar_weight_travels_too():
+    model = nn.Linear(2, 1)
+    model.scale = nn.Parameter(torch.tensor(1.0))
+    SharedState(model, dict).install({"scale": torch.tensor(3.0)})
+    assert model.scale == 3.0
 
 
 @given(st.integers(0, 6), st.integers(0, 6))
 def test_what_is_shared_and_what_is_private_make_up_the_whole(first, second):
     start, stop = sorted((first, second))
     table = nn.Embedding(6, 3)
-    private = SharedState(table, {"weight": (start, stop)})
+    private = SharedState(table, lambda: {"weight": (start, stop)})
     before = table.weight.detach().clone()
     shared = private.parameters()
     assert shared.get("weight", before[:0]).shape[0] == 6 - (stop - start)
@@ -369,6 +398,16 @@ def test_the_history_columns_hold_training_rows_and_never_the_row_itself(prepare
             expected = [each for each in past if each != item][-4:]
             assert sequence == expected + [0] * (4 - len(expected))
             assert length == max(1, len(expected))
+
+
+def test_an_item_that_a_user_has_met_twice_is_hidden_from_its_own_row_altogether(prepared):
+    _, _, loaders, _ = prepared("DIN", **MODELS["DIN"])
+    train = loaders[0]._dataset
+    user, item = int(train.inter_feat["user_id"][0]), int(train.inter_feat["item_id"][0])
+    train.history_columns[user] = torch.tensor([item, 7, item, 8, 9])
+    joined = train[np.array([0])]
+    assert joined["item_id_list"][0].tolist() == [9, 8, 7, 0]
+    assert joined["item_length"][0] == 3
 
 
 # Attention encoding in front of RecBole's models

@@ -97,6 +97,7 @@ def test_an_unknown_model_names_the_nearest(model, says):
         ("CFKG", {"strategy": "fedavg"}, "in a way of its own"),
         ("Pop", {"strategy": "fedavg"}, "in a way of its own"),
         ("KD_DAGFM", {"strategy": "afd", "label_mode": "threshold"}, "both read alpha"),
+        ("DIEN", {"label_mode": "threshold"}, "rows of its own for DIEN"),
         ("SASRec", {"label_mode": "threshold"}, "learns from labels, which SASRec is not"),
     ],
 )

@@ -93,7 +93,7 @@ class FedKDDataset(Dataset):
         past = self.history_columns[joined[self.uid_field]]
         if self.iid_field in joined:
             own = past == joined[self.iid_field].unsqueeze(1)
-            past = past.gather(1, own.long().argsort(dim=1, stable=True))
+            past = past.masked_fill(own, 0).gather(1, own.long().argsort(dim=1, stable=True))
         past = past[:, :-1]
         length = (past != 0).sum(1)
         slots = torch.arange(past.shape[1]).expand_as(past)

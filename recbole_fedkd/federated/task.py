@@ -195,6 +195,7 @@ class RecBoleTask(Task):
         self._loader: Any = None
         self.generator = torch.Generator().manual_seed(seed)
         self._handed: list[tuple[Tensor, Tensor]] = []
+        self._labels_checked = False
         self._loss_module = click_loss(model)
         if self._loss_module is not None:
             self._loss_module.register_forward_pre_hook(self._keep_handed)
@@ -231,6 +232,13 @@ class RecBoleTask(Task):
         if not with_logits:
             return Step(loss, len(interaction))
         ((scores, labels),) = self._handed
+        if not self._labels_checked:
+            # Once: DMF, for one, can be told to learn from ratings.
+            self._labels_checked = True
+            if not ((labels == 0) | (labels == 1)).all():
+                raise ValueError(
+                    "the model hands values other than 0 and 1 to its cross-entropy; only clicks can be distilled"
+                )
         if isinstance(self._loss_module, nn.BCELoss):
             scores = torch.logit(scores, 1e-6)
         return Step(loss, len(interaction), torch.stack([torch.zeros_like(scores), scores], -1), labels.long())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor, nn
 
+from recbole_fedkd.errors import InputError
 from recbole_fedkd.model.network import AttentiveNetwork
 from recbole_fedkd.model.shared import Rows, forget_cached
 from recbole_fedkd.model.student import LabelledRecommender, read_architecture, read_tables
@@ -93,7 +94,7 @@ class RecBolePopulation(AbstractRecommender):
         super().__init__()
         self.type, self.input_type = config["MODEL_TYPE"], config["MODEL_INPUT_TYPE"]
         self.user_field = config["USER_ID_FIELD"]
-        self.user_num = len(client_of_user)
+        self.user_num, self.item_num = len(client_of_user), datasets[0].item_num
         self.networks = nn.ModuleList()
         stream = torch.get_rng_state()
         for dataset in datasets:
@@ -103,7 +104,7 @@ class RecBolePopulation(AbstractRecommender):
 
     def private_rows(self, client: int) -> dict[str, Rows]:
         """The user rows of a client's instance, which no strategy may send."""
-        return user_rows(self.networks[client], self.user_field, self.user_num)
+        return user_rows(self.networks[client], self.user_field, self.user_num, self.item_num)
 
     def predict(self, interaction: Any) -> Tensor:
         """Scores ``[batch]``, as the model's own."""
@@ -135,45 +136,62 @@ class RecBolePopulation(AbstractRecommender):
         return out.flatten()
 
 
-def user_rows(model: nn.Module, user_field: str, user_num: int) -> dict[str, Rows]:
-    """Rows of a RecBole model's parameters that belong to single users.
+def user_rows(model: nn.Module, user_field: str, user_num: int, item_num: int) -> dict[str, Rows]:
+    """Rows of a RecBole model's parameters and buffers that belong to single users.
 
-    Context-aware models keep all token fields in one table, where ``token_field_names`` and ``token_field_offsets`` say which
-    slice is the users' (``FMEmbedding``; by side in ``ContextSeqEmbLayer``). Everywhere else a user table is an embedding
-    with one row per user, or any other parameter of that length whose name says ``user``.
+    Context-aware models keep all token fields in one table and say which slice is the users' (``FMEmbedding``; by side in
+    ``ContextSeqEmbLayer``; one table per field in FFM). Everywhere else a user table is an embedding with one row per user,
+    or any other tensor of that length whose name says ``user``.
 
     Args:
         model: the model.
         user_field: name of the user id field.
         user_num: number of users, padding included.
+        item_num: number of items, padding included.
 
     Returns:
-        Parameter name to the slice of rows.
+        Name in the model's state to the slice of rows.
+
+    Raises:
+        InputError: a tensor has as many rows or columns as there are users, or users and items, and nothing says that they
+            are none: it would be sent to others.
     """
     found: dict[str, Rows] = {}
     joint = set()
-    for prefix, module in model.named_modules():
-        names = getattr(module, "token_field_names", None)
-        offsets = getattr(module, "token_field_offsets", None)
-        tables = getattr(module, "token_embedding_table", None)
-        if names is None or offsets is None or tables is None:
-            continue
-        sides = list(names) if isinstance(names, dict) else [None]
-        for side in sides:
-            fields = names if side is None else names[side]
-            if not fields:
-                continue
-            path = [prefix, "token_embedding_table", *([side] if side else []), "embedding.weight"]
-            name = ".".join(part for part in path if part)
-            joint.add(name)
-            if user_field in fields:
-                start = int((offsets if side is None else offsets[side])[list(fields).index(user_field)])
-                found[name] = (start, start + user_num)
+    for name, fields, offsets in _joint_tables(model):
+        joint.add(name)
+        if user_field in fields:
+            start = int(offsets[list(fields).index(user_field)])
+            found[name] = (start, start + user_num)
     embeddings = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
-    for name, parameter in model.named_parameters():
-        if name in joint or not parameter.dim() or len(parameter) != user_num:
+    for name, tensor in model.state_dict().items():
+        if name in joint or not tensor.is_floating_point():
             continue
-        lowered = name.lower()
-        if "user" in lowered or (name in embeddings and "item" not in lowered):
+        says_user, says_item = "user" in name.lower(), "item" in name.lower() and user_num == item_num
+        if tensor.dim() and len(tensor) == user_num and (says_user or (name in embeddings and not says_item)):
             found[name] = (0, user_num)
+        elif {user_num, user_num + item_num} & set(tensor.shape) and not says_item:
+            shape = " x ".join(map(str, tensor.shape))
+            raise InputError(
+                f"'{name}' of model '{type(model).__name__}' ({shape}) seems to hold something of every user, of which there "
+                f"are {user_num} with padding, and cannot be parted into what is a user's and what is not; choose another "
+                "size if that is a coincidence, or another model"
+            )
     return found
+
+
+def _joint_tables(model: nn.Module) -> Iterator[tuple[str, Sequence[str], Sequence[int]]]:
+    """Tables that hold several token fields: the weight's name, the fields, and the first row of each."""
+    for prefix, module in model.named_modules():
+        path = f"{prefix}." if prefix else ""
+        names, offsets = getattr(module, "token_field_names", None), getattr(module, "token_field_offsets", None)
+        if hasattr(module, "token_embedding_table") and names is not None and offsets is not None:
+            if not isinstance(names, dict):
+                yield f"{path}token_embedding_table.embedding.weight", names, offsets
+                continue
+            for side, fields in names.items():
+                if fields:
+                    yield f"{path}token_embedding_table.{side}.embedding.weight", fields, offsets[side]
+        if hasattr(module, "token_feature_names") and hasattr(module, "token_offsets"):  # FFM
+            for number in range(len(module.token_embeddings)):
+                yield f"{path}token_embeddings.{number}.weight", module.token_feature_names, module.token_offsets

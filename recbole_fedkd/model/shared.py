@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,19 @@ class SharedState:
 
     Args:
         network: the network.
-        private: name in the network's state to the slice of rows that never leaves the client; a slice of all rows
-            keeps the whole tensor.
+        private_rows: gives the name in the network's state to the slice of rows that never leaves the client; a slice of
+            all rows keeps the whole tensor. Asked when something is to be sent: a network that cannot be parted may
+            still be trained without.
     """
 
-    def __init__(self, network: nn.Module, private: Mapping[str, Rows]) -> None:
+    def __init__(self, network: nn.Module, private_rows: Callable[[], Mapping[str, Rows]]) -> None:
         self.network = network
-        self.private = dict(private)
+        self._private_rows = private_rows
+
+    @cached_property
+    def private(self) -> Mapping[str, Rows]:
+        """The slices that stay."""
+        return self._private_rows()
 
     def parameters(self) -> dict[str, Tensor]:
         """Shared part of every parameter, still part of the autograd graph; name to ``[shared rows, ...]``."""
@@ -39,10 +46,11 @@ class SharedState:
         """Overwrite shared parts by ``values``; private rows and what is not named stay as they are."""
         state = self.network.state_dict(keep_vars=True)
         for name, value in values.items():
-            target = state[name]
             start, stop = self.private.get(name, (0, 0))
-            target[:start] = value[:start] if target.dim() else value
-            target[stop:] = value[start:] if target.dim() else value
+            if start == stop:
+                state[name].copy_(value)
+            else:
+                state[name][:start], state[name][stop:] = value[:start], value[start:]
         # Graph models keep propagated embeddings between evaluations; RecBole names them in `other_parameter_name`.
         forget_cached(self.network)
 
@@ -50,7 +58,7 @@ class SharedState:
         shared = {}
         for name, tensor in tensors.items():
             start, stop = self.private.get(name, (0, 0))
-            if start == 0 and stop == 0:
+            if start == stop:
                 shared[name] = tensor
             elif stop - start < len(tensor):
                 shared[name] = torch.cat([tensor[:start], tensor[stop:]])
