@@ -22,7 +22,7 @@ from recbole.utils import ModelType, get_environment, init_logger, init_seed, se
 from texttable import Texttable
 
 from recbole_fedkd import __version__
-from recbole_fedkd.compat import single_process_barrier
+from recbole_fedkd.compat import future_warnings_silenced, single_process_barrier
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.data.dataset import FedKDDataset, label_values, of_users, population
 from recbole_fedkd.data.partition import partition_users
@@ -96,7 +96,8 @@ def run_recbole_fedkd(
     if config.unread_keys:
         logger.warning(f"model {config['model']} does not read: {', '.join(config.unread_keys)}")
 
-    trainer, loaders, evaluations = _prepare(config)
+    with future_warnings_silenced():
+        trainer, loaders, evaluations = _prepare(config)
     logger.info(trainer.model)
     trainer.on_round = on_round
     if checkpoint is not None:
