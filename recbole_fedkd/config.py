@@ -35,6 +35,7 @@ from recbole_fedkd.distillation.knowledge import AGGREGATIONS
 from recbole_fedkd.engine import ENGINES
 from recbole_fedkd.errors import InputError, nearest
 from recbole_fedkd.evaluation import metrics as _metrics  # noqa: F401  (registers the metrics)
+from recbole_fedkd.federated.knowledge import KNOWLEDGE, KNOWLEDGE_USES
 from recbole_fedkd.federated.strategy import STRATEGIES
 from recbole_fedkd.model import MODELS, AttnFedKD
 from recbole_fedkd.model.backbone import BACKBONES
@@ -74,7 +75,7 @@ _RULES_OF_RECBOLE_KEYS = {
 _FEDERATION_KEYS = {
     "engine", "partition", "client_num", "clients_per_round", "local_epochs", "reset_optimizer", "gamma", "alpha",
     "temperature", "knowledge", "aggregation", "knowledge_pass", "proximal_weight", "server_optimizer", "server_learning_rate",
-    "server_momentum", "server_beta2", "server_tau",
+    "server_momentum", "server_beta2", "server_tau", "knowledge_use", "prior_strength", "attention_temperature", "trim_ratio",
 }  # fmt: skip
 # Keys of the federation that some RecBole models use for something else; a strategy that reads them cannot run over those.
 _DISTILLATION_KEYS = {"gamma", "alpha", "temperature", "knowledge", "aggregation"}
@@ -92,6 +93,8 @@ _REGISTRIES: dict[str, Callable[[], Iterable[str]]] = {
     "engines": lambda: ENGINES,
     "backbones": lambda: BACKBONES,
     "aggregations": lambda: AGGREGATIONS,
+    "knowledge": lambda: KNOWLEDGE,
+    "knowledge uses": lambda: KNOWLEDGE_USES,
     "server optimizers": lambda: SERVER_OPTIMIZERS,
     "switch tests": lambda: SWITCH_TESTS,
     "presets": lambda: sorted(file.stem for file in (PROPERTIES / "preset").glob("*.yaml")),

@@ -42,6 +42,7 @@ from recbole_fedkd.evaluation import (
     user_values,
 )
 from recbole_fedkd.federated.client import Client, ClientSettings
+from recbole_fedkd.federated.knowledge import KnowledgeSettings
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy, StrategySettings
 from recbole_fedkd.federated.task import AttentiveTask, RecBoleTask, Samples, Task
@@ -532,13 +533,23 @@ class FedKDTrainer(CheckpointTrainer):
                 f"strategy '{config['strategy']}' distils the click probability of a model with a binary cross-entropy, "
                 f"which model '{config['model']}' does not minimise; use fedavg or local"
             )
+        uses_prior = config["knowledge"] == "item" and config["knowledge_use"] != "distil"
+        if kind.exchanges_knowledge and isinstance(task, RecBoleTask) and uses_prior:
+            raise InputError(
+                f"knowledge_use is '{config['knowledge_use']}', but only AttnFedKD adds a log-prior to its logits; model "
+                f"'{config['model']}' takes knowledge_use=distil"
+            )
         learned = [name for name, _ in task.network.named_parameters() if name != "dummy_param"]
         if not learned:
             raise InputError(
                 f"model '{config['model']}' learns nothing by gradient, so there is nothing for clients to train"
             )
-        keys = [each.name for each in fields(StrategySettings) if each.name not in ("clients", "labels")]
-        return kind(StrategySettings(clients=clients, labels=task.labels, **{key: config[key] for key in keys}))
+        own = {"clients": clients, "labels": task.labels, "items": self.model.item_num}
+        told = {each.name: config[each.name] for each in fields(KnowledgeSettings) if each.name not in own}
+        settings = {
+            each.name: config[each.name] for each in fields(StrategySettings) if each.name != "knowledge_settings"
+        }
+        return kind(StrategySettings(knowledge_settings=KnowledgeSettings(**own, **told), **settings))
 
     def _attentive_tasks(self, dataset: Any, model: AttnFedKD, shared: Sequence[SharedState]) -> Iterator[Task]:
         config = self.config
@@ -559,7 +570,7 @@ class FedKDTrainer(CheckpointTrainer):
                 batch_size=config["train_batch_size"],
                 reg_weight=config["reg_weight"],
                 negatives=negatives,
-                item_count=model.item_count,
+                item_count=model.item_num,
                 seed=config["seed"],
             )
 
@@ -576,7 +587,8 @@ class FedKDTrainer(CheckpointTrainer):
                 sampler = kind(["train"], data, sampling["distribution"], sampling["alpha"]).set_phase("train")
             return get_dataloader(config, "train")(config, dataset, sampler, shuffle=shuffle)
 
-        return RecBoleTask(network, shared, build_loader, len(dataset.inter_feat), self.device, config["seed"])
+        rows, item_field = len(dataset.inter_feat), config["ITEM_ID_FIELD"]
+        return RecBoleTask(network, shared, build_loader, rows, item_field, self.device, config["seed"])
 
     def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:
         """Train by rounds; arguments and result as in RecBole."""

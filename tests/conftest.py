@@ -12,8 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+# How long an example takes is the machine's business; no test times anything.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 USERS, ITEMS = 30, 40
 

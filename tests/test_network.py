@@ -18,6 +18,7 @@ ARCHITECTURE = Architecture(
     attention_heads=3,
     use_user_id=True,
     history_length=4,
+    item_prior=False,
 )
 
 

@@ -1,7 +1,9 @@
-"""Label knowledge: what a client knows about each label, and the teacher that the other clients make of it.
+"""Knowledge: what a client knows about each label or each item, and the teacher that the other clients make of it.
 
-Every client sends, per label ``t``, the mean logit vector of its samples with that label (FD: Jeong et al. 2018; AFD:
-``S_t^k``). A label without a sample is absent: its count is 0 and no average ever reads its mean.
+Label knowledge: every client sends, per label ``t``, the mean logit vector of its samples with that label (FD: Jeong et
+al. 2018; AFD: ``S_t^k``). A label without a sample is absent: its count is 0 and no average ever reads its mean.
+
+Item knowledge: sums and counts per item, so that the server needs their totals alone and a client takes its own part off.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-AGGREGATIONS = ("uniform", "weighted")
+AGGREGATIONS = ("uniform", "weighted", "attentive", "median", "trimmed_mean")
 
 
 def label_sums(logits: Tensor, labels: Tensor, label_count: int) -> tuple[Tensor, Tensor]:
@@ -33,13 +35,19 @@ def label_means(sums: Tensor, counts: Tensor) -> Tensor:
     return (sums / counts.clamp(min=1).unsqueeze(-1)).float()
 
 
-def leave_one_out_teachers(means: Tensor, counts: Tensor, aggregation: str) -> tuple[Tensor, Tensor]:
+def leave_one_out_teachers(
+    means: Tensor, counts: Tensor, aggregation: str, attention_temperature: float = 1.0, trim: float = 0.1
+) -> tuple[Tensor, Tensor]:
     """Build each client's teacher from the other clients only (AFD: ``S^{/k}``; FD).
 
     Args:
         means: ``[K, T, T]``, mean logits per client and label.
         counts: ``[K, T]``, samples per client and label; 0 marks an absent label, whose mean is ignored.
-        aggregation: ``uniform`` averages clients alike (Jeong), ``weighted`` by their number of samples of the label.
+        aggregation: ``uniform`` averages clients alike (Jeong), ``weighted`` by their number of samples of the label,
+            ``attentive`` by the similarity of their knowledge to the client's own; ``median`` and ``trimmed_mean`` take each
+            logit by itself, so that a few wrong clients move it little.
+        attention_temperature: of ``attentive``; small: only the most similar clients count, large: ``uniform``.
+        trim: share of the clients that ``trimmed_mean`` leaves out at each end.
 
     Returns:
         Teachers ``[K, T, T]`` and the mask ``[K, T]`` of the labels that at least one other client holds; rows outside
@@ -48,12 +56,90 @@ def leave_one_out_teachers(means: Tensor, counts: Tensor, aggregation: str) -> t
     if aggregation not in AGGREGATIONS:
         raise ValueError(f"aggregation '{aggregation}' is none of {', '.join(AGGREGATIONS)}")
     present = counts > 0
-    weights = (counts if aggregation == "weighted" else present).double()
-    # The other clients' sum is taken directly, not as total minus own: one client's absence must change nothing else.
-    others = 1.0 - torch.eye(len(means), dtype=torch.float64, device=means.device)
-    contributions = torch.where(present.unsqueeze(-1), means.double(), 0.0) * weights.unsqueeze(-1)
-    sums = torch.einsum("kj,jts->kts", others, contributions)
-    total = torch.einsum("kj,jt->kt", others, weights)
-    known = total > 0
-    teachers = torch.where(known.unsqueeze(-1), sums / total.clamp(min=1e-12).unsqueeze(-1), 0.0)
-    return teachers.float(), known
+    # The other clients are taken directly, not as total minus own: one client's absence must change nothing else.
+    others = ~torch.eye(len(means), dtype=torch.bool, device=means.device)
+    heard = others.unsqueeze(-1) & present  # [K, K, T]: client k hears label t from client j
+    known = heard.any(1)
+    if aggregation in ("median", "trimmed_mean"):
+        teachers = _ordered_means(means, heard, 0.5 if aggregation == "median" else trim)
+    else:
+        weights = heard.double()
+        if aggregation == "weighted":
+            weights = weights * counts.double()
+        elif aggregation == "attentive":
+            weights = weights * similarity_weights(means, present, attention_temperature).unsqueeze(-1)
+        values = torch.where(present.unsqueeze(-1), means.double(), 0.0)
+        sums = torch.einsum("kjt,jts->kts", weights, values)
+        teachers = sums / weights.sum(1).clamp(min=1e-300).unsqueeze(-1)
+    return torch.where(known.unsqueeze(-1), teachers, 0.0).float(), known
+
+
+def similarity_weights(means: Tensor, present: Tensor, temperature: float) -> Tensor:
+    """How much each client listens to each other: ``softmax_j(cos(S_k, S_j) / temperature)``, ``[K, K]``, 0 for itself.
+
+    The cosine is taken over the labels that both hold, of logits whose mean over the T outputs is 0 (softmax does not see
+    it); clients without a common label count as dissimilar.
+
+    Args:
+        means: ``[K, T, T]``.
+        present: bool ``[K, T]``.
+        temperature: of the softmax.
+    """
+    centred = means.double() - means.double().mean(-1, keepdim=True)
+    centred = torch.where(present.unsqueeze(-1), centred, 0.0)
+    products = torch.einsum("kts,jts->kj", centred, centred)
+    squared = centred.pow(2).sum(-1)
+    common = torch.einsum("kt,jt->kj", squared, present.double())  # |S_k|^2 over the labels that j holds too
+    cosine = products / (common * common.T).sqrt().clamp(min=1e-12)
+    itself = torch.eye(len(means), dtype=torch.bool, device=means.device)
+    return (cosine / temperature).masked_fill(itself, -torch.inf).softmax(1) if len(means) > 1 else cosine * 0.0
+
+
+def _ordered_means(means: Tensor, heard: Tensor, trim: float) -> Tensor:
+    """Mean of each logit over the heard clients without the share ``trim`` at each end, ``[K, T, T]``; 0.5: the median."""
+    values = means.double().unsqueeze(0).expand(len(means), -1, -1, -1)
+    ordered = values.masked_fill(~heard.unsqueeze(-1), torch.inf).sort(1).values
+    count = heard.sum(1)
+    # At least one (odd) or two (even count) in the middle always stay.
+    cut = torch.minimum((count * trim).floor().long(), (count - 1).clamp(min=0) // 2).unsqueeze(1)
+    rank = torch.arange(len(means), device=means.device).view(1, -1, 1)
+    kept = (rank >= cut) & (rank < count.unsqueeze(1) - cut)
+    total = ordered.masked_fill(~kept.unsqueeze(-1), 0.0).sum(1)
+    return total / kept.sum(1).clamp(min=1).unsqueeze(-1)
+
+
+def item_sums(logits: Tensor, items: Tensor, item_count: int) -> tuple[Tensor, Tensor]:
+    """Sum the logits of the samples of each item.
+
+    Args:
+        logits: ``[samples, T]``.
+        items: item ids ``[samples]``.
+        item_count: number of items ``I``, padding included.
+
+    Returns:
+        Sums ``[I, T]`` in double precision and counts ``[I]``.
+    """
+    sums = torch.zeros(item_count, logits.shape[1], dtype=torch.float64, device=logits.device)
+    sums.index_add_(0, items, logits.double())
+    return sums, torch.bincount(items, minlength=item_count)
+
+
+def item_histograms(items: Tensor, labels: Tensor, item_count: int, label_count: int) -> Tensor:
+    """Samples per item and label ``[I, T]``, from items ``[samples]`` and label indices ``[samples]``."""
+    cells = torch.bincount(items * label_count + labels, minlength=item_count * label_count)
+    return cells.view(item_count, label_count)
+
+
+def log_prior(histograms: Tensor, strength: float) -> Tensor:
+    """Log-probability of each label of an item before its user is known, ``[I, T]``.
+
+    ``log((n_it + m g_t) / (n_i + m))`` with the shares ``g`` of the labels over all items: an item without a sample has the
+    prior of all.
+
+    Args:
+        histograms: samples per item and label ``[I, T]``.
+        strength: ``m``, the number of samples that the shares of all items are worth.
+    """
+    counts = histograms.double()
+    shares = (counts.sum(0) + 1.0) / (counts.sum() + counts.shape[1])
+    return ((counts + strength * shares) / (counts.sum(1, keepdim=True) + strength)).log().float()

@@ -29,7 +29,6 @@ def reverse_divergence(logits: Tensor, teacher_logits: Tensor, temperature: floa
 def joint_loss(
     student_loss: Tensor,
     logits: Tensor,
-    labels: Tensor,
     teacher: Tensor | None,
     known: Tensor | None,
     gamma: float,
@@ -41,10 +40,8 @@ def joint_loss(
     Args:
         student_loss: ``CE(y, p) + lambda R(w)``, or what a RecBole model minimises by itself; scalar mean over the batch.
         logits: the student's raw logits ``[batch, T]``.
-        labels: label indices ``[batch]``.
-        teacher: mean logits ``[T, T]`` of the other clients, row ``t`` for samples of label ``t``; None before the first
-            exchange.
-        known: bool ``[T]``, False for labels that no other client holds; their samples get no teacher term.
+        teacher: the teacher's logits ``[batch, T]``; None before the first exchange.
+        known: bool ``[batch]``, False for samples that no other client can teach; they get no teacher term.
         gamma: weight of ``CE(q, p_tau)``.
         alpha: weight of ``KL(p_tau || q)``.
         temperature: ``tau``.
@@ -54,13 +51,12 @@ def joint_loss(
     """
     if teacher is None or known is None or (gamma == 0 and alpha == 0):
         return student_loss
-    teacher_logits = teacher[labels]
     distilled = torch.zeros_like(student_loss)
     if gamma:
-        distilled = distilled + gamma * teacher_cross_entropy(logits, teacher_logits, temperature)
+        distilled = distilled + gamma * teacher_cross_entropy(logits, teacher, temperature)
     if alpha:
-        distilled = distilled + alpha * reverse_divergence(logits, teacher_logits, temperature)
-    return student_loss + (distilled * known[labels]).mean()
+        distilled = distilled + alpha * reverse_divergence(logits, teacher, temperature)
+    return student_loss + (distilled * known).mean()
 
 
 def touched_squared_norm(tables: Iterable[tuple[Tensor, Tensor]], dense: Iterable[Tensor]) -> Tensor:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from recbole_fedkd.distillation.knowledge import label_sums
 from recbole_fedkd.federated.message import Message
 from recbole_fedkd.federated.strategy import LocalResult, Strategy, to_tensors
 from recbole_fedkd.federated.task import Step, Task
@@ -99,13 +98,17 @@ class Client:
         self.settings = settings
         self.device = device
         self.received: dict[str, Tensor] = {}
+        self.sent: dict[str, Tensor] = {}
+        self.sent_in: int | None = None
         self._result: LocalResult | None = None
 
     def receive(self, payload: bytes) -> None:
         """Take the server's message in; empty bytes leave what was received before."""
         if payload:
-            received = to_tensors(Message.from_bytes(payload))
-            self.received = {name: tensor.to(self.device) for name, tensor in received.items()}
+            message = Message.from_bytes(payload)
+            arrays = {name: tensor.to(self.device) for name, tensor in to_tensors(message).items()}
+            fresh = self.sent_in is not None and message.round == self.sent_in + 1
+            self.received = self.strategy.understood(arrays, self.sent, fresh)
             self.task.shared.install(self.strategy.installed(self.received))
 
     def train(self, round_index: int, on_step: Callable[[int], None] | None = None) -> TrainingReport:
@@ -130,7 +133,7 @@ class Client:
     def _train(self, on_step: Callable[[int], None] | None) -> TrainingReport:
         strategy, task, network = self.strategy, self.task, self.task.network
         network.train()
-        self._result = LocalResult(len(task), task.shared)
+        self._result = LocalResult(len(task), task.shared, first=self.sent_in is None)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         seen = 0
         for epoch in range(self.settings.local_epochs):
@@ -161,13 +164,21 @@ class Client:
         if self._result is None:
             return b""
         message = self.strategy.upload(self._result, self.number, round_index)
-        return message.to_bytes() if message is not None else b""
+        if message is None:
+            return b""
+        if self.strategy.remembers_sent:
+            own = to_tensors(message)
+            self.sent = {**self.sent, **{name: tensor.to(self.device) for name, tensor in own.items()}}
+        self.sent_in = round_index
+        return message.to_bytes()
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimiser, last message and the task's generator; the network is saved with the model."""
+        """Optimiser, what was last heard and said, and the task's generator; the network is saved with the model."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "received": dict(self.received),
+            "sent": dict(self.sent),
+            "sent_in": self.sent_in,
             "generator": self.task.generator.get_state(),
         }
 
@@ -175,18 +186,19 @@ class Client:
         """Restore what :meth:`state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.received = {name: tensor.to(self.device) for name, tensor in state["received"].items()}
+        self.sent = {name: tensor.to(self.device) for name, tensor in state["sent"].items()}
+        self.sent_in = state["sent_in"]
         self.task.generator.set_state(state["generator"])
 
     def _add_knowledge(self, step: Step) -> None:
-        assert self._result is not None and step.logits is not None and step.labels is not None
-        sums, counts = label_sums(step.logits.detach(), step.labels, self.task.labels)
-        result = self._result
-        result.logit_sums = sums if result.logit_sums is None else result.logit_sums + sums
-        result.label_counts = counts if result.label_counts is None else result.label_counts + counts
+        assert self._result is not None
+        collected = self._result.collected
+        for name, part in self.strategy.knowledge.collect(step.detached()).items():
+            collected[name] = collected[name] + part if name in collected else part
 
     @torch.no_grad()
     def _extract_knowledge(self) -> None:
-        """Logit sums per label in one clean pass: the trained network, without dropout, every sample once (AFD)."""
+        """Knowledge in one clean pass: the trained network, without dropout, every sample once (AFD)."""
         self.task.network.eval()
         for batch in self.task.clean_batches():
             self._add_knowledge(self.task.step(batch, True))

@@ -39,7 +39,10 @@ class Server:
     def send(self, client: int, round_index: int) -> bytes:
         """Message for one client, serialised; empty if there is nothing to say."""
         message = self.strategy.download(self.state, client, round_index)
-        return message.to_bytes() if message is not None else b""
+        if message is None:
+            return b""
+        self.state = self.strategy.delivered(self.state, client)
+        return message.to_bytes()
 
     def aggregate(self, payloads: list[bytes]) -> None:
         """Take in the uploads of a round; empty ones are clients without a word."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,12 +27,18 @@ class Step:
         size: number of samples.
         logits: ``[size, T]``; None if nobody asked for them.
         labels: label indices ``[size]``; None like the logits.
+        items: item ids ``[size]``; None like the logits.
     """
 
     loss: Tensor
     size: int
     logits: Tensor | None = None
     labels: Tensor | None = None
+    items: Tensor | None = None
+
+    def detached(self) -> Step:
+        """The same step outside of the autograd graph."""
+        return replace(self, loss=self.loss.detach(), logits=self.logits.detach() if self.logits is not None else None)
 
 
 class Task(ABC):
@@ -147,7 +153,7 @@ class AttentiveTask(Task):
         if self.reg_weight and torch.is_grad_enabled():
             norm: Callable[[Tensor, Tensor], Tensor] = self.network.touched_squared_norm  # type: ignore[assignment]
             loss = loss + self.reg_weight * norm(batch.users, items)
-        return Step(loss, len(batch), logits, batch.labels)
+        return Step(loss, len(batch), logits, batch.labels, batch.items)
 
     def _epoch_samples(self) -> Samples:
         """The samples, with freshly drawn negatives where the labels are implicit."""
@@ -175,6 +181,7 @@ class RecBoleTask(Task):
         build_loader: makes the training loader of the client's rows; called with ``shuffle``. A client without rows never
             makes one.
         rows: number of the client's rows.
+        item_field: name of the item id field.
         device: where batches go.
         seed: of the generator of a client that draws from the run's streams.
     """
@@ -187,10 +194,12 @@ class RecBoleTask(Task):
         shared: SharedState,
         build_loader: Callable[[bool], Any],
         rows: int,
+        item_field: str,
         device: torch.device,
         seed: int,
     ) -> None:
         self.network, self.shared, self.rows, self.device = model, shared, rows, device
+        self.item_field = item_field
         self._build_loader = build_loader
         self._loader: Any = None
         self.generator = torch.Generator().manual_seed(seed)
@@ -241,7 +250,8 @@ class RecBoleTask(Task):
                 )
         if isinstance(self._loss_module, nn.BCELoss):
             scores = torch.logit(scores, 1e-6)
-        return Step(loss, len(interaction), torch.stack([torch.zeros_like(scores), scores], -1), labels.long())
+        logits = torch.stack([torch.zeros_like(scores), scores], -1)
+        return Step(loss, len(interaction), logits, labels.long(), interaction[self.item_field])
 
     def _keep_handed(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         self._handed.append((arguments[0].reshape(-1), arguments[1].reshape(-1)))

@@ -57,7 +57,10 @@ class History:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The part of the config that shapes a network; see ``properties/model`` for every key."""
+    """The part of the config that shapes a network; see ``properties/model`` for every key.
+
+    ``item_prior``: whether a log-prior per item is added to the logits.
+    """
 
     labels: int
     embedding_size: int
@@ -68,6 +71,7 @@ class Architecture:
     attention_heads: int
     use_user_id: bool
     history_length: int
+    item_prior: bool
 
 
 def _module_name(field: str) -> str:
@@ -95,6 +99,7 @@ class AttentiveNetwork(nn.Module):
 
     history_items: Tensor
     history_labels: Tensor
+    item_prior: Tensor
 
     @property
     def user_rows(self) -> str:
@@ -132,6 +137,9 @@ class AttentiveNetwork(nn.Module):
         self.backbone = BACKBONES[architecture.backbone](
             fields, width, architecture.hidden_sizes, architecture.labels, architecture.dropout_prob
         )
+        if architecture.item_prior:
+            # Filled by what clients tell each other, never learned; part of the state, because judging needs it.
+            self.register_buffer("item_prior", torch.zeros(items.rows, architecture.labels))
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.1)
@@ -191,8 +199,8 @@ class AttentiveNetwork(nn.Module):
         fields = torch.cat(parts, 2).flatten(0, 1)
         if self.field_attention is not None:
             fields = fields + self.field_attention(query.reshape(-1, 1, width), fields)[0]
-        logits: Tensor = self.backbone(fields)
-        return logits.view(batch, targets, -1)
+        logits: Tensor = self.backbone(fields).view(batch, targets, -1)
+        return logits + self.item_prior[items] if self.architecture.item_prior else logits
 
     def touched_squared_norm(self, users: Tensor, items: Tensor) -> Tensor:
         """``R(w)`` of a batch (arguments as in :meth:`forward`): embedding rows outside the batch do not count."""

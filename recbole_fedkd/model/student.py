@@ -28,6 +28,7 @@ def read_architecture(config: Any, labels: int) -> Architecture:
         attention_heads=config["attention_heads"],
         use_user_id=config["use_user_id"],
         history_length=config["history_length"],
+        item_prior=config["knowledge"] == "item" and config["knowledge_use"] in ("prior", "both"),
     )
 
 
@@ -61,7 +62,7 @@ class LabelledRecommender(AbstractRecommender):
         super().__init__()
         self.user_field, self.item_field = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
         self.label_field = config["LABEL_FIELD"]
-        self.item_count = dataset.num(self.item_field)
+        self.item_num = dataset.num(self.item_field)
         self.device = config["device"]
         self.register_buffer("label_values", torch.tensor(dataset.label_values), persistent=False)
 
@@ -81,10 +82,10 @@ class LabelledRecommender(AbstractRecommender):
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Expected label value of every item, ``[users * items]``."""
         users = interaction[self.user_field]
-        catalogue = torch.arange(self.item_count, device=users.device)
+        catalogue = torch.arange(self.item_num, device=users.device)
         scores = [
             self.logits(part, catalogue.expand(len(part), -1)).softmax(-1) @ self.label_values
-            for part in users.split(max(1, FULL_SORT_ROWS // self.item_count))
+            for part in users.split(max(1, FULL_SORT_ROWS // self.item_num))
         ]
         return torch.cat(scores).flatten()
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from recbole_fedkd.federated.knowledge import KNOWLEDGE, KnowledgeSettings
 from recbole_fedkd.federated.message import Message
 from recbole_fedkd.federated.task import Step
 from recbole_fedkd.model.shared import SharedState
@@ -22,12 +23,11 @@ class StrategySettings:
     """The strategy's keys of the config, see ``properties/overall.yaml``.
 
     Attributes:
-        clients: number of clients ``K``.
-        labels: number of labels ``T``.
+        knowledge: what is distilled.
+        knowledge_settings: how it is collected, averaged and used.
         gamma: weight of the cross-entropy to the teacher.
         alpha: weight of the reverse divergence to the teacher.
         temperature: ``tau`` of both.
-        aggregation: how the server averages knowledge.
         proximal_weight: ``mu`` of FedProx.
         server_optimizer: what the server makes of the mean of the clients' parameters.
         server_learning_rate: its rate.
@@ -36,12 +36,11 @@ class StrategySettings:
         server_tau: keeps the denominator of ``fedadam`` from zero.
     """
 
-    clients: int
-    labels: int
+    knowledge: str
+    knowledge_settings: KnowledgeSettings
     gamma: float
     alpha: float
     temperature: float
-    aggregation: str
     proximal_weight: float
     server_optimizer: str
     server_learning_rate: float
@@ -57,15 +56,15 @@ class LocalResult:
     Attributes:
         samples: number of training samples.
         shared: the part of the trained network that may be sent.
-        logit_sums: ``[T, T]``, logits of the client's training samples summed by label; None unless the strategy
+        first: whether the client has never spoken before.
+        collected: knowledge of the client's samples, as the kind of knowledge collects it; empty unless the strategy
             exchanges knowledge.
-        label_counts: ``[T]``, samples per label; None like the sums.
     """
 
     samples: int
     shared: SharedState
-    logit_sums: Tensor | None = None
-    label_counts: Tensor | None = None
+    first: bool
+    collected: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Strategy(ABC):
@@ -76,14 +75,17 @@ class Strategy(ABC):
         exchanges_knowledge: whether clients need logits: False spares them the pass that extracts knowledge.
         shares_parameters: whether users are served by what the server holds: every client then takes it in at the end
             of a round, chosen or not.
+        remembers_sent: whether clients keep what they have sent, to take it off what comes down.
     """
 
     name: str
     exchanges_knowledge = False
     shares_parameters = False
+    remembers_sent = False
 
     def __init__(self, settings: StrategySettings) -> None:
         self.settings = settings
+        self.knowledge = KNOWLEDGE[settings.knowledge](settings.knowledge_settings)
 
     @abstractmethod
     def download(self, state: ServerState, client: int, round_index: int) -> Message | None:
@@ -105,8 +107,22 @@ class Strategy(ABC):
         """The server's state before the first round, given the network that every client starts from."""
         return {}
 
+    def delivered(self, state: ServerState, client: int) -> ServerState:
+        """The server's state once a client has its message."""
+        return state
+
+    def understood(self, received: Mapping[str, Tensor], own: Mapping[str, Tensor], fresh: bool) -> dict[str, Tensor]:
+        """What a client makes of a message and keeps as ``received``.
+
+        Args:
+            received: the message's arrays.
+            own: the latest arrays of every name that the client has sent.
+            fresh: whether the client sent something in the round before, so that it is part of what the server says now.
+        """
+        return dict(received)
+
     def installed(self, received: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Parameters and buffers that a client takes over from a message before it trains."""
+        """Parameters and buffers that a client takes over from what it understood, before it trains."""
         return {}
 
 

@@ -1,4 +1,4 @@
-"""``afd`` and ``fd``: clients exchange what they know about each label, and nothing else.
+"""``afd`` and ``fd``: clients exchange what they know, and nothing else.
 
 AFD: Chen, Zhang, Ma, Journal of Software 32(12), 2021. FD: Jeong et al., arXiv:1811.11479.
 """
@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from recbole_fedkd.distillation.knowledge import label_means, leave_one_out_teachers
 from recbole_fedkd.distillation.losses import joint_loss
 from recbole_fedkd.federated.message import SERVER, Message
 from recbole_fedkd.federated.strategy.base import LocalResult, ServerState, Strategy, StrategySettings
@@ -20,54 +18,48 @@ from recbole_fedkd.model.shared import SharedState
 
 
 class AttentiveFederatedDistillation(Strategy):
-    """Label knowledge up, the leave-one-out teacher down, the joint loss in between (AFD).
+    """Knowledge up, the leave-one-out teacher down, the joint loss in between (AFD).
 
-    Messages: ``label_knowledge`` up with ``means`` ``[T, T]`` and ``counts`` ``[T]`` (0: absent);
-    ``label_teacher`` down with ``teacher`` ``[T, T]`` and ``known`` ``[T]``.
+    What the messages ``knowledge`` (up) and ``teacher`` (down) hold is the kind of knowledge's affair, see
+    ``federated/knowledge.py``.
     """
 
     name = "afd"
     exchanges_knowledge = True
+    remembers_sent = True
 
     def download(self, state: ServerState, client: int, round_index: int) -> Message | None:
-        """The teacher made of the other clients' knowledge; nothing before the first aggregation."""
-        if "means" not in state:
-            return None
-        teachers, known = leave_one_out_teachers(state["means"], state["counts"], self.settings.aggregation)
-        arrays = {"teacher": teachers[client].cpu().numpy(), "known": known[client].cpu().numpy()}
-        return Message("label_teacher", round_index, SERVER, arrays)
+        """What the other clients know; nothing before the first aggregation."""
+        arrays = self.knowledge.download(state, client, round_index)
+        return Message("teacher", round_index, SERVER, arrays) if arrays else None
+
+    def delivered(self, state: ServerState, client: int) -> ServerState:
+        """As the kind of knowledge says."""
+        return self.knowledge.delivered(state, client)
+
+    def understood(self, received: Mapping[str, Tensor], own: Mapping[str, Tensor], fresh: bool) -> dict[str, Tensor]:
+        """The teacher, and whatever else follows from the message."""
+        return self.knowledge.understood(received, own, fresh)
+
+    def installed(self, received: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Buffers that follow from it."""
+        return self.knowledge.installed(received)
 
     def loss(self, step: Step, received: Mapping[str, Tensor], shared: SharedState) -> Tensor:
         """The joint loss."""
         settings = self.settings
-        assert step.logits is not None and step.labels is not None
-        return joint_loss(
-            step.loss,
-            step.logits,
-            step.labels,
-            received.get("teacher"),
-            received.get("known"),
-            settings.gamma,
-            settings.alpha,
-            settings.temperature,
-        )
+        assert step.logits is not None
+        teacher, known = self.knowledge.teacher(received, step)
+        return joint_loss(step.loss, step.logits, teacher, known, settings.gamma, settings.alpha, settings.temperature)
 
     def upload(self, result: LocalResult, client: int, round_index: int) -> Message | None:
-        """Mean logits per label."""
-        assert result.logit_sums is not None and result.label_counts is not None
-        means = label_means(result.logit_sums, result.label_counts)
-        arrays = {"means": means.cpu().numpy(), "counts": result.label_counts.int().cpu().numpy()}
-        return Message("label_knowledge", round_index, client, arrays)
+        """What the client knows."""
+        arrays = self.knowledge.upload(result.collected, result.first)
+        return Message("knowledge", round_index, client, arrays) if arrays else None
 
     def aggregate(self, state: ServerState, uploads: list[Message]) -> ServerState:
-        """Replace the knowledge of the clients that spoke; the others keep theirs."""
-        clients, labels = self.settings.clients, self.settings.labels
-        means = state["means"].clone() if "means" in state else torch.zeros(clients, labels, labels)
-        counts = state["counts"].clone() if "counts" in state else torch.zeros(clients, labels, dtype=torch.int32)
-        for message in uploads:
-            means[message.sender] = torch.tensor(message.arrays["means"])
-            counts[message.sender] = torch.tensor(message.arrays["counts"])
-        return {"means": means, "counts": counts}
+        """As the kind of knowledge says."""
+        return self.knowledge.aggregate(state, {message.sender: dict(message.arrays) for message in uploads})
 
 
 class FederatedDistillation(AttentiveFederatedDistillation):
@@ -76,4 +68,5 @@ class FederatedDistillation(AttentiveFederatedDistillation):
     name = "fd"
 
     def __init__(self, settings: StrategySettings) -> None:
-        super().__init__(replace(settings, alpha=0.0, aggregation="uniform"))
+        knowledge = replace(settings.knowledge_settings, aggregation="uniform")
+        super().__init__(replace(settings, alpha=0.0, knowledge_settings=knowledge))

@@ -1,0 +1,235 @@
+"""Kinds of knowledge: what clients that distil tell each other, and what they make of it.
+
+A kind says what is collected of a trained network, what of it travels, and which teacher a sample gets; the loss is the
+strategy's.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recbole_fedkd.distillation.knowledge import (
+    item_histograms,
+    item_sums,
+    label_means,
+    label_sums,
+    leave_one_out_teachers,
+    log_prior,
+)
+from recbole_fedkd.federated.task import Step
+
+Tensors = Mapping[str, Tensor]
+Arrays = dict[str, NDArray[np.generic]]
+
+KNOWLEDGE_USES = ("distil", "prior", "both")
+
+
+@dataclass(frozen=True)
+class KnowledgeSettings:
+    """The keys of the config that say what is known and how it is used, see ``properties/overall.yaml``.
+
+    Attributes:
+        clients: number of clients ``K``.
+        labels: number of labels ``T``.
+        items: number of items ``I``, padding included.
+        aggregation: how label knowledge is averaged.
+        attention_temperature: of the aggregation ``attentive``.
+        trim_ratio: of the aggregation ``trimmed_mean``.
+        knowledge_use: of item knowledge.
+        prior_strength: of the log-prior.
+    """
+
+    clients: int
+    labels: int
+    items: int
+    aggregation: str
+    attention_temperature: float
+    trim_ratio: float
+    knowledge_use: str
+    prior_strength: float
+
+
+class Knowledge(ABC):
+    """One kind of knowledge; it holds settings and no state."""
+
+    def __init__(self, settings: KnowledgeSettings) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def collect(self, step: Step) -> dict[str, Tensor]:
+        """What a batch adds; the sums of all batches are what a client knows."""
+
+    @abstractmethod
+    def upload(self, collected: Tensors, first: bool) -> Arrays:
+        """What goes up; ``first``: the client has never spoken before."""
+
+    @abstractmethod
+    def aggregate(self, state: Tensors, uploads: Mapping[int, Arrays]) -> dict[str, Tensor]:
+        """The server's next state from the uploads of a round, by client."""
+
+    @abstractmethod
+    def download(self, state: Tensors, client: int, round_index: int) -> Arrays:
+        """What goes down to a client; nothing if the server knows nothing new."""
+
+    def delivered(self, state: Tensors, client: int) -> dict[str, Tensor]:
+        """The server's state once a client has its message."""
+        return dict(state)
+
+    @abstractmethod
+    def teacher(self, received: Tensors, step: Step) -> tuple[Tensor | None, Tensor | None]:
+        """Teacher's logits ``[batch, T]`` and mask ``[batch]`` of a batch; None without one."""
+
+    def understood(self, received: Tensors, own: Tensors, fresh: bool) -> dict[str, Tensor]:
+        """What a client makes of a message: ``own`` is what it has sent so far, ``fresh`` whether in the round before."""
+        return dict(received)
+
+    def installed(self, understood: Tensors) -> dict[str, Tensor]:
+        """Buffers of the network that follow from it."""
+        return {}
+
+
+class LabelKnowledge(Knowledge):
+    """Mean logits per label, ``T x T`` numbers (AFD, FD).
+
+    Up: ``means`` ``[T, T]`` and ``counts`` ``[T]`` (0: absent). Down: ``teacher`` ``[T, T]`` and ``known`` ``[T]``, made of
+    the other clients. A client that is silent is remembered.
+    """
+
+    def collect(self, step: Step) -> dict[str, Tensor]:
+        """Sums of logits ``[T, T]`` and counts ``[T]``."""
+        assert step.logits is not None and step.labels is not None
+        sums, counts = label_sums(step.logits, step.labels, self.settings.labels)
+        return {"sums": sums, "counts": counts}
+
+    def upload(self, collected: Tensors, first: bool) -> Arrays:
+        """Means and counts."""
+        means = label_means(collected["sums"], collected["counts"])
+        return {"means": means.cpu().numpy(), "counts": collected["counts"].int().cpu().numpy()}
+
+    def aggregate(self, state: Tensors, uploads: Mapping[int, Arrays]) -> dict[str, Tensor]:
+        """Replace the knowledge of the clients that spoke; the others keep theirs."""
+        clients, labels = self.settings.clients, self.settings.labels
+        means = state["means"].clone() if "means" in state else torch.zeros(clients, labels, labels)
+        counts = state["counts"].clone() if "counts" in state else torch.zeros(clients, labels, dtype=torch.int32)
+        for client, arrays in uploads.items():
+            means[client] = torch.tensor(arrays["means"])
+            counts[client] = torch.tensor(arrays["counts"])
+        return {"means": means, "counts": counts}
+
+    def download(self, state: Tensors, client: int, round_index: int) -> Arrays:
+        """The client's teacher."""
+        if "means" not in state:
+            return {}
+        settings = self.settings
+        teachers, known = leave_one_out_teachers(
+            state["means"],
+            state["counts"],
+            settings.aggregation,
+            settings.attention_temperature,
+            settings.trim_ratio,
+        )
+        return {"teacher": teachers[client].cpu().numpy(), "known": known[client].cpu().numpy()}
+
+    def teacher(self, received: Tensors, step: Step) -> tuple[Tensor | None, Tensor | None]:
+        """The row of the sample's label."""
+        if "teacher" not in received or step.labels is None:
+            return None, None
+        return received["teacher"][step.labels], received["known"][step.labels]
+
+
+class ItemKnowledge(Knowledge):
+    """Sums and counts per item: mean logits as a distillation target, label histograms as a log-prior on the logits.
+
+    Up: every round ``sums`` ``[I, T]`` and ``seen`` ``[I]`` (to distil), once ``histogram`` ``[I, T]`` (for the prior).
+    Down: their totals over the clients, the histograms' where a client does not have the latest. Everything is additive,
+    so that totals are all that a server needs to learn, and a client takes its own part off what it gets.
+    """
+
+    @property
+    def _distils(self) -> bool:
+        return self.settings.knowledge_use in ("distil", "both")
+
+    @property
+    def _uses_prior(self) -> bool:
+        return self.settings.knowledge_use in ("prior", "both")
+
+    def collect(self, step: Step) -> dict[str, Tensor]:
+        """Sums of logits ``[I, T]``, samples ``[I]`` and label histogram ``[I, T]``."""
+        assert step.logits is not None and step.labels is not None and step.items is not None
+        collected = {}
+        if self._distils:
+            collected["sums"], collected["seen"] = item_sums(step.logits, step.items, self.settings.items)
+        if self._uses_prior:
+            collected["histogram"] = item_histograms(step.items, step.labels, self.settings.items, self.settings.labels)
+        return collected
+
+    def upload(self, collected: Tensors, first: bool) -> Arrays:
+        """What is used; the histogram does not change and is sent once."""
+        arrays: Arrays = {}
+        if self._distils:
+            arrays["sums"] = collected["sums"].float().cpu().numpy()
+            arrays["seen"] = collected["seen"].int().cpu().numpy()
+        if self._uses_prior and first:
+            arrays["histogram"] = collected["histogram"].int().cpu().numpy()
+        return arrays
+
+    def aggregate(self, state: Tensors, uploads: Mapping[int, Arrays]) -> dict[str, Tensor]:
+        """Totals: of the round's sums, and of all histograms ever sent."""
+        following = {name: value for name, value in state.items() if name in ("histogram", "version", "told")}
+        for client in sorted(uploads):
+            for name, array in uploads[client].items():
+                part = torch.tensor(array)
+                following[name] = following[name] + part if name in following else part
+        if any("histogram" in arrays for arrays in uploads.values()):
+            following["version"] = state.get("version", torch.zeros(1, dtype=torch.int64)) + 1
+            following.setdefault("told", torch.zeros(self.settings.clients, dtype=torch.int64))
+        return following
+
+    def download(self, state: Tensors, client: int, round_index: int) -> Arrays:
+        """The totals; the histograms' only for a client that does not have the latest."""
+        names = [name for name in ("sums", "seen") if name in state]
+        if "histogram" in state and bool(state["told"][client] < state["version"][0]):
+            names.append("histogram")
+        return {name: state[name].cpu().numpy() for name in names}
+
+    def delivered(self, state: Tensors, client: int) -> dict[str, Tensor]:
+        """The client has the latest histograms now."""
+        if "told" not in state:
+            return dict(state)
+        told = state["told"].clone()
+        told[client] = state["version"][0]
+        return {**state, "told": told}
+
+    def understood(self, received: Tensors, own: Tensors, fresh: bool) -> dict[str, Tensor]:
+        """The other clients' part of the totals: mean logits ``teacher`` and mask ``known`` per item, and the log-prior."""
+        made = {}
+        if "sums" in received:
+            sums, seen = received["sums"], received["seen"]
+            if fresh:
+                sums, seen = sums - own["sums"], seen - own["seen"]
+            made["known"] = seen > 0
+            made["teacher"] = sums / seen.clamp(min=1).unsqueeze(-1)
+        if "histogram" in received:
+            histogram = received["histogram"] - own["histogram"] if "histogram" in own else received["histogram"]
+            made["item_prior"] = log_prior(histogram, self.settings.prior_strength)
+        return made
+
+    def installed(self, understood: Tensors) -> dict[str, Tensor]:
+        """The log-prior, which the network adds to its logits."""
+        return {name: value for name, value in understood.items() if name == "item_prior"}
+
+    def teacher(self, received: Tensors, step: Step) -> tuple[Tensor | None, Tensor | None]:
+        """The row of the sample's item."""
+        if "teacher" not in received or step.items is None:
+            return None, None
+        return received["teacher"][step.items], received["known"][step.items]
+
+
+KNOWLEDGE: dict[str, type[Knowledge]] = {"label": LabelKnowledge, "item": ItemKnowledge}
