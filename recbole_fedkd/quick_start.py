@@ -210,7 +210,6 @@ def _prepare(
     if client_of_user is None:
         model = model_class(config, train_dataset).to(config["device"])
         return build_trainer(config, model), loaders, evaluations
-    parts: list[Any] = []
     if config.attentive:
         model = model_class(config, train_dataset, client_of_user)
     else:
@@ -218,7 +217,7 @@ def _prepare(
         model = RecBolePopulation(config, parts, client_of_user, model_class)
     trainer = build_trainer(config, model.to(config["device"]))
     assert isinstance(trainer, FedKDTrainer)
-    trainer.engine = trainer.prepare(loaders[0], parts)
+    trainer.engine = trainer.prepare(loaders[0])
     return trainer, loaders, evaluations
 
 

@@ -481,12 +481,11 @@ class FedKDTrainer(CheckpointTrainer):
         """None: every client has an optimiser of its own."""
         return None
 
-    def prepare(self, train_data: Any, client_datasets: Sequence[Any]) -> LocalEngine:
+    def prepare(self, train_data: Any) -> LocalEngine:
         """Give every client its users' samples, its network and its optimiser; the engine that runs them.
 
         Args:
             train_data: the training loader.
-            client_datasets: each client's part of the training split, for RecBole's models; the attentive ones need none.
 
         Raises:
             InputError: a strategy that distils, over a model without a click probability to distil.
@@ -507,7 +506,7 @@ class FedKDTrainer(CheckpointTrainer):
         if isinstance(model, AttnFedKD):
             tasks: list[Task] = list(self._attentive_tasks(train_data._dataset, model, shared))
         else:
-            tasks = [self._recbole_task(*each) for each in zip(model.networks, shared, client_datasets, strict=True)]
+            tasks = [self._recbole_task(*each) for each in zip(model.networks, shared, model.datasets, strict=True)]
         strategy = self._strategy(clients, tasks[0])
         self.idle_clients = [number for number, task in enumerate(tasks) if not len(task)]
         if self.idle_clients:
@@ -592,7 +591,8 @@ class FedKDTrainer(CheckpointTrainer):
 
     def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:
         """Train by rounds; arguments and result as in RecBole."""
-        assert self.engine is not None, "prepare gives the trainer its engine"
+        if self.engine is None:
+            self.engine = self.prepare(train_data)
         if self._resumed_training is not None:
             self.engine.load_state_dict(self._resumed_training)
             self._resumed_training = None

@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from recbole_fedkd import load_data_and_model
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.message import Message
 from recbole_fedkd.federated.task import click_loss
 from recbole_fedkd.model.population import user_rows
 from recbole_fedkd.model.shared import SharedState
 from recbole_fedkd.optim.server import fedadam, fedavg, fedavgm
+from recbole_fedkd.quick_start import build_trainer
 
 THRESHOLD = {"label_mode": "threshold", "metrics": ["AUC", "MAE", "Accuracy"]}
 SHORT = {"MAX_ITEM_LIST_LENGTH": 4, "mlp_hidden_size": [8, 4]}
@@ -282,6 +284,13 @@ def test_federated_averaging_resumes_exactly(run, model, keys):
     resumed = run(model, epochs=3, resume=part["run_folder"], **keys)
     assert resumed["test_result"] == whole["test_result"]
     assert resumed["communication"] == whole["communication"]
+
+
+def test_a_loaded_population_can_be_trained_on(run):
+    result = run("WideDeep", strategy="fedavg", epochs=1, **MODELS["WideDeep"])
+    config, model, _, train, valid, _ = load_data_and_model(result["run_folder"])
+    score, _ = build_trainer(config, model).fit(train, valid, saved=False)
+    assert np.isfinite(score)
 
 
 def test_a_graph_model_is_not_judged_with_embeddings_of_an_earlier_network(prepared):

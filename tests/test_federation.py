@@ -232,7 +232,7 @@ def test_a_client_without_a_training_sample_is_named_and_sits_out(prepared, monk
     dataset = loaders[0]._dataset
     keep = dataset.inter_feat["user_id"] != 4
     dataset.inter_feat = dataset.inter_feat[torch.nonzero(keep).flatten()]
-    engine = trainer.prepare(loaders[0], [])
+    engine = trainer.prepare(loaders[0])
     assert trainer.idle_clients == [3]
     assert "client(s) 3 hold no training sample" in caplog.text
     trainer.engine = engine

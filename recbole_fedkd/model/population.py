@@ -86,6 +86,9 @@ class RecBolePopulation(AbstractRecommender):
         datasets: each client's part of the training split.
         client_of_user: ``[users]``, padding user 0: -1.
         model_class: a POINTWISE or PAIRWISE model.
+
+    Attributes:
+        datasets: as given.
     """
 
     client_of_user: Tensor
@@ -95,6 +98,7 @@ class RecBolePopulation(AbstractRecommender):
         self.type, self.input_type = config["MODEL_TYPE"], config["MODEL_INPUT_TYPE"]
         self.user_field = config["USER_ID_FIELD"]
         self.user_num, self.item_num = len(client_of_user), datasets[0].item_num
+        self.datasets = list(datasets)
         self.networks = nn.ModuleList()
         stream = torch.get_rng_state()
         for dataset in datasets:
