@@ -35,6 +35,7 @@ from recbole_fedkd.distillation.knowledge import AGGREGATIONS
 from recbole_fedkd.engine import ENGINES
 from recbole_fedkd.errors import InputError, nearest
 from recbole_fedkd.evaluation import metrics as _metrics  # noqa: F401  (registers the metrics)
+from recbole_fedkd.federated.codec import CODECS
 from recbole_fedkd.federated.knowledge import KNOWLEDGE, KNOWLEDGE_USES
 from recbole_fedkd.federated.strategy import STRATEGIES
 from recbole_fedkd.model import MODELS, AttnFedKD
@@ -76,6 +77,7 @@ _FEDERATION_KEYS = {
     "engine", "partition", "client_num", "clients_per_round", "local_epochs", "reset_optimizer", "gamma", "alpha",
     "temperature", "knowledge", "aggregation", "knowledge_pass", "proximal_weight", "server_optimizer", "server_learning_rate",
     "server_momentum", "server_beta2", "server_tau", "knowledge_use", "prior_strength", "attention_temperature", "trim_ratio",
+    "codecs",
 }  # fmt: skip
 # Keys of the federation that some RecBole models use for something else; a strategy that reads them cannot run over those.
 _DISTILLATION_KEYS = {"gamma", "alpha", "temperature", "knowledge", "aggregation"}
@@ -93,6 +95,7 @@ _REGISTRIES: dict[str, Callable[[], Iterable[str]]] = {
     "engines": lambda: ENGINES,
     "backbones": lambda: BACKBONES,
     "aggregations": lambda: AGGREGATIONS,
+    "codecs": lambda: CODECS,
     "knowledge": lambda: KNOWLEDGE,
     "knowledge uses": lambda: KNOWLEDGE_USES,
     "server optimizers": lambda: SERVER_OPTIMIZERS,
@@ -111,7 +114,7 @@ class Key:
         default: the text of its default.
         types: allowed Python types; empty if the line names none that can be checked.
         rule: the constraint behind the type, such as ``>= 0``, ``in [0, 1)``, ``one of a|b`` or, for lists, ``each >= 1``
-            (which also means: not empty); may be empty.
+            (which also means: not empty; ``each, if any, one of a|b`` does not); may be empty.
         sentence: what the key is.
         elements: allowed types of a list's elements; empty if any will do.
     """
@@ -154,13 +157,19 @@ class Key:
         kinds = " or ".join(names[kind] for kind in told)
         if self.elements:
             kinds += " of numbers" if float in self.elements else " of integers"
-        return f"{kinds} {self.rule}".strip() if not self.rule.startswith("one of") else self.rule.replace("|", ", ")
+        return (
+            f"{kinds} {self.rule}".strip().replace("|", ", ")
+            if not self.rule.startswith("one of")
+            else self.rule.replace("|", ", ")
+        )
 
     def _nearest_choice(self, value: Any) -> str:
         return nearest(str(value), self.rule[7:].split("|")) if self.rule.startswith("one of ") else ""
 
 
 def _satisfies(value: Any, rule: str) -> bool:
+    if rule.startswith("each, if any, "):
+        return all(_satisfies(element, rule[14:]) for element in value)
     if rule.startswith("each "):
         return len(value) > 0 and all(_satisfies(element, rule[5:]) for element in value)
     if rule.startswith("one of "):

@@ -405,6 +405,7 @@ def _rounds(trainer: CheckpointTrainer) -> list[dict[str, Any]]:
             "bytes_down": record.bytes_down,
             "bytes_up": record.bytes_up,
             "valid": record.valid,
+            "codec_error": record.codec_error,
         }
         for number, record in enumerate(trainer.records)
     ]

@@ -42,6 +42,7 @@ from recbole_fedkd.evaluation import (
     user_values,
 )
 from recbole_fedkd.federated.client import Client, ClientSettings
+from recbole_fedkd.federated.codec import CodecStack
 from recbole_fedkd.federated.knowledge import KnowledgeSettings
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy, StrategySettings
@@ -73,6 +74,7 @@ class EpochRecord:
         bytes_up: bytes from all clients to the server.
         clients: client number to ``[bytes down, bytes up]``.
         valid: metrics of the validation after it; None where there was none.
+        codec_error: what encoding took from the uploads, as a share of their L2 norm.
     """
 
     seconds: float
@@ -81,6 +83,7 @@ class EpochRecord:
     bytes_up: int = 0
     clients: dict[int, list[int]] = field(default_factory=dict)
     valid: dict[str, float] | None = None
+    codec_error: float = 0.0
 
 
 def new_run_name(config: Any) -> str:
@@ -476,6 +479,7 @@ class FedKDTrainer(CheckpointTrainer):
         self.idle_clients: list[int] = []
         self._resumed_training: dict[str, Any] | None = None
         self._round_bytes: dict[int, list[int]] = {}
+        self._codec_error = 0.0
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
         """None: every client has an optimiser of its own."""
@@ -516,12 +520,13 @@ class FedKDTrainer(CheckpointTrainer):
                 f"client(s) {names} hold no training sample: they take part in no round, "
                 f"their users are served by {served} network"
             )
-        server = Server(strategy, config["seed"], config["clients_per_round"])
+        codecs = CodecStack.of(config["codecs"])
+        server = Server(strategy, config["seed"], config["clients_per_round"], codecs)
         server.state = strategy.initial_state(shared[0])
         built = []
         for number, task in enumerate(tasks):
             build = partial(build_optimizer, config, name=f"client {number}")
-            built.append(Client(number, task, build, strategy, settings, self.device))
+            built.append(Client(number, task, build, strategy, settings, self.device, codecs))
         return ENGINES[config["engine"]](server, built)
 
     def _strategy(self, clients: int, task: Task) -> Strategy:
@@ -630,13 +635,14 @@ class FedKDTrainer(CheckpointTrainer):
         self._round_bytes = {
             number: [report.bytes_down[number], report.bytes_up[number]] for number in report.bytes_down
         }
+        self._codec_error = report.codec_error
         self.tensorboard.add_scalar("Bytes/Round", report.total_bytes, epoch_idx)
         return report.loss
 
     def _record(self, seconds: float, loss: float) -> EpochRecord:
         down = sum(counts[0] for counts in self._round_bytes.values())
         up = sum(counts[1] for counts in self._round_bytes.values())
-        return EpochRecord(seconds, loss, down, up, self._round_bytes)
+        return EpochRecord(seconds, loss, down, up, self._round_bytes, codec_error=self._codec_error)
 
     def _training_state(self) -> dict[str, Any]:
         assert self.engine is not None

@@ -19,11 +19,13 @@ class RoundReport:
         loss: mean training loss over all samples of the last local epoch.
         bytes_down: client to bytes received from the server.
         bytes_up: client to bytes sent to the server.
+        codec_error: what encoding took from the uploads, as a share of their L2 norm; 0 without codecs.
     """
 
     loss: float
     bytes_down: dict[int, int] = field(default_factory=dict)
     bytes_up: dict[int, int] = field(default_factory=dict)
+    codec_error: float = 0.0
 
     @property
     def total_bytes(self) -> int:
@@ -72,6 +74,7 @@ class LocalEngine:
         """
         report = RoundReport(0.0)
         loss, samples = 0.0, 0
+        lost, whole = 0.0, 0.0
         uploads = []
         trainable = {client.number: client for client in self.clients if len(client.task)}
         for number in self.server.choose(list(trainable), round_index):
@@ -90,6 +93,7 @@ class LocalEngine:
             samples += trained.samples
             report.bytes_down[client.number] = len(payload)
             report.bytes_up[client.number] = len(upload)
+            lost, whole = lost + client.codec_error[0], whole + client.codec_error[1]
             uploads.append(upload)
             if on_bytes is not None:
                 on_bytes(len(payload) + len(upload))
@@ -98,6 +102,7 @@ class LocalEngine:
             for client in self.clients:
                 client.receive(self.server.send(client.number, round_index + 1))
         report.loss = loss / samples
+        report.codec_error = (lost / whole) ** 0.5 if whole else 0.0
         return report
 
     def state_dict(self) -> dict[str, Any]:

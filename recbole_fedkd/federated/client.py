@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from recbole_fedkd.federated.message import Message
+from recbole_fedkd.federated.codec import CodecStack, squared_error
+from recbole_fedkd.federated.message import Message, decoded
 from recbole_fedkd.federated.strategy import LocalResult, Strategy, to_tensors
 from recbole_fedkd.federated.task import Step, Task
 
@@ -79,6 +80,10 @@ class Client:
         strategy: the local objective and what is sent.
         settings: how to train.
         device: where the network lives.
+        codecs: how messages are encoded, the same on both sides.
+
+    Attributes:
+        codec_error: squared norm of what encoding took from the last upload, and of the upload.
     """
 
     def __init__(
@@ -89,8 +94,11 @@ class Client:
         strategy: Strategy,
         settings: ClientSettings,
         device: torch.device,
+        codecs: CodecStack | None = None,
     ) -> None:
         self.number = number
+        self.codecs = codecs or CodecStack()
+        self.codec_error = (0.0, 0.0)
         self.task = task
         self.build_optimizer = build_optimizer
         self.optimizer = build_optimizer(task.network)
@@ -105,7 +113,7 @@ class Client:
     def receive(self, payload: bytes) -> None:
         """Take the server's message in; empty bytes leave what was received before."""
         if payload:
-            message = Message.from_bytes(payload)
+            message = decoded(Message.from_bytes(payload), self.codecs)
             arrays = {name: tensor.to(self.device) for name, tensor in to_tensors(message).items()}
             fresh = self.sent_in is not None and message.round == self.sent_in + 1
             self.received = self.strategy.understood(arrays, self.sent, fresh)
@@ -166,11 +174,17 @@ class Client:
         message = self.strategy.upload(self._result, self.number, round_index)
         if message is None:
             return b""
+        wire = replace(message, arrays=self.codecs.encode(message.arrays))
+        if self.codecs.codecs:
+            # What the server will see is what is taken off what it says.
+            seen = decoded(wire, self.codecs)
+            self.codec_error = squared_error(message.arrays, seen.arrays)
+            message = seen
         if self.strategy.remembers_sent:
             own = to_tensors(message)
             self.sent = {**self.sent, **{name: tensor.to(self.device) for name, tensor in own.items()}}
         self.sent_in = round_index
-        return message.to_bytes()
+        return wire.to_bytes()
 
     def state_dict(self) -> dict[str, Any]:
         """Optimiser, what was last heard and said, and the task's generator; the network is saved with the model."""

@@ -7,11 +7,13 @@ arrays little-endian in C order. Nothing is pickled, so reading a message runs n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
+
+from recbole_fedkd.federated.codec import CodecStack
 
 SCHEMA_VERSION = 1
 SERVER = -1
@@ -73,3 +75,15 @@ class Message:
             return Message(content["k"], content["r"], content["s"], arrays)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise MessageError(f"message is malformed: {error}") from error
+
+
+def decoded(message: Message, codecs: CodecStack) -> Message:
+    """A message as it was before its sender encoded it.
+
+    Raises:
+        MessageError: the arrays are not what these codecs make.
+    """
+    try:
+        return replace(message, arrays=codecs.decode(message.arrays))
+    except (KeyError, IndexError, ValueError) as error:
+        raise MessageError(f"message '{message.kind}' cannot be decoded: {error}") from error

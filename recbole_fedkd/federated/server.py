@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from recbole_fedkd.federated.message import Message
+from recbole_fedkd.federated.codec import CodecStack
+from recbole_fedkd.federated.message import Message, decoded
 from recbole_fedkd.federated.strategy import ServerState, Strategy
 
 _CHOICE = 0x5A3D
@@ -20,10 +22,18 @@ class Server:
         strategy: what goes down, what comes up and how it is aggregated.
         seed: the run's seed; decides which clients take part in a round.
         clients_per_round: number of clients that take part in a round; None: all.
+        codecs: how messages are encoded, the same on both sides.
     """
 
-    def __init__(self, strategy: Strategy, seed: int = 0, clients_per_round: int | None = None) -> None:
+    def __init__(
+        self,
+        strategy: Strategy,
+        seed: int = 0,
+        clients_per_round: int | None = None,
+        codecs: CodecStack | None = None,
+    ) -> None:
         self.strategy = strategy
+        self.codecs = codecs or CodecStack()
         self.seed = seed
         self.clients_per_round = clients_per_round
         self.state: ServerState = {}
@@ -42,9 +52,9 @@ class Server:
         if message is None:
             return b""
         self.state = self.strategy.delivered(self.state, client)
-        return message.to_bytes()
+        return replace(message, arrays=self.codecs.encode(message.arrays)).to_bytes()
 
     def aggregate(self, payloads: list[bytes]) -> None:
         """Take in the uploads of a round; empty ones are clients without a word."""
-        messages = [Message.from_bytes(payload) for payload in payloads if payload]
+        messages = [decoded(Message.from_bytes(payload), self.codecs) for payload in payloads if payload]
         self.state = self.strategy.aggregate(self.state, messages)

@@ -1,0 +1,156 @@
+"""Codecs: float arrays of a message in fewer bytes. They stack in the order of the config, on any strategy's messages."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+class Codec(ABC):
+    """Turns one float32 array into arrays that take fewer bytes, and back.
+
+    Attributes:
+        name: element of the config key ``codecs``.
+        lossless: whether the way back gives the array to the last bit.
+    """
+
+    name: str
+    lossless = False
+
+    @abstractmethod
+    def encode(self, array: NDArray[np.float32]) -> Arrays | None:
+        """Parts by name; None for an array that would not get smaller."""
+
+    @abstractmethod
+    def decode(self, parts: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        """The array, of the shape it had."""
+
+
+class HalfPrecision(Codec):
+    """``fp16``: 2 bytes a number, 11 bits of it; numbers beyond 65504 become that."""
+
+    name = "fp16"
+
+    def encode(self, array: NDArray[np.float32]) -> Arrays:
+        """``half``, of the same shape."""
+        limit = float(np.finfo(np.float16).max)
+        return {"half": array.clip(-limit, limit).astype(np.float16)}
+
+    def decode(self, parts: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        """The nearest floats."""
+        return parts["half"].astype(np.float32)
+
+
+class EightBits(Codec):
+    """``int8``: 1 byte a number and one scale a row, ``x = code * scale`` with ``scale = max |x| / 127`` over the row.
+
+    A row is what the last axis holds, such as one embedding; the error is at most half a scale.
+    """
+
+    name = "int8"
+
+    def encode(self, array: NDArray[np.float32]) -> Arrays | None:
+        """``codes`` of the same shape and ``scales`` ``[..., 1]``; None where rows are too short to gain from it."""
+        if not array.ndim or array.shape[-1] < 2 or not array.size:
+            return None
+        scales = np.abs(array).max(-1, keepdims=True) / np.float32(127)
+        codes = np.rint(array / np.where(scales > 0, scales, np.float32(1)))
+        return {"codes": codes.astype(np.int8), "scales": scales.astype(np.float32)}
+
+    def decode(self, parts: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        """Codes times scales."""
+        return np.asarray(parts["codes"].astype(np.float32) * parts["scales"].astype(np.float32))
+
+
+class RowSparse(Codec):
+    """``row_sparse``: rows that are all zero are left out, such as items that a client has not met. Lossless."""
+
+    name = "row_sparse"
+    lossless = True
+
+    def encode(self, array: NDArray[np.float32]) -> Arrays | None:
+        """``rows`` (their numbers), ``values`` and ``count`` (of all rows); None where that is not smaller."""
+        if array.ndim < 2:
+            return None
+        # A negative zero is a number too.
+        present = (array.reshape(len(array), -1).view(np.uint32) != 0).any(1)
+        rows = np.flatnonzero(present).astype(np.int32)
+        values = array[rows]
+        if values.nbytes + rows.nbytes + 4 >= array.nbytes:
+            return None
+        return {"rows": rows, "values": values, "count": np.array([len(array)], dtype=np.int32)}
+
+    def decode(self, parts: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        """Zeros where a row was left out."""
+        values = parts["values"].astype(np.float32)
+        array = np.zeros((int(parts["count"][0]), *values.shape[1:]), dtype=np.float32)
+        array[parts["rows"].astype(np.int64)] = values
+        return array
+
+
+CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (HalfPrecision, EightBits, RowSparse)}
+
+
+@dataclass(frozen=True)
+class CodecStack:
+    """Codecs one after the other: each takes what float32 arrays the one before has left.
+
+    Attributes:
+        codecs: in the order of encoding.
+    """
+
+    codecs: tuple[Codec, ...] = ()
+
+    @staticmethod
+    def of(names: Sequence[str]) -> CodecStack:
+        """The stack that a config names."""
+        return CodecStack(tuple(CODECS[name]() for name in names))
+
+    def encode(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        """Float32 arrays become ``<name>|<place in the stack>.<part>``; all others stay."""
+        encoded = dict(arrays)
+        for place, codec in enumerate(self.codecs):
+            following: Arrays = {}
+            for name, array in encoded.items():
+                parts = codec.encode(array) if array.dtype == np.float32 else None  # type: ignore[arg-type]
+                if parts is None:
+                    following[name] = array
+                else:
+                    following.update({f"{name}|{place}.{part}": value for part, value in parts.items()})
+            encoded = following
+        return encoded
+
+    def decode(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        """The way back."""
+        decoded = dict(arrays)
+        for place in reversed(range(len(self.codecs))):
+            parts: dict[str, Arrays] = {}
+            following: Arrays = {}
+            for name, array in decoded.items():
+                whole, mark, part = name.rpartition(f"|{place}.")
+                if mark and "|" not in part:
+                    parts.setdefault(whole, {})[part] = array
+                else:
+                    following[name] = array
+            following.update({whole: self.codecs[place].decode(each) for whole, each in parts.items()})
+            decoded = following
+        return {name: decoded[name] for name in sorted(decoded)} if self.codecs else decoded
+
+
+def squared_error(
+    before: Mapping[str, NDArray[np.generic]], after: Mapping[str, NDArray[np.generic]]
+) -> tuple[float, float]:
+    """Squared L2 norm of what the way there and back changed in float arrays, and of the arrays themselves."""
+    lost, whole = 0.0, 0.0
+    for name, array in before.items():
+        if array.dtype == np.float32:
+            exact = array.astype(np.float64)
+            lost += float(((after[name].astype(np.float64) - exact) ** 2).sum())
+            whole += float((exact**2).sum())
+    return lost, whole
