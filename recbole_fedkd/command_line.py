@@ -63,9 +63,10 @@ The yaml file:
     WideDeep: {model: WideDeep, only: {label_mode: [threshold]}}   # only: the row exists for these values of the grid
   reference: FD+CNN                      # the row that the others are tested against; may be left out
 
-Without rows, the values of model, preset and strategy name a row. Without model, it is AttnFedKD. A row that sets a key of the
-grid has that one value on the axis. config_files (in keys, in a row or on the command line) names config files. published,
-published_as and published_source hand numbers of a publication on to the report.
+Without rows, the values of model, preset and strategy name a row. Without model and preset, the model is AttnFedKD. A row that
+sets a key of the grid has that one value on the axis. config_files (in keys, in a row or on the command line) names config
+files. published, published_as, published_for (the values of grid keys that they are about) and published_source hand numbers of
+a publication on to the report.
 """
 
 REPORT_USAGE = """\

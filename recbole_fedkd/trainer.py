@@ -52,7 +52,7 @@ from recbole_fedkd.model import AttnFedKD, RecBolePopulation
 from recbole_fedkd.model.shared import SharedState
 from recbole_fedkd.optim import AdamToSGD
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 BEST, LAST = "best.pth", "last.pth"
 
 # Keys that a resumed run may change: how long, where and how loud, not what is computed.

@@ -102,6 +102,13 @@ def test_a_wrong_by_is_told(by, sentence):
         expand({"grid": GRID, "rows": {"AFD": {"by": by}}})
 
 
+def test_published_numbers_are_about_keys_of_the_grid():
+    with pytest.raises(InputError, match="published_for names 'mode', which is not in the grid"):
+        expand({"grid": GRID, "rows": {"a": {}}, "published_for": {"mode": "rating"}})
+    with pytest.raises(InputError, match="published_for is 'rating'; it must map"):
+        expand({"grid": GRID, "rows": {"a": {}}, "published_for": "rating"})
+
+
 def test_only_confines_a_row():
     rows = {"AFD": {}, "WideDeep": {"model": "WideDeep", "only": {"label_mode": ["threshold"], "seed": [2021]}}}
     experiment = expand({"grid": GRID, "rows": rows})

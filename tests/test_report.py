@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy import stats
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.report import write_report
 from recbole_fedkd.report.plots import mean_curve
-from recbole_fedkd.report.records import read_experiment
+from recbole_fedkd.report.records import Published, read_experiment
 from recbole_fedkd.report.statistics import (
     compare,
     cost,
@@ -479,6 +480,14 @@ def test_published_beside_measured(tmp_path):
     assert "Published, but not measured here: absent." in experiment.notes
     assert "Published (Journal &lt;2021>) and measured:" in quality_markdown(experiment)
     assert "Published: Journal <2021>" in "".join(Page(write_report(records.folder).read_text()).texts)
+
+
+def test_published_numbers_stand_only_beside_what_they_are_about(tmp_path):
+    group = published(tmp_path).read().groups[0]
+    settings = dict(group.settings)
+    numbers = Published({"afd": {"auc": 0.9}}, {}, "", settings)
+    assert published_table(group, numbers) is not None
+    assert published_table(group, replace(numbers, settings={**settings, "label_mode": "another"})) is None
 
 
 def full_experiment(folder, slower=1.0):

@@ -24,8 +24,8 @@ KEYS_WITHOUT_EFFECT = frozenset({"data_path", "torch_threads", "show_progress", 
 # Keys that one run has for itself.
 _REFUSED_KEYS = ("resume", "result_file", "user_metrics")
 _PATH_KEYS = ("data_path", "checkpoint_dir")
-# The last three are the report's: numbers of a publication to stand beside the measured ones.
-_PARTS = ("keys", "grid", "rows", "reference", "published", "published_as", "published_source")
+# The last four are the report's: numbers of a publication to stand beside the measured ones.
+_PARTS = ("keys", "grid", "rows", "reference", "published", "published_as", "published_for", "published_source")
 # Without `rows`, the values of these name a row.
 _NAMING_KEYS = ("model", "preset", "strategy")
 _LONGEST_SLUG = 120
@@ -175,6 +175,14 @@ def expand(
         raise InputError(f"{origin} has no cell: no row exists for these values of the grid")
 
     names = tuple(rows) or tuple(dict.fromkeys(cell.row for cell in cells.values()))
+    about = content.get("published_for") or {}
+    if not isinstance(about, Mapping):
+        raise InputError(f"{origin}: published_for is {about!r}; it must map keys of the grid to single values")
+    for key in about:
+        if key not in axes:
+            raise InputError(
+                f"{origin}: published_for names '{key}', which is not in the grid{nearest(str(key), axes)}"
+            )
     reference = content.get("reference")
     if reference is not None and reference not in names:
         raise InputError(f"{origin}: reference '{reference}' is no row{nearest(str(reference), names)}")

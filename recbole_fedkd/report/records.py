@@ -114,11 +114,13 @@ class Published:
         rows: per row the published values, by the publication's names; numbers or text.
         metrics: our metric for a published name, where the two differ.
         source: where they were published.
+        settings: the groups that they belong to have these settings; empty: all groups.
     """
 
     rows: Mapping[str, Mapping[str, Any]]
     metrics: Mapping[str, str]
     source: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -439,10 +441,12 @@ def _published(content: Mapping[str, Any], rows: set[str], notes: list[str]) -> 
         notes.append(f"Published, but not measured here: {', '.join(unknown)}.")
     metrics = content.get("published_as")
     metrics = metrics if isinstance(metrics, Mapping) else {}
+    settings = content.get("published_for")
     return Published(
         rows=usable,
         metrics={str(name): str(ours).lower() for name, ours in metrics.items()},
         source=str(content.get("published_source") or ""),
+        settings=settings if isinstance(settings, Mapping) else {},
     )
 
 

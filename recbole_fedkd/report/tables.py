@@ -154,9 +154,10 @@ def quality_table(group: Group) -> Table:
 
 
 def published_table(group: Group, published: Published) -> Table | None:
-    """Published values beside measured ones, for the rows that have both; None if the group has no such row."""
+    """Published values beside measured ones, for the rows that have both; None if the group has none of them."""
     rows = [row for row in group.rows if row in published.rows]
-    if not rows:
+    elsewhere = any(group.settings.get(key) != value for key, value in published.settings.items())
+    if not rows or elsewhere:
         return None
     names = list(dict.fromkeys(str(name) for row in rows for name in published.rows[row]))
     metrics = metrics_of(group)
