@@ -14,7 +14,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from recbole_fedkd.federated.knowledge import KNOWLEDGE, KNOWLEDGE_USES
 from recbole_fedkd.federated.strategy import STRATEGIES
 from recbole_fedkd.model import MODELS, AttnFedKD
 from recbole_fedkd.model.backbone import BACKBONES
+from recbole_fedkd.model.student import ARCHITECTURE_KEYS
 from recbole_fedkd.optim.adam_to_sgd import SWITCH_TESTS
 from recbole_fedkd.optim.server import SERVER_OPTIMIZERS
 
@@ -59,6 +60,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 _NESTED_KEYS = {
     "eval_args": {"split", "group_by", "order", "mode"},
+    "teacher": set(ARCHITECTURE_KEYS),
     "train_neg_sample_args": {"distribution", "sample_num", "alpha", "dynamic", "candidate_num"},
 }
 # RecBole's files name types and no ranges.
@@ -77,7 +79,7 @@ _FEDERATION_KEYS = {
     "engine", "partition", "client_num", "clients_per_round", "local_epochs", "reset_optimizer", "gamma", "alpha",
     "temperature", "knowledge", "aggregation", "knowledge_pass", "proximal_weight", "server_optimizer", "server_learning_rate",
     "server_momentum", "server_beta2", "server_tau", "knowledge_use", "prior_strength", "attention_temperature", "trim_ratio",
-    "codecs",
+    "codecs", "teacher", "serve",
 }  # fmt: skip
 # Keys of the federation that some RecBole models use for something else; a strategy that reads them cannot run over those.
 _DISTILLATION_KEYS = {"gamma", "alpha", "temperature", "knowledge", "aggregation"}
@@ -275,6 +277,7 @@ class FedKDConfig(Config):
         unread_keys: keys of the user that other models know and this one does not read.
         attentive: whether the model is one of this package.
         federated: whether users live on clients.
+        trains_teacher: whether clients keep a teacher beside the student.
         reads_history: whether the model gets the user's training history as columns of every row.
     """
 
@@ -285,6 +288,7 @@ class FedKDConfig(Config):
     attentive: bool
     federated: bool
     reads_history: bool
+    trains_teacher: bool
     _asked_modes: Any
     _model_keys: set[str]
 
@@ -470,6 +474,7 @@ class FedKDConfig(Config):
         if strategy is None:
             strategy = self.internal_config_dict["strategy"] = "central"
         self.federated = strategy != "central"
+        self.trains_teacher = self.federated and STRATEGIES[strategy].trains_teacher
         unread = _CENTRAL_KEYS if self.federated else _FEDERATION_KEYS - self._model_keys
         if not self._checkpoint_values:
             self.unread_keys += [key for key in self.external_config_dict if key in unread]
@@ -485,6 +490,10 @@ class FedKDConfig(Config):
             raise InputError(
                 f"model '{model}' is trained in a way of its own in RecBole (a special trainer or loader), so strategy "
                 f"'{strategy}' cannot run over it; it runs over POINTWISE and PAIRWISE models"
+            )
+        if self.trains_teacher:
+            raise InputError(
+                f"strategy '{strategy}' trains an AttnTeacher beside an AttnStudent; use --model=AttnFedKD for it"
             )
         other_meaning = sorted(_DISTILLATION_KEYS & self._model_keys)
         if STRATEGIES[strategy].exchanges_knowledge and other_meaning:
@@ -546,6 +555,8 @@ class FedKDConfig(Config):
                 for nested in value:
                     if nested not in _NESTED_KEYS[name]:
                         raise InputError(f"key '{name}.{nested}' is unknown{nearest(str(nested), _NESTED_KEYS[name])}")
+                    if name == "teacher" and nested in self._known:
+                        replace(self._known[nested], name=f"teacher.{nested}").check(value[nested])
 
     def _set_default_parameters(self) -> None:
         """As RecBole's, after the metrics are parted by type: RecBole refuses ranking and value metrics together."""

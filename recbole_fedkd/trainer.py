@@ -46,9 +46,9 @@ from recbole_fedkd.federated.codec import CodecStack
 from recbole_fedkd.federated.knowledge import KnowledgeSettings
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy, StrategySettings
-from recbole_fedkd.federated.task import AttentiveTask, RecBoleTask, Samples, Task
+from recbole_fedkd.federated.task import AttentiveTask, MutualTask, RecBoleTask, Samples, Task
 from recbole_fedkd.files import written_whole
-from recbole_fedkd.model import AttnFedKD, RecBolePopulation
+from recbole_fedkd.model import AttnFedKD, RecBolePopulation, TeacherAndStudent
 from recbole_fedkd.model.shared import SharedState
 from recbole_fedkd.optim import AdamToSGD
 
@@ -566,7 +566,8 @@ class FedKDTrainer(CheckpointTrainer):
         order = torch.argsort(owner, stable=True)
         sizes = torch.bincount(owner, minlength=len(model.networks)).tolist()
         for network, part, rows in zip(model.networks, shared, order.split(sizes), strict=True):
-            yield AttentiveTask(
+            kind = MutualTask if isinstance(network, TeacherAndStudent) else AttentiveTask
+            yield kind(
                 network,
                 part,
                 Samples(model.local_id[users[rows]], items[rows], targets[rows]),

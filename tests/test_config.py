@@ -34,7 +34,7 @@ def config(model="AttnFedKD", dataset="ml-100k", **keys) -> FedKDConfig:
         ({"temperature": 0}, "temperature is 0; it must be a number > 0"),
         (
             {"strategy": "afdd"},
-            "strategy is 'afdd'; it must be one of afd, fd, fedavg, local, central; did you mean 'afd'",
+            "strategy is 'afdd'; it must be one of afd, fd, fedavg, fedkd, local, central; did you mean 'afd'",
         ),
         ({"backbone": "rnn"}, "backbone is 'rnn'; it must be one of cnn, mlp"),
         ({"engine": "fast"}, "engine is 'fast'"),
@@ -49,7 +49,7 @@ def config(model="AttnFedKD", dataset="ml-100k", **keys) -> FedKDConfig:
         ({"valid_metric": "NDCG@ten"}, "needs @k with a k of topk [10]"),
         ({"valid_metric": "LabelledNDCG"}, "needs @k with a k of topk [10]"),
         ({"valid_metric": "MAE@10"}, "has a k, which MAE does not take"),
-        ({"preset": None}, "strategy is not set; it must be one of afd, fd, fedavg, local"),
+        ({"preset": None}, "strategy is not set; it must be one of afd, fd, fedavg, fedkd, local"),
         ({"metrics": 5}, "metrics is 5; it must be a list of metric names"),
         ({"metrics": [5]}, "metric '5' is unknown"),
         ({"hidden_sizes": []}, "hidden_sizes is []; it must be a list of integers each >= 1"),

@@ -3,14 +3,17 @@
 The published AFD pairs ``CE(S, p)`` with ``KL(S || p)``, whose gradients are the same up to a factor. Here the divergence is
 reversed, so the two terms differ: the first pulls the student over the teacher's whole support, the second penalises
 mass where the teacher has none. FD (Jeong et al. 2018) is ``alpha = lambda = 0``.
+
+Networks that teach each other: adaptive mutual distillation (FedKD: Wu et al., Nature Communications 13:2032, 2022).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def teacher_cross_entropy(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -57,6 +60,46 @@ def joint_loss(
     if alpha:
         distilled = distilled + alpha * reverse_divergence(logits, teacher, temperature)
     return student_loss + (distilled * known).mean()
+
+
+def mutual_loss(logits: Tensor, peer_logits: Tensor, labels: Tensor, gap: Tensor) -> Tensor:
+    """One side of adaptive mutual distillation: ``CE + [KL(p_peer || p) + gap] / (CE + CE_peer)`` (FedKD, eq. 1-6).
+
+    The peer teaches and is not taught by this loss, and the denominator only weighs: both are detached. Where both are still
+    wrong, they listen to each other little.
+
+    Args:
+        logits: ``[batch, T]``.
+        peer_logits: ``[batch, T]`` of the other network.
+        labels: label indices ``[batch]``.
+        gap: scalar, how far hidden states and attention are from the peer's, see :func:`matching_gap`.
+
+    Returns:
+        Scalar mean over the batch.
+    """
+    peer = peer_logits.detach()
+    own_loss = functional.cross_entropy(logits, labels)
+    confidence = (own_loss + functional.cross_entropy(peer, labels)).detach()
+    divergence = functional.kl_div(logits.log_softmax(-1), peer.log_softmax(-1), reduction="batchmean", log_target=True)
+    return own_loss + (divergence + gap) / confidence
+
+
+def matching_gap(
+    hidden: Tensor, peer_hidden: Tensor, attention: Mapping[str, Tensor], peer_attention: Mapping[str, Tensor]
+) -> Tensor:
+    """``MSE(H, H_peer) + MSE(A, A_peer)``, the peer detached (FedKD, eq. 3-4); a scalar.
+
+    Args:
+        hidden: ``[batch, h]``.
+        peer_hidden: ``[batch, h]``, projected to the same width.
+        attention: name to weights ``[batch, keys]``.
+        peer_attention: the peer's; maps over other numbers of keys say nothing about each other and are left out.
+    """
+    gap = functional.mse_loss(hidden, peer_hidden.detach())
+    for name, weights in attention.items():
+        if name in peer_attention and peer_attention[name].shape == weights.shape:
+            gap = gap + functional.mse_loss(weights, peer_attention[name].detach())
+    return gap
 
 
 def touched_squared_norm(tables: Iterable[tuple[Tensor, Tensor]], dense: Iterable[Tensor]) -> Tensor:

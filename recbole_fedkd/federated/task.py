@@ -149,11 +149,14 @@ class AttentiveTask(Task):
         """Cross-entropy of the labels plus the regulariser of the weights that the batch touches."""
         items = batch.items.unsqueeze(1)
         logits = self.network(batch.users, items).squeeze(1)
-        loss = functional.cross_entropy(logits, batch.labels)
-        if self.reg_weight and torch.is_grad_enabled():
-            norm: Callable[[Tensor, Tensor], Tensor] = self.network.touched_squared_norm  # type: ignore[assignment]
-            loss = loss + self.reg_weight * norm(batch.users, items)
+        loss = functional.cross_entropy(logits, batch.labels) + self._regulariser(batch)
         return Step(loss, len(batch), logits, batch.labels, batch.items)
+
+    def _regulariser(self, batch: Samples) -> Tensor | float:
+        if not self.reg_weight or not torch.is_grad_enabled():
+            return 0.0
+        norm: Callable[[Tensor, Tensor], Tensor] = self.network.touched_squared_norm  # type: ignore[assignment]
+        return self.reg_weight * norm(batch.users, batch.items.unsqueeze(1))
 
     def _epoch_samples(self) -> Samples:
         """The samples, with freshly drawn negatives where the labels are implicit."""
@@ -167,6 +170,17 @@ class AttentiveTask(Task):
             torch.cat([samples.items, items]),
             torch.cat([samples.labels, torch.zeros_like(users)]),
         )
+
+
+class MutualTask(AttentiveTask):
+    """A ``TeacherAndStudent`` on labelled samples: both losses of mutual distillation. Arguments as of the base class."""
+
+    def step(self, batch: Samples, with_logits: bool) -> Step:
+        """The sum of both losses, each of which moves its own network, plus the regulariser of both."""
+        losses: Callable[..., tuple[Tensor, Tensor, Tensor]] = self.network.mutual_losses  # type: ignore[assignment]
+        student_loss, teacher_loss, logits = losses(batch.users, batch.items, batch.labels)
+        loss = student_loss + teacher_loss + self._regulariser(batch)
+        return Step(loss, len(batch), logits, batch.labels, batch.items)
 
 
 class RecBoleTask(Task):

@@ -30,10 +30,16 @@ class CnnBackbone(nn.Module):
         layers += [nn.Flatten(), nn.Linear(channels * fields, last), nn.ReLU()]
         layers += [nn.Dropout(dropout_prob), nn.Linear(last, labels)]
         self.layers = nn.Sequential(*layers)
+        self.hidden_width = last
 
-    def forward(self, fields: Tensor) -> Tensor:
-        """``[batch, fields, d]`` to logits ``[batch, T]``."""
-        out: Tensor = self.layers(fields.transpose(1, 2))
+    def hidden(self, fields: Tensor) -> Tensor:
+        """``[batch, fields, d]`` to the last hidden layer ``[batch, h]``."""
+        out: Tensor = self.layers[:-1](fields.transpose(1, 2))
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[batch, h]`` to logits ``[batch, T]``."""
+        out: Tensor = self.layers[-1](hidden)
         return out
 
 
@@ -47,10 +53,16 @@ class MlpBackbone(nn.Module):
         for size, following in pairwise(sizes):
             layers += [nn.Linear(size, following), nn.ReLU(), nn.Dropout(dropout_prob)]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], labels))
+        self.hidden_width = sizes[-1]
 
-    def forward(self, fields: Tensor) -> Tensor:
-        """``[batch, fields, d]`` to logits ``[batch, T]``."""
-        out: Tensor = self.layers(fields)
+    def hidden(self, fields: Tensor) -> Tensor:
+        """``[batch, fields, d]`` to the last hidden layer ``[batch, h]``."""
+        out: Tensor = self.layers[:-1](fields)
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[batch, h]`` to logits ``[batch, T]``."""
+        out: Tensor = self.layers[-1](hidden)
         return out
 
 

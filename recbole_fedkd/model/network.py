@@ -74,6 +74,21 @@ class Architecture:
     item_prior: bool
 
 
+@dataclass(frozen=True)
+class Observation:
+    """What a network computes on the way to its logits.
+
+    Attributes:
+        logits: ``[batch, targets, T]``.
+        hidden: last hidden layer ``[batch * targets, h]``.
+        attention: weights ``[batch * targets, keys]`` over the ``fields`` and over the ``history``, as far as there is any.
+    """
+
+    logits: Tensor
+    hidden: Tensor
+    attention: Mapping[str, Tensor]
+
+
 def _module_name(field: str) -> str:
     """Name of a field's embedding: a field may be called ``type`` or hold a dot, a module may not."""
     return "field_" + field.replace(".", "_")
@@ -159,8 +174,8 @@ class AttentiveNetwork(nn.Module):
         present = (tokens != 0).unsqueeze(-1)
         return (vectors * present).sum(-2) / present.sum(-2).clamp(min=1)
 
-    def _attend_history(self, users: Tensor, items: Tensor, query: Tensor) -> Tensor:
-        """Context ``[batch, targets, d]`` of each target in its user's history.
+    def _attend_history(self, users: Tensor, items: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Context ``[batch, targets, d]`` of each target in its user's history, and weights ``[batch, targets, L + 1]``.
 
         The slot that holds the target itself is hidden: a row never sees its own label. Where no slot holds it, the
         oldest is hidden instead, so that training and evaluation see equally long histories.
@@ -173,8 +188,34 @@ class AttentiveNetwork(nn.Module):
         own = past.unsqueeze(1) == items.unsqueeze(2)
         mask = (past != 0).unsqueeze(1) & ~own
         mask[..., -1] &= own.any(-1)
-        context: Tensor = self.history_attention(query, keys, mask)[0]
-        return context
+        context, weights = self.history_attention(query, keys, mask)
+        return context, weights
+
+    def observe(self, users: Tensor, items: Tensor) -> Observation:
+        """Score items for users, with what a peer that is taught can match. Arguments as of :meth:`forward`."""
+        batch, targets = items.shape
+        width = self.architecture.embedding_size
+        item_vectors = torch.stack([self._embed(field, items) for field in self.item_fields], 2)
+        query = item_vectors.mean(2)
+        parts = [item_vectors]
+        attention = {}
+        if self.user_fields:
+            user_vectors = torch.stack([self._embed(field, users) for field in self.user_fields], 1)
+            parts.append(user_vectors.unsqueeze(1).expand(-1, targets, -1, -1))
+        if self.history_attention is not None:
+            context, weights = self._attend_history(users, items, query)
+            attention["history"] = weights.flatten(0, 1)
+            parts.append(context.unsqueeze(2))
+        fields = torch.cat(parts, 2).flatten(0, 1)
+        if self.field_attention is not None:
+            context, weights = self.field_attention(query.reshape(-1, 1, width), fields)
+            attention["fields"] = weights.squeeze(1)
+            fields = fields + context
+        hidden: Tensor = self.backbone.hidden(fields)
+        logits: Tensor = self.backbone.logits(hidden).view(batch, targets, -1)
+        if self.architecture.item_prior:
+            logits = logits + self.item_prior[items]
+        return Observation(logits, hidden, attention)
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         """Score items for users.
@@ -186,21 +227,7 @@ class AttentiveNetwork(nn.Module):
         Returns:
             Raw logits ``[batch, targets, T]``.
         """
-        batch, targets = items.shape
-        width = self.architecture.embedding_size
-        item_vectors = torch.stack([self._embed(field, items) for field in self.item_fields], 2)
-        query = item_vectors.mean(2)
-        parts = [item_vectors]
-        if self.user_fields:
-            user_vectors = torch.stack([self._embed(field, users) for field in self.user_fields], 1)
-            parts.append(user_vectors.unsqueeze(1).expand(-1, targets, -1, -1))
-        if self.history_attention is not None:
-            parts.append(self._attend_history(users, items, query).unsqueeze(2))
-        fields = torch.cat(parts, 2).flatten(0, 1)
-        if self.field_attention is not None:
-            fields = fields + self.field_attention(query.reshape(-1, 1, width), fields)[0]
-        logits: Tensor = self.backbone(fields).view(batch, targets, -1)
-        return logits + self.item_prior[items] if self.architecture.item_prior else logits
+        return self.observe(users, items).logits
 
     def touched_squared_norm(self, users: Tensor, items: Tensor) -> Tensor:
         """``R(w)`` of a batch (arguments as in :meth:`forward`): embedding rows outside the batch do not count."""

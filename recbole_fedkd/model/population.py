@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.model.network import AttentiveNetwork
+from recbole_fedkd.model.pair import TeacherAndStudent
 from recbole_fedkd.model.shared import Rows, forget_cached
 from recbole_fedkd.model.student import LabelledRecommender, read_architecture, read_tables
 
@@ -33,15 +34,19 @@ class AttnFedKD(LabelledRecommender):
 
     def __init__(self, config: Any, dataset: Any, client_of_user: Tensor) -> None:
         super().__init__(config, dataset)
-        users, items, history = read_tables(config, dataset)
-        architecture = read_architecture(config, len(self.label_values))
+        student = _Builder(config, dataset, len(self.label_values), {})
+        teacher = (
+            _Builder(config, dataset, len(self.label_values), config["teacher"]) if config.trains_teacher else None
+        )
         local_id = torch.zeros_like(client_of_user)
         self.networks = nn.ModuleList()
         for client in range(int(client_of_user.max()) + 1):
             members = torch.nonzero(client_of_user == client).flatten()
             local_id[members] = torch.arange(1, len(members) + 1)
-            own_history = history.select(members) if history is not None else None
-            network = AttentiveNetwork(architecture, users.select(members), items, own_history)
+            own = student.build(members)
+            network: nn.Module = own
+            if teacher is not None:
+                network = TeacherAndStudent(own, teacher.build(members), config["serve"])
             if client > 0:
                 _copy_shared(self.networks[0], network)
             self.networks.append(network)
@@ -51,6 +56,8 @@ class AttnFedKD(LabelledRecommender):
     def private_rows(self, client: int) -> dict[str, Rows]:
         """The user rows of a client's network, which no strategy may send."""
         network = self.networks[client]
+        if isinstance(network, TeacherAndStudent):
+            return network.private_rows
         assert isinstance(network, AttentiveNetwork)
         if not network.architecture.use_user_id:
             return {}
@@ -66,13 +73,31 @@ class AttnFedKD(LabelledRecommender):
         return out
 
 
+class _Builder:
+    """Builds clients' networks of one architecture; the tables are read once."""
+
+    def __init__(self, config: Any, dataset: Any, labels: int, different: Mapping[str, Any]) -> None:
+        self.architecture = read_architecture(config, labels, different)
+        self.users, self.items, self.history = read_tables(dataset, self.architecture.history_length)
+
+    def build(self, members: Tensor) -> AttentiveNetwork:
+        """The network of a client with the users ``members``."""
+        own_history = self.history.select(members) if self.history is not None else None
+        return AttentiveNetwork(self.architecture, self.users.select(members), self.items, own_history)
+
+
 @torch.no_grad()
 def _copy_shared(source: nn.Module, target: nn.Module) -> None:
-    """Copy every weight whose shape does not depend on the users."""
+    """Copy every weight but the user rows, whose number is that of a client's users."""
     weights = dict(source.named_parameters())
+    own = {f"{name}.{module.user_rows}" if name else module.user_rows for name, module in _networks(target)}
     for name, weight in target.named_parameters():
-        if name != target.user_rows:
+        if name not in own:
             weight.copy_(weights[name])
+
+
+def _networks(module: nn.Module) -> list[tuple[str, AttentiveNetwork]]:
+    return [(name, each) for name, each in module.named_modules() if isinstance(each, AttentiveNetwork)]
 
 
 class RecBolePopulation(AbstractRecommender):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,31 +17,36 @@ FULL_SORT_ROWS = 32768
 """User-item pairs that a full sort scores at a time; bounds its memory."""
 
 
-def read_architecture(config: Any, labels: int) -> Architecture:
-    """The network's keys of the config; ``properties/model`` documents each."""
+ARCHITECTURE_KEYS = (
+    "embedding_size",
+    "backbone",
+    "hidden_sizes",
+    "dropout_prob",
+    "attention",
+    "attention_heads",
+    "use_user_id",
+    "history_length",
+)
+
+
+def read_architecture(config: Any, labels: int, different: Mapping[str, Any] | None = None) -> Architecture:
+    """The network's keys of the config, ``properties/model`` documents each; ``different`` holds those of a teacher."""
+    values = {key: config[key] for key in ARCHITECTURE_KEYS}
     return Architecture(
         labels=labels,
-        embedding_size=config["embedding_size"],
-        backbone=config["backbone"],
-        hidden_sizes=config["hidden_sizes"],
-        dropout_prob=config["dropout_prob"],
-        attention=config["attention"],
-        attention_heads=config["attention_heads"],
-        use_user_id=config["use_user_id"],
-        history_length=config["history_length"],
+        **{**values, **(different or {})},
         item_prior=config["knowledge"] == "item" and config["knowledge_use"] in ("prior", "both"),
     )
 
 
-def read_tables(config: Any, dataset: Any) -> tuple[FeatureTable, FeatureTable, History | None]:
+def read_tables(dataset: Any, history_length: int) -> tuple[FeatureTable, FeatureTable, History | None]:
     """User table, item table and histories of a training split (a ``FedKDDataset``)."""
     tables = []
     for source, id_field in (("user", dataset.uid_field), ("item", dataset.iid_field)):
         columns = dataset.side_fields(source)
         vocabulary = {field: dataset.num(field) for field in columns}
         tables.append(FeatureTable(id_field, dataset.num(id_field), columns, vocabulary))
-    length = config["history_length"]
-    history = History(*dataset.history(length)) if length > 0 else None
+    history = History(*dataset.history(history_length)) if history_length > 0 else None
     return tables[0], tables[1], history
 
 
@@ -95,7 +101,7 @@ class AttnStudent(LabelledRecommender):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        users, items, history = read_tables(config, dataset)
+        users, items, history = read_tables(dataset, config["history_length"])
         self.reg_weight = config["reg_weight"]
         self.network = AttentiveNetwork(read_architecture(config, len(self.label_values)), users, items, history)
 

@@ -1,7 +1,7 @@
 """Strategies: how clients learn together. A new one registers itself here and nowhere else."""
 
 from recbole_fedkd.federated.strategy.base import LocalResult, ServerState, Strategy, StrategySettings, to_tensors
-from recbole_fedkd.federated.strategy.federated_averaging import FederatedAveraging
+from recbole_fedkd.federated.strategy.federated_averaging import FederatedAveraging, MutualDistillation
 from recbole_fedkd.federated.strategy.knowledge_exchange import AttentiveFederatedDistillation, FederatedDistillation
 from recbole_fedkd.federated.strategy.local_training import LocalTraining
 
@@ -14,7 +14,13 @@ def register_strategy(strategy: type[Strategy]) -> type[Strategy]:
     return strategy
 
 
-for _strategy in (AttentiveFederatedDistillation, FederatedDistillation, FederatedAveraging, LocalTraining):
+for _strategy in (
+    AttentiveFederatedDistillation,
+    FederatedDistillation,
+    FederatedAveraging,
+    MutualDistillation,
+    LocalTraining,
+):
     register_strategy(_strategy)
 
 __all__ = [

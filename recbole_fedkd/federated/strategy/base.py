@@ -75,12 +75,14 @@ class Strategy(ABC):
         exchanges_knowledge: whether clients need logits: False spares them the pass that extracts knowledge.
         shares_parameters: whether users are served by what the server holds: every client then takes it in at the end
             of a round, chosen or not.
+        trains_teacher: whether every client keeps a larger network that never leaves it beside the one that travels.
         remembers_sent: whether clients keep what they have sent, to take it off what comes down.
     """
 
     name: str
     exchanges_knowledge = False
     shares_parameters = False
+    trains_teacher = False
     remembers_sent = False
 
     def __init__(self, settings: StrategySettings) -> None:

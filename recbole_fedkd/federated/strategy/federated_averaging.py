@@ -1,4 +1,4 @@
-"""``fedavg``: clients send their networks, the server averages them.
+"""``fedavg`` and ``fedkd``: clients send their networks, the server averages them.
 
 FedAvg: McMahan et al., AISTATS 2017. FedProx: Li et al., MLSys 2020.
 """
@@ -81,6 +81,16 @@ class FederatedAveraging(Strategy):
             settings.server_tau,
         )
         return {**mean, **moved, **memory}
+
+
+class MutualDistillation(FederatedAveraging):
+    """``fedkd``: the student is averaged; a larger teacher stays on its client, and the two teach each other.
+
+    FedKD: Wu et al., Nature Communications 13:2032, 2022. The losses are those of ``TeacherAndStudent``.
+    """
+
+    name = "fedkd"
+    trains_teacher = True
 
 
 def _arrays(shared: SharedState) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:

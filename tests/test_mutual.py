@@ -1,0 +1,145 @@
+"""The network teacher: mutual losses by hand, the peer is detached, the teacher never leaves its client."""
+
+import struct
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from recbole_fedkd.distillation.losses import matching_gap, mutual_loss
+from recbole_fedkd.errors import InputError
+from recbole_fedkd.federated.message import Message
+from recbole_fedkd.model.pair import TeacherAndStudent
+
+FEDKD = {
+    "strategy": "fedkd",
+    "teacher": {"embedding_size": 6, "hidden_sizes": [6, 12], "history_length": 7, "attention_heads": 3},
+}
+
+
+def pair_of(prepared, **keys):
+    _, trainer, _, _ = prepared(**{**FEDKD, **keys})
+    client = trainer.engine.clients[0]
+    assert isinstance(client.task.network, TeacherAndStudent)
+    return trainer, client
+
+
+def gradients(module):
+    return {name: value.grad for name, value in module.named_parameters() if value.grad is not None}
+
+
+def test_the_mutual_loss_by_hand():
+    logits, peer = torch.tensor([[1.0, -1.0], [0.5, 2.0]]), torch.tensor([[0.0, 0.3], [1.0, -2.0]])
+    labels = np.array([0, 1])
+    p, q = logits.softmax(-1).numpy(), peer.softmax(-1).numpy()
+    own, other = -np.log(p[[0, 1], labels]).mean(), -np.log(q[[0, 1], labels]).mean()
+    divergence = (q * np.log(q / p)).sum(1).mean()
+    expected = own + (divergence + 0.7) / (own + other)
+    assert float(mutual_loss(logits, peer, torch.tensor(labels), torch.tensor(0.7))) == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+def test_the_gap_by_hand_leaves_out_maps_over_other_numbers_of_keys():
+    hidden, peer = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 4.0]])
+    own = {"fields": torch.tensor([[0.5, 0.5]]), "history": torch.ones(1, 3)}
+    others = {"fields": torch.tensor([[1.0, 0.0]]), "history": torch.ones(1, 5)}
+    assert float(matching_gap(hidden, peer, own, others)) == pytest.approx((1 + 4) / 2 + 0.25)
+
+
+def test_the_peer_and_the_denominator_are_detached():
+    logits, peer = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    labels = torch.tensor([0, 1, 2, 0])
+    mutual_loss(logits, peer, labels, torch.tensor(0.0)).backward()
+    assert peer.grad is None
+    plain = logits.detach().clone().requires_grad_()
+    weight = float(functional.cross_entropy(plain, labels) + functional.cross_entropy(peer, labels))
+    divergence = functional.kl_div(
+        plain.log_softmax(-1), peer.detach().log_softmax(-1), reduction="batchmean", log_target=True
+    )
+    (functional.cross_entropy(plain, labels) + divergence / weight).backward()
+    torch.testing.assert_close(logits.grad, plain.grad)
+
+
+def test_each_loss_moves_its_own_network_only(prepared):
+    _, client = pair_of(prepared)
+    network, batch = client.task.network.eval(), next(client.task.batches())
+    student_loss, _, _ = network.mutual_losses(batch.users, batch.items, batch.labels)
+    student_loss.backward()
+    assert gradients(network.student) and not gradients(network.teacher)
+    assert network.projection.weight.grad is not None
+    network.zero_grad(set_to_none=True)
+    _, teacher_loss, _ = network.mutual_losses(batch.users, batch.items, batch.labels)
+    teacher_loss.backward()
+    assert gradients(network.teacher) and not gradients(network.student)
+    assert network.projection.weight.grad is None
+
+
+def test_nothing_of_the_teacher_leaves_its_client(prepared):
+    trainer, _ = pair_of(prepared, learner="sgd", learning_rate=0.0)
+    marker = 12345.678
+    with torch.no_grad():
+        for network in trainer.model.networks:
+            for parameter in [*network.teacher.parameters(), *network.projection.parameters()]:
+                parameter.fill_(marker)
+            network.student.get_parameter(network.student.user_rows).fill_(marker)
+    engine = trainer.engine
+    payloads = []
+    for index in range(2):
+        for client in engine.clients:
+            client.receive(engine.server.send(client.number, index))
+            client.train(index)
+            payloads.append(client.send(index))
+        engine.server.aggregate(payloads[-len(engine.clients) :])
+        payloads.append(engine.server.send(0, index + 1))
+    names = {name for payload in payloads for name in Message.from_bytes(payload).arrays} - {"samples"}
+    assert names and all(name.startswith("p:student.") for name in names)
+    assert all(struct.pack(code, marker) not in payload for payload in payloads for code in ("<f", ">f"))
+
+
+def test_students_are_averaged_and_teachers_are_not(prepared):
+    trainer, _ = pair_of(prepared)
+    trainer.engine.run_round(0)
+    first, second = trainer.model.networks[0], trainer.model.networks[1]
+    for name, value in first.student.named_parameters():
+        if name != first.student.user_rows:
+            assert torch.equal(value, second.student.get_parameter(name)), name
+    assert not torch.equal(first.teacher.backbone.layers[0].weight, second.teacher.backbone.layers[0].weight)
+
+
+def test_the_key_serve_chooses_who_predicts_and_changes_no_byte(run):
+    student, teacher = run(epochs=2, **FEDKD), run(epochs=2, serve="teacher", **FEDKD)
+    assert [each["loss"] for each in student["rounds"]] == [each["loss"] for each in teacher["rounds"]]
+    assert student["test_result"] != teacher["test_result"]
+    assert student["communication"] == teacher["communication"]
+    larger = run(epochs=2, **{**FEDKD, "teacher": {"embedding_size": 32}})
+    assert larger["communication"] == student["communication"]
+
+
+def test_a_pair_resumes_exactly(run):
+    keys = {"preset": "fedkd", "clients_per_round": 2, **FEDKD}
+    whole, part = run(epochs=3, **keys), run(epochs=1, **keys)
+    resumed = run(epochs=3, resume=part["run_folder"], **keys)
+    assert resumed["test_result"] == whole["test_result"]
+
+
+def test_teacher_and_student_may_differ_in_every_key_of_the_network(prepared):
+    teacher = {"embedding_size": 6, "backbone": "mlp", "hidden_sizes": [9], "attention": False, "history_length": 0}
+    _, client = pair_of(prepared, teacher=teacher)
+    client.train(0)
+    assert client.task.network.projection.weight.shape == (9, 8)
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"teacher": {"embedding": 3}}, "'teacher.embedding' is unknown; did you mean"),
+        ({"teacher": {"embedding_size": 0}}, "teacher.embedding_size is 0; it must be an integer >= 1"),
+        ({"serve": "both"}, "serve is 'both'; it must be one of student, teacher"),
+        ({"model": "WideDeep", "label_mode": "threshold"}, "use --model=AttnFedKD for it"),
+    ],
+)
+def test_a_wrong_pair_is_told(run, keys, sentence):
+    with pytest.raises(InputError, match=sentence):
+        run(**{**FEDKD, **keys})
