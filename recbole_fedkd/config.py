@@ -60,7 +60,6 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 _NESTED_KEYS = {
     "eval_args": {"split", "group_by", "order", "mode"},
-    "teacher": set(ARCHITECTURE_KEYS),
     "train_neg_sample_args": {"distribution", "sample_num", "alpha", "dynamic", "candidate_num"},
 }
 # RecBole's files name types and no ranges.
@@ -79,7 +78,7 @@ _FEDERATION_KEYS = {
     "engine", "partition", "client_num", "clients_per_round", "local_epochs", "reset_optimizer", "gamma", "alpha",
     "temperature", "knowledge", "aggregation", "knowledge_pass", "proximal_weight", "server_optimizer", "server_learning_rate",
     "server_momentum", "server_beta2", "server_tau", "knowledge_use", "prior_strength", "attention_temperature", "trim_ratio",
-    "codecs", "teacher", "serve",
+    "codecs", "teacher", "serve", "student_pool",
 }  # fmt: skip
 # Keys of the federation that some RecBole models use for something else; a strategy that reads them cannot run over those.
 _DISTILLATION_KEYS = {"gamma", "alpha", "temperature", "knowledge", "aggregation"}
@@ -478,6 +477,12 @@ class FedKDConfig(Config):
         unread = _CENTRAL_KEYS if self.federated else _FEDERATION_KEYS - self._model_keys
         if not self._checkpoint_values:
             self.unread_keys += [key for key in self.external_config_dict if key in unread]
+        pool = self._chosen("student_pool")
+        if self.federated and population and pool and STRATEGIES[strategy].shares_parameters:
+            raise InputError(
+                f"student_pool gives clients networks of different sizes, which strategy '{strategy}' cannot average; "
+                "use a strategy that distils, or local"
+            )
         if not self.federated or population:
             return
         if self.attentive:
@@ -555,8 +560,21 @@ class FedKDConfig(Config):
                 for nested in value:
                     if nested not in _NESTED_KEYS[name]:
                         raise InputError(f"key '{name}.{nested}' is unknown{nearest(str(nested), _NESTED_KEYS[name])}")
-                    if name == "teacher" and nested in self._known:
-                        replace(self._known[nested], name=f"teacher.{nested}").check(value[nested])
+            if name == "teacher":
+                self._check_architecture(name, value)
+            if name == "student_pool":
+                for place, each in enumerate(value or []):
+                    self._check_architecture(f"student_pool[{place}]", each)
+
+    def _check_architecture(self, name: str, values: Any) -> None:
+        """Keys in which a network differs from the config's own."""
+        if not isinstance(values, dict):
+            raise InputError(f"{name} is {values!r}; it must be a dict of {', '.join(ARCHITECTURE_KEYS)}")
+        for key, value in values.items():
+            if key not in ARCHITECTURE_KEYS:
+                raise InputError(f"key '{name}.{key}' is unknown{nearest(str(key), ARCHITECTURE_KEYS)}")
+            if key in self._known:
+                replace(self._known[key], name=f"{name}.{key}").check(value)
 
     def _set_default_parameters(self) -> None:
         """As RecBole's, after the metrics are parted by type: RecBole refuses ranking and value metrics together."""

@@ -143,3 +143,49 @@ def test_teacher_and_student_may_differ_in_every_key_of_the_network(prepared):
 def test_a_wrong_pair_is_told(run, keys, sentence):
     with pytest.raises(InputError, match=sentence):
         run(**{**FEDKD, **keys})
+
+
+# Students of several sizes
+
+POOL = [
+    {"embedding_size": 2, "hidden_sizes": [2, 4]},
+    {},
+    {"embedding_size": 8, "backbone": "mlp", "history_length": 3},
+]
+
+
+def test_students_of_the_pool_are_dealt_out_in_turn_and_start_alike(prepared):
+    _, trainer, _, _ = prepared(strategy="afd", client_num=7, student_pool=POOL)
+    networks = trainer.model.networks
+    assert [network.architecture.embedding_size for network in networks] == [2, 4, 8, 2, 4, 8, 2]
+    for client in range(3, 7):
+        for name, value in networks[client].named_parameters():
+            if name != networks[client].user_rows:
+                assert torch.equal(value, networks[client % 3].get_parameter(name))
+
+
+@pytest.mark.parametrize("knowledge", [{}, {"knowledge": "item"}])
+def test_clients_of_different_sizes_teach_each_other(run, knowledge):
+    keys = {"strategy": "afd", "client_num": 6, "student_pool": POOL, "epochs": 3, **knowledge}
+    whole, part = run(**keys), run(**{**keys, "epochs": 1})
+    assert whole["communication"]["total_bytes"] > 0
+    assert run(**keys, resume=part["run_folder"])["test_result"] == whole["test_result"]
+    assert run(**{**keys, "strategy": "local"})["test_result"] != whole["test_result"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"strategy": "fedavg"}, "strategy 'fedavg' cannot average; use a strategy that distils, or local"),
+        ({"strategy": "fedkd"}, "strategy 'fedkd' cannot average"),
+        ({"student_pool": [{"hidden": [3]}]}, r"'student_pool\[0\].hidden' is unknown; did you mean 'hidden_sizes'"),
+        (
+            {"student_pool": [{}, {"attention_heads": 0}]},
+            r"student_pool\[1\].attention_heads is 0; it must be an integer >= 1",
+        ),
+        ({"student_pool": ["small"]}, r"student_pool\[0\] is 'small'; it must be a dict of embedding_size"),
+    ],
+)
+def test_a_wrong_pool_is_told(run, keys, sentence):
+    with pytest.raises(InputError, match=sentence):
+        run(**{"strategy": "afd", "student_pool": POOL, **keys})

@@ -19,8 +19,9 @@ from recbole_fedkd.model.student import LabelledRecommender, read_architecture, 
 class AttnFedKD(LabelledRecommender):
     """One student per client; every user is served by the network of the client the user lives on.
 
-    Each network holds the tables, histories and user embedding rows of its own users only. All start from the same
-    weights but for the user rows, which nobody else has. It is trained by ``FedKDTrainer``, not by ``calculate_loss``.
+    Each network holds the tables, histories and user embedding rows of its own users only. ``student_pool`` deals several
+    sizes out to the clients in turn; all of one size start from the same weights but for the user rows, which nobody else
+    has. The population is trained by ``FedKDTrainer``, not by ``calculate_loss``.
 
     Args:
         config: the run's config.
@@ -34,7 +35,7 @@ class AttnFedKD(LabelledRecommender):
 
     def __init__(self, config: Any, dataset: Any, client_of_user: Tensor) -> None:
         super().__init__(config, dataset)
-        student = _Builder(config, dataset, len(self.label_values), {})
+        students = [_Builder(config, dataset, len(self.label_values), each) for each in config["student_pool"] or [{}]]
         teacher = (
             _Builder(config, dataset, len(self.label_values), config["teacher"]) if config.trains_teacher else None
         )
@@ -43,12 +44,12 @@ class AttnFedKD(LabelledRecommender):
         for client in range(int(client_of_user.max()) + 1):
             members = torch.nonzero(client_of_user == client).flatten()
             local_id[members] = torch.arange(1, len(members) + 1)
-            own = student.build(members)
+            own = students[client % len(students)].build(members)
             network: nn.Module = own
             if teacher is not None:
                 network = TeacherAndStudent(own, teacher.build(members), config["serve"])
-            if client > 0:
-                _copy_shared(self.networks[0], network)
+            if client >= len(students):
+                _copy_shared(self.networks[client % len(students)], network)
             self.networks.append(network)
         self.register_buffer("client_of_user", client_of_user, persistent=False)
         self.register_buffer("local_id", local_id, persistent=False)
