@@ -390,3 +390,12 @@ def test_seen_fields_and_labels_come_from_the_data():
     assert config(label_mode="threshold")["threshold"] == {"rating": 4.0}
     assert config(label_mode="threshold", rating_threshold=3)["threshold"] == {"rating": 3}
     assert config(label_mode="implicit")["train_neg_sample_args"]["sample_num"] == 1
+
+
+@pytest.mark.parametrize(("dataset", "genre"), [("ml-100k", "class"), ("ml-1m", "genre")])
+def test_side_features_of_movielens_are_loaded_where_labels_are_made(dataset, genre):
+    """A checkout once lacked these files, and everything ran on ids alone."""
+    for model in ("AttnFedKD", "WideDeep"):
+        columns = FedKDConfig(model, dataset, config_dict={"label_mode": "threshold"})["load_col"]
+        assert columns["user"] == ["user_id", "age", "gender", "occupation"]
+        assert columns["item"] == ["item_id", "release_year", genre]
