@@ -158,11 +158,8 @@ class Key:
         kinds = " or ".join(names[kind] for kind in told)
         if self.elements:
             kinds += " of numbers" if float in self.elements else " of integers"
-        return (
-            f"{kinds} {self.rule}".strip().replace("|", ", ")
-            if not self.rule.startswith("one of")
-            else self.rule.replace("|", ", ")
-        )
+        told_rule = self.rule if self.rule.startswith("one of") else f"{kinds} {self.rule}".strip()
+        return told_rule.replace("|", ", ")
 
     def _nearest_choice(self, value: Any) -> str:
         return nearest(str(value), self.rule[7:].split("|")) if self.rule.startswith("one of ") else ""

@@ -175,14 +175,7 @@ def expand(
         raise InputError(f"{origin} has no cell: no row exists for these values of the grid")
 
     names = tuple(rows) or tuple(dict.fromkeys(cell.row for cell in cells.values()))
-    about = content.get("published_for") or {}
-    if not isinstance(about, Mapping):
-        raise InputError(f"{origin}: published_for is {about!r}; it must map keys of the grid to single values")
-    for key in about:
-        if key not in axes:
-            raise InputError(
-                f"{origin}: published_for names '{key}', which is not in the grid{nearest(str(key), axes)}"
-            )
+    _conditions(content.get("published_for") or {}, "published_for", "single values", axes, origin)
     reference = content.get("reference")
     if reference is not None and reference not in names:
         raise InputError(f"{origin}: reference '{reference}' is no row{nearest(str(reference), names)}")
@@ -277,7 +270,7 @@ def _rows(content: Any, axes: Mapping[str, list[Any]], origin: str) -> dict[str,
 def _conditions(
     content: Any, name: str, what: str, axes: Mapping[str, list[Any]], where: str
 ) -> Iterable[tuple[str, Any]]:
-    """The entries of a row's ``only`` or ``by``, whose keys are the grid's."""
+    """The entries of ``only``, ``by`` or ``published_for``, whose keys are the grid's."""
     if not isinstance(content, Mapping):
         raise InputError(f"{where}: {name} is {content!r}; it must map keys of the grid to {what}")
     for key in content:
