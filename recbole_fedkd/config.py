@@ -78,7 +78,8 @@ _FEDERATION_KEYS = {
     "engine", "partition", "client_num", "clients_per_round", "local_epochs", "reset_optimizer", "gamma", "alpha",
     "temperature", "knowledge", "aggregation", "knowledge_pass", "proximal_weight", "server_optimizer", "server_learning_rate",
     "server_momentum", "server_beta2", "server_tau", "knowledge_use", "prior_strength", "attention_temperature", "trim_ratio",
-    "codecs", "teacher", "serve", "student_pool",
+    "codecs", "error_feedback", "low_rank_start", "low_rank_end", "low_rank_rounds", "top_k_share",
+    "teacher", "serve", "student_pool",
 }  # fmt: skip
 # Keys of the federation that some RecBole models use for something else; a strategy that reads them cannot run over those.
 _DISTILLATION_KEYS = {"gamma", "alpha", "temperature", "knowledge", "aggregation"}

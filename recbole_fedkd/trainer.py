@@ -42,7 +42,7 @@ from recbole_fedkd.evaluation import (
     user_values,
 )
 from recbole_fedkd.federated.client import Client, ClientSettings
-from recbole_fedkd.federated.codec import CodecStack
+from recbole_fedkd.federated.codec import CodecSettings, CodecStack
 from recbole_fedkd.federated.knowledge import KnowledgeSettings
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy, StrategySettings
@@ -52,7 +52,7 @@ from recbole_fedkd.model import AttnFedKD, RecBolePopulation, TeacherAndStudent
 from recbole_fedkd.model.shared import SharedState
 from recbole_fedkd.optim import AdamToSGD
 
-CHECKPOINT_VERSION = 2
+CHECKPOINT_VERSION = 3
 BEST, LAST = "best.pth", "last.pth"
 
 # Keys that a resumed run may change: how long, where and how loud, not what is computed.
@@ -503,6 +503,7 @@ class FedKDTrainer(CheckpointTrainer):
             reset_optimizer=config["reset_optimizer"],
             seed=config["seed"] if clients > 1 else None,
             clip_grad_norm=config["clip_grad_norm"],
+            error_feedback=config["error_feedback"],
         )
         shared = [
             SharedState(network, partial(model.private_rows, number)) for number, network in enumerate(model.networks)
@@ -520,9 +521,10 @@ class FedKDTrainer(CheckpointTrainer):
                 f"client(s) {names} hold no training sample: they take part in no round, "
                 f"their users are served by {served} network"
             )
-        codecs = CodecStack.of(config["codecs"])
+        codec_settings = CodecSettings(**{each.name: config[each.name] for each in fields(CodecSettings)})
+        codecs = CodecStack.of(config["codecs"], codec_settings)
         server = Server(strategy, config["seed"], config["clients_per_round"], codecs)
-        server.state = strategy.initial_state(shared[0])
+        server.start(shared[0])
         built = []
         for number, task in enumerate(tasks):
             build = partial(build_optimizer, config, name=f"client {number}")

@@ -78,7 +78,7 @@ def test_user_rows_never_leave_their_client(prepared, model):
             with torch.no_grad():
                 network.get_parameter(name)[start:stop] = marker
     assert found == 3 * EXPECTED_USER_TABLES.get(model, 1)
-    engine.server.state = engine.server.strategy.initial_state(engine.clients[0].task.shared)
+    engine.server.start(engine.clients[0].task.shared)
     payloads = []
     for index in range(2):
         for client in engine.clients:
@@ -86,7 +86,7 @@ def test_user_rows_never_leave_their_client(prepared, model):
             client.receive(payload)
             client.train(index)
             payloads += [payload, client.send(index)]
-        engine.server.aggregate(payloads[-2 * len(engine.clients) + 1 :: 2])
+        engine.server.aggregate(payloads[-2 * len(engine.clients) + 1 :: 2], index)
     assert all(payloads)
     assert all(struct.pack(code, marker) not in payload for payload in payloads for code in ("<f", ">f", "<d"))
     arrays = Message.from_bytes(payloads[1]).arrays

@@ -162,7 +162,7 @@ def test_histograms_are_sent_once_and_sums_every_round(prepared, use, up, down):
             client.train(index)
             uploads.append(client.send(index))
         assert (set(Message.from_bytes(uploads[0]).arrays) if uploads[0] else set()) == up[index]
-        engine.server.aggregate(uploads)
+        engine.server.aggregate(uploads, index)
 
 
 def test_a_client_chosen_late_gets_the_histograms_it_missed(prepared):

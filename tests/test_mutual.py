@@ -91,7 +91,7 @@ def test_nothing_of_the_teacher_leaves_its_client(prepared):
             client.receive(engine.server.send(client.number, index))
             client.train(index)
             payloads.append(client.send(index))
-        engine.server.aggregate(payloads[-len(engine.clients) :])
+        engine.server.aggregate(payloads[-len(engine.clients) :], index)
         payloads.append(engine.server.send(0, index + 1))
     names = {name for payload in payloads for name in Message.from_bytes(payload).arrays} - {"samples"}
     assert names and all(name.startswith("p:student.") for name in names)

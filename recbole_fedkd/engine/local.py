@@ -97,10 +97,11 @@ class LocalEngine:
             uploads.append(upload)
             if on_bytes is not None:
                 on_bytes(len(payload) + len(upload))
-        self.server.aggregate(uploads)
+        self.server.aggregate(uploads, round_index)
         if self.server.strategy.shares_parameters:
+            payload = self.server.serve(round_index + 1)
             for client in self.clients:
-                client.receive(self.server.send(client.number, round_index + 1))
+                client.receive(payload)
         report.loss = loss / samples
         report.codec_error = (lost / whole) ** 0.5 if whole else 0.0
         return report
@@ -108,12 +109,12 @@ class LocalEngine:
     def state_dict(self) -> dict[str, Any]:
         """Server state and every client's, plain values and tensors only."""
         return {
-            "server": dict(self.server.state),
+            "server": self.server.state_dict(),
             "clients": {client.number: client.state_dict() for client in self.clients},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.server.state = dict(state["server"])
+        self.server.load_state_dict(state["server"])
         for client in self.clients:
             client.load_state_dict(state["clients"][client.number])

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recbole_fedkd.federated.codec import CodecStack, squared_error
-from recbole_fedkd.federated.message import Message, decoded
-from recbole_fedkd.federated.strategy import LocalResult, Strategy, to_tensors
+from recbole_fedkd.federated.message import Message, MessageError, decoded
+from recbole_fedkd.federated.strategy import LocalResult, Strategy, to_tensors, travels_as_update
 from recbole_fedkd.federated.task import Step, Task
+from recbole_fedkd.federated.update import UPDATE, VERSION, Arrays, applied, difference
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class ClientSettings:
         seed: the run's seed; a client derives one per round from it. None: the client is alone in its federation and draws
             from the run's own streams, as RecBole's training does.
         clip_grad_norm: arguments of torch's ``clip_grad_norm_``, or None to clip nothing.
+        error_feedback: add what encoding took from an update to the next one.
     """
 
     local_epochs: int
@@ -37,6 +39,7 @@ class ClientSettings:
     reset_optimizer: bool
     seed: int | None
     clip_grad_norm: dict[str, Any] | None
+    error_feedback: bool
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,11 @@ class Client:
         self.strategy = strategy
         self.settings = settings
         self.device = device
-        self.received: dict[str, Tensor] = {}
+        # With codecs the network travels as what changed of it, and the first one that of the run's seed.
+        self.sends_updates = travels_as_update(strategy, self.codecs)
+        self.version = 0
+        self.residual: dict[str, Tensor] = {}
+        self.received: dict[str, Tensor] = strategy.initial_state(task.shared) if self.sends_updates else {}
         self.sent: dict[str, Tensor] = {}
         self.sent_in: int | None = None
         self._result: LocalResult | None = None
@@ -114,10 +121,32 @@ class Client:
         """Take the server's message in; empty bytes leave what was received before."""
         if payload:
             message = decoded(Message.from_bytes(payload), self.codecs)
+            if self.sends_updates:
+                newer = self._newer(message)
+                if newer is None:
+                    return
+                message = newer
             arrays = {name: tensor.to(self.device) for name, tensor in to_tensors(message).items()}
             fresh = self.sent_in is not None and message.round == self.sent_in + 1
             self.received = self.strategy.understood(arrays, self.sent, fresh)
             self.task.shared.install(self.strategy.installed(self.received))
+
+    def _newer(self, message: Message) -> Message | None:
+        """The whole network of a message, from an update or as it is; None where the client has that version already."""
+        arrays = dict(message.arrays)
+        version = int(arrays.pop(VERSION)[0])
+        if version == self.version:
+            return None
+        if message.kind == UPDATE:
+            if version != self.version + 1:
+                raise MessageError(f"update to version {version} came to a client that holds version {self.version}")
+            arrays = applied(arrays, self._reference())
+        self.version = version
+        return replace(message, arrays=arrays)
+
+    def _reference(self) -> Arrays:
+        """The network that the server takes this client's updates to start from."""
+        return {name: tensor.cpu().numpy() for name, tensor in self.received.items()}
 
     def train(self, round_index: int, on_step: Callable[[int], None] | None = None) -> TrainingReport:
         """Train for the round's local epochs.
@@ -174,11 +203,17 @@ class Client:
         message = self.strategy.upload(self._result, self.number, round_index)
         if message is None:
             return b""
-        wire = replace(message, arrays=self.codecs.encode(message.arrays))
+        if self.sends_updates:
+            residual = {name: tensor.cpu().numpy() for name, tensor in self.residual.items()}
+            message = replace(message, arrays=applied(difference(message.arrays, self._reference()), residual))
+        wire = replace(message, arrays=self.codecs.encode(message.arrays, round_index))
         if self.codecs.codecs:
             # What the server will see is what is taken off what it says.
             seen = decoded(wire, self.codecs)
             self.codec_error = squared_error(message.arrays, seen.arrays)
+            if self.sends_updates and self.settings.error_feedback:
+                left = difference(message.arrays, seen.arrays)
+                self.residual = {name: torch.tensor(left[name]) for name in self.received}
             message = seen
         if self.strategy.remembers_sent:
             own = to_tensors(message)
@@ -187,12 +222,14 @@ class Client:
         return wire.to_bytes()
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimiser, what was last heard and said, and the task's generator; the network is saved with the model."""
+        """Optimiser, what was last heard, said and dropped, and the task's generator; the network is saved with the model."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "received": dict(self.received),
             "sent": dict(self.sent),
             "sent_in": self.sent_in,
+            "version": self.version,
+            "residual": dict(self.residual),
             "generator": self.task.generator.get_state(),
         }
 
@@ -201,7 +238,8 @@ class Client:
         self.optimizer.load_state_dict(state["optimizer"])
         self.received = {name: tensor.to(self.device) for name, tensor in state["received"].items()}
         self.sent = {name: tensor.to(self.device) for name, tensor in state["sent"].items()}
-        self.sent_in = state["sent_in"]
+        self.sent_in, self.version = state["sent_in"], state["version"]
+        self.residual = dict(state["residual"])
         self.task.generator.set_state(state["generator"])
 
     def _add_knowledge(self, step: Step) -> None:

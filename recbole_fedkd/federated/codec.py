@@ -12,6 +12,23 @@ from numpy.typing import NDArray
 Arrays = dict[str, NDArray[np.generic]]
 
 
+@dataclass(frozen=True)
+class CodecSettings:
+    """The codecs' keys of the config, see ``properties/overall.yaml``.
+
+    Attributes:
+        low_rank_start: share of the energy that ``low_rank`` keeps in the first round.
+        low_rank_end: the share in the last round of its schedule, and in all after it.
+        low_rank_rounds: rounds from the first to the last of the schedule.
+        top_k_share: share of an array's numbers that ``top_k`` keeps.
+    """
+
+    low_rank_start: float
+    low_rank_end: float
+    low_rank_rounds: int
+    top_k_share: float
+
+
 class Codec(ABC):
     """Turns one float32 array into arrays that take fewer bytes, and back.
 
@@ -23,8 +40,11 @@ class Codec(ABC):
     name: str
     lossless = False
 
+    def __init__(self, settings: CodecSettings) -> None:
+        self.settings = settings
+
     @abstractmethod
-    def encode(self, array: NDArray[np.float32]) -> Arrays | None:
+    def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
         """Parts by name; None for an array that would not get smaller."""
 
     @abstractmethod
@@ -37,7 +57,7 @@ class HalfPrecision(Codec):
 
     name = "fp16"
 
-    def encode(self, array: NDArray[np.float32]) -> Arrays:
+    def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays:
         """``half``, of the same shape."""
         limit = float(np.finfo(np.float16).max)
         return {"half": array.clip(-limit, limit).astype(np.float16)}
@@ -55,7 +75,7 @@ class EightBits(Codec):
 
     name = "int8"
 
-    def encode(self, array: NDArray[np.float32]) -> Arrays | None:
+    def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
         """``codes`` of the same shape and ``scales`` ``[..., 1]``; None where rows are too short to gain from it."""
         if not array.ndim or array.shape[-1] < 2 or not array.size:
             return None
@@ -74,7 +94,7 @@ class RowSparse(Codec):
     name = "row_sparse"
     lossless = True
 
-    def encode(self, array: NDArray[np.float32]) -> Arrays | None:
+    def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
         """``rows`` (their numbers), ``values`` and ``count`` (of all rows); None where that is not smaller."""
         if array.ndim < 2:
             return None
@@ -94,7 +114,85 @@ class RowSparse(Codec):
         return array
 
 
-CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (HalfPrecision, EightBits, RowSparse)}
+class LowRank(Codec):
+    """``low_rank``: the leading singular vectors of a matrix, as many as hold a share of its energy (FedKD, eq. 8-9).
+
+    The share grows over the rounds, ``T(t) = T_start + (T_end - T_start) t``: updates are large and simple first, small and
+    varied later. An array of more axes is a matrix of its first axis by all others.
+    """
+
+    name = "low_rank"
+
+    def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
+        """``left`` ``[n, r]`` (times the singular values), ``right`` ``[r, m]`` and ``shape``; None where not smaller."""
+        if array.ndim < 2 or not array.size:
+            return None
+        matrix = array.reshape(len(array), -1)
+        left, values, right = np.linalg.svd(matrix, full_matrices=False)
+        rank = energy_rank(values, self.energy(round_index))
+        if rank * sum(matrix.shape) + array.ndim >= array.size:
+            return None
+        return {
+            "left": np.ascontiguousarray(left[:, :rank] * values[:rank]),
+            "right": np.ascontiguousarray(right[:rank]),
+            "shape": np.array(array.shape, dtype=np.int32),
+        }
+
+    def decode(self, parts: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        """The product."""
+        left, right = parts["left"].astype(np.float32), parts["right"].astype(np.float32)
+        return np.asarray((left @ right).reshape(parts["shape"].tolist()))
+
+    def energy(self, round_index: int) -> float:
+        """The share ``T`` of a round."""
+        settings = self.settings
+        passed = min(1.0, round_index / max(1, settings.low_rank_rounds - 1))
+        return settings.low_rank_start + (settings.low_rank_end - settings.low_rank_start) * passed
+
+
+def energy_rank(values: NDArray[np.floating], share: float) -> int:
+    """The fewest leading singular values whose squares hold ``share`` of the sum of all squares; 0 if that is 0."""
+    energy = np.cumsum(values.astype(np.float64) ** 2)
+    return int(np.searchsorted(energy, share * energy[-1] * (1 - 1e-12))) + 1 if energy[-1] > 0 else 0
+
+
+class TopK(Codec):
+    """``top_k``: the numbers of largest magnitude, all others 0.
+
+    Where they stand is told by gaps of one byte; a longer gap is bridged by sending a number in between as well.
+    """
+
+    name = "top_k"
+
+    def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
+        """``gaps`` (places from one number to the next), ``values`` and ``shape``; None where not smaller."""
+        flat = array.reshape(-1)
+        kept = int(np.ceil(self.settings.top_k_share * flat.size))
+        if 5 * kept + 4 * array.ndim >= array.nbytes:
+            return None
+        places = np.sort(np.argpartition(np.abs(flat), flat.size - kept)[flat.size - kept :])
+        places = bridged(places, 255)
+        gaps = np.diff(places, prepend=-1).astype(np.uint8)
+        return {"gaps": gaps, "values": flat[places], "shape": np.array(array.shape, dtype=np.int32)}
+
+    def decode(self, parts: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        """Zeros where nothing was sent."""
+        shape = parts["shape"].tolist()
+        array = np.zeros(int(np.prod(shape)), dtype=np.float32)
+        array[np.cumsum(parts["gaps"].astype(np.int64)) - 1] = parts["values"].astype(np.float32)
+        return array.reshape(shape)
+
+
+def bridged(places: NDArray[np.int64], longest: int) -> NDArray[np.int64]:
+    """Ascending places with as few more in between as keep every gap (the first one from -1) within ``longest``."""
+    before = np.concatenate([[-1], places[:-1]])
+    missing = (places - before - 1) // longest
+    start = np.repeat(before, missing)
+    number = np.arange(missing.sum()) - np.repeat(np.cumsum(missing) - missing, missing) + 1
+    return np.sort(np.concatenate([places, start + number * longest]))
+
+
+CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (HalfPrecision, EightBits, RowSparse, LowRank, TopK)}
 
 
 @dataclass(frozen=True)
@@ -108,17 +206,17 @@ class CodecStack:
     codecs: tuple[Codec, ...] = ()
 
     @staticmethod
-    def of(names: Sequence[str]) -> CodecStack:
+    def of(names: Sequence[str], settings: CodecSettings) -> CodecStack:
         """The stack that a config names."""
-        return CodecStack(tuple(CODECS[name]() for name in names))
+        return CodecStack(tuple(CODECS[name](settings) for name in names))
 
-    def encode(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
+    def encode(self, arrays: Mapping[str, NDArray[np.generic]], round_index: int) -> Arrays:
         """Float32 arrays become ``<name>|<place in the stack>.<part>``; all others stay."""
         encoded = dict(arrays)
         for place, codec in enumerate(self.codecs):
             following: Arrays = {}
             for name, array in encoded.items():
-                parts = codec.encode(array) if array.dtype == np.float32 else None  # type: ignore[arg-type]
+                parts = codec.encode(array, round_index) if array.dtype == np.float32 else None  # type: ignore[arg-type]
                 if parts is None:
                     following[name] = array
                 else:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import torch
 
 from recbole_fedkd.federated.codec import CodecStack
-from recbole_fedkd.federated.message import Message, decoded
-from recbole_fedkd.federated.strategy import ServerState, Strategy
+from recbole_fedkd.federated.message import SERVER, Message, decoded
+from recbole_fedkd.federated.strategy import ServerState, Strategy, travels_as_update
+from recbole_fedkd.federated.update import UPDATE, VERSION, Arrays, Broadcast, applied
+from recbole_fedkd.model.shared import SharedState
 
 _CHOICE = 0x5A3D
 """Parts the seeds of the choice of clients from all other seeds of a run."""
@@ -37,6 +41,7 @@ class Server:
         self.seed = seed
         self.clients_per_round = clients_per_round
         self.state: ServerState = {}
+        self.broadcast: Broadcast | None = None
 
     def choose(self, clients: Sequence[int], round_index: int) -> list[int]:
         """Numbers of the clients that take part in a round, drawn uniformly, in ascending order."""
@@ -46,15 +51,67 @@ class Server:
         chosen: list[int] = generator.choice(np.asarray(clients), self.clients_per_round, replace=False).tolist()
         return sorted(chosen)
 
+    def start(self, shared: SharedState) -> None:
+        """Begin with the network that every client builds from the run's seed."""
+        self.state = self.strategy.initial_state(shared)
+        if travels_as_update(self.strategy, self.codecs):
+            self.broadcast = Broadcast(self._network(0))
+
     def send(self, client: int, round_index: int) -> bytes:
         """Message for one client, serialised; empty if there is nothing to say."""
+        if self.broadcast is not None:
+            lacking = self.broadcast.for_client(client)
+            if lacking is None:
+                return b""
+            self.broadcast.told[client] = self.broadcast.version
+            return Message(lacking[0], round_index, SERVER, lacking[1]).to_bytes()
         message = self.strategy.download(self.state, client, round_index)
         if message is None:
             return b""
         self.state = self.strategy.delivered(self.state, client)
-        return replace(message, arrays=self.codecs.encode(message.arrays)).to_bytes()
+        return replace(message, arrays=self.codecs.encode(message.arrays, round_index)).to_bytes()
 
-    def aggregate(self, payloads: list[bytes]) -> None:
+    def serve(self, round_index: int) -> bytes:
+        """What every client takes in to serve its users, the same for all, where the strategy shares parameters."""
+        if self.broadcast is not None:
+            arrays = {**self.broadcast.update, VERSION: np.array([self.broadcast.version], dtype=np.int32)}
+            return Message(UPDATE, round_index, SERVER, arrays).to_bytes()
+        message = self.strategy.download(self.state, SERVER, round_index)
+        return b"" if message is None else message.to_bytes()
+
+    def aggregate(self, payloads: list[bytes], round_index: int) -> None:
         """Take in the uploads of a round; empty ones are clients without a word."""
         messages = [decoded(Message.from_bytes(payload), self.codecs) for payload in payloads if payload]
+        if self.broadcast is None:
+            self.state = self.strategy.aggregate(self.state, messages)
+            return
+        replica = self.broadcast.replica
+        messages = [replace(message, arrays=applied(message.arrays, replica)) for message in messages]
         self.state = self.strategy.aggregate(self.state, messages)
+        self.broadcast.advance(self._network(round_index), self.codecs, round_index)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The strategy's state, and what is known of the clients' copies; plain values and tensors only."""
+        state: dict[str, Any] = {"strategy": dict(self.state), "broadcast": None}
+        if self.broadcast is not None:
+            state["broadcast"] = {
+                "replica": {name: torch.tensor(array) for name, array in self.broadcast.replica.items()},
+                "update": {name: torch.tensor(array) for name, array in self.broadcast.update.items()},
+                "version": self.broadcast.version,
+                "told": dict(self.broadcast.told),
+            }
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.state = dict(state["strategy"])
+        if state["broadcast"] is not None:
+            told = state["broadcast"]
+            replica = {name: tensor.numpy() for name, tensor in told["replica"].items()}
+            update = {name: tensor.numpy() for name, tensor in told["update"].items()}
+            self.broadcast = Broadcast(replica, told["version"], update, dict(told["told"]))
+
+    def _network(self, round_index: int) -> Arrays:
+        message = self.strategy.download(self.state, SERVER, round_index)
+        assert message is not None
+        return dict(message.arrays)

@@ -1,6 +1,13 @@
 """Strategies: how clients learn together. A new one registers itself here and nowhere else."""
 
-from recbole_fedkd.federated.strategy.base import LocalResult, ServerState, Strategy, StrategySettings, to_tensors
+from recbole_fedkd.federated.strategy.base import (
+    LocalResult,
+    ServerState,
+    Strategy,
+    StrategySettings,
+    to_tensors,
+    travels_as_update,
+)
 from recbole_fedkd.federated.strategy.federated_averaging import FederatedAveraging, MutualDistillation
 from recbole_fedkd.federated.strategy.knowledge_exchange import AttentiveFederatedDistillation, FederatedDistillation
 from recbole_fedkd.federated.strategy.local_training import LocalTraining
@@ -31,4 +38,5 @@ __all__ = [
     "StrategySettings",
     "register_strategy",
     "to_tensors",
+    "travels_as_update",
 ]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from recbole_fedkd.federated.codec import CodecStack
 from recbole_fedkd.federated.knowledge import KNOWLEDGE, KnowledgeSettings
 from recbole_fedkd.federated.message import Message
 from recbole_fedkd.federated.task import Step
@@ -126,6 +127,11 @@ class Strategy(ABC):
     def installed(self, received: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Parameters and buffers that a client takes over from what it understood, before it trains."""
         return {}
+
+
+def travels_as_update(strategy: Strategy, codecs: CodecStack) -> bool:
+    """Whether networks travel as what changed of them: where one is shared and codecs are set, which may drop something."""
+    return strategy.shares_parameters and bool(codecs.codecs)
 
 
 def to_tensors(message: Message) -> dict[str, Tensor]:
