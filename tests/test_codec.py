@@ -142,6 +142,15 @@ def test_top_k_sends_the_largest_numbers_and_nothing_else():
     assert np.array_equal(back, array)
 
 
+def test_sign_sends_the_mean_magnitude_of_each_row_and_a_bit_a_number():
+    array = np.array([[1.0, -3.0, 2.0], [0.5, 0.5, -0.5]], dtype=np.float32)
+    stack = CodecStack.of(["sign"], SETTINGS)
+    encoded = stack.encode({"w": array, "v": array[0]}, 0)
+    assert encoded["w|0.signs"].tolist() == [0b10111000] and encoded["w|0.scales"].tolist() == [2.0, 0.5]
+    back = stack.decode(encoded)
+    assert back["w"].tolist() == [[2.0, -2.0, 2.0], [0.5, 0.5, -0.5]] and back["v"].tolist() == [2.0, -2.0, 2.0]
+
+
 @given(places=st.sets(st.integers(0, 5000), min_size=1))
 def test_no_gap_of_top_k_is_longer_than_a_byte_and_no_place_is_lost_or_doubled(places):
     ordered = np.array(sorted(places))
@@ -252,6 +261,6 @@ def test_resume_is_exact_with_codecs(run, codecs):
 def test_an_unknown_codec_is_told(run):
     with pytest.raises(
         InputError,
-        match=r"codecs is \['zip'\]; it must be a list each, if any, one of fp16, int8, row_sparse, low_rank, top_k",
+        match=r"codecs is \['zip'\]; it must be a list each, if any, one of fp16, int8, row_sparse, low_rank, top_k, sign",
     ):
         run(codecs=["zip"])

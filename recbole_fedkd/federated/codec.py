@@ -183,6 +183,32 @@ class TopK(Codec):
         return array.reshape(shape)
 
 
+class Sign(Codec):
+    """``sign``: 1 bit a number, its sign, and for each row the mean magnitude (scaled sign: Karimireddy et al., ICML 2019).
+
+    A row is all that belongs to one index of the first axis, such as one embedding; a vector is one row.
+    """
+
+    name = "sign"
+
+    def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
+        """``signs`` (bits, packed), ``scales`` ``[rows]`` and ``shape``; None where rows are too short to gain from it."""
+        rows = array.reshape(len(array) if array.ndim > 1 else 1, -1)
+        if rows.shape[-1] < 2 or not rows.size:
+            return None
+        return {
+            "signs": np.packbits(rows > 0),
+            "scales": np.abs(rows).mean(1, dtype=np.float32),
+            "shape": np.array(array.shape, dtype=np.int32),
+        }
+
+    def decode(self, parts: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        """Every number of a row is its scale, up or down."""
+        shape, scales = parts["shape"].tolist(), parts["scales"].astype(np.float32)
+        signs = np.unpackbits(parts["signs"].astype(np.uint8), count=int(np.prod(shape))).astype(np.float32) * 2 - 1
+        return np.asarray((signs.reshape(len(scales), -1) * scales[:, None]).reshape(shape))
+
+
 def bridged(places: NDArray[np.int64], longest: int) -> NDArray[np.int64]:
     """Ascending places with as few more in between as keep every gap (the first one from -1) within ``longest``."""
     before = np.concatenate([[-1], places[:-1]])
@@ -192,7 +218,9 @@ def bridged(places: NDArray[np.int64], longest: int) -> NDArray[np.int64]:
     return np.sort(np.concatenate([places, start + number * longest]))
 
 
-CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (HalfPrecision, EightBits, RowSparse, LowRank, TopK)}
+CODECS: dict[str, type[Codec]] = {
+    codec.name: codec for codec in (HalfPrecision, EightBits, RowSparse, LowRank, TopK, Sign)
+}
 
 
 @dataclass(frozen=True)
