@@ -117,6 +117,16 @@ def test_the_key_serve_chooses_who_predicts_and_changes_no_byte(run):
     assert larger["communication"] == student["communication"]
 
 
+def test_both_serve_the_mean_of_their_distributions(prepared):
+    _, client = pair_of(prepared, serve="both")
+    network = client.task.network.eval()
+    users, items = torch.tensor([1, 2]), torch.tensor([[3, 4], [5, 6]])
+    with torch.no_grad():
+        mean = (network.student(users, items).softmax(-1) + network.teacher(users, items).softmax(-1)) / 2
+        torch.testing.assert_close(network(users, items).softmax(-1), mean)
+        torch.testing.assert_close(network(users, items).exp(), mean)
+
+
 def test_a_pair_resumes_exactly(run):
     keys = {"preset": "fedkd", "clients_per_round": 2, **FEDKD}
     whole, part = run(epochs=3, **keys), run(epochs=1, **keys)
@@ -136,7 +146,7 @@ def test_teacher_and_student_may_differ_in_every_key_of_the_network(prepared):
     [
         ({"teacher": {"embedding": 3}}, "'teacher.embedding' is unknown; did you mean"),
         ({"teacher": {"embedding_size": 0}}, "teacher.embedding_size is 0; it must be an integer >= 1"),
-        ({"serve": "both"}, "serve is 'both'; it must be one of student, teacher"),
+        ({"serve": "all"}, "serve is 'all'; it must be one of student, teacher, both"),
         ({"model": "WideDeep", "label_mode": "threshold"}, "use --model=AttnFedKD for it"),
     ],
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 
 from recbole_fedkd.distillation.losses import matching_gap, mutual_loss
@@ -15,7 +18,7 @@ class TeacherAndStudent(nn.Module):
     Args:
         student: what travels, but for its user rows.
         teacher: stays; any width, depth, heads and backbone.
-        serve: ``student`` or ``teacher``.
+        serve: ``student``, ``teacher``, or ``both``: the mean of their label distributions.
     """
 
     def __init__(self, student: AttentiveNetwork, teacher: AttentiveNetwork, serve: str) -> None:
@@ -35,10 +38,18 @@ class TeacherAndStudent(nn.Module):
         return rows
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
-        """Logits ``[batch, targets, T]`` of the network that serves; arguments as of ``AttentiveNetwork``."""
+        """Logits ``[batch, targets, T]`` of what serves; arguments as of ``AttentiveNetwork``."""
+        if self.serve == "both":
+            return self._served(self.student(users, items), self.teacher(users, items))
         served: AttentiveNetwork = getattr(self, self.serve)
         logits: Tensor = served(users, items)
         return logits
+
+    def _served(self, of_student: Tensor, of_teacher: Tensor) -> Tensor:
+        if self.serve == "both":
+            distributions = torch.stack([of_student.log_softmax(-1), of_teacher.log_softmax(-1)])
+            return distributions.logsumexp(0) - math.log(2)
+        return of_student if self.serve == "student" else of_teacher
 
     def mutual_losses(self, users: Tensor, items: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The student's and the teacher's loss, and the served logits ``[batch, T]``.
@@ -56,7 +67,7 @@ class TeacherAndStudent(nn.Module):
         teacher_gap = matching_gap(teacher.hidden, projected, teacher.attention, student.attention)
         student_loss = mutual_loss(of_student, of_teacher, labels, student_gap)
         teacher_loss = mutual_loss(of_teacher, of_student, labels, teacher_gap)
-        return student_loss, teacher_loss, of_student if self.serve == "student" else of_teacher
+        return student_loss, teacher_loss, self._served(of_student, of_teacher)
 
     def touched_squared_norm(self, users: Tensor, items: Tensor) -> Tensor:
         """``R(w)`` of both."""
