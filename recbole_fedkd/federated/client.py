@@ -17,7 +17,7 @@ from recbole_fedkd.federated.codec import CodecStack, squared_error
 from recbole_fedkd.federated.message import Message, MessageError, decoded
 from recbole_fedkd.federated.strategy import LocalResult, Strategy, to_tensors, travels_as_update
 from recbole_fedkd.federated.task import Step, Task
-from recbole_fedkd.federated.update import UPDATE, VERSION, Arrays, applied, difference
+from recbole_fedkd.federated.update import UPDATE, VERSION, Arrays, applied, difference, named, numbered
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,8 @@ class Client:
         if message.kind == UPDATE:
             if version != self.version + 1:
                 raise MessageError(f"update to version {version} came to a client that holds version {self.version}")
-            arrays = applied(arrays, self._reference())
+            reference = self._reference()
+            arrays = applied(named(arrays, reference), reference)
         self.version = version
         return replace(message, arrays=arrays)
 
@@ -205,15 +206,17 @@ class Client:
             return b""
         if self.sends_updates:
             residual = {name: tensor.cpu().numpy() for name, tensor in self.residual.items()}
-            message = replace(message, arrays=applied(difference(message.arrays, self._reference()), residual))
+            reference = self._reference()
+            update = applied(difference(message.arrays, reference), residual)
+            message = replace(message, arrays=numbered(update, reference))
         wire = replace(message, arrays=self.codecs.encode(message.arrays, round_index))
         if self.codecs.codecs:
             # What the server will see is what is taken off what it says.
             seen = decoded(wire, self.codecs)
             self.codec_error = squared_error(message.arrays, seen.arrays)
             if self.sends_updates and self.settings.error_feedback:
-                left = difference(message.arrays, seen.arrays)
-                self.residual = {name: torch.tensor(left[name]) for name in self.received}
+                left = named(difference(message.arrays, seen.arrays), reference)
+                self.residual = {name: torch.tensor(left[name]) for name in reference}
             message = seen
         if self.strategy.remembers_sent:
             own = to_tensors(message)

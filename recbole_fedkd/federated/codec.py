@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray[np.generic]]
+
+_HEADER_BYTES = 24
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
-        """Parts by name; None for an array that would not get smaller."""
+        """Parts by name; None for an array that it cannot take. Whether they are worth it is the stack's affair."""
 
     @abstractmethod
     def decode(self, parts: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
@@ -76,8 +78,8 @@ class EightBits(Codec):
     name = "int8"
 
     def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
-        """``codes`` of the same shape and ``scales`` ``[..., 1]``; None where rows are too short to gain from it."""
-        if not array.ndim or array.shape[-1] < 2 or not array.size:
+        """``codes`` of the same shape and ``scales`` ``[..., 1]``."""
+        if not array.ndim or not array.size:
             return None
         scales = np.abs(array).max(-1, keepdims=True) / np.float32(127)
         codes = np.rint(array / np.where(scales > 0, scales, np.float32(1)))
@@ -95,16 +97,13 @@ class RowSparse(Codec):
     lossless = True
 
     def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
-        """``rows`` (their numbers), ``values`` and ``count`` (of all rows); None where that is not smaller."""
+        """``rows`` (their numbers), ``values`` and ``count`` (of all rows); None for a vector."""
         if array.ndim < 2:
             return None
         # A negative zero is a number too.
         present = (array.reshape(len(array), -1).view(np.uint32) != 0).any(1)
         rows = np.flatnonzero(present).astype(np.int32)
-        values = array[rows]
-        if values.nbytes + rows.nbytes + 4 >= array.nbytes:
-            return None
-        return {"rows": rows, "values": values, "count": np.array([len(array)], dtype=np.int32)}
+        return {"rows": rows, "values": array[rows], "count": np.array([len(array)], dtype=np.int32)}
 
     def decode(self, parts: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         """Zeros where a row was left out."""
@@ -124,14 +123,12 @@ class LowRank(Codec):
     name = "low_rank"
 
     def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
-        """``left`` ``[n, r]`` (times the singular values), ``right`` ``[r, m]`` and ``shape``; None where not smaller."""
+        """``left`` ``[n, r]`` (times the singular values), ``right`` ``[r, m]`` and ``shape``; None for a vector."""
         if array.ndim < 2 or not array.size:
             return None
         matrix = array.reshape(len(array), -1)
         left, values, right = np.linalg.svd(matrix, full_matrices=False)
         rank = energy_rank(values, self.energy(round_index))
-        if rank * sum(matrix.shape) + array.ndim >= array.size:
-            return None
         return {
             "left": np.ascontiguousarray(left[:, :rank] * values[:rank]),
             "right": np.ascontiguousarray(right[:rank]),
@@ -165,11 +162,11 @@ class TopK(Codec):
     name = "top_k"
 
     def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
-        """``gaps`` (places from one number to the next), ``values`` and ``shape``; None where not smaller."""
+        """``gaps`` (places from one number to the next), ``values`` and ``shape``."""
+        if not array.size:
+            return None
         flat = array.reshape(-1)
         kept = int(np.ceil(self.settings.top_k_share * flat.size))
-        if 5 * kept + 4 * array.ndim >= array.nbytes:
-            return None
         places = np.sort(np.argpartition(np.abs(flat), flat.size - kept)[flat.size - kept :])
         places = bridged(places, 255)
         gaps = np.diff(places, prepend=-1).astype(np.uint8)
@@ -192,10 +189,10 @@ class Sign(Codec):
     name = "sign"
 
     def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
-        """``signs`` (bits, packed), ``scales`` ``[rows]`` and ``shape``; None where rows are too short to gain from it."""
-        rows = array.reshape(len(array) if array.ndim > 1 else 1, -1)
-        if rows.shape[-1] < 2 or not rows.size:
+        """``signs`` (bits, packed), ``scales`` ``[rows]`` and ``shape``."""
+        if not array.size:
             return None
+        rows = array.reshape(len(array) if array.ndim > 1 else 1, -1)
         return {
             "signs": np.packbits(rows > 0),
             "scales": np.abs(rows).mean(1, dtype=np.float32),
@@ -245,10 +242,10 @@ class CodecStack:
             following: Arrays = {}
             for name, array in encoded.items():
                 parts = codec.encode(array, round_index) if array.dtype == np.float32 else None  # type: ignore[arg-type]
-                if parts is None:
-                    following[name] = array
-                else:
+                if parts is not None and _bytes(parts.values()) < _bytes([array]):
                     following.update({f"{name}|{place}.{part}": value for part, value in parts.items()})
+                else:
+                    following[name] = array
             encoded = following
         return encoded
 
@@ -267,6 +264,11 @@ class CodecStack:
             following.update({whole: self.codecs[place].decode(each) for whole, each in parts.items()})
             decoded = following
         return {name: decoded[name] for name in sorted(decoded)} if self.codecs else decoded
+
+
+def _bytes(arrays: Iterable[NDArray[np.generic]]) -> int:
+    """What arrays take in a message, with about what their names, types and shapes do."""
+    return sum(array.nbytes + _HEADER_BYTES for array in arrays)
 
 
 def squared_error(

@@ -32,6 +32,18 @@ def applied(arrays: Mapping[str, NDArray[np.generic]], reference: Mapping[str, N
     return {name: reference[name] + array if name in reference else array for name, array in arrays.items()}  # type: ignore[operator]
 
 
+def numbered(arrays: Mapping[str, NDArray[np.generic]], reference: Mapping[str, NDArray[np.generic]]) -> Arrays:
+    """Arrays under the number of their name among those of ``reference``, which both sides know: a few bytes each."""
+    numbers = {name: str(number) for number, name in enumerate(sorted(reference))}
+    return {numbers.get(name, name): array for name, array in arrays.items()}
+
+
+def named(arrays: Mapping[str, NDArray[np.generic]], reference: Mapping[str, NDArray[np.generic]]) -> Arrays:
+    """The way back from :func:`numbered`."""
+    names = {str(number): name for number, name in enumerate(sorted(reference))}
+    return {names.get(number, number): array for number, array in arrays.items()}
+
+
 @dataclass
 class Broadcast:
     """The server's side: what the clients hold, and how each gets to the latest version.
@@ -39,7 +51,7 @@ class Broadcast:
     Attributes:
         replica: the network as every client holds it that has the latest version.
         version: its number; 0 is the network that everybody builds from the seed.
-        update: encoded difference from the version before; empty for version 0.
+        update: encoded difference from the version before, arrays by number; empty for version 0.
         told: latest version that each client was sent, 0 where it is not named.
     """
 
@@ -50,8 +62,8 @@ class Broadcast:
 
     def advance(self, arrays: Mapping[str, NDArray[np.generic]], codecs: CodecStack, round_index: int) -> None:
         """Make the next version, as near to ``arrays`` as the codecs allow."""
-        self.update = codecs.encode(difference(arrays, self.replica), round_index)
-        self.replica = applied(codecs.decode(self.update), self.replica)
+        self.update = codecs.encode(numbered(difference(arrays, self.replica), self.replica), round_index)
+        self.replica = applied(named(codecs.decode(self.update), self.replica), self.replica)
         self.version += 1
 
     def for_client(self, client: int) -> tuple[str, Arrays] | None:
