@@ -62,6 +62,10 @@ The yaml file:
     FD+CNN: {preset: fd, by: {label_mode: {threshold: {gamma: 0.3}}}}   # by: keys that hold for this value of a grid key
     WideDeep: {model: WideDeep, only: {label_mode: [threshold]}}   # only: the row exists for these values of the grid
   reference: FD+CNN                      # the row that the others are tested against; may be left out
+  scale:                                 # for a table of bytes against quality; each part may be left out
+    floor: local                         # the row whose quality is 0 % ...
+    ceiling: central                     # ... and the one whose quality is 100 %
+    bytes: FedAvg                        # the row whose bytes are 100 %
 
 Without rows, the values of model, preset and strategy name a row. Without model and preset, the model is AttnFedKD. A row that
 sets a key of the grid has that one value on the axis. config_files (in keys, in a row or on the command line) names config

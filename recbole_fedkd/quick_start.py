@@ -73,8 +73,8 @@ def run_recbole_fedkd(
     Returns:
         RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result``, and
         ``communication`` (bytes), ``timing`` (seconds), ``partition``, ``protocols`` (result key to how it was judged),
-        ``rounds`` (one record each), ``best_round``, ``user_metrics`` (if the key of that name is True), ``environment``,
-        ``config`` and ``run_folder``.
+        ``rounds`` (one record each), ``best_round``, ``user_metrics`` (if the key of that name is True: lists
+        ``user``, in a federation ``client``, and one per metric), ``environment``, ``config`` and ``run_folder``.
 
     Raises:
         InputError: bad input of any kind, in one sentence.

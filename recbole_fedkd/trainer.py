@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from recbole.data.interaction import Interaction
 from recbole.data.utils import get_dataloader
 from recbole.sampler import RepeatableSampler, Sampler
@@ -303,8 +304,12 @@ class CheckpointTrainer(Trainer):
                 result.update(part)
                 if self.config["user_metrics"]:
                     of_users.append(self._user_values(protocol))
-        self.user_metrics = merged(of_users) if of_users else None
+        self.user_metrics = merged(of_users, self._client_of_user()) if of_users else None
         return result
+
+    def _client_of_user(self) -> NDArray[np.int64] | None:
+        """Client of every user id, ``[users]``; None without a federation."""
+        return None
 
     def _user_values(self, protocol: Protocol) -> Any:
         evaluator, ranked = self.evaluator, protocol.config["eval_type"] == EvaluatorType.RANKING
@@ -641,6 +646,9 @@ class FedKDTrainer(CheckpointTrainer):
         self._codec_error = report.codec_error
         self.tensorboard.add_scalar("Bytes/Round", report.total_bytes, epoch_idx)
         return report.loss
+
+    def _client_of_user(self) -> NDArray[np.int64] | None:
+        return self.model.client_of_user.cpu().numpy()
 
     def _record(self, seconds: float, loss: float) -> EpochRecord:
         down = sum(counts[0] for counts in self._round_bytes.values())

@@ -63,11 +63,23 @@ def _metric_info(metric: Any, hits: Any, lengths: Any) -> Any:
     return metric.metric_info(hits, lengths) if takes_lengths else metric.metric_info(hits)
 
 
-def merged(parts: Iterable[tuple[NDArray[np.int64], Values]]) -> dict[str, list[float]]:
-    """One table of several protocols: ``user`` and a list per metric, nan where a protocol does not judge a user."""
+def merged(
+    parts: Iterable[tuple[NDArray[np.int64], Values]], client_of_user: NDArray[np.int64] | None = None
+) -> dict[str, list[float]]:
+    """One table of several protocols.
+
+    Args:
+        parts: user ids and values, as :func:`user_values` returns them.
+        client_of_user: ``[users]``, indexed by user id; None without clients.
+
+    Returns:
+        ``user``, ``client`` where users have one, and a list per metric, nan where a protocol does not judge a user.
+    """
     parts = list(parts)
     users = np.unique(np.concatenate([ids for ids, _ in parts]))
     table: dict[str, list[float]] = {"user": users.tolist()}
+    if client_of_user is not None:
+        table["client"] = client_of_user[users].tolist()
     for ids, values in parts:
         slots = np.searchsorted(users, ids)
         for name, column in values.items():

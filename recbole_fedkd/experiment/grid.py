@@ -24,8 +24,11 @@ KEYS_WITHOUT_EFFECT = frozenset({"data_path", "torch_threads", "show_progress", 
 # Keys that one run has for itself.
 _REFUSED_KEYS = ("resume", "result_file", "user_metrics")
 _PATH_KEYS = ("data_path", "checkpoint_dir")
-# The last four are the report's: numbers of a publication to stand beside the measured ones.
-_PARTS = ("keys", "grid", "rows", "reference", "published", "published_as", "published_for", "published_source")
+_PUBLISHED_PARTS = ("published", "published_as", "published_for", "published_source")
+# All after the rows is the report's: what to compare with, and numbers of a publication to stand beside the measured ones.
+_PARTS = ("keys", "grid", "rows", "reference", "scale", *_PUBLISHED_PARTS)
+# Rows between whose quality the others stand, and the one whose bytes are the unit.
+_SCALE_PARTS = ("floor", "ceiling", "bytes")
 # Without `rows`, the values of these name a row.
 _NAMING_KEYS = ("model", "preset", "strategy")
 _LONGEST_SLUG = 120
@@ -131,7 +134,7 @@ def expand(
     A row that sets a key of the grid has that one value on the axis, and so has everything under an override.
 
     Args:
-        content: ``keys``, ``grid``, ``rows`` and ``reference`` as the yaml file holds them.
+        content: ``keys``, ``grid``, ``rows``, ``reference`` and the like, as the yaml file holds them.
         overrides: config keys that win in every cell, texts or values.
         origin: what error messages call the experiment.
         name: the experiment's name.
@@ -176,12 +179,31 @@ def expand(
 
     names = tuple(rows) or tuple(dict.fromkeys(cell.row for cell in cells.values()))
     _conditions(content.get("published_for") or {}, "published_for", "single values", axes, origin)
+    _check_scale(content.get("scale"), names, origin)
     reference = content.get("reference")
-    if reference is not None and reference not in names:
-        raise InputError(f"{origin}: reference '{reference}' is no row{nearest(str(reference), names)}")
+    if reference is not None:
+        _check_row("reference", reference, names, origin)
     if all(cell.row != reference for cell in cells.values()):
         reference = None
     return Experiment(name, dict(content), tuple(cells.values()), names, reference)
+
+
+def _check_row(what: str, row: Any, names: Iterable[str], origin: str) -> None:
+    if row not in names:
+        raise InputError(f"{origin}: {what} '{row}' is no row{nearest(str(row), names)}")
+
+
+def _check_scale(scale: Any, names: Iterable[str], origin: str) -> None:
+    if scale is None:
+        return
+    if not isinstance(scale, Mapping):
+        raise InputError(f"{origin}: scale is {scale!r}; it must map {', '.join(_SCALE_PARTS)} to rows")
+    for part, row in scale.items():
+        if part not in _SCALE_PARTS:
+            raise InputError(
+                f"{origin}: scale names '{part}'; allowed are {', '.join(_SCALE_PARTS)}{nearest(str(part), _SCALE_PARTS)}"
+            )
+        _check_row(f"scale.{part}", row, names, origin)
 
 
 def canonical(value: Any) -> str:

@@ -3,6 +3,9 @@
 ``experiment.json`` describes the experiment. Every finished run has ``runs/<cell>.jsonl`` (one line ``run``, one line
 ``round`` each, one line ``result``) and ``users/<cell>.npz`` (test metrics per user); every failed one has
 ``failures/<cell>.json``, and ``logs/<cell>.log`` whatever it said. ``work`` holds what is under way.
+
+The arrays of ``users/<cell>.npz`` are of one length: ``user``, the dataset's internal id; in a federation ``client``, the
+number of the user's client; and one per test metric, nan where it does not judge the user.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from recbole_fedkd.experiment.grid import KEYS_WITHOUT_EFFECT, Cell, Experiment
 from recbole_fedkd.files import json_ready, write_json, written_whole
 
 RECORD_VERSION = 1
+_WHOLE_NUMBERS = ("user", "client")
 _FOLDERS = ("runs", "users", "failures", "logs", "work")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
 
@@ -94,7 +98,8 @@ def write_run(folder: Path, cell: Cell, result: Mapping[str, Any]) -> None:
     users = result["user_metrics"]
     if users is not None:
         columns: dict[str, Any] = {
-            name: np.asarray(values, dtype=np.int64 if name == "user" else np.float32) for name, values in users.items()
+            name: np.asarray(values, dtype=np.int64 if name in _WHOLE_NUMBERS else np.float32)
+            for name, values in users.items()
         }
         with written_whole(users_file(folder, cell)) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, **columns)

@@ -18,6 +18,9 @@ from recbole_fedkd.report.statistics import Comparison, compare
 from recbole_fedkd.report.tables import (
     Cell,
     Table,
+    client_tables,
+    clients_csv,
+    clients_markdown,
     cost_csv,
     cost_markdown,
     cost_tables,
@@ -28,10 +31,15 @@ from recbole_fedkd.report.tables import (
     quality_csv,
     quality_markdown,
     quality_table,
+    scale_csv,
+    scale_markdown,
+    scale_sentence,
+    scale_table,
     seeds_sentence,
     significance_csv,
     significance_sentences,
     significance_table,
+    size_sentences,
 )
 
 PAGE = Template("""<!DOCTYPE html>
@@ -58,10 +66,11 @@ body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 s
 header, main, footer { max-width: 80rem; margin: 0 auto; padding: 0 1.25rem; }
 header { padding-top: 2rem; }
 footer { padding-bottom: 3rem; }
-h1, h2, h3 { line-height: 1.25; overflow-wrap: anywhere; }
+h1, h2, h3, h4 { line-height: 1.25; overflow-wrap: anywhere; }
 h1 { font-size: 1.9rem; margin: 0 0 .5rem; }
 h2 { font-size: 1.45rem; margin: 3rem 0 .5rem; padding-top: .75rem; border-top: 2px solid var(--line); }
 h3 { font-size: 1.12rem; margin: 2rem 0 .5rem; }
+h4 { font-size: 1rem; margin: 1.25rem 0 .5rem; }
 p, li { max-width: 46rem; overflow-wrap: anywhere; }
 a { color: var(--link); }
 .soft, figcaption, ul.soft { color: var(--soft); font-size: .92rem; }
@@ -116,11 +125,15 @@ FILES = {
     "significance.csv": "every test",
     "cost.md": "rounds, bytes and seconds, as Markdown",
     "cost.csv": "rounds, bytes and seconds, in full precision",
+    "clients.md": "the clients' own averages, as Markdown",
+    "clients.csv": "the clients' own averages, in full precision",
+    "scale.md": "bytes against quality, as Markdown",
+    "scale.csv": "bytes against quality, in full precision",
 }
 
 
 def write_all(experiment: Experiment, folder: Path) -> Path:
-    """Write the tables, the plots and the page; plots of an earlier report that are no longer made are removed.
+    """Write the tables, the plots and the page; what an earlier report had and this one has not is removed.
 
     Returns:
         The path of the page.
@@ -139,16 +152,23 @@ def write_all(experiment: Experiment, folder: Path) -> Path:
     for file in (folder / "plots").glob("*.png"):
         if file.name not in kept:
             file.unlink()
-    texts = {
+    texts: dict[str, str | None] = {
         "table.md": quality_markdown(experiment),
         "table.csv": quality_csv(experiment),
         "significance.csv": significance_csv(experiment, comparisons),
         "cost.md": cost_markdown(experiment),
         "cost.csv": cost_csv(experiment),
-        "index.html": page(experiment, comparisons, pictures),
+        "clients.md": clients_markdown(experiment),
+        "clients.csv": clients_csv(experiment),
+        "scale.md": scale_markdown(experiment),
+        "scale.csv": scale_csv(experiment),
     }
+    texts["index.html"] = page(experiment, comparisons, pictures, [name for name in FILES if texts[name] is not None])
     for name, text in texts.items():
-        _write(text.encode(), folder / name)
+        if text is None:
+            (folder / name).unlink(missing_ok=True)
+        else:
+            _write(text.encode(), folder / name)
     return folder / "index.html"
 
 
@@ -173,9 +193,12 @@ class Picture:
 
 
 def page(
-    experiment: Experiment, comparisons: Sequence[Sequence[Comparison]], pictures: Sequence[Sequence[Picture]]
+    experiment: Experiment,
+    comparisons: Sequence[Sequence[Comparison]],
+    pictures: Sequence[Sequence[Picture]],
+    files: Sequence[str],
 ) -> str:
-    """The page; ``comparisons`` and ``pictures`` are those of each group."""
+    """The page; ``comparisons`` and ``pictures`` are those of each group, ``files`` lie beside it."""
     sections = [
         _group_section(experiment, number, group, of_group, made)
         for number, (group, of_group, made) in enumerate(
@@ -187,7 +210,7 @@ def page(
         title=escape(experiment.name),
         overview=_overview(experiment),
         sections="\n".join(section for section in sections if section),
-        footer=_footer(experiment, [picture.file for made in pictures for picture in made]),
+        footer=_footer(experiment, files, [picture.file for made in pictures for picture in made]),
     )
 
 
@@ -262,11 +285,16 @@ def _group_section(
         _settings(group),
         _published(experiment, group),
         _differences(experiment, group, comparisons),
+        _clients(group),
         "<h3>Cost</h3>",
     ]
     for place, (sentence, table) in enumerate(cost_tables(group, experiment.named_reference)):
         name = "Cost" if place == 0 else f"Way to the score of {group.reference}"
         parts += [html_table(table, f"{name}, {group.title}"), _paragraph(sentence, soft=True)]
+    if experiment.scale is not None:
+        table = scale_table(group, experiment.scale)
+        parts += ["<h3>Bytes and quality</h3>", html_table(table, f"Bytes and quality, {group.title}")]
+        parts.append(_paragraph(scale_sentence(experiment.scale), soft=True))
     if pictures:
         parts += ["<h3>Plots</h3>", *(_figure(picture) for picture in pictures)]
     return "\n".join(part for part in parts if part)
@@ -320,6 +348,16 @@ def _differences(experiment: Experiment, group: Group, comparisons: Sequence[Com
     )
 
 
+def _clients(group: Group) -> str:
+    parts = []
+    for each in client_tables(group):
+        parts += [f"<h4>{escape(each.title)}</h4>", html_table(each.table, f"{each.title}, {group.title}")]
+        parts.append(_paragraph(each.sentence, soft=True))
+    sentences = size_sentences(group)
+    parts += [_list(sentences)] if sentences else []
+    return "\n".join(["<h3>Clients</h3>", *parts]) if parts else ""
+
+
 def _figure(picture: Picture) -> str:
     source = base64.b64encode(picture.content).decode()
     words = escape(f"{picture.plot.title}. {picture.plot.caption}")
@@ -348,14 +386,14 @@ def _notes(experiment: Experiment) -> str:
     return f'<h2 id="notes">Notes</h2>\n{_list(experiment.notes)}' if experiment.notes else ""
 
 
-def _footer(experiment: Experiment, plots: Sequence[str]) -> str:
+def _footer(experiment: Experiment, files: Sequence[str], plots: Sequence[str]) -> str:
     parts = ['<h2 id="records">Records and environment</h2>']
     environments = {as_text(run.environment): run.environment for run in experiment.runs}
     if any(environments.values()):
         parts.append(html_table(_environment_table(list(environments.values())), "Environment", kind="text"))
     if len(environments) > 1:
         parts.append(_paragraph("The runs come from different environments; their seconds may not compare.", soft=True))
-    items = "".join(f'<li><a href="{name}">{name}</a>: {told}</li>' for name, told in FILES.items())
+    items = "".join(f'<li><a href="{name}">{name}</a>: {FILES[name]}</li>' for name in files)
     pictures = "".join(f'<li><a href="plots/{escape(name)}">{escape(name)}</a></li>' for name in plots)
     parts.append(f"<ul>{items}</ul>")
     if pictures:

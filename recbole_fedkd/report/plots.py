@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from recbole_fedkd.report.records import Group, Run
-from recbole_fedkd.report.statistics import costs_of, lower_is_better, pareto_front, summary
+from recbole_fedkd.report.statistics import bytes_and_quality, front_rows, lower_is_better, summary
 from recbole_fedkd.report.tables import heading, metrics_of, protocols_of, usual_name
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow that is too faint on white. Their
@@ -214,19 +214,7 @@ def fronts(group: Group) -> list[Plot]:
 
 
 def _front(group: Group, metric: str) -> Plot | None:
-    costs = costs_of(group)
-    places: dict[str, tuple[float | None, float]] = {}
-    for row in group.rows:
-        scores = [run.test[metric] for run in group.runs[row] if metric in run.test]
-        if not scores:
-            continue
-        spent = [
-            each.best_bytes if each.best_bytes is not None else each.total_bytes
-            for each in costs[row]
-            if each.total_bytes is not None
-        ]
-        moved = summary([float(each) for each in spent if each is not None])
-        places[row] = (moved.mean if moved.count else None, summary(scores).mean)
+    places = bytes_and_quality(group, metric)
     positive = [moved for moved, _ in places.values() if moved]
     if not positive:
         return None
@@ -244,9 +232,7 @@ def _front(group: Group, metric: str) -> Plot | None:
         axes.plot(
             [x], [quality], marker=style["marker"], color=style["color"], markersize=8, linestyle="none", zorder=5
         )
-    sending = [row for row, (moved_bytes, _) in places.items() if moved_bytes is not None]
-    bigger = not lower_is_better(metric)
-    front = [sending[index] for index in pareto_front([drawn[row] for row in sending], bigger)]
+    front = front_rows(places, bigger=not lower_is_better(metric))
     # A row of the front stays the best for its bytes until the next one.
     axes.step(
         [*(drawn[row][0] for row in front), high],

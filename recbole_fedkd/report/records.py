@@ -57,7 +57,9 @@ class Run:
         protocols: how each test metric came about, one sentence each.
         total_bytes: over the whole run, what is sent outside the rounds included.
         training_seconds: over the whole run.
-        users: ``user`` ids ``[n]`` and one float array ``[n]`` per metric, nan where a user is not judged by it.
+        users: ``user`` ids ``[n]``, one float array ``[n]`` per metric, nan where a user is not judged by it, and in a
+            federation each user's ``client`` ``[n]``, which older records lack.
+        student_pool: the students of several sizes that were dealt out to the clients in turn; empty without.
     """
 
     cell: str
@@ -77,6 +79,7 @@ class Run:
     total_bytes: int
     training_seconds: float
     users: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    student_pool: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def best_valid(self) -> float | None:
@@ -124,6 +127,21 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """The rows by which bytes and quality are measured; None where the experiment names none.
+
+    Attributes:
+        floor: row whose quality is 0 %.
+        ceiling: row whose quality is 100 %.
+        bytes_row: row whose bytes are 100 %.
+    """
+
+    floor: str | None = None
+    ceiling: str | None = None
+    bytes_row: str | None = None
+
+
+@dataclass(frozen=True)
 class Group:
     """The runs that share a set of tables.
 
@@ -161,6 +179,7 @@ class Experiment:
         failures: runs that ended in an error.
         published: None if the experiment names no published numbers.
         notes: sentences on what was left out or is missing.
+        scale: None if the experiment names none.
     """
 
     name: str
@@ -169,6 +188,7 @@ class Experiment:
     failures: tuple[Failure, ...]
     published: Published | None
     notes: tuple[str, ...]
+    scale: Scale | None = None
 
     @property
     def runs(self) -> list[Run]:
@@ -210,6 +230,7 @@ def read_experiment(folder: Path) -> Experiment:
     content = content if isinstance(content, Mapping) else {}
     reference = plan.get("reference")
     groups = _grouped(runs, cells, reference, notes)
+    scale = _scale(content.get("scale"), groups, notes)
     return Experiment(
         name=str(plan.get("name") or folder.resolve().name),
         groups=groups,
@@ -217,6 +238,7 @@ def read_experiment(folder: Path) -> Experiment:
         failures=tuple(failures),
         published=_published(content, {run.row for run in runs}, notes),
         notes=tuple(notes),
+        scale=scale,
     )
 
 
@@ -294,6 +316,7 @@ def _run(file: Path, users: Mapping[str, NDArray[Any]]) -> Run:
         total_bytes=int(communication.get("total_bytes") or sum(each.bytes_moved for each in ordered)),
         training_seconds=float(timing.get("training_seconds") or sum(each.seconds for each in ordered)),
         users=users,
+        student_pool=() if partition is None else tuple(dict(each) for each in config.get("student_pool") or ()),
     )
 
 
@@ -339,6 +362,8 @@ def _read_users(file: Path, notes: list[str]) -> dict[str, NDArray[Any]]:
             raise ValueError("its arrays differ in length")
         if len(np.unique(users["user"])) != len(users["user"]):
             raise ValueError("a user occurs twice")
+        if "client" in users and users["client"].dtype.kind not in "iu":
+            raise ValueError("its clients are no whole numbers")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         notes.append(f"users/{file.name} is left out: {_line(error)}.")
         return {}
@@ -429,6 +454,19 @@ def _grouped(runs: list[Run], cells: list[Mapping[str, Any]], reference: Any, no
             notes.append(f"{group.title}: the reference row '{reference}' has no run, '{chosen}' takes its place.")
         groups.append(group)
     return tuple(groups)
+
+
+def _scale(scale: Any, groups: tuple[Group, ...], notes: list[str]) -> Scale | None:
+    if not isinstance(scale, Mapping):
+        return None
+    found: dict[str, str | None] = {}
+    for part in ("floor", "ceiling", "bytes"):
+        row = scale.get(part)
+        found[part] = None if row is None else str(row)
+        missing = [group.title for group in groups if row is not None and str(row) not in group.rows]
+        if missing:
+            notes.append(f"The scale's {part} is the row '{row}', which has no run in: {'; '.join(missing)}.")
+    return Scale(found["floor"], found["ceiling"], found["bytes"])
 
 
 def _published(content: Mapping[str, Any], rows: set[str], notes: list[str]) -> Published | None:

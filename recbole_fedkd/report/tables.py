@@ -10,8 +10,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recbole_fedkd.report.records import Experiment, Group, Published, as_text
-from recbole_fedkd.report.statistics import Comparison, Cost, Summary, costs_of, lower_is_better, summary
+from recbole_fedkd.report.records import Experiment, Group, Published, Scale, as_text
+from recbole_fedkd.report.statistics import (
+    ClientQuality,
+    Comparison,
+    Cost,
+    Size,
+    Summary,
+    bytes_and_quality,
+    client_quality,
+    costs_of,
+    front_rows,
+    lower_is_better,
+    share_closed,
+    share_of_bytes,
+    sizes_of,
+    summary,
+)
 
 NONE = "–"  # noqa: RUF001 (a dash that no reader takes for a minus)
 
@@ -86,11 +101,18 @@ def best_rows(group: Group) -> dict[str, set[str]]:
     summaries = quality(group)
     best = {}
     for metric in metrics_of(group):
-        means = {row: round(summaries[row, metric].mean, 4) for row in group.rows if (row, metric) in summaries}
-        wanted = (min if lower_is_better(metric) else max)(means.values())
-        comparable = len(means) > 1 and len(protocols_of(group, metric)) <= 1
-        best[metric] = {row for row, mean in means.items() if mean == wanted} if comparable else set()
+        means = {row: summaries[row, metric].mean for row in group.rows if (row, metric) in summaries}
+        best[metric] = _best(group, metric, means)
     return best
+
+
+def _best(group: Group, metric: str, means: Mapping[str, float]) -> set[str]:
+    """The rows with the best of some means, as printed; none where a single row has one or the protocols differ."""
+    if len(means) < 2 or len(protocols_of(group, metric)) > 1:
+        return set()
+    printed = {row: round(mean, 4) for row, mean in means.items()}
+    wanted = (min if lower_is_better(metric) else max)(printed.values())
+    return {row for row, mean in printed.items() if mean == wanted}
 
 
 def protocols_of(group: Group, metric: str) -> dict[str, list[str]]:
@@ -183,6 +205,202 @@ def published_table(group: Group, published: Published) -> Table | None:
                 cells.append(Cell(NONE if found is None else _mean_and_deviation(found, ".4f")))
         lines.append(tuple(cells))
     return Table(tuple(header), tuple(lines))
+
+
+@dataclass(frozen=True)
+class ClientTable:
+    """What a group's clients have, of all sizes or of one.
+
+    Attributes:
+        title: a heading.
+        table: the table.
+        sentence: what its numbers are.
+    """
+
+    title: str
+    table: Table
+    sentence: str
+
+
+def client_tables(group: Group) -> list[ClientTable]:
+    """The clients' own averages: one table of all clients, and one for each size of students; empty without clients."""
+    everyone = client_quality(group, metrics_of(group))
+    if not everyone:
+        return []
+    shown = {each.row for each in everyone}
+    borrowed = [row for row in shown if not any("client" in run.users for run in group.runs[row])]
+    sentence = (
+        "A client's metric is the mean over its users that are judged by it. Shown are the mean over the clients and the "
+        f"worst client, each ± the sample standard deviation over seeds, and against {group.reference}, with the same "
+        "seed and users, the mean difference and in brackets how many clients are better off, over all seeds. Best in bold."
+    )
+    told = [sentence]
+    if borrowed:
+        names = ", ".join(row for row in group.rows if row in borrowed)
+        told.append(f"Users of {names}, which recorded no clients, count to those that they have in other rows.")
+    missing = [row for row in group.rows if row not in shown]
+    if missing:
+        told.append(f"Without clients or metrics of single users, and left out: {', '.join(missing)}.")
+    tables = [ClientTable("All clients", _client_table(group, group.rows, everyone), " ".join(told))]
+    for size in sizes_of(group):
+        found = client_quality(group, metrics_of(group), size)
+        if not found:
+            continue
+        others = [row for row in size.rows if any(run.student_pool != size.pool for run in group.runs[row])]
+        told = [f"Clients {_numbers(group, size)}, which have this student."]
+        if others:
+            told.append(f"In {', '.join(others)} the clients of the same numbers have the row's own model.")
+        title = f"Students {_size_name(size)}"
+        tables.append(ClientTable(title, _client_table(group, size.rows, found), " ".join(told)))
+    return tables
+
+
+def _size_name(size: Size) -> str:
+    """Which size of how many, and in which keys it differs from the row's own."""
+    own = ", ".join(f"{key}: {as_text(value)}" for key, value in size.pool[size.place].items())
+    return f"{size.place + 1} of {len(size.pool)} ({own or 'the keys of the row'})"
+
+
+def _numbers(group: Group, size: Size) -> str:
+    """The first numbers of the clients of a size."""
+    count = max(
+        len(run.partition["clients"]) for run in group.all_runs if run.partition and run.student_pool == size.pool
+    )
+    numbers = list(map(str, range(size.place, count, len(size.pool))))
+    return ", ".join([*numbers[:8], *(["..."] if len(numbers) > 8 else [])])
+
+
+def _client_table(group: Group, rows: Iterable[str], found: Sequence[ClientQuality]) -> Table:
+    by_place = {(each.row, each.metric): each for each in found}
+    metrics = list(dict.fromkeys(each.metric for each in found))
+    metrics.sort(key=metrics_of(group).index)
+    best = {}
+    for metric in metrics:
+        of_metric = [each for each in found if each.metric == metric]
+        best[metric, "mean"] = _best(group, metric, {each.row: each.mean.mean for each in of_metric})
+        best[metric, "worst"] = _best(group, metric, {each.row: each.worst.mean for each in of_metric})
+    header = ["row"]
+    for metric in metrics:
+        name = usual_name(metric)
+        header += [heading(metric), f"{name}, worst client", f"{name}, against {group.reference}"]
+    lines = []
+    for row in rows:
+        if not any(each.row == row for each in found):
+            continue
+        cells = [Cell(row)]
+        for metric in metrics:
+            own = by_place.get((row, metric))
+            if own is None:
+                cells += [Cell(NONE)] * 3
+                continue
+            against = f"{signed(own.difference)} ({own.better} of {own.compared})" if own.compared else NONE
+            cells += [
+                Cell(_mean_and_deviation(own.mean, ".4f"), row in best[metric, "mean"]),
+                Cell(_mean_and_deviation(own.worst, ".4f"), row in best[metric, "worst"]),
+                Cell(against),
+            ]
+        lines.append(tuple(cells))
+    return Table(tuple(header), tuple(lines))
+
+
+def size_sentences(group: Group) -> list[str]:
+    """Whether the students of every size gain over the reference's clients of the same numbers, per row of several sizes."""
+    gains: dict[tuple[str, str], dict[int, bool]] = {}
+    for size in sizes_of(group):
+        for each in client_quality(group, metrics_of(group), size):
+            pooled = all(run.student_pool == size.pool for run in group.runs[each.row])
+            if pooled and each.compared:
+                better = each.difference < 0 if lower_is_better(each.metric) else each.difference > 0
+                gains.setdefault((each.row, each.metric), {})[size.place + 1] = better
+    sentences = []
+    for row in dict.fromkeys(row for row, _ in gains):
+        told: dict[str, list[str]] = {}
+        for metric in (metric for name, metric in gains if name == row):
+            sizes = [str(number) for number, better in gains[row, metric].items() if better]
+            if len(sizes) == len(gains[row, metric]):
+                where = "students of every size gain"
+            else:
+                where = f"only students of size {', '.join(sizes)} gain" if sizes else "students of no size gain"
+            told.setdefault(where, []).append(usual_name(metric))
+        parts = "; ".join(f"in {', '.join(names)} {where}" for where, names in told.items())
+        sentences.append(f"{row} against {group.reference}, means over clients and seeds: {parts}.")
+    return sentences
+
+
+def scale_metrics(group: Group) -> list[str]:
+    """The metrics that are set against bytes: accuracy, MAE, what chose the models, and the usual ranking metric."""
+    available = metrics_of(group)
+    ranking = [metric for metric in available if metric.startswith(("labelledndcg@", "ndcg@"))]
+    wanted = {"accuracy", "mae", *(run.valid_metric for run in group.all_runs), *ranking[:1]}
+    return [metric for metric in available if metric in wanted]
+
+
+def scale_fronts(group: Group) -> dict[str, set[str]]:
+    """Rows on the front of bytes and quality per metric; none where the protocols differ."""
+    fronts = {}
+    for metric in scale_metrics(group):
+        comparable = len(protocols_of(group, metric)) <= 1
+        front = front_rows(bytes_and_quality(group, metric), bigger=not lower_is_better(metric))
+        fronts[metric] = set(front) if comparable else set()
+    return fronts
+
+
+def scale_table(group: Group, scale: Scale) -> Table:
+    """Quality, the share of the way from floor to ceiling that it closes, bytes, and their share of the unit's."""
+    metrics, fronts = scale_metrics(group), scale_fronts(group)
+    summaries, costs = quality(group), costs_of(group)
+    closes, shares = scale.floor and scale.ceiling, scale.bytes_row is not None
+    header = ["row"]
+    for metric in metrics:
+        header += [heading(metric), *([f"{usual_name(metric)}, closed"] if closes else [])]
+    header += ["bytes until the best round", *([f"share of the bytes of {scale.bytes_row}"] if shares else [])]
+    lines = []
+    for row in group.rows:
+        cells = [Cell(row)]
+        for metric in metrics:
+            found = summaries.get((row, metric))
+            cells.append(Cell(NONE if found is None else f"{found.mean:.4f}", row in fronts[metric]))
+            if closes:
+                cells.append(_share(share_closed(group, row, metric, scale.floor, scale.ceiling), group.runs[row]))
+        moved = summary([float(each.judged_bytes) for each in costs[row] if each.judged_bytes is not None])
+        cells.append(Cell(f"{moved.mean:,.0f}" if moved.count else NONE))
+        if shares:
+            cells.append(_share(share_of_bytes(group, row, scale.bytes_row), group.runs[row]))
+        lines.append(tuple(cells))
+    return Table(tuple(header), tuple(lines))
+
+
+def _share(found: Summary, runs: Sequence[Any]) -> Cell:
+    if not found.count:
+        return Cell(NONE)
+    return Cell(percent(found.mean) + (f" (n = {found.count})" if found.count != len(runs) else ""))
+
+
+def percent(share: float) -> str:
+    """A share in per cent: one decimal, or two significant digits of less than 1 %."""
+    # No share is -0.
+    value = 100 * share + 0.0
+    if 0 < abs(value) < 1:
+        digits = 1 - math.floor(math.log10(abs(value)))
+        return f"{value:.{digits}f} %"
+    return f"{value:.1f} %"
+
+
+def scale_sentence(scale: Scale) -> str:
+    """How the numbers of the table of bytes and quality are computed."""
+    told = ["Means over seeds; in bold the front: no other row is at least as good in this metric for fewer bytes."]
+    if scale.floor and scale.ceiling:
+        told.append(
+            f"Closed is (row - {scale.floor}) / ({scale.ceiling} - {scale.floor}), the share of the distance from "
+            f"{scale.floor} to {scale.ceiling}, computed within each seed and then averaged; it is below 0 for a row worse "
+            f"than {scale.floor} and above 100 % for one better than {scale.ceiling}."
+        )
+    if scale.bytes_row:
+        told.append(
+            f"Bytes are up and down over all clients, and their share of those of {scale.bytes_row} is computed "
+            "within each seed and then averaged too."
+        )
+    return " ".join(told)
 
 
 @dataclass(frozen=True)
@@ -410,6 +628,30 @@ def cost_markdown(experiment: Experiment) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def clients_markdown(experiment: Experiment) -> str | None:
+    """The clients' own averages of all groups, to paste into a README; None if no group has clients."""
+    parts = []
+    for group in experiment.groups:
+        tables = client_tables(group)
+        parts += [f"### {escaped(group.title)}"] if tables else []
+        for each in tables:
+            parts += [f"#### {escaped(each.title)}", markdown(each.table), escaped(each.sentence)]
+        sentences = size_sentences(group)
+        parts.append("\n".join(f"- {escaped(sentence)}" for sentence in sentences))
+    return "\n\n".join(part for part in parts if part) + "\n" if any(parts) else None
+
+
+def scale_markdown(experiment: Experiment) -> str | None:
+    """The tables of bytes and quality of all groups; None if the experiment names no scale."""
+    if experiment.scale is None or not experiment.groups:
+        return None
+    parts = []
+    for group in experiment.groups:
+        parts += [f"### {escaped(group.title)}", markdown(scale_table(group, experiment.scale))]
+        parts.append(escaped(scale_sentence(experiment.scale)))
+    return "\n\n".join(parts) + "\n"
+
+
 def _csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -488,4 +730,60 @@ def significance_csv(experiment: Experiment, comparisons: Sequence[Sequence[Comp
         for each in of_group
     ]
     header = ["row", "reference", "metric", "pairs", "test", "n", "difference", "p", "p_corrected"]
+    return _csv([*columns, *header], lines)
+
+
+def clients_csv(experiment: Experiment) -> str | None:
+    """One line per group, size of student (none: all clients), row and metric; None if no group has clients."""
+    columns = _group_columns(experiment)
+    lines = []
+    for group in experiment.groups:
+        for size in (None, *sizes_of(group)):
+            which = ["", ""] if size is None else [str(size.place + 1), as_text(size.pool[size.place])]
+            lines += [
+                [
+                    *_group_cells(group, columns),
+                    *which,
+                    each.row,
+                    each.metric,
+                    "lower" if lower_is_better(each.metric) else "higher",
+                    _number(each.mean.mean),
+                    _number(each.mean.deviation),
+                    _number(each.worst.mean),
+                    _number(each.worst.deviation),
+                    each.mean.count,
+                    each.clients,
+                    group.reference,
+                    _number(each.difference),
+                    each.better,
+                    each.compared,
+                ]
+                for each in client_quality(group, metrics_of(group), size)
+            ]
+    header = ["size", "student", "row", "metric", "better", "mean", "deviation", "worst", "worst_deviation", "seeds"]
+    header += ["clients", "reference", "difference", "better_off", "compared"]
+    return _csv([*columns, *header], lines) if lines else None
+
+
+def scale_csv(experiment: Experiment) -> str | None:
+    """One line per group, row and metric, in full precision; None if the experiment names no scale."""
+    scale = experiment.scale
+    if scale is None or not experiment.groups:
+        return None
+    columns = _group_columns(experiment)
+    lines = []
+    for group in experiment.groups:
+        costs, fronts = costs_of(group), scale_fronts(group)
+        for (row, metric), found in quality(group).items():
+            if metric not in fronts:
+                continue
+            closed = share_closed(group, row, metric, scale.floor, scale.ceiling)
+            moved = summary([float(each.judged_bytes) for each in costs[row] if each.judged_bytes is not None])
+            of_unit = share_of_bytes(group, row, scale.bytes_row)
+            numbers = [_number(found.mean), found.count, _number(closed.mean), closed.count]
+            numbers += [_number(moved.mean), _number(of_unit.mean), of_unit.count, int(row in fronts[metric])]
+            better = "lower" if lower_is_better(metric) else "higher"
+            lines.append([*_group_cells(group, columns), row, metric, better, *numbers])
+    header = ["row", "metric", "better", "mean", "seeds", "closed", "closed_seeds"]
+    header += ["bytes", "share_of_bytes", "share_of_bytes_seeds", "front"]
     return _csv([*columns, *header], lines)
