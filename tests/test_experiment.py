@@ -109,6 +109,13 @@ def test_published_numbers_are_about_keys_of_the_grid():
         expand({"grid": GRID, "rows": {"a": {}}, "published_for": "rating"})
 
 
+def test_a_scale_may_name_any_of_its_rows_and_changes_no_cell():
+    content = {"grid": GRID, "rows": {"local": {"preset": "local"}, "AFD": {"preset": "afd"}}}
+    plain = expand(content)
+    for scale in (None, {}, {"floor": "local"}, {"floor": "local", "ceiling": "AFD", "bytes": "AFD"}):
+        assert expand({**content, "scale": scale}).cells == plain.cells
+
+
 def test_only_confines_a_row():
     rows = {"AFD": {}, "WideDeep": {"model": "WideDeep", "only": {"label_mode": ["threshold"], "seed": [2021]}}}
     experiment = expand({"grid": GRID, "rows": rows})
@@ -187,6 +194,10 @@ def test_a_cell_has_the_same_name_until_a_key_changes_what_it_computes():
         ({"grid": GRID, "rows": {"A": {"only": {"label_mode": "rating"}}}}, "only.label_mode is 'rating'; it must be a list"),
         ({"grid": GRID, "rows": {"A": {"only": {"label_mode": ["stars"]}}}}, 'only.label_mode holds "stars", which the grid'),
         ({"grid": GRID, "rows": {"A": {}}, "reference": "a"}, "reference 'a' is no row; did you mean 'A'"),
+        ({"grid": GRID, "rows": {"AFD": {}}, "scale": "AFD"}, "scale is 'AFD'; it must map floor, ceiling, bytes to rows"),
+        ({"grid": GRID, "rows": {"AFD": {}}, "scale": {"flor": "AFD"}}, "scale names 'flor'; allowed are floor"),
+        ({"grid": GRID, "rows": {"AFD": {}}, "scale": {"flor": "AFD"}}, "did you mean 'floor'"),
+        ({"grid": GRID, "rows": {"AFD": {}}, "scale": {"bytes": "AF"}}, "scale.bytes 'AF' is no row; did you mean 'AFD'"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_told_in_one_sentence(content, says):
@@ -325,7 +336,8 @@ def test_a_run_leaves_its_whole_record(never_killed):
         assert len(users["user"]) > 0
         for name in users.files:
             assert len(users[name]) == len(users["user"])
-            assert name == "user" or users[name].dtype == np.float32
+            assert users[name].dtype == (np.int64 if name in ("user", "client") else np.float32)
+        assert set(users["client"].tolist()) == set(range(len(run["partition"]["clients"])))
     assert list((out / "work").iterdir()) == []
     assert list((out / "failures").iterdir()) == []
     assert log_file(out, cell).is_file()
@@ -333,6 +345,28 @@ def test_a_run_leaves_its_whole_record(never_killed):
     assert [each["cell"] for each in described["cells"]] == [each.id for each in experiment.cells]
     assert described["experiment"]["rows"] == ROWS
     assert f"{cell.title}: starts\n{cell.title}: done in " in said
+
+
+@pytest.mark.parametrize("keys", [{"strategy": "afd"}, {"model": "BPR", "strategy": "fedavg"}])
+def test_every_judged_user_of_a_federation_stands_beside_its_own_client(prepared, keys):
+    _, trainer, loaders, evaluations = prepared(**keys, partition="attribute:group", user_metrics=True)
+    trainer.evaluate(evaluations[1], load_best_model=False)
+    tokens = loaders[0]._dataset.field2id_token["user_id"]
+    found = trainer.user_metrics
+    # The small dataset's users u0, u2, ... are of group a, the others of group b.
+    groups = {
+        int(str(tokens[user])[1:]) % 2: client for user, client in zip(found["user"], found["client"], strict=True)
+    }
+    assert sorted(groups.values()) == [0, 1]
+    for user, client in zip(found["user"], found["client"], strict=True):
+        assert client == groups[int(str(tokens[user])[1:]) % 2]
+
+
+def test_a_central_run_has_no_clients(prepared):
+    _, trainer, _, evaluations = prepared("AttnStudent", user_metrics=True)
+    trainer.evaluate(evaluations[1], load_best_model=False)
+    assert trainer.user_metrics["user"]
+    assert "client" not in trainer.user_metrics
 
 
 def test_a_finished_run_is_never_repeated(never_killed):

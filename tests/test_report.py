@@ -11,14 +11,20 @@ from scipy import stats
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.report import write_report
 from recbole_fedkd.report.plots import mean_curve
-from recbole_fedkd.report.records import Published, read_experiment
+from recbole_fedkd.report.records import Published, Scale, read_experiment
 from recbole_fedkd.report.statistics import (
+    client_means,
+    client_quality,
     compare,
     cost,
     effort_to_reach,
+    front_rows,
     holm,
     paired_t,
     pareto_front,
+    share_closed,
+    share_of_bytes,
+    sizes_of,
     summary,
     user_differences,
     wilcoxon,
@@ -26,14 +32,21 @@ from recbole_fedkd.report.statistics import (
 from recbole_fedkd.report.tables import (
     NONE,
     best_rows,
+    client_tables,
+    clients_csv,
     cost_tables,
     markdown,
     metrics_of,
+    percent,
     protocol_sentences,
     published_table,
     quality_markdown,
     quality_table,
+    scale_csv,
+    scale_sentence,
+    scale_table,
     significance_sentences,
+    size_sentences,
 )
 
 GROUP = {"dataset": "ml-100k", "partition": "random"}
@@ -71,7 +84,7 @@ class Records:
             "group": group,
             "seed": seed,
             "keys": {"strategy": strategy},
-            "config": {"strategy": strategy},
+            "config": {"strategy": strategy, "student_pool": more.pop("student_pool", None)},
             "environment": {"python": "3.11", "torch": "2"},
             "partition": None if strategy == "central" else more.pop("partition", PARTITION),
         }
@@ -366,6 +379,287 @@ def test_differences_per_user_are_means_over_the_seeds_that_judged_him(records):
     assert over_users["Wilcoxon"].p == pytest.approx(stats.wilcoxon([0.25, -0.25, 0.25]).pvalue)
     assert over_users["paired t"].p == pytest.approx(stats.ttest_1samp([0.25, -0.25, 0.25], 0).pvalue)
     assert over_users["paired t"].difference == pytest.approx(1 / 12)
+
+
+NAN = math.nan
+# Of users 0, 1, ... in the tests of clients.
+CLIENTS = [0, 0, 1, 1, 2]
+
+
+def of_clients(values, clients=CLIENTS, seed=0, metric="mae"):
+    """Per-user records with the users' clients; users in an order of the seed's own."""
+    order = np.random.default_rng(seed).permutation(len(values))
+    return {
+        "user": np.arange(len(values))[order],
+        "client": np.array(clients)[order],
+        metric: np.array(values, dtype=np.float32)[order],
+    }
+
+
+def test_a_client_is_the_mean_of_its_judged_users():
+    numbers, means = client_means(np.array([4, 1, 4, -1, 1, 2]), np.array([1.0, 5.0, 2.0, 9.0, NAN, NAN]))
+    assert (numbers.tolist(), means.tolist()) == ([1, 4], [5.0, 1.5])
+    numbers, means = client_means(np.array([-1]), np.array([1.0]))
+    assert len(numbers) == len(means) == 0
+
+
+def clients_by_hand(records):
+    """Two rows and two seeds; no client of local is judged by all its users."""
+    # Clients of local: 2, 2 (one of two users judged), 4; of afd: 1, 6, 4, where user 3 is judged in afd alone.
+    records.run("local", 1, {"mae": 3.0}, users=of_clients([1, 3, 2, NAN, 4]))
+    records.run("afd", 1, {"mae": 3.0}, users=of_clients([1, 1, 3, 9, 4], seed=5))
+    records.run("local", 2, {"mae": 2.0}, users=of_clients([2, 2, 2, 2, 2], seed=3))
+    records.run("afd", 2, {"mae": 1.0}, users=of_clients([1, 1, 1, 1, 1], seed=4))
+
+
+def test_clients_own_averages_by_hand(records):
+    clients_by_hand(records)
+    (group,) = records.read().groups
+    local, afd = client_quality(group, ["mae", "auc"])
+    assert (local.row, local.mean.mean, local.worst.mean) == ("local", pytest.approx((8 / 3 + 2) / 2), 3.0)
+    assert (local.better, local.compared, local.clients) == (0, 0, 6) and math.isnan(local.difference)
+    assert (afd.mean.mean, afd.worst.mean) == (pytest.approx((11 / 3 + 1) / 2), 3.5)
+    assert afd.worst.deviation == pytest.approx(5 / math.sqrt(2))
+    # Seed 1: -1, +1 over the user whom both judged, 0, which is no gain; seed 2: -1 each.
+    assert (afd.difference, afd.better, afd.compared) == (-0.5, 4, 6)
+    (found,) = client_tables(group)
+    assert found.table.header == ("row", "MAE ↓", "MAE, worst client", "MAE, against local")
+    assert cells(found.table) == [
+        ["local", "[2.3333 ± 0.4714]", "[3.0000 ± 1.4142]", NONE],
+        ["afd", "[2.3333 ± 1.8856]", "3.5000 ± 3.5355", "-0.5000 (4 of 6)"],
+    ]
+
+
+def test_a_metric_that_grows_has_its_worst_client_below(records):
+    for row, values in (("local", [0.2, 0.4, 0.5, 0.5, 0.9]), ("afd", [0.3, 0.4, 0.5, 0.4, 0.9])):
+        records.run(row, 1, {"accuracy": 0.5}, users=of_clients(values, metric="accuracy"))
+    (group,) = records.read().groups
+    local, afd = client_quality(group, ["accuracy"])
+    assert (local.worst.mean, afd.worst.mean) == (pytest.approx(0.3), pytest.approx(0.35))
+    assert (afd.better, afd.compared) == (1, 3)
+
+
+def test_rows_of_different_protocols_are_not_compared_client_by_client(records):
+    records.run("local", 1, {"mae": 1.0}, users=of_clients([1] * 5), protocols={"mae": "in stars"})
+    records.run("afd", 1, {"mae": 0.5}, users=of_clients([0.5] * 5), protocols={"mae": "normalised"})
+    (group,) = records.read().groups
+    assert [each.compared for each in client_quality(group, ["mae"])] == [0, 0]
+    assert cells(client_tables(group)[0].table)[1] == ["afd", "0.5000", "0.5000", NONE]
+
+
+def test_runs_without_clients_take_those_of_the_same_seed_and_partition(records):
+    other = {**PARTITION, "clients": PARTITION["clients"][:2]}
+    records.run("central", 1, {"mae": 1.0}, users=users_of([1, 1, 1, 1, 0]), strategy="central")
+    records.run("central", 2, {"mae": 1.0}, users=users_of([1, 1, 1, 1, 0]), strategy="central")
+    records.run("old", 1, {"mae": 1.0}, users=users_of([0, 0, 0, 0, 3]))
+    records.run("old, elsewhere", 1, {"mae": 1.0}, users=users_of([0, 0, 0, 0, 3]), partition=other)
+    records.run("unjudged", 1, {"mae": 1.0})
+    records.run("afd", 1, {"mae": 1.0}, users=of_clients([2, 2, 2, 2, 2]))
+    (group,) = records.read().groups
+    found = {each.row: each for each in client_quality(group, ["mae"])}
+    assert list(found) == ["central", "old", "afd"]
+    # Seed 2 has no run with clients.
+    assert (found["central"].mean.mean, found["central"].mean.count) == (pytest.approx(2 / 3), 1)
+    assert (found["old"].worst.mean, found["old"].better, found["old"].compared) == (3.0, 2, 3)
+    (table,) = client_tables(group)
+    assert "Users of central, old, which recorded no clients, count to those that they have" in table.sentence
+    assert "left out: old, elsewhere, unjudged." in table.sentence
+
+
+def test_without_any_clients_nothing_is_said_of_them(records):
+    records.run("local", 1, {"mae": 0.5}, users=users_of([0.5, 0.5]))
+    experiment = records.read()
+    assert client_tables(experiment.groups[0]) == []
+    assert clients_csv(experiment) is None
+    assert "Clients" not in Page(write_report(records.folder).read_text()).texts
+
+
+def test_clients_that_are_no_numbers_are_noted(records):
+    cell = records.run("afd", 1, {"mae": 0.5}, users={**of_clients([1.0] * 5), "client": np.full(5, 0.5)})
+    experiment = records.read()
+    assert f"users/{cell}.npz is left out: its clients are no whole numbers." in experiment.notes
+
+
+POOL = [{"embedding_size": 8}, {}]
+
+
+def students(records, reference=POOL):
+    """Clients 0 and 2 have the small student, client 1 the row's own."""
+    records.run("local", 1, {"mae": 1.0}, users=of_clients([2, 2, 2, 2, 2]), student_pool=reference)
+    records.run("afd", 1, {"mae": 1.0}, users=of_clients([1, 1, 3, 3, 1.5]), student_pool=POOL)
+    records.run("fedavg", 1, {"mae": 1.0}, users=of_clients([1, 1, 1, 1, 3]))
+    records.run("other pool", 1, {"mae": 1.0}, users=of_clients([0] * 5), student_pool=[{}, {}, POOL[0]])
+    other = {**PARTITION, "clients": PARTITION["clients"][:2]}
+    records.run("other clients", 1, {"mae": 1.0}, users=of_clients([0] * 5), partition=other)
+    records.run("central", 1, {"mae": 1.0}, users=users_of([4, 4, 1, 1, 4]), strategy="central")
+    return records.read()
+
+
+@pytest.mark.parametrize("reference", [POOL, None])
+def test_every_size_of_student_beside_the_references_clients_of_the_same_numbers(records, reference):
+    (group,) = students(records, reference).groups
+    small, own = [size for size in sizes_of(group) if list(size.pool) == POOL]
+    assert small.rows == own.rows == ("local", "afd", "fedavg", "central")
+    assert [
+        (each.row, each.mean.mean, each.worst.mean, each.better, each.compared)
+        for each in client_quality(group, ["mae"], small)
+    ] == [("local", 2, 2, 0, 0), ("afd", 1.25, 1.5, 2, 2), ("fedavg", 2, 3, 1, 2), ("central", 4, 4, 0, 2)]
+    assert [(each.row, each.mean.mean, each.difference) for each in client_quality(group, ["mae"], own)][1:] == [
+        ("afd", 3, 1),
+        ("fedavg", 1, -1),
+        ("central", 1, -1),
+    ]
+    tables = client_tables(group)
+    assert [each.title for each in tables[:3]] == [
+        "All clients",
+        "Students 1 of 2 (embedding_size: 8)",
+        "Students 2 of 2 (the keys of the row)",
+    ]
+    beside = "fedavg, central" if reference else "local, fedavg, central"
+    assert tables[1].sentence == (
+        f"Clients 0, 2, which have this student. In {beside} the clients of the same numbers have the row's own model."
+    )
+
+
+def test_whether_every_size_gains_is_said(records):
+    (group,) = students(records).groups
+    sentences = size_sentences(group)
+    assert sentences[0] == "afd against local, means over clients and seeds: in MAE only students of size 1 gain."
+    # A row without sizes gains with no student of a size, so nothing is said of it.
+    assert [sentence.split(" against")[0] for sentence in sentences] == ["afd", "other pool"]
+    assert "in MAE students of every size gain" in sentences[1]
+
+
+def test_the_csv_of_clients_has_a_line_per_size_row_and_metric(records):
+    experiment = students(records)
+    lines = list(csv.DictReader(clients_csv(experiment).splitlines()))
+    small = next(line for line in lines if (line["size"], line["row"]) == ("1", "afd"))
+    assert (small["student"], small["better"], small["reference"]) == ('{"embedding_size": 8}', "lower", "local")
+    assert (float(small["mean"]), float(small["worst"]), float(small["difference"])) == (1.25, 1.5, -0.75)
+    assert (small["clients"], small["better_off"], small["compared"], small["seeds"]) == ("2", "2", "2", "1")
+    assert [line["row"] for line in lines if not line["size"]][:2] == ["local", "afd"]
+
+
+def scaled(folder, **scale):
+    """Two seeds; bytes until the best round are moved times two."""
+    records = Records(folder, experiment={"scale": scale}, reference="local")
+    for seed, low, high in ((1, 0.9, 0.5), (2, 0.8, 0.6)):
+        records.run("local", seed, {"mae": low, "auc": 0.5}, moved=0)
+        records.run("central", seed, {"mae": high, "auc": 0.5}, moved=0, strategy="central")
+    for seed, mae, moved in ((1, 0.8, 10), (2, 0.6, 30)):
+        records.run("afd", seed, {"mae": mae, "auc": 0.5}, moved=moved)
+    for seed, mae in ((1, 0.4), (2, 0.9)):
+        records.run("fedavg", seed, {"mae": mae, "auc": 0.5}, moved=100)
+    records.run("wasteful", 2, {"mae": 0.9, "auc": 0.5}, moved=400)
+    return records
+
+
+SCALE = {"floor": "local", "ceiling": "central", "bytes": "fedavg"}
+
+
+def test_shares_of_distance_and_bytes_are_paired_by_seed_and_then_averaged(tmp_path):
+    experiment = scaled(tmp_path / "grid", **SCALE).read()
+    (group,) = experiment.groups
+    assert experiment.scale == Scale("local", "central", "fedavg")
+    # (0.9 - 0.8) / 0.4 = 25 % and (0.8 - 0.6) / 0.2 = 100 %; of the means it would be 0.15 / 0.3 = 50 %.
+    assert share_closed(group, "afd", "mae", "local", "central").mean == pytest.approx(0.625)
+    # 125 % and -50 %.
+    assert share_closed(group, "fedavg", "mae", "local", "central").mean == pytest.approx(0.375)
+    assert share_closed(group, "afd", "auc", "local", "central").count == 0
+    assert share_closed(group, "afd", "mae", None, "central").count == 0
+    assert share_of_bytes(group, "afd", "fedavg").mean == pytest.approx(0.2)
+    assert share_of_bytes(group, "local", "fedavg").mean == 0
+    assert share_of_bytes(group, "central", "fedavg").count == 0
+    assert share_of_bytes(group, "afd", "local").count == 0
+    table = scale_table(group, experiment.scale)
+    assert table.header == ("row", "MAE ↓", "MAE, closed", "bytes until the best round", "share of the bytes of fedavg")
+    assert cells(table) == [
+        ["local", "[0.8500]", "0.0 %", "0", "0.0 %"],
+        ["central", "0.5500", "100.0 %", NONE, NONE],
+        ["afd", "[0.7000]", "62.5 %", "40", "20.0 %"],
+        ["fedavg", "[0.6500]", "37.5 %", "200", "100.0 %"],
+        ["wasteful", "0.9000", "-50.0 %", "800", "400.0 %"],
+    ]
+    told = scale_sentence(experiment.scale)
+    assert "Closed is (row - local) / (central - local)" in told and "within each seed" in told
+
+
+def test_shares_that_fewer_seeds_have_say_so(tmp_path):
+    records = scaled(tmp_path / "grid", **SCALE)
+    records.run("afd", 3, {"mae": 0.7}, moved=10)
+    experiment = records.read()
+    (afd,) = [row for row in cells(scale_table(experiment.groups[0], experiment.scale)) if row[0] == "afd"]
+    assert afd[2:] == ["62.5 % (n = 2)", "33", "20.0 % (n = 2)"]
+
+
+def test_a_distance_between_different_protocols_is_none(tmp_path):
+    records = Records(tmp_path / "grid")
+    for row, mae, protocol in (("local", 0.9, "in stars"), ("central", 0.2, "normalised"), ("afd", 0.8, "in stars")):
+        records.run(row, 1, {"mae": mae}, protocols={"mae": protocol})
+    (group,) = records.read().groups
+    assert share_closed(group, "afd", "mae", "local", "central").count == 0
+    assert not any(cell.strong for row in scale_table(group, Scale()).rows for cell in row)
+
+
+def test_a_scale_names_what_it_measures_by_and_nothing_else(tmp_path):
+    experiment = scaled(tmp_path / "grid", bytes="afd").read()
+    table = scale_table(experiment.groups[0], experiment.scale)
+    assert table.header == ("row", "MAE ↓", "bytes until the best round", "share of the bytes of afd")
+    assert "Closed" not in scale_sentence(experiment.scale)
+    assert scale_table(experiment.groups[0], Scale()).header == ("row", "MAE ↓", "bytes until the best round")
+
+
+def test_a_scale_whose_row_has_no_run_is_noted(tmp_path):
+    experiment = scaled(tmp_path / "grid", **{**SCALE, "ceiling": "gone"}).read()
+    assert any("The scale's ceiling is the row 'gone', which has no run in" in note for note in experiment.notes)
+    closed = [row[2] for row in cells(scale_table(experiment.groups[0], experiment.scale))]
+    assert closed == [NONE] * 5
+
+
+def test_the_csv_of_bytes_and_quality_by_hand(tmp_path):
+    lines = list(csv.DictReader(scale_csv(scaled(tmp_path / "grid", **SCALE).read()).splitlines()))
+    afd = next(line for line in lines if line["row"] == "afd")
+    assert (float(afd["closed"]), afd["closed_seeds"], float(afd["bytes"])) == (pytest.approx(0.625), "2", 40.0)
+    assert (float(afd["share_of_bytes"]), afd["front"], afd["metric"]) == (pytest.approx(0.2), "1", "mae")
+    central = next(line for line in lines if line["row"] == "central")
+    assert (central["bytes"], central["share_of_bytes"], central["front"]) == ("", "", "0")
+
+
+def test_rows_without_a_network_are_on_no_front_and_equal_rows_share_a_place():
+    places = {"central": (None, 0.1), "b": (5.0, 0.4), "a": (0.0, 0.5), "twin": (0.0, 0.5), "worse": (5.0, 0.5)}
+    assert front_rows(places, bigger=False) == ["a", "twin", "b"]
+    assert front_rows({"central": (None, 0.1)}, bigger=True) == []
+
+
+def test_small_shares_keep_two_digits():
+    assert [percent(share) for share in (0.5, 1.234, -0.5, -0.0, 0.0001234, -0.00999, 0.01)] == [
+        "50.0 %",
+        "123.4 %",
+        "-50.0 %",
+        "0.0 %",
+        "0.012 %",
+        "-1.00 %",
+        "1.0 %",
+    ]
+
+
+def test_files_on_clients_and_scale_come_and_go_with_their_records(tmp_path):
+    records = scaled(tmp_path / "grid", **SCALE)
+    records.run("local", 5, {"mae": 3.0}, users=of_clients([1, 3, 2, NAN, 4]))
+    cell = records.cells[-1]["cell"]
+    report = write_report(records.done()).parent
+    names = ("clients.md", "clients.csv", "scale.md", "scale.csv")
+    page = Page((report / "index.html").read_text())
+    assert set(names) <= {anchor["href"] for anchor in page.all("a")}
+    assert {"Clients", "Bytes and quality", "All clients"} <= set(page.texts)
+    assert "| afd | **0.7000** | 62.5 % | 40 | 20.0 % |" in (report / "scale.md").read_text().splitlines()
+    assert "#### All clients" in (report / "clients.md").read_text().splitlines()
+    (records.folder / "users" / f"{cell}.npz").unlink()
+    records.plan["experiment"] = {}
+    write_report(records.done())
+    page = Page((report / "index.html").read_text())
+    assert not set(names) & {anchor["href"] for anchor in page.all("a")}
+    assert not any((report / name).exists() for name in names)
 
 
 def test_seeds_are_paired_and_each_kind_of_test_is_a_family(records):
