@@ -58,6 +58,8 @@ The yaml file:
     label_mode: [threshold, rating]
     seed: [2020, 2021, 2022]             # default: [2020]
   rows:                                  # name in the table -> config keys of that row, which win over keys and grid
+    local: {preset: local}
+    central: {preset: central}
     AFD+CNN: {preset: afd}
     FD+CNN: {preset: fd, by: {label_mode: {threshold: {gamma: 0.3}}}}   # by: keys that hold for this value of a grid key
     WideDeep: {model: WideDeep, only: {label_mode: [threshold]}}   # only: the row exists for these values of the grid
@@ -65,7 +67,7 @@ The yaml file:
   scale:                                 # for a table of bytes against quality; each part may be left out
     floor: local                         # the row whose quality is 0 % ...
     ceiling: central                     # ... and the one whose quality is 100 %
-    bytes: FedAvg                        # the row whose bytes are 100 %
+    bytes: FD+CNN                        # the row whose bytes are 100 %
 
 Without rows, the values of model, preset and strategy name a row. Without model and preset, the model is AttnFedKD. A row that
 sets a key of the grid has that one value on the axis. config_files (in keys, in a row or on the command line) names config
