@@ -554,8 +554,8 @@ def test_help_tells_the_commands(capsys):
     told = capsys.readouterr().out
     # The yaml that the help shows is one that can be used.
     shown = yaml.safe_load(told[told.index("  keys: {") : told.index("Without rows")])
-    assert {cell.row for cell in expand(shown).cells} == {"AFD+CNN", "FD+CNN", "WideDeep"}
-    assert len(expand(shown).cells) == 2 * 2 * 3 * 2 + 2 * 3
+    assert {cell.row for cell in expand(shown).cells} == {"local", "central", "AFD+CNN", "FD+CNN", "WideDeep"}
+    assert len(expand(shown).cells) == 2 * 2 * 3 * 4 + 2 * 3
     for command in ("report", "search"):
         assert command_line.main([command, "--help"]) == 0
         assert f"usage: recbole-fedkd {command}" in capsys.readouterr().out
