@@ -6,12 +6,14 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.report import write_report
 from recbole_fedkd.report.plots import mean_curve
-from recbole_fedkd.report.records import Published, Scale, read_experiment
+from recbole_fedkd.report.records import Group, Published, Run, Scale, read_experiment
 from recbole_fedkd.report.statistics import (
     client_means,
     client_quality,
@@ -428,6 +430,57 @@ def test_clients_own_averages_by_hand(records):
         ["local", "[2.3333 ± 0.4714]", "[3.0000 ± 1.4142]", NONE],
         ["afd", "[2.3333 ± 1.8856]", "3.5000 ± 3.5355", "-0.5000 (4 of 6)"],
     ]
+
+
+def run_of(row, users):
+    return Run(
+        cell=row,
+        row=row,
+        group={},
+        seed=1,
+        settings={},
+        central=False,
+        environment={},
+        partition=None,
+        rounds=(),
+        test={"mae": 1.0},
+        best_round=None,
+        valid_metric="mae",
+        valid_bigger=False,
+        protocols={},
+        total_bytes=0,
+        training_seconds=0.0,
+        users=users,
+    )
+
+
+judged_users = st.dictionaries(st.integers(0, 15), st.sampled_from([NAN, 0.0, 0.25, 0.5, 1.0]), min_size=1)
+
+
+@given(judged_users, judged_users, st.lists(st.integers(0, 3), min_size=16, max_size=16))
+def test_clients_averages_equal_loops_over_their_users(mine, others, client_of_user):
+    def recorded(values):
+        users = np.array(list(values), dtype=np.int64)
+        of_users = np.array(client_of_user)[users]
+        return {"user": users, "client": of_users, "mae": np.array(list(values.values()), dtype=np.float32)}
+
+    runs = {"local": (run_of("local", recorded(others)),), "afd": (run_of("afd", recorded(mine)),)}
+    found = [each for each in client_quality(Group({}, ("local", "afd"), runs, "local"), ["mae"]) if each.row == "afd"]
+    values, differences = {}, {}
+    for user, value in mine.items():
+        if not math.isnan(value):
+            values.setdefault(client_of_user[user], []).append(value)
+            if not math.isnan(others.get(user, NAN)):
+                differences.setdefault(client_of_user[user], []).append(value - others[user])
+    means = [sum(each) / len(each) for each in values.values()]
+    gains = [sum(each) / len(each) for each in differences.values()]
+    assert len(found) == bool(means)
+    for each in found:
+        assert each.mean.mean == pytest.approx(sum(means) / len(means))
+        assert each.worst.mean == pytest.approx(max(means))
+        assert (each.clients, each.better, each.compared) == (len(means), sum(gain < 0 for gain in gains), len(gains))
+        if gains:
+            assert each.difference == pytest.approx(sum(gains) / len(gains))
 
 
 def test_a_metric_that_grows_has_its_worst_client_below(records):
