@@ -97,19 +97,19 @@ class RowSparse(Codec):
     lossless = True
 
     def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
-        """``rows`` (their numbers), ``values`` and ``count`` (of all rows); None for a vector."""
+        """``present`` (a bit a row, packed), ``values`` and ``count`` (of all rows); None for a vector."""
         if array.ndim < 2:
             return None
         # A negative zero is a number too.
         present = (array.reshape(len(array), -1).view(np.uint32) != 0).any(1)
-        rows = np.flatnonzero(present).astype(np.int32)
-        return {"rows": rows, "values": array[rows], "count": np.array([len(array)], dtype=np.int32)}
+        count = np.array([len(array)], dtype=np.int32)
+        return {"present": np.packbits(present), "values": array[present], "count": count}
 
     def decode(self, parts: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         """Zeros where a row was left out."""
-        values = parts["values"].astype(np.float32)
-        array = np.zeros((int(parts["count"][0]), *values.shape[1:]), dtype=np.float32)
-        array[parts["rows"].astype(np.int64)] = values
+        values, count = parts["values"].astype(np.float32), int(parts["count"][0])
+        array = np.zeros((count, *values.shape[1:]), dtype=np.float32)
+        array[np.unpackbits(parts["present"].astype(np.uint8), count=count).astype(bool)] = values
         return array
 
 
