@@ -498,6 +498,10 @@ class FedKDConfig(Config):
             raise InputError(
                 f"strategy '{strategy}' trains an AttnTeacher beside an AttnStudent; use --model=AttnFedKD for it"
             )
+        if STRATEGIES[strategy].taught_by_received:
+            raise InputError(
+                f"strategy '{strategy}' teaches an AttnStudent by the server's; use --model=AttnFedKD for it"
+            )
         other_meaning = sorted(_DISTILLATION_KEYS & self._model_keys)
         if STRATEGIES[strategy].exchanges_knowledge and other_meaning:
             raise InputError(

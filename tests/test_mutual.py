@@ -1,6 +1,7 @@
 """The network teacher: mutual losses by hand, the peer is detached, the teacher never leaves its client."""
 
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -199,3 +200,46 @@ def test_clients_of_different_sizes_teach_each_other(run, knowledge):
 def test_a_wrong_pool_is_told(run, keys, sentence):
     with pytest.raises(InputError, match=sentence):
         run(**{"strategy": "afd", "student_pool": POOL, **keys})
+
+
+# The server's network as a teacher
+
+
+def test_the_received_network_teaches_without_dropout_and_without_a_gradient_of_its_own(prepared):
+    _, trainer, _, _ = prepared(strategy="fedgkd", gamma=0.5, alpha=0.0, dropout_prob=0.5)
+    engine = trainer.engine
+    engine.run_round(0)
+    client = engine.clients[0]
+    client.receive(engine.server.send(0, 1))
+    network = client.task.network
+    batch = next(client.task.clean_batches())
+    state = {name: value.detach().clone() for name, value in network.named_parameters()}
+    with torch.no_grad():
+        expected = network.eval()(batch.users, batch.items.unsqueeze(1)).squeeze(1)
+    network.train()
+    taught = client.task.logits_under(state, batch)
+    assert torch.equal(taught, expected) and network.training and not taught.requires_grad
+    step = client.task.step(batch, True)
+    loss = client.strategy.loss(replace(step, teacher=taught), client.received, client.task.shared)
+    entropy = -(taught.softmax(-1) * step.logits.log_softmax(-1)).sum(-1).mean()
+    torch.testing.assert_close(loss, step.loss + 0.5 * entropy)
+
+
+def test_without_weight_a_taught_federation_is_federated_averaging_and_with_it_it_is_not(run):
+    keys = {"epochs": 3, "alpha": 0.0, "codecs": ["int8"]}
+    plain = run(strategy="fedavg", **keys)
+    weightless, taught = (run(strategy="fedgkd", gamma=gamma, **keys) for gamma in (0.0, 0.5))
+    assert weightless["test_result"] == plain["test_result"] != taught["test_result"]
+    assert taught["communication"]["total_bytes"] == plain["communication"]["total_bytes"]
+    assert taught["rounds"][0]["loss"] == plain["rounds"][0]["loss"]  # the first network teaches nothing
+
+
+def test_a_taught_federation_resumes_exactly(run):
+    keys = {"preset": "fedgkd", "clients_per_round": 2}
+    whole, part = run(epochs=3, **keys), run(epochs=1, **keys)
+    assert run(epochs=3, resume=part["run_folder"], **keys)["test_result"] == whole["test_result"]
+
+
+def test_only_the_attentive_student_is_taught_by_the_servers(run):
+    with pytest.raises(InputError, match="teaches an AttnStudent by the server's; use --model=AttnFedKD"):
+        run("WideDeep", strategy="fedgkd", label_mode="threshold")

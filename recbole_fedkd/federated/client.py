@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from recbole_fedkd.federated.codec import CodecStack, squared_error
 from recbole_fedkd.federated.message import Message, MessageError, decoded
 from recbole_fedkd.federated.strategy import LocalResult, Strategy, to_tensors, travels_as_update
-from recbole_fedkd.federated.task import Step, Task
+from recbole_fedkd.federated.task import AttentiveTask, Step, Task
 from recbole_fedkd.federated.update import UPDATE, VERSION, Arrays, applied, difference, named, numbered
 
 
@@ -162,16 +162,19 @@ class Client:
         if self.settings.reset_optimizer:
             self.optimizer = self.build_optimizer(self.task.network)
         if self.settings.seed is None:
-            return self._train(on_step)
+            return self._train(round_index, on_step)
         seed = client_round_seed(self.settings.seed, self.number, round_index)
         self.task.generator.manual_seed(seed)
         with own_streams(seed, self.device):
-            return self._train(on_step)
+            return self._train(round_index, on_step)
 
-    def _train(self, on_step: Callable[[int], None] | None) -> TrainingReport:
+    def _train(self, round_index: int, on_step: Callable[[int], None] | None) -> TrainingReport:
         strategy, task, network = self.strategy, self.task, self.task.network
         network.train()
         self._result = LocalResult(len(task), task.shared, first=self.sent_in is None)
+        teacher = None
+        if strategy.taught_by_received and round_index > 0:  # what comes down first knows nothing
+            teacher = {name: value.detach().clone() for name, value in network.named_parameters()}
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         seen = 0
         for epoch in range(self.settings.local_epochs):
@@ -180,7 +183,10 @@ class Client:
             last = epoch == self.settings.local_epochs - 1
             collect = strategy.exchanges_knowledge and not self.settings.clean_pass and last
             for batch in task.batches():
-                step = task.step(batch, strategy.exchanges_knowledge)
+                step = task.step(batch, strategy.exchanges_knowledge or strategy.taught_by_received)
+                if teacher is not None:
+                    assert isinstance(task, AttentiveTask)
+                    step = replace(step, teacher=task.logits_under(teacher, batch))
                 loss = strategy.loss(step, self.received, task.shared)
                 self.optimizer.zero_grad()
                 loss.backward()

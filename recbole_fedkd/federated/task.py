@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
@@ -28,6 +29,7 @@ class Step:
         logits: ``[size, T]``; None if nobody asked for them.
         labels: label indices ``[size]``; None like the logits.
         items: item ids ``[size]``; None like the logits.
+        teacher: logits ``[size, T]`` of a network that teaches this one; None without one.
     """
 
     loss: Tensor
@@ -35,6 +37,7 @@ class Step:
     logits: Tensor | None = None
     labels: Tensor | None = None
     items: Tensor | None = None
+    teacher: Tensor | None = None
 
     def detached(self) -> Step:
         """The same step outside of the autograd graph."""
@@ -151,6 +154,16 @@ class AttentiveTask(Task):
         logits = self.network(batch.users, items).squeeze(1)
         loss = functional.cross_entropy(logits, batch.labels) + self._regulariser(batch)
         return Step(loss, len(batch), logits, batch.labels, batch.items)
+
+    @torch.no_grad()
+    def logits_under(self, state: Mapping[str, Tensor], batch: Samples) -> Tensor:
+        """Logits ``[size, T]`` of the network with other parameters, without dropout and outside of the autograd graph."""
+        training = self.network.training
+        self.network.eval()
+        arguments = (batch.users, batch.items.unsqueeze(1))
+        logits: Tensor = functional_call(self.network, dict(state), arguments)
+        self.network.train(training)
+        return logits.squeeze(1)
 
     def _regulariser(self, batch: Samples) -> Tensor | float:
         if not self.reg_weight or not torch.is_grad_enabled():

@@ -8,7 +8,11 @@ from recbole_fedkd.federated.strategy.base import (
     to_tensors,
     travels_as_update,
 )
-from recbole_fedkd.federated.strategy.federated_averaging import FederatedAveraging, MutualDistillation
+from recbole_fedkd.federated.strategy.federated_averaging import (
+    FederatedAveraging,
+    GlobalDistillation,
+    MutualDistillation,
+)
 from recbole_fedkd.federated.strategy.knowledge_exchange import AttentiveFederatedDistillation, FederatedDistillation
 from recbole_fedkd.federated.strategy.local_training import LocalTraining
 
@@ -25,6 +29,7 @@ for _strategy in (
     AttentiveFederatedDistillation,
     FederatedDistillation,
     FederatedAveraging,
+    GlobalDistillation,
     MutualDistillation,
     LocalTraining,
 ):

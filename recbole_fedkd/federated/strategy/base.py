@@ -77,6 +77,7 @@ class Strategy(ABC):
         shares_parameters: whether users are served by what the server holds: every client then takes it in at the end
             of a round, chosen or not.
         trains_teacher: whether every client keeps a larger network that never leaves it beside the one that travels.
+        taught_by_received: whether the network that came down teaches the one that is trained; needs ``AttentiveTask``.
         remembers_sent: whether clients keep what they have sent, to take it off what comes down.
     """
 
@@ -84,6 +85,7 @@ class Strategy(ABC):
     exchanges_knowledge = False
     shares_parameters = False
     trains_teacher = False
+    taught_by_received = False
     remembers_sent = False
 
     def __init__(self, settings: StrategySettings) -> None:

@@ -1,4 +1,4 @@
-"""``fedavg`` and ``fedkd``: clients send their networks, the server averages them.
+"""``fedavg``, ``fedgkd`` and ``fedkd``: clients send their networks, the server averages them.
 
 FedAvg: McMahan et al., AISTATS 2017. FedProx: Li et al., MLSys 2020.
 """
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_fedkd.distillation.losses import joint_loss
 from recbole_fedkd.federated.message import SERVER, Message
 from recbole_fedkd.federated.strategy.base import LocalResult, ServerState, Strategy
 from recbole_fedkd.federated.task import Step
@@ -81,6 +82,25 @@ class FederatedAveraging(Strategy):
             settings.server_tau,
         )
         return {**mean, **moved, **memory}
+
+
+class GlobalDistillation(FederatedAveraging):
+    """``fedgkd``: the network that came down teaches the client's while it trains, so that it forgets less of the others.
+
+    FedGKD: Yao et al., IEEE Transactions on Computers 2023, with the latest network alone. The teacher costs no byte.
+    """
+
+    name = "fedgkd"
+    taught_by_received = True
+
+    def loss(self, step: Step, received: Mapping[str, Tensor], shared: SharedState) -> Tensor:
+        """The joint loss with the server's network as the teacher of every sample."""
+        settings, own = self.settings, super().loss(step, received, shared)
+        if step.teacher is None:
+            return own
+        assert step.logits is not None
+        known = torch.ones(len(step.logits), dtype=torch.bool, device=step.logits.device)
+        return joint_loss(own, step.logits, step.teacher, known, settings.gamma, settings.alpha, settings.temperature)
 
 
 class MutualDistillation(FederatedAveraging):
