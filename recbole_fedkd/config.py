@@ -38,7 +38,7 @@ from recbole_fedkd.evaluation import metrics as _metrics  # noqa: F401  (registe
 from recbole_fedkd.federated.codec import CODECS
 from recbole_fedkd.federated.knowledge import KNOWLEDGE, KNOWLEDGE_USES
 from recbole_fedkd.federated.strategy import STRATEGIES
-from recbole_fedkd.model import MODELS, AttnFedKD
+from recbole_fedkd.model import MODELS, AttnFedKD, FactorizationRecommender
 from recbole_fedkd.model.backbone import BACKBONES
 from recbole_fedkd.model.student import ARCHITECTURE_KEYS
 from recbole_fedkd.optim.adam_to_sgd import SWITCH_TESTS
@@ -75,11 +75,12 @@ _RULES_OF_RECBOLE_KEYS = {
 }
 # Keys that only a federation reads, unless a RecBole model has one of the same name.
 _FEDERATION_KEYS = {
-    "engine", "partition", "client_num", "clients_per_round", "local_epochs", "reset_optimizer", "gamma", "alpha",
-    "temperature", "knowledge", "aggregation", "knowledge_pass", "proximal_weight", "server_optimizer", "server_learning_rate",
-    "server_momentum", "server_beta2", "server_tau", "knowledge_use", "prior_strength", "attention_temperature", "trim_ratio",
-    "codecs", "error_feedback", "low_rank_start", "low_rank_end", "low_rank_rounds", "top_k_share",
-    "teacher", "serve", "student_pool",
+    "engine", "fleet_memory", "partition", "client_num", "clients_per_round", "local_epochs", "reset_optimizer",
+    "gamma", "alpha", "temperature", "knowledge", "aggregation", "knowledge_pass", "proximal_weight",
+    "server_optimizer", "server_learning_rate", "server_momentum", "server_beta2", "server_tau", "knowledge_use",
+    "prior_strength", "attention_temperature", "trim_ratio", "codecs", "error_feedback",
+    "low_rank_start", "low_rank_end", "low_rank_rounds", "top_k_share", "teacher", "serve", "student_pool",
+    "private_parameters", "client_weights", "row_mean", "serve_after",
 }  # fmt: skip
 # Keys of the federation that some RecBole models use for something else; a strategy that reads them cannot run over those.
 _DISTILLATION_KEYS = {"gamma", "alpha", "temperature", "knowledge", "aggregation"}
@@ -158,7 +159,7 @@ class Key:
         told = [kind for kind in names if kind in self.types and not (kind is int and float in self.types)]
         kinds = " or ".join(names[kind] for kind in told)
         if self.elements:
-            kinds += " of numbers" if float in self.elements else " of integers"
+            kinds += {float: " of numbers", int: " of integers"}.get(self.elements[0], " of texts")
         told_rule = self.rule if self.rule.startswith("one of") else f"{kinds} {self.rule}".strip()
         return told_rule.replace("|", ", ")
 
@@ -381,7 +382,8 @@ class FedKDConfig(Config):
         self.internal_config_dict = {}
         self._update_internal_config_dict(PROPERTIES / "overall.yaml")
         self.internal_config_dict.update(recbole_keys)
-        files = [PROPERTIES / "model" / "AttnStudent.yaml"] if self.attentive else []
+        small = issubclass(model_class, FactorizationRecommender)
+        files = [PROPERTIES / "model" / "AttnStudent.yaml"] if self.attentive and not small else []
         own = PROPERTIES / "model" / f"{model}.yaml"
         if own.is_file() and own not in files:
             files.append(own)
@@ -445,7 +447,7 @@ class FedKDConfig(Config):
     def _set_label_field(self, mode: str, model_class: type) -> None:
         rating = self._chosen("RATING_FIELD")
         if mode == "rating":
-            if not self.attentive:
+            if not self.attentive or issubclass(model_class, FactorizationRecommender):
                 raise InputError(
                     f"label_mode=rating needs a model with one output per rating, which {model_class.__name__} is not; "
                     "use label_mode=threshold"
@@ -481,22 +483,28 @@ class FedKDConfig(Config):
                 f"student_pool gives clients networks of different sizes, which strategy '{strategy}' cannot average; "
                 "use a strategy that distils, or local"
             )
+        small = issubclass(model_class, FactorizationRecommender)
+        if small and not self._checkpoint_values:
+            # They stand in properties/overall.yaml, and these models embed no feature fields that could be encoded.
+            self.unread_keys += [key for key in ("attention", "attention_heads") if key in self.external_config_dict]
         if not self.federated or population:
             return
-        if self.attentive:
+        if self.attentive and not small:
             raise InputError(
                 f"strategy '{strategy}' of {model} over clients: use --model=AttnFedKD, the population of it"
             )
+        if self.trains_teacher:
+            raise InputError(
+                f"strategy '{strategy}' trains an AttnTeacher beside an AttnStudent; use --model=AttnFedKD for it"
+            )
+        if small:
+            return
         kind = self.internal_config_dict["MODEL_TYPE"]
         loader = get_dataloader({"model": model, "MODEL_TYPE": kind}, "train")
         if get_trainer(kind, model) is not Trainer or loader is not TrainDataLoader:
             raise InputError(
                 f"model '{model}' is trained in a way of its own in RecBole (a special trainer or loader), so strategy "
                 f"'{strategy}' cannot run over it; it runs over POINTWISE and PAIRWISE models"
-            )
-        if self.trains_teacher:
-            raise InputError(
-                f"strategy '{strategy}' trains an AttnTeacher beside an AttnStudent; use --model=AttnFedKD for it"
             )
         if STRATEGIES[strategy].taught_by_received:
             raise InputError(
@@ -562,6 +570,9 @@ class FedKDConfig(Config):
                 for nested in value:
                     if nested not in _NESTED_KEYS[name]:
                         raise InputError(f"key '{name}.{nested}' is unknown{nearest(str(nested), _NESTED_KEYS[name])}")
+            if name == "learning_rates":
+                for pattern, rate in value.items():
+                    Key(f"learning_rates.{pattern}", "0", (float, int), ">= 0", "").check(rate)
             if name == "teacher":
                 self._check_architecture(name, value)
             if name == "student_pool":

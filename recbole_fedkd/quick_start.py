@@ -26,10 +26,11 @@ from recbole_fedkd.compat import future_warnings_silenced, single_process_barrie
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.data.dataset import FedKDDataset, label_values, of_users, population
 from recbole_fedkd.data.partition import partition_users
+from recbole_fedkd.engine import obstacle
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.evaluation import EvaluationData, evaluation_data
 from recbole_fedkd.files import write_json
-from recbole_fedkd.model import RecBolePopulation, with_attention
+from recbole_fedkd.model import AttnFedKD, FleetPopulation, NetworkPopulation, RecBolePopulation, with_attention
 from recbole_fedkd.trainer import (
     CheckpointTrainer,
     FedKDTrainer,
@@ -208,10 +209,17 @@ def _prepare(
     if config["attention"] and not config.attentive:
         model_class = with_attention(model_class)
     if client_of_user is None:
-        model = model_class(config, train_dataset).to(config["device"])
-        return build_trainer(config, model), loaders, evaluations
-    if config.attentive:
-        model = model_class(config, train_dataset, client_of_user)
+        central = model_class(config, train_dataset).to(config["device"])
+        return build_trainer(config, central), loaders, evaluations
+    hindrance = obstacle(config, int(client_of_user.max()) + 1) if config["engine"] == "fleet" else None
+    if hindrance is not None:
+        getLogger().warning(f"engine fleet cannot run this, engine local does: {hindrance}")
+    model: FleetPopulation | NetworkPopulation | RecBolePopulation
+    if config["engine"] == "fleet" and hindrance is None:
+        model = FleetPopulation(config, train_dataset, client_of_user)
+    elif config.attentive:
+        kind = model_class if issubclass(model_class, AttnFedKD) else NetworkPopulation
+        model = kind(config, train_dataset, client_of_user)
     else:
         parts = [of_users(train_dataset, client_of_user == client) for client in range(int(client_of_user.max()) + 1)]
         model = RecBolePopulation(config, parts, client_of_user, model_class)
@@ -357,10 +365,10 @@ def _save_partition(trainer: FedKDTrainer, dataset: Any) -> None:
 def _plan(config: FedKDConfig, trainer: FedKDTrainer) -> str:
     """One line on what is about to run."""
     assert trainer.engine is not None
-    sizes = [len(client.task) for client in trainer.engine.clients if len(client.task)]
+    sizes = list(trainer.engine.samples.values())
     share = "" if config["clients_per_round"] is None else f", {config['clients_per_round']} of them in a round"
     return (
-        f"strategy {config['strategy']} on engine {config['engine']}: {len(sizes)} clients{share} (partition "
+        f"strategy {config['strategy']} on engine {trainer.engine.name}: {len(sizes)} clients{share} (partition "
         f"{config['partition']}) with {min(sizes)} to {max(sizes)} samples, up to {config['epochs']} rounds of "
         f"{config['local_epochs']} local epoch(s)"
     )
@@ -426,7 +434,7 @@ def _partition_summary(config: FedKDConfig, trainer: CheckpointTrainer, dataset:
         return None
     owners = trainer.model.client_of_user[1:].cpu().numpy()
     histograms = population(dataset).label_histograms
-    count = len(trainer.model.networks)
+    count = int(trainer.model.client_of_user.max()) + 1
     labels = np.zeros((count, histograms.shape[1]), dtype=np.int64)
     np.add.at(labels, owners, histograms)
     users = np.bincount(owners, minlength=count).tolist()

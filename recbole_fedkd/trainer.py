@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from recbole_fedkd.engine import ENGINES, LocalEngine
+from recbole_fedkd.engine import FleetEngine, FleetTask, LocalEngine, batched_optimizer
 from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.evaluation import (
     DISTRIBUTION,
@@ -49,8 +49,8 @@ from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy, StrategySettings
 from recbole_fedkd.federated.task import AttentiveTask, MutualTask, RecBoleTask, Samples, Task
 from recbole_fedkd.files import written_whole
-from recbole_fedkd.model import AttnFedKD, RecBolePopulation, TeacherAndStudent
-from recbole_fedkd.model.shared import SharedState
+from recbole_fedkd.model import AttnFedKD, FleetPopulation, NetworkPopulation, RecBolePopulation, TeacherAndStudent
+from recbole_fedkd.model.shared import SharedState, check_patterns, matching, stateful
 from recbole_fedkd.optim import AdamToSGD
 
 CHECKPOINT_VERSION = 3
@@ -92,13 +92,27 @@ def new_run_name(config: Any) -> str:
     return f"{config['model']}-{config['dataset']}-{get_local_time()}-{uuid.uuid4().hex[:8]}"
 
 
+def _parameter_groups(module: nn.Module, rates: Mapping[str, float]) -> Any:
+    """A network's parameters for an optimiser: those that a pattern of ``rates`` matches have that learning rate."""
+    if not rates:
+        return module.parameters()
+    parameters = dict(module.named_parameters())
+    check_patterns("learning_rates", rates, parameters)
+    found = matching(parameters, rates)
+    groups: dict[str | None, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        groups.setdefault(found.get(name), []).append(parameter)
+    return [{"params": each, **({"lr": rates[key]} if key is not None else {})} for key, each in groups.items()]
+
+
 def build_optimizer(config: Any, module: nn.Module, name: str) -> Optimizer:
     """The optimiser that ``learner`` names, for one network.
 
     Raises:
-        InputError: unknown learner (RecBole would quietly take Adam).
+        InputError: unknown learner (RecBole would quietly take Adam), or a pattern of ``learning_rates`` that fits nothing.
     """
-    params, rate, decay = module.parameters(), config["learning_rate"], config["weight_decay"]
+    rate, decay = config["learning_rate"], config["weight_decay"]
+    params = _parameter_groups(module, config["learning_rates"])
     learner = str(config["learner"]).lower()
     if learner == "adam_to_sgd":
         test, threshold = config["switch_test"], config["switch_threshold"]
@@ -188,6 +202,11 @@ class CheckpointTrainer(Trainer):
 
     def _build_optimizer(self, **kwargs: Any) -> Optimizer:
         if str(self.learner).lower() == "sparse_adam" or kwargs:
+            if self.config["learning_rates"]:
+                raise InputError(
+                    f"learning_rates is set, but the optimiser of model '{self.config['model']}' with learner "
+                    f"'{self.learner}' is RecBole's own, which has one learning rate"
+                )
             optimizer: Optimizer = super()._build_optimizer(**kwargs)
             return optimizer
         return build_optimizer(self.config, self.model, "AdamToSGD")
@@ -477,11 +496,11 @@ class FedKDTrainer(CheckpointTrainer):
             initial network, or by the server's where the strategy shares one.
     """
 
-    model: AttnFedKD | RecBolePopulation
+    model: FleetPopulation | NetworkPopulation | RecBolePopulation
 
-    def __init__(self, config: Any, model: AttnFedKD | RecBolePopulation) -> None:
+    def __init__(self, config: Any, model: FleetPopulation | NetworkPopulation | RecBolePopulation) -> None:
         super().__init__(config, model)
-        self.engine: LocalEngine | None = None
+        self.engine: LocalEngine | FleetEngine | None = None
         self.idle_clients: list[int] = []
         self._resumed_training: dict[str, Any] | None = None
         self._round_bytes: dict[int, list[int]] = {}
@@ -491,7 +510,7 @@ class FedKDTrainer(CheckpointTrainer):
         """None: every client has an optimiser of its own."""
         return None
 
-    def prepare(self, train_data: Any) -> LocalEngine:
+    def prepare(self, train_data: Any) -> LocalEngine | FleetEngine:
         """Give every client its users' samples, its network and its optimiser; the engine that runs them.
 
         Args:
@@ -501,32 +520,22 @@ class FedKDTrainer(CheckpointTrainer):
             InputError: a strategy that distils, over a model without a click probability to distil.
         """
         config, model = self.config, self.model
+        if isinstance(model, FleetPopulation):
+            return self._fleet(train_data._dataset, model)
         clients = len(model.networks)
-        # A lone client draws from the run's streams: a federation of one is RecBole's own training.
-        settings = ClientSettings(
-            local_epochs=config["local_epochs"],
-            clean_pass=config["knowledge_pass"] == "clean",
-            reset_optimizer=config["reset_optimizer"],
-            seed=config["seed"] if clients > 1 else None,
-            clip_grad_norm=config["clip_grad_norm"],
-            error_feedback=config["error_feedback"],
-        )
+        settings = self._client_settings(clients)
+        kinds = model.networks[: len(config["student_pool"] or [{}])]
         shared = [
             SharedState(network, partial(model.private_rows, number)) for number, network in enumerate(model.networks)
         ]
-        if isinstance(model, AttnFedKD):
+        self._check_private(list(kinds), shared[0])
+        if isinstance(model, NetworkPopulation):
             tasks: list[Task] = list(self._attentive_tasks(train_data._dataset, model, shared))
         else:
             tasks = [self._recbole_task(*each) for each in zip(model.networks, shared, model.datasets, strict=True)]
-        strategy = self._strategy(clients, tasks[0])
-        self.idle_clients = [number for number, task in enumerate(tasks) if not len(task)]
-        if self.idle_clients:
-            names = ", ".join(map(str, self.idle_clients))
-            served = "the server's" if strategy.shares_parameters else "the initial"
-            self.logger.warning(
-                f"client(s) {names} hold no training sample: they take part in no round, "
-                f"their users are served by {served} network"
-            )
+        self._check_distillable(tasks[0])
+        strategy = self._strategy(clients, tasks[0].labels, tasks[0].network)
+        self._tell_idle([number for number, task in enumerate(tasks) if not len(task)], strategy)
         codec_settings = CodecSettings(**{each.name: config[each.name] for each in fields(CodecSettings)})
         codecs = CodecStack.of(config["codecs"], codec_settings)
         server = Server(strategy, config["seed"], config["clients_per_round"], codecs)
@@ -535,9 +544,58 @@ class FedKDTrainer(CheckpointTrainer):
         for number, task in enumerate(tasks):
             build = partial(build_optimizer, config, name=f"client {number}")
             built.append(Client(number, task, build, strategy, settings, self.device, codecs))
-        return ENGINES[config["engine"]](server, built)
+        return LocalEngine(server, built)
 
-    def _strategy(self, clients: int, task: Task) -> Strategy:
+    def _check_private(self, networks: Sequence[nn.Module], shared: SharedState) -> None:
+        """Raise :class:`InputError` for a private pattern that fits nothing, and for a mean that has nothing left."""
+        names = [name for network in networks for name in stateful(network)]
+        check_patterns("private_parameters", self.config["private_parameters"], names)
+        if STRATEGIES[self.config["strategy"]].shares_parameters and not shared.parameters():
+            raise InputError("private_parameters leaves nothing that could be averaged; use strategy=local")
+
+    def _fleet(self, dataset: Any, model: FleetPopulation) -> FleetEngine:
+        """The engine that runs all clients side by side."""
+        config = self.config
+        network = model.client_groups[0].whole
+        strategy = self._strategy(model.clients, len(model.label_values), network)
+        samples, sizes = self._samples_by_client(dataset, model, model.clients)
+        self._tell_idle(torch.nonzero(sizes == 0).flatten().tolist(), strategy)
+        server = Server(strategy, config["seed"], config["clients_per_round"])
+        shared = SharedState(network, partial(model.private_rows, 0))
+        self._check_private([group.whole for group in model.groups if isinstance(group.whole, nn.Module)], shared)
+        server.state = strategy.initial_state(shared)
+        kind = MutualTask if isinstance(network, TeacherAndStudent) else AttentiveTask
+        batch_size, reg_weight = config["train_batch_size"], config["reg_weight"]
+        labels, negatives = len(model.label_values), self._negatives()
+        task = FleetTask(kind, samples, sizes, labels, batch_size, reg_weight, negatives, model.item_num)
+        optimizer, settings = batched_optimizer(config), self._client_settings(model.clients)
+        rates = config["learning_rates"]
+        check_patterns("learning_rates", rates, [name for name, _ in network.named_parameters()])
+        return FleetEngine(server, model, task, settings, optimizer, model.memory, rates)
+
+    def _client_settings(self, clients: int) -> ClientSettings:
+        config = self.config
+        return ClientSettings(
+            local_epochs=config["local_epochs"],
+            clean_pass=config["knowledge_pass"] == "clean",
+            reset_optimizer=config["reset_optimizer"],
+            # A lone client draws from the run's streams: a federation of one is RecBole's own training.
+            seed=config["seed"] if clients > 1 else None,
+            clip_grad_norm=config["clip_grad_norm"],
+            error_feedback=config["error_feedback"],
+        )
+
+    def _tell_idle(self, idle: list[int], strategy: Strategy) -> None:
+        self.idle_clients = idle
+        if idle:
+            names = ", ".join(map(str, idle))
+            served = "the server's" if strategy.serves_aggregate else "the initial"
+            self.logger.warning(
+                f"client(s) {names} hold no training sample: they take part in no round, "
+                f"their users are served by {served} network"
+            )
+
+    def _check_distillable(self, task: Task) -> None:
         config = self.config
         kind = STRATEGIES[config["strategy"]]
         if kind.exchanges_knowledge and isinstance(task, RecBoleTask) and not task.is_click_model:
@@ -546,46 +604,66 @@ class FedKDTrainer(CheckpointTrainer):
                 f"which model '{config['model']}' does not minimise; use fedavg or local"
             )
         uses_prior = config["knowledge"] == "item" and config["knowledge_use"] != "distil"
-        if kind.exchanges_knowledge and isinstance(task, RecBoleTask) and uses_prior:
+        if kind.exchanges_knowledge and not isinstance(self.model, AttnFedKD) and uses_prior:
             raise InputError(
                 f"knowledge_use is '{config['knowledge_use']}', but only AttnFedKD adds a log-prior to its logits; model "
                 f"'{config['model']}' takes knowledge_use=distil"
             )
-        learned = [name for name, _ in task.network.named_parameters() if name != "dummy_param"]
+
+    def _strategy(self, clients: int, labels: int, network: nn.Module) -> Strategy:
+        config = self.config
+        kind = STRATEGIES[config["strategy"]]
+        learned = [name for name, _ in network.named_parameters() if name != "dummy_param"]
         if not learned:
             raise InputError(
                 f"model '{config['model']}' learns nothing by gradient, so there is nothing for clients to train"
             )
-        own = {"clients": clients, "labels": task.labels, "items": self.model.item_num}
+        if kind.shares_parameters and config["row_mean"] == "changed" and config["codecs"]:
+            raise InputError(
+                "row_mean=changed sees which rows a client left as they were, which codecs blur; unset one of them"
+            )
+        own = {"clients": clients, "labels": labels, "items": self.model.item_num}
         told = {each.name: config[each.name] for each in fields(KnowledgeSettings) if each.name not in own}
         settings = {
             each.name: config[each.name] for each in fields(StrategySettings) if each.name != "knowledge_settings"
         }
         return kind(StrategySettings(knowledge_settings=KnowledgeSettings(**own, **told), **settings))
 
-    def _attentive_tasks(self, dataset: Any, model: AttnFedKD, shared: Sequence[SharedState]) -> Iterator[Task]:
+    def _attentive_tasks(self, dataset: Any, model: NetworkPopulation, shared: Sequence[SharedState]) -> Iterator[Task]:
         config = self.config
-        negatives = int(config["train_neg_sample_args"]["sample_num"]) if config["label_mode"] == "implicit" else 0
+        samples, sizes = self._samples_by_client(dataset, model, len(model.networks))
+        rows = torch.arange(len(samples), device=self.device).split(sizes.tolist())
+        for network, part, own in zip(model.networks, shared, rows, strict=True):
+            kind = MutualTask if isinstance(network, TeacherAndStudent) else AttentiveTask
+            yield kind(
+                network,
+                part,
+                samples.select(own),
+                labels=len(model.label_values),
+                batch_size=config["train_batch_size"],
+                reg_weight=config["reg_weight"],
+                negatives=self._negatives(),
+                item_count=model.item_num,
+                seed=config["seed"],
+            )
+
+    def _negatives(self) -> int:
+        """Sampled negatives per training row."""
+        config = self.config
+        return int(config["train_neg_sample_args"]["sample_num"]) if config["label_mode"] == "implicit" else 0
+
+    def _samples_by_client(
+        self, dataset: Any, model: FleetPopulation | NetworkPopulation, clients: int
+    ) -> tuple[Samples, Tensor]:
+        """Training samples client by client, users by their local ids, and their number per client ``[K]``."""
         users = dataset.inter_feat[dataset.uid_field].to(self.device)
         items = dataset.inter_feat[dataset.iid_field].to(self.device)
         targets = dataset.label_indices().to(self.device)
         # One stable sort by client instead of one scan of all samples per client.
         owner = model.client_of_user[users]
         order = torch.argsort(owner, stable=True)
-        sizes = torch.bincount(owner, minlength=len(model.networks)).tolist()
-        for network, part, rows in zip(model.networks, shared, order.split(sizes), strict=True):
-            kind = MutualTask if isinstance(network, TeacherAndStudent) else AttentiveTask
-            yield kind(
-                network,
-                part,
-                Samples(model.local_id[users[rows]], items[rows], targets[rows]),
-                labels=len(model.label_values),
-                batch_size=config["train_batch_size"],
-                reg_weight=config["reg_weight"],
-                negatives=negatives,
-                item_count=model.item_num,
-                seed=config["seed"],
-            )
+        samples = Samples(model.local_id[users], items, targets).select(order)
+        return samples, torch.bincount(owner, minlength=clients)
 
     def _recbole_task(self, network: nn.Module, shared: SharedState, dataset: Any) -> Task:
         config = self.config
@@ -614,7 +692,7 @@ class FedKDTrainer(CheckpointTrainer):
 
     def _train_once(self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool) -> float:
         assert self.engine is not None
-        samples = {client.number: len(client.task) for client in self.engine.clients if len(client.task)}
+        samples = self.engine.samples
         chosen = self.engine.server.choose(list(samples), epoch_idx)
         bar = tqdm(
             total=sum(samples[number] for number in chosen) * self.config["local_epochs"],

@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from recbole_fedkd.distillation.knowledge import label_means, label_sums, leave_one_out_teachers
 from recbole_fedkd.distillation.losses import (
     joint_loss,
+    label_cross_entropy,
+    matching_gap,
+    mutual_loss,
     reverse_divergence,
     teacher_cross_entropy,
     touched_squared_norm,
@@ -132,3 +135,21 @@ def test_embedding_rows_outside_the_batch_are_not_decayed():
     norm.backward()
     assert torch.equal(table.grad[[0, 2, 4]], torch.zeros(3, 2))
     torch.testing.assert_close(table.grad[[1, 3]], 2 * table.detach()[[1, 3]])
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_rows_that_only_fill_a_batch_up_change_no_loss(count):
+    generator = torch.Generator().manual_seed(3)
+    logits, teacher, hidden, peer = (torch.randn(7, count, generator=generator) for _ in range(4))
+    labels = torch.randint(0, count, (7,), generator=generator)
+    known = torch.tensor([True, False, True, True, True, False, True])
+    weights = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+    full, part = slice(None), slice(5)
+
+    def losses(rows, weights):
+        own = label_cross_entropy(logits[rows], labels[rows], weights)
+        gap = matching_gap(hidden[rows], peer[rows], {"a": hidden[rows]}, {"a": teacher[rows]}, weights)
+        joint = joint_loss(own, logits[rows], teacher[rows], known[rows], 0.3, 0.2, 1.5, weights)
+        return torch.stack([own, gap, joint, mutual_loss(logits[rows], teacher[rows], labels[rows], gap, weights)])
+
+    torch.testing.assert_close(losses(full, weights), losses(part, None))

@@ -299,3 +299,13 @@ def test_a_strategy_can_be_added_from_outside(run):
         assert result["communication"]["bytes_up"] > 0 and result["communication"]["bytes_down"] == 0
     finally:
         del STRATEGIES["shout"]
+
+
+def test_an_epoch_has_the_order_of_torchs_loader_and_leaves_its_generator_as_the_loader_does():
+    ours, loaders = (torch.Generator().manual_seed(5) for _ in range(2))
+    loader = torch.utils.data.DataLoader(range(11), 4, shuffle=True, generator=loaders, collate_fn=torch.tensor)
+    for _ in range(3):
+        expected = list(loader)
+        drawn = list(shuffled(11, 4, ours))
+        assert all(torch.equal(a, b) for a, b in zip(drawn, expected, strict=True))
+        assert torch.equal(ours.get_state(), loaders.get_state())

@@ -66,12 +66,12 @@ def test_the_peer_and_the_denominator_are_detached():
 def test_each_loss_moves_its_own_network_only(prepared):
     _, client = pair_of(prepared)
     network, batch = client.task.network.eval(), next(client.task.batches())
-    student_loss, _, _ = network.mutual_losses(batch.users, batch.items, batch.labels)
+    student_loss, _, _ = network.mutual_losses(batch.users, batch.items.unsqueeze(1), batch.labels)
     student_loss.backward()
     assert gradients(network.student) and not gradients(network.teacher)
     assert network.projection.weight.grad is not None
     network.zero_grad(set_to_none=True)
-    _, teacher_loss, _ = network.mutual_losses(batch.users, batch.items, batch.labels)
+    _, teacher_loss, _ = network.mutual_losses(batch.users, batch.items.unsqueeze(1), batch.labels)
     teacher_loss.backward()
     assert gradients(network.teacher) and not gradients(network.student)
     assert network.projection.weight.grad is None
@@ -84,7 +84,7 @@ def test_nothing_of_the_teacher_leaves_its_client(prepared):
         for network in trainer.model.networks:
             for parameter in [*network.teacher.parameters(), *network.projection.parameters()]:
                 parameter.fill_(marker)
-            network.student.get_parameter(network.student.user_rows).fill_(marker)
+            network.student.get_parameter(network.student.user_rows[0]).fill_(marker)
     engine = trainer.engine
     payloads = []
     for index in range(2):
@@ -104,7 +104,7 @@ def test_students_are_averaged_and_teachers_are_not(prepared):
     trainer.engine.run_round(0)
     first, second = trainer.model.networks[0], trainer.model.networks[1]
     for name, value in first.student.named_parameters():
-        if name != first.student.user_rows:
+        if name not in first.student.user_rows:
             assert torch.equal(value, second.student.get_parameter(name)), name
     assert not torch.equal(first.teacher.backbone.layers[0].weight, second.teacher.backbone.layers[0].weight)
 
@@ -171,7 +171,7 @@ def test_students_of_the_pool_are_dealt_out_in_turn_and_start_alike(prepared):
     assert [network.architecture.embedding_size for network in networks] == [2, 4, 8, 2, 4, 8, 2]
     for client in range(3, 7):
         for name, value in networks[client].named_parameters():
-            if name != networks[client].user_rows:
+            if name not in networks[client].user_rows:
                 assert torch.equal(value, networks[client % 3].get_parameter(name))
 
 

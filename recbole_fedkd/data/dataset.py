@@ -198,7 +198,9 @@ def of_users(dataset: Any, members: Tensor) -> Any:
     Returns:
         A dataset with the same vocabulary; other users' features and histories are padding.
     """
-    own = dataset.copy(dataset.inter_feat[members[dataset.inter_feat[dataset.uid_field]]])
+    # RecBole makes a list of what it is given: of the client's few rows, not of a truth value for every row there is.
+    rows = torch.nonzero(members[dataset.inter_feat[dataset.uid_field]]).flatten()
+    own = dataset.copy(dataset.inter_feat[rows])
     # RecBole's loaders register the label that they sample, in these.
     for name in ("field2type", "field2source", "field2seqlen", "field2id_token"):
         setattr(own, name, dict(getattr(dataset, name)))

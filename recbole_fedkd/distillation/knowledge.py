@@ -56,6 +56,12 @@ def leave_one_out_teachers(
     if aggregation not in AGGREGATIONS:
         raise ValueError(f"aggregation '{aggregation}' is none of {', '.join(AGGREGATIONS)}")
     present = counts > 0
+    if aggregation in ("uniform", "weighted"):
+        weights = present.double() * (counts.double() if aggregation == "weighted" else 1.0)
+        totals = of_others(weights.unsqueeze(-1) * torch.where(present.unsqueeze(-1), means.double(), 0.0))
+        heard_weight, known = of_others(weights), of_others(present.double()) > 0
+        teachers = totals / heard_weight.clamp(min=1e-300).unsqueeze(-1)
+        return torch.where(known.unsqueeze(-1), teachers, 0.0).float(), known
     # The other clients are taken directly, not as total minus own: one client's absence must change nothing else.
     others = ~torch.eye(len(means), dtype=torch.bool, device=means.device)
     heard = others.unsqueeze(-1) & present  # [K, K, T]: client k hears label t from client j
@@ -63,15 +69,23 @@ def leave_one_out_teachers(
     if aggregation in ("median", "trimmed_mean"):
         teachers = _ordered_means(means, heard, 0.5 if aggregation == "median" else trim)
     else:
-        weights = heard.double()
-        if aggregation == "weighted":
-            weights = weights * counts.double()
-        elif aggregation == "attentive":
-            weights = weights * similarity_weights(means, present, attention_temperature).unsqueeze(-1)
+        weights = heard.double() * similarity_weights(means, present, attention_temperature).unsqueeze(-1)
         values = torch.where(present.unsqueeze(-1), means.double(), 0.0)
         sums = torch.einsum("kjt,jts->kts", weights, values)
         teachers = sums / weights.sum(1).clamp(min=1e-300).unsqueeze(-1)
     return torch.where(known.unsqueeze(-1), teachers, 0.0).float(), known
+
+
+def of_others(values: Tensor) -> Tensor:
+    """For each client the sum over all others: ``[K, ...]`` to the same shape, in time linear in ``K``.
+
+    A sum of those before and of those behind, not a total minus the own part: what a client adds changes the others' sums
+    and never its own, to the last bit.
+    """
+    before, behind = torch.zeros_like(values), torch.zeros_like(values)
+    before[1:] = values[:-1].cumsum(0)
+    behind[:-1] = values[1:].flip(0).cumsum(0).flip(0)
+    return before + behind
 
 
 def similarity_weights(means: Tensor, present: Tensor, temperature: float) -> Tensor:

@@ -29,6 +29,22 @@ def reverse_divergence(logits: Tensor, teacher_logits: Tensor, temperature: floa
     return (student.exp() * (student - target)).sum(-1) * temperature**2
 
 
+def sample_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean over the samples ``[batch]``, a scalar; ``weights`` ``[batch]`` are 0 for rows that only fill a batch up."""
+    return values.mean() if weights is None else (values * weights).sum() / weights.sum()
+
+
+def label_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    """``CE(y, p)`` of a batch: logits ``[batch, T]``, labels ``[batch]``, weights as of :func:`sample_mean`; a scalar."""
+    if weights is None:
+        return functional.cross_entropy(logits, labels)
+    # For many networks at once torch takes the cross-entropy apart in Python; this is the same in fewer steps.
+    own = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    if logits.shape[-1] == 2:
+        return sample_mean(functional.softplus(logits.sum(-1) - 2 * own), weights)
+    return sample_mean(logits.logsumexp(-1) - own, weights)
+
+
 def joint_loss(
     student_loss: Tensor,
     logits: Tensor,
@@ -37,6 +53,7 @@ def joint_loss(
     gamma: float,
     alpha: float,
     temperature: float,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Joint loss of a batch: the student's own loss plus the two terms of distillation.
 
@@ -48,6 +65,7 @@ def joint_loss(
         gamma: weight of ``CE(q, p_tau)``.
         alpha: weight of ``KL(p_tau || q)``.
         temperature: ``tau``.
+        weights: as of :func:`sample_mean`.
 
     Returns:
         Scalar mean over the batch.
@@ -59,10 +77,12 @@ def joint_loss(
         distilled = distilled + gamma * teacher_cross_entropy(logits, teacher, temperature)
     if alpha:
         distilled = distilled + alpha * reverse_divergence(logits, teacher, temperature)
-    return student_loss + (distilled * known).mean()
+    return student_loss + sample_mean(distilled * known, weights)
 
 
-def mutual_loss(logits: Tensor, peer_logits: Tensor, labels: Tensor, gap: Tensor) -> Tensor:
+def mutual_loss(
+    logits: Tensor, peer_logits: Tensor, labels: Tensor, gap: Tensor, weights: Tensor | None = None
+) -> Tensor:
     """One side of adaptive mutual distillation: ``CE + [KL(p_peer || p) + gap] / (CE + CE_peer)`` (FedKD, eq. 1-6).
 
     The peer teaches and is not taught by this loss, and the denominator only weighs: both are detached. Where both are still
@@ -73,19 +93,28 @@ def mutual_loss(logits: Tensor, peer_logits: Tensor, labels: Tensor, gap: Tensor
         peer_logits: ``[batch, T]`` of the other network.
         labels: label indices ``[batch]``.
         gap: scalar, how far hidden states and attention are from the peer's, see :func:`matching_gap`.
+        weights: as of :func:`sample_mean`.
 
     Returns:
         Scalar mean over the batch.
     """
     peer = peer_logits.detach()
-    own_loss = functional.cross_entropy(logits, labels)
-    confidence = (own_loss + functional.cross_entropy(peer, labels)).detach()
-    divergence = functional.kl_div(logits.log_softmax(-1), peer.log_softmax(-1), reduction="batchmean", log_target=True)
+    own_loss = label_cross_entropy(logits, labels, weights)
+    confidence = (own_loss + label_cross_entropy(peer, labels, weights)).detach()
+    taught, target = logits.log_softmax(-1), peer.log_softmax(-1)
+    if weights is None:
+        divergence = functional.kl_div(taught, target, reduction="batchmean", log_target=True)
+    else:
+        divergence = sample_mean((target.exp() * (target - taught)).sum(-1), weights)
     return own_loss + (divergence + gap) / confidence
 
 
 def matching_gap(
-    hidden: Tensor, peer_hidden: Tensor, attention: Mapping[str, Tensor], peer_attention: Mapping[str, Tensor]
+    hidden: Tensor,
+    peer_hidden: Tensor,
+    attention: Mapping[str, Tensor],
+    peer_attention: Mapping[str, Tensor],
+    weights: Tensor | None = None,
 ) -> Tensor:
     """``MSE(H, H_peer) + MSE(A, A_peer)``, the peer detached (FedKD, eq. 3-4); a scalar.
 
@@ -94,12 +123,20 @@ def matching_gap(
         peer_hidden: ``[batch, h]``, projected to the same width.
         attention: name to weights ``[batch, keys]``.
         peer_attention: the peer's; maps over other numbers of keys say nothing about each other and are left out.
+        weights: as of :func:`sample_mean`.
     """
-    gap = functional.mse_loss(hidden, peer_hidden.detach())
-    for name, weights in attention.items():
-        if name in peer_attention and peer_attention[name].shape == weights.shape:
-            gap = gap + functional.mse_loss(weights, peer_attention[name].detach())
+    gap = _squared_gap(hidden, peer_hidden, weights)
+    for name, own in attention.items():
+        if name in peer_attention and peer_attention[name].shape == own.shape:
+            gap = gap + _squared_gap(own, peer_attention[name], weights)
     return gap
+
+
+def _squared_gap(values: Tensor, peer_values: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean squared difference ``[batch, width]`` twice to a scalar; the peer is detached."""
+    if weights is None:
+        return functional.mse_loss(values, peer_values.detach())
+    return sample_mean((values - peer_values.detach()).pow(2).mean(-1), weights)
 
 
 def touched_squared_norm(tables: Iterable[tuple[Tensor, Tensor]], dense: Iterable[Tensor]) -> Tensor:
@@ -115,7 +152,7 @@ def touched_squared_norm(tables: Iterable[tuple[Tensor, Tensor]], dense: Iterabl
     """
     parts = [weight.pow(2).sum() for weight in dense]
     for table, ids in tables:
-        touched = torch.zeros(table.shape[0], dtype=table.dtype, device=table.device)
-        touched[ids.flatten()] = 1.0
+        # Out of place: torch.func may run this for many networks at once.
+        touched = torch.zeros(table.shape[0], dtype=table.dtype, device=table.device).scatter(0, ids.flatten(), 1.0)
         parts.append(torch.dot(table.pow(2).sum(1), touched))
     return torch.stack(parts).sum()

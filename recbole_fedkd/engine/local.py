@@ -45,9 +45,16 @@ class LocalEngine:
         clients: all clients; those without a training sample train in no round, but are served.
     """
 
+    name = "local"
+
     def __init__(self, server: Server, clients: list[Client]) -> None:
         self.server = server
         self.clients = clients
+
+    @property
+    def samples(self) -> dict[int, int]:
+        """Samples of an epoch of every client that has any, by its number."""
+        return {client.number: len(client.task) for client in self.clients if len(client.task)}
 
     def run_round(
         self,
@@ -98,7 +105,7 @@ class LocalEngine:
             if on_bytes is not None:
                 on_bytes(len(payload) + len(upload))
         self.server.aggregate(uploads, round_index)
-        if self.server.strategy.shares_parameters:
+        if self.server.strategy.serves_aggregate:
             payload = self.server.serve(round_index + 1)
             for client in self.clients:
                 client.receive(payload)

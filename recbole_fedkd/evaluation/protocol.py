@@ -147,6 +147,9 @@ def _relevant_rows(config: Any, split: Any) -> torch.Tensor | None:
 def _describe(config: Any, view: Any, phase: str, positives_only: bool) -> str:
     mode = str(view["eval_args"]["mode"][phase])
     rows = f"held-out {phase} rows"
+    split, order = config["eval_args"].get("split"), config["eval_args"].get("order")
+    if isinstance(split, dict) and "LS" in split:
+        rows += f" (leave-one-out, {'the latest of each user' if order == 'TO' else 'at random'})"
     if view["eval_type"] == EvaluatorType.VALUE:
         if mode == "labeled":
             labels = {"rating": "ratings in stars", "threshold": f"rating >= {config['rating_threshold']:g}"}

@@ -63,7 +63,10 @@ def own_streams(seed: int, device: torch.device) -> Iterator[None]:
     """
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        # Not `torch.manual_seed`: without a GPU in use that keeps a stack trace of every call, which takes time and memory.
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
         try:

@@ -57,7 +57,14 @@ class KnowledgeSettings:
 
 
 class Knowledge(ABC):
-    """One kind of knowledge; it holds settings and no state."""
+    """One kind of knowledge; it holds settings and no state.
+
+    Attributes:
+        batched: whether samples of many clients can be collected at once, and :meth:`upload` and :meth:`teacher` are the same
+            for tensors with a leading axis of clients.
+    """
+
+    batched = False
 
     def __init__(self, settings: KnowledgeSettings) -> None:
         self.settings = settings
@@ -65,6 +72,16 @@ class Knowledge(ABC):
     @abstractmethod
     def collect(self, step: Step) -> dict[str, Tensor]:
         """What a batch adds; the sums of all batches are what a client knows."""
+
+    def collect_of_many(self, step: Step, clients: Tensor, count: int) -> dict[str, Tensor]:
+        """What a batch of several clients' samples adds, with a leading axis of clients.
+
+        Args:
+            step: of all samples together.
+            clients: whose each sample is ``[size]``, from 0.
+            count: number of clients.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def upload(self, collected: Tensors, first: bool) -> Arrays:
@@ -102,11 +119,20 @@ class LabelKnowledge(Knowledge):
     the other clients. A client that is silent is remembered.
     """
 
+    batched = True
+
     def collect(self, step: Step) -> dict[str, Tensor]:
         """Sums of logits ``[T, T]`` and counts ``[T]``."""
         assert step.logits is not None and step.labels is not None
         sums, counts = label_sums(step.logits, step.labels, self.settings.labels)
         return {"sums": sums, "counts": counts}
+
+    def collect_of_many(self, step: Step, clients: Tensor, count: int) -> dict[str, Tensor]:
+        """Sums ``[count, T, T]`` and counts ``[count, T]``: every pair of client and label is a label of its own."""
+        assert step.logits is not None and step.labels is not None
+        labels = self.settings.labels
+        sums, counts = label_sums(step.logits, clients * labels + step.labels, count * labels)
+        return {"sums": sums.view(count, labels, -1), "counts": counts.view(count, labels)}
 
     def upload(self, collected: Tensors, first: bool) -> Arrays:
         """Means and counts."""
@@ -121,21 +147,17 @@ class LabelKnowledge(Knowledge):
         for client, arrays in uploads.items():
             means[client] = torch.tensor(arrays["means"])
             counts[client] = torch.tensor(arrays["counts"])
-        return {"means": means, "counts": counts}
+        settings = self.settings
+        teachers, known = leave_one_out_teachers(
+            means, counts, settings.aggregation, settings.attention_temperature, settings.trim_ratio
+        )
+        return {"means": means, "counts": counts, "teacher": teachers, "known": known}
 
     def download(self, state: Tensors, client: int, round_index: int) -> Arrays:
         """The client's teacher."""
-        if "means" not in state:
+        if "teacher" not in state:
             return {}
-        settings = self.settings
-        teachers, known = leave_one_out_teachers(
-            state["means"],
-            state["counts"],
-            settings.aggregation,
-            settings.attention_temperature,
-            settings.trim_ratio,
-        )
-        return {"teacher": teachers[client].cpu().numpy(), "known": known[client].cpu().numpy()}
+        return {"teacher": state["teacher"][client].cpu().numpy(), "known": state["known"][client].cpu().numpy()}
 
     def teacher(self, received: Tensors, step: Step) -> tuple[Tensor | None, Tensor | None]:
         """The row of the sample's label."""

@@ -6,7 +6,7 @@ arrays little-endian in C order. Nothing is pickled, so reading a message runs n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgpack
@@ -75,6 +75,12 @@ class Message:
             return Message(content["k"], content["r"], content["s"], arrays)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise MessageError(f"message is malformed: {error}") from error
+
+
+def sizes_by_sender(message: Message, senders: Sequence[int]) -> list[int]:
+    """Bytes on the wire of messages that differ from ``message`` in the sender and in the numbers that arrays hold."""
+    without_sender = len(message.to_bytes()) - len(msgpack.packb(message.sender))
+    return [without_sender + len(msgpack.packb(sender)) for sender in senders]
 
 
 def decoded(message: Message, codecs: CodecStack) -> Message:

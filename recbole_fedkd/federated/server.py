@@ -65,11 +65,17 @@ class Server:
                 return b""
             self.broadcast.told[client] = self.broadcast.version
             return Message(lacking[0], round_index, SERVER, lacking[1]).to_bytes()
-        message = self.strategy.download(self.state, client, round_index)
+        message = self.message_for(client, round_index)
         if message is None:
             return b""
-        self.state = self.strategy.delivered(self.state, client)
         return replace(message, arrays=self.codecs.encode(message.arrays, round_index)).to_bytes()
+
+    def message_for(self, client: int, round_index: int) -> Message | None:
+        """Message for one client, before it is encoded; from then on the client counts as told."""
+        message = self.strategy.download(self.state, client, round_index)
+        if message is not None:
+            self.state = self.strategy.delivered(self.state, client)
+        return message
 
     def serve(self, round_index: int) -> bytes:
         """What every client takes in to serve its users, the same for all, where the strategy shares parameters."""

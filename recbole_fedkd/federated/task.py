@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional
-from torch.utils.data import DataLoader
 
+from recbole_fedkd.distillation.losses import label_cross_entropy
 from recbole_fedkd.model.shared import SharedState
 
 CLEAN_BATCH = 4096
@@ -29,6 +28,7 @@ class Step:
         logits: ``[size, T]``; None if nobody asked for them.
         labels: label indices ``[size]``; None like the logits.
         items: item ids ``[size]``; None like the logits.
+        weights: ``[size]``, 0 for rows that only fill a batch up; None: all are samples.
         teacher: logits ``[size, T]`` of a network that teaches this one; None without one.
     """
 
@@ -37,6 +37,7 @@ class Step:
     logits: Tensor | None = None
     labels: Tensor | None = None
     items: Tensor | None = None
+    weights: Tensor | None = None
     teacher: Tensor | None = None
 
     def detached(self) -> Step:
@@ -150,10 +151,7 @@ class AttentiveTask(Task):
 
     def step(self, batch: Samples, with_logits: bool) -> Step:
         """Cross-entropy of the labels plus the regulariser of the weights that the batch touches."""
-        items = batch.items.unsqueeze(1)
-        logits = self.network(batch.users, items).squeeze(1)
-        loss = functional.cross_entropy(logits, batch.labels) + self._regulariser(batch)
-        return Step(loss, len(batch), logits, batch.labels, batch.items)
+        return self.of_batch(self.network, batch.users, batch.items.unsqueeze(1), batch.labels, self.reg_weight)
 
     @torch.no_grad()
     def logits_under(self, state: Mapping[str, Tensor], batch: Samples) -> Tensor:
@@ -165,11 +163,28 @@ class AttentiveTask(Task):
         self.network.train(training)
         return logits.squeeze(1)
 
-    def _regulariser(self, batch: Samples) -> Tensor | float:
-        if not self.reg_weight or not torch.is_grad_enabled():
-            return 0.0
-        norm: Callable[[Tensor, Tensor], Tensor] = self.network.touched_squared_norm  # type: ignore[assignment]
-        return self.reg_weight * norm(batch.users, batch.items.unsqueeze(1))
+    @staticmethod
+    def of_batch(
+        network: nn.Module,
+        users: Tensor,
+        items: Tensor,
+        labels: Tensor,
+        reg_weight: float,
+        weights: Tensor | None = None,
+    ) -> Step:
+        """The step of a network on a batch, a function of its arguments alone.
+
+        Args:
+            network: as of the class.
+            users: ``[batch]``.
+            items: ``[batch, targets]``.
+            labels: ``[batch * targets]``.
+            reg_weight: ``lambda``.
+            weights: ``[batch * targets]``, see :class:`Step`.
+        """
+        logits = network(users, items).flatten(0, 1)
+        loss = label_cross_entropy(logits, labels, weights) + regulariser(network, users, items, reg_weight)
+        return Step(loss, len(labels), logits, labels, items.flatten(), weights)
 
     def _epoch_samples(self) -> Samples:
         """The samples, with freshly drawn negatives where the labels are implicit."""
@@ -188,12 +203,28 @@ class AttentiveTask(Task):
 class MutualTask(AttentiveTask):
     """A ``TeacherAndStudent`` on labelled samples: both losses of mutual distillation. Arguments as of the base class."""
 
-    def step(self, batch: Samples, with_logits: bool) -> Step:
+    @staticmethod
+    def of_batch(
+        network: nn.Module,
+        users: Tensor,
+        items: Tensor,
+        labels: Tensor,
+        reg_weight: float,
+        weights: Tensor | None = None,
+    ) -> Step:
         """The sum of both losses, each of which moves its own network, plus the regulariser of both."""
-        losses: Callable[..., tuple[Tensor, Tensor, Tensor]] = self.network.mutual_losses  # type: ignore[assignment]
-        student_loss, teacher_loss, logits = losses(batch.users, batch.items, batch.labels)
-        loss = student_loss + teacher_loss + self._regulariser(batch)
-        return Step(loss, len(batch), logits, batch.labels, batch.items)
+        losses: Callable[..., tuple[Tensor, Tensor, Tensor]] = network.mutual_losses  # type: ignore[assignment]
+        student_loss, teacher_loss, logits = losses(users, items, labels, weights)
+        loss = student_loss + teacher_loss + regulariser(network, users, items, reg_weight)
+        return Step(loss, len(labels), logits, labels, items.flatten(), weights)
+
+
+def regulariser(network: nn.Module, users: Tensor, items: Tensor, reg_weight: float) -> Tensor | float:
+    """``lambda R(w)`` of a batch; arguments as of :meth:`AttentiveTask.of_batch`. Nothing in a pass without gradients."""
+    if not reg_weight or not torch.is_grad_enabled():
+        return 0.0
+    norm: Callable[[Tensor, Tensor], Tensor] = network.touched_squared_norm  # type: ignore[assignment]
+    return reg_weight * norm(users, items)
 
 
 class RecBoleTask(Task):
@@ -293,17 +324,21 @@ def click_loss(model: nn.Module) -> nn.Module | None:
 def shuffled(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Row numbers ``0..count-1`` in random order, ``[batch_size]`` at a time.
 
-    RecBole's loader is torch's, and so is this one: with the same generator both give the same order, so that a
+    RecBole's loader is torch's: with the same generator both give the same order, so that a
     federation of one client trains as RecBole does.
     """
-    loader: DataLoader[int] = DataLoader(
-        range(count),  # type: ignore[arg-type]
-        batch_size,
-        shuffle=True,
-        generator=generator,
-        collate_fn=torch.tensor,
-    )
-    yield from loader
+    yield from shuffled_order(count, generator).split(batch_size)
+
+
+def shuffled_order(count: int, generator: torch.Generator) -> Tensor:
+    """Row numbers ``[count]`` in the random order of torch's loader; the generator is left as the loader leaves it.
+
+    The loader draws a seed for its workers first, and its sampler an order of which it takes no row last.
+    """
+    torch.empty((), dtype=torch.int64).random_(generator=generator)
+    order = torch.randperm(count, generator=generator)
+    torch.randperm(count, generator=generator)
+    return order
 
 
 def sample_negatives(users: Tensor, positives: Tensor, item_count: int, generator: torch.Generator) -> Tensor:

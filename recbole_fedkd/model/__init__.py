@@ -1,17 +1,24 @@
 """Models: attention, networks, and the RecBole model classes made of them."""
 
 from recbole_fedkd.model.encoding import with_attention
+from recbole_fedkd.model.factorization import MF, FactorizationRecommender, PFedRec
+from recbole_fedkd.model.fleet import FleetPopulation
 from recbole_fedkd.model.pair import TeacherAndStudent
-from recbole_fedkd.model.population import AttnFedKD, RecBolePopulation
+from recbole_fedkd.model.population import AttnFedKD, NetworkPopulation, RecBolePopulation
 from recbole_fedkd.model.student import AttnStudent, AttnTeacher
 
-MODELS = {model.__name__: model for model in (AttnFedKD, AttnStudent, AttnTeacher)}
+MODELS = {model.__name__: model for model in (AttnFedKD, AttnStudent, AttnTeacher, MF, PFedRec)}
 
 __all__ = [
+    "MF",
     "MODELS",
     "AttnFedKD",
     "AttnStudent",
     "AttnTeacher",
+    "FactorizationRecommender",
+    "FleetPopulation",
+    "NetworkPopulation",
+    "PFedRec",
     "RecBolePopulation",
     "TeacherAndStudent",
     "with_attention",

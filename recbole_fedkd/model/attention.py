@@ -43,20 +43,30 @@ class TargetAttention(nn.Module):
             ``[batch, targets, keys, heads]``; the weights of a head sum to 1, also where the mask leaves no key (they
             are then meaningless, and :meth:`forward` drops them).
         """
-        batch, targets, width = query.shape
+        targets, width = query.shape[1:]
         projected, heads = self.query(query), self.head / math.sqrt(width)
         if targets == 1:
             # One product with all heads; as batched products of tiny matrices the same takes several times as long.
             scores = ((projected * keys) @ heads.T).unsqueeze(1)
         else:
-            expanded = (projected.unsqueeze(2) * heads).view(batch, targets * len(heads), width)
-            scores = torch.bmm(expanded, keys.transpose(1, 2)).view(batch, targets, len(heads), -1).transpose(2, 3)
+            return self._weights_of_many(projected, keys, heads, mask)
         if self.position_bias is not None:
             scores = scores + self.position_bias
         if mask is not None:
             scores = scores.masked_fill(~mask.unsqueeze(3), -1e9)
         weights: Tensor = scores.softmax(2)
         return weights
+
+    def _weights_of_many(self, projected: Tensor, keys: Tensor, heads: Tensor, mask: Tensor | None) -> Tensor:
+        """The same for many targets of the same keys: keys last, where a softmax over 30 of them is several times faster."""
+        batch, targets, width = projected.shape
+        expanded = (projected.unsqueeze(2) * heads).view(batch, targets * len(heads), width)
+        scores = torch.bmm(expanded, keys.transpose(1, 2)).view(batch, targets, len(heads), -1)
+        if self.position_bias is not None:
+            scores = scores + self.position_bias.T
+        if mask is not None:
+            scores = scores.masked_fill(~mask.unsqueeze(2), -1e9)
+        return scores.softmax(3).transpose(2, 3)
 
     def forward(self, query: Tensor, keys: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Attend from each target to the keys.

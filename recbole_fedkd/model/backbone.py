@@ -5,9 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 CNN_LAYERS = 5
+
+
+class HandedDropout(nn.Module):
+    """Dropout that can be handed its mask: who trains many networks at once draws for each from a stream of its own.
+
+    Args:
+        probability: share of the entries that are set to 0.
+        width: size of the last axis of what it is applied to.
+
+    Attributes:
+        handed: mask of the next call, 1 where an entry stays, of the input's shape; None: drawn from torch's own stream.
+    """
+
+    def __init__(self, probability: float, width: int) -> None:
+        super().__init__()
+        self.probability, self.width = probability, width
+        self.handed: Tensor | None = None
+
+    def forward(self, values: Tensor) -> Tensor:
+        """``[..., width]`` to the same shape; what stays is scaled up, so that the mean stays."""
+        if not self.training or not self.probability:
+            return values
+        kept = 1.0 - self.probability
+        mask = torch.empty_like(values).bernoulli_(kept) if self.handed is None else self.handed
+        return values * mask.div(kept)
 
 
 class CnnBackbone(nn.Module):
@@ -28,7 +54,7 @@ class CnnBackbone(nn.Module):
         for layer in range(CNN_LAYERS - 2):
             layers += [nn.Conv1d(width if layer == 0 else channels, channels, 3, padding=1), nn.ReLU()]
         layers += [nn.Flatten(), nn.Linear(channels * fields, last), nn.ReLU()]
-        layers += [nn.Dropout(dropout_prob), nn.Linear(last, labels)]
+        layers += [HandedDropout(dropout_prob, last), nn.Linear(last, labels)]
         self.layers = nn.Sequential(*layers)
         self.hidden_width = last
 
@@ -51,7 +77,7 @@ class MlpBackbone(nn.Module):
         sizes = [fields * width, *hidden_sizes]
         layers: list[nn.Module] = [nn.Flatten()]
         for size, following in pairwise(sizes):
-            layers += [nn.Linear(size, following), nn.ReLU(), nn.Dropout(dropout_prob)]
+            layers += [nn.Linear(size, following), nn.ReLU(), HandedDropout(dropout_prob, following)]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], labels))
         self.hidden_width = sizes[-1]
 

@@ -117,9 +117,27 @@ class AttentiveNetwork(nn.Module):
     item_prior: Tensor
 
     @property
-    def user_rows(self) -> str:
-        """Name of the parameter whose rows belong to single users; no strategy may send it."""
-        return f"embeddings.{_module_name(self.user_id_field)}.weight"
+    def user_rows(self) -> tuple[str, ...]:
+        """Names of the parameters with one row per local user, which no strategy may send."""
+        return (f"embeddings.{_module_name(self.user_id_field)}.weight",) if self.architecture.use_user_id else ()
+
+    @property
+    def item_rows(self) -> tuple[str, ...]:
+        """Names of the parameters and buffers whose first axis is the item id."""
+        columns = tuple(_column_name(field) for field in self.item_fields if field != self.item_id_field)
+        prior = ("item_prior",) if self.architecture.item_prior else ()
+        return (f"embeddings.{_module_name(self.item_id_field)}.weight", *columns, *prior)
+
+    @property
+    def user_buffers(self) -> tuple[str, ...]:
+        """Names of the buffers with one row per local user."""
+        columns = tuple(_column_name(field) for field in self.user_fields if field != self.user_id_field)
+        return (*columns, *(("history_items", "history_labels") if self.history_attention is not None else ()))
+
+    @property
+    def item_references(self) -> tuple[str, ...]:
+        """Names of the buffers that hold item ids."""
+        return ("history_items",) if self.history_attention is not None else ()
 
     def __init__(
         self, architecture: Architecture, users: FeatureTable, items: FeatureTable, history: History | None

@@ -12,6 +12,14 @@ from recbole_fedkd.model.network import AttentiveNetwork
 from recbole_fedkd.model.shared import Rows
 
 
+def names_of(network: nn.Module, kind: str) -> tuple[str, ...]:
+    """Names of parameters or buffers that a network declares as ``kind``, such as ``item_rows``; empty if it has none."""
+    if isinstance(network, TeacherAndStudent):
+        return network.declared(kind)
+    declared = getattr(network, kind, ())
+    return (declared,) if isinstance(declared, str) else tuple(declared)
+
+
 class TeacherAndStudent(nn.Module):
     """The two networks of one client; outwards it is the one that serves predictions.
 
@@ -32,9 +40,8 @@ class TeacherAndStudent(nn.Module):
         rows = {
             name: (0, len(parameter)) for name, parameter in self.named_parameters() if not name.startswith("student.")
         }
-        if self.student.architecture.use_user_id:
-            name = f"student.{self.student.user_rows}"
-            rows[name] = (0, len(self.get_parameter(name)))
+        for name in self.student.user_rows:
+            rows[f"student.{name}"] = (0, len(self.student.get_parameter(name)))
         return rows
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
@@ -51,24 +58,31 @@ class TeacherAndStudent(nn.Module):
             return distributions.logsumexp(0) - math.log(2)
         return of_student if self.serve == "student" else of_teacher
 
-    def mutual_losses(self, users: Tensor, items: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The student's and the teacher's loss, and the served logits ``[batch, T]``.
+    def mutual_losses(
+        self, users: Tensor, items: Tensor, labels: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The student's and the teacher's loss, and the served logits ``[batch * targets, T]``.
 
         Args:
             users: local user ids ``[batch]``.
-            items: item ids ``[batch]``.
-            labels: label indices ``[batch]``.
+            items: item ids ``[batch, targets]``.
+            labels: label indices ``[batch * targets]``.
+            weights: ``[batch * targets]``, 0 for rows that only fill a batch up; None: all are samples.
         """
-        student = self.student.observe(users, items.unsqueeze(1))
-        teacher = self.teacher.observe(users, items.unsqueeze(1))
-        of_student, of_teacher = student.logits.squeeze(1), teacher.logits.squeeze(1)
+        student, teacher = self.student.observe(users, items), self.teacher.observe(users, items)
+        of_student, of_teacher = student.logits.flatten(0, 1), teacher.logits.flatten(0, 1)
         projected = self.projection(student.hidden)
-        student_gap = matching_gap(projected, teacher.hidden, student.attention, teacher.attention)
-        teacher_gap = matching_gap(teacher.hidden, projected, teacher.attention, student.attention)
-        student_loss = mutual_loss(of_student, of_teacher, labels, student_gap)
-        teacher_loss = mutual_loss(of_teacher, of_student, labels, teacher_gap)
+        student_gap = matching_gap(projected, teacher.hidden, student.attention, teacher.attention, weights)
+        teacher_gap = matching_gap(teacher.hidden, projected, teacher.attention, student.attention, weights)
+        student_loss = mutual_loss(of_student, of_teacher, labels, student_gap, weights)
+        teacher_loss = mutual_loss(of_teacher, of_student, labels, teacher_gap, weights)
         return student_loss, teacher_loss, self._served(of_student, of_teacher)
 
     def touched_squared_norm(self, users: Tensor, items: Tensor) -> Tensor:
         """``R(w)`` of both."""
         return self.student.touched_squared_norm(users, items) + self.teacher.touched_squared_norm(users, items)
+
+    def declared(self, kind: str) -> tuple[str, ...]:
+        """What both networks declare as ``kind``, such as ``item_rows``, by its name in this module."""
+        both = (("student", self.student), ("teacher", self.teacher))
+        return tuple(f"{side}.{name}" for side, network in both for name in names_of(network, kind))

@@ -10,18 +10,19 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor, nn
 
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.model.factorization import FactorizationRecommender
 from recbole_fedkd.model.network import AttentiveNetwork
-from recbole_fedkd.model.pair import TeacherAndStudent
-from recbole_fedkd.model.shared import Rows, forget_cached
-from recbole_fedkd.model.student import LabelledRecommender, read_architecture, read_tables
+from recbole_fedkd.model.pair import TeacherAndStudent, names_of
+from recbole_fedkd.model.shared import Rows, forget_cached, private_slices
+from recbole_fedkd.model.student import LabelledRecommender, NetworkBuilder, read_architecture, read_tables
 
 
-class AttnFedKD(LabelledRecommender):
-    """One student per client; every user is served by the network of the client the user lives on.
+class NetworkPopulation(LabelledRecommender):
+    """One network per client; every user is served by the network of the client the user lives on.
 
-    Each network holds the tables, histories and user embedding rows of its own users only. ``student_pool`` deals several
-    sizes out to the clients in turn; all of one size start from the same weights but for the user rows, which nobody else
-    has. The population is trained by ``FedKDTrainer``, not by ``calculate_loss``.
+    Each network holds the tables, histories and user rows of its own users only. All of one architecture start from one
+    network of all users, of which each client has the rows of its own users; several architectures are dealt out to the
+    clients in turn. The population is trained by ``FedKDTrainer``, not by ``calculate_loss``.
 
     Args:
         config: the run's config.
@@ -35,34 +36,25 @@ class AttnFedKD(LabelledRecommender):
 
     def __init__(self, config: Any, dataset: Any, client_of_user: Tensor) -> None:
         super().__init__(config, dataset)
-        students = [_Builder(config, dataset, len(self.label_values), each) for each in config["student_pool"] or [{}]]
-        teacher = (
-            _Builder(config, dataset, len(self.label_values), config["teacher"]) if config.trains_teacher else None
-        )
+        self.private_parameters = config["private_parameters"]
+        builders = _builders(config, dataset, len(self.label_values))
+        wholes = [builder.build(torch.arange(1, len(client_of_user))) for builder in builders]
         local_id = torch.zeros_like(client_of_user)
         self.networks = nn.ModuleList()
-        for client in range(int(client_of_user.max()) + 1):
-            members = torch.nonzero(client_of_user == client).flatten()
-            local_id[members] = torch.arange(1, len(members) + 1)
-            own = students[client % len(students)].build(members)
-            network: nn.Module = own
-            if teacher is not None:
-                network = TeacherAndStudent(own, teacher.build(members), config["serve"])
-            if client >= len(students):
-                _copy_shared(self.networks[client % len(students)], network)
-            self.networks.append(network)
+        # What the clients' networks draw is overwritten, and must not move anybody else's draws.
+        with torch.random.fork_rng([]):
+            for client in range(int(client_of_user.max()) + 1):
+                members = torch.nonzero(client_of_user == client).flatten()
+                local_id[members] = torch.arange(1, len(members) + 1)
+                network = builders[client % len(builders)].build(members)
+                _copy_weights(wholes[client % len(builders)], network, members)
+                self.networks.append(network)
         self.register_buffer("client_of_user", client_of_user, persistent=False)
         self.register_buffer("local_id", local_id, persistent=False)
 
     def private_rows(self, client: int) -> dict[str, Rows]:
-        """The user rows of a client's network, which no strategy may send."""
-        network = self.networks[client]
-        if isinstance(network, TeacherAndStudent):
-            return network.private_rows
-        assert isinstance(network, AttentiveNetwork)
-        if not network.architecture.use_user_id:
-            return {}
-        return {network.user_rows: (0, network.get_parameter(network.user_rows).shape[0])}
+        """What of a client's network no strategy may send: user rows, and what ``private_parameters`` names."""
+        return rows_that_stay(self.networks[client], self.private_parameters)
 
     def logits(self, users: Tensor, items: Tensor) -> Tensor:
         """Route each user to the network of its client; see :meth:`LabelledRecommender.logits`."""
@@ -72,6 +64,19 @@ class AttnFedKD(LabelledRecommender):
             rows = torch.nonzero(owners == client).flatten()
             out[rows] = self.networks[client](self.local_id[users[rows]], items[rows])
         return out
+
+
+class AttnFedKD(NetworkPopulation):
+    """One attentive student per client; ``student_pool`` deals several sizes out to the clients in turn."""
+
+
+def rows_that_stay(network: nn.Module, patterns: Sequence[str]) -> dict[str, Rows]:
+    """What of one of the package's networks stays on its client: the rows of its users, and what a pattern matches."""
+    if isinstance(network, TeacherAndStudent):
+        rows = network.private_rows
+    else:
+        rows = {name: (0, len(network.get_parameter(name))) for name in names_of(network, "user_rows")}
+    return private_slices(network, rows, patterns)
 
 
 class _Builder:
@@ -87,18 +92,42 @@ class _Builder:
         return AttentiveNetwork(self.architecture, self.users.select(members), self.items, own_history)
 
 
+class _PairBuilder:
+    """Builds the student and the teacher of a client; arguments as of ``TeacherAndStudent``, builders in place of networks."""
+
+    def __init__(self, student: _Builder, teacher: _Builder, serve: str) -> None:
+        self.student, self.teacher, self.serve = student, teacher, serve
+
+    def build(self, members: Tensor) -> TeacherAndStudent:
+        """Both networks of a client with the users ``members``."""
+        return TeacherAndStudent(self.student.build(members), self.teacher.build(members), self.serve)
+
+
+def _builders(config: Any, dataset: Any, labels: int) -> Sequence[NetworkBuilder]:
+    """Builders of the networks that are dealt out to the clients in turn."""
+    if issubclass(config.model_class, FactorizationRecommender):
+        return [config.model_class.builder(config, dataset)]
+    students = [_Builder(config, dataset, labels, each) for each in config["student_pool"] or [{}]]
+    if not config.trains_teacher:
+        return students
+    teacher = _Builder(config, dataset, labels, config["teacher"])
+    return [_PairBuilder(student, teacher, config["serve"]) for student in students]
+
+
+def whole_networks(config: Any, dataset: Any, labels: int) -> list[nn.Module]:
+    """One network of all users per architecture: what clients start from."""
+    everybody = torch.arange(1, dataset.user_num)
+    return [builder.build(everybody) for builder in _builders(config, dataset, labels)]
+
+
 @torch.no_grad()
-def _copy_shared(source: nn.Module, target: nn.Module) -> None:
-    """Copy every weight but the user rows, whose number is that of a client's users."""
-    weights = dict(source.named_parameters())
-    own = {f"{name}.{module.user_rows}" if name else module.user_rows for name, module in _networks(target)}
+def _copy_weights(whole: nn.Module, target: nn.Module, members: Tensor) -> None:
+    """Copy every weight, of the user tables the padding row and the rows of ``members``."""
+    weights = dict(whole.named_parameters())
+    of_users = names_of(target, "user_rows")
+    rows = torch.cat([members.new_zeros(1), members])
     for name, weight in target.named_parameters():
-        if name not in own:
-            weight.copy_(weights[name])
-
-
-def _networks(module: nn.Module) -> list[tuple[str, AttentiveNetwork]]:
-    return [(name, each) for name, each in module.named_modules() if isinstance(each, AttentiveNetwork)]
+        weight.copy_(weights[name][rows] if name in of_users else weights[name])
 
 
 class RecBolePopulation(AbstractRecommender):
@@ -124,6 +153,7 @@ class RecBolePopulation(AbstractRecommender):
         self.type, self.input_type = config["MODEL_TYPE"], config["MODEL_INPUT_TYPE"]
         self.user_field = config["USER_ID_FIELD"]
         self.user_num, self.item_num = len(client_of_user), datasets[0].item_num
+        self.private_parameters = config["private_parameters"]
         self.datasets = list(datasets)
         self.networks = nn.ModuleList()
         stream = torch.get_rng_state()
@@ -133,8 +163,9 @@ class RecBolePopulation(AbstractRecommender):
         self.register_buffer("client_of_user", client_of_user, persistent=False)
 
     def private_rows(self, client: int) -> dict[str, Rows]:
-        """The user rows of a client's instance, which no strategy may send."""
-        return user_rows(self.networks[client], self.user_field, self.user_num, self.item_num)
+        """What of a client's instance no strategy may send: user rows, and what ``private_parameters`` names."""
+        rows = user_rows(self.networks[client], self.user_field, self.user_num, self.item_num)
+        return private_slices(self.networks[client], rows, self.private_parameters)
 
     def predict(self, interaction: Any) -> Tensor:
         """Scores ``[batch]``, as the model's own."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+
+from recbole_fedkd.errors import InputError, nearest
 
 Rows = tuple[int, int]
 """First row of a slice, and the row behind its last."""
@@ -47,7 +50,8 @@ class SharedState:
         state = self.network.state_dict(keep_vars=True)
         for name, value in values.items():
             start, stop = self.private.get(name, (0, 0))
-            if start == stop:
+            # What never leaves may still be told: a log-prior per item comes from the server.
+            if start == stop or value.shape == state[name].shape:
                 state[name].copy_(value)
             else:
                 state[name][:start], state[name][stop:] = value[:start], value[start:]
@@ -60,9 +64,42 @@ class SharedState:
             start, stop = self.private.get(name, (0, 0))
             if start == stop:
                 shared[name] = tensor
-            elif stop - start < len(tensor):
+            elif tensor.dim() and stop - start < len(tensor):
                 shared[name] = torch.cat([tensor[:start], tensor[stop:]])
         return shared
+
+
+def matching(names: Iterable[str], patterns: Iterable[str]) -> dict[str, str]:
+    """Each name that a shell-style pattern matches (``*``, ``?``, ``[seq]``; upper and lower case differ) to the first such."""
+    found: dict[str, str] = {}
+    patterns = list(patterns)
+    for name in names:
+        for pattern in patterns:
+            if fnmatchcase(name, pattern):
+                found[name] = pattern
+                break
+    return found
+
+
+def check_patterns(key: str, patterns: Iterable[str], names: Iterable[str]) -> None:
+    """Raise :class:`InputError`, naming the config key, for the first pattern that matches none of the names."""
+    names = list(dict.fromkeys(names))
+    for pattern in patterns:
+        if not matching(names, [pattern]):
+            hint = nearest(pattern.strip("*"), names) or f"; there are {', '.join(names)}"
+            raise InputError(f"{key}: no parameter of the network matches '{pattern}'{hint}")
+
+
+def stateful(network: nn.Module) -> dict[str, Tensor]:
+    """A network's parameters and saved float buffers: what could be sent of it."""
+    return {name: tensor for name, tensor in network.state_dict(keep_vars=True).items() if tensor.is_floating_point()}
+
+
+def private_slices(network: nn.Module, rows: Mapping[str, Rows], patterns: Iterable[str]) -> dict[str, Rows]:
+    """What stays on a client: ``rows`` of single users, and every parameter and buffer that a pattern matches, as a whole."""
+    tensors = stateful(network)
+    whole = matching(tensors, patterns)
+    return {**rows, **{name: (0, len(tensors[name]) if tensors[name].dim() else 1) for name in whole}}
 
 
 def forget_cached(model: nn.Module) -> None:

@@ -1,14 +1,14 @@
-"""``AttnStudent`` and ``AttnTeacher``: the attentive network as a RecBole model that trains alone and centrally."""
+"""Networks as RecBole models: ``AttnStudent`` and ``AttnTeacher`` train alone and centrally."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import InputType, ModelType
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from recbole_fedkd.model.network import Architecture, AttentiveNetwork, FeatureTable, History
@@ -96,14 +96,30 @@ class LabelledRecommender(AbstractRecommender):
         return torch.cat(scores).flatten()
 
 
-class AttnStudent(LabelledRecommender):
-    """The compact attentive network of AFD; alone and centrally trained it is the ceiling of the federation."""
+class NetworkBuilder(Protocol):
+    """Builds networks of one kind, for any users."""
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def build(self, members: Tensor) -> nn.Module:
+        """A network for the users ``members [n]``, which it knows as 1 to n.
+
+        It is called ``network(users [batch], items [batch, targets])`` for logits ``[batch, targets, T]``, has
+        ``touched_squared_norm`` of the same arguments, and names its parameters with one row per local user in ``user_rows``.
+        """
+
+
+class NetworkRecommender(LabelledRecommender):
+    """One network for all users, trained centrally.
+
+    Args:
+        config: the run's config.
+        dataset: the training split, a ``FedKDDataset``.
+        network: as a ``NetworkBuilder`` builds it, for all users.
+    """
+
+    def __init__(self, config: Any, dataset: Any, network: nn.Module) -> None:
         super().__init__(config, dataset)
-        users, items, history = read_tables(dataset, config["history_length"])
         self.reg_weight = config["reg_weight"]
-        self.network = AttentiveNetwork(read_architecture(config, len(self.label_values)), users, items, history)
+        self.network = network
 
     def logits(self, users: Tensor, items: Tensor) -> Tensor:
         """See :meth:`LabelledRecommender.logits`."""
@@ -116,8 +132,18 @@ class AttnStudent(LabelledRecommender):
         labels = torch.searchsorted(self.label_values, interaction[self.label_field])
         loss = functional.cross_entropy(self.logits(users, items).squeeze(1), labels)
         if self.reg_weight:
-            loss = loss + self.reg_weight * self.network.touched_squared_norm(users, items)
+            norm: Callable[[Tensor, Tensor], Tensor] = self.network.touched_squared_norm  # type: ignore[assignment]
+            loss = loss + self.reg_weight * norm(users, items)
         return loss
+
+
+class AttnStudent(NetworkRecommender):
+    """The compact attentive network of AFD; alone and centrally trained it is the ceiling of the federation."""
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        users, items, history = read_tables(dataset, config["history_length"])
+        architecture = read_architecture(config, len(dataset.label_values))
+        super().__init__(config, dataset, AttentiveNetwork(architecture, users, items, history))
 
 
 class AttnTeacher(AttnStudent):

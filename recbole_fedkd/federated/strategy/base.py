@@ -35,6 +35,9 @@ class StrategySettings:
         server_momentum: its momentum, of ``fedadam`` the first moment's.
         server_beta2: the second moment's decay.
         server_tau: keeps the denominator of ``fedadam`` from zero.
+        client_weights: ``samples`` or ``uniform``, what a client counts for in the server's mean.
+        row_mean: ``all`` or ``changed``, which clients the mean of a parameter's row is taken over.
+        serve_after: ``aggregation`` or ``training``, when a client's network is what serves its users.
     """
 
     knowledge: str
@@ -48,6 +51,9 @@ class StrategySettings:
     server_momentum: float
     server_beta2: float
     server_tau: float
+    client_weights: str
+    row_mean: str
+    serve_after: str
 
 
 @dataclass
@@ -74,8 +80,7 @@ class Strategy(ABC):
     Attributes:
         name: value of the config key ``strategy``.
         exchanges_knowledge: whether clients need logits: False spares them the pass that extracts knowledge.
-        shares_parameters: whether users are served by what the server holds: every client then takes it in at the end
-            of a round, chosen or not.
+        shares_parameters: whether clients send their networks.
         trains_teacher: whether every client keeps a larger network that never leaves it beside the one that travels.
         taught_by_received: whether the network that came down teaches the one that is trained; needs ``AttentiveTask``.
         remembers_sent: whether clients keep what they have sent, to take it off what comes down.
@@ -91,6 +96,11 @@ class Strategy(ABC):
     def __init__(self, settings: StrategySettings) -> None:
         self.settings = settings
         self.knowledge = KNOWLEDGE[settings.knowledge](settings.knowledge_settings)
+
+    @property
+    def serves_aggregate(self) -> bool:
+        """Whether every client takes over what the server holds at the end of a round, to serve its users by it."""
+        return self.shares_parameters and self.settings.serve_after == "aggregation"
 
     @abstractmethod
     def download(self, state: ServerState, client: int, round_index: int) -> Message | None:

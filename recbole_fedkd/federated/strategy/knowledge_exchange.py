@@ -50,7 +50,16 @@ class AttentiveFederatedDistillation(Strategy):
         settings = self.settings
         assert step.logits is not None
         teacher, known = self.knowledge.teacher(received, step)
-        return joint_loss(step.loss, step.logits, teacher, known, settings.gamma, settings.alpha, settings.temperature)
+        return joint_loss(
+            step.loss,
+            step.logits,
+            teacher,
+            known,
+            settings.gamma,
+            settings.alpha,
+            settings.temperature,
+            step.weights,
+        )
 
     def upload(self, result: LocalResult, client: int, round_index: int) -> Message | None:
         """What the client knows."""

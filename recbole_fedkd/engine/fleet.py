@@ -1,0 +1,697 @@
+"""The ``fleet`` engine: the clients of a round train side by side, in tensors with a leading axis of clients.
+
+Networks, losses and strategies are those of the ``local`` engine, called for many clients at once by ``torch.func.vmap``;
+random draws come from the same streams, so that results differ by rounding only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from recbole_fedkd.engine.draws import Streams
+from recbole_fedkd.engine.local import ClientError, RoundReport
+from recbole_fedkd.engine.packing import packed, slots
+from recbole_fedkd.federated.client import ClientSettings
+from recbole_fedkd.federated.compact import MeanOfClients, SharedTensors, stacked, unstacked
+from recbole_fedkd.federated.message import Message, sizes_by_sender
+from recbole_fedkd.federated.server import Server
+from recbole_fedkd.federated.strategy import STRATEGIES, LocalResult, to_tensors
+from recbole_fedkd.federated.strategy.federated_averaging import (
+    BUFFER,
+    PARAMETER,
+    FederatedAveraging,
+    MutualDistillation,
+    parameter_of,
+)
+from recbole_fedkd.federated.strategy.knowledge_exchange import AttentiveFederatedDistillation, FederatedDistillation
+from recbole_fedkd.federated.strategy.local_training import LocalTraining
+from recbole_fedkd.federated.task import AttentiveTask, Samples, Step
+from recbole_fedkd.model.backbone import HandedDropout
+from recbole_fedkd.model.fleet import ClientGroup, FleetPopulation, Pack, RowStore, Weights, fill_rows
+from recbole_fedkd.model.shared import SharedState, matching
+from recbole_fedkd.optim.batched import BatchedAdam, BatchedAdamToSGD, BatchedOptimizer, BatchedSGD, clip_norms
+
+BATCHED = (
+    LocalTraining,
+    AttentiveFederatedDistillation,
+    FederatedDistillation,
+    FederatedAveraging,
+    MutualDistillation,
+)
+"""Strategies whose messages this engine makes for many clients at once."""
+
+
+def obstacle(config: Any, clients: int) -> str | None:
+    """Why a config cannot run on this engine; None if it can.
+
+    Args:
+        config: the run's config.
+        clients: number of clients.
+    """
+    strategy = STRATEGIES[config["strategy"]]
+    clipping = config["clip_grad_norm"] or {}
+    if clients == 1:
+        return "a lone client trains as RecBole does, from the run's own streams"
+    if not config.attentive:
+        return f"model '{config['model']}' is not one of the package's own networks"
+    if strategy not in BATCHED:
+        return f"strategy '{config['strategy']}' makes its messages client by client"
+    if config["codecs"]:
+        return "codecs encode message by message"
+    if strategy.exchanges_knowledge and config["knowledge"] != "label":
+        return f"knowledge '{config['knowledge']}' is collected client by client"
+    if str(config["learner"]).lower() not in ("adam", "sgd", "adam_to_sgd"):
+        return f"learner '{config['learner']}' is not batched; adam, sgd and adam_to_sgd are"
+    if config["learning_rates"] and str(config["learner"]).lower() == "adam_to_sgd":
+        return "learner adam_to_sgd switches to one rate for all parameters, which learning_rates contradict"
+    if strategy.shares_parameters and config["serve_after"] == "training" and config["clients_per_round"]:
+        return "serve_after=training has clients that sit out keep the tables of the round they last took part in"
+    if config["weight_decay"]:
+        return "weight_decay moves every row of every item table, which clients hold in part"
+    if set(clipping) - {"max_norm", "norm_type"} or clipping.get("norm_type", 2) != 2:
+        return "clip_grad_norm is batched for max_norm and the L2 norm alone"
+    return None
+
+
+def batched_optimizer(config: Any) -> BatchedOptimizer:
+    """The optimiser that ``learner`` names; :func:`obstacle` has seen that there is one."""
+    rate = float(config["learning_rate"])
+    learner = str(config["learner"]).lower()
+    if learner == "adam_to_sgd":
+        return BatchedAdamToSGD(rate, config["switch_test"], config["switch_threshold"])
+    return BatchedAdam(rate) if learner == "adam" else BatchedSGD(rate)
+
+
+@dataclass(frozen=True)
+class FleetTask:
+    """The training samples of all clients, and how they are trained on.
+
+    Attributes:
+        kind: says what a step is.
+        samples: client by client; users by their local ids.
+        sizes: samples of each client ``[K]``.
+        labels: number of labels ``T``.
+        batch_size: samples in a step.
+        reg_weight: weight of the regulariser.
+        negatives: sampled negatives per sample and epoch.
+        item_count: number of items, padding included.
+    """
+
+    kind: type[AttentiveTask]
+    samples: Samples
+    sizes: Tensor
+    labels: int
+    batch_size: int
+    reg_weight: float
+    negatives: int
+    item_count: int
+
+
+class OptimizerMemory(nn.Module):
+    """What the optimiser of every client of a group remembers.
+
+    Args:
+        group: the clients.
+        optimizer: says how much it remembers.
+    """
+
+    dense: Tensor
+    users: Tensor
+    counters: Tensor
+
+    def __init__(self, group: ClientGroup, optimizer: BatchedOptimizer) -> None:
+        super().__init__()
+        clients, memories, device = len(group.numbers), optimizer.memories, group.numbers.device
+        self.register_buffer("dense", torch.zeros(memories, clients, group.dense_base().numel(), device=device))
+        self.register_buffer("users", torch.zeros(memories, *group.user_table().shape, device=device))
+        self.register_buffer("counters", torch.zeros(clients, optimizer.counters, dtype=torch.float64, device=device))
+        self.rows = RowStore(clients, memories * group.item_base().shape[1]).to(device)
+
+    def of(self, pack: Pack, weights: Weights) -> list[Weights]:
+        """Memories of packed clients, in the shapes of their weights."""
+        width = weights.rows.shape[2]
+        rows = weights.rows.new_zeros(*weights.rows.shape[:2], self.rows.data.shape[1])
+        fill_rows(rows, pack, self.rows, rows.shape[2])
+        users = (
+            self.users[:, pack.members] if self.users.shape[2] else [torch.zeros_like(weights.users)] * len(self.dense)
+        )
+        return [
+            Weights(self.dense[place, pack.clients], rows[..., place * width : (place + 1) * width].contiguous(), own)
+            for place, own in enumerate(users)
+        ]
+
+    def write(self, pack: Pack, memories: Sequence[Weights], counters: Tensor) -> None:
+        """Keep the memories but for the item rows."""
+        present = pack.members > 0
+        for place, memory in enumerate(memories):
+            self.dense[place, pack.clients] = memory.dense
+            if self.users.shape[2]:
+                self.users[place, pack.members[present]] = memory.users[present]
+        self.counters[pack.clients] = counters
+
+
+class RowChanges:
+    """Item rows that clients hold at the end of a round, collected pack by pack for :meth:`RowStore.replace`."""
+
+    def __init__(self) -> None:
+        self.clients: list[Tensor] = []
+        self.counts: list[Tensor] = []
+        self.items: list[Tensor] = []
+        self.data: list[Tensor] = []
+
+    def add(self, pack: Pack, rows: Tensor) -> None:
+        """Add the rows ``[c, rows, width]`` of a pack."""
+        present = torch.arange(rows.shape[1], device=rows.device) < pack.count.unsqueeze(1)
+        self.clients.append(pack.clients)
+        self.counts.append(pack.count)
+        place = present.flatten().nonzero().flatten()
+        self.items.append(pack.items.flatten()[place])
+        self.data.append(rows.flatten(0, 1).index_select(0, place))
+
+    def apply(self, store: RowStore) -> None:
+        """Bring the store up to date."""
+        if self.clients:
+            store.replace(*(torch.cat(parts) for parts in (self.clients, self.counts, self.items, self.data)))
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """Samples of packed clients, in the order in which they are trained on.
+
+    Attributes:
+        users: local user ids ``[c, size]``.
+        items: item ids ``[c, size]``.
+        labels: label indices ``[c, size]``.
+        weights: ``[c, size]``, 0 where a sample only fills up.
+        single_users: whether every client has one user.
+    """
+
+    users: Tensor
+    items: Tensor
+    labels: Tensor
+    weights: Tensor
+    single_users: bool
+
+    def batches(self, batch_size: int, sizes: Sequence[int]) -> Iterator[_Epoch]:
+        """``batch_size`` samples at a time of every client that has any left; ``sizes`` fall, so those are the first."""
+        for start in range(0, self.labels.shape[1], batch_size):
+            part = slice(0, sum(size > start for size in sizes)), slice(start, start + batch_size)
+            yield _Epoch(self.users[part], self.items[part], self.labels[part], self.weights[part], self.single_users)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """Packed clients while they train.
+
+    Attributes:
+        group: their group.
+        pack: who they are, and their item ids.
+        weights: their parameters, changed in place.
+        received: what the server has said to them, ``[c, ...]`` each.
+        memory: what their optimisers remember, in the shapes of ``weights``, changed in place.
+        counters: of their optimisers.
+        sizes: samples of an epoch of each.
+        rates: learning rate of every column of the weights; None: the optimiser's own.
+    """
+
+    group: ClientGroup
+    pack: Pack
+    weights: Weights
+    received: Mapping[str, Tensor]
+    memory: Sequence[Weights]
+    counters: Tensor
+    sizes: Sequence[int]
+    rates: Sequence[Tensor] | None = None
+
+    @cached_property
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers that differ from client to client, ``[c, ...]``."""
+        return self.group.buffers_of(self.pack)
+
+    def first(self, count: int) -> _Training:
+        """The first clients alone, in the same memory."""
+        if count == len(self.sizes):
+            return self
+        part = replace(
+            self,
+            pack=self.pack.first(count),
+            weights=self.weights.first(count),
+            received={name: values[:count] for name, values in self.received.items()},
+            memory=[each.first(count) for each in self.memory],
+            counters=self.counters[:count],
+            sizes=self.sizes[:count],
+        )
+        part.__dict__["buffers"] = {name: values[:count] for name, values in self.buffers.items()}
+        return part
+
+
+@dataclass
+class _Round:
+    """What a round collects of all packs of a group."""
+
+    rows: RowChanges
+    memory_rows: RowChanges
+    mean: MeanOfClients | None
+    loss: float = 0.0
+    samples: int = 0
+
+
+class FleetEngine:
+    """Runs the rounds of a federation, many clients at a time.
+
+    Args:
+        server: the server.
+        population: the clients' networks.
+        task: their samples.
+        settings: how to train; with a seed.
+        optimizer: of every client.
+        memory: bytes that clients side by side may take.
+        rates: pattern of parameter names to learning rate; empty: all learn at the optimiser's own.
+    """
+
+    name = "fleet"
+
+    def __init__(
+        self,
+        server: Server,
+        population: FleetPopulation,
+        task: FleetTask,
+        settings: ClientSettings,
+        optimizer: BatchedOptimizer,
+        memory: float,
+        rates: Mapping[str, float] | None = None,
+    ) -> None:
+        self.server, self.population, self.task = server, population, task
+        self.settings, self.optimizer, self.memory = settings, optimizer, memory
+        self.device = task.sizes.device
+        self.groups = population.client_groups
+        self.private = [population.private_rows(place) for place in range(len(self.groups))]
+        strategy = server.strategy
+        own = not strategy.shares_parameters
+        self.rates: list[list[Tensor]] = []
+        for group, private in zip(self.groups, self.private, strict=True):
+            group.keep(private, own, not strategy.serves_aggregate)
+            if rates:
+                named = matching(dict(group.whole.named_parameters()), rates)
+                self.rates.append(group.column_rates({name: rates[key] for name, key in named.items()}, optimizer.rate))
+        self.memories = [] if settings.reset_optimizer else [OptimizerMemory(group, optimizer) for group in self.groups]
+        self.received: dict[str, Tensor] = {}
+        sizes = task.sizes * (1 + task.negatives)
+        self.sizes: list[int] = sizes.tolist()
+        self._start = task.sizes.cumsum(0) - task.sizes
+        self._sample_bytes: dict[int, int] = {}
+        self._plans: dict[int, tuple[list[int], list[np.ndarray[Any, np.dtype[np.int64]]]]] = {}
+        self.padding = 0.0
+
+    @property
+    def samples(self) -> dict[int, int]:
+        """Samples of an epoch of every client that has any, by its number."""
+        return {number: size for number, size in enumerate(self.sizes) if size}
+
+    def run_round(
+        self,
+        round_index: int,
+        on_step: Callable[[int], None] | None = None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> RoundReport:
+        """One communication round, with the steps of :meth:`LocalEngine.run_round`; arguments and result as there.
+
+        Raises:
+            ClientError: an error inside packed clients, naming the first and the last of them, round and stage.
+        """
+        strategy = self.server.strategy
+        report = RoundReport(0.0)
+        chosen = self.server.choose(list(self.samples), round_index)
+        report.bytes_down = self._receive(chosen, round_index)
+        total = sum(self.sizes[number] for number in chosen)
+        of_changed = strategy.settings.row_mean == "changed"
+        uploads: list[Message] = []
+        mean: MeanOfClients | None = None
+        loss, samples, filled = 0.0, 0, 0
+        for place, group in enumerate(self.groups):
+            collected = _Round(RowChanges(), RowChanges(), None)
+            if strategy.shares_parameters:
+                mean = collected.mean = MeanOfClients(group, self.private[place], of_changed)
+            base = (group.dense_base(), group.item_base(), group.user_table())
+            for clients in self._packs(place, chosen):
+                numbers = group.numbers[torch.from_numpy(clients)].tolist()
+                stage = f"clients {numbers[0]} to {numbers[-1]}, round {round_index}"
+                try:
+                    uploads += self._train(
+                        place, clients, numbers, round_index, base, total, len(chosen), collected, on_step
+                    )
+                except Exception as error:
+                    raise ClientError(f"{stage}, training: {error}") from error
+                sizes = [self.sizes[number] for number in numbers]
+                filled += sum(slots(size, sizes[0], self.task.batch_size) for size in sizes)
+            if group.rows.data.shape[1]:
+                collected.rows.apply(group.rows)
+            if self.memories and self.optimizer.memories:
+                collected.memory_rows.apply(self.memories[place].rows)
+            loss, samples = loss + collected.loss, samples + collected.samples
+        self.padding = 1.0 - total / filled
+        if mean is not None:
+            report.bytes_up = self._sizes_up(mean, chosen, round_index)
+            assert isinstance(strategy, FederatedAveraging)
+            # Clients change no buffer of the package's own networks.
+            buffers = {name: value for name, value in self.server.state.items() if name.startswith(BUFFER)}
+            self.server.state = strategy.moved(self.server.state, {**mean.state(PARAMETER), **buffers})
+            if strategy.serves_aggregate:
+                self._install(round_index + 1)
+        elif uploads:
+            report.bytes_up = dict(zip(chosen, sizes_by_sender(uploads[0], chosen), strict=True))
+            uploads.sort(key=lambda message: message.sender)
+            self.server.state = strategy.aggregate(self.server.state, uploads)
+        else:
+            report.bytes_up = dict.fromkeys(chosen, 0)
+        if on_bytes is not None:
+            on_bytes(report.total_bytes)
+        report.loss = loss / samples
+        return report
+
+    # Messages
+
+    def _receive(self, chosen: Sequence[int], round_index: int) -> dict[int, int]:
+        """What the server says to the clients of a round; bytes by client."""
+        strategy = self.server.strategy
+        if strategy.shares_parameters:
+            return dict.fromkeys(chosen, self._install(round_index))
+        found = {number: self.server.message_for(number, round_index) for number in chosen}
+        told = {number: message for number, message in found.items() if message is not None}
+        sizes = dict.fromkeys(chosen, 0)
+        if told:
+            # Messages to different clients differ in the numbers alone.
+            sizes.update(dict.fromkeys(told, len(next(iter(told.values())).to_bytes())))
+            arrays = strategy.understood(stacked(list(told.values()), self.device), {}, False)
+            numbers = torch.tensor(list(told), device=self.device)
+            for name, values in arrays.items():
+                if name not in self.received:
+                    self.received[name] = values.new_zeros(len(self.sizes), *values.shape[1:])
+                self.received[name][numbers] = values
+        return sizes
+
+    def _install(self, round_index: int) -> int:
+        """Take over the server's network, the same for all; its bytes."""
+        strategy = self.server.strategy
+        message = self.server.message_for(0, round_index)
+        assert message is not None
+        self.received = {name: value.to(self.device) for name, value in to_tensors(message).items()}
+        values = strategy.installed(strategy.understood(self.received, {}, False))
+        with torch.no_grad():
+            state = self.groups[0].whole.state_dict(keep_vars=True)
+            for name, value in values.items():
+                state[name].copy_(value)
+        return len(message.to_bytes())
+
+    def _sizes_up(self, mean: MeanOfClients, chosen: Sequence[int], round_index: int) -> dict[int, int]:
+        """Bytes of the clients' uploads: as many as those of any network of the same shapes."""
+        result = LocalResult(1, SharedState(self.groups[0].whole, lambda: mean.private), first=False)
+        message = self.server.strategy.upload(result, chosen[0], round_index)
+        assert message is not None
+        return dict(zip(chosen, sizes_by_sender(message, chosen), strict=True))
+
+    # Training
+
+    def _packs(self, place: int, chosen: Sequence[int]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+        """Places in a group of the clients of a round, pack by pack."""
+        groups = len(self.groups)
+        mine = [number for number in chosen if number % groups == place]
+        known = self._plans.get(place)
+        if known is not None and known[0] == mine:
+            return known[1]
+        group, batch_size = self.groups[place], self.task.batch_size
+        clients = np.asarray(mine, dtype=np.int64) // groups
+        sizes = np.asarray([self.sizes[number] for number in mine], dtype=np.int64)
+        copies = 4 * (3 + self.optimizer.memories)
+        dense = group.dense_base().numel() + group.user_table().shape[1]
+        row_bytes = copies * group.item_base().shape[1] + 8
+        sample_bytes = self._bytes_of_sample(place)
+        parts = packed(sizes, batch_size, copies * dense, row_bytes, sample_bytes, group.item_count, self.memory)
+        plan = [clients[part] for part in parts]
+        self._plans[place] = (mine, plan)
+        return plan
+
+    def _bytes_of_sample(self, place: int) -> int:
+        """What autograd keeps of one sample, measured on two of a client."""
+        if place not in self._sample_bytes:
+            group = self.groups[place]
+            clients = torch.zeros(1, dtype=torch.long, device=self.device)
+            pack = group.pack(clients, clients.unsqueeze(1))
+            base = (group.dense_base(), group.item_base(), group.user_table())
+            kept: dict[int, list[int]] = {}
+
+            def keep(tensor: Tensor) -> Tensor:
+                kept.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor.untyped_storage().nbytes())
+                return tensor
+
+            totals = []
+            for count in (2, 34):
+                kept.clear()
+                weights = group.weights(pack, base)
+                received = self._received_by(group, pack, weights, clients)
+                for leaf in weights.tensors():
+                    leaf.requires_grad_()
+                items = torch.zeros(1, count, dtype=torch.long, device=self.device)
+                ones = torch.ones(1, count, device=self.device)
+                batch = _Epoch(ones.long(), items, items, ones, group.single_users)
+                masks = [torch.ones(1, count, layer.width, device=self.device) for layer in self._dropouts(group)]
+                group.whole.train()
+                with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                    self._step(_Training(group, pack, weights, received, [], clients, [count]), batch, masks)
+                totals.append(sum(max(sizes) for sizes in kept.values()))
+            self._sample_bytes[place] = max(1, (totals[1] - totals[0]) // 32)
+        return self._sample_bytes[place]
+
+    def _train(
+        self,
+        place: int,
+        clients: np.ndarray[Any, np.dtype[np.int64]],
+        numbers: Sequence[int],
+        round_index: int,
+        base: tuple[Tensor, Tensor, Tensor],
+        total: int,
+        participants: int,
+        collected: _Round,
+        on_step: Callable[[int], None] | None,
+    ) -> list[Message]:
+        """Train packed clients for a round; their messages, where each has one of its own."""
+        group, settings, strategy = self.groups[place], self.settings, self.server.strategy
+        assert settings.seed is not None
+        streams = Streams(settings.seed, numbers, round_index)
+        chosen = torch.from_numpy(clients).to(self.device)
+        epochs, clean = self._draw(group, numbers, streams)
+        needed = torch.cat([epoch.items for epoch in [*epochs, *([clean] if clean is not None else [])]], 1)
+        # Rows that start from what all have in common need not be those of the round before.
+        stores = [group.rows] * bool(group.rows_resumed) + [each.rows for each in self.memories[place : place + 1]]
+        pack = group.pack(chosen, needed, stores)
+        weights = group.weights(pack, base)
+        received = self._received_by(group, pack, weights, chosen)
+        memory, counters = self._remembered(place, pack, weights)
+        sizes = [self.sizes[number] for number in numbers]
+        rates = self.rates[place] if self.rates else None
+        training = _Training(group, pack, weights, received, memory, counters, sizes, rates)
+        group.whole.train()
+        knowledge: dict[str, Tensor] = {}
+        for number, epoch in enumerate(epochs):
+            last = number == len(epochs) - 1
+            for step, batch in enumerate(epoch.batches(self.task.batch_size, sizes)):
+                counts = self._left(sizes, step)
+                losses, logits = self._trained_on(training.first(len(counts)), batch, counts, streams)
+                if last:
+                    collected.loss += float((losses.double() * batch.weights.sum(1)).sum())
+                    collected.samples += sum(counts)
+                if last and strategy.exchanges_knowledge and not settings.clean_pass:
+                    self._collect(knowledge, batch, logits, len(sizes))
+                if on_step is not None:
+                    on_step(sum(counts))
+        if clean is not None:
+            group.whole.eval()
+            with torch.no_grad():
+                for batch in clean.batches(self.task.batch_size, sizes):
+                    _, logits = self._step(training.first(len(batch.labels)), batch, [])
+                    self._collect(knowledge, batch, logits, len(sizes))
+        self._keep(place, training, collected)
+        if collected.mean is not None:
+            counted = torch.tensor(sizes, dtype=torch.float64, device=self.device) / total
+            if strategy.settings.client_weights == "uniform":
+                counted = torch.full_like(counted, 1 / participants)
+            collected.mean.add(pack, weights, counted)
+            return []
+        result = LocalResult(sum(sizes), SharedTensors({}, {}), first=False, collected=knowledge)
+        message = strategy.upload(result, numbers[0], round_index)
+        return unstacked(message, numbers) if message is not None else []
+
+    def _left(self, sizes: Sequence[int], step: int) -> list[int]:
+        """Samples in a step of every packed client that has any left; those are the first."""
+        left = (min(size - step * self.task.batch_size, self.task.batch_size) for size in sizes)
+        return [count for count in left if count > 0]
+
+    def _trained_on(
+        self, training: _Training, batch: _Epoch, counts: Sequence[int], streams: Streams
+    ) -> tuple[Tensor, Tensor]:
+        """One step of every packed client; losses ``[c]`` and logits ``[c, size, T]`` before it."""
+        shares = [(layer.probability, layer.width) for layer in self._dropouts(training.group)]
+        masks = [mask.to(self.device) for mask in streams.masks(counts, batch.labels.shape[1], shares)]
+        leaves = training.weights.tensors()
+        for leaf in leaves:
+            leaf.requires_grad_()
+        losses, logits = self._step(training, batch, masks)
+        gradients = list(torch.autograd.grad(losses.sum(), leaves))
+        for leaf in leaves:
+            leaf.requires_grad_(False)
+        if self.settings.clip_grad_norm:
+            clip_norms(gradients, self.settings.clip_grad_norm["max_norm"])
+        memories = [each.tensors() for each in training.memory]
+        self.optimizer.step(leaves, gradients, memories, training.counters, training.rates)
+        return losses.detach(), logits.detach()
+
+    def _remembered(self, place: int, pack: Pack, weights: Weights) -> tuple[list[Weights], Tensor]:
+        """What the optimisers of packed clients remember, and their counters."""
+        if self.memories:
+            return self.memories[place].of(pack, weights), self.memories[place].counters[pack.clients]
+        counters = weights.dense.new_zeros(len(pack.clients), self.optimizer.counters, dtype=torch.float64)
+        return [weights.zeros() for _ in range(self.optimizer.memories)], counters
+
+    def _keep(self, place: int, training: _Training, collected: _Round) -> None:
+        """Keep what outlives the round."""
+        group, pack, weights = training.group, training.pack, training.weights
+        group.write(pack, weights)
+        width = group.rows.data.shape[1]
+        if width:
+            collected.rows.add(pack, weights.rows[..., :width])
+        if self.memories:
+            self.memories[place].write(pack, training.memory, training.counters)
+            if training.memory:
+                collected.memory_rows.add(pack, torch.cat([each.rows for each in training.memory], 2))
+
+    def _received_by(self, group: ClientGroup, pack: Pack, weights: Weights, chosen: Tensor) -> dict[str, Tensor]:
+        """What the server has said to packed clients, ``[c, ...]`` each."""
+        strategy = self.server.strategy
+        if not strategy.shares_parameters:
+            return {name: values[group.numbers[chosen]] for name, values in self.received.items()}
+        if not strategy.settings.proximal_weight:
+            return {}
+        # A client starts from what it has received; of the item tables it needs the rows that it holds.
+        started = group.named(Weights(weights.dense.clone(), weights.rows.clone(), weights.users.clone()))
+        return {name: started[parameter_of(name)] for name in self.received if parameter_of(name) in started}
+
+    def _draw(self, group: ClientGroup, numbers: Sequence[int], streams: Streams) -> tuple[list[_Epoch], _Epoch | None]:
+        """The samples of every epoch of packed clients, and those of the clean pass where there is one."""
+        task, samples = self.task, self.task.samples
+        held, start = task.sizes[numbers], self._start[numbers]
+        sizes = [self.sizes[number] for number in numbers]
+        position = torch.arange(max(sizes), device=self.device).expand(len(numbers), -1)
+        real = position < (held * (1 + task.negatives)).unsqueeze(1)
+        positive = position < held.unsqueeze(1)
+        index = start.unsqueeze(1) + torch.where(real, position % held.unsqueeze(1), 0)
+        users = samples.users[index]
+        labels = torch.where(positive, samples.labels[index], 0) if task.negatives else samples.labels[index]
+        single = group.single_users
+        drawn = real & ~positive
+        # Who an entry belongs to, among all users of all packed clients.
+        places = torch.arange(len(numbers), device=self.device).unsqueeze(1) * (int(users.max()) + 1) + users
+        drawn_at = drawn.flatten().nonzero().flatten()
+        owner = places.flatten()[drawn_at].cpu()
+        counts = (held * task.negatives).tolist()
+        taken = torch.zeros(0, 0, dtype=torch.bool)
+        if task.negatives:
+            taken = torch.zeros(int(places.max()) + 1, task.item_count, dtype=torch.bool)
+            taken[places[positive].cpu(), samples.items[index[positive]].cpu()] = True
+            if int(held.max()) >= task.item_count - 1 and taken[:, 1:].all(1).any():
+                raise ValueError("a user has interacted with every item; no negative can be sampled")
+
+        def epoch(shuffle: bool) -> _Epoch:
+            items = samples.items[index]
+            if task.negatives:
+                found = streams.negatives(owner, counts, taken, task.item_count).to(self.device)
+                items = items.flatten().index_copy(0, drawn_at, found).view_as(items)
+            order = streams.orders(sizes, task.batch_size).to(self.device) if shuffle else position
+            users_in_order, labels_in_order = users.gather(1, order), labels.gather(1, order)
+            return _Epoch(users_in_order, items.gather(1, order), labels_in_order, real.float(), single)
+
+        epochs = [epoch(True) for _ in range(self.settings.local_epochs)]
+        needs_clean = self.server.strategy.exchanges_knowledge and self.settings.clean_pass
+        return epochs, epoch(False) if needs_clean else None
+
+    def _dropouts(self, group: ClientGroup) -> list[HandedDropout]:
+        """The layers that draw, in the order in which they do."""
+        layers = [module for module in group.whole.modules() if isinstance(module, HandedDropout)]
+        return [layer for layer in layers if layer.probability]
+
+    def _step(self, training: _Training, batch: _Epoch, masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The strategy's loss of a batch ``[c]``, and its logits ``[c, size, T]``."""
+        group, pack = training.group, training.pack
+        strategy, task, layers = self.server.strategy, self.task, self._dropouts(group)
+        private = self.private[0]
+        clean = not torch.is_grad_enabled()
+
+        def of_client(
+            network: nn.Module,
+            parameters: Mapping[str, Tensor],
+            users: Tensor,
+            items: Tensor,
+            labels: Tensor,
+            shares: Tensor,
+            masks: Sequence[Tensor],
+            received: Mapping[str, Tensor],
+        ) -> tuple[Tensor, Tensor]:
+            for layer, mask in zip(layers, masks, strict=bool(masks)):
+                layer.handed = mask
+            step = task.kind.of_batch(network, users, items, labels, task.reg_weight, shares)
+            assert step.logits is not None
+            loss = step.loss if clean else strategy.loss(step, received, SharedTensors(parameters, private))
+            return loss, step.logits
+
+        items = pack.local.gather(1, batch.items).long()
+        single = batch.single_users
+        users = batch.users[:, :1] if single else batch.users
+        try:
+            losses, logits = group.called(
+                of_client,
+                training.weights,
+                training.buffers,
+                users,
+                items.unsqueeze(1) if single else items.unsqueeze(2),
+                batch.labels,
+                batch.weights,
+                list(masks),
+                dict(training.received),
+            )
+        finally:
+            for layer in layers:
+                layer.handed = None
+        assert isinstance(losses, Tensor) and isinstance(logits, Tensor)
+        return losses, logits
+
+    def _collect(self, knowledge: dict[str, Tensor], batch: _Epoch, logits: Tensor, clients: int) -> None:
+        """Add a batch to what packed clients know; it may hold the first of them alone."""
+        real = batch.weights > 0
+        slot = torch.nonzero(real)[:, 0]
+        step = Step(logits.new_zeros(()), len(slot), logits[real], batch.labels[real], batch.items[real])
+        parts = self.server.strategy.knowledge.collect_of_many(step, slot, clients)
+        for name, part in parts.items():
+            knowledge[name] = knowledge[name] + part if name in knowledge else part
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Server state, what clients have received, and the optimisers' memories; the networks are saved with the model."""
+        return {
+            "server": dict(self.server.state),
+            "received": dict(self.received),
+            "memories": [memory.state_dict() for memory in self.memories],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.server.state = dict(state["server"])
+        self.received = {name: values.to(self.device) for name, values in state["received"].items()}
+        for memory, saved in zip(self.memories, state["memories"], strict=True):
+            memory.load_state_dict(saved)

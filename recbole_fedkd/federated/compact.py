@@ -1,0 +1,114 @@
+"""What the ``fleet`` engine exchanges: the messages of many clients at once, from what clients hold in compact form.
+
+Of the item rows that it has not touched a client holds what all have in common, so that means of whole networks follow from
+those that clients have touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from recbole_fedkd.federated.message import Message
+from recbole_fedkd.federated.strategy.base import ServerState
+from recbole_fedkd.model.fleet import ClientGroup, Pack, Weights
+from recbole_fedkd.model.shared import SharedState
+
+
+class SharedTensors(SharedState):
+    """Shared parameters given as tensors, one client of many under ``torch.func``.
+
+    Args:
+        tensors: by name.
+        private: names of those that stay.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], private: Mapping[str, tuple[int, int]]) -> None:
+        self._shared = {name: tensor for name, tensor in tensors.items() if name not in private}
+
+    def parameters(self) -> dict[str, Tensor]:
+        """As given, without those that stay."""
+        return self._shared
+
+
+class MeanOfClients:
+    """The weighted mean of the clients' networks, from packs of them: ``base + sum_k share_k (w_k - base)``.
+
+    Args:
+        group: the clients' group; its base is what the round starts from.
+        private: names of the parameters that stay.
+        of_changed: whether the mean of a parameter's row (along its first axis) is that of the clients that changed it, in
+            place of all.
+    """
+
+    def __init__(self, group: ClientGroup, private: Mapping[str, tuple[int, int]], of_changed: bool) -> None:
+        self.group, self.private, self.of_changed = group, private, of_changed
+        self.dense_base, self.item_base = group.dense_base(), group.item_base()
+        self.dense = torch.zeros_like(self.dense_base, dtype=torch.float64)
+        self.rows = torch.zeros_like(self.item_base, dtype=torch.float64)
+        self.dense_changed, self.rows_changed = torch.zeros_like(self.dense), torch.zeros_like(self.rows)
+
+    def add(self, pack: Pack, weights: Weights, shares: Tensor) -> None:
+        """Add clients; ``shares`` ``[c]`` in double precision, 1 in sum over all clients of the round."""
+        moved = weights.dense - self.dense_base
+        self.dense += shares @ moved.double()
+        if self.of_changed:
+            self._count(pack, weights, moved, shares)
+        items, share = pack.items.flatten(), shares.to(weights.rows.dtype).view(-1, 1)
+        # sum_k share_k w_k and sum_k share_k of every row: cheaper than to look the base up for every row of every client.
+        held = torch.zeros_like(self.item_base).index_add_(0, items, (weights.rows * share.unsqueeze(2)).flatten(0, 1))
+        counted = held.new_zeros(len(held)).index_add_(0, items, share.expand_as(pack.items).flatten())
+        self.rows += held - self.item_base * counted.unsqueeze(1)
+
+    def _count(self, pack: Pack, weights: Weights, moved: Tensor, shares: Tensor) -> None:
+        """Add the shares of the clients that changed a row to every number of it."""
+        shapes, column = self.group.shapes, 0
+        for name in self.group.dense_names:
+            size = shapes[name].numel()
+            rows = shapes[name][0] if shapes[name] else 1
+            changed = (moved[:, column : column + size].view(len(moved), rows, -1) != 0).any(2)
+            self.dense_changed[column : column + size] += (shares @ changed.double()).repeat_interleave(size // rows)
+            column += size
+        differs, column = weights.rows != functional.embedding(pack.items, self.item_base), 0
+        for name in self.group.item_names:
+            width = shapes[name][1:].numel()
+            changed = differs[..., column : column + width].any(2) * shares.unsqueeze(1)
+            told = changed.new_zeros(len(self.rows)).index_add_(0, pack.items.flatten(), changed.flatten())
+            self.rows_changed[:, column : column + width] += told.unsqueeze(1)
+            column += width
+
+    def state(self, prefix: str) -> ServerState:
+        """The mean of every shared parameter, its name behind ``prefix``."""
+        if self.of_changed:
+            for total, changed in ((self.dense, self.dense_changed), (self.rows, self.rows_changed)):
+                total.div_(torch.where(changed > 0, changed, 1.0))
+        dense = (self.dense_base + self.dense).to(self.dense_base.dtype)
+        rows = (self.item_base + self.rows).to(self.item_base.dtype)
+        shapes = {name: parameter.shape for name, parameter in self.group.whole.named_parameters()}
+        dense_sizes = [shapes[name].numel() for name in self.group.dense_names]
+        row_sizes = [shapes[name][1:].numel() for name in self.group.item_names]
+        mean = dict(zip(self.group.dense_names, dense.split(dense_sizes), strict=True))
+        mean.update(zip(self.group.item_names, rows.split(row_sizes, 1) if row_sizes else (), strict=True))
+        return {
+            prefix + name: value.reshape(shapes[name]).cpu() for name, value in mean.items() if name not in self.private
+        }
+
+
+def stacked(messages: Sequence[Message], device: torch.device) -> dict[str, Tensor]:
+    """Arrays of messages of one kind and shape, ``[messages, ...]`` each."""
+    return {
+        name: torch.from_numpy(np.stack([message.arrays[name] for message in messages])).to(device)
+        for name in messages[0].arrays
+    }
+
+
+def unstacked(message: Message, senders: Sequence[int]) -> list[Message]:
+    """The messages of many senders from one whose arrays have a leading axis of senders."""
+    return [
+        Message(message.kind, message.round, sender, {name: array[place] for name, array in message.arrays.items()})
+        for place, sender in enumerate(senders)
+    ]

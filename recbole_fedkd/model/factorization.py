@@ -1,0 +1,134 @@
+"""``MF`` and ``PFedRec``: the small models of cross-device federated recommendation, where one user is one client.
+
+With a user's rows on the user's client and the items shared, federated averaging of ``MF`` is FedMF (Chai, Wang, Chen, Yang,
+IEEE Intelligent Systems 36(5), 2021). PFedRec (Zhang et al., IJCAI 2023) has a score function in place of the user's vector.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from recbole_fedkd.distillation.losses import touched_squared_norm
+from recbole_fedkd.model.student import NetworkBuilder, NetworkRecommender
+
+
+def click_logits(scores: Tensor) -> Tensor:
+    """Scores ``z [...]`` as logits of two labels ``[..., 2]``: the softmax of ``[0, z]`` is ``sigmoid(z)``."""
+    return torch.stack([torch.zeros_like(scores), scores], -1)
+
+
+class FactorizationNetwork(nn.Module):
+    """Inner product of a user's and an item's vector, with or without a bias of each.
+
+    Args:
+        users: number of local users, padding included.
+        items: number of items, padding included.
+        width: size ``d`` of the vectors.
+        biases: whether there are any.
+    """
+
+    def __init__(self, users: int, items: int, width: int, biases: bool) -> None:
+        super().__init__()
+        self.user_embedding, self.item_embedding = nn.Embedding(users, width), nn.Embedding(items, width)
+        for table in (self.user_embedding, self.item_embedding):
+            nn.init.normal_(table.weight, std=0.1)
+        self.user_bias = nn.Embedding(users, 1) if biases else None
+        self.item_bias = nn.Embedding(items, 1) if biases else None
+        for bias in (self.user_bias, self.item_bias):
+            if bias is not None:
+                nn.init.zeros_(bias.weight)
+
+    @property
+    def user_rows(self) -> tuple[str, ...]:
+        """Names of the parameters with one row per local user, which no strategy may send."""
+        return ("user_embedding.weight",) + ("user_bias.weight",) * (self.user_bias is not None)
+
+    @property
+    def item_rows(self) -> tuple[str, ...]:
+        """Names of the parameters and buffers with one row per item."""
+        return ("item_embedding.weight",) + ("item_bias.weight",) * (self.item_bias is not None)
+
+    def forward(self, users: Tensor, items: Tensor) -> Tensor:
+        """Logits ``[batch, targets, 2]`` of local users ``[batch]`` and items ``[batch, targets]``."""
+        scores = (self.user_embedding(users).unsqueeze(1) * self.item_embedding(items)).sum(-1)
+        if self.user_bias is not None and self.item_bias is not None:
+            scores = scores + self.user_bias(users) + self.item_bias(items).squeeze(-1)
+        return click_logits(scores)
+
+    def touched_squared_norm(self, users: Tensor, items: Tensor) -> Tensor:
+        """``R(w)`` of a batch (arguments as in :meth:`forward`): rows outside the batch do not count."""
+        tables = [(self.user_embedding.weight, users), (self.item_embedding.weight, items)]
+        if self.user_bias is not None and self.item_bias is not None:
+            tables += [(self.user_bias.weight, users), (self.item_bias.weight, items)]
+        return touched_squared_norm(tables, [])
+
+
+class ScoreFunctionNetwork(nn.Module):
+    """A linear score function over item vectors; the user is the function (PFedRec).
+
+    Args:
+        items: number of items, padding included.
+        width: size ``d`` of the vectors.
+    """
+
+    user_rows: ClassVar[tuple[str, ...]] = ()
+    item_rows: ClassVar[tuple[str, ...]] = ("item_embedding.weight",)
+
+    def __init__(self, items: int, width: int) -> None:
+        super().__init__()
+        self.item_embedding, self.score = nn.Embedding(items, width), nn.Linear(width, 1)
+
+    def forward(self, users: Tensor, items: Tensor) -> Tensor:
+        """Logits ``[batch, targets, 2]`` of items ``[batch, targets]``; ``users [batch]`` are all alike."""
+        return click_logits(self.score(self.item_embedding(items)).squeeze(-1))
+
+    def touched_squared_norm(self, users: Tensor, items: Tensor) -> Tensor:
+        """``R(w)`` of a batch (arguments as in :meth:`forward`): item rows outside the batch do not count."""
+        return touched_squared_norm([(self.item_embedding.weight, items)], list(self.score.parameters()))
+
+
+class _FactorizationBuilder:
+    """Builds ``MF``'s networks."""
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        self.items, self.width, self.biases = dataset.item_num, config["embedding_size"], config["biases"]
+
+    def build(self, members: Tensor) -> FactorizationNetwork:
+        """The network of the users ``members``."""
+        return FactorizationNetwork(len(members) + 1, self.items, self.width, self.biases)
+
+
+class _ScoreFunctionBuilder:
+    """Builds ``PFedRec``'s networks."""
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        self.items, self.width = dataset.item_num, config["embedding_size"]
+
+    def build(self, members: Tensor) -> ScoreFunctionNetwork:
+        """The network of the users ``members``: one function for all of them."""
+        return ScoreFunctionNetwork(self.items, self.width)
+
+
+class FactorizationRecommender(NetworkRecommender):
+    """A small network of two labels, alone and centrally trained, or one per client where a ``strategy`` is set."""
+
+    builder: ClassVar[type[_FactorizationBuilder] | type[_ScoreFunctionBuilder]]
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        builder: NetworkBuilder = self.builder(config, dataset)
+        super().__init__(config, dataset, builder.build(torch.arange(1, dataset.user_num)))
+
+
+class MF(FactorizationRecommender):
+    """Matrix factorisation with the cross-entropy of clicks."""
+
+    builder = _FactorizationBuilder
+
+
+class PFedRec(FactorizationRecommender):
+    """Item vectors and one score function per client; centrally trained there is one, which ranks alike for everybody."""
+
+    builder = _ScoreFunctionBuilder

@@ -1,0 +1,362 @@
+"""The fleet engine gives what the local engine gives, client by client, message by message, byte by byte."""
+
+import dataclasses
+from pathlib import Path
+from time import process_time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recbole_fedkd import load_data_and_model
+from recbole_fedkd.engine import FleetEngine
+from recbole_fedkd.engine.local import ClientError
+from recbole_fedkd.engine.packing import MAX_PADDING, MAX_ROW_PADDING, packed, slots
+from recbole_fedkd.federated.message import Message, sizes_by_sender
+from recbole_fedkd.federated.strategy import STRATEGIES, register_strategy
+from recbole_fedkd.federated.strategy.local_training import LocalTraining
+from recbole_fedkd.federated.task import Samples
+from recbole_fedkd.model.fleet import RowStore
+from recbole_fedkd.optim.batched import BatchedAdam, BatchedSGD, clip_norms
+from recbole_fedkd.quick_start import build_trainer
+from recbole_fedkd.trainer import read_checkpoint
+
+RATIO = 0.25
+"""Twice what the fleet takes of the local engine's time on 30 clients: 0.127 as measured."""
+
+
+def engines_of(prepared, **keys):
+    """The same federation on both engines: ``(trainer, trainer)``."""
+    _, local, _, _ = prepared(**keys, engine="local")
+    _, fleet, _, _ = prepared(**keys, engine="fleet")
+    assert (local.engine.name, fleet.engine.name) == ("local", "fleet")
+    return local, fleet
+
+
+def network_state(trainer, client):
+    """Parameters of a client's network, from a population in either form."""
+    model = trainer.model
+    if trainer.engine.name == "local":
+        return dict(model.networks[client].named_parameters())
+    group = model.groups[client % len(model.groups)]
+    place = torch.tensor([client // len(model.groups)])
+    pack = group.pack(place, torch.arange(group.item_count).unsqueeze(0))
+    base = (group.dense_base(), group.item_base(), group.user_table())
+    return {name: value[0] for name, value in group.named(group.weights(pack, base, serving=True)).items()}
+
+
+def assert_same_round(local, fleet, index, tolerance=2e-4):
+    one, other = local.engine.run_round(index), fleet.engine.run_round(index)
+    assert other.bytes_down == one.bytes_down
+    assert other.bytes_up == one.bytes_up
+    assert other.loss == pytest.approx(one.loss, rel=1e-4)
+    for client in range(len(local.engine.clients)):
+        expected, found = network_state(local, client), network_state(fleet, client)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            told = f"client {client}, {name}: "
+            own_rows = slice(1, None) if "user_id" in name else slice(None)  # nobody reads a padding user
+            torch.testing.assert_close(
+                found[name][own_rows],
+                value.detach()[own_rows],
+                rtol=tolerance,
+                atol=tolerance,
+                msg=lambda m, t=told: t + m,
+            )
+
+
+CASES = {
+    "local": {"preset": "local"},
+    "fd": {"preset": "fd"},
+    "afd": {"preset": "afd"},
+    "fedavg": {"preset": "fedavg"},
+    "fedprox": {"preset": "fedavg", "proximal_weight": 0.5},
+    "fedkd": {"preset": "fedkd", "teacher": {"embedding_size": 6, "history_length": 8}},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("partition", ["user", "random"])
+def test_every_strategy_trains_as_on_the_local_engine(prepared, case, partition):
+    local, fleet = engines_of(prepared, **CASES[case], partition=partition, client_num=5, train_batch_size=16)
+    for index in range(2):
+        assert_same_round(local, fleet, index)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"label_mode": "implicit"},
+        {"label_mode": "implicit", "partition": "random", "strategy": "fedavg", "local_epochs": 2},
+        {"local_epochs": 2, "knowledge_pass": "last_epoch"},
+        {"clients_per_round": 7},
+        {"clients_per_round": 7, "strategy": "fedavg", "label_mode": "implicit"},
+        {"reset_optimizer": True, "label_mode": "implicit"},
+        {"learner": "sgd", "clip_grad_norm": {"max_norm": 0.05}},
+        {"strategy": "fedavg", "server_optimizer": "fedadam", "server_learning_rate": 0.01},
+        {"aggregation": "attentive", "backbone": "mlp", "dropout_prob": 0.4},
+        {"attention": False, "history_length": 0, "use_user_id": False},
+        {"student_pool": [{"embedding_size": 4}, {"embedding_size": 8, "history_length": 3}, {"backbone": "mlp"}]},
+        {"fleet_memory": 0.01},
+        {"strategy": "fedavg", "row_mean": "changed", "label_mode": "implicit"},
+        {
+            "strategy": "fedavg",
+            "row_mean": "changed",
+            "client_weights": "uniform",
+            "learner": "sgd",
+            "partition": "random",
+        },
+        {"learning_rates": {"embeddings.*": 0.1, "backbone.*": 0.001}},
+    ],
+    ids=str,
+)
+def test_every_choice_trains_as_on_the_local_engine(prepared, keys):
+    local, fleet = engines_of(prepared, **{"learner": "adam", "partition": "user", **keys})
+    for index in range(3):
+        assert_same_round(local, fleet, index)
+
+
+def test_each_client_switches_from_adam_to_sgd_when_it_would_alone(prepared):
+    keys = {"learner": "adam_to_sgd", "switch_threshold": 0.03, "partition": "user", "local_epochs": 3}
+    local, fleet = engines_of(prepared, **keys)
+    for index in range(3):
+        assert_same_round(local, fleet, index, tolerance=1e-3)
+    (memory,) = fleet.engine.memories
+    expected = [client.optimizer.switched_at or 0 for client in local.engine.clients]
+    assert memory.counters[:, 3].int().tolist() == expected
+    assert 0 < sum(each > 0 for each in expected) < len(expected)
+
+
+@pytest.mark.parametrize("keys", [{}, {"strategy": "fedavg"}, {"strategy": "fedkd", "serve": "teacher"}])
+@pytest.mark.parametrize("partition", ["user", "random"])
+def test_users_are_judged_as_on_the_local_engine(prepared, keys, partition):
+    keys = {**keys, "partition": partition, "label_mode": "implicit", "fleet_memory": 0.05}
+    results = []
+    for engine in ("local", "fleet"):
+        _, trainer, _, evaluations = prepared(**keys, engine=engine)
+        trainer.engine.run_round(0)
+        trainer.engine.run_round(1)
+        results.append(trainer.evaluate(evaluations[1], load_best_model=False))
+    local, fleet = results
+    assert fleet.keys() == local.keys() and len(local) > 5
+    for name, value in local.items():
+        assert fleet[name] == pytest.approx(value, abs=2e-3), name
+
+
+def test_scores_of_every_item_are_those_of_the_local_engine(prepared):
+    local, fleet = engines_of(prepared, partition="user", student_pool=[{}, {"embedding_size": 8}])
+    users = torch.tensor([5, 3, 3, 30, 8])
+    items = torch.arange(local.model.item_num).expand(len(users), -1)
+    for trainer in (local, fleet):
+        trainer.engine.run_round(0)
+        trainer.model.eval()
+    torch.testing.assert_close(fleet.model.logits(users, items), local.model.logits(users, items), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"switch_threshold": 0.05},
+        {"strategy": "fedavg", "learner": "adam", "label_mode": "implicit", "clients_per_round": 9},
+        {"strategy": "fedkd", "learner": "adam", "partition": "random"},
+    ],
+    ids=str,
+)
+def test_a_fleet_stopped_after_a_round_ends_as_one_never_stopped(run, keys):
+    keys = {"engine": "fleet", "partition": "user", **keys}
+    whole, part = run(**keys, epochs=3), run(**keys, epochs=1)
+    resumed = run(**keys, epochs=3, resume=part["run_folder"])
+    for key in ("test_result", "best_valid_result", "best_valid_score", "communication"):
+        assert resumed[key] == whole[key]
+    for name in ("best.pth", "last.pth"):
+        first, second = (read_checkpoint(Path(each["run_folder"]) / name)["state_dict"] for each in (whole, resumed))
+        assert first.keys() == second.keys()
+        for key, value in first.items():
+            assert torch.equal(value, second[key]), key
+
+
+def test_a_run_on_the_fleet_ends_as_one_on_the_local_engine(run):
+    keys = {"partition": "user", "epochs": 3, "learner": "adam"}
+    local, fleet = run(**keys), run(**keys, engine="fleet")
+    assert fleet["communication"] == local["communication"]
+    for name, value in local["test_result"].items():
+        assert fleet["test_result"][name] == pytest.approx(value, abs=2e-3), name
+
+
+def test_a_loaded_fleet_serves_as_before(run):
+    result = run(engine="fleet", partition="user", label_mode="implicit", epochs=2)
+    config, model, _, train, valid, test = load_data_and_model(result["run_folder"])
+    trainer = build_trainer(config, model)
+    judged = trainer.evaluate(test, load_best_model=False)
+    # The negatives of value metrics are drawn anew.
+    ranked = [name for name in judged if name.startswith(("ndcg", "recall", "mrr", "hit"))]
+    assert len(ranked) == 4
+    assert [judged[name] for name in ranked] == [result["test_result"][name] for name in ranked]
+    score, _ = build_trainer(config, model).fit(train, valid, saved=False)
+    assert np.isfinite(score)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"learner": "rmsprop"}, "rmsprop"),
+        ({"weight_decay": 0.1}, "weight_decay"),
+        ({"codecs": ["fp16"]}, "codecs"),
+        ({"knowledge": "item"}, "knowledge 'item'"),
+        ({"client_num": 1}, "lone client"),
+        ({"clip_grad_norm": {"max_norm": 1.0, "norm_type": 1}}, "clip_grad_norm"),
+    ],
+)
+def test_what_is_not_batched_runs_on_the_local_engine_and_one_line_says_why(prepared, caplog, keys, told):
+    _, trainer, _, _ = prepared(engine="fleet", **keys)
+    assert trainer.engine.name == "local"
+    lines = [record.getMessage() for record in caplog.records if "engine fleet cannot run this" in record.getMessage()]
+    assert len(lines) == 1 and told in lines[0]
+
+
+def test_a_strategy_from_outside_runs_on_the_local_engine(prepared):
+    class Silent(LocalTraining):
+        name = "silent"
+
+    register_strategy(Silent)
+    try:
+        _, trainer, _, _ = prepared(engine="fleet", strategy="silent")
+        assert trainer.engine.name == "local"
+    finally:
+        del STRATEGIES["silent"]
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=60), st.integers(1, 64), st.integers(1, 10**4))
+def test_packs_hold_every_client_once_and_little_padding(sizes, batch_size, memory):
+    packs = packed(np.array(sizes), batch_size, 7, 2, 3, 50, memory)
+    assert sorted(np.concatenate(packs).tolist()) == list(range(len(sizes)))
+    for pack in packs:
+        own = [sizes[place] for place in pack]
+        assert own == sorted(own, reverse=True)
+        filled = 0
+        for start in range(0, own[0], batch_size):
+            left = [size - start for size in own if size > start]
+            filled += len(left) * min(max(left), batch_size)
+        assert sum(own) >= (1 - MAX_PADDING) * filled
+        assert sum(min(size, 50) for size in own) >= (1 - MAX_ROW_PADDING) * len(own) * min(own[0], 50)
+        largest = 7 + 2 * min(own[0], 50) + 3 * min(own[0], batch_size)
+        assert len(own) == 1 or len(own) * largest <= memory
+
+
+def test_a_round_has_less_padding_than_promised_and_says_how_much(prepared):
+    _, trainer, _, _ = prepared(engine="fleet", partition="quantity:0.5", client_num=12)
+    trainer.engine.run_round(0)
+    packs = trainer.engine._packs(0, list(trainer.engine.samples))
+    filled = 0
+    for pack in packs:
+        own = [trainer.engine.sizes[client] for client in pack.tolist()]
+        filled += sum(slots(size, own[0], 32) for size in own)
+    assert len(packs) > 1
+    assert trainer.engine.padding == pytest.approx(1 - sum(trainer.engine.sizes) / filled)
+    assert 0 < trainer.engine.padding < MAX_PADDING
+
+
+def test_an_error_inside_packed_clients_names_them_and_the_round(prepared):
+    _, trainer, _, _ = prepared(engine="fleet", partition="user")
+    trainer.engine.run_round(3)
+    trainer.model.groups[0].whole.backbone.hidden = None
+    with pytest.raises(ClientError, match=r"clients \d+ to \d+, round 4, training"):
+        trainer.engine.run_round(4)
+
+
+def test_clients_keep_only_the_rows_that_they_have_touched(prepared):
+    _, trainer, _, _ = prepared(engine="fleet", partition="user", strategy="local")
+    trainer.engine.run_round(0)
+    (group,) = trainer.model.groups
+    samples = trainer.engine.task.samples
+    start = 0
+    for client, size in enumerate(trainer.engine.task.sizes.tolist()):
+        _, items, _ = group.rows.of(torch.tensor([client]))
+        own = set(samples.items[start : start + size].tolist())
+        assert set(items.tolist()) == own | {0}
+        start += size
+
+
+@given(st.lists(st.integers(0, 4), min_size=3, max_size=6), st.sets(st.integers(0, 2), min_size=1), st.randoms())
+def test_replacing_some_clients_rows_leaves_those_of_the_others(counts, chosen, random):
+    store = RowStore(len(counts), 2)
+    expected = {}
+
+    def put(clients):
+        sizes = [random.randint(0, 4) for _ in clients]
+        items = [torch.tensor(sorted(random.sample(range(9), size)), dtype=torch.long) for size in sizes]
+        data = [torch.rand(size, 2) for size in sizes]
+        expected.update({client: parts for client, *parts in zip(clients, items, data, strict=True)})
+        store.replace(torch.tensor(clients), torch.tensor(sizes), torch.cat(items), torch.cat(data))
+
+    put(list(range(len(counts))))
+    put(sorted(chosen, reverse=True))
+    for client, (items, data) in expected.items():
+        _, found, place = store.of(torch.tensor([client]))
+        assert torch.equal(found, items) and torch.equal(store.data[place], data)
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_a_batched_step_is_that_of_torchs_optimiser_for_each_network(kind):
+    generator = torch.Generator().manual_seed(0)
+    start, gradients = torch.randn(3, 4, 2, generator=generator), torch.randn(5, 3, 4, 2, generator=generator)
+    build = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[kind]
+    batched = {"adam": BatchedAdam, "sgd": BatchedSGD}[kind](0.05)
+    alone = [start[client].clone() for client in range(3)]
+    optimizers = [build([each], lr=0.05) for each in alone]
+    together = start.clone()
+    memories = [[torch.zeros_like(together)] for _ in range(batched.memories)]
+    counters = torch.zeros(3, batched.counters, dtype=torch.float64)
+    for gradient in gradients:
+        for client, (each, optimizer) in enumerate(zip(alone, optimizers, strict=True)):
+            each.grad = gradient[client].clone()
+            optimizer.step()
+        batched.step([together], [gradient], memories, counters)
+    torch.testing.assert_close(together, torch.stack(alone))
+
+
+def test_clipping_is_per_network():
+    gradients = [torch.tensor([[3.0], [0.3]]), torch.tensor([[4.0], [0.4]])]
+    clip_norms(gradients, 1.0)
+    torch.testing.assert_close(gradients[0], torch.tensor([[0.6], [0.3]]))
+    torch.testing.assert_close(gradients[1], torch.tensor([[0.8], [0.4]]))
+
+
+@pytest.mark.parametrize("senders", [[0, 127, 128, 255, 256, 65535, 65536, 2**32]])
+def test_sizes_of_messages_are_the_lengths_of_their_bytes(senders):
+    arrays = {"means": np.ones((2, 2), np.float32)}
+    sizes = sizes_by_sender(Message("knowledge", 300, 9, arrays), senders)
+    assert sizes == [len(Message("knowledge", 300, sender, arrays).to_bytes()) for sender in senders]
+
+
+# The one test that times: a ratio of two times of the same process, each the least of several, in processor seconds.
+def test_a_round_on_the_fleet_takes_a_small_share_of_one_on_the_local_engine(prepared):
+    engines = [trainer.engine for trainer in engines_of(prepared, strategy="fedavg", partition="user", learner="adam")]
+    fastest = [float("inf")] * 2
+    for index in range(6):
+        for place, engine in enumerate(engines):
+            started = process_time()
+            engine.run_round(index)
+            fastest[place] = min(fastest[place], process_time() - started)
+    local, fleet = fastest
+    assert fleet < RATIO * local
+
+
+def test_a_user_with_every_item_is_told_from_a_user_with_many(prepared):
+    _, trainer, _, _ = prepared(engine="fleet", partition="user", label_mode="implicit")
+    engine = trainer.engine
+    every, rest = torch.arange(1, engine.task.item_count), engine.task.samples.items[int(engine.task.sizes[0]) :]
+    for missing, raises in ((1, False), (0, True)):
+        items = every[missing:]
+        one, ones = torch.ones_like(items), torch.ones_like(rest)
+        samples = Samples(torch.cat([one, ones]), torch.cat([items, rest]), torch.cat([one, ones]))
+        sizes = torch.cat([torch.tensor([len(items)]), engine.task.sizes[1:]])
+        task = dataclasses.replace(engine.task, samples=samples, sizes=sizes)
+        built = FleetEngine(engine.server, trainer.model, task, engine.settings, engine.optimizer, engine.memory)
+        if raises:
+            with pytest.raises(ClientError, match="every item"):
+                built.run_round(0)
+        else:
+            built.run_round(0)
