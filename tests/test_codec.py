@@ -145,13 +145,28 @@ def test_top_k_sends_the_largest_numbers_and_nothing_else():
     assert np.array_equal(back, array)
 
 
-def test_sign_sends_the_mean_magnitude_of_each_row_and_a_bit_a_number():
-    array = np.array([[1.0, -3.0, 2.0], [0.5, 0.5, -0.5]], dtype=np.float32)
+def test_sign_sends_a_bit_a_number_and_the_magnitude_of_each_row_in_steps():
+    array = np.array([[1.0, -3.0, 2.0], [0.5, 0.5, -0.5], [1.3, 1.3, 1.7], [1e-4, 0.0, 0.0]], dtype=np.float32)
     codec = CODECS["sign"](SETTINGS)
     encoded = codec.encode(array, 0)
-    assert encoded["signs"].tolist() == [0b10111000] and encoded["scales"].tolist() == [2.0, 0.5]
-    assert codec.decode(encoded).tolist() == [[2.0, -2.0, 2.0], [0.5, 0.5, -0.5]]
+    assert encoded["signs"].tolist() == [0b10111011, 0b11000000]
+    assert encoded["steps"].tolist() == [0x04, 0x1F] and encoded["largest"].tolist() == [2.0]
+    step = float(np.float32(2**0.5))
+    back = [[2.0, -2.0, 2.0], [0.5, 0.5, -0.5], [step] * 3, [0.0] * 3]
+    np.testing.assert_allclose(codec.decode(encoded), back, rtol=1e-6)
     assert codec.decode(codec.encode(array[0], 0)).tolist() == [2.0, -2.0, 2.0]
+    assert not codec.decode(codec.encode(np.zeros((3, 2), dtype=np.float32), 0)).any()
+
+
+@given(array=ARRAYS)
+def test_sign_keeps_signs_and_misses_the_mean_magnitude_of_a_row_by_less_than_a_step(array):
+    codec = CODECS["sign"](SETTINGS)
+    back = codec.decode(codec.encode(array, 0))
+    assert back.shape == array.shape and (back * array >= 0).all()
+    rows = np.abs(array.astype(np.float64)).reshape(len(array) if array.ndim > 1 else 1, -1).mean(1)
+    told = np.abs(back).reshape(len(rows), -1)[:, 0]
+    heard = rows >= rows.max() * 2**-7
+    assert (told[heard] <= rows[heard] * 2**0.26).all() and (told[heard] >= rows[heard] * 2**-0.26).all()
 
 
 @given(places=st.sets(st.integers(0, 5000), min_size=1))
