@@ -115,6 +115,16 @@ def test_a_clients_teacher_does_not_depend_on_its_own_upload(prepared):
     np.testing.assert_array_equal(teacher_of_client_0(False), teacher_of_client_0(True))
 
 
+def test_no_two_clients_or_rounds_or_runs_share_a_seed():
+    seeds = {
+        client_round_seed(run, client, index) for run in (0, 1, 2020) for client in range(300) for index in range(20)
+    }
+    assert len(seeds) > 18_000 - 4  # of 32 bits: a chance collision in 18,000 draws is a matter of 4 %
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    bits = np.array([[seed >> place & 1 for place in range(32)] for seed in seeds])
+    assert (abs(bits.mean(0) - 0.5) < 0.02).all()
+
+
 def slow_round(networks, samples, teachers, keys, round_index):
     """One round of AFD in plain loops: what the engine must do."""
     uploads = []

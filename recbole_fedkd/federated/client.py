@@ -19,6 +19,8 @@ from recbole_fedkd.federated.strategy import LocalResult, Strategy, to_tensors, 
 from recbole_fedkd.federated.task import AttentiveTask, Step, Task
 from recbole_fedkd.federated.update import UPDATE, VERSION, Arrays, applied, difference, named, numbered
 
+_WORD = 2**64 - 1
+
 
 @dataclass(frozen=True)
 class ClientSettings:
@@ -51,8 +53,15 @@ class TrainingReport:
 
 
 def client_round_seed(seed: int, client: int, round_index: int) -> int:
-    """Seed of one client in one round: the order in which clients run changes nothing."""
-    return int(np.random.SeedSequence([seed, client + 1, round_index]).generate_state(1)[0])
+    """Seed of one client in one round, of 32 bits: the order in which clients run changes nothing."""
+    state = 0
+    for number in (seed, client + 1, round_index):
+        # The output function of SplitMix64 (Steele et al., OOPSLA 2014): numpy's SeedSequence takes ten times as long.
+        state = ((state ^ number) + 0x9E3779B97F4A7C15) & _WORD
+        state = ((state ^ state >> 30) * 0xBF58476D1CE4E5B9) & _WORD
+        state = ((state ^ state >> 27) * 0x94D049BB133111EB) & _WORD
+        state ^= state >> 31
+    return state >> 32
 
 
 @contextmanager
