@@ -247,11 +247,16 @@ def find_model(name: str) -> type:
 
 
 def parse_value(text: str) -> Any:
-    """A value from the command line: a Python literal, true/false in any case, or the text itself. Nothing is executed."""
+    """A value from the command line: a Python literal, true/false in any case, a yaml list, or the text itself.
+
+    Nothing is executed.
+    """
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         lowered = text.lower()
+        if re.fullmatch(r"\[[\w., -]*\]", text):
+            return yaml.safe_load(text)  # [row_sparse, sign]: a shell eats the quotes that Python wants
         return {"true": True, "false": False, "none": None, "~": None}.get(lowered, text)
 
 

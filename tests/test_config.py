@@ -178,6 +178,8 @@ def test_texts_are_read_as_values_and_never_executed():
     assert parse_value("true") is True and parse_value("None") is None and parse_value("1e-3") == 1e-3
     assert parse_value("__import__('os').getcwd()") == "__import__('os').getcwd()"
     assert parse_value("attribute:age") == "attribute:age"
+    assert parse_value("[row_sparse, sign]") == ["row_sparse", "sign"] and parse_value("[MAE,AUC]") == ["MAE", "AUC"]
+    assert parse_value("[2,inf)") == "[2,inf)"
 
 
 def test_the_callers_dictionary_is_left_as_it_was():
