@@ -163,8 +163,9 @@ class AttentiveTask(Task):
         self.network.train(training)
         return logits.squeeze(1)
 
-    @staticmethod
+    @classmethod
     def of_batch(
+        cls,
         network: nn.Module,
         users: Tensor,
         items: Tensor,
@@ -182,9 +183,17 @@ class AttentiveTask(Task):
             reg_weight: ``lambda``.
             weights: ``[batch * targets]``, see :class:`Step`.
         """
-        logits = network(users, items).flatten(0, 1)
-        loss = label_cross_entropy(logits, labels, weights) + regulariser(network, users, items, reg_weight)
+        loss, logits = cls.data_loss(network, users, items, labels, weights)
+        loss = loss + regulariser(network, users, items, reg_weight)
         return Step(loss, len(labels), logits, labels, items.flatten(), weights)
+
+    @staticmethod
+    def data_loss(
+        network: nn.Module, users: Tensor, items: Tensor, labels: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """``CE(y, p)`` and the logits ``[batch * targets, T]``; arguments as of :meth:`of_batch`."""
+        logits = network(users, items).flatten(0, 1)
+        return label_cross_entropy(logits, labels, weights), logits
 
     def _epoch_samples(self) -> Samples:
         """The samples, with freshly drawn negatives where the labels are implicit."""
@@ -204,19 +213,13 @@ class MutualTask(AttentiveTask):
     """A ``TeacherAndStudent`` on labelled samples: both losses of mutual distillation. Arguments as of the base class."""
 
     @staticmethod
-    def of_batch(
-        network: nn.Module,
-        users: Tensor,
-        items: Tensor,
-        labels: Tensor,
-        reg_weight: float,
-        weights: Tensor | None = None,
-    ) -> Step:
-        """The sum of both losses, each of which moves its own network, plus the regulariser of both."""
+    def data_loss(
+        network: nn.Module, users: Tensor, items: Tensor, labels: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The sum of both losses, each of which moves its own network, and the logits of what serves."""
         losses: Callable[..., tuple[Tensor, Tensor, Tensor]] = network.mutual_losses  # type: ignore[assignment]
         student_loss, teacher_loss, logits = losses(users, items, labels, weights)
-        loss = student_loss + teacher_loss + regulariser(network, users, items, reg_weight)
-        return Step(loss, len(labels), logits, labels, items.flatten(), weights)
+        return student_loss + teacher_loss, logits
 
 
 def regulariser(network: nn.Module, users: Tensor, items: Tensor, reg_weight: float) -> Tensor | float:
