@@ -17,7 +17,7 @@ from recbole_fedkd.federated.codec import CodecStack, squared_error
 from recbole_fedkd.federated.message import Message, MessageError, decoded
 from recbole_fedkd.federated.strategy import LocalResult, Strategy, to_tensors, travels_as_update
 from recbole_fedkd.federated.task import AttentiveTask, Step, Task
-from recbole_fedkd.federated.update import UPDATE, VERSION, Arrays, applied, difference, named, numbered
+from recbole_fedkd.federated.update import UPDATE, VERSION, Arrays, applied, difference, named, numbered, updated
 
 _WORD = 2**64 - 1
 
@@ -152,8 +152,7 @@ class Client:
         if message.kind == UPDATE:
             if version != self.version + 1:
                 raise MessageError(f"update to version {version} came to a client that holds version {self.version}")
-            reference = self._reference()
-            arrays = applied(named(arrays, reference), reference)
+            arrays = updated(arrays, self._reference())
         self.version = version
         return replace(message, arrays=arrays)
 

@@ -12,7 +12,7 @@ import torch
 from recbole_fedkd.federated.codec import CodecStack
 from recbole_fedkd.federated.message import SERVER, Message, decoded
 from recbole_fedkd.federated.strategy import ServerState, Strategy, travels_as_update
-from recbole_fedkd.federated.update import UPDATE, VERSION, Arrays, Broadcast, applied, named
+from recbole_fedkd.federated.update import UPDATE, VERSION, Arrays, Broadcast, updated
 from recbole_fedkd.model.shared import SharedState
 
 _CHOICE = 0x5A3D
@@ -92,7 +92,7 @@ class Server:
             self.state = self.strategy.aggregate(self.state, messages)
             return
         replica = self.broadcast.replica
-        messages = [replace(each, arrays=applied(named(each.arrays, replica), replica)) for each in messages]
+        messages = [replace(each, arrays=updated(each.arrays, replica)) for each in messages]
         self.state = self.strategy.aggregate(self.state, messages)
         self.broadcast.advance(self._network(round_index), self.codecs, round_index)
 

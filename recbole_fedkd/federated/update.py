@@ -44,6 +44,11 @@ def named(arrays: Mapping[str, NDArray[np.generic]], reference: Mapping[str, NDA
     return {names.get(number, number): array for number, array in arrays.items()}
 
 
+def updated(update: Mapping[str, NDArray[np.generic]], reference: Mapping[str, NDArray[np.generic]]) -> Arrays:
+    """``reference`` moved on by a decoded update, whose arrays are numbered."""
+    return applied(named(update, reference), reference)
+
+
 @dataclass
 class Broadcast:
     """The server's side: what the clients hold, and how each gets to the latest version.
@@ -63,7 +68,7 @@ class Broadcast:
     def advance(self, arrays: Mapping[str, NDArray[np.generic]], codecs: CodecStack, round_index: int) -> None:
         """Make the next version, as near to ``arrays`` as the codecs allow."""
         self.update = codecs.encode(numbered(difference(arrays, self.replica), self.replica), round_index)
-        self.replica = applied(named(codecs.decode(self.update), self.replica), self.replica)
+        self.replica = updated(codecs.decode(self.update), self.replica)
         self.version += 1
 
     def for_client(self, client: int) -> tuple[str, Arrays] | None:
