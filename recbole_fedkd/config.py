@@ -78,7 +78,7 @@ _FEDERATION_KEYS = {
     "engine", "fleet_memory", "partition", "client_num", "clients_per_round", "local_epochs", "reset_optimizer",
     "gamma", "alpha", "temperature", "knowledge", "aggregation", "knowledge_pass", "proximal_weight",
     "server_optimizer", "server_learning_rate", "server_momentum", "server_beta2", "server_tau", "knowledge_use",
-    "prior_strength", "attention_temperature", "trim_ratio", "codecs", "error_feedback",
+    "prior_strength", "attention_temperature", "trim_ratio", "codecs", "broadcast_codecs", "error_feedback",
     "low_rank_start", "low_rank_end", "low_rank_rounds", "top_k_share", "teacher", "serve", "student_pool",
     "private_parameters", "client_weights", "row_mean", "serve_after",
 }  # fmt: skip

@@ -43,7 +43,7 @@ from recbole_fedkd.evaluation import (
     user_values,
 )
 from recbole_fedkd.federated.client import Client, ClientSettings
-from recbole_fedkd.federated.codec import CodecSettings, CodecStack
+from recbole_fedkd.federated.codec import CodecSettings, CodecStack, WireCodecs
 from recbole_fedkd.federated.knowledge import KnowledgeSettings
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy, StrategySettings
@@ -537,7 +537,9 @@ class FedKDTrainer(CheckpointTrainer):
         strategy = self._strategy(clients, tasks[0].labels, tasks[0].network)
         self._tell_idle([number for number, task in enumerate(tasks) if not len(task)], strategy)
         codec_settings = CodecSettings(**{each.name: config[each.name] for each in fields(CodecSettings)})
-        codecs = CodecStack.of(config["codecs"], codec_settings)
+        up = CodecStack.of(config["codecs"], codec_settings)
+        down = up if config["broadcast_codecs"] is None else CodecStack.of(config["broadcast_codecs"], codec_settings)
+        codecs = WireCodecs(up, down)
         server = Server(strategy, config["seed"], config["clients_per_round"], codecs)
         server.start(shared[0])
         built = []

@@ -169,6 +169,29 @@ def test_sign_keeps_signs_and_misses_the_mean_magnitude_of_a_row_by_less_than_a_
     assert (told[heard] <= rows[heard] * 2**0.26).all() and (told[heard] >= rows[heard] * 2**-0.26).all()
 
 
+def test_int4_sends_half_a_byte_a_number_and_a_bound_of_each_row_in_steps():
+    array = np.array([[7.0, -3.4, 0.6], [3.5, -1.0, 0.2], [3.0, 0.0, -1.3], [1e-3, 0.0, 0.0]], dtype=np.float32)
+    codec = CODECS["int4"](SETTINGS)
+    encoded = codec.encode(array, 0)
+    # 7 and 3.5 are whole steps, 3 is between two: its row is told the larger, 3.5.
+    assert encoded["steps"].tolist() == [0x02, 0x2F] and encoded["largest"].tolist() == [7.0]
+    assert encoded["codes"].tolist() == [0xF5, 0x9F, 0x68, 0xE8, 0x58, 0x88]
+    back = [[7.0, -3.0, 1.0], [3.5, -1.0, 0.0], [3.0, 0.0, -1.5], [0.0] * 3]
+    np.testing.assert_allclose(codec.decode(encoded), back, rtol=1e-6)
+    assert not codec.decode(codec.encode(np.zeros(3, dtype=np.float32), 0)).any()
+
+
+@given(array=ARRAYS)
+def test_int4_misses_a_number_by_less_than_a_seventh_of_the_largest_of_its_row(array):
+    codec = CODECS["int4"](SETTINGS)
+    back = codec.decode(codec.encode(array, 0))
+    assert back.shape == array.shape and back.dtype == np.float32
+    rows = array.astype(np.float64).reshape(len(array) if array.ndim > 1 else 1, -1)
+    largest = np.abs(rows).max(1, keepdims=True)
+    allowed = np.where(largest >= largest.max() * 2**-7, largest * 2**0.5 / 14 * 1.0001, largest)
+    assert (np.abs(back.reshape(rows.shape) - rows) <= allowed).all()
+
+
 @given(places=st.sets(st.integers(0, 5000), min_size=1))
 def test_no_gap_of_top_k_is_longer_than_a_byte_and_no_place_is_lost_or_doubled(places):
     ordered = np.array(sorted(places))
@@ -180,10 +203,18 @@ def test_no_gap_of_top_k_is_longer_than_a_byte_and_no_place_is_lost_or_doubled(p
 
 
 @pytest.mark.parametrize(
-    "codecs", [["int8"], ["top_k"], ["low_rank", "fp16"], ["row_sparse", "top_k", "int8"]], ids="+".join
+    ("codecs", "down"),
+    [
+        (["int8"], None),
+        (["top_k"], None),
+        (["low_rank", "fp16"], None),
+        (["row_sparse", "top_k", "int8"], None),
+        (["sign"], ["int4"]),
+        ([], ["int8"]),
+    ],
 )
-def test_server_and_clients_hold_the_same_numbers_after_lossy_rounds(prepared, codecs):
-    _, trainer, _, _ = prepared(strategy="fedavg", codecs=codecs, **WIDE)
+def test_server_and_clients_hold_the_same_numbers_after_lossy_rounds(prepared, codecs, down):
+    _, trainer, _, _ = prepared(strategy="fedavg", codecs=codecs, broadcast_codecs=down, **WIDE)
     engine = trainer.engine
     for round_index in range(3):
         engine.run_round(round_index)
@@ -217,7 +248,7 @@ def test_a_client_adds_what_was_dropped_to_its_next_update(prepared):
             start = {name: value.numpy().copy() for name, value in client.received.items()}
             client.train(1)
             own = {f"p:{name}": value.detach().numpy() for name, value in client.task.shared.parameters().items()}
-            wire = decoded(Message.from_bytes(client.send(1)), client.codecs)
+            wire = decoded(Message.from_bytes(client.send(1)), client.codecs.up)
             sent = named(wire.arrays, start)
             for name, value in applied(difference(own, start), before).items():
                 np.testing.assert_allclose(sent[name] + client.residual[name].numpy(), value, atol=1e-6)
@@ -242,6 +273,16 @@ def test_a_client_that_was_away_gets_the_whole_network_and_one_that_was_not_the_
     with pytest.raises(MessageError, match="update to version 9 came to a client that holds version 6"):
         arrays = {"version": np.array([9], dtype=np.int32)}
         engine.clients[0].receive(Message("update", 9, -1, arrays).to_bytes())
+
+
+@pytest.mark.parametrize(("up", "down"), [(["sign"], []), ([], ["sign"]), (["sign"], ["int4"]), (["fp16"], None)])
+def test_each_direction_has_the_codecs_that_the_config_gives_it(run, up, down):
+    rounds = run(strategy="fedavg", epochs=3, codecs=up, broadcast_codecs=down, **WIDE)["rounds"]
+    plain = run(strategy="fedavg", epochs=3, **WIDE)["rounds"]
+    share = {"sign": (0, 0.1), "int4": (0.1, 0.2), "fp16": (0.5, 0.6)}
+    for direction, names in (("bytes_up", up), ("bytes_down", up if down is None else down)):
+        low, high = share[names[0]] if names else (0.98, 1.05)
+        assert low < rounds[2][direction] / plain[2][direction] < high
 
 
 def test_row_sparse_updates_give_the_run_without_codecs(run):
@@ -278,6 +319,6 @@ def test_resume_is_exact_with_codecs(run, codecs):
 def test_an_unknown_codec_is_told(run):
     with pytest.raises(
         InputError,
-        match=r"codecs is \['zip'\]; it must be a list each, if any, one of fp16, int8, row_sparse, low_rank, top_k, sign",
+        match=r"codecs is \['zip'\]; it must be a list each, if any, one of fp16, int8, int4, row_sparse, low_rank, top_k",
     ):
         run(codecs=["zip"])

@@ -63,7 +63,7 @@ def obstacle(config: Any, clients: int) -> str | None:
         return f"model '{config['model']}' is not one of the package's own networks"
     if strategy not in BATCHED:
         return f"strategy '{config['strategy']}' makes its messages client by client"
-    if config["codecs"]:
+    if config["codecs"] or config["broadcast_codecs"]:
         return "codecs encode message by message"
     if strategy.exchanges_knowledge and config["knowledge"] != "label":
         return f"knowledge '{config['knowledge']}' is collected client by client"

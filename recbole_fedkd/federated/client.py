@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from recbole_fedkd.federated.codec import CodecStack, squared_error
+from recbole_fedkd.federated.codec import WireCodecs, squared_error
 from recbole_fedkd.federated.message import Message, MessageError, decoded
 from recbole_fedkd.federated.strategy import LocalResult, Strategy, to_tensors, travels_as_update
 from recbole_fedkd.federated.task import AttentiveTask, Step, Task
@@ -109,10 +109,10 @@ class Client:
         strategy: Strategy,
         settings: ClientSettings,
         device: torch.device,
-        codecs: CodecStack | None = None,
+        codecs: WireCodecs | None = None,
     ) -> None:
         self.number = number
-        self.codecs = codecs or CodecStack()
+        self.codecs = codecs or WireCodecs()
         self.codec_error = (0.0, 0.0)
         self.task = task
         self.build_optimizer = build_optimizer
@@ -132,7 +132,7 @@ class Client:
     def receive(self, payload: bytes) -> None:
         """Take the server's message in; empty bytes leave what was received before."""
         if payload:
-            message = decoded(Message.from_bytes(payload), self.codecs)
+            message = decoded(Message.from_bytes(payload), self.codecs.down)
             if self.sends_updates:
                 newer = self._newer(message)
                 if newer is None:
@@ -226,10 +226,10 @@ class Client:
             reference = self._reference()
             update = applied(difference(message.arrays, reference), residual)
             message = replace(message, arrays=numbered(update, reference))
-        wire = replace(message, arrays=self.codecs.encode(message.arrays, round_index))
-        if self.codecs.codecs:
+        wire = replace(message, arrays=self.codecs.up.encode(message.arrays, round_index))
+        if self.codecs.up.codecs:
             # What the server will see is what is taken off what it says.
-            seen = decoded(wire, self.codecs)
+            seen = decoded(wire, self.codecs.up)
             self.codec_error = squared_error(message.arrays, seen.arrays)
             if self.sends_updates and self.settings.error_feedback:
                 left = named(difference(message.arrays, seen.arrays), reference)

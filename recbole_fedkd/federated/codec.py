@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -183,39 +183,101 @@ class TopK(Codec):
 class Sign(Codec):
     """``sign``: 1 bit a number, its sign, and 4 bits a row for its mean magnitude (scaled sign: Karimireddy et al., ICML 2019).
 
-    A row is all that belongs to one index of the first axis, such as one embedding; a vector is one row. Magnitudes are
-    told in steps of ``sqrt(2)`` below the largest; a row more than 14 steps below it counts as 0.
+    A row is all that belongs to one index of the first axis, such as one embedding; a vector is one row.
     """
 
     name = "sign"
-    _ZERO = 15
 
     def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
-        """``signs`` (bits, packed), ``steps`` (two rows a byte), ``largest`` ``[1]`` and ``shape``."""
+        """``signs`` (bits, packed), ``steps`` and ``largest`` (see :func:`stepped`) and ``shape``."""
         if not array.size:
             return None
-        rows = array.reshape(len(array) if array.ndim > 1 else 1, -1)
-        magnitudes = np.abs(rows).mean(1, dtype=np.float64)
-        largest = magnitudes.max()
-        with np.errstate(divide="ignore", invalid="ignore"):
-            steps = np.rint(-2 * np.log2(magnitudes / largest))
-        steps = np.where(steps < self._ZERO, steps, self._ZERO).astype(np.uint8)  # nan and infinity are not less
-        padded = np.append(steps, np.zeros(len(steps) % 2, dtype=np.uint8))
+        rows = _rows(array)
         return {
             "signs": np.packbits(rows > 0),
-            "steps": padded[::2] << 4 | padded[1::2],
-            "largest": np.array([largest], dtype=np.float32),
+            **stepped(np.abs(rows).mean(1, dtype=np.float64), np.rint),
             "shape": np.array(array.shape, dtype=np.int32),
         }
 
     def decode(self, parts: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         """Every number of a row is its magnitude, up or down."""
-        shape, packed = parts["shape"].tolist(), parts["steps"].astype(np.uint8)
-        steps = np.stack([packed >> 4, packed & 15], 1).reshape(-1)[: shape[0] if len(shape) > 1 else 1].astype(float)
-        largest = parts["largest"].astype(np.float32)[0]
-        magnitudes = np.where(steps == self._ZERO, 0.0, largest * 2.0 ** (-steps / 2)).astype(np.float32)
+        shape = parts["shape"].tolist()
+        magnitudes = magnitudes_of(parts, shape[0] if len(shape) > 1 else 1)
         signs = np.unpackbits(parts["signs"].astype(np.uint8), count=int(np.prod(shape))).astype(np.float32) * 2 - 1
         return np.asarray((signs.reshape(len(magnitudes), -1) * magnitudes[:, None]).reshape(shape))
+
+
+class FourBits(Codec):
+    """``int4``: 4 bits a number, ``x = code * magnitude / 7``, and 4 bits a row for a bound on its largest magnitude.
+
+    A row is as for :class:`Sign`; the error is at most half a step, a fourteenth of the bound.
+    """
+
+    name = "int4"
+
+    def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
+        """``codes`` (two numbers a byte, each plus 8), ``steps`` and ``largest`` (see :func:`stepped`) and ``shape``."""
+        if not array.size:
+            return None
+        rows = _rows(array)
+        parts = stepped(np.abs(rows).max(1).astype(np.float64), np.floor)
+        magnitudes = magnitudes_of(parts, len(rows))[:, None]
+        codes = np.rint(rows / np.where(magnitudes > 0, magnitudes, np.float32(np.inf)) * 7).clip(-7, 7)
+        return {
+            "codes": _two_a_byte((codes.reshape(-1) + 8).astype(np.uint8)),
+            **parts,
+            "shape": np.array(array.shape, dtype=np.int32),
+        }
+
+    def decode(self, parts: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        """Codes times a seventh of the bound of their row."""
+        shape = parts["shape"].tolist()
+        magnitudes = magnitudes_of(parts, shape[0] if len(shape) > 1 else 1)
+        codes = _one_of_two(parts["codes"], int(np.prod(shape))).astype(np.float32) - 8
+        return np.asarray((codes.reshape(len(magnitudes), -1) * (magnitudes[:, None] / 7)).reshape(shape))
+
+
+_NOTHING = 15
+"""The step that stands for a magnitude of 0."""
+
+
+def stepped(magnitudes: NDArray[np.float64], rounding: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Arrays:
+    """Magnitudes ``[n]`` in 4 bits each: how many steps of ``sqrt(2)`` each is below the largest.
+
+    Args:
+        magnitudes: not negative; one that is more than 14 steps below the largest counts as 0.
+        rounding: makes whole steps of fractions of one; ``floor`` never tells less than what is.
+
+    Returns:
+        ``steps`` (two a byte) and ``largest`` ``[1]``.
+    """
+    largest = magnitudes.max()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        below = rounding(-2 * np.log2(magnitudes / largest))
+    steps = np.where(below < _NOTHING, below, _NOTHING)  # nan and infinity are not less
+    return {"steps": _two_a_byte(steps.astype(np.uint8)), "largest": np.array([largest], dtype=np.float32)}
+
+
+def magnitudes_of(parts: Mapping[str, NDArray[np.generic]], count: int) -> NDArray[np.float32]:
+    """The way back from :func:`stepped`: magnitudes ``[count]``."""
+    steps = _one_of_two(parts["steps"], count).astype(float)
+    largest = parts["largest"].astype(np.float32)[0]
+    return np.where(steps == _NOTHING, 0.0, largest * 2.0 ** (-steps / 2)).astype(np.float32)
+
+
+def _rows(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    return array.reshape(len(array) if array.ndim > 1 else 1, -1)
+
+
+def _two_a_byte(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    padded = np.zeros(len(codes) + len(codes) % 2, dtype=np.uint8)
+    padded[: len(codes)] = codes
+    return np.asarray(padded[::2] * np.uint8(16) + padded[1::2], dtype=np.uint8)
+
+
+def _one_of_two(packed: NDArray[np.generic], count: int) -> NDArray[np.uint8]:
+    codes: NDArray[np.uint8] = np.stack(np.divmod(packed.astype(np.uint8), np.uint8(16)), 1).reshape(-1)
+    return codes[:count]
 
 
 def bridged(places: NDArray[np.int64], longest: int) -> NDArray[np.int64]:
@@ -228,7 +290,7 @@ def bridged(places: NDArray[np.int64], longest: int) -> NDArray[np.int64]:
 
 
 CODECS: dict[str, type[Codec]] = {
-    codec.name: codec for codec in (HalfPrecision, EightBits, RowSparse, LowRank, TopK, Sign)
+    codec.name: codec for codec in (HalfPrecision, EightBits, FourBits, RowSparse, LowRank, TopK, Sign)
 }
 
 
@@ -276,6 +338,23 @@ class CodecStack:
             following.update({whole: self.codecs[place].decode(each) for whole, each in parts.items()})
             decoded = following
         return {name: decoded[name] for name in sorted(decoded)} if self.codecs else decoded
+
+
+@dataclass(frozen=True)
+class WireCodecs:
+    """The codecs of a federation, which both ends of the wire know.
+
+    Attributes:
+        up: of what clients say.
+        down: of what the server says.
+    """
+
+    up: CodecStack = CodecStack()
+    down: CodecStack = CodecStack()
+
+    def __bool__(self) -> bool:
+        """Whether anything is encoded."""
+        return bool(self.up.codecs or self.down.codecs)
 
 
 def _bytes(arrays: Iterable[NDArray[np.generic]]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_fedkd.federated.codec import CodecStack
+from recbole_fedkd.federated.codec import WireCodecs
 from recbole_fedkd.federated.message import SERVER, Message, decoded
 from recbole_fedkd.federated.strategy import ServerState, Strategy, travels_as_update
 from recbole_fedkd.federated.update import UPDATE, VERSION, Arrays, Broadcast, updated
@@ -34,10 +34,10 @@ class Server:
         strategy: Strategy,
         seed: int = 0,
         clients_per_round: int | None = None,
-        codecs: CodecStack | None = None,
+        codecs: WireCodecs | None = None,
     ) -> None:
         self.strategy = strategy
-        self.codecs = codecs or CodecStack()
+        self.codecs = codecs or WireCodecs()
         self.seed = seed
         self.clients_per_round = clients_per_round
         self.state: ServerState = {}
@@ -68,7 +68,7 @@ class Server:
         message = self.message_for(client, round_index)
         if message is None:
             return b""
-        return replace(message, arrays=self.codecs.encode(message.arrays, round_index)).to_bytes()
+        return replace(message, arrays=self.codecs.down.encode(message.arrays, round_index)).to_bytes()
 
     def message_for(self, client: int, round_index: int) -> Message | None:
         """Message for one client, before it is encoded; from then on the client counts as told."""
@@ -87,14 +87,14 @@ class Server:
 
     def aggregate(self, payloads: list[bytes], round_index: int) -> None:
         """Take in the uploads of a round; empty ones are clients without a word."""
-        messages = [decoded(Message.from_bytes(payload), self.codecs) for payload in payloads if payload]
+        messages = [decoded(Message.from_bytes(payload), self.codecs.up) for payload in payloads if payload]
         if self.broadcast is None:
             self.state = self.strategy.aggregate(self.state, messages)
             return
         replica = self.broadcast.replica
         messages = [replace(each, arrays=updated(each.arrays, replica)) for each in messages]
         self.state = self.strategy.aggregate(self.state, messages)
-        self.broadcast.advance(self._network(round_index), self.codecs, round_index)
+        self.broadcast.advance(self._network(round_index), self.codecs.down, round_index)
 
     def state_dict(self) -> dict[str, Any]:
         """The strategy's state, and what is known of the clients' copies; plain values and tensors only."""

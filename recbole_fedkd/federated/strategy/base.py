@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from recbole_fedkd.federated.codec import CodecStack
+from recbole_fedkd.federated.codec import WireCodecs
 from recbole_fedkd.federated.knowledge import KNOWLEDGE, KnowledgeSettings
 from recbole_fedkd.federated.message import Message
 from recbole_fedkd.federated.task import Step
@@ -141,9 +141,9 @@ class Strategy(ABC):
         return {}
 
 
-def travels_as_update(strategy: Strategy, codecs: CodecStack) -> bool:
+def travels_as_update(strategy: Strategy, codecs: WireCodecs) -> bool:
     """Whether networks travel as what changed of them: where one is shared and codecs are set, which may drop something."""
-    return strategy.shares_parameters and bool(codecs.codecs)
+    return strategy.shares_parameters and bool(codecs)
 
 
 def to_tensors(message: Message) -> dict[str, Tensor]:
