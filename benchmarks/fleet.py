@@ -127,7 +127,7 @@ def run_synthetic(users: int, arguments: argparse.Namespace) -> dict[str, float]
         AttentiveTask, Samples(ones, items, ones), sizes, 2, config["train_batch_size"], 0.0, 4, SYNTHETIC_ITEMS + 1
     )
     engine = FleetEngine(
-        server, population, task, ClientSettings(1, True, False, 0, None), BatchedSGD(0.1), population.memory
+        server, population, task, ClientSettings(1, True, False, 0, None, True), BatchedSGD(0.1), population.memory
     )
     measured = timed(engine.run_round, arguments.rounds)
     return {**measured, "clients": users, "interactions": int(sizes.sum()), "padding": engine.padding}

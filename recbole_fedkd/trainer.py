@@ -32,6 +32,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from recbole_fedkd.engine import FleetEngine, FleetTask, LocalEngine, batched_optimizer
+from recbole_fedkd.engine.threads import cores
 from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.evaluation import (
     DISTRIBUTION,
@@ -573,7 +574,8 @@ class FedKDTrainer(CheckpointTrainer):
         optimizer, settings = batched_optimizer(config), self._client_settings(model.clients)
         rates = config["learning_rates"]
         check_patterns("learning_rates", rates, [name for name, _ in network.named_parameters()])
-        return FleetEngine(server, model, task, settings, optimizer, model.memory, rates)
+        threads = config["fleet_threads"] or (1 if self.device.type == "cuda" else cores())
+        return FleetEngine(server, model, task, settings, optimizer, model.memory, threads, rates)
 
     def _client_settings(self, clients: int) -> ClientSettings:
         config = self.config

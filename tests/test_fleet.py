@@ -1,6 +1,7 @@
 """The fleet engine gives what the local engine gives, client by client, message by message, byte by byte."""
 
 import dataclasses
+import time
 from pathlib import Path
 from time import process_time
 
@@ -14,6 +15,7 @@ from recbole_fedkd import load_data_and_model
 from recbole_fedkd.engine import FleetEngine
 from recbole_fedkd.engine.local import ClientError
 from recbole_fedkd.engine.packing import MAX_PADDING, MAX_ROW_PADDING, packed, slots
+from recbole_fedkd.engine.threads import SideBySide
 from recbole_fedkd.federated.message import Message, sizes_by_sender
 from recbole_fedkd.federated.strategy import STRATEGIES, register_strategy
 from recbole_fedkd.federated.strategy.local_training import LocalTraining
@@ -127,6 +129,28 @@ def test_each_client_switches_from_adam_to_sgd_when_it_would_alone(prepared):
     expected = [client.optimizer.switched_at or 0 for client in local.engine.clients]
     assert memory.counters[:, 3].int().tolist() == expected
     assert 0 < sum(each > 0 for each in expected) < len(expected)
+
+
+@pytest.mark.parametrize("strategy", ["afd", "fedavg", "fedkd"])
+def test_the_number_of_threads_changes_no_bit(run, strategy):
+    keys = {"engine": "fleet", "partition": "user", "preset": strategy, "fleet_memory": 0.05, "epochs": 2}
+    alone, together = run(**keys, fleet_threads=1), run(**keys, fleet_threads=3)
+    assert [each["loss"] for each in together["rounds"]] == [each["loss"] for each in alone["rounds"]]
+    assert together["test_result"] == alone["test_result"]
+
+
+def test_results_come_in_order_and_an_error_ends_the_map():
+    def half(number):
+        if number % 2:
+            raise ValueError(number)
+        time.sleep(0.01 * (number == 0))  # the first is the last to end
+        return number // 2
+
+    side_by_side = SideBySide(3)
+    assert list(side_by_side.map(half, range(0, 40, 2))) == list(range(20))
+    with pytest.raises(ValueError, match=r"^7$"):
+        list(side_by_side.map(half, [0, 2, 7, 9, 4]))
+    assert list(side_by_side.map(half, [2, 4])) == [1, 2]
 
 
 @pytest.mark.parametrize("keys", [{}, {"strategy": "fedavg"}, {"strategy": "fedkd", "serve": "teacher"}])
@@ -258,10 +282,10 @@ def test_a_round_has_less_padding_than_promised_and_says_how_much(prepared):
     assert 0 < trainer.engine.padding < MAX_PADDING
 
 
-def test_an_error_inside_packed_clients_names_them_and_the_round(prepared):
+def test_an_error_inside_packed_clients_names_them_and_the_round(prepared, monkeypatch):
     _, trainer, _, _ = prepared(engine="fleet", partition="user")
     trainer.engine.run_round(3)
-    trainer.model.groups[0].whole.backbone.hidden = None
+    monkeypatch.setattr(trainer.engine.server.strategy, "loss", None)
     with pytest.raises(ClientError, match=r"clients \d+ to \d+, round 4, training"):
         trainer.engine.run_round(4)
 

@@ -6,9 +6,10 @@ random draws come from the same streams, so that results differ by rounding only
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from recbole_fedkd.engine.draws import Streams
 from recbole_fedkd.engine.local import ClientError, RoundReport
 from recbole_fedkd.engine.packing import packed, slots
+from recbole_fedkd.engine.threads import SideBySide
 from recbole_fedkd.federated.client import ClientSettings
 from recbole_fedkd.federated.compact import MeanOfClients, SharedTensors, stacked, unstacked
 from recbole_fedkd.federated.message import Message, sizes_by_sender
@@ -212,6 +214,7 @@ class _Training:
 
     Attributes:
         group: their group.
+        network: the group's, for this thread alone.
         pack: who they are, and their item ids.
         weights: their parameters, changed in place.
         received: what the server has said to them, ``[c, ...]`` each.
@@ -222,6 +225,7 @@ class _Training:
     """
 
     group: ClientGroup
+    network: nn.Module
     pack: Pack
     weights: Weights
     received: Mapping[str, Tensor]
@@ -252,15 +256,28 @@ class _Training:
         return part
 
 
-@dataclass
-class _Round:
-    """What a round collects of all packs of a group."""
+@dataclass(frozen=True)
+class _Trained:
+    """What packed clients leave behind when they have trained.
 
-    rows: RowChanges
-    memory_rows: RowChanges
-    mean: MeanOfClients | None
-    loss: float = 0.0
-    samples: int = 0
+    Attributes:
+        training: they themselves.
+        numbers: of the clients.
+        loss: summed over the samples of the last epoch ``[]``, in double precision.
+        collected: what they know of the samples, ``[c, ...]`` each; empty where no knowledge is exchanged.
+    """
+
+    training: _Training
+    numbers: Sequence[int]
+    loss: Tensor
+    collected: Mapping[str, Tensor]
+
+
+class _Twins(threading.local):
+    """Networks by group, each thread's own."""
+
+    def __init__(self) -> None:
+        self.networks: dict[int, nn.Module] = {}
 
 
 class FleetEngine:
@@ -273,6 +290,7 @@ class FleetEngine:
         settings: how to train; with a seed.
         optimizer: of every client.
         memory: bytes that clients side by side may take.
+        threads: packs that are trained at a time; decides nothing but how long it takes.
         rates: pattern of parameter names to learning rate; empty: all learn at the optimiser's own.
     """
 
@@ -286,6 +304,7 @@ class FleetEngine:
         settings: ClientSettings,
         optimizer: BatchedOptimizer,
         memory: float,
+        threads: int = 1,
         rates: Mapping[str, float] | None = None,
     ) -> None:
         self.server, self.population, self.task = server, population, task
@@ -309,6 +328,8 @@ class FleetEngine:
         self._sample_bytes: dict[int, int] = {}
         self._plans: dict[int, tuple[list[int], list[np.ndarray[Any, np.dtype[np.int64]]]]] = {}
         self.padding = 0.0
+        self._side_by_side = SideBySide(threads)
+        self._twins = _Twins()
 
     @property
     def samples(self) -> dict[int, int]:
@@ -334,28 +355,28 @@ class FleetEngine:
         of_changed = strategy.settings.row_mean == "changed"
         uploads: list[Message] = []
         mean: MeanOfClients | None = None
-        loss, samples, filled = 0.0, 0, 0
+        loss, filled = 0.0, 0
         for place, group in enumerate(self.groups):
-            collected = _Round(RowChanges(), RowChanges(), None)
+            rows, memory_rows = RowChanges(), RowChanges()
             if strategy.shares_parameters:
-                mean = collected.mean = MeanOfClients(group, self.private[place], of_changed)
+                mean = MeanOfClients(group, self.private[place], of_changed)
             base = (group.dense_base(), group.item_base(), group.user_table())
-            for clients in self._packs(place, chosen):
-                numbers = group.numbers[torch.from_numpy(clients)].tolist()
-                stage = f"clients {numbers[0]} to {numbers[-1]}, round {round_index}"
-                try:
-                    uploads += self._train(
-                        place, clients, numbers, round_index, base, total, len(chosen), collected, on_step
-                    )
-                except Exception as error:
-                    raise ClientError(f"{stage}, training: {error}") from error
-                sizes = [self.sizes[number] for number in numbers]
+            train = partial(self._train, place, round_index, base)
+            for trained in self._side_by_side.map(train, self._packs(place, chosen)):
+                self._keep(place, trained.training, rows, memory_rows)
+                loss += float(trained.loss)
+                sizes = trained.training.sizes
                 filled += sum(slots(size, sizes[0], self.task.batch_size) for size in sizes)
+                if mean is not None:
+                    mean.add(trained.training.pack, trained.training.weights, self._shares(sizes, total, len(chosen)))
+                else:
+                    uploads += self._messages(trained, round_index)
+                if on_step is not None:
+                    on_step(sum(sizes) * self.settings.local_epochs)
             if group.rows.data.shape[1]:
-                collected.rows.apply(group.rows)
+                rows.apply(group.rows)
             if self.memories and self.optimizer.memories:
-                collected.memory_rows.apply(self.memories[place].rows)
-            loss, samples = loss + collected.loss, samples + collected.samples
+                memory_rows.apply(self.memories[place].rows)
         self.padding = 1.0 - total / filled
         if mean is not None:
             report.bytes_up = self._sizes_up(mean, chosen, round_index)
@@ -373,7 +394,7 @@ class FleetEngine:
             report.bytes_up = dict.fromkeys(chosen, 0)
         if on_bytes is not None:
             on_bytes(report.total_bytes)
-        report.loss = loss / samples
+        report.loss = loss / total
         return report
 
     # Messages
@@ -461,31 +482,49 @@ class FleetEngine:
                 items = torch.zeros(1, count, dtype=torch.long, device=self.device)
                 ones = torch.ones(1, count, device=self.device)
                 batch = _Epoch(ones.long(), items, items, ones, group.single_users)
-                masks = [torch.ones(1, count, layer.width, device=self.device) for layer in self._dropouts(group)]
+                masks = [torch.ones(1, count, layer.width, device=self.device) for layer in _dropouts(group.whole)]
                 group.whole.train()
                 with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                    self._step(_Training(group, pack, weights, received, [], clients, [count]), batch, masks)
+                    self._step(
+                        _Training(group, group.whole, pack, weights, received, [], clients, [count]), batch, masks
+                    )
                 totals.append(sum(max(sizes) for sizes in kept.values()))
             self._sample_bytes[place] = max(1, (totals[1] - totals[0]) // 32)
         return self._sample_bytes[place]
 
+    def _network(self, place: int) -> nn.Module:
+        """A group's network for this thread alone: being called for packed clients changes a module."""
+        networks = self._twins.networks
+        if place not in networks:
+            networks[place] = self.groups[place].twin()
+        return networks[place]
+
     def _train(
         self,
         place: int,
-        clients: np.ndarray[Any, np.dtype[np.int64]],
-        numbers: Sequence[int],
         round_index: int,
         base: tuple[Tensor, Tensor, Tensor],
-        total: int,
-        participants: int,
-        collected: _Round,
-        on_step: Callable[[int], None] | None,
-    ) -> list[Message]:
-        """Train packed clients for a round; their messages, where each has one of its own."""
+        clients: np.ndarray[Any, np.dtype[np.int64]],
+    ) -> _Trained:
+        """Train packed clients for a round; changes nothing that another pack reads."""
+        numbers = self.groups[place].numbers[torch.from_numpy(clients)].tolist()
+        try:
+            return self._trained(place, round_index, base, torch.from_numpy(clients).to(self.device), numbers)
+        except Exception as error:
+            stage = f"clients {numbers[0]} to {numbers[-1]}, round {round_index}"
+            raise ClientError(f"{stage}, training: {error}") from error
+
+    def _trained(
+        self,
+        place: int,
+        round_index: int,
+        base: tuple[Tensor, Tensor, Tensor],
+        chosen: Tensor,
+        numbers: Sequence[int],
+    ) -> _Trained:
         group, settings, strategy = self.groups[place], self.settings, self.server.strategy
         assert settings.seed is not None
         streams = Streams(settings.seed, numbers, round_index)
-        chosen = torch.from_numpy(clients).to(self.device)
         epochs, clean = self._draw(group, numbers, streams)
         needed = torch.cat([epoch.items for epoch in [*epochs, *([clean] if clean is not None else [])]], 1)
         # Rows that start from what all have in common need not be those of the round before.
@@ -496,37 +535,40 @@ class FleetEngine:
         memory, counters = self._remembered(place, pack, weights)
         sizes = [self.sizes[number] for number in numbers]
         rates = self.rates[place] if self.rates else None
-        training = _Training(group, pack, weights, received, memory, counters, sizes, rates)
-        group.whole.train()
+        network = self._network(place)
+        training = _Training(group, network, pack, weights, received, memory, counters, sizes, rates)
+        network.train()
         knowledge: dict[str, Tensor] = {}
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, epoch in enumerate(epochs):
             last = number == len(epochs) - 1
             for step, batch in enumerate(epoch.batches(self.task.batch_size, sizes)):
                 counts = self._left(sizes, step)
                 losses, logits = self._trained_on(training.first(len(counts)), batch, counts, streams)
                 if last:
-                    collected.loss += float((losses.double() * batch.weights.sum(1)).sum())
-                    collected.samples += sum(counts)
+                    loss += (losses.double() * batch.weights.sum(1)).sum()
                 if last and strategy.exchanges_knowledge and not settings.clean_pass:
                     self._collect(knowledge, batch, logits, len(sizes))
-                if on_step is not None:
-                    on_step(sum(counts))
         if clean is not None:
-            group.whole.eval()
+            network.eval()
             with torch.no_grad():
                 for batch in clean.batches(self.task.batch_size, sizes):
                     _, logits = self._step(training.first(len(batch.labels)), batch, [])
                     self._collect(knowledge, batch, logits, len(sizes))
-        self._keep(place, training, collected)
-        if collected.mean is not None:
-            counted = torch.tensor(sizes, dtype=torch.float64, device=self.device) / total
-            if strategy.settings.client_weights == "uniform":
-                counted = torch.full_like(counted, 1 / participants)
-            collected.mean.add(pack, weights, counted)
-            return []
-        result = LocalResult(sum(sizes), SharedTensors({}, {}), first=False, collected=knowledge)
-        message = strategy.upload(result, numbers[0], round_index)
-        return unstacked(message, numbers) if message is not None else []
+        return _Trained(training, numbers, loss, knowledge)
+
+    def _shares(self, sizes: Sequence[int], total: int, participants: int) -> Tensor:
+        """Weights of packed clients in the mean of all ``participants``, ``[c]``."""
+        if self.server.strategy.settings.client_weights == "uniform":
+            return torch.full((len(sizes),), 1 / participants, dtype=torch.float64, device=self.device)
+        return torch.tensor(sizes, dtype=torch.float64, device=self.device) / total
+
+    def _messages(self, trained: _Trained, round_index: int) -> list[Message]:
+        """What packed clients upload, where each has a message of its own."""
+        collected = dict(trained.collected)
+        result = LocalResult(sum(trained.training.sizes), SharedTensors({}, {}), first=False, collected=collected)
+        message = self.server.strategy.upload(result, trained.numbers[0], round_index)
+        return unstacked(message, trained.numbers) if message is not None else []
 
     def _left(self, sizes: Sequence[int], step: int) -> list[int]:
         """Samples in a step of every packed client that has any left; those are the first."""
@@ -537,7 +579,7 @@ class FleetEngine:
         self, training: _Training, batch: _Epoch, counts: Sequence[int], streams: Streams
     ) -> tuple[Tensor, Tensor]:
         """One step of every packed client; losses ``[c]`` and logits ``[c, size, T]`` before it."""
-        shares = [(layer.probability, layer.width) for layer in self._dropouts(training.group)]
+        shares = [(layer.probability, layer.width) for layer in _dropouts(training.network)]
         masks = [mask.to(self.device) for mask in streams.masks(counts, batch.labels.shape[1], shares)]
         leaves = training.weights.tensors()
         for leaf in leaves:
@@ -559,17 +601,17 @@ class FleetEngine:
         counters = weights.dense.new_zeros(len(pack.clients), self.optimizer.counters, dtype=torch.float64)
         return [weights.zeros() for _ in range(self.optimizer.memories)], counters
 
-    def _keep(self, place: int, training: _Training, collected: _Round) -> None:
-        """Keep what outlives the round."""
+    def _keep(self, place: int, training: _Training, changed: RowChanges, changed_memory: RowChanges) -> None:
+        """Keep what outlives the round; the item rows are collected."""
         group, pack, weights = training.group, training.pack, training.weights
         group.write(pack, weights)
         width = group.rows.data.shape[1]
         if width:
-            collected.rows.add(pack, weights.rows[..., :width])
+            changed.add(pack, weights.rows[..., :width])
         if self.memories:
             self.memories[place].write(pack, training.memory, training.counters)
             if training.memory:
-                collected.memory_rows.add(pack, torch.cat([each.rows for each in training.memory], 2))
+                changed_memory.add(pack, torch.cat([each.rows for each in training.memory], 2))
 
     def _received_by(self, group: ClientGroup, pack: Pack, weights: Weights, chosen: Tensor) -> dict[str, Tensor]:
         """What the server has said to packed clients, ``[c, ...]`` each."""
@@ -620,15 +662,10 @@ class FleetEngine:
         needs_clean = self.server.strategy.exchanges_knowledge and self.settings.clean_pass
         return epochs, epoch(False) if needs_clean else None
 
-    def _dropouts(self, group: ClientGroup) -> list[HandedDropout]:
-        """The layers that draw, in the order in which they do."""
-        layers = [module for module in group.whole.modules() if isinstance(module, HandedDropout)]
-        return [layer for layer in layers if layer.probability]
-
     def _step(self, training: _Training, batch: _Epoch, masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The strategy's loss of a batch ``[c]``, and its logits ``[c, size, T]``."""
         group, pack = training.group, training.pack
-        strategy, task, layers = self.server.strategy, self.task, self._dropouts(group)
+        strategy, task, layers = self.server.strategy, self.task, _dropouts(training.network)
         private = self.private[0]
         clean = not torch.is_grad_enabled()
 
@@ -654,6 +691,7 @@ class FleetEngine:
         users = batch.users[:, :1] if single else batch.users
         try:
             losses, logits = group.called(
+                training.network,
                 of_client,
                 training.weights,
                 training.buffers,
@@ -684,14 +722,20 @@ class FleetEngine:
     def state_dict(self) -> dict[str, Any]:
         """Server state, what clients have received, and the optimisers' memories; the networks are saved with the model."""
         return {
-            "server": dict(self.server.state),
+            "server": self.server.state_dict(),
             "received": dict(self.received),
             "memories": [memory.state_dict() for memory in self.memories],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.server.state = dict(state["server"])
+        self.server.load_state_dict(state["server"])
         self.received = {name: values.to(self.device) for name, values in state["received"].items()}
         for memory, saved in zip(self.memories, state["memories"], strict=True):
             memory.load_state_dict(saved)
+
+
+def _dropouts(network: nn.Module) -> list[HandedDropout]:
+    """The layers that draw, in the order in which they do."""
+    layers = [module for module in network.modules() if isinstance(module, HandedDropout)]
+    return [layer for layer in layers if layer.probability]

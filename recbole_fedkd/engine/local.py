@@ -83,9 +83,9 @@ class LocalEngine:
         loss, samples = 0.0, 0
         lost, whole = 0.0, 0.0
         uploads = []
-        trainable = {client.number: client for client in self.clients if len(client.task)}
-        for number in self.server.choose(list(trainable), round_index):
-            client = trainable[number]
+        by_number = {client.number: client for client in self.clients}
+        for number in self.server.choose(list(self.samples), round_index):
+            client = by_number[number]
             stage = "receiving"
             try:
                 payload = self.server.send(client.number, round_index)

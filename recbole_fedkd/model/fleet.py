@@ -6,6 +6,7 @@ touched. For computing, clients are packed: item ids are renumbered per client, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -314,18 +315,29 @@ class ClientGroup(nn.Module):
             found[name] = values
         return found
 
+    def twin(self) -> nn.Module:
+        """A network that shares all memory with :attr:`whole`: while one is being called, its parameters are others."""
+        tensors = [*self.whole.parameters(), *self.whole.buffers()]
+        return copy.deepcopy(self.whole, {id(tensor): tensor for tensor in tensors})
+
     def called(
-        self, function: Callable[..., Any], weights: Weights, buffers: Mapping[str, Tensor], *packed: Any
+        self,
+        network: nn.Module,
+        function: Callable[..., Any],
+        weights: Weights,
+        buffers: Mapping[str, Tensor],
+        *packed: Any,
     ) -> Any:
         """Call a function of a network for every packed client at once.
 
         Args:
+            network: :attr:`whole`, or a :meth:`twin` where several threads call.
             function: called as ``function(network, parameters, *of the client)``.
             weights: of the clients.
             buffers: of the clients.
             packed: tensors ``[c, ...]``, or containers of such.
         """
-        caller = _Caller(self.whole, function)
+        caller = _Caller(network, function)
 
         def of_client(parameters: dict[str, Tensor], others: dict[str, Tensor], *arguments: Any) -> Any:
             state = {f"network.{name}": value for name, value in {**parameters, **others}.items()}
@@ -449,7 +461,7 @@ class FleetPopulation(LabelledRecommender):
             logits: Tensor = network(users, items)
             return logits
 
-        logits = group.called(score, weights, group.buffers_of(pack), own_users, own_items)
+        logits = group.called(group.whole, score, weights, group.buffers_of(pack), own_users, own_items)
         out[row] = logits.reshape(len(clients), width, targets, -1)[slot, column]
 
 
