@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from recbole_fedkd.engine.draws import Streams
 from recbole_fedkd.engine.local import ClientError, RoundReport
 from recbole_fedkd.engine.packing import packed, slots
-from recbole_fedkd.engine.threads import SideBySide
+from recbole_fedkd.engine.threads import SideBySide, keep_freed_memory
 from recbole_fedkd.federated.client import ClientSettings
-from recbole_fedkd.federated.compact import MeanOfClients, SharedTensors, stacked, unstacked
+from recbole_fedkd.federated.compact import MeanOfClients, MeanPart, SharedTensors, stacked, unstacked
 from recbole_fedkd.federated.message import Message, sizes_by_sender
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.strategy import STRATEGIES, LocalResult, to_tensors
@@ -159,28 +159,36 @@ class OptimizerMemory(nn.Module):
         self.counters[pack.clients] = counters
 
 
+@dataclass(frozen=True)
 class RowChanges:
-    """Item rows that clients hold at the end of a round, collected pack by pack for :meth:`RowStore.replace`."""
+    """Item rows that clients hold at the end of a round, for :meth:`RowStore.replace`.
 
-    def __init__(self) -> None:
-        self.clients: list[Tensor] = []
-        self.counts: list[Tensor] = []
-        self.items: list[Tensor] = []
-        self.data: list[Tensor] = []
+    Attributes:
+        clients: places in the group ``[c]``.
+        counts: rows of each ``[c]``.
+        items: item ids ``[rows]``, client by client.
+        data: ``[rows, width]``.
+    """
 
-    def add(self, pack: Pack, rows: Tensor) -> None:
-        """Add the rows ``[c, rows, width]`` of a pack."""
+    clients: Tensor
+    counts: Tensor
+    items: Tensor
+    data: Tensor
+
+    @staticmethod
+    def of(pack: Pack, rows: Tensor) -> RowChanges:
+        """The rows ``[c, rows, width]`` of a pack."""
         present = torch.arange(rows.shape[1], device=rows.device) < pack.count.unsqueeze(1)
-        self.clients.append(pack.clients)
-        self.counts.append(pack.count)
         place = present.flatten().nonzero().flatten()
-        self.items.append(pack.items.flatten()[place])
-        self.data.append(rows.flatten(0, 1).index_select(0, place))
+        return RowChanges(
+            pack.clients, pack.count, pack.items.flatten()[place], rows.flatten(0, 1).index_select(0, place)
+        )
 
-    def apply(self, store: RowStore) -> None:
-        """Bring the store up to date."""
-        if self.clients:
-            store.replace(*(torch.cat(parts) for parts in (self.clients, self.counts, self.items, self.data)))
+    @staticmethod
+    def apply(changes: Sequence[RowChanges], store: RowStore) -> None:
+        """Bring a store up to date with the rows of all packs."""
+        if changes:
+            store.replace(*(torch.cat([getattr(each, part.name) for each in changes]) for part in fields(RowChanges)))
 
 
 @dataclass(frozen=True)
@@ -262,15 +270,19 @@ class _Trained:
 
     Attributes:
         training: they themselves.
-        numbers: of the clients.
         loss: summed over the samples of the last epoch ``[]``, in double precision.
-        collected: what they know of the samples, ``[c, ...]`` each; empty where no knowledge is exchanged.
+        rows: their item rows, where they keep any.
+        memory_rows: what their optimisers remember of these, where they keep that.
+        part: of the mean, where one is made.
+        messages: their own, where each has one.
     """
 
     training: _Training
-    numbers: Sequence[int]
     loss: Tensor
-    collected: Mapping[str, Tensor]
+    rows: list[RowChanges]
+    memory_rows: list[RowChanges]
+    part: MeanPart | None
+    messages: list[Message]
 
 
 class _Twins(threading.local):
@@ -328,6 +340,7 @@ class FleetEngine:
         self._sample_bytes: dict[int, int] = {}
         self._plans: dict[int, tuple[list[int], list[np.ndarray[Any, np.dtype[np.int64]]]]] = {}
         self.padding = 0.0
+        keep_freed_memory()
         self._side_by_side = SideBySide(threads)
         self._twins = _Twins()
 
@@ -353,30 +366,33 @@ class FleetEngine:
         report.bytes_down = self._receive(chosen, round_index)
         total = sum(self.sizes[number] for number in chosen)
         of_changed = strategy.settings.row_mean == "changed"
+        uniform = strategy.settings.client_weights == "uniform"
         uploads: list[Message] = []
         mean: MeanOfClients | None = None
         loss, filled = 0.0, 0
         for place, group in enumerate(self.groups):
-            rows, memory_rows = RowChanges(), RowChanges()
             if strategy.shares_parameters:
                 mean = MeanOfClients(group, self.private[place], of_changed)
             base = (group.dense_base(), group.item_base(), group.user_table())
-            train = partial(self._train, place, round_index, base)
+            share = (lambda size: 1 / len(chosen)) if uniform else (lambda size: size / total)
+            train = partial(self._train, place, round_index, base, mean, share)
+            rows: list[RowChanges] = []
+            memory_rows: list[RowChanges] = []
             for trained in self._side_by_side.map(train, self._packs(place, chosen)):
-                self._keep(place, trained.training, rows, memory_rows)
+                self._keep(place, trained.training)
+                rows += trained.rows
+                memory_rows += trained.memory_rows
+                uploads += trained.messages
+                if mean is not None and trained.part is not None:
+                    mean.add(trained.part)
                 loss += float(trained.loss)
                 sizes = trained.training.sizes
                 filled += sum(slots(size, sizes[0], self.task.batch_size) for size in sizes)
-                if mean is not None:
-                    mean.add(trained.training.pack, trained.training.weights, self._shares(sizes, total, len(chosen)))
-                else:
-                    uploads += self._messages(trained, round_index)
                 if on_step is not None:
                     on_step(sum(sizes) * self.settings.local_epochs)
-            if group.rows.data.shape[1]:
-                rows.apply(group.rows)
-            if self.memories and self.optimizer.memories:
-                memory_rows.apply(self.memories[place].rows)
+            RowChanges.apply(rows, group.rows)
+            for memory in self.memories[place : place + 1]:
+                RowChanges.apply(memory_rows, memory.rows)
         self.padding = 1.0 - total / filled
         if mean is not None:
             report.bytes_up = self._sizes_up(mean, chosen, round_index)
@@ -504,12 +520,35 @@ class FleetEngine:
         place: int,
         round_index: int,
         base: tuple[Tensor, Tensor, Tensor],
+        mean: MeanOfClients | None,
+        share: Callable[[int], float],
         clients: np.ndarray[Any, np.dtype[np.int64]],
     ) -> _Trained:
-        """Train packed clients for a round; changes nothing that another pack reads."""
+        """Train packed clients for a round; changes nothing that another pack reads.
+
+        Args:
+            place: of the group.
+            round_index: from 0.
+            base: what all clients of the group have in common.
+            mean: says what the clients add to the mean of all; None where none is made.
+            share: weight of a client in that mean, by its samples.
+            clients: places in the group ``[c]``.
+        """
         numbers = self.groups[place].numbers[torch.from_numpy(clients)].tolist()
         try:
-            return self._trained(place, round_index, base, torch.from_numpy(clients).to(self.device), numbers)
+            chosen = torch.from_numpy(clients).to(self.device)
+            training, loss, knowledge = self._trained(place, round_index, base, chosen, numbers)
+            group, pack, weights = training.group, training.pack, training.weights
+            width = group.rows.data.shape[1]
+            rows = [RowChanges.of(pack, weights.rows[..., :width])] if width else []
+            memory_rows = []
+            if self.memories and training.memory:
+                memory_rows = [RowChanges.of(pack, torch.cat([each.rows for each in training.memory], 2))]
+            if mean is None:
+                messages = self._messages(training.sizes, numbers, round_index, knowledge)
+                return _Trained(training, loss, rows, memory_rows, None, messages)
+            shares = torch.tensor([share(size) for size in training.sizes], dtype=torch.float64, device=self.device)
+            return _Trained(training, loss, rows, memory_rows, mean.part(pack, weights, shares), [])
         except Exception as error:
             stage = f"clients {numbers[0]} to {numbers[-1]}, round {round_index}"
             raise ClientError(f"{stage}, training: {error}") from error
@@ -521,7 +560,8 @@ class FleetEngine:
         base: tuple[Tensor, Tensor, Tensor],
         chosen: Tensor,
         numbers: Sequence[int],
-    ) -> _Trained:
+    ) -> tuple[_Training, Tensor, dict[str, Tensor]]:
+        """Packed clients after their epochs, their summed loss in the last one, and what they know, ``[c, ...]`` each."""
         group, settings, strategy = self.groups[place], self.settings, self.server.strategy
         assert settings.seed is not None
         streams = Streams(settings.seed, numbers, round_index)
@@ -555,20 +595,15 @@ class FleetEngine:
                 for batch in clean.batches(self.task.batch_size, sizes):
                     _, logits = self._step(training.first(len(batch.labels)), batch, [])
                     self._collect(knowledge, batch, logits, len(sizes))
-        return _Trained(training, numbers, loss, knowledge)
+        return training, loss, knowledge
 
-    def _shares(self, sizes: Sequence[int], total: int, participants: int) -> Tensor:
-        """Weights of packed clients in the mean of all ``participants``, ``[c]``."""
-        if self.server.strategy.settings.client_weights == "uniform":
-            return torch.full((len(sizes),), 1 / participants, dtype=torch.float64, device=self.device)
-        return torch.tensor(sizes, dtype=torch.float64, device=self.device) / total
-
-    def _messages(self, trained: _Trained, round_index: int) -> list[Message]:
+    def _messages(
+        self, sizes: Sequence[int], numbers: Sequence[int], round_index: int, knowledge: dict[str, Tensor]
+    ) -> list[Message]:
         """What packed clients upload, where each has a message of its own."""
-        collected = dict(trained.collected)
-        result = LocalResult(sum(trained.training.sizes), SharedTensors({}, {}), first=False, collected=collected)
-        message = self.server.strategy.upload(result, trained.numbers[0], round_index)
-        return unstacked(message, trained.numbers) if message is not None else []
+        result = LocalResult(sum(sizes), SharedTensors({}, {}), first=False, collected=knowledge)
+        message = self.server.strategy.upload(result, numbers[0], round_index)
+        return unstacked(message, numbers) if message is not None else []
 
     def _left(self, sizes: Sequence[int], step: int) -> list[int]:
         """Samples in a step of every packed client that has any left; those are the first."""
@@ -601,17 +636,11 @@ class FleetEngine:
         counters = weights.dense.new_zeros(len(pack.clients), self.optimizer.counters, dtype=torch.float64)
         return [weights.zeros() for _ in range(self.optimizer.memories)], counters
 
-    def _keep(self, place: int, training: _Training, changed: RowChanges, changed_memory: RowChanges) -> None:
-        """Keep what outlives the round; the item rows are collected."""
-        group, pack, weights = training.group, training.pack, training.weights
-        group.write(pack, weights)
-        width = group.rows.data.shape[1]
-        if width:
-            changed.add(pack, weights.rows[..., :width])
+    def _keep(self, place: int, training: _Training) -> None:
+        """Keep what outlives the round but for the item rows, which are stored together."""
+        training.group.write(training.pack, training.weights)
         if self.memories:
-            self.memories[place].write(pack, training.memory, training.counters)
-            if training.memory:
-                changed_memory.add(pack, torch.cat([each.rows for each in training.memory], 2))
+            self.memories[place].write(training.pack, training.memory, training.counters)
 
     def _received_by(self, group: ClientGroup, pack: Pack, weights: Weights, chosen: Tensor) -> dict[str, Tensor]:
         """What the server has said to packed clients, ``[c, ...]`` each."""

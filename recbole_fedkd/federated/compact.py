@@ -7,6 +7,7 @@ those that clients have touched.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -35,6 +36,23 @@ class SharedTensors(SharedState):
         return self._shared
 
 
+@dataclass(frozen=True)
+class MeanPart:
+    """What packed clients add to a :class:`MeanOfClients`.
+
+    Attributes:
+        dense: ``sum_k share_k (w_k - base)`` of what every sample touches ``[P]``.
+        rows: the same of the item rows ``[items, D]``.
+        dense_changed: sum of the shares of those that changed a number ``[P]``; None where all count.
+        rows_changed: the same of the item rows.
+    """
+
+    dense: Tensor
+    rows: Tensor
+    dense_changed: Tensor | None
+    rows_changed: Tensor | None
+
+
 class MeanOfClients:
     """The weighted mean of the clients' networks, from packs of them: ``base + sum_k share_k (w_k - base)``.
 
@@ -52,34 +70,43 @@ class MeanOfClients:
         self.rows = torch.zeros_like(self.item_base, dtype=torch.float64)
         self.dense_changed, self.rows_changed = torch.zeros_like(self.dense), torch.zeros_like(self.rows)
 
-    def add(self, pack: Pack, weights: Weights, shares: Tensor) -> None:
-        """Add clients; ``shares`` ``[c]`` in double precision, 1 in sum over all clients of the round."""
+    def part(self, pack: Pack, weights: Weights, shares: Tensor) -> MeanPart:
+        """What packed clients add; ``shares`` ``[c]`` in double precision, 1 in sum over all clients of the round."""
         moved = weights.dense - self.dense_base
-        self.dense += shares @ moved.double()
-        if self.of_changed:
-            self._count(pack, weights, moved, shares)
         items, share = pack.items.flatten(), shares.to(weights.rows.dtype).view(-1, 1)
         # sum_k share_k w_k and sum_k share_k of every row: cheaper than to look the base up for every row of every client.
         held = torch.zeros_like(self.item_base).index_add_(0, items, (weights.rows * share.unsqueeze(2)).flatten(0, 1))
         counted = held.new_zeros(len(held)).index_add_(0, items, share.expand_as(pack.items).flatten())
-        self.rows += held - self.item_base * counted.unsqueeze(1)
+        rows = held.addcmul_(self.item_base, counted.unsqueeze(1), value=-1.0)
+        changed = self._changed(pack, weights, moved, shares) if self.of_changed else (None, None)
+        return MeanPart(shares @ moved.double(), rows, *changed)
 
-    def _count(self, pack: Pack, weights: Weights, moved: Tensor, shares: Tensor) -> None:
-        """Add the shares of the clients that changed a row to every number of it."""
-        shapes, column = self.group.shapes, 0
+    def add(self, part: MeanPart) -> None:
+        """Add what packed clients add."""
+        self.dense += part.dense
+        self.rows += part.rows
+        if part.dense_changed is not None and part.rows_changed is not None:
+            self.dense_changed += part.dense_changed
+            self.rows_changed += part.rows_changed
+
+    def _changed(self, pack: Pack, weights: Weights, moved: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """The shares of the clients that changed a row, for every number of it: ``[P]`` and ``[items, D]``."""
+        shapes, of_dense, of_rows = self.group.shapes, [], []
+        column = 0
         for name in self.group.dense_names:
             size = shapes[name].numel()
             rows = shapes[name][0] if shapes[name] else 1
             changed = (moved[:, column : column + size].view(len(moved), rows, -1) != 0).any(2)
-            self.dense_changed[column : column + size] += (shares @ changed.double()).repeat_interleave(size // rows)
+            of_dense.append((shares @ changed.double()).repeat_interleave(size // rows))
             column += size
         differs, column = weights.rows != functional.embedding(pack.items, self.item_base), 0
         for name in self.group.item_names:
             width = shapes[name][1:].numel()
-            changed = differs[..., column : column + width].any(2) * shares.unsqueeze(1)
-            told = changed.new_zeros(len(self.rows)).index_add_(0, pack.items.flatten(), changed.flatten())
-            self.rows_changed[:, column : column + width] += told.unsqueeze(1)
+            told = differs[..., column : column + width].any(2) * shares.unsqueeze(1)
+            found = told.new_zeros(len(self.rows)).index_add_(0, pack.items.flatten(), told.flatten())
+            of_rows.append(found.unsqueeze(1).expand(-1, width))
             column += width
+        return torch.cat([shares[:0], *of_dense]), torch.cat(of_rows, 1) if of_rows else torch.zeros_like(self.rows)
 
     def state(self, prefix: str) -> ServerState:
         """The mean of every shared parameter, its name behind ``prefix``."""
