@@ -1,13 +1,13 @@
 """Time and memory of a round where every user is a client: the fleet engine beside what else trains the same.
 
     python benchmarks/fleet.py --dataset=ml-100k
-    python benchmarks/fleet.py --dataset=ml-1m --data_path=<folder> --fedjax=<python with fedjax>
+    python benchmarks/fleet.py --dataset=ml-1m --data_path=<folder> --fedjax=<python with fedjax> --pfl=<python with pfl>
     python benchmarks/fleet.py --users=10000,100000,1000000
 
-Every case runs in a process of its own on one thread, one after the other, ``--turns`` times in turn, so that a change of
-the machine's speed meets all. Printed are the fastest round of each case, in seconds of the clock and of the processor (the
-latter says more on a busy machine), peak memory, clients per second, and ratios to the first case. Rounds include the
-sampling of negatives.
+Every case runs in a process of its own, one after the other, ``--turns`` times in turn, so that a change of the machine's speed
+meets all. Torch computes on one thread; the fleet trains packs in as many threads as there are cores, JAX does what it does by
+itself. Printed are the fastest round of each case, in seconds of the clock and of the processor (the latter says more on a
+busy machine), ratios to the first case of both, peak memory and clients per second. Rounds include the sampling of negatives.
 """
 
 import argparse
@@ -51,6 +51,7 @@ CASES = {
     "afd on fleet": ("AttnFedKD", {"preset": "afd", "partition": "user", "engine": "fleet"}),
     "fedavg on local": ("AttnFedKD", {"preset": "fedavg", "partition": "user", "engine": "local"}),
 }
+OTHERS = {"fedjax": "FedJAX", "pfl": "pfl"}
 SYNTHETIC_ITEMS, SYNTHETIC_MEAN = 5000, 20
 """Items and mean interactions per user of generated populations."""
 
@@ -146,18 +147,17 @@ def settings_of(config: FedKDConfig, clients: int):
     return STRATEGIES["fedavg"](StrategySettings(knowledge_settings=KnowledgeSettings(**own, **told), **rest))
 
 
-def run_fedjax(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """The same maths by FedJAX, in an interpreter that has it, on the rows that ours trains on."""
+def run_other(library: str, arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """The same maths by another library, in an interpreter that has it, on the rows that ours trains on."""
     file = folder / "rows.npz"
     if not file.exists():
         trainer, _ = prepared("pfedrec on fleet", arguments)
         task = trainer.engine.task
         users = torch.repeat_interleave(torch.arange(len(task.sizes)), task.sizes)
         np.savez(file, users=users.numpy(), items=task.samples.items.numpy(), item_count=task.item_count)
-    script = Path(__file__).with_name("fleet_fedjax.py")
-    printed = subprocess.run(
-        [arguments.fedjax, str(script), str(file), str(arguments.rounds)], capture_output=True, text=True, check=True
-    )
+    script = Path(__file__).with_name(f"fleet_{library}.py")
+    command = [getattr(arguments, library), str(script), str(file), str(arguments.rounds)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True)
     measured: dict[str, float] = json.loads(printed.stdout.splitlines()[-1])
     return measured
 
@@ -186,6 +186,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--cases", help="comma-separated; default: all")
     parser.add_argument("--fedjax", help="an interpreter that has fedjax, to run the same maths by it")
+    parser.add_argument("--pfl", help="the same for pfl")
     parser.add_argument("--users", help="comma-separated sizes of generated populations, in place of a dataset")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help="also write the numbers to this JSON file")
@@ -207,18 +208,17 @@ def main() -> None:
             for name in names:
                 measured = run_apart(name, arguments)
                 results[name] = fastest(results[name], measured) if name in results else measured
-            if arguments.fedjax:
-                measured = run_fedjax(arguments, Path(folder))
-                name = "pfedrec by FedJAX"
+            for library, title in OTHERS.items():
+                if not getattr(arguments, library):
+                    continue
+                measured = run_other(library, arguments, Path(folder))
+                name = f"pfedrec by {title}"
                 results[name] = fastest(results[name], measured) if name in results else measured
-    base = next(iter(results.values()))["processor_seconds"]
+    base = next(iter(results.values()))
     for name, row in results.items():
         speed = f"{row['clients'] / row['seconds']:.0f} clients/s" if "clients" in row else ""
-        ratio = row["processor_seconds"] / base
-        print(
-            f"{name:32} {row['seconds']:8.2f} s, processor {row['processor_seconds']:8.2f} s ({ratio:6.2f}), "
-            f"{row['peak_gb']:5.2f} GB {speed}"
-        )
+        times = [f"{row[kind]:8.2f} s ({row[kind] / base[kind]:6.2f})" for kind in ("seconds", "processor_seconds")]
+        print(f"{name:32} {times[0]}, processor {times[1]}, {row['peak_gb']:5.2f} GB {speed}")
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=2) + "\n")
 
