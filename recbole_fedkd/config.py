@@ -81,12 +81,12 @@ _FEDERATION_KEYS = {
     "server_optimizer", "server_learning_rate", "server_momentum", "server_beta2", "server_tau", "knowledge_use",
     "prior_strength", "attention_temperature", "trim_ratio", "codecs", "broadcast_codecs", "error_feedback",
     "low_rank_start", "low_rank_end", "low_rank_rounds", "top_k_share", "teacher", "serve", "student_pool",
-    "private_parameters", "client_weights", "row_mean", "serve_after",
+    "private_parameters", "client_weights", "row_mean", "serve_after", "serve_average",
 }  # fmt: skip
 # Keys of the federation that some RecBole models use for something else; a strategy that reads them cannot run over those.
 _DISTILLATION_KEYS = {"gamma", "alpha", "temperature", "knowledge", "aggregation"}
 # Keys of RecBole that its own trainer and loader read, and the clients of a federation do not.
-_CENTRAL_KEYS = {"enable_amp", "enable_scaler", "shuffle", "worker"}
+_CENTRAL_KEYS = {"enable_scaler", "shuffle", "worker"}
 # Keys that RecBole reads but defines in none of its files.
 _UNDOCUMENTED_KEYS = {
     "model", "dataset", "config_files", "encoding", "numerical_features", "tail_ratio", "nproc", "world_size", "ip", "port",

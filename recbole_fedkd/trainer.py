@@ -587,6 +587,8 @@ class FedKDTrainer(CheckpointTrainer):
             seed=config["seed"] if clients > 1 else None,
             clip_grad_norm=config["clip_grad_norm"],
             error_feedback=config["error_feedback"],
+            enable_amp=config["enable_amp"],
+            serve_average=config["serve_average"],
         )
 
     def _tell_idle(self, idle: list[int], strategy: Strategy) -> None:

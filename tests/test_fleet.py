@@ -139,6 +139,21 @@ def test_the_number_of_threads_changes_no_bit(run, strategy):
     assert together["test_result"] == alone["test_result"]
 
 
+@pytest.mark.parametrize("engine", ["local", "fleet"])
+def test_mixed_precision_rounds_what_is_computed_and_not_what_is_kept(prepared, engine):
+    seen = {}
+    for mixed in (False, True):
+        keys = {"partition": "user", "preset": "afd", "knowledge_pass": "last_epoch", "enable_amp": mixed}
+        _, trainer, _, _ = prepared(engine=engine, **keys)
+        report = trainer.engine.run_round(0)
+        state = network_state(trainer, 0)
+        assert all(value.dtype == torch.float32 for value in state.values())
+        assert all(value.dtype != torch.bfloat16 for value in trainer.engine.server.state.values())
+        seen[mixed] = report.loss, torch.cat([value.flatten() for value in state.values()])
+    assert seen[True][0] != seen[False][0] and seen[True][0] == pytest.approx(seen[False][0], rel=0.01)
+    torch.testing.assert_close(seen[True][1], seen[False][1], atol=0.02, rtol=0)
+
+
 def test_results_come_in_order_and_an_error_ends_the_map():
     def half(number):
         if number % 2:

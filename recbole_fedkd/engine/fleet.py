@@ -75,6 +75,8 @@ def obstacle(config: Any, clients: int) -> str | None:
         return "learner adam_to_sgd switches to one rate for all parameters, which learning_rates contradict"
     if strategy.shares_parameters and config["serve_after"] == "training" and config["clients_per_round"]:
         return "serve_after=training has clients that sit out keep the tables of the round they last took part in"
+    if config["serve_average"]:
+        return "serve_average is kept client by client"
     if config["weight_decay"]:
         return "weight_decay moves every row of every item table, which clients hold in part"
     if set(clipping) - {"max_norm", "norm_type"} or clipping.get("norm_type", 2) != 2:
@@ -619,7 +621,8 @@ class FleetEngine:
         leaves = training.weights.tensors()
         for leaf in leaves:
             leaf.requires_grad_()
-        losses, logits = self._step(training, batch, masks)
+        with self.settings.precision(self.device):
+            losses, logits = self._step(training, batch, masks)
         gradients = list(torch.autograd.grad(losses.sum(), leaves))
         for leaf in leaves:
             leaf.requires_grad_(False)
@@ -627,7 +630,7 @@ class FleetEngine:
             clip_norms(gradients, self.settings.clip_grad_norm["max_norm"])
         memories = [each.tensors() for each in training.memory]
         self.optimizer.step(leaves, gradients, memories, training.counters, training.rates)
-        return losses.detach(), logits.detach()
+        return losses.detach(), logits.detach().float()
 
     def _remembered(self, place: int, pack: Pack, weights: Weights) -> tuple[list[Weights], Tensor]:
         """What the optimisers of packed clients remember, and their counters."""

@@ -70,6 +70,7 @@ class LocalEngine:
         4. The server aggregates what arrived.
         5. Where users are served by what the server holds, every client takes it in. Its bytes are not counted: a
            client that takes part in the next round gets the same message then.
+        6. Where a moving average of a client's networks serves, it takes in the latest.
 
         Args:
             round_index: from 0.
@@ -109,6 +110,8 @@ class LocalEngine:
             payload = self.server.serve(round_index + 1)
             for client in self.clients:
                 client.receive(payload)
+        for client in self.clients:
+            client.serve()
         report.loss = loss / samples
         report.codec_error = (lost / whole) ** 0.5 if whole else 0.0
         return report

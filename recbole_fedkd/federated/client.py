@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from recbole_fedkd.federated.codec import WireCodecs, squared_error
 from recbole_fedkd.federated.message import Message, MessageError, decoded
+from recbole_fedkd.federated.serving import MovingAverage
 from recbole_fedkd.federated.strategy import LocalResult, Strategy, to_tensors, travels_as_update
 from recbole_fedkd.federated.task import AttentiveTask, Step, Task
 from recbole_fedkd.federated.update import UPDATE, VERSION, Arrays, applied, difference, named, numbered, updated
@@ -34,6 +35,8 @@ class ClientSettings:
             from the run's own streams, as RecBole's training does.
         clip_grad_norm: arguments of torch's ``clip_grad_norm_``, or None to clip nothing.
         error_feedback: add what encoding took from an update to the next one.
+        enable_amp: compute losses in mixed precision; parameters, gradients and messages stay in single precision.
+        serve_average: decay of the moving average of a client's networks, by which its users are served; 0: the latest serves.
     """
 
     local_epochs: int
@@ -42,6 +45,16 @@ class ClientSettings:
     seed: int | None
     clip_grad_norm: dict[str, Any] | None
     error_feedback: bool
+    enable_amp: bool = False
+    serve_average: float = 0.0
+
+    def precision(self, device: torch.device) -> torch.autocast:
+        """Where a loss is computed.
+
+        bfloat16 has the range of float32, so that no gradient needs to be scaled. Under ``vmap`` a cast weight of one client
+        must not be kept for the next call.
+        """
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.enable_amp, cache_enabled=False)
 
 
 @dataclass(frozen=True)
@@ -127,6 +140,7 @@ class Client:
         self.received: dict[str, Tensor] = strategy.initial_state(task.shared) if self.sends_updates else {}
         self.sent: dict[str, Tensor] = {}
         self.sent_in: int | None = None
+        self.average = MovingAverage(task.network, settings.serve_average) if settings.serve_average else None
         self._result: LocalResult | None = None
 
     def receive(self, payload: bytes) -> None:
@@ -141,6 +155,8 @@ class Client:
             arrays = {name: tensor.to(self.device) for name, tensor in to_tensors(message).items()}
             fresh = self.sent_in is not None and message.round == self.sent_in + 1
             self.received = self.strategy.understood(arrays, self.sent, fresh)
+            if self.average is not None:
+                self.average.restore()
             self.task.shared.install(self.strategy.installed(self.received))
 
     def _newer(self, message: Message) -> Message | None:
@@ -170,6 +186,8 @@ class Client:
         Returns:
             Loss and samples of the last local epoch.
         """
+        if self.average is not None:
+            self.average.restore()
         if self.settings.reset_optimizer:
             self.optimizer = self.build_optimizer(self.task.network)
         if self.settings.seed is None:
@@ -194,11 +212,12 @@ class Client:
             last = epoch == self.settings.local_epochs - 1
             collect = strategy.exchanges_knowledge and not self.settings.clean_pass and last
             for batch in task.batches():
-                step = task.step(batch, strategy.exchanges_knowledge or strategy.taught_by_received)
-                if teacher is not None:
-                    assert isinstance(task, AttentiveTask)
-                    step = replace(step, teacher=task.logits_under(teacher, batch))
-                loss = strategy.loss(step, self.received, task.shared)
+                with self.settings.precision(self.device):
+                    step = task.step(batch, strategy.exchanges_knowledge or strategy.taught_by_received)
+                    if teacher is not None:
+                        assert isinstance(task, AttentiveTask)
+                        step = replace(step, teacher=task.logits_under(teacher, batch))
+                    loss = strategy.loss(step, self.received, task.shared)
                 self.optimizer.zero_grad()
                 loss.backward()
                 if self.settings.clip_grad_norm:
@@ -213,6 +232,11 @@ class Client:
         if strategy.exchanges_knowledge and self.settings.clean_pass:
             self._extract_knowledge()
         return TrainingReport(float(total), seen)
+
+    def serve(self) -> None:
+        """At the end of a round: from now on users are served by what the round has left."""
+        if self.average is not None:
+            self.average.serve()
 
     def send(self, round_index: int) -> bytes:
         """What the strategy uploads, serialised; empty if nothing."""
@@ -250,6 +274,7 @@ class Client:
             "sent_in": self.sent_in,
             "version": self.version,
             "residual": dict(self.residual),
+            "average": self.average.state_dict() if self.average is not None else None,
             "generator": self.task.generator.get_state(),
         }
 
@@ -260,6 +285,8 @@ class Client:
         self.sent = {name: tensor.to(self.device) for name, tensor in state["sent"].items()}
         self.sent_in, self.version = state["sent_in"], state["version"]
         self.residual = dict(state["residual"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.task.generator.set_state(state["generator"])
 
     def _add_knowledge(self, step: Step) -> None:

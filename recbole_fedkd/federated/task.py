@@ -41,8 +41,9 @@ class Step:
     teacher: Tensor | None = None
 
     def detached(self) -> Step:
-        """The same step outside of the autograd graph."""
-        return replace(self, loss=self.loss.detach(), logits=self.logits.detach() if self.logits is not None else None)
+        """The same step outside of the autograd graph, in single precision."""
+        logits = self.logits.detach().float() if self.logits is not None else None
+        return replace(self, loss=self.loss.detach(), logits=logits)
 
 
 class Task(ABC):
