@@ -85,6 +85,8 @@ _FEDERATION_KEYS = {
 }  # fmt: skip
 # Keys of the federation that some RecBole models use for something else; a strategy that reads them cannot run over those.
 _DISTILLATION_KEYS = {"gamma", "alpha", "temperature", "knowledge", "aggregation"}
+# Keys of the federation that decide how AttnFedKD is built.
+_ATTENTIVE_KEYS = {"student_pool", "teacher", "serve"}
 # Keys of RecBole that its own trainer and loader read, and the clients of a federation do not.
 _CENTRAL_KEYS = {"enable_scaler", "shuffle", "worker"}
 # Keys that RecBole reads but defines in none of its files.
@@ -481,6 +483,8 @@ class FedKDConfig(Config):
         self.federated = strategy != "central"
         self.trains_teacher = self.federated and STRATEGIES[strategy].trains_teacher
         unread = _CENTRAL_KEYS if self.federated else _FEDERATION_KEYS - self._model_keys
+        if self.federated and not population:
+            unread = unread | _ATTENTIVE_KEYS - self._model_keys
         if not self._checkpoint_values:
             self.unread_keys += [key for key in self.external_config_dict if key in unread]
         pool = self._chosen("student_pool")

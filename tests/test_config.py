@@ -129,6 +129,7 @@ def test_keys_of_other_models_are_no_error_but_are_named():
     chosen = config("BPR", mlp_hidden_size=[8])
     assert chosen.unread_keys == ["mlp_hidden_size"]
     assert set(config("BPR", client_num=8, gamma=3.0).unread_keys) == {"client_num", "gamma"}
+    assert config("BPR", strategy="fedavg", student_pool=[{"embedding_size": 4}]).unread_keys == ["student_pool"]
     assert config("AttnFedKD", enable_scaler=True, client_num=8).unread_keys == ["enable_scaler"]
 
 
