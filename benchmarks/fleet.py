@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from recbole_fedkd.config import FedKDConfig
-from recbole_fedkd.engine import FleetEngine, FleetTask
+from recbole_fedkd.engine import FleetEngine, LabelledSamples
 from recbole_fedkd.federated.client import ClientSettings
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.strategy import STRATEGIES
@@ -124,7 +124,7 @@ def run_synthetic(users: int, arguments: argparse.Namespace) -> dict[str, float]
     server.state = strategy.initial_state(
         SharedState(population.client_groups[0].whole, lambda: population.private_rows(0))
     )
-    task = FleetTask(
+    task = LabelledSamples(
         AttentiveTask, Samples(ones, items, ones), sizes, 2, config["train_batch_size"], 0.0, 4, SYNTHETIC_ITEMS + 1
     )
     engine = FleetEngine(
@@ -153,7 +153,7 @@ def run_other(library: str, arguments: argparse.Namespace, folder: Path) -> dict
     if not file.exists():
         trainer, _ = prepared("pfedrec on fleet", arguments)
         task = trainer.engine.task
-        users = torch.repeat_interleave(torch.arange(len(task.sizes)), task.sizes)
+        users = torch.repeat_interleave(torch.arange(len(task.rows)), task.rows)
         np.savez(file, users=users.numpy(), items=task.samples.items.numpy(), item_count=task.item_count)
     script = Path(__file__).with_name(f"fleet_{library}.py")
     command = [getattr(arguments, library), str(script), str(file), str(arguments.rounds)]

@@ -26,17 +26,27 @@ from recbole_fedkd.compat import future_warnings_silenced, single_process_barrie
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.data.dataset import FedKDDataset, label_values, of_users, population
 from recbole_fedkd.data.partition import partition_users
-from recbole_fedkd.engine import obstacle
+from recbole_fedkd.engine import RecBoleSamples, disagreement, obstacle
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.evaluation import EvaluationData, evaluation_data
 from recbole_fedkd.files import write_json
-from recbole_fedkd.model import AttnFedKD, FleetPopulation, NetworkPopulation, RecBolePopulation, with_attention
+from recbole_fedkd.model import (
+    AttnFedKD,
+    FleetPopulation,
+    NetworkPopulation,
+    RecBoleFleetPopulation,
+    RecBolePopulation,
+    with_attention,
+)
+from recbole_fedkd.model.shared import SharedState
 from recbole_fedkd.trainer import (
     CheckpointTrainer,
     FedKDTrainer,
+    Population,
     check_same_config,
     new_run_name,
     read_checkpoint,
+    recbole_task,
     trainer_class,
 )
 
@@ -211,22 +221,62 @@ def _prepare(
     if client_of_user is None:
         central = model_class(config, train_dataset).to(config["device"])
         return build_trainer(config, central), loaders, evaluations
-    hindrance = obstacle(config, int(client_of_user.max()) + 1) if config["engine"] == "fleet" else None
+    count = int(client_of_user.max()) + 1
+    hindrance = obstacle(config, count) if config["engine"] == "fleet" else None
+    model: Population | None = None
+    if config["engine"] == "fleet" and hindrance is None:
+        if config.attentive:
+            model = FleetPopulation(config, train_dataset, client_of_user)
+        else:
+            model, hindrance = _fleet_of_recbole(config, train_dataset, client_of_user, model_class)
     if hindrance is not None:
         getLogger().warning(f"engine fleet cannot run this, engine local does: {hindrance}")
-    model: FleetPopulation | NetworkPopulation | RecBolePopulation
-    if config["engine"] == "fleet" and hindrance is None:
-        model = FleetPopulation(config, train_dataset, client_of_user)
-    elif config.attentive:
+    if model is None and config.attentive:
         kind = model_class if issubclass(model_class, AttnFedKD) else NetworkPopulation
         model = kind(config, train_dataset, client_of_user)
-    else:
-        parts = [of_users(train_dataset, client_of_user == client) for client in range(int(client_of_user.max()) + 1)]
+    elif model is None:
+        parts = [of_users(train_dataset, client_of_user == client) for client in range(count)]
         model = RecBolePopulation(config, parts, client_of_user, model_class)
     trainer = build_trainer(config, model.to(config["device"]))
     assert isinstance(trainer, FedKDTrainer)
     trainer.engine = trainer.prepare(loaders[0])
     return trainer, loaders, evaluations
+
+
+def _fleet_of_recbole(
+    config: FedKDConfig, train_dataset: Any, client_of_user: torch.Tensor, model_class: type
+) -> tuple[RecBoleFleetPopulation | None, str | None]:
+    """All clients' instances of a RecBole model side by side, or why that cannot be.
+
+    The clients with the most and the fewest samples are tried; the process's random stream is then where one instance
+    leaves it, as without a trial.
+    """
+    before = torch.get_rng_state()
+    device, name = config["device"], f"model '{config['model']}'"
+    try:
+        population = RecBoleFleetPopulation(config, train_dataset, client_of_user, model_class)
+        after = torch.get_rng_state()
+        population = population.to(device)
+        (group,) = population.client_groups
+        sources = population.batched.sources
+        task = RecBoleSamples(config, train_dataset, population.client_of_user, sources, group.whole)
+        active = torch.nonzero(task.sizes).flatten()
+        order = active[torch.argsort(task.sizes[active])].tolist()
+        for number in dict.fromkeys([order[-1], order[0]]):
+            part = of_users(train_dataset, client_of_user == number)
+            torch.set_rng_state(before)
+            alone = RecBolePopulation(config, [part], client_of_user, model_class).to(device).networks[0]
+            local = recbole_task(config, alone, SharedState(alone, dict), part)
+            differs = disagreement(population, task, local, number, config["seed"])
+            if differs is not None:
+                torch.set_rng_state(before)
+                return None, f"{name} is not the same for many clients at once: {differs}"
+        torch.set_rng_state(after)
+        return population, None
+    except Exception as error:  # whatever a model of anybody's raises that is called in a way it was not written for
+        torch.set_rng_state(before)
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        return None, f"{name} cannot be called for many clients at once: {reason}"
 
 
 def _check_labels(config: FedKDConfig, train_dataset: Any) -> None:

@@ -31,7 +31,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from recbole_fedkd.engine import FleetEngine, FleetTask, LocalEngine, batched_optimizer
+from recbole_fedkd.engine import (
+    FleetEngine,
+    FleetTask,
+    LabelledSamples,
+    LocalEngine,
+    RecBoleSamples,
+    batched_optimizer,
+)
 from recbole_fedkd.engine.threads import cores
 from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.evaluation import (
@@ -48,11 +55,20 @@ from recbole_fedkd.federated.codec import CodecSettings, CodecStack, WireCodecs
 from recbole_fedkd.federated.knowledge import KnowledgeSettings
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy, StrategySettings
-from recbole_fedkd.federated.task import AttentiveTask, MutualTask, RecBoleTask, Samples, Task
+from recbole_fedkd.federated.task import AttentiveTask, MutualTask, RecBoleTask, Samples, Task, click_loss
 from recbole_fedkd.files import written_whole
-from recbole_fedkd.model import AttnFedKD, FleetPopulation, NetworkPopulation, RecBolePopulation, TeacherAndStudent
+from recbole_fedkd.model import (
+    AttnFedKD,
+    FleetPopulation,
+    NetworkPopulation,
+    RecBoleFleetPopulation,
+    RecBolePopulation,
+    TeacherAndStudent,
+)
 from recbole_fedkd.model.shared import SharedState, check_patterns, matching, stateful
 from recbole_fedkd.optim import AdamToSGD
+
+Population = FleetPopulation | RecBoleFleetPopulation | NetworkPopulation | RecBolePopulation
 
 CHECKPOINT_VERSION = 3
 BEST, LAST = "best.pth", "last.pth"
@@ -497,9 +513,9 @@ class FedKDTrainer(CheckpointTrainer):
             initial network, or by the server's where the strategy shares one.
     """
 
-    model: FleetPopulation | NetworkPopulation | RecBolePopulation
+    model: Population
 
-    def __init__(self, config: Any, model: FleetPopulation | NetworkPopulation | RecBolePopulation) -> None:
+    def __init__(self, config: Any, model: Population) -> None:
         super().__init__(config, model)
         self.engine: LocalEngine | FleetEngine | None = None
         self.idle_clients: list[int] = []
@@ -521,7 +537,7 @@ class FedKDTrainer(CheckpointTrainer):
             InputError: a strategy that distils, over a model without a click probability to distil.
         """
         config, model = self.config, self.model
-        if isinstance(model, FleetPopulation):
+        if isinstance(model, FleetPopulation | RecBoleFleetPopulation):
             return self._fleet(train_data._dataset, model)
         clients = len(model.networks)
         settings = self._client_settings(clients)
@@ -533,8 +549,9 @@ class FedKDTrainer(CheckpointTrainer):
         if isinstance(model, NetworkPopulation):
             tasks: list[Task] = list(self._attentive_tasks(train_data._dataset, model, shared))
         else:
-            tasks = [self._recbole_task(*each) for each in zip(model.networks, shared, model.datasets, strict=True)]
-        self._check_distillable(tasks[0])
+            tasks = [recbole_task(config, *each) for each in zip(model.networks, shared, model.datasets, strict=True)]
+        first = tasks[0]
+        self._check_distillable(not isinstance(first, RecBoleTask) or first.is_click_model)
         strategy = self._strategy(clients, tasks[0].labels, tasks[0].network)
         self._tell_idle([number for number, task in enumerate(tasks) if not len(task)], strategy)
         codec_settings = CodecSettings(**{each.name: config[each.name] for each in fields(CodecSettings)})
@@ -556,26 +573,37 @@ class FedKDTrainer(CheckpointTrainer):
         if STRATEGIES[self.config["strategy"]].shares_parameters and not shared.parameters():
             raise InputError("private_parameters leaves nothing that could be averaged; use strategy=local")
 
-    def _fleet(self, dataset: Any, model: FleetPopulation) -> FleetEngine:
+    def _fleet(self, dataset: Any, model: FleetPopulation | RecBoleFleetPopulation) -> FleetEngine:
         """The engine that runs all clients side by side."""
         config = self.config
         network = model.client_groups[0].whole
-        strategy = self._strategy(model.clients, len(model.label_values), network)
-        samples, sizes = self._samples_by_client(dataset, model, model.clients)
-        self._tell_idle(torch.nonzero(sizes == 0).flatten().tolist(), strategy)
+        task: FleetTask
+        if isinstance(model, FleetPopulation):
+            task = self._labelled_samples(dataset, model)
+            labels = len(model.label_values)
+        else:
+            task = RecBoleSamples(config, dataset, model.client_of_user, model.batched.sources, network)
+            labels = RecBoleTask.labels
+            self._check_distillable(click_loss(network) is not None)
+        strategy = self._strategy(model.clients, labels, network)
+        self._tell_idle(torch.nonzero(task.sizes == 0).flatten().tolist(), strategy)
         server = Server(strategy, config["seed"], config["clients_per_round"])
         shared = SharedState(network, partial(model.private_rows, 0))
         self._check_private([group.whole for group in model.groups if isinstance(group.whole, nn.Module)], shared)
         server.state = strategy.initial_state(shared)
-        kind = MutualTask if isinstance(network, TeacherAndStudent) else AttentiveTask
-        batch_size, reg_weight = config["train_batch_size"], config["reg_weight"]
-        labels, negatives = len(model.label_values), self._negatives()
-        task = FleetTask(kind, samples, sizes, labels, batch_size, reg_weight, negatives, model.item_num)
         optimizer, settings = batched_optimizer(config), self._client_settings(model.clients)
         rates = config["learning_rates"]
         check_patterns("learning_rates", rates, [name for name, _ in network.named_parameters()])
         threads = config["fleet_threads"] or (1 if self.device.type == "cuda" else cores())
         return FleetEngine(server, model, task, settings, optimizer, model.memory, threads, rates)
+
+    def _labelled_samples(self, dataset: Any, model: FleetPopulation) -> LabelledSamples:
+        config = self.config
+        samples, rows = self._samples_by_client(dataset, model, model.clients)
+        kind = MutualTask if isinstance(model.client_groups[0].whole, TeacherAndStudent) else AttentiveTask
+        batch_size, reg_weight = config["train_batch_size"], config["reg_weight"]
+        labels, negatives = len(model.label_values), self._negatives()
+        return LabelledSamples(kind, samples, rows, labels, batch_size, reg_weight, negatives, model.item_num)
 
     def _client_settings(self, clients: int) -> ClientSettings:
         config = self.config
@@ -601,10 +629,10 @@ class FedKDTrainer(CheckpointTrainer):
                 f"their users are served by {served} network"
             )
 
-    def _check_distillable(self, task: Task) -> None:
+    def _check_distillable(self, has_logits: bool) -> None:
         config = self.config
         kind = STRATEGIES[config["strategy"]]
-        if kind.exchanges_knowledge and isinstance(task, RecBoleTask) and not task.is_click_model:
+        if kind.exchanges_knowledge and not has_logits:
             raise InputError(
                 f"strategy '{config['strategy']}' distils the click probability of a model with a binary cross-entropy, "
                 f"which model '{config['model']}' does not minimise; use fedavg or local"
@@ -671,22 +699,6 @@ class FedKDTrainer(CheckpointTrainer):
         samples = Samples(model.local_id[users], items, targets).select(order)
         return samples, torch.bincount(owner, minlength=clients)
 
-    def _recbole_task(self, network: nn.Module, shared: SharedState, dataset: Any) -> Task:
-        config = self.config
-
-        def build_loader(shuffle: bool) -> Any:
-            sampling = config["train_neg_sample_args"]
-            sampler = None
-            if sampling["distribution"] != "none":
-                # Only what the client's own users have interacted with in training is no negative.
-                kind = RepeatableSampler if config["repeatable"] else Sampler
-                data = dataset if config["repeatable"] else [dataset]
-                sampler = kind(["train"], data, sampling["distribution"], sampling["alpha"]).set_phase("train")
-            return get_dataloader(config, "train")(config, dataset, sampler, shuffle=shuffle)
-
-        rows, item_field = len(dataset.inter_feat), config["ITEM_ID_FIELD"]
-        return RecBoleTask(network, shared, build_loader, rows, item_field, self.device, config["seed"])
-
     def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:
         """Train by rounds; arguments and result as in RecBole."""
         if self.engine is None:
@@ -747,6 +759,23 @@ class FedKDTrainer(CheckpointTrainer):
     def _restore_training(self, state: dict[str, Any]) -> None:
         # The clients exist only once fit has the training data.
         self._resumed_training = state
+
+
+def recbole_task(config: Any, network: nn.Module, shared: SharedState, dataset: Any) -> RecBoleTask:
+    """A RecBole model on one client's part of the training split."""
+
+    def build_loader(shuffle: bool) -> Any:
+        sampling = config["train_neg_sample_args"]
+        sampler = None
+        if sampling["distribution"] != "none":
+            # Only what the client's own users have interacted with in training is no negative.
+            kind = RepeatableSampler if config["repeatable"] else Sampler
+            data = dataset if config["repeatable"] else [dataset]
+            sampler = kind(["train"], data, sampling["distribution"], sampling["alpha"]).set_phase("train")
+        return get_dataloader(config, "train")(config, dataset, sampler, shuffle=shuffle)
+
+    rows, item_field = len(dataset.inter_feat), config["ITEM_ID_FIELD"]
+    return RecBoleTask(network, shared, build_loader, rows, item_field, config["device"], config["seed"])
 
 
 def trainer_class(config: Any) -> type[CheckpointTrainer]:

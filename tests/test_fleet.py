@@ -386,13 +386,13 @@ def test_a_round_on_the_fleet_takes_a_small_share_of_one_on_the_local_engine(pre
 def test_a_user_with_every_item_is_told_from_a_user_with_many(prepared):
     _, trainer, _, _ = prepared(engine="fleet", partition="user", label_mode="implicit")
     engine = trainer.engine
-    every, rest = torch.arange(1, engine.task.item_count), engine.task.samples.items[int(engine.task.sizes[0]) :]
+    every, rest = torch.arange(1, engine.task.item_count), engine.task.samples.items[int(engine.task.rows[0]) :]
     for missing, raises in ((1, False), (0, True)):
         items = every[missing:]
         one, ones = torch.ones_like(items), torch.ones_like(rest)
         samples = Samples(torch.cat([one, ones]), torch.cat([items, rest]), torch.cat([one, ones]))
-        sizes = torch.cat([torch.tensor([len(items)]), engine.task.sizes[1:]])
-        task = dataclasses.replace(engine.task, samples=samples, sizes=sizes)
+        rows = torch.cat([torch.tensor([len(items)]), engine.task.rows[1:]])
+        task = dataclasses.replace(engine.task, samples=samples, rows=rows)
         built = FleetEngine(engine.server, trainer.model, task, engine.settings, engine.optimizer, engine.memory)
         if raises:
             with pytest.raises(ClientError, match="every item"):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedkd.federated.client import client_round_seed
@@ -39,15 +41,15 @@ class Streams:
         position = torch.arange(max(sizes)).expand_as(start)
         return drawn[start + torch.where(position < size, position, (size - 1) // batch_size * batch_size)]
 
-    def masks(self, counts: Sequence[int], rows: int, layers: Sequence[tuple[float, int]]) -> list[Tensor]:
-        """Dropout masks of a batch ``[c, rows, width]`` per layer, which draw one after the other.
+    def masks(self, counts: Sequence[int], rows: int, layers: Sequence[tuple[float, tuple[int, ...]]]) -> list[Tensor]:
+        """Dropout masks of a batch ``[c, rows, *shape]`` per layer, which draw one after the other.
 
         Args:
             counts: samples of each client in the batch; of the first clients alone, where the others have none left.
             rows: of the packed batch.
-            layers: share that is dropped, and width, of each layer.
+            layers: share that is dropped, and shape of a sample, of each layer.
         """
-        drawn = [torch.ones(len(counts), rows, width) for _, width in layers]
+        drawn = [torch.ones(len(counts), rows, *shape) for _, shape in layers]
         if not layers:
             return drawn
         for place, (generator, count) in enumerate(zip(self.dropout, counts, strict=False)):
@@ -80,3 +82,52 @@ class Streams:
             items[pending] = drawn
             pending = pending[taken[owner[pending], drawn]]
         return items
+
+    def batch_negatives(
+        self,
+        place: int,
+        users: NDArray[np.int64],
+        items: NDArray[np.int64],
+        orders: Sequence[NDArray[np.int64]],
+        positives: int,
+        negatives: int,
+        item_count: int,
+    ) -> list[NDArray[np.int64]]:
+        """Negatives of one client as RecBole's loader draws them: batch by batch, from numpy's stream.
+
+        Args:
+            place: of the client among those of these streams.
+            users: whose its training rows are ``[rows]``.
+            items: of its training rows ``[rows]``.
+            orders: in which it goes through its rows, epoch by epoch, ``[rows]`` each.
+            positives: rows in a batch.
+            negatives: per row.
+            item_count: number of items, padding included.
+
+        Returns:
+            For each epoch ``[rows * negatives]``: of a batch the first negatives of all rows, then the second ones.
+
+        Raises:
+            ValueError: a user holds every item, so there is no negative.
+        """
+        stream = np.random.RandomState(self._seeds[place])
+        numbers, owner = np.unique(users, return_inverse=True)
+        taken = np.zeros((len(numbers), item_count), dtype=bool)
+        taken[owner, items] = True
+        if (taken[:, 1:].sum(1) == item_count - 1).any():
+            raise ValueError("a user has interacted with every item; no negative can be sampled")
+        epochs = []
+        for order in orders:
+            found = np.empty(len(users) * negatives, dtype=np.int64)
+            filled = 0
+            for start in range(0, len(users), positives):
+                whose = np.tile(owner[order[start : start + positives]], negatives)
+                drawn = found[filled : filled + len(whose)]
+                drawn[:] = stream.randint(1, item_count, len(whose))
+                pending = np.flatnonzero(taken[whose, drawn])
+                while len(pending):
+                    drawn[pending] = again = stream.randint(1, item_count, len(pending))
+                    pending = pending[taken[whose[pending], again]]
+                filled += len(whose)
+            epochs.append(found)
+        return epochs

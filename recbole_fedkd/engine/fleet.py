@@ -7,18 +7,22 @@ random draws come from the same streams, so that results differ by rounding only
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
+from recbole.data.dataloader import TrainDataLoader
+from recbole.data.utils import get_dataloader
+from recbole.utils import ModelType
 from torch import Tensor, nn
 
 from recbole_fedkd.engine.draws import Streams
 from recbole_fedkd.engine.local import ClientError, RoundReport
 from recbole_fedkd.engine.packing import packed, slots
+from recbole_fedkd.engine.samples import Epoch, FleetTask
 from recbole_fedkd.engine.threads import SideBySide, keep_freed_memory
 from recbole_fedkd.federated.client import ClientSettings
 from recbole_fedkd.federated.compact import MeanOfClients, MeanPart, SharedTensors, stacked, unstacked
@@ -34,9 +38,9 @@ from recbole_fedkd.federated.strategy.federated_averaging import (
 )
 from recbole_fedkd.federated.strategy.knowledge_exchange import AttentiveFederatedDistillation, FederatedDistillation
 from recbole_fedkd.federated.strategy.local_training import LocalTraining
-from recbole_fedkd.federated.task import AttentiveTask, Samples, Step
+from recbole_fedkd.federated.task import Step
 from recbole_fedkd.model.backbone import HandedDropout
-from recbole_fedkd.model.fleet import ClientGroup, FleetPopulation, Pack, RowStore, Weights, fill_rows
+from recbole_fedkd.model.fleet import ClientGroup, CompactPopulation, Pack, RowStore, Weights, fill_rows
 from recbole_fedkd.model.shared import SharedState, matching
 from recbole_fedkd.optim.batched import BatchedAdam, BatchedAdamToSGD, BatchedOptimizer, BatchedSGD, clip_norms
 
@@ -61,8 +65,8 @@ def obstacle(config: Any, clients: int) -> str | None:
     clipping = config["clip_grad_norm"] or {}
     if clients == 1:
         return "a lone client trains as RecBole does, from the run's own streams"
-    if not config.attentive:
-        return f"model '{config['model']}' is not one of the package's own networks"
+    if not config.attentive and (hindrance := _foreign(config)) is not None:
+        return hindrance
     if strategy not in BATCHED:
         return f"strategy '{config['strategy']}' makes its messages client by client"
     if config["codecs"] or config["broadcast_codecs"]:
@@ -84,6 +88,15 @@ def obstacle(config: Any, clients: int) -> str | None:
     return None
 
 
+def _foreign(config: Any) -> str | None:
+    """Why a model of RecBole's cannot run on this engine, as far as the config says."""
+    if config["MODEL_TYPE"] not in (ModelType.GENERAL, ModelType.CONTEXT):
+        return f"model '{config['model']}' is neither a general nor a context-aware one"
+    if get_dataloader(config, "train") is not TrainDataLoader or config["transform"] or config["repeatable"]:
+        return f"model '{config['model']}' has batches of its own making"
+    return None
+
+
 def batched_optimizer(config: Any) -> BatchedOptimizer:
     """The optimiser that ``learner`` names; :func:`obstacle` has seen that there is one."""
     rate = float(config["learning_rate"])
@@ -91,31 +104,6 @@ def batched_optimizer(config: Any) -> BatchedOptimizer:
     if learner == "adam_to_sgd":
         return BatchedAdamToSGD(rate, config["switch_test"], config["switch_threshold"])
     return BatchedAdam(rate) if learner == "adam" else BatchedSGD(rate)
-
-
-@dataclass(frozen=True)
-class FleetTask:
-    """The training samples of all clients, and how they are trained on.
-
-    Attributes:
-        kind: says what a step is.
-        samples: client by client; users by their local ids.
-        sizes: samples of each client ``[K]``.
-        labels: number of labels ``T``.
-        batch_size: samples in a step.
-        reg_weight: weight of the regulariser.
-        negatives: sampled negatives per sample and epoch.
-        item_count: number of items, padding included.
-    """
-
-    kind: type[AttentiveTask]
-    samples: Samples
-    sizes: Tensor
-    labels: int
-    batch_size: int
-    reg_weight: float
-    negatives: int
-    item_count: int
 
 
 class OptimizerMemory(nn.Module):
@@ -191,31 +179,6 @@ class RowChanges:
         """Bring a store up to date with the rows of all packs."""
         if changes:
             store.replace(*(torch.cat([getattr(each, part.name) for each in changes]) for part in fields(RowChanges)))
-
-
-@dataclass(frozen=True)
-class _Epoch:
-    """Samples of packed clients, in the order in which they are trained on.
-
-    Attributes:
-        users: local user ids ``[c, size]``.
-        items: item ids ``[c, size]``.
-        labels: label indices ``[c, size]``.
-        weights: ``[c, size]``, 0 where a sample only fills up.
-        single_users: whether every client has one user.
-    """
-
-    users: Tensor
-    items: Tensor
-    labels: Tensor
-    weights: Tensor
-    single_users: bool
-
-    def batches(self, batch_size: int, sizes: Sequence[int]) -> Iterator[_Epoch]:
-        """``batch_size`` samples at a time of every client that has any left; ``sizes`` fall, so those are the first."""
-        for start in range(0, self.labels.shape[1], batch_size):
-            part = slice(0, sum(size > start for size in sizes)), slice(start, start + batch_size)
-            yield _Epoch(self.users[part], self.items[part], self.labels[part], self.weights[part], self.single_users)
 
 
 @dataclass(frozen=True)
@@ -313,7 +276,7 @@ class FleetEngine:
     def __init__(
         self,
         server: Server,
-        population: FleetPopulation,
+        population: CompactPopulation,
         task: FleetTask,
         settings: ClientSettings,
         optimizer: BatchedOptimizer,
@@ -332,13 +295,13 @@ class FleetEngine:
         for group, private in zip(self.groups, self.private, strict=True):
             group.keep(private, own, not strategy.serves_aggregate)
             if rates:
-                named = matching(dict(group.whole.named_parameters()), rates)
-                self.rates.append(group.column_rates({name: rates[key] for name, key in named.items()}, optimizer.rate))
+                names = {name: group.origins.get(name, name) for name, _ in group.whole.named_parameters()}
+                found = matching(names.values(), rates)
+                named = {name: rates[found[origin]] for name, origin in names.items() if origin in found}
+                self.rates.append(group.column_rates(named, optimizer.rate))
         self.memories = [] if settings.reset_optimizer else [OptimizerMemory(group, optimizer) for group in self.groups]
         self.received: dict[str, Tensor] = {}
-        sizes = task.sizes * (1 + task.negatives)
-        self.sizes: list[int] = sizes.tolist()
-        self._start = task.sizes.cumsum(0) - task.sizes
+        self.sizes: list[int] = task.sizes.tolist()
         self._sample_bytes: dict[int, int] = {}
         self._plans: dict[int, tuple[list[int], list[np.ndarray[Any, np.dtype[np.int64]]]]] = {}
         self.padding = 0.0
@@ -497,15 +460,12 @@ class FleetEngine:
                 received = self._received_by(group, pack, weights, clients)
                 for leaf in weights.tensors():
                     leaf.requires_grad_()
-                items = torch.zeros(1, count, dtype=torch.long, device=self.device)
-                ones = torch.ones(1, count, device=self.device)
-                batch = _Epoch(ones.long(), items, items, ones, group.single_users)
-                masks = [torch.ones(1, count, layer.width, device=self.device) for layer in _dropouts(group.whole)]
+                batch = self.task.blank(count, self.device)
+                masks = [torch.ones(1, count, *shape, device=self.device) for _, shape in drawing(group.whole)]
                 group.whole.train()
                 with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                    self._step(
-                        _Training(group, group.whole, pack, weights, received, [], clients, [count]), batch, masks
-                    )
+                    training = _Training(group, group.whole, pack, weights, received, [], clients, [count])
+                    self._step(training, batch, masks)
                 totals.append(sum(max(sizes) for sizes in kept.values()))
             self._sample_bytes[place] = max(1, (totals[1] - totals[0]) // 32)
         return self._sample_bytes[place]
@@ -567,8 +527,9 @@ class FleetEngine:
         group, settings, strategy = self.groups[place], self.settings, self.server.strategy
         assert settings.seed is not None
         streams = Streams(settings.seed, numbers, round_index)
-        epochs, clean = self._draw(group, numbers, streams)
-        needed = torch.cat([epoch.items for epoch in [*epochs, *([clean] if clean is not None else [])]], 1)
+        needs_clean = strategy.exchanges_knowledge and settings.clean_pass
+        epochs, clean = self.task.draw(group, numbers, streams, settings.local_epochs, needs_clean)
+        needed = torch.cat([self.task.needed(epoch) for epoch in [*epochs, *([clean] if clean is not None else [])]], 1)
         # Rows that start from what all have in common need not be those of the round before.
         stores = [group.rows] * bool(group.rows_resumed) + [each.rows for each in self.memories[place : place + 1]]
         pack = group.pack(chosen, needed, stores)
@@ -613,11 +574,11 @@ class FleetEngine:
         return [count for count in left if count > 0]
 
     def _trained_on(
-        self, training: _Training, batch: _Epoch, counts: Sequence[int], streams: Streams
+        self, training: _Training, batch: Epoch, counts: Sequence[int], streams: Streams
     ) -> tuple[Tensor, Tensor]:
         """One step of every packed client; losses ``[c]`` and logits ``[c, size, T]`` before it."""
-        shares = [(layer.probability, layer.width) for layer in _dropouts(training.network)]
-        masks = [mask.to(self.device) for mask in streams.masks(counts, batch.labels.shape[1], shares)]
+        masks = streams.masks(counts, batch.labels.shape[1], drawing(training.network))
+        masks = [mask.to(self.device) for mask in masks]
         leaves = training.weights.tensors()
         for leaf in leaves:
             leaf.requires_grad_()
@@ -656,91 +617,28 @@ class FleetEngine:
         started = group.named(Weights(weights.dense.clone(), weights.rows.clone(), weights.users.clone()))
         return {name: started[parameter_of(name)] for name in self.received if parameter_of(name) in started}
 
-    def _draw(self, group: ClientGroup, numbers: Sequence[int], streams: Streams) -> tuple[list[_Epoch], _Epoch | None]:
-        """The samples of every epoch of packed clients, and those of the clean pass where there is one."""
-        task, samples = self.task, self.task.samples
-        held, start = task.sizes[numbers], self._start[numbers]
-        sizes = [self.sizes[number] for number in numbers]
-        position = torch.arange(max(sizes), device=self.device).expand(len(numbers), -1)
-        real = position < (held * (1 + task.negatives)).unsqueeze(1)
-        positive = position < held.unsqueeze(1)
-        index = start.unsqueeze(1) + torch.where(real, position % held.unsqueeze(1), 0)
-        users = samples.users[index]
-        labels = torch.where(positive, samples.labels[index], 0) if task.negatives else samples.labels[index]
-        single = group.single_users
-        drawn = real & ~positive
-        # Who an entry belongs to, among all users of all packed clients.
-        places = torch.arange(len(numbers), device=self.device).unsqueeze(1) * (int(users.max()) + 1) + users
-        drawn_at = drawn.flatten().nonzero().flatten()
-        owner = places.flatten()[drawn_at].cpu()
-        counts = (held * task.negatives).tolist()
-        taken = torch.zeros(0, 0, dtype=torch.bool)
-        if task.negatives:
-            taken = torch.zeros(int(places.max()) + 1, task.item_count, dtype=torch.bool)
-            taken[places[positive].cpu(), samples.items[index[positive]].cpu()] = True
-            if int(held.max()) >= task.item_count - 1 and taken[:, 1:].all(1).any():
-                raise ValueError("a user has interacted with every item; no negative can be sampled")
+    def _step(self, training: _Training, batch: Epoch, masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The strategy's loss of a batch ``[c]``, and its logits ``[c, size, T]``; without them ``[c, 0, 0]``."""
+        strategy, private = self.server.strategy, self.private[0]
+        clean, with_logits = not torch.is_grad_enabled(), strategy.exchanges_knowledge
 
-        def epoch(shuffle: bool) -> _Epoch:
-            items = samples.items[index]
-            if task.negatives:
-                found = streams.negatives(owner, counts, taken, task.item_count).to(self.device)
-                items = items.flatten().index_copy(0, drawn_at, found).view_as(items)
-            order = streams.orders(sizes, task.batch_size).to(self.device) if shuffle else position
-            users_in_order, labels_in_order = users.gather(1, order), labels.gather(1, order)
-            return _Epoch(users_in_order, items.gather(1, order), labels_in_order, real.float(), single)
-
-        epochs = [epoch(True) for _ in range(self.settings.local_epochs)]
-        needs_clean = self.server.strategy.exchanges_knowledge and self.settings.clean_pass
-        return epochs, epoch(False) if needs_clean else None
-
-    def _step(self, training: _Training, batch: _Epoch, masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The strategy's loss of a batch ``[c]``, and its logits ``[c, size, T]``."""
-        group, pack = training.group, training.pack
-        strategy, task, layers = self.server.strategy, self.task, _dropouts(training.network)
-        private = self.private[0]
-        clean = not torch.is_grad_enabled()
-
-        def of_client(
-            network: nn.Module,
-            parameters: Mapping[str, Tensor],
-            users: Tensor,
-            items: Tensor,
-            labels: Tensor,
-            shares: Tensor,
-            masks: Sequence[Tensor],
-            received: Mapping[str, Tensor],
-        ) -> tuple[Tensor, Tensor]:
-            for layer, mask in zip(layers, masks, strict=bool(masks)):
-                layer.handed = mask
-            step = task.kind.of_batch(network, users, items, labels, task.reg_weight, shares)
-            assert step.logits is not None
+        def said(step: Step, parameters: Mapping[str, Tensor], received: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
             loss = step.loss if clean else strategy.loss(step, received, SharedTensors(parameters, private))
-            return loss, step.logits
+            return loss, step.logits if step.logits is not None else loss.new_zeros(0, 0)
 
-        items = pack.local.gather(1, batch.items).long()
-        single = batch.single_users
-        users = batch.users[:, :1] if single else batch.users
-        try:
-            losses, logits = group.called(
-                training.network,
-                of_client,
-                training.weights,
-                training.buffers,
-                users,
-                items.unsqueeze(1) if single else items.unsqueeze(2),
-                batch.labels,
-                batch.weights,
-                list(masks),
-                dict(training.received),
-            )
-        finally:
-            for layer in layers:
-                layer.handed = None
+        losses, logits = stepped(
+            self.task,
+            (training.group, training.network, training.pack, training.weights, training.buffers),
+            batch,
+            masks,
+            with_logits,
+            said,
+            dict(training.received),
+        )
         assert isinstance(losses, Tensor) and isinstance(logits, Tensor)
         return losses, logits
 
-    def _collect(self, knowledge: dict[str, Tensor], batch: _Epoch, logits: Tensor, clients: int) -> None:
+    def _collect(self, knowledge: dict[str, Tensor], batch: Epoch, logits: Tensor, clients: int) -> None:
         """Add a batch to what packed clients know; it may hold the first of them alone."""
         real = batch.weights > 0
         slot = torch.nonzero(real)[:, 0]
@@ -767,7 +665,50 @@ class FleetEngine:
             memory.load_state_dict(saved)
 
 
+def stepped(
+    task: FleetTask,
+    clients: tuple[ClientGroup, nn.Module, Pack, Weights, Mapping[str, Tensor]],
+    batch: Epoch,
+    masks: Sequence[Tensor],
+    with_logits: bool,
+    function: Callable[..., Any],
+    *packed: Any,
+) -> Any:
+    """What packed clients say of a batch.
+
+    Args:
+        task: says what a step is.
+        clients: their group, its network for this thread, who they are, their parameters and buffers.
+        batch: ``[c, size]``.
+        masks: of the layers that draw ``[c, size, ...]``; none in a pass without dropout.
+        with_logits: whether the step needs them.
+        function: called for every client as ``function(step, parameters, *of the client)``.
+        packed: tensors ``[c, ...]``, or containers of such.
+    """
+    group, network, pack, weights, buffers = clients
+    layers = _dropouts(network)
+
+    def of_client(
+        network: nn.Module, parameters: Mapping[str, Tensor], masks: Sequence[Tensor], arguments: Any, *of_client: Any
+    ) -> Any:
+        for layer, mask in zip(layers, masks, strict=bool(masks)):
+            layer.handed = mask
+        return function(task.step(network, with_logits, *arguments), parameters, *of_client)
+
+    try:
+        arguments = task.arguments(group, pack, batch)
+        return group.called(network, of_client, weights, buffers, list(masks), arguments, *packed)
+    finally:
+        for layer in layers:
+            layer.handed = None
+
+
+def drawing(network: nn.Module) -> list[tuple[float, tuple[int, ...]]]:
+    """Share that is dropped, and shape of a sample, of every layer that draws, in the order in which they do."""
+    return [(layer.probability, layer.shape) for layer in _dropouts(network) if layer.shape is not None]
+
+
 def _dropouts(network: nn.Module) -> list[HandedDropout]:
-    """The layers that draw, in the order in which they do."""
     layers = [module for module in network.modules() if isinstance(module, HandedDropout)]
-    return [layer for layer in layers if layer.probability]
+    drawing = [layer for layer in layers if layer.probability and layer.shape is not None]
+    return sorted(drawing, key=lambda layer: layer.turn)

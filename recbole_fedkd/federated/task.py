@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from recbole_fedkd.distillation.losses import label_cross_entropy
+from recbole_fedkd.model.batching import total_loss
 from recbole_fedkd.model.shared import SharedState
 
 CLEAN_BATCH = 4096
@@ -295,11 +296,7 @@ class RecBoleTask(Task):
         """The model's own loss; logits and labels of a click model."""
         interaction = batch.to(self.device)
         self._handed.clear()
-        calculate_loss: Callable[[Any], Tensor | tuple[Tensor, ...]] = self.network.calculate_loss  # type: ignore[assignment]
-        parts = calculate_loss(interaction)
-        # Some models return a tuple, some a tensor of shape [1].
-        loss = sum(part.reshape(()) for part in (parts if isinstance(parts, tuple) else (parts,)))
-        assert isinstance(loss, Tensor)
+        loss = total_loss(self.network, interaction)
         if not with_logits:
             return Step(loss, len(interaction))
         ((scores, labels),) = self._handed
@@ -310,9 +307,7 @@ class RecBoleTask(Task):
                 raise ValueError(
                     "the model hands values other than 0 and 1 to its cross-entropy; only clicks can be distilled"
                 )
-        if isinstance(self._loss_module, nn.BCELoss):
-            scores = torch.logit(scores, 1e-6)
-        logits = torch.stack([torch.zeros_like(scores), scores], -1)
+        logits = click_logits(self._loss_module, scores)
         return Step(loss, len(interaction), logits, labels.long(), interaction[self.item_field])
 
     def _keep_handed(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -321,8 +316,20 @@ class RecBoleTask(Task):
 
 def click_loss(model: nn.Module) -> nn.Module | None:
     """The binary cross-entropy that a click model hands its scores to; None if it has none, or several."""
-    found = [module for module in model.modules() if isinstance(module, nn.BCEWithLogitsLoss | nn.BCELoss)]
+    found = [module for module in model.modules() if is_click(module)]
     return found[0] if len(found) == 1 else None
+
+
+def is_click(module: nn.Module) -> bool:
+    """Whether a module is a binary cross-entropy."""
+    return isinstance(module, nn.BCEWithLogitsLoss | nn.BCELoss)
+
+
+def click_logits(loss: nn.Module | None, scores: Tensor) -> Tensor:
+    """Logits ``[batch, 2]`` of no click and of a click, from what a model hands to its cross-entropy ``[batch]``."""
+    if isinstance(loss, nn.BCELoss):
+        scores = torch.logit(scores, 1e-6)
+    return torch.stack([torch.zeros_like(scores), scores], -1)
 
 
 def shuffled(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -2,7 +2,7 @@
 
 from recbole_fedkd.model.encoding import with_attention
 from recbole_fedkd.model.factorization import MF, FactorizationRecommender, PFedRec
-from recbole_fedkd.model.fleet import FleetPopulation
+from recbole_fedkd.model.fleet import CompactPopulation, FleetPopulation, RecBoleFleetPopulation
 from recbole_fedkd.model.pair import TeacherAndStudent
 from recbole_fedkd.model.population import AttnFedKD, NetworkPopulation, RecBolePopulation
 from recbole_fedkd.model.student import AttnStudent, AttnTeacher
@@ -15,10 +15,12 @@ __all__ = [
     "AttnFedKD",
     "AttnStudent",
     "AttnTeacher",
+    "CompactPopulation",
     "FactorizationRecommender",
     "FleetPopulation",
     "NetworkPopulation",
     "PFedRec",
+    "RecBoleFleetPopulation",
     "RecBolePopulation",
     "TeacherAndStudent",
     "with_attention",

@@ -16,15 +16,19 @@ class HandedDropout(nn.Module):
 
     Args:
         probability: share of the entries that are set to 0.
-        width: size of the last axis of what it is applied to.
+        width: size of the last axis of what it is applied to; None: not known yet.
 
     Attributes:
+        shape: of what it is applied to, without the leading axis of samples; None: not known yet.
+        turn: place among the layers of a network that draw, where that is not the order in which they were made.
         handed: mask of the next call, 1 where an entry stays, of the input's shape; None: drawn from torch's own stream.
     """
 
-    def __init__(self, probability: float, width: int) -> None:
+    def __init__(self, probability: float, width: int | None) -> None:
         super().__init__()
-        self.probability, self.width = probability, width
+        self.probability = probability
+        self.shape: tuple[int, ...] | None = (width,) if width is not None else None
+        self.turn = 0
         self.handed: Tensor | None = None
 
     def forward(self, values: Tensor) -> Tensor:

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
 
+from recbole_fedkd.model.batching import BatchedModel
 from recbole_fedkd.model.pair import names_of
 from recbole_fedkd.model.population import rows_that_stay, whole_networks
-from recbole_fedkd.model.shared import Rows
+from recbole_fedkd.model.shared import Rows, forget_cached
 from recbole_fedkd.model.student import LabelledRecommender
 
 MEGABYTE = 2**20
@@ -164,6 +166,7 @@ class ClientGroup(nn.Module):
         self.item_references = names_of(whole, "item_references")
         self.dense_names = [name for name in parameters if name not in {*self.user_names, *self.item_names}]
         self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        self.origins: Mapping[str, str] = getattr(whole, "origins", {})
         self.item_count = len((parameters | buffers)[names_of(whole, "item_rows")[0]])
         self.single_users = bool((self.member_count <= 1).all())
         self.keep((), True, True)
@@ -367,33 +370,35 @@ def fill_rows(rows: Tensor, pack: Pack, store: RowStore, width: int) -> None:
         rows[slot, pack.local[slot, item].long(), :width] = store.data[place, :width]
 
 
-class FleetPopulation(LabelledRecommender):
-    """The population of :class:`~recbole_fedkd.model.AttnFedKD` in compact form; arguments as there.
+class CompactPopulation(nn.Module):
+    """Clients in compact form, whatever their networks are.
 
     Attributes:
         groups: clients of one architecture each; with several, clients are dealt out in turn.
+        clients: their number.
+        memory: bytes that clients side by side may take.
     """
 
     client_of_user: Tensor
     local_id: Tensor
     groups: nn.ModuleList
 
-    def __init__(self, config: Any, dataset: Any, client_of_user: Tensor) -> None:
-        super().__init__(config, dataset)
+    def settle(self, config: Any, wholes: Sequence[nn.Module], client_of_user: Tensor) -> None:
+        """Make the groups.
+
+        Args:
+            config: the run's config.
+            wholes: the network of all users of each group.
+            client_of_user: ``[users]``, padding user 0: -1.
+        """
         self.private_parameters = config["private_parameters"]
-        wholes = whole_networks(config, dataset, len(self.label_values))
         self.clients = int(client_of_user.max()) + 1
         self.memory = float(config["fleet_memory"]) * MEGABYTE
         numbers = torch.arange(self.clients)
         groups = (ClientGroup(each, numbers[place :: len(wholes)], client_of_user) for place, each in enumerate(wholes))
         self.groups = nn.ModuleList(groups)
-        order = torch.argsort(client_of_user, stable=True)
-        counts = torch.bincount(client_of_user + 1)
-        local_id = torch.zeros_like(client_of_user)
-        local_id[order] = torch.arange(len(order)) - (counts.cumsum(0) - counts)[client_of_user[order] + 1] + 1
-        local_id[0] = 0
         self.register_buffer("client_of_user", client_of_user, persistent=False)
-        self.register_buffer("local_id", local_id, persistent=False)
+        self.register_buffer("local_id", local_ids(client_of_user), persistent=False)
 
     @property
     def client_groups(self) -> list[ClientGroup]:
@@ -403,6 +408,24 @@ class FleetPopulation(LabelledRecommender):
     def private_rows(self, group: int) -> dict[str, Rows]:
         """What of the network of all users no strategy may send."""
         return rows_that_stay(self.client_groups[group].whole, self.private_parameters)
+
+
+def local_ids(client_of_user: Tensor) -> Tensor:
+    """Every user's number on its client, from 1 ``[users]``, given the clients ``[users]``; padding user 0: 0."""
+    order = torch.argsort(client_of_user, stable=True)
+    counts = torch.bincount(client_of_user + 1)
+    local_id = torch.zeros_like(client_of_user)
+    local_id[order] = torch.arange(len(order)) - (counts.cumsum(0) - counts)[client_of_user[order] + 1] + 1
+    local_id[0] = 0
+    return local_id
+
+
+class FleetPopulation(CompactPopulation, LabelledRecommender):
+    """The population of :class:`~recbole_fedkd.model.AttnFedKD` in compact form; arguments as there."""
+
+    def __init__(self, config: Any, dataset: Any, client_of_user: Tensor) -> None:
+        super().__init__(config, dataset)
+        self.settle(config, whole_networks(config, dataset, len(self.label_values)), client_of_user)
 
     @torch.no_grad()
     def logits(self, users: Tensor, items: Tensor) -> Tensor:
@@ -463,6 +486,74 @@ class FleetPopulation(LabelledRecommender):
 
         logits = group.called(group.whole, score, weights, group.buffers_of(pack), own_users, own_items)
         out[row] = logits.reshape(len(clients), width, targets, -1)[slot, column]
+
+
+class RecBoleFleetPopulation(CompactPopulation, AbstractRecommender):
+    """The population of :class:`~recbole_fedkd.model.RecBolePopulation` in compact form.
+
+    Args:
+        config: the run's config.
+        dataset: the training split.
+        client_of_user: ``[users]``, padding user 0: -1.
+        model_class: a POINTWISE or PAIRWISE model.
+
+    Raises:
+        NotBatchedError: the model cannot be brought into this form.
+    """
+
+    def __init__(self, config: Any, dataset: Any, client_of_user: Tensor, model_class: type) -> None:
+        super().__init__()
+        self.type = config["MODEL_TYPE"]  # type: ignore[method-assign]
+        self.input_type = config["MODEL_INPUT_TYPE"]
+        self.user_field, item_field = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
+        self.item_num = dataset.item_num
+        self.batched = BatchedModel(
+            model_class(config, dataset),
+            self.user_field,
+            item_field,
+            config["NEG_PREFIX"],
+            dataset.item_num,
+            local_ids(client_of_user),
+        )
+        self.settle(config, [self.batched.model], client_of_user)
+
+    def predict(self, interaction: Any) -> Tensor:
+        """Scores ``[batch]``, as the model's own."""
+        return self._routed(interaction, "predict")
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        """Scores of every item, ``[batch * items]``; not implemented where the model's own is not."""
+        return self._routed(interaction, "full_sort_predict")
+
+    def load_other_parameter(self, para: Any) -> None:
+        """RecBole calls this after loading weights: what was computed from others is forgotten."""
+        forget_cached(self.batched.model)
+
+    @torch.no_grad()
+    def _routed(self, interaction: Any, method: str) -> Tensor:
+        (group,) = self.client_groups
+        group.whole.eval()
+        scores: Tensor
+        if not group.own.shape[1] and not group.rows.data.shape[1]:
+            # But for user rows, of which it has everybody's, the network of all users is everybody's.
+            scores = getattr(group.whole, method)(interaction)
+            return scores.flatten()
+        owners = self.client_of_user[interaction[self.user_field]]
+        base = (group.dense_base(), group.item_base(), group.user_table())
+        everything = torch.arange(group.item_count, device=owners.device).unsqueeze(0)
+        out: Tensor | None = None
+        for client in owners.unique():
+            rows = torch.nonzero(owners == client).flatten()
+            pack = group.pack(client.unsqueeze(0), everything)
+            named = group.named(group.weights(pack, base, serving=True))
+            own = {f"network.{name}": named[name][0] for name in (*group.dense_names, *group.item_names)}
+            caller = _Caller(group.whole, lambda network, part: getattr(network, method)(part))
+            scores = functional_call(caller, own, (interaction[rows],)).view(len(rows), -1)
+            if out is None:
+                out = scores.new_empty(len(owners), scores.shape[1])
+            out[rows] = scores
+        assert out is not None
+        return out.flatten()
 
 
 def _ragged(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -219,7 +219,7 @@ def user_rows(model: nn.Module, user_field: str, user_num: int, item_num: int) -
     """
     found: dict[str, Rows] = {}
     joint = set()
-    for name, fields, offsets in _joint_tables(model):
+    for name, fields, offsets in joint_tables(model):
         joint.add(name)
         if user_field in fields:
             start = int(offsets[list(fields).index(user_field)])
@@ -241,7 +241,7 @@ def user_rows(model: nn.Module, user_field: str, user_num: int, item_num: int) -
     return found
 
 
-def _joint_tables(model: nn.Module) -> Iterator[tuple[str, Sequence[str], Sequence[int]]]:
+def joint_tables(model: nn.Module) -> Iterator[tuple[str, Sequence[str], Sequence[int]]]:
     """Tables that hold several token fields: the weight's name, the fields, and the first row of each."""
     for prefix, module in model.named_modules():
         path = f"{prefix}." if prefix else ""

@@ -1,0 +1,168 @@
+"""Whether a RecBole model called for many clients at once does what it does for one: tried before the first round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recbole_fedkd.engine.draws import Streams
+from recbole_fedkd.engine.fleet import drawing, stepped
+from recbole_fedkd.engine.samples import Epoch, RecBoleSamples
+from recbole_fedkd.federated.client import client_round_seed, own_streams
+from recbole_fedkd.federated.task import RecBoleTask
+from recbole_fedkd.model.batching import ClientTable
+from recbole_fedkd.model.fleet import ClientGroup, RecBoleFleetPopulation, Weights
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-7}
+"""Largest difference of a loss or a gradient, as a share of its largest number, in training and without dropout."""
+
+FILLED_UP = 3
+"""Samples that are added to a batch and must not count."""
+
+
+def disagreement(
+    population: RecBoleFleetPopulation, task: RecBoleSamples, local: RecBoleTask, number: int, seed: int
+) -> str | None:
+    """What differs when one client's first batch is trained on by itself and side by side; None if nothing does.
+
+    Samples, loss and gradients are compared: in training, and in double precision without dropout, where a term as small as a
+    regulariser's cannot hide. A model passes if its loss is a mean over samples that do not see each other, and if it looks
+    its tables up row by row.
+
+    Args:
+        population: holds the model with replaced modules.
+        task: all clients' samples.
+        local: the model of one client on its samples.
+        number: of that client.
+        seed: the run's.
+    """
+    client_seed, device = client_round_seed(seed, number, 0), local.device
+    local.generator.manual_seed(client_seed)
+    with own_streams(client_seed, device):
+        interaction = next(local.batches()).to(device)
+    with own_streams(client_seed, device):
+        population.batched.learn_dropout(interaction)
+    (group,) = population.client_groups
+    streams = Streams(seed, [number], 0)
+    (epoch,), _ = task.draw(group, [number], streams, 1, False)
+    batch = next(epoch.batches(task.batch_size, [int(task.sizes[number])]))
+    for name in interaction.interaction:
+        if name not in batch.fields or not torch.equal(batch.fields[name][0], interaction[name]):
+            return f"the samples drawn differ in '{name}'"
+    batch = _filled_up(batch)
+    for training in (True, False):
+        precision = torch.float32 if training else torch.float64
+        try:
+            group.whole.to(precision)
+            local.network.to(precision)
+            for each in (group.whole, local.network):
+                each.train(training)
+            with own_streams(client_seed, device):
+                expected = _alone(local, interaction if training else _doubled(interaction))
+            fields = {name: _precise(values, precision) for name, values in batch.fields.items()}
+            same = Epoch(fields, batch.items, batch.labels, batch.weights.to(precision))
+            found = _side_by_side(group, task, same, number, streams if training else None)
+        finally:
+            group.whole.to(torch.float32)
+        differs = _difference(_parted(group, expected), found, TOLERANCE[precision])
+        if differs is not None:
+            return differs
+    return None
+
+
+def _filled_up(batch: Epoch) -> Epoch:
+    """The batch ``[1, size]`` with samples behind it that do not count."""
+    size = batch.labels.shape[1]
+    places = torch.cat([torch.arange(size), torch.arange(FILLED_UP) % size]).to(batch.labels.device)
+    whole = Epoch(
+        {name: values[:, places] for name, values in batch.fields.items()},
+        batch.items[:, places],
+        batch.labels[:, places],
+        batch.weights[:, places],
+    )
+    whole.weights[:, size:] = 0.0
+    return whole
+
+
+def _precise(values: Tensor, precision: torch.dtype) -> Tensor:
+    return values.to(precision) if values.is_floating_point() else values
+
+
+def _doubled(interaction: Any) -> Any:
+    columns = {name: _precise(values, torch.float64) for name, values in interaction.interaction.items()}
+    return type(interaction)(columns)
+
+
+def _alone(local: RecBoleTask, interaction: Any) -> dict[str, Tensor]:
+    """Loss, logits of a click model, and gradients of a model on a batch, as the local engine computes them."""
+    step = local.step(interaction, local.is_click_model)
+    local.network.zero_grad()
+    step.loss.backward()
+    said = {"loss": step.loss.detach()}
+    if step.logits is not None and step.labels is not None:
+        said |= {"logits": step.logits.detach(), "labels": step.labels}
+    for name, parameter in local.network.named_parameters():
+        said[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    return said
+
+
+def _side_by_side(
+    group: ClientGroup, task: RecBoleSamples, batch: Epoch, number: int, streams: Streams | None
+) -> dict[str, Tensor]:
+    """The same for one client of a fleet; gradients of what clients hold only in part of all rows."""
+    chosen = torch.tensor([number], device=batch.labels.device)
+    pack = group.pack(chosen, task.needed(batch))
+    base = (group.dense_base(), group.item_base(), group.user_table())
+    weights = group.weights(pack, base)
+    for leaf in weights.tensors():
+        leaf.requires_grad_()
+    size = batch.labels.shape[1]
+    masks = streams.masks([size - FILLED_UP], size, drawing(group.whole)) if streams is not None else []
+    clients = (group, group.whole, pack, weights, group.buffers_of(pack))
+
+    def said(step: Any, parameters: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        return (step.loss,) if step.logits is None else (step.loss, step.logits, step.labels)
+
+    answers = stepped(task, clients, batch, [mask.to(chosen.device) for mask in masks], True, said)
+    gradients = iter(torch.autograd.grad(answers[0].sum(), weights.tensors()))
+    parts = (weights.dense, weights.rows, weights.users)
+    named = group.named(Weights(*(next(gradients) if part.numel() else torch.zeros_like(part) for part in parts)))
+    found = {"loss": answers[0][0].detach()}
+    if len(answers) > 1:
+        found |= {"logits": answers[1][0, :-FILLED_UP].detach(), "labels": answers[2][0, :-FILLED_UP]}
+    for name, value in named.items():
+        if name in group.dense_names:
+            found[name] = value[0]
+        else:
+            rows = pack.items[0] if name in group.item_names else pack.members[0]
+            whole = value.new_zeros(group.shapes[name])
+            found[name] = whole.index_add(0, rows, value[0])
+    return found
+
+
+def _parted(group: ClientGroup, said: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients of a model by the names of the model with replaced modules."""
+    parted = dict(said)
+    for path, table in group.whole.named_modules():
+        if isinstance(table, ClientTable):
+            rest, own = table.parted(said[f"{path}.weight"])
+            parted[f"{path}.weight"] = rest
+            if table.users is not None:
+                parted[f"{path}.users"] = own
+    return parted
+
+
+def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: float) -> str | None:
+    for name, value in expected.items():
+        what = {"loss": "its loss", "logits": "its logits", "labels": "its labels"}.get(
+            name, f"the gradient of '{name}'"
+        )
+        if name not in found or found[name].shape != value.shape:
+            return f"{what} cannot be compared"
+        bound = tolerance * max(float(value.abs().max()), torch.finfo(torch.float32).tiny)
+        if not float((found[name] - value).abs().max()) <= bound:
+            return f"{what} is another one when it trains beside others"
+    return None

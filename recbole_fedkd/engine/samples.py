@@ -1,0 +1,330 @@
+"""What clients side by side train on: their samples, in the order and with the negatives that each would draw by itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import InputType
+from torch import Tensor, nn
+
+from recbole_fedkd.engine.draws import Streams
+from recbole_fedkd.federated.task import AttentiveTask, Samples, Step, click_logits, click_loss, is_click
+from recbole_fedkd.model.batching import for_client, seen_by_losses, total_loss
+from recbole_fedkd.model.fleet import ClientGroup, Pack
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Samples of packed clients, in the order in which they are trained on.
+
+    Attributes:
+        fields: what a network reads, ``[c, size, ...]`` each.
+        items: item ids ``[c, size]``.
+        labels: label indices ``[c, size]``.
+        weights: ``[c, size]``, 0 where a sample only fills up.
+    """
+
+    fields: Mapping[str, Tensor]
+    items: Tensor
+    labels: Tensor
+    weights: Tensor
+
+    def part(self, clients: slice, samples: slice) -> Epoch:
+        """Some samples of some clients."""
+        where = clients, samples
+        fields = {name: values[where] for name, values in self.fields.items()}
+        return Epoch(fields, self.items[where], self.labels[where], self.weights[where])
+
+    def batches(self, batch_size: int, sizes: Sequence[int]) -> Iterator[Epoch]:
+        """``batch_size`` samples at a time of every client that has any left; ``sizes`` fall, so those are the first."""
+        for start in range(0, self.labels.shape[1], batch_size):
+            left = sum(size > start for size in sizes)
+            yield self.part(slice(0, left), slice(start, start + batch_size))
+
+
+class FleetTask(ABC):
+    """The training samples of all clients, and how they are trained on.
+
+    Attributes:
+        sizes: samples of an epoch of each client ``[K]``, negatives included.
+        batch_size: samples in a step.
+    """
+
+    sizes: Tensor
+    batch_size: int
+
+    @abstractmethod
+    def draw(
+        self, group: ClientGroup, numbers: Sequence[int], streams: Streams, epochs: int, clean: bool
+    ) -> tuple[list[Epoch], Epoch | None]:
+        """The samples of every epoch of packed clients, and those of the clean pass where there is one.
+
+        Args:
+            group: the clients' group.
+            numbers: the clients, the one with the most samples first.
+            streams: what they draw from.
+            epochs: number of epochs.
+            clean: whether a pass without gradients follows.
+        """
+
+    @abstractmethod
+    def needed(self, epoch: Epoch) -> Tensor:
+        """Rows of the item tables that the clients touch ``[c, n]``."""
+
+    @abstractmethod
+    def arguments(self, group: ClientGroup, pack: Pack, batch: Epoch) -> tuple[Any, ...]:
+        """Arguments of :meth:`step` for every packed client, tensors ``[c, ...]`` or containers of such."""
+
+    @abstractmethod
+    def step(self, network: nn.Module, with_logits: bool, *arguments: Any) -> Step:
+        """What the network of one client says of a batch."""
+
+    @abstractmethod
+    def blank(self, count: int, device: torch.device) -> Epoch:
+        """``count`` samples of one client, of any content."""
+
+
+@dataclass(frozen=True)
+class LabelledSamples(FleetTask):
+    """Labelled samples for the package's own networks.
+
+    Attributes:
+        kind: says what a step is.
+        samples: client by client; users by their local ids.
+        rows: samples of each client ``[K]``, without negatives.
+        labels: number of labels ``T``.
+        batch_size: samples in a step.
+        reg_weight: weight of the regulariser.
+        negatives: sampled negatives per sample and epoch.
+        item_count: number of items, padding included.
+    """
+
+    kind: type[AttentiveTask]
+    samples: Samples
+    rows: Tensor
+    labels: int
+    batch_size: int
+    reg_weight: float
+    negatives: int
+    item_count: int
+
+    @cached_property
+    def sizes(self) -> Tensor:  # type: ignore[override]
+        """Samples of an epoch of each client ``[K]``, negatives included."""
+        return self.rows * (1 + self.negatives)
+
+    @cached_property
+    def _start(self) -> Tensor:
+        return self.rows.cumsum(0) - self.rows
+
+    def draw(
+        self, group: ClientGroup, numbers: Sequence[int], streams: Streams, epochs: int, clean: bool
+    ) -> tuple[list[Epoch], Epoch | None]:
+        """As :class:`~recbole_fedkd.federated.task.AttentiveTask` draws them."""
+        samples, device = self.samples, self.rows.device
+        held, start = self.rows[numbers], self._start[numbers]
+        sizes = self.sizes[numbers].tolist()
+        position = torch.arange(max(sizes), device=device).expand(len(numbers), -1)
+        real = position < (held * (1 + self.negatives)).unsqueeze(1)
+        positive = position < held.unsqueeze(1)
+        index = start.unsqueeze(1) + torch.where(real, position % held.unsqueeze(1), 0)
+        users = samples.users[index]
+        labels = torch.where(positive, samples.labels[index], 0) if self.negatives else samples.labels[index]
+        drawn = real & ~positive
+        # Who an entry belongs to, among all users of all packed clients.
+        places = torch.arange(len(numbers), device=device).unsqueeze(1) * (int(users.max()) + 1) + users
+        drawn_at = drawn.flatten().nonzero().flatten()
+        owner = places.flatten()[drawn_at].cpu()
+        counts = (held * self.negatives).tolist()
+        taken = torch.zeros(0, 0, dtype=torch.bool)
+        if self.negatives:
+            taken = torch.zeros(int(places.max()) + 1, self.item_count, dtype=torch.bool)
+            taken[places[positive].cpu(), samples.items[index[positive]].cpu()] = True
+            if int(held.max()) >= self.item_count - 1 and taken[:, 1:].all(1).any():
+                raise ValueError("a user has interacted with every item; no negative can be sampled")
+
+        def epoch(shuffle: bool) -> Epoch:
+            items = samples.items[index]
+            if self.negatives:
+                found = streams.negatives(owner, counts, taken, self.item_count).to(device)
+                items = items.flatten().index_copy(0, drawn_at, found).view_as(items)
+            order = streams.orders(sizes, self.batch_size).to(device) if shuffle else position
+            users_in_order, labels_in_order = users.gather(1, order), labels.gather(1, order)
+            return Epoch({"users": users_in_order}, items.gather(1, order), labels_in_order, real.float())
+
+        return [epoch(True) for _ in range(epochs)], epoch(False) if clean else None
+
+    def needed(self, epoch: Epoch) -> Tensor:
+        """The items."""
+        return epoch.items
+
+    def arguments(self, group: ClientGroup, pack: Pack, batch: Epoch) -> tuple[Any, ...]:
+        """Users ``[c, batch]``, items ``[c, batch, targets]``, labels and weights ``[c, batch * targets]``."""
+        items, users = pack.local.gather(1, batch.items).long(), batch.fields["users"]
+        if group.single_users:
+            return users[:, :1], items.unsqueeze(1), batch.labels, batch.weights
+        return users, items.unsqueeze(2), batch.labels, batch.weights
+
+    def step(self, network: nn.Module, with_logits: bool, *arguments: Any) -> Step:
+        """See :meth:`AttentiveTask.of_batch`."""
+        users, items, labels, weights = arguments
+        return self.kind.of_batch(network, users, items, labels, self.reg_weight, weights)
+
+    def blank(self, count: int, device: torch.device) -> Epoch:
+        """Item 0 of user 1."""
+        items, ones = torch.zeros(1, count, dtype=torch.long, device=device), torch.ones(1, count, device=device)
+        return Epoch({"users": ones.long()}, items, items, ones)
+
+
+class RecBoleSamples(FleetTask):
+    """Rows of a training split for a RecBole model, in the batches of RecBole's training loader.
+
+    Args:
+        config: the run's config.
+        dataset: the training split.
+        client_of_user: ``[users]``.
+        sources: fields that name rows of the item tables, and the row that the value 0 names.
+        model: with replaced modules; says whether there is a click to distil.
+    """
+
+    def __init__(
+        self, config: Any, dataset: Any, client_of_user: Tensor, sources: Mapping[str, int], model: nn.Module
+    ) -> None:
+        device = client_of_user.device
+        sampling = config["train_neg_sample_args"]
+        self.sampled = 0 if sampling["distribution"] == "none" else int(sampling["sample_num"])
+        self.pairwise = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE
+        self.user_field, self.item_field = dataset.uid_field, dataset.iid_field
+        self.label_field, self.prefix = config["LABEL_FIELD"], config["NEG_PREFIX"]
+        self.item_count, self.sources = dataset.item_num, sources
+        self.click = click_loss(model)
+        owner = client_of_user[dataset.inter_feat[self.user_field].to(device)]
+        order = torch.argsort(owner, stable=True)
+        self.rows = torch.bincount(owner, minlength=int(client_of_user.max()) + 1)
+        self.fields = _columns(dataset.inter_feat, device)
+        self.fields = {name: values[order] for name, values in self.fields.items()}
+        self.of_user, self.of_item = _columns(dataset.user_feat, device), _columns(dataset.item_feat, device)
+        # A positive and its negatives are never parted: the loader deals positives out, a whole number to a batch.
+        times = self.sampled + (not self.pairwise) if self.sampled else 1
+        self.positives = max(config["train_batch_size"] // times, 1) if self.sampled else config["train_batch_size"]
+        self.times, self.batch_size = times, self.positives * times
+        self.sizes = self.rows * times
+        self._start = self.rows.cumsum(0) - self.rows
+        self.local_id: Tensor | None = None
+
+    @cached_property
+    def _users_and_items(self) -> tuple[Any, Any]:
+        return self.fields[self.user_field].cpu().numpy(), self.fields[self.item_field].cpu().numpy()
+
+    def draw(
+        self, group: ClientGroup, numbers: Sequence[int], streams: Streams, epochs: int, clean: bool
+    ) -> tuple[list[Epoch], Epoch | None]:
+        """As RecBole's loader draws them, negatives batch by batch."""
+        device = self.rows.device
+        held, start = self.rows[numbers].unsqueeze(1), self._start[numbers].unsqueeze(1)
+        sizes = held.flatten().tolist()
+        position = torch.arange(max(sizes) * self.times, device=device).expand(len(numbers), -1)
+        real = position < held * self.times
+        batch, place = position // self.batch_size, position % self.batch_size
+        in_batch = (held - batch * self.positives).clamp(1, self.positives)
+        repeat = torch.where(real, place // in_batch, 0)
+        positive = torch.where(real, batch * self.positives + place % in_batch, 0)
+        drawn = (real & ((repeat > 0) | self.pairwise)).flatten().nonzero().flatten()
+        users, items = self._users_and_items
+        starts = start.flatten().tolist()
+
+        def epoch(shuffle: bool) -> tuple[Tensor, Tensor]:
+            in_order = torch.arange(max(sizes), device=device).expand(len(sizes), -1)
+            order = streams.orders(sizes, self.positives).to(device) if shuffle else in_order
+            index = start + order.gather(1, positive)
+            return index, order
+
+        indices = []
+        orders = []
+        for number in range(epochs + clean):
+            index, order = epoch(number < epochs)
+            indices.append(index)
+            orders.append(order.cpu().numpy())
+        sampled: list[Tensor | None] = [None] * len(indices)
+        if self.sampled:
+            each = []
+            for client, (begin, size) in enumerate(zip(starts, sizes, strict=True)):
+                own_users, own_items = users[begin : begin + size], items[begin : begin + size]
+                each.append(
+                    streams.batch_negatives(
+                        client,
+                        own_users,
+                        own_items,
+                        [own_order[client, :size] for own_order in orders],
+                        self.positives,
+                        self.sampled,
+                        self.item_count,
+                    )
+                )
+            sampled = [torch.cat([torch.from_numpy(own[number]) for own in each]) for number in range(len(indices))]
+        drawn_epochs = [
+            self._epoch(index, found, drawn, repeat, real) for index, found in zip(indices, sampled, strict=True)
+        ]
+        return drawn_epochs[:epochs], drawn_epochs[-1] if clean else None
+
+    def _epoch(self, index: Tensor, found: Tensor | None, drawn: Tensor, repeat: Tensor, real: Tensor) -> Epoch:
+        """What RecBole joins to the rows ``index [c, size]``; ``found``: sampled items for the entries ``drawn``."""
+        fields = {name: values[index] for name, values in self.fields.items()}
+        items = fields[self.item_field]
+        others: dict[str, Tensor] = {}
+        if found is not None:
+            drawn_items = items.flatten().index_copy(0, drawn, found.to(items.device)).view_as(items)
+            if self.pairwise:
+                others = {self.item_field: drawn_items, **self._joined(self.of_item, drawn_items)}
+                others = {self.prefix + name: values for name, values in others.items()}
+            else:
+                items = fields[self.item_field] = drawn_items
+        fields |= self._joined(self.of_user, fields[self.user_field])
+        fields |= self._joined(self.of_item, items)
+        if found is not None and not self.pairwise:
+            fields[self.label_field] = (repeat == 0).float()
+        labels = fields[self.label_field].long() if self.label_field in fields else torch.zeros_like(items)
+        return Epoch({**fields, **others}, items, labels, real.float())
+
+    @staticmethod
+    def _joined(columns: Mapping[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+        return {name: values[ids] for name, values in columns.items()}
+
+    def needed(self, epoch: Epoch) -> Tensor:
+        """The rows that any of the fields names."""
+        rows = [epoch.fields[name].flatten(1) + shift for name, shift in self.sources.items() if name in epoch.fields]
+        return torch.cat(rows, 1)
+
+    def arguments(self, group: ClientGroup, pack: Pack, batch: Epoch) -> tuple[Any, ...]:
+        """The fields, the number of every row on each client, and the samples' weights."""
+        return dict(batch.fields), pack.local, batch.weights
+
+    def step(self, network: nn.Module, with_logits: bool, *arguments: Any) -> Step:
+        """The model's own loss; logits and labels of a click model, as of ``RecBoleTask``."""
+        fields, local, weights = arguments
+        with for_client(network, local, weights):
+            loss = total_loss(network, Interaction(fields))
+            if not with_logits or self.click is None:
+                return Step(loss, len(weights), weights=weights)
+            # A network of another thread has another loss.
+            seen = seen_by_losses(network)
+            scores, labels = (part.flatten() for module, given in seen.items() for part in given if is_click(module))
+        logits = click_logits(self.click, scores)
+        return Step(loss, len(weights), logits, labels.long(), fields[self.item_field], weights)
+
+    def blank(self, count: int, device: torch.device) -> Epoch:
+        """The first row of all."""
+        index = torch.zeros(1, count, dtype=torch.long, device=device)
+        found = index.flatten() if self.sampled else None
+        return self._epoch(index, found, torch.arange(count, device=device), index, torch.ones_like(index))
+
+
+def _columns(features: Any, device: torch.device) -> dict[str, Tensor]:
+    """Columns of a table of RecBole's; none where there is no table."""
+    return {name: values.to(device) for name, values in features.interaction.items()} if features is not None else {}
