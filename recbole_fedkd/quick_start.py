@@ -29,6 +29,7 @@ from recbole_fedkd.data.partition import partition_users
 from recbole_fedkd.engine import RecBoleSamples, disagreement, obstacle
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.evaluation import EvaluationData, evaluation_data
+from recbole_fedkd.federated.client import streams_kept
 from recbole_fedkd.files import write_json
 from recbole_fedkd.model import (
     AttnFedKD,
@@ -248,35 +249,46 @@ def _fleet_of_recbole(
 ) -> tuple[RecBoleFleetPopulation | None, str | None]:
     """All clients' instances of a RecBole model side by side, or why that cannot be.
 
-    The clients with the most and the fewest samples are tried; the process's random stream is then where one instance
-    leaves it, as without a trial.
+    The process's random stream is then where one instance leaves it, as on the local engine; without a fleet it stays.
     """
-    before = torch.get_rng_state()
-    device, name = config["device"], f"model '{config['model']}'"
+    name = f"model '{config['model']}'"
     try:
-        population = RecBoleFleetPopulation(config, train_dataset, client_of_user, model_class)
-        after = torch.get_rng_state()
-        population = population.to(device)
-        (group,) = population.client_groups
-        sources = population.batched.sources
-        task = RecBoleSamples(config, train_dataset, population.client_of_user, sources, group.whole)
-        active = torch.nonzero(task.sizes).flatten()
-        order = active[torch.argsort(task.sizes[active])].tolist()
-        for number in dict.fromkeys([order[-1], order[0]]):
-            part = of_users(train_dataset, client_of_user == number)
-            torch.set_rng_state(before)
-            alone = RecBolePopulation(config, [part], client_of_user, model_class).to(device).networks[0]
-            local = recbole_task(config, alone, SharedState(alone, dict), part)
-            differs = disagreement(population, task, local, number, config["seed"])
-            if differs is not None:
-                torch.set_rng_state(before)
-                return None, f"{name} is not the same for many clients at once: {differs}"
-        torch.set_rng_state(after)
-        return population, None
+        with streams_kept(config["device"]):
+            population = RecBoleFleetPopulation(config, train_dataset, client_of_user, model_class)
+            after = torch.get_rng_state()
+        differs = _disagreement(config, train_dataset, client_of_user, model_class, population)
     except Exception as error:  # whatever a model of anybody's raises that is called in a way it was not written for
-        torch.set_rng_state(before)
         reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if "called random operation" in reason:
+            reason = "it draws random numbers elsewhere than in dropout layers"
         return None, f"{name} cannot be called for many clients at once: {reason}"
+    if differs is not None:
+        return None, f"{name} is not the same for many clients at once: {differs}"
+    torch.set_rng_state(after)
+    return population, None
+
+
+def _disagreement(
+    config: FedKDConfig,
+    train_dataset: Any,
+    client_of_user: torch.Tensor,
+    model_class: type,
+    population: RecBoleFleetPopulation,
+) -> str | None:
+    """What differs between a client by itself and among all: of the client with the most samples, and that with the fewest."""
+    population.to(config["device"])
+    task = RecBoleSamples(config, train_dataset, population)
+    active = torch.nonzero(task.sizes).flatten()
+    order = active[torch.argsort(task.sizes[active])].tolist()
+    for number in dict.fromkeys([order[-1], order[0]]):
+        part = of_users(train_dataset, client_of_user == number)
+        with streams_kept(config["device"]):
+            alone = RecBolePopulation(config, [part], client_of_user, model_class).to(config["device"]).networks[0]
+        local = recbole_task(config, alone, SharedState(alone, dict), part)
+        differs = disagreement(population, task, local, number, config["seed"])
+        if differs is not None:
+            return differs
+    return None
 
 
 def _check_labels(config: FedKDConfig, train_dataset: Any) -> None:

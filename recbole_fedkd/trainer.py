@@ -582,7 +582,7 @@ class FedKDTrainer(CheckpointTrainer):
             task = self._labelled_samples(dataset, model)
             labels = len(model.label_values)
         else:
-            task = RecBoleSamples(config, dataset, model.client_of_user, model.batched.sources, network)
+            task = RecBoleSamples(config, dataset, model)
             labels = RecBoleTask.labels
             self._check_distillable(click_loss(network) is not None)
         strategy = self._strategy(model.clients, labels, network)

@@ -26,7 +26,7 @@ MAY_KNOW = {
     "evaluation": set(),
     "config": {"compat", "distillation", "engine", "evaluation", "federated", "model", "optim"},
     "trainer": {"engine", "evaluation", "federated", "files", "model", "optim"},
-    "quick_start": {"compat", "config", "data", "engine", "evaluation", "files", "model", "trainer"},
+    "quick_start": {"compat", "config", "data", "engine", "evaluation", "federated", "files", "model", "trainer"},
     "report": {"files"},
     "experiment": {"config", "files", "quick_start", "report"},
     "search": {"config", "files", "quick_start"},

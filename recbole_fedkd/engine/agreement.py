@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recbole_fedkd.engine.draws import Streams
 from recbole_fedkd.engine.fleet import drawing, stepped
@@ -53,18 +53,19 @@ def disagreement(
         if name not in batch.fields or not torch.equal(batch.fields[name][0], interaction[name]):
             return f"the samples drawn differ in '{name}'"
     batch = _filled_up(batch)
+    # The same for both, so that what a model keeps from one call shows in the next.
+    twin = group.twin()
     for training in (True, False):
         precision = torch.float32 if training else torch.float64
         try:
             group.whole.to(precision)
-            local.network.to(precision)
-            for each in (group.whole, local.network):
-                each.train(training)
+            local.network.to(precision).train(training)
             with own_streams(client_seed, device):
                 expected = _alone(local, interaction if training else _doubled(interaction))
             fields = {name: _precise(values, precision) for name, values in batch.fields.items()}
             same = Epoch(fields, batch.items, batch.labels, batch.weights.to(precision))
-            found = _side_by_side(group, task, same, number, streams if training else None)
+            twin.to(precision).train(training)
+            found = _side_by_side(group, twin, task, same, number, streams if training else None)
         finally:
             group.whole.to(torch.float32)
         differs = _difference(_parted(group, expected), found, TOLERANCE[precision])
@@ -110,7 +111,7 @@ def _alone(local: RecBoleTask, interaction: Any) -> dict[str, Tensor]:
 
 
 def _side_by_side(
-    group: ClientGroup, task: RecBoleSamples, batch: Epoch, number: int, streams: Streams | None
+    group: ClientGroup, network: nn.Module, task: RecBoleSamples, batch: Epoch, number: int, streams: Streams | None
 ) -> dict[str, Tensor]:
     """The same for one client of a fleet; gradients of what clients hold only in part of all rows."""
     chosen = torch.tensor([number], device=batch.labels.device)
@@ -120,8 +121,8 @@ def _side_by_side(
     for leaf in weights.tensors():
         leaf.requires_grad_()
     size = batch.labels.shape[1]
-    masks = streams.masks([size - FILLED_UP], size, drawing(group.whole)) if streams is not None else []
-    clients = (group, group.whole, pack, weights, group.buffers_of(pack))
+    masks = streams.masks([size - FILLED_UP], size, drawing(network)) if streams is not None else []
+    clients = (group, network, pack, weights, group.buffers_of(pack))
 
     def said(step: Any, parameters: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         return (step.loss,) if step.logits is None else (step.loss, step.logits, step.labels)
@@ -164,5 +165,5 @@ def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tol
             return f"{what} cannot be compared"
         bound = tolerance * max(float(value.abs().max()), torch.finfo(torch.float32).tiny)
         if not float((found[name] - value).abs().max()) <= bound:
-            return f"{what} is another one when it trains beside others"
+            return f"{what} would not be what it is on a client by itself"
     return None

@@ -461,10 +461,10 @@ class FleetEngine:
                 for leaf in weights.tensors():
                     leaf.requires_grad_()
                 batch = self.task.blank(count, self.device)
-                masks = [torch.ones(1, count, *shape, device=self.device) for _, shape in drawing(group.whole)]
-                group.whole.train()
+                network = self._network(place).train()
+                masks = [torch.ones(1, count, *shape, device=self.device) for _, shape in drawing(network)]
                 with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                    training = _Training(group, group.whole, pack, weights, received, [], clients, [count])
+                    training = _Training(group, network, pack, weights, received, [], clients, [count])
                     self._step(training, batch, masks)
                 totals.append(sum(max(sizes) for sizes in kept.values()))
             self._sample_bytes[place] = max(1, (totals[1] - totals[0]) // 32)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import InputType
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from recbole_fedkd.engine.draws import Streams
 from recbole_fedkd.federated.task import AttentiveTask, Samples, Step, click_logits, click_loss, is_click
 from recbole_fedkd.model.batching import for_client, seen_by_losses, total_loss
-from recbole_fedkd.model.fleet import ClientGroup, Pack
+from recbole_fedkd.model.fleet import ClientGroup, Pack, RecBoleFleetPopulation
 
 
 @dataclass(frozen=True)
@@ -188,22 +189,19 @@ class RecBoleSamples(FleetTask):
     Args:
         config: the run's config.
         dataset: the training split.
-        client_of_user: ``[users]``.
-        sources: fields that name rows of the item tables, and the row that the value 0 names.
-        model: with replaced modules; says whether there is a click to distil.
+        population: holds the model with replaced modules.
     """
 
-    def __init__(
-        self, config: Any, dataset: Any, client_of_user: Tensor, sources: Mapping[str, int], model: nn.Module
-    ) -> None:
+    def __init__(self, config: Any, dataset: Any, population: RecBoleFleetPopulation) -> None:
+        client_of_user, batched = population.client_of_user, population.batched
         device = client_of_user.device
         sampling = config["train_neg_sample_args"]
         self.sampled = 0 if sampling["distribution"] == "none" else int(sampling["sample_num"])
         self.pairwise = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE
         self.user_field, self.item_field = dataset.uid_field, dataset.iid_field
         self.label_field, self.prefix = config["LABEL_FIELD"], config["NEG_PREFIX"]
-        self.item_count, self.sources = dataset.item_num, sources
-        self.click = click_loss(model)
+        self.item_count, self.sources = dataset.item_num, batched.sources
+        self.click = click_loss(batched.model)
         owner = client_of_user[dataset.inter_feat[self.user_field].to(device)]
         order = torch.argsort(owner, stable=True)
         self.rows = torch.bincount(owner, minlength=int(client_of_user.max()) + 1)
@@ -216,7 +214,6 @@ class RecBoleSamples(FleetTask):
         self.times, self.batch_size = times, self.positives * times
         self.sizes = self.rows * times
         self._start = self.rows.cumsum(0) - self.rows
-        self.local_id: Tensor | None = None
 
     @cached_property
     def _users_and_items(self) -> tuple[Any, Any]:
@@ -228,50 +225,41 @@ class RecBoleSamples(FleetTask):
         """As RecBole's loader draws them, negatives batch by batch."""
         device = self.rows.device
         held, start = self.rows[numbers].unsqueeze(1), self._start[numbers].unsqueeze(1)
-        sizes = held.flatten().tolist()
-        position = torch.arange(max(sizes) * self.times, device=device).expand(len(numbers), -1)
-        real = position < held * self.times
-        batch, place = position // self.batch_size, position % self.batch_size
-        in_batch = (held - batch * self.positives).clamp(1, self.positives)
-        repeat = torch.where(real, place // in_batch, 0)
-        positive = torch.where(real, batch * self.positives + place % in_batch, 0)
+        rows = held.flatten().tolist()
+        unshuffled = torch.arange(max(rows)).expand(len(rows), -1)
+        orders = [streams.orders(rows, self.positives) for _ in range(epochs)] + [unshuffled] * clean
+        # A batch is its positives, once each with the first negatives, once each with the second ones, and so on.
+        place = torch.arange(max(rows) * self.times, device=device).expand(len(rows), -1)
+        real = place < held * self.times
+        batch, in_batch = place // self.batch_size, place % self.batch_size
+        positives = (held - batch * self.positives).clamp(1, self.positives)
+        repeat = torch.where(real, in_batch // positives, 0)
+        row = torch.where(real, batch * self.positives + in_batch % positives, 0)
         drawn = (real & ((repeat > 0) | self.pairwise)).flatten().nonzero().flatten()
+        found = self._negatives(start.flatten().tolist(), rows, orders, streams)
+        made = []
+        for order, sampled in zip(orders, found, strict=True):
+            index = start + order.to(device).gather(1, row)
+            made.append(self._epoch(index, sampled, drawn, repeat, real))
+        return made[:epochs], made[-1] if clean else None
+
+    def _negatives(
+        self, starts: Sequence[int], rows: Sequence[int], orders: Sequence[Tensor], streams: Streams
+    ) -> list[Tensor | None]:
+        """Sampled items of every epoch, client by client; None where none are sampled."""
+        if not self.sampled:
+            return [None] * len(orders)
         users, items = self._users_and_items
-        starts = start.flatten().tolist()
-
-        def epoch(shuffle: bool) -> tuple[Tensor, Tensor]:
-            in_order = torch.arange(max(sizes), device=device).expand(len(sizes), -1)
-            order = streams.orders(sizes, self.positives).to(device) if shuffle else in_order
-            index = start + order.gather(1, positive)
-            return index, order
-
-        indices = []
-        orders = []
-        for number in range(epochs + clean):
-            index, order = epoch(number < epochs)
-            indices.append(index)
-            orders.append(order.cpu().numpy())
-        sampled: list[Tensor | None] = [None] * len(indices)
-        if self.sampled:
-            each = []
-            for client, (begin, size) in enumerate(zip(starts, sizes, strict=True)):
-                own_users, own_items = users[begin : begin + size], items[begin : begin + size]
-                each.append(
-                    streams.batch_negatives(
-                        client,
-                        own_users,
-                        own_items,
-                        [own_order[client, :size] for own_order in orders],
-                        self.positives,
-                        self.sampled,
-                        self.item_count,
-                    )
+        in_order = [order.numpy() for order in orders]
+        drawn = []
+        for place, (start, count) in enumerate(zip(starts, rows, strict=True)):
+            own, mine = slice(start, start + count), [order[place, :count] for order in in_order]
+            drawn.append(
+                streams.batch_negatives(
+                    place, users[own], items[own], mine, self.positives, self.sampled, self.item_count
                 )
-            sampled = [torch.cat([torch.from_numpy(own[number]) for own in each]) for number in range(len(indices))]
-        drawn_epochs = [
-            self._epoch(index, found, drawn, repeat, real) for index, found in zip(indices, sampled, strict=True)
-        ]
-        return drawn_epochs[:epochs], drawn_epochs[-1] if clean else None
+            )
+        return [torch.from_numpy(np.concatenate(epoch)) for epoch in zip(*drawn, strict=True)]
 
     def _epoch(self, index: Tensor, found: Tensor | None, drawn: Tensor, repeat: Tensor, real: Tensor) -> Epoch:
         """What RecBole joins to the rows ``index [c, size]``; ``found``: sampled items for the entries ``drawn``."""

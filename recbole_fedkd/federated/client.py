@@ -78,24 +78,31 @@ def client_round_seed(seed: int, client: int, round_index: int) -> int:
 
 
 @contextmanager
+def streams_kept(device: torch.device) -> Iterator[None]:
+    """The process gets its random streams back as they were: torch's, numpy's and Python's."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+
+
+@contextmanager
 def own_streams(seed: int, device: torch.device) -> Iterator[None]:
     """Random streams that start at ``seed``; the process gets its own back, so that nobody else's draws depend on clients.
 
     Dropout draws from torch's stream, RecBole's negative samplers from numpy's and Python's.
     """
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with streams_kept(device):
         # Not `torch.manual_seed`: without a GPU in use that keeps a stack trace of every call, which takes time and memory.
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             torch.cuda.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)
-            random.setstate(python_state)
+        yield
 
 
 class Client:

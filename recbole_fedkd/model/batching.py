@@ -15,6 +15,7 @@ from recbole.model.loss import BPRLoss
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.loss import _Loss
 
 from recbole_fedkd.model.backbone import HandedDropout
@@ -144,6 +145,8 @@ class BatchedModel:
         self.model = model
         if any(not each.requires_grad or each.dtype != torch.float32 for each in model.parameters()):
             raise NotBatchedError("it has parameters that are fixed or not of 32 bits")
+        if any(isinstance(module, _BatchNorm) for module in model.modules()):
+            raise NotBatchedError("it has a batch normalisation, in which the samples of a batch see each other")
         users = user_rows(model, user_field, len(local_id), item_num)
         embeddings = {f"{name}.weight": each for name, each in model.named_modules() if isinstance(each, nn.Embedding)}
         for name in users:
@@ -205,7 +208,8 @@ class BatchedModel:
         hooks = [layer.register_forward_pre_hook(called) for layer in layers]
         try:
             self.model.train()
-            self.model.calculate_loss(interaction)
+            with torch.no_grad():
+                self.model.calculate_loss(interaction)
         finally:
             for hook in hooks:
                 hook.remove()
