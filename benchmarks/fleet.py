@@ -43,9 +43,12 @@ LEAVE_ONE_OUT = {
     "mode": {"valid": "uni99", "test": "uni99"},
 }
 PFEDREC = {"preset": "pfedrec", "eval_args": LEAVE_ONE_OUT}
+FEDNCF = {"preset": "fedncf", "eval_args": LEAVE_ONE_OUT}
 CASES = {
     "pfedrec on fleet": ("PFedRec", {**PFEDREC, "engine": "fleet"}),
     "pfedrec on local": ("PFedRec", {**PFEDREC, "engine": "local"}),
+    "fedncf on fleet": ("NeuMF", {**FEDNCF, "engine": "fleet"}),
+    "fedncf on local": ("NeuMF", {**FEDNCF, "engine": "local"}),
     "central epoch of AttnStudent": ("AttnStudent", {}),
     "fedavg on fleet": ("AttnFedKD", {"preset": "fedavg", "partition": "user", "engine": "fleet"}),
     "afd on fleet": ("AttnFedKD", {"preset": "afd", "partition": "user", "engine": "fleet"}),

@@ -13,11 +13,12 @@ from recbole_fedkd.engine.fleet import drawing, stepped
 from recbole_fedkd.engine.samples import Epoch, RecBoleSamples
 from recbole_fedkd.federated.client import client_round_seed, own_streams
 from recbole_fedkd.federated.task import RecBoleTask
+from recbole_fedkd.model.backbone import HandedDropout
 from recbole_fedkd.model.batching import ClientTable
 from recbole_fedkd.model.fleet import ClientGroup, RecBoleFleetPopulation, Weights
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-7}
-"""Largest difference of a loss or a gradient, as a share of its largest number, in training and without dropout."""
+"""Largest difference of a loss or a gradient, as a share of its largest number, by the precision of what is computed."""
 
 FILLED_UP = 3
 """Samples that are added to a batch and must not count."""
@@ -28,7 +29,7 @@ def disagreement(
 ) -> str | None:
     """What differs when one client's first batch is trained on by itself and side by side; None if nothing does.
 
-    Samples, loss and gradients are compared: in training, and in double precision without dropout, where a term as small as a
+    Samples, loss and gradients are compared: with dropout, and in double precision without, where a term as small as a
     regulariser's cannot hide. A model passes if its loss is a mean over samples that do not see each other, and if it looks
     its tables up row by row.
 
@@ -52,49 +53,41 @@ def disagreement(
     for name in interaction.interaction:
         if name not in batch.fields or not torch.equal(batch.fields[name][0], interaction[name]):
             return f"the samples drawn differ in '{name}'"
-    batch = _filled_up(batch)
-    # The same for both, so that what a model keeps from one call shows in the next.
+    # One for both, so that what a model keeps from one call shows in the next.
     twin = group.twin()
-    for training in (True, False):
-        precision = torch.float32 if training else torch.float64
-        try:
-            group.whole.to(precision)
-            local.network.to(precision).train(training)
+    try:
+        for precision, tolerance in TOLERANCE.items():
+            # A GPU's own stream gives other masks, which are as good.
+            dropping = precision == torch.float32 and device.type == "cpu"
+            for network in (group.whole, twin, local.network):
+                network.to(precision).train()
+                for layer in network.modules():
+                    if isinstance(layer, nn.Dropout | HandedDropout):
+                        layer.train(dropping)
             with own_streams(client_seed, device):
-                expected = _alone(local, interaction if training else _doubled(interaction))
-            fields = {name: _precise(values, precision) for name, values in batch.fields.items()}
-            same = Epoch(fields, batch.items, batch.labels, batch.weights.to(precision))
-            twin.to(precision).train(training)
-            found = _side_by_side(group, twin, task, same, number, streams if training else None)
-        finally:
-            group.whole.to(torch.float32)
-        differs = _difference(_parted(group, expected), found, TOLERANCE[precision])
-        if differs is not None:
-            return differs
+                alone = _alone(local, type(interaction)(_precise(interaction.interaction, precision)))
+            among = _filled_up(batch, precision)
+            found = _side_by_side(group, twin, task, among, number, streams if dropping else None)
+            differs = _difference(_parted(group, alone), found, tolerance)
+            if differs is not None:
+                return differs
+    finally:
+        group.whole.to(torch.float32).train()
     return None
 
 
-def _filled_up(batch: Epoch) -> Epoch:
+def _filled_up(batch: Epoch, precision: torch.dtype) -> Epoch:
     """The batch ``[1, size]`` with samples behind it that do not count."""
     size = batch.labels.shape[1]
     places = torch.cat([torch.arange(size), torch.arange(FILLED_UP) % size]).to(batch.labels.device)
-    whole = Epoch(
-        {name: values[:, places] for name, values in batch.fields.items()},
-        batch.items[:, places],
-        batch.labels[:, places],
-        batch.weights[:, places],
-    )
-    whole.weights[:, size:] = 0.0
-    return whole
+    fields = {name: values[:, places] for name, values in _precise(batch.fields, precision).items()}
+    weights = batch.weights[:, places].to(precision)
+    weights[:, size:] = 0.0
+    return Epoch(fields, batch.items[:, places], batch.labels[:, places], weights)
 
 
-def _precise(values: Tensor, precision: torch.dtype) -> Tensor:
-    return values.to(precision) if values.is_floating_point() else values
-
-
-def _doubled(interaction: Any) -> Any:
-    columns = {name: _precise(values, torch.float64) for name, values in interaction.interaction.items()}
-    return type(interaction)(columns)
+def _precise(columns: Mapping[str, Tensor], precision: torch.dtype) -> dict[str, Tensor]:
+    return {name: each.to(precision) if each.is_floating_point() else each for name, each in columns.items()}
 
 
 def _alone(local: RecBoleTask, interaction: Any) -> dict[str, Tensor]:

@@ -297,6 +297,17 @@ class ClientGroup(nn.Module):
                 named[name] = piece.reshape(*piece.shape[:2], *shapes[name][1:])
         return named
 
+    @torch.no_grad()
+    def served_by(self, client: Tensor, base: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+        """Parameters of the network of all users and items as one client serves it; arguments as of :meth:`weights`."""
+        dense, rows = base[0].clone(), base[1].clone()
+        dense[: self.own.shape[1]] = self.own[client]
+        _, item, place = self.rows.of(client.unsqueeze(0))
+        width = self.rows.data.shape[1]
+        rows[item, :width] = self.rows.data[place]
+        named = self.named(Weights(*(part.unsqueeze(0) for part in (dense, rows, base[2]))))
+        return {name: value[0] for name, value in named.items()}
+
     def column_rates(self, rates: Mapping[str, float], default: float) -> list[Tensor]:
         """Learning rate of every column of :meth:`Weights.tensors`; the default where ``rates`` does not name a parameter."""
         found = []
@@ -540,13 +551,10 @@ class RecBoleFleetPopulation(CompactPopulation, AbstractRecommender):
             return scores.flatten()
         owners = self.client_of_user[interaction[self.user_field]]
         base = (group.dense_base(), group.item_base(), group.user_table())
-        everything = torch.arange(group.item_count, device=owners.device).unsqueeze(0)
         out: Tensor | None = None
         for client in owners.unique():
             rows = torch.nonzero(owners == client).flatten()
-            pack = group.pack(client.unsqueeze(0), everything)
-            named = group.named(group.weights(pack, base, serving=True))
-            own = {f"network.{name}": named[name][0] for name in (*group.dense_names, *group.item_names)}
+            own = {f"network.{name}": value for name, value in group.served_by(client, base).items()}
             caller = _Caller(group.whole, lambda network, part: getattr(network, method)(part))
             scores = functional_call(caller, own, (interaction[rows],)).view(len(rows), -1)
             if out is None:
