@@ -7,7 +7,8 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.model.general_recommender.bpr import BPR
 
-from recbole_fedkd.model.batching import ClientTable, WeightedLoss
+from recbole_fedkd.federated.client import own_streams
+from recbole_fedkd.model.batching import ClientTable, HandedAttention, WeightedLoss
 from recbole_fedkd.model.population import user_rows
 from recbole_fedkd.trainer import read_checkpoint
 
@@ -84,9 +85,17 @@ def test_a_recbole_model_trains_as_on_the_local_engine(prepared, model, keys, pa
     assert_same_rounds(local, fleet, 2)
 
 
+@pytest.mark.parametrize("model", ["LR", "FM", "AFM", "FNN", "FwFM", "PNN", "WideDeep", "AutoInt", "FiGNN", "KD_DAGFM"])
+def test_every_model_that_passes_trains_as_on_the_local_engine(prepared, model):
+    keys = {**CLICKS, "learner": "sgd", "learning_rate": 0.3, "partition": "user", "strategy": "fedavg"}
+    local, fleet = engines_of(prepared, model, **keys)
+    assert_same_rounds(local, fleet, 1)
+
+
 @pytest.mark.parametrize(
     ("model", "keys"),
     [
+        ("DeepFM", {**CLICKS, "strategy": "fedavg", "attention": True}),
         ("NeuMF", {**NEUMF, "strategy": "afd", "partition": "user"}),
         ("WideDeep", {**CLICKS, "strategy": "afd", "partition": "random"}),
         ("WideDeep", {**CLICKS, "strategy": "fd", "partition": "user", "knowledge_pass": "last_epoch"}),
@@ -169,6 +178,13 @@ class RegularisedBPR(BPR):
         return super().calculate_loss(interaction) + 1e-6 * (users.norm() + items.norm())
 
 
+class DroppingBPR(BPR):
+    """BPR that drops parts of its vectors without a layer for it."""
+
+    def get_user_embedding(self, user):
+        return torch.nn.functional.dropout(super().get_user_embedding(user), 0.5, self.training)
+
+
 class WholeTableBPR(BPR):
     """BPR with a norm of its whole table, most of which a client does not hold."""
 
@@ -183,7 +199,11 @@ class WholeTableBPR(BPR):
         (WholeTableBPR, IMPLICIT, "model 'WholeTableBPR' is not the same for many clients at once: its loss"),
         ("LightGCN", IMPLICIT, "model 'LightGCN' cannot be called"),
         ("DCN", CLICKS, "model 'DCN' cannot be called for many clients at once: it has a batch normalisation"),
-        ("AutoInt", CLICKS, "model 'AutoInt' cannot be called for many clients at once: it draws random numbers"),
+        (
+            DroppingBPR,
+            IMPLICIT,
+            "model 'DroppingBPR' cannot be called for many clients at once: it draws random numbers",
+        ),
         (
             "SASRec",
             {"train_neg_sample_args": None, "MAX_ITEM_LIST_LENGTH": 4, "n_layers": 1},
@@ -218,6 +238,24 @@ def test_a_sample_that_only_fills_up_moves_no_weighted_loss():
     expected = torch.nn.functional.binary_cross_entropy_with_logits(scores[:3], labels[:3])
     loss.weights = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0])
     torch.testing.assert_close(loss(scores, labels), expected)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_an_attention_that_is_handed_masks_drops_what_torchs_does(batch_first):
+    theirs = torch.nn.MultiheadAttention(8, 2, dropout=0.4, batch_first=batch_first)
+    ours = HandedAttention(theirs)
+    values = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0))
+    found = []
+    for layer in (theirs, ours):
+        with own_streams(3, torch.device("cpu")):
+            found.append(layer(values, values, values))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one)
+    with own_streams(3, torch.device("cpu")):
+        shape = (3, 2, 5, 5) if batch_first else (5, 2, 3, 3)
+        ours.dropout.handed = [torch.empty(shape).bernoulli_(0.6)]
+    torch.testing.assert_close(ours(values, values, values)[0], found[0][0])
+    assert not ours.dropout.handed
 
 
 def test_a_table_of_several_fields_gives_each_row_wherever_a_client_holds_it():

@@ -62,7 +62,7 @@ def disagreement(
             for network in (group.whole, twin, local.network):
                 network.to(precision).train()
                 for layer in network.modules():
-                    if isinstance(layer, nn.Dropout | HandedDropout):
+                    if isinstance(layer, nn.Dropout | nn.MultiheadAttention | HandedDropout):
                         layer.train(dropping)
             with own_streams(client_seed, device):
                 alone = _alone(local, type(interaction)(_precise(interaction.interaction, precision)))

@@ -686,29 +686,30 @@ def stepped(
         packed: tensors ``[c, ...]``, or containers of such.
     """
     group, network, pack, weights, buffers = clients
-    layers = _dropouts(network)
+    calls = _dropouts(network)
 
     def of_client(
         network: nn.Module, parameters: Mapping[str, Tensor], masks: Sequence[Tensor], arguments: Any, *of_client: Any
     ) -> Any:
-        for layer, mask in zip(layers, masks, strict=bool(masks)):
-            layer.handed = mask
+        for (layer, _), mask in zip(calls, masks, strict=bool(masks)):
+            layer.handed.append(mask)
         return function(task.step(network, with_logits, *arguments), parameters, *of_client)
 
     try:
         arguments = task.arguments(group, pack, batch)
         return group.called(network, of_client, weights, buffers, list(masks), arguments, *packed)
     finally:
-        for layer in layers:
-            layer.handed = None
+        for layer, _ in calls:
+            layer.handed.clear()
 
 
 def drawing(network: nn.Module) -> list[tuple[float, tuple[int, ...]]]:
-    """Share that is dropped, and shape of a sample, of every layer that draws, in the order in which they do."""
-    return [(layer.probability, layer.shape) for layer in _dropouts(network) if layer.shape is not None]
+    """Share that is dropped, and shape of a sample, of every mask that a pass draws, in the order in which it does."""
+    return [(layer.probability, shape) for layer, shape in _dropouts(network)]
 
 
-def _dropouts(network: nn.Module) -> list[HandedDropout]:
-    layers = [module for module in network.modules() if isinstance(module, HandedDropout)]
-    drawing = [layer for layer in layers if layer.probability and layer.shape is not None]
-    return sorted(drawing, key=lambda layer: layer.turn)
+def _dropouts(network: nn.Module) -> list[tuple[HandedDropout, tuple[int, ...]]]:
+    """Calls of layers that draw."""
+    layers = [module for module in network.modules() if isinstance(module, HandedDropout) and module.probability]
+    calls = [(turn, layer, shape) for layer in layers for turn, shape in layer.shapes.items()]
+    return [(layer, shape) for _, layer, shape in sorted(calls, key=lambda call: call[0])]

@@ -12,31 +12,30 @@ CNN_LAYERS = 5
 
 
 class HandedDropout(nn.Module):
-    """Dropout that can be handed its mask: who trains many networks at once draws for each from a stream of its own.
+    """Dropout that can be handed its masks: who trains many networks at once draws for each from a stream of its own.
 
     Args:
         probability: share of the entries that are set to 0.
         width: size of the last axis of what it is applied to; None: not known yet.
 
     Attributes:
-        shape: of what it is applied to, without the leading axis of samples; None: not known yet.
-        turn: place among the layers of a network that draw, where that is not the order in which they were made.
-        handed: mask of the next call, 1 where an entry stays, of the input's shape; None: drawn from torch's own stream.
+        shapes: of what it is applied to in a pass, without the leading axis of samples, by the place of the call among the
+            calls of all layers of a network; layers of the same place are called in the order in which they were made.
+        handed: masks of the next calls, 1 where an entry stays, of the input's shape; none: drawn from torch's own stream.
     """
 
     def __init__(self, probability: float, width: int | None) -> None:
         super().__init__()
         self.probability = probability
-        self.shape: tuple[int, ...] | None = (width,) if width is not None else None
-        self.turn = 0
-        self.handed: Tensor | None = None
+        self.shapes: dict[int, tuple[int, ...]] = {} if width is None else {0: (width,)}
+        self.handed: list[Tensor] = []
 
     def forward(self, values: Tensor) -> Tensor:
-        """``[..., width]`` to the same shape; what stays is scaled up, so that the mean stays."""
+        """``[batch, ...]`` to the same shape; what stays is scaled up, so that the mean stays."""
         if not self.training or not self.probability:
             return values
         kept = 1.0 - self.probability
-        mask = torch.empty_like(values).bernoulli_(kept) if self.handed is None else self.handed
+        mask = self.handed.pop(0) if self.handed else torch.empty_like(values).bernoulli_(kept)
         return values * mask.div(kept)
 
 

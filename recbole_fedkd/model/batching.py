@@ -1,11 +1,12 @@
-"""A RecBole model made ready to be called for many clients at once: three kinds of its modules are replaced.
+"""A RecBole model made ready to be called for many clients at once: some kinds of its modules are replaced.
 
-Embeddings look rows up in what a client holds of a table, dropout layers can be handed their masks, and losses leave out the
+Embeddings look rows up in what a client holds of a table, what drops out can be handed its masks, and losses leave out the
 samples that only fill a batch up. As long as nothing is handed to them they compute what the modules did that they replace.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -87,6 +88,41 @@ class ClientTable(nn.Module):
     def _rows(self, place: Tensor, table: Tensor) -> Tensor:
         found: Tensor = functional.embedding(place, table, self.padding)
         return found
+
+
+class HandedAttention(nn.Module):
+    """An ``nn.MultiheadAttention`` whose dropout can be handed its masks; parameters have the names that they have there.
+
+    Args:
+        attention: what it replaces.
+    """
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__()
+        if attention.bias_k is not None or attention.add_zero_attn or attention.in_proj_weight is None:
+            raise NotBatchedError("it has an attention with keys of its own, or of several widths")
+        self.heads, self.batch_first = attention.num_heads, attention.batch_first
+        self.in_proj_weight, self.in_proj_bias = attention.in_proj_weight, attention.in_proj_bias
+        self.out_proj = attention.out_proj
+        self.dropout = HandedDropout(attention.dropout, None)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend, without masks, from ``[batch, targets, d]`` to ``[batch, keys, d]`` twice, or with the batch second.
+
+        Returns:
+            The same shape as of the targets, and the mean of the heads' weights ``[batch, targets, keys]``.
+        """
+        weights = self.in_proj_weight.chunk(3)
+        biases = self.in_proj_bias.chunk(3) if self.in_proj_bias is not None else (None, None, None)
+        parts = []
+        for values, weight, bias in zip((query, key, value), weights, biases, strict=True):
+            projected = functional.linear(values if self.batch_first else values.transpose(0, 1), weight, bias)
+            parts.append(projected.unflatten(2, (self.heads, -1)).transpose(1, 2))
+        queries, keys, heads = parts
+        scores = (queries / math.sqrt(queries.shape[3])) @ keys.transpose(2, 3)
+        attended = self.dropout(scores.softmax(3))
+        out: Tensor = self.out_proj((attended @ heads).transpose(1, 2).flatten(2))
+        return out if self.batch_first else out.transpose(0, 1), attended.mean(1)
 
 
 class WeightedLoss(nn.Module):
@@ -185,6 +221,8 @@ class BatchedModel:
         for path, module in list(model.named_modules()):
             if isinstance(module, nn.Dropout):
                 _replace(model, path, HandedDropout(module.p, None))
+            elif isinstance(module, nn.MultiheadAttention):
+                _replace(model, path, HandedAttention(module))
             elif isinstance(module, _Loss | BPRLoss):
                 _replace(model, path, WeightedLoss(module))
 
@@ -192,19 +230,22 @@ class BatchedModel:
         """See in which order the model calls its dropout layers, and for what shapes, on a batch.
 
         Raises:
-            NotBatchedError: it drops something else than parts of single samples, or by one layer twice.
+            NotBatchedError: it drops something else than parts of single samples.
         """
-        turns: list[HandedDropout] = []
+        calls = 0
 
         def called(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            nonlocal calls
             assert isinstance(layer, HandedDropout)
             (values,) = arguments
-            if layer in turns or len(values) != len(interaction):
-                raise NotBatchedError("a dropout layer is called twice in a batch, or drops across samples")
-            layer.shape, layer.turn = tuple(values.shape[1:]), len(turns)
-            turns.append(layer)
+            if len(values) != len(interaction):
+                raise NotBatchedError("a dropout layer drops across the samples of a batch")
+            layer.shapes[calls] = tuple(values.shape[1:])
+            calls += 1
 
         layers = [module for module in self.model.modules() if isinstance(module, HandedDropout)]
+        for layer in layers:
+            layer.shapes.clear()
         hooks = [layer.register_forward_pre_hook(called) for layer in layers]
         try:
             self.model.train()
