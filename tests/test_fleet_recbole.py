@@ -7,6 +7,7 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.model.general_recommender.bpr import BPR
 
+from recbole_fedkd.engine.agreement import TOLERANCES, _difference
 from recbole_fedkd.federated.client import own_streams
 from recbole_fedkd.model.batching import ClientTable, HandedAttention, WeightedLoss
 from recbole_fedkd.model.population import user_rows
@@ -273,3 +274,13 @@ def test_a_table_of_several_fields_gives_each_row_wherever_a_client_holds_it():
     held = torch.tensor([[0, 5, 8], [2, 6, 7]])
     assert torch.equal(split(held), table(held))
     assert len(whole[0]) == 5 and len(whole[1]) == 4
+
+
+def test_what_cancels_out_may_differ_by_rounding_and_what_does_not_may_not():
+    tolerance = TOLERANCES[torch.float32]
+    said = {"loss": torch.tensor(0.7), "weight": torch.tensor([0.3, 0.0]), "bias": torch.tensor([2e-8])}
+    rounded = {**said, "bias": torch.tensor([-3e-8]), "weight": torch.tensor([0.300001, 0.0])}
+    assert _difference(said, rounded, tolerance) is None
+    assert "gradient of 'weight'" in _difference(said, {**said, "weight": torch.tensor([0.3, 1e-4])}, tolerance)
+    assert "its loss" in _difference(said, {**said, "loss": torch.tensor(0.701)}, tolerance)
+    assert "gradient of 'bias' cannot" in _difference(said, {"loss": said["loss"], "weight": said["weight"]}, tolerance)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +18,22 @@ from recbole_fedkd.model.backbone import HandedDropout
 from recbole_fedkd.model.batching import ClientTable
 from recbole_fedkd.model.fleet import ClientGroup, RecBoleFleetPopulation, Weights
 
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-7}
-"""Largest difference of a loss or a gradient, as a share of its largest number, by the precision of what is computed."""
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far two results may differ.
+
+    Attributes:
+        share: of the largest number of a result.
+        floor: a result counts as at least this share of the loss and all gradients: what cancels out leaves only rounding.
+    """
+
+    share: float
+    floor: float
+
+
+TOLERANCES = {torch.float32: Tolerance(1e-4, 1e-2), torch.float64: Tolerance(1e-7, 1e-6)}
+"""By the precision of what is computed."""
 
 FILLED_UP = 3
 """Samples that are added to a batch and must not count."""
@@ -56,7 +71,7 @@ def disagreement(
     # One for both, so that what a model keeps from one call shows in the next.
     twin = group.twin()
     try:
-        for precision, tolerance in TOLERANCE.items():
+        for precision, tolerance in TOLERANCES.items():
             # A GPU's own stream gives other masks, which are as good.
             dropping = precision == torch.float32 and device.type == "cpu"
             for network in (group.whole, twin, local.network):
@@ -149,14 +164,15 @@ def _parted(group: ClientGroup, said: Mapping[str, Tensor]) -> dict[str, Tensor]
     return parted
 
 
-def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: float) -> str | None:
+def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: Tolerance) -> str | None:
+    """What differs between two results of the same names."""
+    largest = {name: float(value.abs().max()) for name, value in expected.items()}
+    scale = max(value for name, value in largest.items() if name not in ("logits", "labels"))
     for name, value in expected.items():
-        what = {"loss": "its loss", "logits": "its logits", "labels": "its labels"}.get(
-            name, f"the gradient of '{name}'"
-        )
+        what = f"its {name}" if name in ("loss", "logits", "labels") else f"the gradient of '{name}'"
         if name not in found or found[name].shape != value.shape:
             return f"{what} cannot be compared"
-        bound = tolerance * max(float(value.abs().max()), torch.finfo(torch.float32).tiny)
+        bound = tolerance.share * max(largest[name], tolerance.floor * scale)
         if not float((found[name] - value).abs().max()) <= bound:
             return f"{what} would not be what it is on a client by itself"
     return None
