@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from engines import assert_same_round
 from recbole.data.interaction import Interaction
 from recbole.model.general_recommender.bpr import BPR
 
@@ -42,7 +43,7 @@ def state_of(trainer, client):
         return state
     (group,) = model.groups
     pack = group.pack(torch.tensor([client]), torch.arange(group.item_count).unsqueeze(0))
-    base = (group.dense_base(), group.item_base(), group.user_table())
+    base = group.base()
     named = {name: value[0] for name, value in group.named(group.weights(pack, base, serving=True)).items()}
     for path, table in group.whole.named_modules():
         name = f"{path}.weight"
@@ -56,22 +57,7 @@ def state_of(trainer, client):
 
 def assert_same_rounds(local, fleet, rounds, tolerance=2e-4):
     for index in range(rounds):
-        one, other = local.engine.run_round(index), fleet.engine.run_round(index)
-        assert other.bytes_down == one.bytes_down
-        assert other.bytes_up == one.bytes_up
-        assert other.loss == pytest.approx(one.loss, rel=1e-4)
-        for client in range(len(local.engine.clients)):
-            expected, found = state_of(local, client), state_of(fleet, client)
-            assert found.keys() == expected.keys()
-            for name, value in expected.items():
-                told = f"round {index}, client {client}, {name}: "
-                torch.testing.assert_close(
-                    found[name],
-                    value.detach(),
-                    rtol=tolerance,
-                    atol=tolerance,
-                    msg=lambda m, t=told: t + m,
-                )
+        assert_same_round(local, fleet, index, state_of, tolerance)
 
 
 @pytest.mark.parametrize("partition", ["user", "random"])

@@ -124,7 +124,7 @@ def _side_by_side(
     """The same for one client of a fleet; gradients of what clients hold only in part of all rows."""
     chosen = torch.tensor([number], device=batch.labels.device)
     pack = group.pack(chosen, task.needed(batch))
-    base = (group.dense_base(), group.item_base(), group.user_table())
+    base = group.base()
     weights = group.weights(pack, base)
     for leaf in weights.tensors():
         leaf.requires_grad_()

@@ -338,7 +338,7 @@ class FleetEngine:
         for place, group in enumerate(self.groups):
             if strategy.shares_parameters:
                 mean = MeanOfClients(group, self.private[place], of_changed)
-            base = (group.dense_base(), group.item_base(), group.user_table())
+            base = group.base()
             share = (lambda size: 1 / len(chosen)) if uniform else (lambda size: size / total)
             train = partial(self._train, place, round_index, base, mean, share)
             rows: list[RowChanges] = []
@@ -446,7 +446,7 @@ class FleetEngine:
             group = self.groups[place]
             clients = torch.zeros(1, dtype=torch.long, device=self.device)
             pack = group.pack(clients, clients.unsqueeze(1))
-            base = (group.dense_base(), group.item_base(), group.user_table())
+            base = group.base()
             kept: dict[int, list[int]] = {}
 
             def keep(tensor: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ class MeanOfClients:
                 total.div_(torch.where(changed > 0, changed, 1.0))
         dense = (self.dense_base + self.dense).to(self.dense_base.dtype)
         rows = (self.item_base + self.rows).to(self.item_base.dtype)
-        shapes = {name: parameter.shape for name, parameter in self.group.whole.named_parameters()}
+        shapes = self.group.shapes
         dense_sizes = [shapes[name].numel() for name in self.group.dense_names]
         row_sizes = [shapes[name][1:].numel() for name in self.group.item_names]
         mean = dict(zip(self.group.dense_names, dense.split(dense_sizes), strict=True))

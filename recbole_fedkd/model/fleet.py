@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from recbole_fedkd.model.batching import BatchedModel
 from recbole_fedkd.model.pair import names_of
-from recbole_fedkd.model.population import rows_that_stay, whole_networks
+from recbole_fedkd.model.population import local_ids, rows_that_stay, whole_networks
 from recbole_fedkd.model.shared import Rows, forget_cached
 from recbole_fedkd.model.student import LabelledRecommender
 
@@ -217,6 +217,10 @@ class ClientGroup(nn.Module):
         """User tables side by side: ``[users, U]``."""
         return self._tables(self.user_names)
 
+    def base(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What all have in common: :meth:`dense_base`, :meth:`item_base` and :meth:`user_table`."""
+        return self.dense_base(), self.item_base(), self.user_table()
+
     def pack(self, clients: Tensor, needed: Tensor, stores: Sequence[RowStore] = ()) -> Pack:
         """Put clients side by side.
 
@@ -255,7 +259,7 @@ class ClientGroup(nn.Module):
 
         Args:
             pack: the clients.
-            base: what all have in common: :meth:`dense_base`, :meth:`item_base` and :meth:`user_table`.
+            base: what all have in common, see :meth:`base`.
             serving: as the clients serve their users, not as they start a round.
         """
         dense_base, item_base, user_table = base
@@ -421,16 +425,6 @@ class CompactPopulation(nn.Module):
         return rows_that_stay(self.client_groups[group].whole, self.private_parameters)
 
 
-def local_ids(client_of_user: Tensor) -> Tensor:
-    """Every user's number on its client, from 1 ``[users]``, given the clients ``[users]``; padding user 0: 0."""
-    order = torch.argsort(client_of_user, stable=True)
-    counts = torch.bincount(client_of_user + 1)
-    local_id = torch.zeros_like(client_of_user)
-    local_id[order] = torch.arange(len(order)) - (counts.cumsum(0) - counts)[client_of_user[order] + 1] + 1
-    local_id[0] = 0
-    return local_id
-
-
 class FleetPopulation(CompactPopulation, LabelledRecommender):
     """The population of :class:`~recbole_fedkd.model.AttnFedKD` in compact form; arguments as there."""
 
@@ -444,7 +438,7 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
         owners = self.client_of_user[users]
         out = torch.empty(*items.shape, len(self.label_values), device=items.device)
         for place, group in enumerate(self.client_groups):
-            base = (group.dense_base(), group.item_base(), group.user_table())
+            base = group.base()
             mine = torch.nonzero(owners % len(self.groups) == place).flatten()
             mine = mine[torch.argsort(owners[mine], stable=True)]
             clients, counts = torch.unique_consecutive(owners[mine] // len(self.groups), return_counts=True)
@@ -550,7 +544,7 @@ class RecBoleFleetPopulation(CompactPopulation, AbstractRecommender):
             scores = getattr(group.whole, method)(interaction)
             return scores.flatten()
         owners = self.client_of_user[interaction[self.user_field]]
-        base = (group.dense_base(), group.item_base(), group.user_table())
+        base = group.base()
         out: Tensor | None = None
         for client in owners.unique():
             rows = torch.nonzero(owners == client).flatten()

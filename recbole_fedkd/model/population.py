@@ -39,18 +39,16 @@ class NetworkPopulation(LabelledRecommender):
         self.private_parameters = config["private_parameters"]
         builders = _builders(config, dataset, len(self.label_values))
         wholes = [builder.build(torch.arange(1, len(client_of_user))) for builder in builders]
-        local_id = torch.zeros_like(client_of_user)
         self.networks = nn.ModuleList()
         # What the clients' networks draw is overwritten, and must not move anybody else's draws.
         with torch.random.fork_rng([]):
             for client in range(int(client_of_user.max()) + 1):
                 members = torch.nonzero(client_of_user == client).flatten()
-                local_id[members] = torch.arange(1, len(members) + 1)
                 network = builders[client % len(builders)].build(members)
                 _copy_weights(wholes[client % len(builders)], network, members)
                 self.networks.append(network)
         self.register_buffer("client_of_user", client_of_user, persistent=False)
-        self.register_buffer("local_id", local_id, persistent=False)
+        self.register_buffer("local_id", local_ids(client_of_user), persistent=False)
 
     def private_rows(self, client: int) -> dict[str, Rows]:
         """What of a client's network no strategy may send: user rows, and what ``private_parameters`` names."""
@@ -64,6 +62,16 @@ class NetworkPopulation(LabelledRecommender):
             rows = torch.nonzero(owners == client).flatten()
             out[rows] = self.networks[client](self.local_id[users[rows]], items[rows])
         return out
+
+
+def local_ids(client_of_user: Tensor) -> Tensor:
+    """Every user's number on its client, from 1 ``[users]``, given the clients ``[users]``; padding user 0: 0."""
+    order = torch.argsort(client_of_user, stable=True)
+    counts = torch.bincount(client_of_user + 1)
+    local_id = torch.zeros_like(client_of_user)
+    local_id[order] = torch.arange(len(order)) - (counts.cumsum(0) - counts)[client_of_user[order] + 1] + 1
+    local_id[0] = 0
+    return local_id
 
 
 class AttnFedKD(NetworkPopulation):
