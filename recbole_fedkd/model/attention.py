@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+MANY_KEYS = 20
+"""From so many keys on, one target's scores are faster as batched products of small matrices than as one product of all."""
+
 
 class TargetAttention(nn.Module):
     """Multi-head target attention (AFD, section on feature attention encoding).
@@ -43,13 +46,10 @@ class TargetAttention(nn.Module):
             ``[batch, targets, keys, heads]``; the weights of a head sum to 1, also where the mask leaves no key (they
             are then meaningless, and :meth:`forward` drops them).
         """
-        targets, width = query.shape[1:]
-        projected, heads = self.query(query), self.head / math.sqrt(width)
-        if targets == 1:
-            # One product with all heads; as batched products of tiny matrices the same takes several times as long.
-            scores = ((projected * keys) @ heads.T).unsqueeze(1)
-        else:
-            return self._weights_of_many(projected, keys, heads, mask)
+        projected, heads = self.query(query), self.head / math.sqrt(query.shape[2])
+        if not _one_of_few(query, keys):
+            return self._weights_by_batches(projected, keys, heads, mask)
+        scores = ((projected * keys) @ heads.T).unsqueeze(1)
         if self.position_bias is not None:
             scores = scores + self.position_bias
         if mask is not None:
@@ -57,8 +57,8 @@ class TargetAttention(nn.Module):
         weights: Tensor = scores.softmax(2)
         return weights
 
-    def _weights_of_many(self, projected: Tensor, keys: Tensor, heads: Tensor, mask: Tensor | None) -> Tensor:
-        """The same for many targets of the same keys: keys last, where a softmax over 30 of them is several times faster."""
+    def _weights_by_batches(self, projected: Tensor, keys: Tensor, heads: Tensor, mask: Tensor | None) -> Tensor:
+        """The same for many targets or keys: keys last, where a softmax over 30 of them is several times faster."""
         batch, targets, width = projected.shape
         expanded = (projected.unsqueeze(2) * heads).view(batch, targets * len(heads), width)
         scores = torch.bmm(expanded, keys.transpose(1, 2)).view(batch, targets, len(heads), -1)
@@ -80,7 +80,12 @@ class TargetAttention(nn.Module):
         weights = self.head_weights(query, keys, mask).mean(3)
         if mask is not None:
             weights = weights * mask
-        single = query.shape[1] == 1
-        pooled = (weights.transpose(1, 2) * keys).sum(1, keepdim=True) if single else torch.bmm(weights, keys)
+        few = _one_of_few(query, keys)
+        pooled = (weights.transpose(1, 2) * keys).sum(1, keepdim=True) if few else torch.bmm(weights, keys)
         # W_v is applied to the pooled key: the sum of products is the product of the sum.
         return self.value(pooled), weights
+
+
+def _one_of_few(query: Tensor, keys: Tensor) -> bool:
+    """Whether one target sees few keys: then batched products of tiny matrices take twice as long as plain ones."""
+    return query.shape[1] == 1 and keys.shape[1] < MANY_KEYS

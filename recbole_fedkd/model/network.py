@@ -199,9 +199,9 @@ class AttentiveNetwork(nn.Module):
         oldest is hidden instead, so that training and evaluation see equally long histories.
         """
         assert self.history_attention is not None
-        past = self.history_items[users]
+        past = self.history_items.index_select(0, users)
         keys = self.embeddings[_module_name(self.item_id_field)](past) + self.label_embedding(
-            self.history_labels[users]
+            self.history_labels.index_select(0, users)
         )
         own = past.unsqueeze(1) == items.unsqueeze(2)
         mask = (past != 0).unsqueeze(1) & ~own
