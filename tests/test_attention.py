@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recbole_fedkd.model.attention import TargetAttention
+from recbole_fedkd.model.attention import MANY_KEYS, TargetAttention
 
 
 @pytest.fixture
@@ -63,3 +63,16 @@ def test_hidden_keys_get_nothing_and_an_empty_history_gives_zero(attention):
     assert torch.equal(context[1], torch.zeros(1, 6))
     context.sum().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in attention.parameters())
+
+
+def test_hidden_keys_beyond_the_few_change_nothing_for_one_target():
+    torch.manual_seed(0)
+    attention = TargetAttention(width=6, heads=4)
+    query, keys = torch.randn(3, 1, 6), torch.randn(3, MANY_KEYS + 5, 6)
+    few = MANY_KEYS - 1
+    mask = (torch.arange(keys.shape[1]) < few).expand(3, 1, -1)
+    context, weights = attention(query, keys, mask)
+    expected_context, expected_weights = attention(query, keys[:, :few])
+    torch.testing.assert_close(context, expected_context)
+    torch.testing.assert_close(weights[..., :few], expected_weights)
+    assert not weights[..., few:].any()

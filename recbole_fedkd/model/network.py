@@ -253,7 +253,7 @@ class AttentiveNetwork(nn.Module):
         for field in self.user_fields + self.item_fields:
             ids = users if field in self.user_fields else items
             if field == self.item_id_field and self.history_attention is not None:
-                ids = torch.cat([items.flatten(), self.history_items[users].flatten()])
+                ids = torch.cat([items.flatten(), self.history_items.index_select(0, users).flatten()])
             elif field not in (self.user_id_field, self.item_id_field):
                 ids = getattr(self, _column_name(field))[ids]
             weight = self.embeddings[_module_name(field)].weight
