@@ -31,6 +31,7 @@ setup(
         "numpy>=1.26,<3",
         "pandas>=2.0,<3",
         "scipy>=1.11,<2",
+        "filelock>=3.12,<5",
         "matplotlib>=3.8,<4",
         "msgpack>=1.0,<2",
         "optuna>=4,<6",

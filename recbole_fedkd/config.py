@@ -563,14 +563,24 @@ class FedKDConfig(Config):
                 self._model_keys.add(name)
         return keys
 
+    def check_names(self, names: Iterable[str]) -> None:
+        """Check that each is the name of a key.
+
+        Raises:
+            InputError: one of them is not; the sentence tells the nearest that is.
+        """
+        elsewhere = _keys_of_all_models()
+        for name in names:
+            if name not in self._known and name not in elsewhere:
+                raise InputError(f"key '{name}' is unknown{nearest(str(name), {*self._known, *elsewhere})}")
+
     def _check_keys(self, values: dict[str, Any]) -> None:
+        self.check_names(values)
         elsewhere = _keys_of_all_models()
         for name, value in list(values.items()):
             if name not in self._known and name in elsewhere:
                 self.unread_keys.append(name)
                 continue
-            if name not in self._known:
-                raise InputError(f"key '{name}' is unknown{nearest(str(name), {*self._known, *elsewhere})}")
             if name in ("model", "dataset"):
                 continue
             self._known[name].check(value)

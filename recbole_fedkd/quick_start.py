@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import logging
 import os
 import platform
 import shutil
+import tempfile
 import urllib.error
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from recbole.data import create_dataset as create_recbole_dataset
 from recbole.data import data_preparation
 from recbole.utils import ModelType, get_environment, init_logger, init_seed, set_color
@@ -314,8 +317,30 @@ def create_dataset(config: FedKDConfig) -> Any:
     Raises:
         InputError: no such dataset, or no way to download it; the sentence says what to put where.
     """
+    with _sole_download(Path(config["data_path"])) as existed:
+        return _load_dataset(config, existed)
+
+
+@contextmanager
+def _sole_download(folder: Path) -> Iterator[bool]:
+    """Tell whether a dataset's folder is there; while it is not, no other process goes on.
+
+    RecBole makes the folder before it has what belongs into it: who comes second waits, and finds it whole.
+    """
+    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    user = os.getuid() if hasattr(os, "getuid") else ""
+    lock = FileLock(Path(tempfile.gettempdir()) / f"recbole_fedkd-{user}-{digest}.lock")
+    with lock:
+        existed = folder.exists()
+        if not existed:
+            yield False
+    if existed:
+        yield True
+
+
+def _load_dataset(config: FedKDConfig, existed: bool) -> Any:
+    """The dataset of a config, whose folder was there before or not; raises what :func:`create_dataset` does."""
     name, folder = config["dataset"], Path(config["data_path"])
-    existed = folder.exists()
     try:
         with single_process_barrier():
             return FedKDDataset(config) if config["label_mode"] is not None else create_recbole_dataset(config)

@@ -21,6 +21,7 @@ from typing import Any, TextIO
 import numpy as np
 import optuna
 import yaml
+from filelock import FileLock, Timeout
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
@@ -150,8 +151,12 @@ def _parameter(line: str, where: str) -> Parameter:
         raise InputError(f"{where}: low {numbers[0]:g} is above high {numbers[1]:g}")
     if kind == "quniform" and numbers[2] <= 0:
         raise InputError(f"{where}: step {numbers[2]:g} is not above 0")
-    if kind == "loguniform" and numbers[1] > math.log(sys.float_info.max):
-        raise InputError(f"{where}: high {numbers[1]:g} is the logarithm of no number; loguniform takes exponents of e")
+    if kind == "loguniform":
+        for end, exponent in zip(("low", "high"), numbers, strict=True):
+            if not math.log(sys.float_info.min) <= exponent <= math.log(sys.float_info.max):
+                raise InputError(
+                    f"{where}: {end} {exponent:g} is the logarithm of no number; loguniform takes exponents of e"
+                )
     return Parameter(name, kind, numbers=numbers)
 
 
@@ -225,6 +230,7 @@ class Search:
             if name in keys:
                 raise InputError(f"key '{name}' is that of a single run and cannot be in a search")
         config = FedKDConfig(config_file_list=list(config_files), command_line=keys)
+        config.check_names([parameter.name for parameter in parameters])
         return cls(
             tuple(parameters),
             dict(keys),
@@ -268,10 +274,25 @@ def run_search(search: Search, out: Path, trials: int | None = None, stream: Tex
         None), ``metric``, ``bigger`` and ``trials`` (number, parameters, score, error).
 
     Raises:
-        InputError: the journal is that of another search, or cannot be written.
+        InputError: the result or the journal cannot be written, another search is at work with them, or the journal is
+            that of another search.
         TrainingError: no trial succeeded.
     """
-    stream = stream or sys.stderr
+    if out.is_dir():
+        raise InputError(f"out '{out}' is a folder; it must be the file of the result")
+    try:
+        out.resolve().parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(out.with_name(f".{out.name}.lock")).acquire(blocking=False)
+    except Timeout as error:
+        raise InputError(f"out '{out}' is in use by another search; wait for it, or give another --out") from error
+    except OSError as error:
+        raise InputError(f"out '{out}' cannot be written: {error.strerror}") from error
+    with held:
+        return _search(search, out, trials, stream or sys.stderr)
+
+
+def _search(search: Search, out: Path, trials: int | None, stream: TextIO) -> dict[str, Any]:
+    """What :func:`run_search` does, alone with its files."""
     study = _open_study(search, out)
     points = _points(search)
     limit = trials if trials is not None else (math.prod(map(len, points)) if points else DEFAULT_TRIALS)
@@ -285,10 +306,11 @@ def run_search(search: Search, out: Path, trials: int | None = None, stream: Tex
         values = search.values(trial.params)
         try:
             score = _score(search, trial, ended)
-        except (InputError, TrainingError) as error:
-            trial.set_user_attr("error", str(error))
+        except Exception as error:  # also RecBole's own, of parameters that do not go together
+            told = str(error) if isinstance(error, InputError | TrainingError) else f"{type(error).__name__}: {error}"
+            trial.set_user_attr("error", told)
             study.tell(trial, state=TrialState.FAIL)
-            said = f"failed: {error}"
+            said = f"failed: {told}"
         else:
             study.tell(trial, score)
             said = f"{search.metric} {score:.6g}"
@@ -304,14 +326,21 @@ def _open_study(search: Search, out: Path) -> optuna.Study:
     """The study of the journal, new or as it was left."""
     journal = out.resolve().with_name(f"{out.name}.journal")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        out.resolve().parent.mkdir(parents=True, exist_ok=True)
-        study = optuna.create_study(
+
+    def opened() -> optuna.Study:
+        return optuna.create_study(
             storage=f"sqlite:///{journal}",
             study_name="search",
             direction="maximize" if search.bigger else "minimize",
             load_if_exists=True,
         )
+
+    try:
+        study = opened()
+        if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            # What kept every trial from succeeding may be mended by now, and nothing is lost.
+            optuna.delete_study(study_name="search", storage=f"sqlite:///{journal}")
+            study = opened()
     except Exception as error:  # of the operating system, SQLAlchemy, alembic and optuna
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"journal '{journal}' cannot be used: {reason}") from error

@@ -1,6 +1,8 @@
 """Config and command line: every bad input gets one clear line, and sys.argv is nobody's but the command line's."""
 
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -331,7 +333,7 @@ class TestCommandLine:
         assert not list(Path.cwd().iterdir())
 
 
-def test_a_download_from_a_server_works_with_one_process(tmp_path, data_path, monkeypatch):
+def test_a_download_from_a_server_works_and_who_comes_second_waits_for_it(tmp_path, data_path, monkeypatch):
     """RecBole's own download ends in a barrier of a process group that does not exist."""
     import functools
     import http.server
@@ -343,14 +345,34 @@ def test_a_download_from_a_server_works_with_one_process(tmp_path, data_path, mo
     from recbole_fedkd.quick_start import create_dataset
 
     shutil.make_archive(str(tmp_path / "tiny"), "zip", data_path / "tiny")
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    second_has_come, served = threading.Event(), []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):
+            served.append(self.path)
+            # The first request asks for the size; before the second RecBole has made the dataset's folder, which is empty.
+            if len(served) == 2:
+                second_has_come.wait(30)
+            super().do_GET()
+
+    handler = functools.partial(Handler, directory=str(tmp_path))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/tiny.zip"
     monkeypatch.setattr(recbole_dataset.Dataset, "_get_download_url", lambda *args, **kwargs: url)
     try:
         chosen = FedKDConfig("AttnStudent", "tiny", config_dict={"data_path": str(tmp_path / "fetched"), **SMALL})
-        assert create_dataset(chosen).user_num == 31
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(create_dataset, chosen)
+            while not (tmp_path / "fetched" / "tiny").exists():
+                assert not first.done()
+                time.sleep(0.01)
+            second = pool.submit(create_dataset, chosen)
+            time.sleep(0.3)
+            assert not second.done()
+            second_has_come.set()
+            assert first.result().user_num == second.result().user_num == 31
+        assert served == ["/tiny.zip", "/tiny.zip"]
     finally:
         server.shutdown()
         server.server_close()

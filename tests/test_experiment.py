@@ -3,6 +3,7 @@
 import fcntl
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,6 +86,11 @@ def test_by_sets_keys_for_single_values_of_the_grid():
         {"grid": GRID, "rows": {"a": {"label_mode": "rating", "by": {"label_mode": {"rating": {"gamma": 1}}}}}}
     )
     assert {cell.keys["gamma"] for cell in fixed.cells} == {1}
+    by = {"label_mode": {"threshold": {"gamma": 0.3}}}
+    overridden = expand(
+        {"grid": GRID, "rows": {"a": {"label_mode": "threshold", "gamma": 0.1, "by": by}}}, {"label_mode": "rating"}
+    )
+    assert {(cell.keys["label_mode"], cell.keys["gamma"]) for cell in overridden.cells} == {("rating", 0.1)}
 
 
 @pytest.mark.parametrize(
@@ -223,6 +229,17 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, text, says):
     assert says in str(caught.value)
     with pytest.raises(InputError, match="cannot be read: No such file"):
         read_experiment(tmp_path / "missing.yaml")
+
+
+def test_rows_may_share_keys_by_a_merge_key(tmp_path):
+    file = tmp_path / "merged.yaml"
+    file.write_text(
+        "grid: {dataset: [a]}\nrows:\n  one: &one {preset: fd, gamma: 0.1}\n  two: {<<: *one, gamma: 0.5}\n"
+    )
+    assert [(cell.keys["preset"], cell.keys["gamma"]) for cell in read_experiment(file).cells] == [
+        ("fd", 0.1),
+        ("fd", 0.5),
+    ]
 
 
 # Progress
@@ -378,6 +395,37 @@ def test_a_finished_run_is_never_repeated(never_killed):
     assert said.getvalue() == ""
 
 
+def test_a_renamed_row_keeps_its_finished_run(never_killed, tmp_path, data_path):
+    _, whole_out, _ = never_killed
+    out = shutil.copytree(whole_out, tmp_path / "out")
+    rows = {"no exchange": ROWS["local"], "AFD": ROWS["AFD"]}
+    experiment = read_experiment(write_experiment(tmp_path / "tiny.yaml", data_path, rows, [2020]))
+    before = [lines_of(whole_out, cell) for cell in never_killed[0].cells]
+    assert run_experiment(experiment, out, 1, io.StringIO()) == Outcome(2, 0, 0)
+    for cell, (_, *others) in zip(experiment.cells, before, strict=True):
+        head, *rest = lines_of(out, cell)
+        assert (head["cell"], head["row"], rest) == (cell.id, cell.row, others)
+        assert users_file(out, cell).is_file()
+    for folder in ("runs", "users"):
+        assert {file.stem for file in (out / folder).iterdir()} == {cell.id for cell in experiment.cells}
+
+
+def test_a_run_made_with_another_default_is_repeated(never_killed, tmp_path):
+    experiment, whole_out, _ = never_killed
+    out = shutil.copytree(whole_out, tmp_path / "out")
+    changed, same = experiment.cells
+    head, *rest = lines_of(out, changed)
+    rate = head["config"]["learning_rate"]
+    # Written by a version whose preset had another rate; the seed and the machine's keys are no reason.
+    head["config"] |= {"learning_rate": rate / 2, "device": "cuda", "torch_threads": 9}
+    run_file(out, changed).write_text("".join(json.dumps(line) + "\n" for line in (head, *rest)))
+    marker = run_file(out, same).stat().st_mtime_ns
+    assert is_finished(out, changed)
+    assert run_experiment(experiment, out, 1, io.StringIO()) == Outcome(1, 1, 0)
+    assert lines_of(out, changed)[0]["config"]["learning_rate"] == rate
+    assert run_file(out, same).stat().st_mtime_ns == marker
+
+
 def test_half_a_record_is_none(never_killed, tmp_path):
     experiment, out, _ = never_killed
     cell = experiment.cells[0]
@@ -448,6 +496,17 @@ def test_a_failing_run_is_told_and_the_others_survive(tmp_path, data_path, capsy
     page.unlink()
     assert command_line.main(["report", "out"]) == 0
     assert page.read_text()
+
+
+def test_a_key_that_no_run_can_read_leaves_the_folder_as_it_was(never_killed, tmp_path, data_path, capsys):
+    out = shutil.copytree(never_killed[1], tmp_path / "out")
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    file = write_experiment(tmp_path / "tiny.yaml", data_path, ROWS, [2020])
+    assert command_line.main(["compare", str(file), f"--out={out}", "--epohcs=2"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "local tiny seed 2020: key 'epohcs' is unknown; did you mean 'epochs'" in said
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
 
 
 def test_a_run_whose_process_is_killed_is_a_failure(tmp_path, data_path, monkeypatch):

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from recbole.evaluator import smaller_metrics
 from scipy import stats
 
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.evaluation import metrics as _metrics  # noqa: F401  (registers the metrics)
 from recbole_fedkd.report import write_report
 from recbole_fedkd.report.plots import mean_curve
 from recbole_fedkd.report.records import Group, Published, Run, Scale, read_experiment
 from recbole_fedkd.report.statistics import (
+    LOWER_IS_BETTER,
     client_means,
     client_quality,
     compare,
@@ -86,7 +89,7 @@ class Records:
             "group": group,
             "seed": seed,
             "keys": {"strategy": strategy},
-            "config": {"strategy": strategy, "student_pool": more.pop("student_pool", None)},
+            "config": {"strategy": strategy, "student_pool": more.pop("student_pool", None), **more.pop("config", {})},
             "environment": {"python": "3.11", "torch": "2"},
             "partition": None if strategy == "central" else more.pop("partition", PARTITION),
         }
@@ -333,6 +336,21 @@ def test_a_second_run_of_the_same_place_is_left_out(records):
     experiment = records.read()
     assert [run.test["mae"] for run in experiment.runs] == [0.5]
     assert any(note.startswith(f"{second} is left out") for note in experiment.notes)
+
+
+def test_a_row_whose_runs_are_of_two_methods_is_noted(records):
+    first = records.run("central", 1, {"mae": 0.5}, config={"learner": "adam_to_sgd", "seed": 1, "device": "cpu"})
+    other = records.run("central", 2, {"mae": 0.5}, config={"learner": "adam", "seed": 2, "device": "cuda", "new": 1})
+    records.run("afd", 1, {"mae": 0.5}, config={"learner": "adam", "seed": 1})
+    records.run("afd", 2, {"mae": 0.5}, config={"learner": "adam", "seed": 2})
+    (note,) = [note for note in records.read().notes if "method" in note]
+    assert (
+        f"the runs of 'central' are not of one method: {first} and {other} have learner adam_to_sgd and adam." in note
+    )
+
+
+def test_the_metrics_of_which_less_is_better_are_recboles():
+    assert frozenset(smaller_metrics) == LOWER_IS_BETTER
 
 
 def test_nothing_to_report_is_one_sentence(tmp_path, records):

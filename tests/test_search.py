@@ -8,6 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 from conftest import SMALL
+from filelock import FileLock
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from recbole_fedkd import search as search_module
@@ -73,6 +74,7 @@ def test_the_lines_mean_what_they_mean_in_recbole():
         ("learning_rate uniform 1,0", "low 1 is above high 0"),
         ("learning_rate quniform 0,1,0", "step 0 is not above 0"),
         ("learning_rate loguniform 0,1000", "high 1000 is the logarithm of no number"),
+        ("learning_rate loguniform -800,-4", "low -800 is the logarithm of no number"),
         ("learning_rate choice 3", "choice takes a list such as [a,b,c], not '3'"),
         ("learning_rate choice []", "choice takes a list"),
         ("learning_rate choice [1,", "choice takes a list"),
@@ -217,6 +219,44 @@ def test_a_failing_trial_is_told_and_the_search_goes_on(trained):
     assert json.loads(Path("none.json").read_text())["best"] is None
 
 
+def test_parameters_that_recbole_cannot_put_together_are_a_failed_trial(data_path):
+    given = {"dataset": "tiny", "data_path": str(data_path), "epochs": 1, **SMALL}
+    del given["embedding_size"]
+    search = Search.prepare(
+        parameters("n_heads choice [3,2]\n"),
+        {"model": "SASRec", "train_neg_sample_args": None, **given},
+        (),
+        "exhaustive",
+    )
+    content = run_search(search, Path("out.json"), stream=io.StringIO())
+    assert content["trials"][0]["error"].startswith("ValueError: The hidden size (64) is not a multiple of")
+    assert content["best"]["parameters"] == {"n_heads": 2}
+
+
+def test_a_search_in_which_nothing_succeeded_starts_anew(trained, monkeypatch):
+    search, going = prepared("gamma uniform 0,0.8\n"), search_module.run_recbole_fedkd
+
+    def missing(**arguments):
+        raise InputError("'tiny' does not exist")
+
+    monkeypatch.setattr(search_module, "run_recbole_fedkd", missing)
+    with pytest.raises(TrainingError, match="no trial succeeded; the first one failed with: 'tiny' does not exist"):
+        run_search(search, Path("out.json"), 3, io.StringIO())
+    monkeypatch.setattr(search_module, "run_recbole_fedkd", going)
+    mended = run_search(search, Path("out.json"), 3, io.StringIO())
+    assert mended == run_search(search, Path("never_failed.json"), 3, io.StringIO())
+
+
+def test_a_result_belongs_to_one_search(trained):
+    search = prepared("gamma uniform 0,0.8\n")
+    with FileLock(".out.json.lock"), pytest.raises(InputError, match="is in use by another search"):
+        run_search(search, Path("out.json"), 1, io.StringIO())
+    Path("folder").mkdir()
+    with pytest.raises(InputError, match="out 'folder' is a folder; it must be the file of the result"):
+        run_search(search, Path("folder"), 1, io.StringIO())
+    assert not trained
+
+
 def test_more_is_better_where_it_is(trained):
     # The stand-in's score is an error; judged as an AUC, the worst is the best.
     search = prepared("gamma choice [0.1,0.3,0.8]\n", "exhaustive", metrics=["AUC"], valid_metric="AUC")
@@ -253,11 +293,15 @@ def test_optuna_is_quiet(trained, capfd):
         (["--gamma=0.1"], "key 'gamma' is set and searched"),
         (["--resume=there"], "key 'resume' is that of a single run"),
         (["--gama=0.1"], "key 'gama' is unknown; did you mean 'gamma'"),
+        (["--params_file=typo.test"], "key 'learning_rat' is unknown; did you mean 'learning_rate'"),
     ],
 )
 def test_a_wrong_search_is_told_in_one_line(arguments, says, capsys):
     Path("hyper.test").write_text("gamma uniform 0,1\n")
-    whole = ["--params_file=hyper.test", "--model=AttnFedKD", "--dataset=tiny"]
+    Path("typo.test").write_text("learning_rat uniform 0,1\n")
+    whole = ["--model=AttnFedKD", "--dataset=tiny"]
+    if not any(argument.startswith("--params_file") for argument in arguments):
+        whole.append("--params_file=hyper.test")
     given = arguments if "needs" in says else [*whole, *arguments]
     assert main(["search", *given]) == 2
     printed = capsys.readouterr().err

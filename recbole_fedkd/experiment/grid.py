@@ -32,6 +32,7 @@ _SCALE_PARTS = ("floor", "ceiling", "bytes")
 # Without `rows`, the values of these name a row.
 _NAMING_KEYS = ("model", "preset", "strategy")
 _LONGEST_SLUG = 120
+_DIGEST_LENGTH = 8
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,11 @@ class _Row:
     only: dict[str, set[str]] = field(default_factory=dict)
     by: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
-    def keys_at(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The row's keys at the values of a cell."""
+    def keys_at(self, values: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+        """The row's keys at the values of a cell; what is fixed wins over the row's own."""
         keys = dict(self.keys)
         for key, cases in self.by.items():
-            keys.update(cases.get(canonical(self.keys.get(key, values[key])), {}))
+            keys.update(cases.get(canonical({**values, **self.keys, **fixed}[key]), {}))
         return keys
 
 
@@ -100,7 +101,9 @@ class _StrictLoader(yaml.SafeLoader):
     """Yaml's safe loader, which would quietly keep the last of two equal keys; here that is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        # A merge key (<<) has no value of its own: the safe loader puts in its place what it names.
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        names = [self.construct_object(key, deep=True) for key in own]
         for name in names:
             if names.count(name) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"'{name}' stands there twice", node.start_mark)
@@ -163,7 +166,7 @@ def expand(
     for values in itertools.product(*axes.values()):
         for row_name, row in (rows or {"": _Row({})}).items():
             place = dict(zip(axes, values, strict=True))
-            merged = {**keys, **place, **row.keys_at(place), **fixed}
+            merged = {**keys, **place, **row.keys_at(place, fixed), **fixed}
             if "preset" not in merged:
                 # A preset names its model.
                 merged = {"model": DEFAULT_MODEL, **merged}
@@ -217,6 +220,11 @@ def _identity(keys: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical(told).encode()).hexdigest()
 
 
+def digest_of(cell_id: str) -> str:
+    """The part of a cell's id that depends on its keys alone."""
+    return cell_id[-_DIGEST_LENGTH:]
+
+
 def _cell(row: str, keys: dict[str, Any], axes: Iterable[str], origin: str) -> Cell:
     """The cell of merged keys; without a row's name, model and strategy name it."""
     if "dataset" not in keys:
@@ -233,7 +241,9 @@ def _cell(row: str, keys: dict[str, Any], axes: Iterable[str], origin: str) -> C
     readable = [row, *data, *group.values(), f"seed{seed}"]
     slug = "-".join(re.sub(r"[^A-Za-z0-9.+]+", "-", _text(part)).strip("-.") for part in readable)
     folder = str(Path(str(keys.get("data_path") or "dataset")).resolve())
-    return Cell(f"{slug[:_LONGEST_SLUG]}-{_identity(keys)[:8]}", row, group, seed, {**keys, "data_path": folder})
+    return Cell(
+        f"{slug[:_LONGEST_SLUG]}-{_identity(keys)[:_DIGEST_LENGTH]}", row, group, seed, {**keys, "data_path": folder}
+    )
 
 
 def _axes(grid: Any, origin: str) -> dict[str, list[Any]]:

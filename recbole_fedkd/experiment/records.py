@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from recbole_fedkd.experiment.grid import KEYS_WITHOUT_EFFECT, Cell, Experiment
+from recbole_fedkd.experiment.grid import KEYS_WITHOUT_EFFECT, Cell, Experiment, digest_of
 from recbole_fedkd.files import json_ready, write_json, written_whole
+from recbole_fedkd.report.records import RECORD_VERSION, differing_keys
 
-RECORD_VERSION = 1
 _WHOLE_NUMBERS = ("user", "client")
 _FOLDERS = ("runs", "users", "failures", "logs", "work")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
@@ -75,16 +75,59 @@ def work_folder(folder: Path, cell: Cell) -> Path:
     return folder / "work" / cell.id
 
 
-def is_finished(folder: Path, cell: Cell) -> bool:
-    """Whether the record is there, complete, and that of this row and group."""
+def is_finished(folder: Path, cell: Cell, config: Mapping[str, Any] | None = None) -> bool:
+    """Whether the record is there, complete, and that of this row and group.
+
+    Args:
+        folder: the experiment's folder.
+        cell: the run.
+        config: plain values of the config that the cell's keys make now. The record of a run whose config was another,
+            because a preset or a default has changed since, is not that of this run. Not given: not compared.
+    """
+    head = _complete_head(run_file(folder, cell))
+    if head is None or head["row"] != cell.row or list(head["group"].items()) != list(cell.group.items()):
+        return False
+    return config is None or not differing_keys(head["config"], config)
+
+
+def adopt_run(folder: Path, cell: Cell, config: Mapping[str, Any]) -> bool:
+    """Take over a finished run of the same keys under another name: its row was renamed, or the grid put in another order.
+
+    Args:
+        folder: the experiment's folder.
+        cell: the run that has no record of its own.
+        config: plain values of the config that the cell's keys make now.
+
+    Returns:
+        Whether there was such a run; its files have this cell's name then.
+    """
+    keys = json_ready(_without_place(cell.keys))
+    for file in sorted((folder / "runs").glob(f"*-{digest_of(cell.id)}.jsonl")):
+        head = _complete_head(file)
+        if head is None or head["keys"] != keys or differing_keys(head["config"], config):
+            continue
+        head = {**head, "cell": cell.id, "row": cell.row, "group": cell.group}
+        _, *others = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        # The users first, as for a run that ends: with the run's own file it counts as finished.
+        users = folder / "users" / f"{file.stem}.npz"
+        if users.is_file():
+            users.replace(users_file(folder, cell))
+        with written_whole(run_file(folder, cell)) as temporary:
+            temporary.write_text(json.dumps(head, allow_nan=False) + "\n" + "".join(others), encoding="utf-8")
+        if file != run_file(folder, cell):
+            file.unlink()
+        return True
+    return False
+
+
+def _complete_head(file: Path) -> dict[str, Any] | None:
+    """First line of a finished run's record; None if the record is not there, not complete or of another version."""
     try:
-        lines = run_file(folder, cell).read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").splitlines()
         head, last = json.loads(lines[0]), json.loads(lines[-1])
     except (OSError, ValueError, IndexError):
-        return False
-    if last.get("kind") != "result" or head.get("version") != RECORD_VERSION:
-        return False
-    return bool(head["row"] == cell.row and list(head["group"].items()) == list(cell.group.items()))
+        return None
+    return head if last.get("kind") == "result" and head.get("version") == RECORD_VERSION else None
 
 
 def write_run(folder: Path, cell: Cell, result: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -10,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,11 +17,14 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, TextIO
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.experiment.grid import Cell, Experiment
+from recbole_fedkd.experiment.grid import KEYS_WITHOUT_EFFECT, Cell, Experiment, canonical
 from recbole_fedkd.experiment.records import (
+    adopt_run,
     failure_file,
     is_finished,
     log_file,
@@ -59,7 +61,7 @@ class Outcome:
 
 
 def run_experiment(experiment: Experiment, folder: Path, workers: int, stream: TextIO | None = None) -> Outcome:
-    """Run every cell that has no complete record yet.
+    """Run every cell that has no complete record yet. A cell whose keys make no config fails without being started.
 
     Args:
         experiment: what to run.
@@ -68,23 +70,42 @@ def run_experiment(experiment: Experiment, folder: Path, workers: int, stream: T
         stream: where progress goes; not set: standard error.
 
     Raises:
-        InputError: another runner is at work in the folder, or it cannot be written.
+        InputError: no cell's keys make a config, another runner is at work in the folder, or it cannot be written.
         KeyboardInterrupt: passed on after the processes have been ended.
     """
     folder = folder.resolve()
+    configs, refused = _configs(experiment.cells)
+    if not configs:
+        first = experiment.cells[0]
+        raise InputError(f"no run of the experiment can start; {first.title}: {refused[first.id]}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"out '{folder}' cannot be made: {error.strerror}") from error
     with sole_runner(folder):
         prepare_folder(folder, experiment)
-        open_cells = [cell for cell in experiment.cells if not is_finished(folder, cell)]
+        open_cells = [
+            cell
+            for cell in experiment.cells
+            if not is_finished(folder, cell, configs.get(cell.id))
+            and not (cell.id in configs and adopt_run(folder, cell, configs[cell.id]))
+        ]
         progress = Progress(stream or sys.stderr)
         children = _Children()
         failed = 0
         try:
+            for cell in open_cells:
+                if cell.id in refused:
+                    progress.start(cell)
+                    write_failure(folder, cell, refused[cell.id])
+                    progress.end(cell, f"failed: {refused[cell.id]}")
+                    failed += 1
             with ThreadPoolExecutor(workers) as pool:
-                futures = [pool.submit(_run_cell, cell, folder, children, progress) for cell in open_cells]
+                futures = [
+                    pool.submit(_run_cell, cell, folder, children, progress)
+                    for cell in open_cells
+                    if cell.id not in refused
+                ]
                 try:
                     for future in as_completed(futures):
                         failed += future.result() is not None
@@ -97,6 +118,29 @@ def run_experiment(experiment: Experiment, folder: Path, workers: int, stream: T
         return Outcome(len(experiment.cells) - len(open_cells), len(open_cells) - failed, failed)
 
 
+def _configs(cells: Sequence[Cell]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Plain values of every cell's config, by the cell's id, and for cells whose keys make none the sentence that says why.
+
+    Cells that differ in their seed alone share a config.
+    """
+    built: dict[str, dict[str, Any] | InputError] = {}
+    configs, refused = {}, {}
+    for cell in cells:
+        told = {name: value for name, value in cell.keys.items() if name != "seed" and name not in KEYS_WITHOUT_EFFECT}
+        text = canonical(told)
+        if text not in built:
+            try:
+                built[text] = FedKDConfig(config_dict=cell.keys).plain_values()
+            except InputError as error:
+                built[text] = error
+        found = built[text]
+        if isinstance(found, InputError):
+            refused[cell.id] = str(found)
+        else:
+            configs[cell.id] = found
+    return configs, refused
+
+
 @contextmanager
 def sole_runner(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which the operating system lets go when the process ends, however it ends.
@@ -104,13 +148,13 @@ def sole_runner(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds it.
     """
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"folder '{folder}' is in use by another runner; wait for it, or give another --out"
-            ) from error
+    try:
+        held = FileLock(folder / ".lock").acquire(blocking=False)
+    except Timeout as error:
+        raise InputError(
+            f"folder '{folder}' is in use by another runner; wait for it, or give another --out"
+        ) from error
+    with held:
         yield
 
 

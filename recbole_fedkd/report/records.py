@@ -17,6 +17,14 @@ from recbole_fedkd.errors import InputError
 
 RECORD_VERSION = 1
 
+# Keys of a config on which a run's numbers do not depend (where, how loud and how fast it is), and the seed.
+_KEYS_OF_A_RUN = frozenset(
+    {
+        "data_path", "checkpoint_dir", "run_name", "state", "show_progress", "user_metrics", "seed",
+        "torch_threads", "fleet_threads", "fleet_memory", "device", "gpu_id",
+    }
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Round:
@@ -60,6 +68,7 @@ class Run:
         users: ``user`` ids ``[n]``, one float array ``[n]`` per metric, nan where a user is not judged by it, and in a
             federation each user's ``client`` ``[n]``, which older records lack.
         student_pool: the students of several sizes that were dealt out to the clients in turn; empty without.
+        config: every key with its value.
     """
 
     cell: str
@@ -80,6 +89,7 @@ class Run:
     training_seconds: float
     users: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     student_pool: tuple[Mapping[str, Any], ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def best_valid(self) -> float | None:
@@ -206,6 +216,15 @@ def group_key(group: Mapping[str, Any]) -> str:
     return json.dumps(group, sort_keys=True, default=str)
 
 
+def differing_keys(config: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Keys that two configs have with different values, of those on which a run's numbers depend.
+
+    A key that only one has does not count: it came, or went, with a version of the package.
+    """
+    shared = sorted(config.keys() & other.keys() - _KEYS_OF_A_RUN)
+    return [key for key in shared if config[key] != other[key]]
+
+
 def read_experiment(folder: Path) -> Experiment:
     """Read the records in an experiment's folder; what cannot be read is left out and noted.
 
@@ -230,6 +249,7 @@ def read_experiment(folder: Path) -> Experiment:
     content = content if isinstance(content, Mapping) else {}
     reference = plan.get("reference")
     groups = _grouped(runs, cells, reference, notes)
+    _note_mixed_rows(groups, notes)
     scale = _scale(content.get("scale"), groups, notes)
     return Experiment(
         name=str(plan.get("name") or folder.resolve().name),
@@ -317,6 +337,7 @@ def _run(file: Path, users: Mapping[str, NDArray[Any]]) -> Run:
         training_seconds=float(timing.get("training_seconds") or sum(each.seconds for each in ordered)),
         users=users,
         student_pool=() if partition is None else tuple(dict(each) for each in config.get("student_pool") or ()),
+        config=config,
     )
 
 
@@ -454,6 +475,21 @@ def _grouped(runs: list[Run], cells: list[Mapping[str, Any]], reference: Any, no
             notes.append(f"{group.title}: the reference row '{reference}' has no run, '{chosen}' takes its place.")
         groups.append(group)
     return tuple(groups)
+
+
+def _note_mixed_rows(groups: tuple[Group, ...], notes: list[str]) -> None:
+    """Tell of rows whose runs differ in more than the keys that the experiment set: a default changed between them."""
+    for group in groups:
+        for row, (first, *others) in group.runs.items():
+            for other in others:
+                differing = [key for key in differing_keys(first.config, other.config) if key not in other.settings]
+                values = [f"{key} {as_text(first.config[key])} and {as_text(other.config[key])}" for key in differing]
+                if values:
+                    notes.append(
+                        f"{group.title}: the runs of '{row}' are not of one method: "
+                        f"{first.cell} and {other.cell} have {', '.join(values)}."
+                    )
+                    break
 
 
 def _scale(scale: Any, groups: tuple[Group, ...], notes: list[str]) -> Scale | None:

@@ -15,7 +15,7 @@ from scipy import stats
 
 from recbole_fedkd.report.records import Group, Run
 
-LOWER_IS_BETTER = frozenset({"mae", "rmse", "nmae", "logloss"})
+LOWER_IS_BETTER = frozenset({"mae", "rmse", "nmae", "logloss", "giniindex", "averagepopularity"})
 
 
 def lower_is_better(metric: str) -> bool:
