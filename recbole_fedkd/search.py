@@ -257,6 +257,12 @@ class Search:
         seed = int(np.random.SeedSequence([self.seed, trials_before]).generate_state(1)[0])
         return TPESampler(seed=seed) if self.algorithm == "tpe" else RandomSampler(seed=seed)
 
+    def points(self) -> list[list[Any]]:
+        """What can be drawn, per parameter; nothing where one of them is a continuum."""
+        if any(isinstance(each.distribution(), FloatDistribution) for each in self.parameters):
+            return []
+        return [each.all_draws() for each in self.parameters]
+
 
 def run_search(search: Search, out: Path, trials: int | None = None, stream: TextIO | None = None) -> dict[str, Any]:
     """Search, or go on with a search that was interrupted, and write what was found.
@@ -267,6 +273,7 @@ def run_search(search: Search, out: Path, trials: int | None = None, stream: Tex
         search: what to search.
         out: JSON file of the result; ``<out>.journal`` beside it (SQLite, by optuna) holds the trials as they end.
         trials: number of trials in all, those before the interruption included; not set: 10, or all of an exhaustive search.
+            No search has more than there are different ones.
         stream: where one line per trial goes; not set: standard error.
 
     Returns:
@@ -294,18 +301,25 @@ def run_search(search: Search, out: Path, trials: int | None = None, stream: Tex
 def _search(search: Search, out: Path, trials: int | None, stream: TextIO) -> dict[str, Any]:
     """What :func:`run_search` does, alone with its files."""
     study = _open_study(search, out)
-    points = _points(search)
-    limit = trials if trials is not None else (math.prod(map(len, points)) if points else DEFAULT_TRIALS)
-    if points:
-        limit = min(limit, math.prod(map(len, points)))
-    _queue_what_is_owed(study, search, points, limit)
+    points = search.points()
+    if trials is None:
+        trials = math.prod(map(len, points)) if search.algorithm == "exhaustive" else DEFAULT_TRIALS
+    limit = min(trials, math.prod(map(len, points))) if points else trials
+    _queue_what_is_owed(study, search, limit)
     distributions = {each.name: each.distribution() for each in search.parameters}
     while len(ended := _ended(study)) < limit:
         study.sampler = search.sampler(len(ended))
         trial = study.ask(distributions)
+        tried = [each.params for each in ended]
+        if trial.params in tried:
+            # A sampler returns to what it takes for the best.
+            trial.set_user_attr("repeated", True)
+            study.tell(trial, state=TrialState.FAIL)
+            study.enqueue_trial(_untried(search, points, tried))
+            continue
         values = search.values(trial.params)
         try:
-            score = _score(search, trial, ended)
+            score = _score(search, trial)
         except Exception as error:  # also RecBole's own, of parameters that do not go together
             told = str(error) if isinstance(error, InputError | TrainingError) else f"{type(error).__name__}: {error}"
             trial.set_user_attr("error", told)
@@ -351,22 +365,29 @@ def _open_study(search: Search, out: Path) -> optuna.Study:
     return study
 
 
-def _points(search: Search) -> list[list[Any]]:
-    """What an exhaustive search draws per parameter; nothing for any other."""
-    return [each.all_draws() for each in search.parameters] if search.algorithm == "exhaustive" else []
+def _untried(search: Search, points: list[list[Any]], tried: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A draw at random, of as many as there are, that is not among those tried."""
+    generator = np.random.default_rng([search.seed, len(tried), 1])
+    while True:
+        drawn = {
+            each.name: some[generator.integers(len(some))] for each, some in zip(search.parameters, points, strict=True)
+        }
+        if drawn not in tried:
+            return drawn
 
 
-def _queue_what_is_owed(study: optuna.Study, search: Search, points: list[list[Any]], limit: int) -> None:
+def _queue_what_is_owed(study: optuna.Study, search: Search, limit: int) -> None:
     """Queue the points of an exhaustive search, and of any other the trials that were interrupted."""
     # Optuna's GridSampler forgets a point whose trial was interrupted.
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
     names = [each.name for each in search.parameters]
-    if points:
-        owed = [dict(zip(names, point, strict=True)) for point in itertools.islice(itertools.product(*points), limit)]
+    if search.algorithm == "exhaustive":
+        points = itertools.islice(itertools.product(*search.points()), limit)
+        owed = [dict(zip(names, point, strict=True)) for point in points]
     else:
         failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        owed = [trial.params for trial in failed if "error" not in trial.user_attrs]
+        owed = [trial.params for trial in failed if not trial.user_attrs.keys() & {"error", "repeated"}]
     waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
     known = [trial.params for trial in _ended(study)] + [trial.system_attrs.get("fixed_params") for trial in waiting]
     for params in owed:
@@ -381,15 +402,8 @@ def _ended(study: optuna.Study) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.state == TrialState.COMPLETE or "error" in trial.user_attrs]
 
 
-def _score(search: Search, trial: optuna.Trial, ended: Sequence[FrozenTrial]) -> float:
-    """Validation score of a trial's best epoch; what the same parameters gave before is not computed again."""
-    for earlier in ended:
-        if earlier.params == trial.params:
-            if "error" in earlier.user_attrs:
-                raise TrainingError(earlier.user_attrs["error"])
-            trial.set_user_attr("results", earlier.user_attrs["results"])
-            assert earlier.value is not None
-            return earlier.value
+def _score(search: Search, trial: optuna.Trial) -> float:
+    """Validation score of a trial's best epoch."""
     with tempfile.TemporaryDirectory() as checkpoints:
         own = {"checkpoint_dir": checkpoints, **search.keys, **search.values(trial.params)}
         quiet = {"state": "WARNING", "show_progress": False}

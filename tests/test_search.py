@@ -183,12 +183,18 @@ def test_the_seed_of_the_run_is_that_of_the_search(trained):
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_the_same_parameters_are_not_tried_twice(trained):
-    content = run_search(prepared("gamma choice [0.1,0.2]\n", "random"), Path("out.json"), 12, io.StringIO())
-    assert sorted(trained) == [0.1, 0.2]
-    assert len(content["trials"]) == 12
-    for each in content["trials"]:
-        assert each["score"] == (each["parameters"]["gamma"] - 0.3) ** 2
+@pytest.mark.parametrize("algorithm", ["tpe", "random"])
+def test_every_trial_is_another_one(algorithm, trained):
+    search = prepared("gamma quniform 0,0.8,0.1\nbackbone choice [cnn,mlp]\n", algorithm)
+    content = run_search(search, Path("out.json"), 15, io.StringIO())
+    tried = [tuple(each["parameters"].values()) for each in content["trials"]]
+    assert len(set(tried)) == len(tried) == len(trained) == 15
+    parts = Path("parts.json")
+    for trials in (4, 12, 13):
+        run_search(search, parts, trials, io.StringIO())
+    assert run_search(search, parts, 15, io.StringIO()) == content
+    # Nothing is left to try after eighteen.
+    assert len(run_search(search, parts, 100, io.StringIO())["trials"]) == 18
 
 
 def test_an_exhaustive_search_tries_everything_once(trained):
