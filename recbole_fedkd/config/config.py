@@ -1,0 +1,329 @@
+"""The config: RecBole's, plus this package's properties, minus everything that RecBole swallows.
+
+Order, low to high: ``properties/overall.yaml``, RecBole's own files, ``properties/model``, the label mode, the dataset, the
+preset, then the user's config files, config dictionary and command line. An unknown key is an error that names the
+nearest valid one; types and ranges are read from the comments of the yaml files where the keys are defined.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import recbole.data.dataset
+import yaml
+from recbole.data.dataloader import TrainDataLoader
+from recbole.data.utils import get_dataloader
+from recbole.trainer import Trainer
+from recbole.utils import InputType, ModelType, get_trainer
+
+from recbole_fedkd import compat
+from recbole_fedkd.config.judging import JudgedConfig
+from recbole_fedkd.config.keys import PROPERTIES, RECBOLE_PROPERTIES, read_keys
+from recbole_fedkd.config.known import KnownKeys
+from recbole_fedkd.config.models import find_model
+from recbole_fedkd.config.values import native, parse_value, plain
+from recbole_fedkd.errors import InputError
+from recbole_fedkd.federated.strategy import STRATEGIES
+from recbole_fedkd.model import MODELS, AttnFedKD, FactorizationRecommender
+
+# Keys that only a federation reads, unless a RecBole model has one of the same name.
+_FEDERATION_KEYS = {
+    "engine", "fleet_memory", "fleet_threads", "partition", "client_num", "clients_per_round", "local_epochs",
+    "reset_optimizer",
+    "gamma", "alpha", "temperature", "knowledge", "aggregation", "knowledge_pass", "proximal_weight",
+    "server_optimizer", "server_learning_rate", "server_momentum", "server_beta2", "server_tau", "knowledge_use",
+    "prior_strength", "attention_temperature", "trim_ratio", "codecs", "broadcast_codecs", "error_feedback",
+    "low_rank_start", "low_rank_end", "low_rank_rounds", "top_k_share", "teacher", "serve", "student_pool",
+    "private_parameters", "client_weights", "row_mean", "serve_after", "serve_average",
+}  # fmt: skip
+# Keys of the federation that some RecBole models use for something else; a strategy that reads them cannot run over those.
+_DISTILLATION_KEYS = {"gamma", "alpha", "temperature", "knowledge", "aggregation"}
+# Keys of the federation that decide how AttnFedKD is built.
+_ATTENTIVE_KEYS = {"student_pool", "teacher", "serve"}
+# Keys of RecBole that its own trainer and loader read, and the clients of a federation do not.
+_CENTRAL_KEYS = {"enable_scaler", "shuffle", "worker"}
+
+
+class FedKDConfig(JudgedConfig):
+    """RecBole's ``Config`` with strict keys; ``sys.argv`` is never read, the command line is an argument.
+
+    Args:
+        model: model name or class.
+        dataset: dataset name.
+        config_file_list: yaml files, later ones win.
+        config_dict: keys that win over the files.
+        command_line: keys that win over everything.
+        checkpoint_values: keys of a checkpoint, which win over defaults and lose to everything else.
+
+    Raises:
+        InputError: whatever is missing, unknown, of the wrong type or out of range.
+
+    Attributes:
+        unread_keys: keys of the user that other models know and this one does not read.
+        attentive: whether the model is one of this package.
+        federated: whether users live on clients.
+        trains_teacher: whether clients keep a teacher beside the student.
+        reads_history: whether the model gets the user's training history as columns of every row.
+    """
+
+    external_config_dict: dict[str, Any]
+    unread_keys: list[str]
+    attentive: bool
+    federated: bool
+    reads_history: bool
+    trains_teacher: bool
+    _known: KnownKeys
+
+    def __init__(
+        self,
+        model: str | type | None = None,
+        dataset: str | None = None,
+        config_file_list: list[str] | None = None,
+        config_dict: Mapping[str, Any] | None = None,
+        command_line: Mapping[str, Any] | None = None,
+        checkpoint_values: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._command_line = dict(command_line or {})
+        self._checkpoint_values = dict(checkpoint_values or {})
+        self.unread_keys = []
+        # RecBole edits the dictionary that it is given.
+        super().__init__(model, dataset, config_file_list, copy.deepcopy(dict(config_dict or {})))
+        self._check_valid_metric()
+
+    @classmethod
+    def read_given(
+        cls,
+        config_file_list: list[str] | None,
+        config_dict: Mapping[str, Any] | None,
+        command_line: Mapping[str, Any] | None,
+    ) -> dict[str, Any]:
+        """The user's own keys merged, without any default and unchecked; arguments as of the constructor."""
+        reader = cls.__new__(cls)
+        reader._command_line = dict(command_line or {})
+        reader.yaml_loader = reader._build_yaml_loader()
+        files = reader._load_config_files(config_file_list)
+        return {**files, **reader._convert_config_dict(dict(config_dict or {})), **reader._load_cmd_line()}
+
+    def compatibility_settings(self) -> None:
+        """Replaces RecBole's, which reads names that numpy 2 removed."""
+        compat.apply()
+
+    def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
+        """As RecBole's, but a text is read as a literal and never executed, and numpy's scalars become Python's."""
+        return {
+            key: parse_value(value) if isinstance(value, str) else native(value) for key, value in config_dict.items()
+        }
+
+    def _merge_external_config_dict(self) -> None:
+        super()._merge_external_config_dict()
+        self.external_config_dict = {**self._checkpoint_values, **self.external_config_dict}
+
+    def _load_config_files(self, file_list: list[str] | None) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        for file in file_list or []:
+            try:
+                content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=self.yaml_loader)
+            except OSError as error:
+                raise InputError(f"config file '{file}' cannot be read: {error.strerror}") from error
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise InputError(f"config file '{file}' is not valid yaml: {error}") from error
+            if content is not None and not isinstance(content, dict):
+                raise InputError(
+                    f"config file '{file}' holds a {type(content).__name__}; it must hold `key: value` lines"
+                )
+            merged.update(content or {})
+        return merged
+
+    def _load_cmd_line(self) -> dict[str, Any]:
+        return self._convert_config_dict(self._command_line)
+
+    def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple[str, type, str]:
+        chosen = model or self.external_config_dict.get("model") or self._preset_values().get("model")
+        name = dataset or self.external_config_dict.get("dataset")
+        if not chosen:
+            raise InputError("no model is named; give --model=<name>, such as AttnFedKD")
+        if not name:
+            raise InputError("no dataset is named; give --dataset=<name>, such as ml-100k")
+        if isinstance(chosen, str):
+            return chosen, find_model(chosen), name
+        return chosen.__name__, chosen, name
+
+    def _preset_values(self) -> dict[str, Any]:
+        """The keys of the preset that the user names; its model and label mode decide what else is read."""
+        preset = self.external_config_dict.get("preset")
+        if preset is None:
+            return {}
+        read_keys(PROPERTIES / "overall.yaml")["preset"].check(preset)
+        text = (PROPERTIES / "preset" / f"{preset}.yaml").read_text(encoding="utf-8")
+        values: dict[str, Any] = yaml.load(text, Loader=self.yaml_loader)
+        return values
+
+    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
+        super()._load_internal_config_dict(model, model_class, dataset)
+        self.attentive = issubclass(model_class, tuple(MODELS.values()))
+        # Names such as gamma, alpha or reg_weight mean something else to many a RecBole model: theirs come first.
+        recbole_keys: dict[str, Any] = self.internal_config_dict
+        self.internal_config_dict = {}
+        self._update_internal_config_dict(PROPERTIES / "overall.yaml")
+        self.internal_config_dict.update(recbole_keys)
+        small = issubclass(model_class, FactorizationRecommender)
+        files = [PROPERTIES / "model" / "AttnStudent.yaml"] if self.attentive and not small else []
+        own = PROPERTIES / "model" / f"{model}.yaml"
+        if own.is_file() and own not in files:
+            files.append(own)
+        for file in files:
+            self._update_internal_config_dict(file)
+        recbole_names = [name for names in self.parameters.values() for name in names]
+        self._known = KnownKeys(recbole_names, model, model_class, dataset, files)
+        self.unread_keys += self._known.check(self.external_config_dict)
+        named = self._preset_values()
+        if "label_mode" in named:
+            self.internal_config_dict["label_mode"] = named["label_mode"]
+        mode = self._chosen("label_mode")
+        self.reads_history = False
+        if mode is not None:
+            self._update_internal_config_dict(PROPERTIES / "label_mode" / f"{mode}.yaml")
+            self._set_columns(dataset)
+            self._set_label_field(mode, model_class)
+            self._set_rows(mode, model_class)
+        preset = self._chosen("preset")
+        if preset is not None:
+            self._update_internal_config_dict(PROPERTIES / "preset" / f"{preset}.yaml")
+        self._set_strategy(model, model_class, self._chosen("strategy"))
+
+    def _set_columns(self, dataset: str) -> None:
+        """The columns that are loaded where labels are made: known for some datasets, the four usual ones for others."""
+        own_dataset = PROPERTIES / "dataset" / f"{dataset}.yaml"
+        if own_dataset.is_file():
+            self._update_internal_config_dict(own_dataset)
+        elif not (RECBOLE_PROPERTIES / "dataset" / f"{dataset}.yaml").is_file():
+            names = ("USER_ID_FIELD", "ITEM_ID_FIELD", "RATING_FIELD", "TIME_FIELD")
+            self.internal_config_dict["load_col"] = {"inter": [self._chosen(name) for name in names]}
+
+    def _set_rows(self, mode: str, model_class: type) -> None:
+        """RecBole's models on the labelled rows that every model gets; its sequential models would make rows of their own."""
+        if self.attentive:
+            return
+        pointwise = getattr(model_class, "input_type", None) == InputType.POINTWISE
+        if model_class.type == ModelType.SEQUENTIAL:  # type: ignore[attr-defined]
+            if not pointwise:
+                raise InputError(
+                    f"label_mode={mode} needs a model that learns from labels, which {model_class.__name__} is not; "
+                    "leave label_mode unset for RecBole's own training of it"
+                )
+            if hasattr(recbole.data.dataset, f"{model_class.__name__}Dataset"):
+                raise InputError(
+                    f"label_mode={mode} gives every model the same rows, but RecBole prepares rows of its own for "
+                    f"{model_class.__name__}; leave label_mode unset for RecBole's own training of it"
+                )
+            self.reads_history = True
+            self.internal_config_dict["MODEL_TYPE"] = ModelType.CONTEXT
+            self.internal_config_dict["repeatable"] = False
+        elif not pointwise:
+            # A pairwise model learns from every training row against sampled negatives, and its score is no probability.
+            self._update_internal_config_dict(PROPERTIES / "label_mode" / "pairwise.yaml")
+
+    def _chosen(self, key: str) -> Any:
+        """Value of a key that decides which files are read, checked already here."""
+        value = self.external_config_dict.get(key, self.internal_config_dict.get(key))
+        self._known.keys[key].check(value)
+        return value
+
+    def _set_label_field(self, mode: str, model_class: type) -> None:
+        rating = self._chosen("RATING_FIELD")
+        if mode == "rating":
+            if not self.attentive or issubclass(model_class, FactorizationRecommender):
+                raise InputError(
+                    f"label_mode=rating needs a model with one output per rating, which {model_class.__name__} is not; "
+                    "use label_mode=threshold"
+                )
+            if self.external_config_dict.get("threshold") is not None:
+                raise InputError("threshold is set but label_mode is 'rating'; use label_mode=threshold")
+            self.internal_config_dict["LABEL_FIELD"] = rating
+        elif mode == "threshold":
+            threshold = {rating: self._chosen("rating_threshold")}
+            given = self.external_config_dict.get("threshold", threshold)
+            if given != threshold:
+                raise InputError(
+                    f"threshold is {given}, but label_mode=threshold takes rating_threshold; set that instead"
+                )
+            self.internal_config_dict["threshold"] = threshold
+
+    def _set_strategy(self, model: str, model_class: type, strategy: str | None) -> None:
+        population = issubclass(model_class, AttnFedKD)
+        if strategy is None and population:
+            raise InputError(f"strategy is not set; it must be one of {', '.join(STRATEGIES)}")
+        if population and strategy == "central":
+            raise InputError("strategy 'central' trains one network on all data: use --model=AttnStudent for that")
+        if strategy is None:
+            strategy = self.internal_config_dict["strategy"] = "central"
+        self.federated = strategy != "central"
+        self.trains_teacher = self.federated and STRATEGIES[strategy].trains_teacher
+        unread = _CENTRAL_KEYS if self.federated else _FEDERATION_KEYS - self._known.of_model
+        if self.federated and not population:
+            unread = unread | _ATTENTIVE_KEYS - self._known.of_model
+        if not self._checkpoint_values:
+            self.unread_keys += [key for key in self.external_config_dict if key in unread]
+        pool = self._chosen("student_pool")
+        if self.federated and population and pool and STRATEGIES[strategy].shares_parameters:
+            raise InputError(
+                f"student_pool gives clients networks of different sizes, which strategy '{strategy}' cannot average; "
+                "use a strategy that distils, or local"
+            )
+        small = issubclass(model_class, FactorizationRecommender)
+        if small and not self._checkpoint_values:
+            # They stand in properties/overall.yaml, and these models embed no feature fields that could be encoded.
+            self.unread_keys += [key for key in ("attention", "attention_heads") if key in self.external_config_dict]
+        if not self.federated or population:
+            return
+        if self.attentive and not small:
+            raise InputError(
+                f"strategy '{strategy}' of {model} over clients: use --model=AttnFedKD, the population of it"
+            )
+        if self.trains_teacher:
+            raise InputError(
+                f"strategy '{strategy}' trains an AttnTeacher beside an AttnStudent; use --model=AttnFedKD for it"
+            )
+        if small:
+            return
+        kind = self.internal_config_dict["MODEL_TYPE"]
+        loader = get_dataloader({"model": model, "MODEL_TYPE": kind}, "train")
+        if get_trainer(kind, model) is not Trainer or loader is not TrainDataLoader:
+            raise InputError(
+                f"model '{model}' is trained in a way of its own in RecBole (a special trainer or loader), so strategy "
+                f"'{strategy}' cannot run over it; it runs over POINTWISE and PAIRWISE models"
+            )
+        if STRATEGIES[strategy].taught_by_received:
+            raise InputError(
+                f"strategy '{strategy}' teaches an AttnStudent by the server's; use --model=AttnFedKD for it"
+            )
+        other_meaning = sorted(_DISTILLATION_KEYS & self._known.of_model)
+        if STRATEGIES[strategy].exchanges_knowledge and other_meaning:
+            raise InputError(
+                f"strategy '{strategy}' and model '{model}' both read {', '.join(other_meaning)} and mean different things"
+            )
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Check that each is the name of a key.
+
+        Raises:
+            InputError: one of them is not; the sentence tells the nearest that is.
+        """
+        self._known.check_names(names)
+
+    def view(self, **changes: Any) -> FedKDConfig:
+        """The same config with some keys changed, for a second evaluation protocol."""
+        other = copy.copy(self)
+        other.final_config_dict = {**self.final_config_dict, **changes}
+        return other
+
+    def plain_values(self) -> dict[str, Any]:
+        """Every key as plain Python values (what a checkpoint or a JSON file can hold)."""
+        values = {key: plain(value) for key, value in self.final_config_dict.items()}
+        values["judged_metrics"] = list(self.judged_metrics)
+        # A run may be resumed from another folder than the one it was started in.
+        values["data_path"] = str(Path(values["data_path"]).resolve())
+        return values

@@ -1,0 +1,170 @@
+"""Keys: what a line of a properties file says of a key, and whether a value keeps to it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import recbole
+
+from recbole_fedkd.config.values import parse_value
+from recbole_fedkd.distillation.knowledge import AGGREGATIONS
+from recbole_fedkd.engine import ENGINES
+from recbole_fedkd.errors import InputError, nearest
+from recbole_fedkd.federated.codec import CODECS
+from recbole_fedkd.federated.knowledge import KNOWLEDGE, KNOWLEDGE_USES
+from recbole_fedkd.federated.strategy import STRATEGIES
+from recbole_fedkd.model.backbone import BACKBONES
+from recbole_fedkd.optim.adam_to_sgd import SWITCH_TESTS
+from recbole_fedkd.optim.server import SERVER_OPTIMIZERS
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+PROPERTIES = _PACKAGE / "properties" if (_PACKAGE / "properties").is_dir() else _PACKAGE.parent / "properties"
+"""In a wheel the properties lie inside the package, in a checkout or an editable install beside it."""
+
+RECBOLE_PROPERTIES = Path(recbole.__file__).resolve().parent / "properties"
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (float, int),
+    "bool": (bool,),
+    "str": (str,),
+    "string": (str,),
+    "list": (list, tuple),
+    "dict": (dict,),
+}
+# RecBole's files name types and no ranges.
+_RULES_OF_RECBOLE_KEYS = {
+    "epochs": ">= 1",
+    "train_batch_size": ">= 1",
+    "eval_batch_size": ">= 1",
+    "eval_step": ">= 0",
+    "stopping_step": ">= 0",
+    "learning_rate": ">= 0",
+    "weight_decay": ">= 0",
+    "seed": ">= 0",
+}
+# What `<name>` in a rule stands for: whatever is registered at the time, also from outside the package.
+_REGISTRIES: dict[str, Callable[[], Iterable[str]]] = {
+    "strategies": lambda: STRATEGIES,
+    "engines": lambda: ENGINES,
+    "backbones": lambda: BACKBONES,
+    "aggregations": lambda: AGGREGATIONS,
+    "codecs": lambda: CODECS,
+    "knowledge": lambda: KNOWLEDGE,
+    "knowledge uses": lambda: KNOWLEDGE_USES,
+    "server optimizers": lambda: SERVER_OPTIMIZERS,
+    "switch tests": lambda: SWITCH_TESTS,
+    "presets": lambda: sorted(file.stem for file in (PROPERTIES / "preset").glob("*.yaml")),
+}
+_PATTERN_LINE = re.compile(r"^([\w-]+):\s*(.*?)\s*#\s*\((.+?)\)\s+(.*)$")
+
+
+@dataclass(frozen=True)
+class Key:
+    """A config key as its yaml line defines it.
+
+    Attributes:
+        name: the key.
+        default: the text of its default.
+        types: allowed Python types; empty if the line names none that can be checked.
+        rule: the constraint behind the type, such as ``>= 0``, ``in [0, 1)``, ``one of a|b`` or, for lists, ``each >= 1``
+            (which also means: not empty; ``each, if any, one of a|b`` does not); may be empty.
+        sentence: what the key is.
+        elements: allowed types of a list's elements; empty if any will do.
+    """
+
+    name: str
+    default: str
+    types: tuple[type, ...]
+    rule: str
+    sentence: str
+    elements: tuple[type, ...] = ()
+
+    def check(self, value: Any) -> None:
+        """Raise :class:`InputError` if the value is not allowed; None always is where it is the default."""
+        if value is None and (self.default in ("~", "None", "") or "None" in self.rule):
+            return
+        if self.types and not self._has_type(value):
+            raise InputError(f"{self.name} is {value!r}; it must be {self._allowed()}")
+        for element in value if isinstance(value, list | tuple) and self.elements else []:
+            if not isinstance(element, self.elements) or isinstance(element, bool):
+                raise InputError(f"{self.name} is {value!r}; it must be {self._allowed()}")
+        if self.rule and not _satisfies(value, self.rule):
+            raise InputError(f"{self.name} is {value!r}; it must be {self._allowed()}{self._nearest_choice(value)}")
+
+    def _has_type(self, value: Any) -> bool:
+        if isinstance(value, bool):
+            return bool in self.types
+        # The command line turns '0' into 0 and '1e-3' stays a number: text keys take numbers as RecBole does.
+        return isinstance(value, self.types) or (str in self.types and isinstance(value, int | float))
+
+    def _allowed(self) -> str:
+        names = {
+            float: "a number",
+            int: "an integer",
+            bool: "True or False",
+            str: "a text",
+            list: "a list",
+            dict: "a dict",
+        }
+        told = [kind for kind in names if kind in self.types and not (kind is int and float in self.types)]
+        kinds = " or ".join(names[kind] for kind in told)
+        if self.elements:
+            kinds += {float: " of numbers", int: " of integers"}.get(self.elements[0], " of texts")
+        told_rule = self.rule if self.rule.startswith("one of") else f"{kinds} {self.rule}".strip()
+        return told_rule.replace("|", ", ")
+
+    def _nearest_choice(self, value: Any) -> str:
+        return nearest(str(value), self.rule[7:].split("|")) if self.rule.startswith("one of ") else ""
+
+
+def _satisfies(value: Any, rule: str) -> bool:
+    if rule.startswith("each, if any, "):
+        return all(_satisfies(element, rule[14:]) for element in value)
+    if rule.startswith("each "):
+        return len(value) > 0 and all(_satisfies(element, rule[5:]) for element in value)
+    if rule.startswith("one of "):
+        return str(value) in rule[7:].split("|")
+    interval = re.fullmatch(r"in ([\[(])(.+), (.+)([\])])", rule)
+    if interval:
+        low, high = float(interval[2]), float(interval[3])
+        above = value >= low if interval[1] == "[" else value > low
+        return bool(above and (value <= high if interval[4] == "]" else value < high))
+    bound = re.fullmatch(r"(>=|>) (\S+)", rule)
+    if bound:
+        return bool(value >= float(bound[2]) if bound[1] == ">=" else value > float(bound[2]))
+    return True
+
+
+def read_keys(file: Path) -> dict[str, Key]:
+    """The keys that a properties file defines, from its lines and their comments."""
+    keys: dict[str, Key] = {}
+    own = file.is_relative_to(PROPERTIES)
+    for line in file.read_text(encoding="utf-8").splitlines():
+        matched = _PATTERN_LINE.match(line)
+        if matched:
+            name, default, bracket, sentence = matched.groups()
+            kinds, _, rule = bracket.partition(", ")
+            for registry, names in _REGISTRIES.items():
+                rule = rule.replace(f"<{registry}>", "|".join(names()))
+            types: list[type] = []
+            elements: tuple[type, ...] = ()
+            for kind in re.split(r" or ", kinds):
+                outer, _, inner = kind.strip().partition(" of ")
+                types += _TYPES.get(outer, ())
+                elements = _TYPES.get(inner, ()) if own else ()
+            if types and not own:
+                # Some of RecBole's comments contradict their own defaults.
+                found = type(parse_value(default))
+                types += [found] if found not in types and found is not type(None) else []
+            if "None" in kinds:
+                rule = rule or "None"
+            rule = rule if own else rule or _RULES_OF_RECBOLE_KEYS.get(name, "")
+            keys[name] = Key(name, default, tuple(types), rule, sentence, elements)
+        elif re.match(r"^[\w-]+:", line):
+            name = line.split(":")[0]
+            keys[name] = Key(name, "", (), "", "")
+    return keys

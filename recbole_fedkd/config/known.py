@@ -1,0 +1,144 @@
+"""The keys that a config knows: which names there are for a model and a dataset, and the check of the user's values."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from recbole_fedkd.config.keys import PROPERTIES, RECBOLE_PROPERTIES, Key, read_keys
+from recbole_fedkd.errors import InputError, nearest
+from recbole_fedkd.model.student import ARCHITECTURE_KEYS
+
+_NESTED_KEYS = {
+    "eval_args": {"split", "group_by", "order", "mode"},
+    "train_neg_sample_args": {"distribution", "sample_num", "alpha", "dynamic", "candidate_num"},
+}
+# Keys that RecBole reads but defines in none of its files.
+_UNDOCUMENTED_KEYS = {
+    "model", "dataset", "config_files", "encoding", "numerical_features", "tail_ratio", "nproc", "world_size", "ip", "port",
+    "offset", "local_rank", "neg_sampling", "training_neg_sample_num", "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type",
+    "device", "single_spec", "valid_neg_sample_args", "test_neg_sample_args", "config_file", "reg_weight",
+}  # fmt: skip
+
+
+@lru_cache
+def _keys_of_all_models() -> frozenset[str]:
+    """Every key that some model knows: a config file may serve several models."""
+    files = [*(RECBOLE_PROPERTIES / "model").glob("*.yaml"), *(PROPERTIES / "model").glob("*.yaml")]
+    return frozenset(name for file in files for name in read_keys(file))
+
+
+class KnownKeys:
+    """Every key that a model on a dataset may be given.
+
+    Args:
+        recbole_names: names that RecBole lists as its own arguments.
+        model: the model's name.
+        model_class: its class.
+        dataset: the dataset's name.
+        files: properties files of this package for the model, later ones win.
+
+    Attributes:
+        keys: name to key.
+        of_model: names that the model's own file or source mentions.
+    """
+
+    def __init__(
+        self, recbole_names: Iterable[str], model: str, model_class: type, dataset: str, files: list[Path]
+    ) -> None:
+        keys = {name: Key(name, "~", (), "", "") for name in _UNDOCUMENTED_KEYS}
+        keys.update({name: Key(name, "~", (), "", "") for name in recbole_names})
+        recbole_files = [
+            PROPERTIES / "overall.yaml",
+            RECBOLE_PROPERTIES / "overall.yaml",
+            RECBOLE_PROPERTIES / "dataset" / "sample.yaml",
+        ]
+        recbole_files += [
+            file
+            for file in (
+                RECBOLE_PROPERTIES / "dataset" / f"{dataset}.yaml",
+                RECBOLE_PROPERTIES / "model" / f"{model}.yaml",
+            )
+            if file.is_file()
+        ]
+        for file in recbole_files + files:
+            for name, key in read_keys(file).items():
+                if key.types or name not in keys:
+                    keys[name] = key
+        keys["gpu_id"] = Key("gpu_id", "~", (), "", "")  # '0', 0 and (0, 1) all mean something to RecBole
+        own = RECBOLE_PROPERTIES / "model" / f"{model}.yaml"
+        self.of_model = set(read_keys(own)) if own.is_file() else set()
+        # A model of RecBole or of the user may read keys that no file defines: its source says which.
+        for parent in inspect.getmro(model_class):
+            if parent.__module__.startswith(("torch", "builtins")):
+                continue
+            try:
+                source = inspect.getsource(importlib.import_module(parent.__module__))
+            except (OSError, TypeError):
+                continue
+            for name in re.findall(r"config\[[\"']([\w-]+)[\"']\]", source):
+                keys.setdefault(name, Key(name, "~", (), "", ""))
+                self.of_model.add(name)
+        self.keys = keys
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Check that each is the name of a key.
+
+        Raises:
+            InputError: one of them is not; the sentence tells the nearest that is.
+        """
+        elsewhere = _keys_of_all_models()
+        for name in names:
+            if name not in self.keys and name not in elsewhere:
+                raise InputError(f"key '{name}' is unknown{nearest(str(name), {*self.keys, *elsewhere})}")
+
+    def check(self, values: dict[str, Any]) -> list[str]:
+        """Check names and values; numbers given for a text become one.
+
+        Returns:
+            Names that only other models read.
+
+        Raises:
+            InputError: an unknown name, or a value of the wrong type or out of range.
+        """
+        self.check_names(values)
+        unread = []
+        elsewhere = _keys_of_all_models()
+        for name, value in list(values.items()):
+            if name not in self.keys and name in elsewhere:
+                unread.append(name)
+                continue
+            if name in ("model", "dataset"):
+                continue
+            self.keys[name].check(value)
+            if self.keys[name].types == (str,) and isinstance(value, int | float):
+                values[name] = str(value)  # a folder may be called 2024
+            if name in _NESTED_KEYS and isinstance(value, dict):
+                for nested in value:
+                    if nested not in _NESTED_KEYS[name]:
+                        raise InputError(f"key '{name}.{nested}' is unknown{nearest(str(nested), _NESTED_KEYS[name])}")
+            if name == "learning_rates":
+                for pattern, rate in value.items():
+                    Key(f"learning_rates.{pattern}", "0", (float, int), ">= 0", "").check(rate)
+            if name == "teacher":
+                self._check_architecture(name, value)
+            if name == "student_pool":
+                for place, each in enumerate(value or []):
+                    self._check_architecture(f"student_pool[{place}]", each)
+        return unread
+
+    def _check_architecture(self, name: str, values: Any) -> None:
+        """Keys in which a network differs from the config's own."""
+        if not isinstance(values, dict):
+            raise InputError(f"{name} is {values!r}; it must be a dict of {', '.join(ARCHITECTURE_KEYS)}")
+        for key, value in values.items():
+            if key not in ARCHITECTURE_KEYS:
+                raise InputError(f"key '{name}.{key}' is unknown{nearest(str(key), ARCHITECTURE_KEYS)}")
+            if key in self.keys:
+                replace(self.keys[key], name=f"{name}.{key}").check(value)
