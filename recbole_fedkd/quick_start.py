@@ -25,6 +25,7 @@ from recbole.utils import ModelType, get_environment, init_logger, init_seed, se
 from texttable import Texttable
 
 from recbole_fedkd import __version__
+from recbole_fedkd.checkpoint import check_same_config, read_checkpoint
 from recbole_fedkd.compat import future_warnings_silenced, single_process_barrier
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.data.dataset import FedKDDataset, label_values, of_users, population
@@ -47,9 +48,7 @@ from recbole_fedkd.trainer import (
     CheckpointTrainer,
     FedKDTrainer,
     Population,
-    check_same_config,
     new_run_name,
-    read_checkpoint,
     recbole_task,
     trainer_class,
 )

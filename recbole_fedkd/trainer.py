@@ -7,7 +7,6 @@ own, written to a temporary file and renamed, and a resumed run goes on bit for 
 
 from __future__ import annotations
 
-import random
 import shutil
 import uuid
 from collections import OrderedDict
@@ -31,6 +30,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from recbole_fedkd.checkpoint import (
+    BEST,
+    CHECKPOINT_VERSION,
+    LAST,
+    check_same_config,
+    random_state,
+    read_checkpoint,
+    restore_random,
+    write_checkpoint,
+)
 from recbole_fedkd.engine import (
     FleetEngine,
     FleetTask,
@@ -56,7 +65,6 @@ from recbole_fedkd.federated.knowledge import KnowledgeSettings
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy, StrategySettings
 from recbole_fedkd.federated.task import AttentiveTask, MutualTask, RecBoleTask, Samples, Task, click_loss
-from recbole_fedkd.files import written_whole
 from recbole_fedkd.model import (
     AttnFedKD,
     FleetPopulation,
@@ -69,16 +77,6 @@ from recbole_fedkd.model.shared import SharedState, check_patterns, matching, st
 from recbole_fedkd.optim import AdamToSGD
 
 Population = FleetPopulation | RecBoleFleetPopulation | NetworkPopulation | RecBolePopulation
-
-CHECKPOINT_VERSION = 3
-BEST, LAST = "best.pth", "last.pth"
-
-# Keys that a resumed run may change: how long, where and how loud, not what is computed.
-RESUMABLE_KEYS = frozenset({
-    "epochs", "stopping_step", "show_progress", "state", "data_path", "checkpoint_dir", "result_file", "resume",
-    "torch_threads", "gpu_id", "use_gpu", "device", "log_wandb", "wandb_project", "run_name",
-    "metrics", "judged_metrics", "topk", "metric_decimal_place", "eval_batch_size",
-})  # fmt: skip
 
 
 @dataclass
@@ -145,42 +143,6 @@ def build_optimizer(config: Any, module: nn.Module, name: str) -> Optimizer:
     if learner not in simple:
         raise InputError(f"learner is '{config['learner']}'; it must be one of adam_to_sgd, {', '.join(simple)}")
     return simple[learner](params, lr=rate, weight_decay=decay)
-
-
-def write_checkpoint(state: dict[str, Any], file: Path) -> None:
-    """Write a checkpoint whole or not at all."""
-    with written_whole(file) as temporary:
-        torch.save(state, temporary)
-
-
-def read_checkpoint(path: str | Path, of_folder: str = LAST) -> dict[str, Any]:
-    """Read a checkpoint of this package without running any code from it.
-
-    Args:
-        path: a checkpoint file or a run folder.
-        of_folder: name of the file that a folder stands for.
-
-    Raises:
-        InputError: no such file, not a whole checkpoint, or one of another version.
-    """
-    file = Path(path)
-    if file.is_dir():
-        file = file / of_folder
-    if not file.is_file():
-        raise InputError(f"checkpoint '{path}' does not exist")
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # on bytes that it did not write, torch.load raises whatever comes
-        raise InputError(
-            f"checkpoint '{file}' cannot be read: it is truncated, or not a checkpoint of recbole_fedkd"
-        ) from error
-    if not isinstance(state, dict) or "format_version" not in state:
-        raise InputError(f"'{file}' is not a checkpoint of recbole_fedkd")
-    if state["format_version"] != CHECKPOINT_VERSION:
-        raise InputError(
-            f"checkpoint '{file}' has format version {state['format_version']}; this version reads {CHECKPOINT_VERSION}"
-        )
-    return state
 
 
 class CheckpointTrainer(Trainer):
@@ -260,7 +222,7 @@ class CheckpointTrainer(Trainer):
         if isinstance(valid_data, EvaluationData):
             valid_data = valid_data.for_validation()
         if self._resumed_random is not None:
-            self._restore_random(self._resumed_random)
+            restore_random(self._resumed_random, self._loader_generators())
             self._resumed_random = None
         if self.start_epoch >= self.epochs or (self._has_valid_data and self.cur_step > self.stopping_step):
             self.logger.info("Nothing is left to train: the checkpoint is that of a finished run.")
@@ -408,7 +370,7 @@ class CheckpointTrainer(Trainer):
             "state_dict": self.model.state_dict(),
             "other_parameter": other,
             "training": self._training_state(),
-            "random": self._random_state(),
+            "random": random_state(self._loader_generators()),
         }
 
     def _training_state(self) -> dict[str, Any]:
@@ -462,42 +424,10 @@ class CheckpointTrainer(Trainer):
         self._resumed_from = (last, best)
         self.logger.info(f"Checkpoint loaded. Resume training from epoch {self.start_epoch}")
 
-    def _random_state(self) -> dict[str, Any]:
-        numpy_state: Any = np.random.get_state()
-        python_state = random.getstate()
-        return {
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "numpy": [str(numpy_state[0]), torch.from_numpy(numpy_state[1].astype(np.int64)), *numpy_state[2:]],
-            "python": [python_state[0], list(python_state[1]), python_state[2]],
-            "loaders": [generator.get_state() for generator in self._loader_generators()],
-        }
-
-    def _restore_random(self, state: dict[str, Any]) -> None:
-        torch.set_rng_state(state["torch"])
-        if state["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda"])
-        name, keys, *rest = state["numpy"]
-        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-        version, words, gauss = state["python"]
-        random.setstate((version, tuple(words), gauss))
-        for generator, saved in zip(self._loader_generators(), state["loaders"], strict=True):
-            generator.set_state(saved)
-
     def _loader_generators(self) -> list[torch.Generator]:
         """Generators of the training loader and of the loaders inside it (knowledge-aware models have two)."""
         loaders = [self._train_data, *vars(self._train_data).values()] if self._train_data is not None else []
         return [loader.generator for loader in loaders if isinstance(loader, torch.utils.data.DataLoader)]
-
-
-def check_same_config(saved: Mapping[str, Any], current: Mapping[str, Any], source: str | Path) -> None:
-    """Raise :class:`InputError` for the first key, outside ``RESUMABLE_KEYS``, that differs from the checkpoint's."""
-    for key in sorted(saved.keys() | current.keys()):
-        if key not in RESUMABLE_KEYS and saved.get(key) != current.get(key):
-            raise InputError(
-                f"checkpoint '{source}' is that of another config: {key} is {saved.get(key)!r} there "
-                f"and {current.get(key)!r} here"
-            )
 
 
 class FedKDTrainer(CheckpointTrainer):

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_fedkd import load_data_and_model
+from recbole_fedkd.checkpoint import read_checkpoint
 from recbole_fedkd.engine import FleetEngine
 from recbole_fedkd.engine.local import ClientError
 from recbole_fedkd.engine.packing import MAX_PADDING, MAX_ROW_PADDING, packed, slots
@@ -24,7 +25,6 @@ from recbole_fedkd.federated.task import Samples
 from recbole_fedkd.model.fleet import RowStore
 from recbole_fedkd.optim.batched import BatchedAdam, BatchedSGD, clip_norms
 from recbole_fedkd.quick_start import build_trainer
-from recbole_fedkd.trainer import read_checkpoint
 
 RATIO = 0.25
 """Twice what the fleet takes of the local engine's time on 30 clients: 0.127 as measured."""

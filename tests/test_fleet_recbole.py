@@ -8,11 +8,11 @@ from engines import assert_same_round
 from recbole.data.interaction import Interaction
 from recbole.model.general_recommender.bpr import BPR
 
+from recbole_fedkd.checkpoint import read_checkpoint
 from recbole_fedkd.engine.agreement import TOLERANCES, _difference
 from recbole_fedkd.federated.client import own_streams
 from recbole_fedkd.model.batching import ClientTable, HandedAttention, WeightedLoss
 from recbole_fedkd.model.population import user_rows
-from recbole_fedkd.trainer import read_checkpoint
 
 SAMPLING = {"distribution": "uniform", "sample_num": 2, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
 IMPLICIT = {"label_mode": "implicit", "train_neg_sample_args": SAMPLING}

@@ -10,9 +10,9 @@ import torch
 from recbole.utils.case_study import full_sort_topk
 
 from recbole_fedkd import load_data_and_model
+from recbole_fedkd.checkpoint import CHECKPOINT_VERSION, read_checkpoint, write_checkpoint
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.quick_start import build_trainer
-from recbole_fedkd.trainer import CHECKPOINT_VERSION, read_checkpoint, write_checkpoint
 
 LONG = 4
 AFD = {"model": "AttnFedKD", "switch_threshold": 0.05}
