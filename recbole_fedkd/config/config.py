@@ -27,7 +27,7 @@ from recbole_fedkd.config.models import find_model
 from recbole_fedkd.config.values import native, parse_value, plain
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.strategy import STRATEGIES
-from recbole_fedkd.model import MODELS, AttnFedKD, FactorizationRecommender
+from recbole_fedkd.model import MODELS, AttnFedKD, FactorizationRecommender, corrected
 
 # Keys that only a federation reads, unless a RecBole model has one of the same name.
 _FEDERATION_KEYS = {
@@ -149,7 +149,7 @@ class FedKDConfig(JudgedConfig):
             raise InputError("no dataset is named; give --dataset=<name>, such as ml-100k")
         if isinstance(chosen, str):
             return chosen, find_model(chosen), name
-        return chosen.__name__, chosen, name
+        return chosen.__name__, corrected(chosen), name
 
     def _preset_values(self) -> dict[str, Any]:
         """The keys of the preset that the user names; its model and label mode decide what else is read."""

@@ -1,23 +1,29 @@
-"""Models: the names of this package's and of RecBole's, and their classes."""
+"""Models by name: this package's, and RecBole's without importing any of them."""
 
 from __future__ import annotations
 
-import pkgutil
+import re
+from functools import lru_cache
 
 from recbole.utils import get_model
 
 from recbole_fedkd import compat
 from recbole_fedkd.config.keys import RECBOLE_PROPERTIES
 from recbole_fedkd.errors import InputError, nearest
-from recbole_fedkd.model import MODELS
+from recbole_fedkd.model import MODELS, corrected
 
 
+@lru_cache
 def recbole_models() -> dict[str, str]:
-    """Names of RecBole's models, lower case to their own spelling, without importing any of them."""
-    names = {path.stem.lower(): path.stem for path in (RECBOLE_PROPERTIES / "model").glob("*.yaml")}
-    folders = [str(folder) for folder in (RECBOLE_PROPERTIES.parent / "model").glob("*_recommender")]
-    files = {module.name for module in pkgutil.iter_modules(folders)}
-    return {lowered: name for lowered, name in names.items() if lowered in files}
+    """Names of RecBole's models, lower case to their own spelling, without importing any of them.
+
+    A model is a class in a file of its name, whether RecBole has a properties file for it or not (``Random`` has none).
+    """
+    names: dict[str, str] = {}
+    for file in sorted((RECBOLE_PROPERTIES.parent / "model").glob("*_recommender/*.py")):
+        classes = re.findall(r"^class (\w+)\(", file.read_text(encoding="utf-8"), re.M)
+        names.update((file.stem, name) for name in classes if name.lower() == file.stem)
+    return names
 
 
 def find_model(name: str) -> type:
@@ -32,4 +38,4 @@ def find_model(name: str) -> type:
             model: type = get_model(name)
     except ImportError as error:
         raise InputError(f"model '{name}' needs a package that is not installed: {error}") from error
-    return model
+    return corrected(model)

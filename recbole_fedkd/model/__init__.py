@@ -1,5 +1,6 @@
 """Models: attention, networks, and the RecBole model classes made of them."""
 
+from recbole_fedkd.model.corrected import corrected
 from recbole_fedkd.model.encoding import with_attention
 from recbole_fedkd.model.factorization import MF, FactorizationRecommender, PFedRec
 from recbole_fedkd.model.fleet import CompactPopulation, FleetPopulation, RecBoleFleetPopulation
@@ -23,5 +24,6 @@ __all__ = [
     "RecBoleFleetPopulation",
     "RecBolePopulation",
     "TeacherAndStudent",
+    "corrected",
     "with_attention",
 ]

@@ -1,0 +1,118 @@
+"""RecBole's models that learn without gradients, where RecBole 1.2.1 is wrong about them.
+
+All of them learn from the same thing: the interactions of the training split. An interaction counts whatever its label
+says, as in RecBole's ``inter_matrix``; sampled negatives are no interactions; a pair that is there twice counts twice
+(``rm_dup_inter`` removes it). ``ItemKNN``, ``AsymKNN``, ``EASE`` and ``SLIMElastic`` run as RecBole wrote them.
+
+Ends with a RecBole in which ``Pop`` counts every row and no score is drawn anew at every look.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.model import general_recommender
+from recbole.utils import ModelType
+from torch import Tensor
+
+
+def uniform_of_pairs(users: Tensor, items: Tensor, seed: int) -> Tensor:
+    """A number in [0, 1) for every pair, the same whenever and in whatever company it is asked for.
+
+    Args:
+        users: user ids, of a shape that broadcasts with that of ``items``.
+        items: item ids.
+        seed: another one gives other numbers.
+
+    Returns:
+        float64 numbers of the broadcast shape, on the CPU: the mixing function of SplitMix64, once per part of the key.
+    """
+    word = np.zeros((), dtype=np.uint64)
+    for part in (np.asarray(seed), users.cpu().numpy(), items.cpu().numpy()):
+        word = _mixed(word ^ part.astype(np.uint64))
+    return torch.from_numpy((word >> np.uint64(11)) * 2.0**-53)
+
+
+def _mixed(word: Any) -> Any:
+    """SplitMix64's next output after a state, element by element."""
+    with np.errstate(over="ignore"):  # it is meant to wrap around
+        word = word + np.uint64(0x9E3779B97F4A7C15)
+        word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return word ^ (word >> np.uint64(31))
+
+
+class Pop(general_recommender.Pop):
+    """Popularity: the number of an item's training interactions.
+
+    RecBole counts in ``calculate_loss``: an item at most once a batch, and a sampled negative like an interaction.
+    """
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        items = dataset.inter_feat[dataset.iid_field]
+        self.item_cnt = torch.bincount(items, minlength=self.n_items).unsqueeze(1).to(self.device)
+        self.max_cnt = self.item_cnt.max(dim=0)[0]
+
+    def calculate_loss(self, interaction: Any) -> Tensor:
+        """Nothing is left to learn; the trainer wants a loss."""
+        return torch.nn.Parameter(torch.zeros(1)).to(self.device)
+
+
+class NCEPLRec(general_recommender.NCEPLRec):
+    """RecBole trains this model, whose parameters are computed when it is built, for as many epochs as the config says."""
+
+    type = ModelType.TRADITIONAL
+
+
+class Random(general_recommender.Random):
+    """Every user and item have a score of their own, the same at every look.
+
+    RecBole gives all users of an evaluation batch one list, and every evaluation another one.
+    """
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.seed = int(config["seed"])
+
+    def predict(self, interaction: Any) -> Tensor:
+        """Scores ``[rows]``."""
+        return uniform_of_pairs(interaction[self.USER_ID], interaction[self.ITEM_ID], self.seed).to(self.device)
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        """Scores ``[users * items]``."""
+        users, items = interaction[self.USER_ID], torch.arange(self.n_items)
+        return uniform_of_pairs(users.unsqueeze(1), items, self.seed).flatten().to(self.device)
+
+
+class ADMMSLIM(general_recommender.ADMMSLIM):
+    """RecBole parts equal scores by noise of up to 1e-5, drawn anew at every look; here a pair's noise is always the same."""
+
+    NOISE = 1e-5
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.seed = int(config["seed"])
+
+    def predict(self, interaction: Any) -> Tensor:
+        """Scores ``[rows]``."""
+        users, rows = interaction[self.USER_ID].unique(return_inverse=True)
+        return self._scores(users)[rows, interaction[self.ITEM_ID]]
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        """Scores ``[users * items]``."""
+        return self._scores(interaction[self.USER_ID]).flatten()
+
+    def _scores(self, users: Tensor) -> Tensor:
+        """Scores ``[users, items]``."""
+        means = self.item_means if self.center_columns else 0.0
+        history = self.interaction_matrix[users.cpu().numpy(), :].toarray()
+        scores = torch.from_numpy((history - means) @ self.item_similarity + means)
+        noise = uniform_of_pairs(users.unsqueeze(1), torch.arange(self.n_items), self.seed)
+        return (scores + self.NOISE * noise).to(self.device)
+
+
+CORRECTED: dict[type, type] = {model.__bases__[0]: model for model in (ADMMSLIM, NCEPLRec, Pop, Random)}
+"""RecBole's class to the one that runs in its place."""
