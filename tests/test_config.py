@@ -82,7 +82,9 @@ def test_a_bad_key_or_value_is_told_in_one_line(keys, says):
         ("AttnFedDK", "did you mean 'AttnFedKD'"),
         ("WideDeap", "did you mean 'WideDeep'"),
         ("bpr", "did you mean 'BPR'"),
-        ("xgboost", "needs a package that is not installed"),
+        ("xgboost", "did you mean 'XGBoost'"),
+        ("XGBoost", "model 'XGBoost' is not run here: RecBole has the library xgboost train its trees"),
+        ("LightGBM", "model 'LightGBM' is not run here"),
         ("Qwertz", "model 'Qwertz' is unknown"),
     ],
 )

@@ -12,6 +12,9 @@ from recbole_fedkd.config.keys import RECBOLE_PROPERTIES
 from recbole_fedkd.errors import InputError, nearest
 from recbole_fedkd.model import MODELS, corrected
 
+# RecBole trains these by libraries of trees, whose models are files of their own and no parameters of torch.
+_NOT_RUN = {"LightGBM": "lightgbm", "XGBoost": "xgboost"}
+
 
 @lru_cache
 def recbole_models() -> dict[str, str]:
@@ -33,6 +36,11 @@ def find_model(name: str) -> type:
     known = recbole_models()
     if known.get(name.lower()) != name:
         raise InputError(f"model '{name}' is unknown{nearest(name, [*MODELS, *known.values()])}")
+    if name in _NOT_RUN:
+        raise InputError(
+            f"model '{name}' is not run here: RecBole has the library {_NOT_RUN[name]} train its trees, and this package "
+            "trains, saves and judges models of torch; choose another click model, such as DeepFM"
+        )
     try:
         with compat.anomaly_detection_kept():
             model: type = get_model(name)
