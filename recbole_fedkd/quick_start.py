@@ -29,6 +29,7 @@ from recbole_fedkd.checkpoint import check_same_config, read_checkpoint
 from recbole_fedkd.compat import future_warnings_silenced, single_process_barrier
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.data.dataset import FedKDDataset, label_values, of_users, population
+from recbole_fedkd.data.features import features_of
 from recbole_fedkd.data.partition import partition_users
 from recbole_fedkd.engine import RecBoleSamples, disagreement, obstacle
 from recbole_fedkd.errors import InputError
@@ -203,6 +204,9 @@ def _prepare(
     init_seed(config["seed"], config["reproducibility"])
     dataset = create_dataset(config)
     getLogger().info(dataset)
+    features = features_of(config, dataset)
+    if features:
+        getLogger().info(features)
     try:
         loaders = data_preparation(config, dataset)
     except (ValueError, NotImplementedError) as error:
@@ -214,8 +218,8 @@ def _prepare(
         clients = partition_users(config["partition"], population(train_dataset), config["seed"])
         client_of_user = torch.from_numpy(np.concatenate([[-1], clients]))
     evaluations = (
-        evaluation_data(config, dataset, loaders, "valid"),
-        evaluation_data(config, dataset, loaders, "test"),
+        evaluation_data(config, dataset, loaders, "valid", features.context),
+        evaluation_data(config, dataset, loaders, "test", features.context),
     )
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     model_class = config.model_class

@@ -33,6 +33,7 @@ class FedKDDataset(Dataset):
             ``item_id_list``; None for all other models.
     """
 
+    recency_field = RECENCY_FIELD
     label_values: list[float]
     history_columns: Tensor | None = None
 

@@ -6,7 +6,7 @@ RecBole config, loader, collector and evaluator, run by RecBole's own evaluation
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from recbole.evaluator import metric_types
 from recbole.utils import EvaluatorType, ModelType
 
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.evaluation.ranking_context import rank_in_context
 
 
 @dataclass
@@ -70,7 +71,9 @@ class EvaluationData:
         return next((loader for loader in loaders if isinstance(loader, FullSortEvalDataLoader)), None)
 
 
-def evaluation_data(config: Any, dataset: Any, loaders: tuple[Any, Any, Any], phase: str) -> EvaluationData:
+def evaluation_data(
+    config: Any, dataset: Any, loaders: tuple[Any, Any, Any], phase: str, context: Sequence[str] = ()
+) -> EvaluationData:
     """Build the protocols of a phase.
 
     Value metrics judge the held-out rows as they are; ranking metrics rank the whole catalogue (or sampled negatives, if
@@ -82,6 +85,7 @@ def evaluation_data(config: Any, dataset: Any, loaders: tuple[Any, Any, Any], ph
         dataset: the whole dataset.
         loaders: train, valid and test loaders of RecBole's ``data_preparation``.
         phase: ``valid`` or ``test``.
+        context: columns of the rows that the model reads: a user's items are ranked in the context of a row of the user.
     """
     index = 1 if phase == "valid" else 2
     loader = loaders[index]
@@ -91,7 +95,8 @@ def evaluation_data(config: Any, dataset: Any, loaders: tuple[Any, Any, Any], ph
     for metric in config.judged_metrics:
         by_type.setdefault(metric_types[metric.lower()], []).append(metric)
     if len(by_type) == 1 and config["label_mode"] is None:
-        stock = Protocol(_describe(config, config, phase, False), config, loader, True)
+        rank_in_context(loader, context)
+        stock = Protocol(_describe(config, config, phase, False, context), config, loader, True)
         return EvaluationData(phase, [stock], loaders[0])
     protocols = []
     for kind, metrics in by_type.items():
@@ -121,7 +126,9 @@ def evaluation_data(config: Any, dataset: Any, loaders: tuple[Any, Any, Any], ph
             loader_of_kind = get_dataloader(view, phase)(view, splits[index], samplers[index], shuffle=False)
         else:
             loader_of_kind = loader
-        protocols.append(Protocol(_describe(config, view, phase, positives_only), view, loader_of_kind, primary))
+        rank_in_context(loader_of_kind, context)
+        told = _describe(config, view, phase, positives_only, context)
+        protocols.append(Protocol(told, view, loader_of_kind, primary))
     return EvaluationData(phase, protocols, loaders[0])
 
 
@@ -144,7 +151,7 @@ def _relevant_rows(config: Any, split: Any) -> torch.Tensor | None:
     return rows
 
 
-def _describe(config: Any, view: Any, phase: str, positives_only: bool) -> str:
+def _describe(config: Any, view: Any, phase: str, positives_only: bool, context: Sequence[str]) -> str:
     mode = str(view["eval_args"]["mode"][phase])
     rows = f"held-out {phase} rows"
     split, order = config["eval_args"].get("split"), config["eval_args"].get("order")
@@ -159,6 +166,9 @@ def _describe(config: Any, view: Any, phase: str, positives_only: bool) -> str:
     if positives_only:
         bound = f"rating >= {config['rating_threshold']:g}" if config["label_mode"] else "label 1"
         relevant = f"{rows} with {bound}"
+    names = ", ".join(context)
     if mode == "full":
-        return f"full sort of all items, relevant: {relevant}"
-    return f"{mode[3:]} {'uniform' if mode.startswith('uni') else 'popular'} negatives, relevant: {relevant}"
+        ranked_in = f", each user in the context ({names}) of the first of its relevant rows" if context else ""
+        return f"full sort of all items, relevant: {relevant}{ranked_in}"
+    ranked_in = f", negatives in the context ({names}) of a relevant row of their user" if context else ""
+    return f"{mode[3:]} {'uniform' if mode.startswith('uni') else 'popular'} negatives, relevant: {relevant}{ranked_in}"
