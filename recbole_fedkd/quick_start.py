@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from recbole.data import create_dataset as create_recbole_dataset
 from recbole.data import data_preparation
 from recbole.utils import ModelType, get_environment, init_logger, init_seed, set_color
 from texttable import Texttable
@@ -30,6 +29,7 @@ from recbole_fedkd.compat import future_warnings_silenced, single_process_barrie
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.data.dataset import FedKDDataset, label_values, of_users, population
 from recbole_fedkd.data.features import features_of
+from recbole_fedkd.data.loading import recbole_dataset_class
 from recbole_fedkd.data.partition import partition_users
 from recbole_fedkd.engine import RecBoleSamples, disagreement, obstacle
 from recbole_fedkd.errors import InputError
@@ -346,7 +346,8 @@ def _load_dataset(config: FedKDConfig, existed: bool) -> Any:
     name, folder = config["dataset"], Path(config["data_path"])
     try:
         with single_process_barrier():
-            return FedKDDataset(config) if config["label_mode"] is not None else create_recbole_dataset(config)
+            kind = FedKDDataset if config["label_mode"] is not None else recbole_dataset_class(config)
+            return kind(config)
     except InputError:
         raise
     except (urllib.error.URLError, OSError, RuntimeError) as error:

@@ -267,6 +267,8 @@ class TestCommandLine:
     def test_a_dataset_without_ratings_is_refused_in_rating_mode(self, capsys, tmp_path):
         folder = write_dataset(tmp_path / "data", ratings=False)
         arguments = ["--model=AttnFedKD", "--dataset=tiny", f"--data_path={folder}"]
+        assert "load_col names 'rating', but the columns of" in refused(capsys, *arguments)
+        arguments.append("--load_col=None")
         assert "needs ratings, but dataset 'tiny' has no column 'rating'" in refused(capsys, *arguments)
         assert main(command(*arguments, "--label_mode=implicit")) == 0
 
@@ -284,13 +286,16 @@ class TestCommandLine:
         header, first, *rows = file.read_text().splitlines()
         user, item, _, time = first.split("\t")
         file.write_text("\n".join([header, f"{user}\t{item}\t\t{time}", *rows]) + "\n")
-        assert "1 interaction(s)" in refused(capsys, "--model=AttnFedKD", "--dataset=tiny", f"--data_path={folder}")
+        assert "tiny.inter', line 2: 'rating' is ''" in refused(
+            capsys, "--model=AttnFedKD", "--dataset=tiny", f"--data_path={folder}"
+        )
 
     def test_a_header_without_types_is_named(self, capsys, tmp_path):
         folder = tmp_path / "data" / "bare"
         folder.mkdir(parents=True)
         (folder / "bare.inter").write_text("user_id\titem_id\n1\t2\n")
-        assert "'bare'" in refused(capsys, "--model=AttnFedKD", "--dataset=bare", f"--data_path={tmp_path / 'data'}")
+        error = refused(capsys, "--model=AttnFedKD", "--dataset=bare", f"--data_path={tmp_path / 'data'}")
+        assert "bare.inter', line 1: the columns user_id, item_id have no types" in error
 
     def test_columns_of_other_names_are_found_by_their_field_keys(self, tmp_path):
         folder = write_dataset(tmp_path / "data")

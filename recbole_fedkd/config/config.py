@@ -169,6 +169,8 @@ class FedKDConfig(JudgedConfig):
         self.internal_config_dict = {}
         self._update_internal_config_dict(PROPERTIES / "overall.yaml")
         self.internal_config_dict.update(recbole_keys)
+        # RecBole would drop the interactions of everyone whom the .user or .item file does not know.
+        self.internal_config_dict["filter_inter_by_user_or_item"] = False
         small = issubclass(model_class, FactorizationRecommender)
         files = [PROPERTIES / "model" / "AttnStudent.yaml"] if self.attentive and not small else []
         own = PROPERTIES / "model" / f"{model}.yaml"
@@ -305,6 +307,11 @@ class FedKDConfig(JudgedConfig):
             raise InputError(
                 f"strategy '{strategy}' and model '{model}' both read {', '.join(other_meaning)} and mean different things"
             )
+
+    def gives(self, key: str) -> bool:
+        """Whether the user's files, dictionary or command line set a key; a checkpoint's value is not the user's."""
+        values, saved = self.external_config_dict, self._checkpoint_values
+        return key in values and not (key in saved and saved[key] == values[key])
 
     def check_names(self, names: Iterable[str]) -> None:
         """Check that each is the name of a key.

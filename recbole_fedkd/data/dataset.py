@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 from torch import Tensor
 
 from recbole_fedkd.data.labels import declared_labels, encode_labels
+from recbole_fedkd.data.loading import AtomicFiles
 from recbole_fedkd.data.partition import Population
 from recbole_fedkd.errors import InputError, nearest
 
@@ -21,7 +21,7 @@ RECENCY_FIELD = "recency_rank"
 64 seconds apart; the rank is taken before, on the file's own precision."""
 
 
-class FedKDDataset(Dataset):
+class FedKDDataset(AtomicFiles):
     """A RecBole ``Dataset`` of labelled rows, the same rows for every model.
 
     RecBole gives a sequential model rows of its own making: one per prefix of every history. Here such a model gets the
@@ -44,11 +44,6 @@ class FedKDDataset(Dataset):
             raise InputError(
                 f"label_mode={self.config['label_mode']} needs ratings, but dataset '{token}' has no column '{rating}' "
                 "(RATING_FIELD) among its loaded columns; use label_mode=implicit or load it by load_col"
-            )
-        if self.config["label_mode"] != "implicit" and self.inter_feat[rating].isna().any():
-            missing = int(self.inter_feat[rating].isna().sum())
-            raise InputError(
-                f"{missing} interaction(s) of dataset '{token}' lack a value in '{rating}'; remove those rows"
             )
 
     def _normalize(self) -> None:

@@ -1,0 +1,57 @@
+"""Numbers in files: which texts are some, which stand for none, and why not."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal, InvalidOperation
+
+import numpy as np
+
+LARGEST = float(np.finfo(np.float32).max)
+"""RecBole computes in 32 bits: a larger number would be infinite."""
+
+EXACT = 2.0**53
+"""From here on 64-bit floating point merges neighbouring integers, such as timestamps in nanoseconds."""
+
+MISSING = frozenset({
+    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL", "None", "n/a",
+    "null",
+})  # fmt: skip
+"""Texts that stand for no number, as in pandas; so does whatever Python reads as not-a-number. Tokens know none but ''."""
+
+
+def number(text: str) -> float | None:
+    """The number that a text is; nan for a missing one, None for what is no number."""
+    if text.strip() in MISSING:
+        return float("nan")
+    try:
+        # Python reads 1_000 as a number; a file hardly means it.
+        return None if "_" in text else float(text)
+    except ValueError:
+        return None
+
+
+def integer(text: str) -> int | None:
+    """The integer that a text is, exactly; None for what is none."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        exact = Decimal(text)
+        return int(exact) if exact == exact.to_integral_value() else None
+    except (InvalidOperation, OverflowError, ValueError):
+        return None
+
+
+def why_no_number(text: str, value: float | None) -> str:
+    """The rest of a sentence that says that a text is no number."""
+    if value is not None and np.isnan(value):
+        return " where every row needs a number"
+    if value is not None and np.isinf(value):
+        return "; it must be a finite number"
+    if value is not None:
+        return f"; it must lie between -{LARGEST:.3g} and {LARGEST:.3g}, as RecBole computes in 32 bits"
+    if re.fullmatch(r"[\d.,'\s]+", text.strip()) and any(character.isdigit() for character in text):
+        return ", which is no number: decimals follow a point, and nothing separates thousands"
+    return ", which is no number"
