@@ -33,7 +33,7 @@ from recbole_fedkd.data.loading import recbole_dataset_class
 from recbole_fedkd.data.partition import partition_users
 from recbole_fedkd.engine import RecBoleSamples, disagreement, obstacle
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.evaluation import EvaluationData, evaluation_data
+from recbole_fedkd.evaluation import EvaluationData, evaluation_data, with_candidates
 from recbole_fedkd.federated.client import streams_kept
 from recbole_fedkd.files import write_json
 from recbole_fedkd.model import (
@@ -208,7 +208,7 @@ def _prepare(
     if features:
         getLogger().info(features)
     try:
-        loaders = data_preparation(config, dataset)
+        loaders = with_candidates(config, dataset, data_preparation(config, dataset))
     except (ValueError, NotImplementedError) as error:
         raise InputError(f"dataset '{config['dataset']}' cannot be split or sampled as configured: {error}") from error
     train_dataset = loaders[0]._dataset

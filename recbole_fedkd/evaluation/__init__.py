@@ -3,7 +3,7 @@
 from recbole_fedkd.evaluation.collector import DISTRIBUTION, LabelCollector, PlainEvaluator
 from recbole_fedkd.evaluation.metrics import register_metric
 from recbole_fedkd.evaluation.per_user import merged, user_values
-from recbole_fedkd.evaluation.protocol import EvaluationData, Protocol, evaluation_data
+from recbole_fedkd.evaluation.protocol import EvaluationData, Protocol, evaluation_data, with_candidates
 
 __all__ = [
     "DISTRIBUTION",
@@ -15,4 +15,5 @@ __all__ = [
     "merged",
     "register_metric",
     "user_values",
+    "with_candidates",
 ]

@@ -18,6 +18,7 @@ from recbole.evaluator import metric_types
 from recbole.utils import EvaluatorType, ModelType
 
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.evaluation.candidates import PHASES, CandidateLoader, samples_candidates
 from recbole_fedkd.evaluation.ranking_context import rank_in_context
 
 
@@ -87,7 +88,7 @@ def evaluation_data(
         phase: ``valid`` or ``test``.
         context: columns of the rows that the model reads: a user's items are ranked in the context of a row of the user.
     """
-    index = 1 if phase == "valid" else 2
+    index = PHASES.index(phase)
     loader = loaders[index]
     if not len(loader._dataset):
         return EvaluationData(phase, [], loaders[0])
@@ -96,7 +97,7 @@ def evaluation_data(
         by_type.setdefault(metric_types[metric.lower()], []).append(metric)
     if len(by_type) == 1 and config["label_mode"] is None:
         rank_in_context(loader, context)
-        stock = Protocol(_describe(config, config, phase, False, context), config, loader, True)
+        stock = Protocol(_describe(config, config, phase, False, context) + _facts(loader), config, loader, True)
         return EvaluationData(phase, [stock], loaders[0])
     protocols = []
     for kind, metrics in by_type.items():
@@ -122,14 +123,33 @@ def evaluation_data(
                 if relevant is not None:
                     splits[index] = splits[index].copy(splits[index].inter_feat[relevant])
                     positives_only = True
-            samplers = create_samplers(view, dataset, splits)
-            loader_of_kind = get_dataloader(view, phase)(view, splits[index], samplers[index], shuffle=False)
+            loader_of_kind = _loader(view, dataset, splits, phase)
         else:
             loader_of_kind = loader
         rank_in_context(loader_of_kind, context)
-        told = _describe(config, view, phase, positives_only, context)
+        told = _describe(config, view, phase, positives_only, context) + _facts(loader_of_kind)
         protocols.append(Protocol(told, view, loader_of_kind, primary))
     return EvaluationData(phase, protocols, loaders[0])
+
+
+def _loader(view: Any, dataset: Any, splits: list[Any], phase: str) -> Any:
+    """The evaluation loader of a view's mode: RecBole's, but for sampled candidates."""
+    if samples_candidates(view[f"{phase}_neg_sample_args"]):
+        return CandidateLoader(view, dataset, splits, phase)
+    index = PHASES.index(phase)
+    samplers = create_samplers(view, dataset, splits)
+    return get_dataloader(view, phase)(view, splits[index], samplers[index], shuffle=False)
+
+
+def with_candidates(config: Any, dataset: Any, loaders: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    """RecBole's three loaders, those of phases that judge by sampled candidates replaced by ours."""
+    splits = [loader._dataset for loader in loaders]
+    train, valid, test = loaders
+    of_phase = {"valid": valid, "test": test}
+    for phase, loader in of_phase.items():
+        if len(loader._dataset) and samples_candidates(config[f"{phase}_neg_sample_args"]):
+            of_phase[phase] = CandidateLoader(config, dataset, splits, phase)
+    return train, of_phase["valid"], of_phase["test"]
 
 
 def _relevant_rows(config: Any, split: Any) -> torch.Tensor | None:
@@ -149,6 +169,15 @@ def _relevant_rows(config: Any, split: Any) -> torch.Tensor | None:
             f"no held-out row has a positive label, so ranking metrics {config['metrics']} have nothing to rank"
         )
     return rows
+
+
+def _facts(loader: Any) -> str:
+    """What the data made of a protocol, in brackets behind its sentence; nothing where there is nothing to say."""
+    facts = []
+    if isinstance(loader, CandidateLoader) and loader.candidates.short:
+        users = len(loader.uid_list)
+        facts.append(f"{loader.candidates.short} of {users} users have fewer items left: all of theirs are candidates")
+    return f" [{'; '.join(facts)}]" if facts else ""
 
 
 def _describe(config: Any, view: Any, phase: str, positives_only: bool, context: Sequence[str]) -> str:
