@@ -20,10 +20,12 @@ from recbole.trainer import Trainer
 from recbole.utils import InputType, ModelType, get_trainer
 
 from recbole_fedkd import compat
+from recbole_fedkd.config.intervals import INTERVAL_KEYS
 from recbole_fedkd.config.judging import JudgedConfig
 from recbole_fedkd.config.keys import PROPERTIES, RECBOLE_PROPERTIES, read_keys
 from recbole_fedkd.config.known import KnownKeys
 from recbole_fedkd.config.models import find_model
+from recbole_fedkd.config.transforms import check_transform
 from recbole_fedkd.config.values import native, parse_value, plain
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.strategy import STRATEGIES
@@ -92,6 +94,7 @@ class FedKDConfig(JudgedConfig):
         # RecBole edits the dictionary that it is given.
         super().__init__(model, dataset, config_file_list, copy.deepcopy(dict(config_dict or {})))
         self._check_valid_metric()
+        check_transform(self)
 
     @classmethod
     def read_given(
@@ -114,7 +117,8 @@ class FedKDConfig(JudgedConfig):
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
         """As RecBole's, but a text is read as a literal and never executed, and numpy's scalars become Python's."""
         return {
-            key: parse_value(value) if isinstance(value, str) else native(value) for key, value in config_dict.items()
+            key: parse_value(value) if isinstance(value, str) and key not in INTERVAL_KEYS else native(value)
+            for key, value in config_dict.items()
         }
 
     def _merge_external_config_dict(self) -> None:

@@ -11,7 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from recbole_fedkd.config.intervals import INTERVAL_KEYS, column_intervals, interval_text
 from recbole_fedkd.config.keys import PROPERTIES, RECBOLE_PROPERTIES, Key, read_keys
+from recbole_fedkd.config.transforms import TRANSFORM_KEYS, WRITTEN_KEYS
 from recbole_fedkd.errors import InputError, nearest
 from recbole_fedkd.model.student import ARCHITECTURE_KEYS
 
@@ -71,6 +73,9 @@ class KnownKeys:
             for name, key in read_keys(file).items():
                 if key.types or name not in keys:
                     keys[name] = key
+        for name, key in TRANSFORM_KEYS.items():
+            keys.setdefault(name, key)
+        keys.update({name: Key(name, "~", (), "", "") for name in WRITTEN_KEYS})
         keys["gpu_id"] = Key("gpu_id", "~", (), "", "")  # '0', 0 and (0, 1) all mean something to RecBole
         own = RECBOLE_PROPERTIES / "model" / f"{model}.yaml"
         self.of_model = set(read_keys(own)) if own.is_file() else set()
@@ -99,7 +104,7 @@ class KnownKeys:
                 raise InputError(f"key '{name}' is unknown{nearest(str(name), {*self.keys, *elsewhere})}")
 
     def check(self, values: dict[str, Any]) -> list[str]:
-        """Check names and values; numbers given for a text become one.
+        """Check names and values; numbers given for a text become one, and so do the two ends of an interval.
 
         Returns:
             Names that only other models read.
@@ -115,6 +120,12 @@ class KnownKeys:
                 unread.append(name)
                 continue
             if name in ("model", "dataset"):
+                continue
+            if name in INTERVAL_KEYS:
+                values[name] = interval_text(name, value)
+                continue
+            if name == "val_interval":
+                values[name] = column_intervals(value)
                 continue
             self.keys[name].check(value)
             if self.keys[name].types == (str,) and isinstance(value, int | float):
