@@ -86,6 +86,7 @@ def test_mathematics_knows_torch_only(room):
         for name in imports_of(file):
             assert name.split(".")[0] in {
                 "abc",
+                "dataclasses",
                 "torch",
                 "math",
                 "logging",

@@ -29,7 +29,7 @@ from recbole_fedkd.config.transforms import check_transform
 from recbole_fedkd.config.values import native, parse_value, plain
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.strategy import STRATEGIES
-from recbole_fedkd.model import MODELS, AttnFedKD, FactorizationRecommender, corrected
+from recbole_fedkd.model import MODELS, AttnFedKD, Bias, FactorizationRecommender, corrected
 
 # Keys that only a federation reads, unless a RecBole model has one of the same name.
 _FEDERATION_KEYS = {
@@ -175,8 +175,8 @@ class FedKDConfig(JudgedConfig):
         self.internal_config_dict.update(recbole_keys)
         # RecBole would drop the interactions of everyone whom the .user or .item file does not know.
         self.internal_config_dict["filter_inter_by_user_or_item"] = False
-        small = issubclass(model_class, FactorizationRecommender)
-        files = [PROPERTIES / "model" / "AttnStudent.yaml"] if self.attentive and not small else []
+        embeds = getattr(model_class, "embeds_features", False)
+        files = [PROPERTIES / "model" / "AttnStudent.yaml"] if self.attentive and embeds else []
         own = PROPERTIES / "model" / f"{model}.yaml"
         if own.is_file() and own not in files:
             files.append(own)
@@ -280,11 +280,13 @@ class FedKDConfig(JudgedConfig):
                 "use a strategy that distils, or local"
             )
         small = issubclass(model_class, FactorizationRecommender)
-        if small and not self._checkpoint_values:
+        if self.attentive and not getattr(model_class, "embeds_features", False) and not self._checkpoint_values:
             # They stand in properties/overall.yaml, and these models embed no feature fields that could be encoded.
             self.unread_keys += [key for key in ("attention", "attention_heads") if key in self.external_config_dict]
         if not self.federated or population:
             return
+        if issubclass(model_class, Bias):
+            raise InputError(f"model '{model}' is computed from all data at once; leave strategy unset (central)")
         if self.attentive and not small:
             raise InputError(
                 f"strategy '{strategy}' of {model} over clients: use --model=AttnFedKD, the population of it"

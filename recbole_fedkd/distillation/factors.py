@@ -18,6 +18,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+MARGIN = 0.01
+"""Share of the labels' range that a predicted mean keeps from either end: no sum of biases is certain of a label."""
+
 _CHUNK = 1 << 22  # numbers of one outer-product block, which bounds its memory
 
 
@@ -93,7 +96,8 @@ def first_basis(item_count: int, width: int, seed: int) -> Tensor:
 def orthonormal(matrix: Tensor) -> Tensor:
     """``Q`` of the QR decomposition of ``[n, k]`` with positive diagonal of ``R``, so that it is unique."""
     basis, upper = torch.linalg.qr(matrix)
-    return basis * torch.where(upper.diagonal() < 0, -1.0, 1.0)
+    signed: Tensor = basis * torch.where(upper.diagonal() < 0, -1.0, 1.0)
+    return signed
 
 
 def gram_product(rows: Rows, basis: Tensor) -> Tensor:
@@ -134,7 +138,8 @@ def nystroem_factors(products: Sequence[Tensor], bases: Sequence[Tensor], width:
     kept = values > 1e-9 * values[-1].clamp(min=1e-300)
     left, scale, _ = torch.linalg.svd(product @ vectors[:, kept] / values[kept].sqrt(), full_matrices=False)
     signs = torch.where(left.sum(0) < 0, -1.0, 1.0)
-    return (left * scale * signs)[:, :width]
+    leading: Tensor = (left * scale * signs)[:, :width]
+    return leading
 
 
 def scaled_factors(factors: Tensor, item_counts: Tensor, shrinkage: float) -> Tensor:
@@ -214,7 +219,8 @@ def em_statistics(rows: Rows, posterior: UserPosterior) -> tuple[Tensor, Tensor]
 def em_vectors(second: Tensor, cross: Tensor, shrinkage: float) -> Tensor:
     """``V_i = (A_i + shrinkage I)^{-1} h_i`` ``[items, k]`` from the totals of :func:`em_statistics`."""
     eye = torch.eye(second.shape[1], dtype=second.dtype)
-    return torch.linalg.solve(second + shrinkage * eye, cross.unsqueeze(2)).squeeze(2)
+    solved: Tensor = torch.linalg.solve(second + shrinkage * eye, cross.unsqueeze(2))
+    return solved.squeeze(2)
 
 
 # From a predicted mean to labels
@@ -227,11 +233,13 @@ def distribution_of_mean(mean: Tensor, spread: float, values: Tensor) -> Tensor:
     normal distribution cut into labels would pull inwards. With two labels it is the mean itself, read as a probability.
 
     Args:
-        mean: predicted label values ``[n]``; beyond the labels they count as just inside.
+        mean: predicted label values ``[n]``; they are kept a hundredth of the labels' range inside, so that nothing is certain.
         spread: standard deviation of a label around its prediction, above 0.
         values: label values ``[T]``, ascending.
     """
     values = values.to(mean.dtype)
+    margin = MARGIN * (values[-1] - values[0])
+    mean = mean.clamp(values[0] + margin, values[-1] - margin)
     middle, reach = (values[0] + values[-1]) / 2, (values[-1] - values[0]) / 2
     # sinh puts grid points where they are needed: close inside the labels, sparse far outside.
     steps = torch.linspace(-1, 1, 8193, dtype=mean.dtype)

@@ -4,21 +4,25 @@ from recbole_fedkd.model.corrected import corrected
 from recbole_fedkd.model.encoding import with_attention
 from recbole_fedkd.model.factorization import MF, FactorizationRecommender, PFedRec
 from recbole_fedkd.model.fleet import CompactPopulation, FleetPopulation, RecBoleFleetPopulation
+from recbole_fedkd.model.floors import MFEM, Bias, FoldIn
 from recbole_fedkd.model.pair import TeacherAndStudent
 from recbole_fedkd.model.population import AttnFedKD, NetworkPopulation, RecBolePopulation
 from recbole_fedkd.model.student import AttnStudent, AttnTeacher
 
-MODELS = {model.__name__: model for model in (AttnFedKD, AttnStudent, AttnTeacher, MF, PFedRec)}
+MODELS = {model.__name__: model for model in (AttnFedKD, AttnStudent, AttnTeacher, MF, PFedRec, Bias, FoldIn, MFEM)}
 
 __all__ = [
     "MF",
+    "MFEM",
     "MODELS",
     "AttnFedKD",
     "AttnStudent",
     "AttnTeacher",
+    "Bias",
     "CompactPopulation",
     "FactorizationRecommender",
     "FleetPopulation",
+    "FoldIn",
     "NetworkPopulation",
     "PFedRec",
     "RecBoleFleetPopulation",

@@ -115,6 +115,7 @@ class _ScoreFunctionBuilder:
 class FactorizationRecommender(NetworkRecommender):
     """A small network of two labels, alone and centrally trained, or one per client where a ``strategy`` is set."""
 
+    embeds_features = False
     builder: ClassVar[type[_FactorizationBuilder] | type[_ScoreFunctionBuilder]]
 
     def __init__(self, config: Any, dataset: Any) -> None:

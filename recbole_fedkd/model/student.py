@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
@@ -62,6 +62,9 @@ class LabelledRecommender(AbstractRecommender):
 
     type = ModelType.CONTEXT
     input_type = InputType.POINTWISE
+    embeds_features: ClassVar[bool] = True
+    """Whether it reads ``AttnStudent``'s keys: an attentive network over features, and no model of ids alone."""
+
     label_values: Tensor
 
     def __init__(self, config: Any, dataset: Any) -> None:
