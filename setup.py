@@ -35,6 +35,7 @@ setup(
         "matplotlib>=3.8,<4",
         "msgpack>=1.0,<2",
         "optuna>=4,<6",
+        "psutil>=5,<8",
         "PyYAML>=6.0,<7",
         "texttable>=1.6,<2",
         "tqdm>=4.60,<5",

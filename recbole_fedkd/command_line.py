@@ -114,11 +114,14 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
     parsed: dict[str, str] = {}
     position = 0
     while position < len(arguments):
-        argument = _SHORT.get(arguments[position], arguments[position])
+        short, equals, value = arguments[position].partition("=")
+        argument = _SHORT.get(short, short) + equals + value
         position += 1
         if not argument.startswith("--") or argument == "--":
             raise InputError(f"argument '{argument}' is not of the form --key=value")
         key, equals, value = argument[2:].partition("=")
+        if not key.strip("-"):
+            raise InputError(f"argument '{argument}' is not of the form --key=value")
         if not equals:
             if position == len(arguments) or arguments[position].startswith("--"):
                 raise InputError(f"--{key} has no value; write --{key}=<value>")

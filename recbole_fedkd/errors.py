@@ -1,17 +1,31 @@
-"""The errors a user is meant to read, each in one sentence."""
+"""The errors a user is meant to read, each in one sentence of bounded length."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Collection, Iterable
+from typing import Any
+
+NAMED = 10
+"""How many names a sentence lists before it only counts."""
+
+_LONGEST = 2000
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+_SHORT.maxlong = 60
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxfrozenset = 20
+_SHORT.maxdict = 12
+_SHORT.maxlevel = 4
 
 
 class InputError(ValueError):
     """A key, value or file that cannot be used; the message names it, what was found and what is allowed."""
 
     def __init__(self, message: str) -> None:
-        # Errors of libraries that are quoted here may run over several lines.
-        super().__init__(" ".join(message.split()))
+        # Errors of libraries that are quoted here may run over several lines, or over pages.
+        line = " ".join(message.split())
+        super().__init__(line if len(line) <= _LONGEST else f"{line[: _LONGEST - 4]} ...")
 
 
 class TrainingError(RuntimeError):
@@ -21,5 +35,18 @@ class TrainingError(RuntimeError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """Half a sentence with the known name closest to ``name``, or an empty string if none is close."""
     lowered = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
+    # Nobody mistypes a name into one of another length, and the search takes time that grows with it.
+    close = difflib.get_close_matches(name.lower()[:100], list(lowered), n=1, cutoff=0.6)
     return f"; did you mean '{lowered[close[0]]}'?" if close else ""
+
+
+def listed(names: Collection[Any], most: int = NAMED) -> str:
+    """Names with commas between: ``a, b, c``; of many the first ones, and how many there are besides."""
+    first = [str(name)[:100] for _, name in zip(range(most), names, strict=False)]
+    more = len(names) - len(first)
+    return ", ".join(first) + (f" and {more} more" if more else "")
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it, shortened where it is long, deep, or contains itself."""
+    return _SHORT.repr(value)

@@ -6,7 +6,6 @@ The parameter file is RecBole's, one parameter a line: ``learning_rate logunifor
 
 from __future__ import annotations
 
-import ast
 import itertools
 import json
 import math
@@ -20,7 +19,6 @@ from typing import Any, TextIO
 
 import numpy as np
 import optuna
-import yaml
 from filelock import FileLock, Timeout
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
@@ -162,13 +160,7 @@ def _parameter(line: str, where: str) -> Parameter:
 
 def _choices(text: str, where: str) -> tuple[Any, ...]:
     """The values of a choice: a Python list as in RecBole, or one with bare words."""
-    try:
-        values = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        try:
-            values = yaml.safe_load(text)
-        except yaml.YAMLError:
-            values = None
+    values = parse_value(text)
     if not isinstance(values, list | tuple) or not values:
         raise InputError(f"{where}: choice takes a list such as [a,b,c], not '{text}'")
     read = tuple(parse_value(value) if isinstance(value, str) else value for value in values)

@@ -20,14 +20,13 @@ from recbole.trainer import Trainer
 from recbole.utils import InputType, ModelType, get_trainer
 
 from recbole_fedkd import compat
-from recbole_fedkd.config.intervals import INTERVAL_KEYS
 from recbole_fedkd.config.judging import JudgedConfig
-from recbole_fedkd.config.keys import PROPERTIES, RECBOLE_PROPERTIES, read_keys
+from recbole_fedkd.config.keys import PROPERTIES, RECBOLE_PROPERTIES, read_keys, text_keys
 from recbole_fedkd.config.known import KnownKeys
 from recbole_fedkd.config.models import find_model
-from recbole_fedkd.config.transforms import check_transform
-from recbole_fedkd.config.values import native, parse_value, plain
-from recbole_fedkd.errors import InputError
+from recbole_fedkd.config.synonyms import called_here
+from recbole_fedkd.config.values import ConfigLoader, excess, merged_layers, native, parse_value, plain, read_yaml
+from recbole_fedkd.errors import InputError, shown
 from recbole_fedkd.federated.strategy import STRATEGIES
 from recbole_fedkd.model import MODELS, AttnFedKD, Bias, FactorizationRecommender, corrected
 
@@ -71,7 +70,6 @@ class FedKDConfig(JudgedConfig):
         reads_history: whether the model gets the user's training history as columns of every row.
     """
 
-    external_config_dict: dict[str, Any]
     unread_keys: list[str]
     attentive: bool
     federated: bool
@@ -88,13 +86,15 @@ class FedKDConfig(JudgedConfig):
         command_line: Mapping[str, Any] | None = None,
         checkpoint_values: Mapping[str, Any] | None = None,
     ) -> None:
+        for name, given in (("config_dict", config_dict), ("command_line", command_line)):
+            if given is not None and not isinstance(given, Mapping):
+                raise InputError(f"{name} is {shown(given)}; it must be a dict of config keys")
         self._command_line = dict(command_line or {})
         self._checkpoint_values = dict(checkpoint_values or {})
         self.unread_keys = []
         # RecBole edits the dictionary that it is given.
         super().__init__(model, dataset, config_file_list, copy.deepcopy(dict(config_dict or {})))
         self._check_valid_metric()
-        check_transform(self)
 
     @classmethod
     def read_given(
@@ -108,38 +108,50 @@ class FedKDConfig(JudgedConfig):
         reader._command_line = dict(command_line or {})
         reader.yaml_loader = reader._build_yaml_loader()
         files = reader._load_config_files(config_file_list)
-        return {**files, **reader._convert_config_dict(dict(config_dict or {})), **reader._load_cmd_line()}
+        return merged_layers(files, reader._convert_config_dict(config_dict or {}), reader._load_cmd_line())
 
     def compatibility_settings(self) -> None:
         """Replaces RecBole's, which reads names that numpy 2 removed."""
         compat.apply()
 
-    def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
-        """As RecBole's, but a text is read as a literal and never executed, and numpy's scalars become Python's."""
-        return {
-            key: parse_value(value) if isinstance(value, str) and key not in INTERVAL_KEYS else native(value)
-            for key, value in config_dict.items()
-        }
+    def _build_yaml_loader(self) -> type[ConfigLoader]:
+        """Replaces RecBole's, which changes yaml's own loader for the whole process."""
+        return ConfigLoader
+
+    def _convert_config_dict(self, config_dict: Mapping[Any, Any]) -> dict[Any, Any]:
+        """As RecBole's, but a text is read as a literal and never executed, and numpy's scalars become Python's.
+
+        A key that takes nothing but texts keeps what was written: a folder may be called ``1_000``.
+        """
+        texts = text_keys()
+        read = {}
+        for key, value in config_dict.items():
+            if not isinstance(value, str):
+                problem = excess(value)
+                if problem:
+                    raise InputError(f"{shown(key)} is {shown(value)}, which {problem}")
+                read[key] = native(value)
+                continue
+            parsed = parse_value(value)
+            keeps = key in texts and not (parsed is None or isinstance(parsed, str))
+            read[key] = value.strip() if keeps else parsed
+        return read
 
     def _merge_external_config_dict(self) -> None:
-        super()._merge_external_config_dict()
-        self.external_config_dict = {**self._checkpoint_values, **self.external_config_dict}
+        layers = (self._checkpoint_values, self.file_config_dict, self.variable_config_dict, self.cmd_config_dict)
+        self.external_config_dict = merged_layers(*layers)
 
-    def _load_config_files(self, file_list: list[str] | None) -> dict[str, Any]:
-        merged: dict[str, Any] = {}
-        for file in file_list or []:
-            try:
-                content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=self.yaml_loader)
-            except OSError as error:
-                raise InputError(f"config file '{file}' cannot be read: {error.strerror}") from error
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise InputError(f"config file '{file}' is not valid yaml: {error}") from error
+    def _load_config_files(self, file_list: Any) -> dict[str, Any]:
+        files = [file_list] if isinstance(file_list, str | Path) else file_list or []
+        contents = []
+        for file in files:
+            content = read_yaml(file, "config file")
             if content is not None and not isinstance(content, dict):
                 raise InputError(
                     f"config file '{file}' holds a {type(content).__name__}; it must hold `key: value` lines"
                 )
-            merged.update(content or {})
-        return merged
+            contents.append(content or {})
+        return merged_layers(*contents)
 
     def _load_cmd_line(self) -> dict[str, Any]:
         return self._convert_config_dict(self._command_line)
@@ -151,8 +163,14 @@ class FedKDConfig(JudgedConfig):
             raise InputError("no model is named; give --model=<name>, such as AttnFedKD")
         if not name:
             raise InputError("no dataset is named; give --dataset=<name>, such as ml-100k")
+        if isinstance(name, int | float) and not isinstance(name, bool):
+            name = str(name)
+        if not isinstance(name, str) or name != Path(name).name or name in (".", "..") or not name.isprintable():
+            raise InputError(f"dataset is {shown(name)}; it must be the name of a folder in data_path")
         if isinstance(chosen, str):
             return chosen, find_model(chosen), name
+        if not isinstance(chosen, type):
+            raise InputError(f"model is {shown(chosen)}; it must be the name of a model, or its class")
         return chosen.__name__, corrected(chosen), name
 
     def _preset_values(self) -> dict[str, Any]:
@@ -326,6 +344,15 @@ class FedKDConfig(JudgedConfig):
             InputError: one of them is not; the sentence tells the nearest that is.
         """
         self._known.check_names(names)
+
+    def unread(self) -> list[str]:
+        """The keys that are not read, each with what it is called here where it is known by another name."""
+        return [f"{key}{called_here(key, self._known.keys) or ''}" for key in self.unread_keys]
+
+    def _init_device(self) -> None:
+        if isinstance(self.final_config_dict["gpu_id"], list):
+            self.final_config_dict["gpu_id"] = tuple(self.final_config_dict["gpu_id"])
+        super()._init_device()
 
     def view(self, **changes: Any) -> FedKDConfig:
         """The same config with some keys changed, for a second evaluation protocol."""

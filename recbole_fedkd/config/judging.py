@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from typing import Any
 
 from recbole.config import Config
 from recbole.evaluator import metric_types, metrics_dict, smaller_metrics
 from recbole.utils import EvaluatorType
 
-from recbole_fedkd.errors import InputError, nearest
+from recbole_fedkd.errors import InputError, nearest, shown
 from recbole_fedkd.evaluation import metrics as _metrics  # noqa: F401  (registers the metrics)
 
 
@@ -22,37 +23,32 @@ class JudgedConfig(Config):
     """
 
     internal_config_dict: dict[str, Any]
+    external_config_dict: dict[str, Any]
     judged_metrics: list[str]
     _asked_modes: Any
 
     def _set_default_parameters(self) -> None:
         """As RecBole's, after the metrics are parted by type: RecBole refuses ranking and value metrics together."""
         final = self.final_config_dict
-        metrics = [final["metrics"]] if isinstance(final["metrics"], str) else final["metrics"]
-        if not isinstance(metrics, list | tuple) or not metrics:
-            raise InputError(f"metrics is {metrics!r}; it must be a list of metric names")
-        for metric in metrics:
-            if str(metric).lower() not in metric_types:
-                raise InputError(f"metric '{metric}' is unknown{nearest(str(metric), metric_types)}")
-        valid_metric = str(final["valid_metric"])
+        metrics = _metric_names(final["metrics"])
+        final["topk"] = _cutoffs(final["topk"])
+        valid_metric = final["valid_metric"] = self._valid_metric(metrics, final["topk"])
         stem = valid_metric.partition("@")[0].lower()
-        if stem not in metric_types:
-            raise InputError(f"valid_metric '{valid_metric}' is unknown{nearest(stem, metric_types)}")
-        if stem not in [metric.lower() for metric in metrics]:
-            raise InputError(f"valid_metric '{valid_metric}' is not among metrics {list(metrics)}")
         self.judged_metrics = list(metrics)
         primary = metric_types[stem]
         mixed = len({metric_types[metric.lower()] for metric in metrics}) > 1
         self._asked_modes = "full"
         if isinstance(final["eval_args"], dict):
-            if final.get("label_mode") is not None:
-                # RecBole would fill what the user left out from its own defaults, not from those of the label mode.
-                final["eval_args"] = {**self.internal_config_dict["eval_args"], **final["eval_args"]}
+            # RecBole would fill what the user left out from its own defaults, not from those of the model or label mode.
+            final["eval_args"] = {**self.internal_config_dict["eval_args"], **final["eval_args"]}
+            final["eval_args"]["split"] = _with_lists(final["eval_args"].get("split"))
             self._asked_modes = final["eval_args"].get("mode", "full")
             if mixed or final.get("label_mode") is not None:
                 final["metrics"] = [metric for metric in metrics if metric_types[metric.lower()] == primary]
                 final["eval_args"] = {**final["eval_args"], "mode": self.evaluation_modes(primary)}
-        final["valid_metric"] = valid_metric
+        lower = self.internal_config_dict.get("train_neg_sample_args")
+        if isinstance(final.get("train_neg_sample_args"), dict) and isinstance(lower, dict):
+            final["train_neg_sample_args"] = {**lower, **final["train_neg_sample_args"]}
         try:
             super()._set_default_parameters()
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
@@ -82,14 +78,49 @@ class JudgedConfig(Config):
                 modes[phase] = mode if sampled and self["label_mode"] is None else "labeled"
         return modes
 
+    def _valid_metric(self, metrics: list[str], topk: list[int]) -> str:
+        """``valid_metric``: the user's, or one that there is.
+
+        A default that the user's ``metrics`` do not have gives way to the first of these, and a default whose k the
+        user's ``topk`` does not have takes the first k of it.
+        """
+        told = self.final_config_dict["valid_metric"]
+        stem, at, k = str(told).partition("@")
+        if "valid_metric" in self.external_config_dict:
+            if stem.lower() not in metric_types:
+                raise InputError(f"valid_metric {shown(told)} is unknown{nearest(stem, metric_types)}")
+            if stem.lower() not in [metric.lower() for metric in metrics]:
+                raise InputError(f"valid_metric '{told}' is not among metrics {shown(metrics)}; add it to them")
+            return str(told)
+        if stem.lower() not in [metric.lower() for metric in metrics]:
+            stem, at, k = metrics[0], "", ""
+        if not self._takes_k(stem):
+            return stem
+        kept = at and k.isdigit() and int(k) in topk
+        return f"{stem}@{k}" if kept else f"{stem}@{topk[0]}"
+
+    def _takes_k(self, stem: str) -> bool:
+        probe = {"topk": [1], "metric_decimal_place": 4}
+        return hasattr(metrics_dict[stem.lower()](probe), "topk")
+
+    def check_catalogue(self, items: int) -> None:
+        """Raise :class:`InputError` if a k of ``topk`` is more than there are items to recommend."""
+        longest = max(self["topk"])
+        ranked = [metric for metric in self.judged_metrics if self._takes_k(metric)]
+        if ranked and longest > items:
+            raise InputError(
+                f"topk holds {longest}, but dataset '{self['dataset']}' has only {items} item(s); "
+                f"set topk to at most that, such as --topk=[{items}]"
+            )
+
     def _check_valid_metric(self) -> None:
         """Before anything runs: ``valid_metric`` names a result key that its metric gives."""
-        valid_metric = self["valid_metric"]
+        valid_metric, topk = self["valid_metric"], self["topk"]
         stem, at, k = valid_metric.partition("@")
-        takes_k = hasattr(metrics_dict[stem.lower()](self), "topk")
-        if takes_k and (not k.isdigit() or int(k) not in self["topk"]):
+        takes_k = self._takes_k(stem)
+        if takes_k and (not k.isdecimal() or int(k[:20]) not in topk):
             raise InputError(
-                f"valid_metric '{valid_metric}' needs @k with a k of topk {self['topk']}, such as {stem}@10"
+                f"valid_metric '{valid_metric}' needs @k with a k of topk {shown(topk)}, such as {stem}@{topk[0]}"
             )
         if at and not takes_k:
             raise InputError(f"valid_metric '{valid_metric}' has a k, which {stem} does not take")
@@ -107,9 +138,35 @@ class JudgedConfig(Config):
         super()._set_eval_neg_sample_args(phase)
 
 
+def _metric_names(metrics: Any) -> list[str]:
+    """The metrics that are asked for, one or several, as they are spelled."""
+    names = [metrics] if isinstance(metrics, str) else metrics
+    if not isinstance(names, list | tuple) or not names:
+        raise InputError(f"metrics is {shown(metrics)}; it must be a list of metric names")
+    for name in names:
+        if not isinstance(name, str) or name.lower() not in metric_types:
+            raise InputError(f"metric {shown(str(name))} is unknown{nearest(str(name), metric_types)}")
+    return list(dict.fromkeys(names))
+
+
+def _with_lists(split: Any) -> Any:
+    """A split with a list of shares, where a tuple was given: RecBole insists on it."""
+    if not isinstance(split, dict):
+        return split
+    return {kind: list(told) if isinstance(told, tuple) else told for kind, told in split.items()}
+
+
+def _cutoffs(topk: Any) -> list[int]:
+    """The ks of ``topk``: a number or several."""
+    numbers = list(topk) if isinstance(topk, list | tuple) else [topk]
+    if not numbers or not all(isinstance(k, int) and not isinstance(k, bool) and 1 <= k < 2**31 for k in numbers):
+        raise InputError(f"topk is {shown(topk)}; it must be an integer >= 1 or a list of them, such as [5, 10]")
+    return list(dict.fromkeys(numbers))
+
+
 def _samples_candidates(mode: Any) -> bool:
     """Whether an evaluation mode ranks among sampled items; raises :class:`InputError` for a mode that does not exist."""
-    sampled = isinstance(mode, str) and mode[:3] in ("uni", "pop") and mode[3:].isdigit()
+    sampled = isinstance(mode, str) and bool(re.fullmatch("(uni|pop)[1-9][0-9]{0,8}", mode))
     if not sampled and mode not in ("full", "labeled"):
-        raise InputError(f"eval_args.mode is '{mode}'; allowed are full, labeled, uni<N> and pop<N>")
+        raise InputError(f"eval_args.mode is {shown(mode)}; allowed are full, labeled, uni<N> and pop<N>")
     return sampled

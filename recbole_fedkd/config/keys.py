@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import recbole
 
-from recbole_fedkd.config.values import parse_value
+from recbole_fedkd.config.values import excess, parse_value
 from recbole_fedkd.distillation.knowledge import AGGREGATIONS
 from recbole_fedkd.engine import ENGINES
-from recbole_fedkd.errors import InputError, nearest
+from recbole_fedkd.errors import InputError, nearest, shown
 from recbole_fedkd.federated.codec import CODECS
 from recbole_fedkd.federated.knowledge import KNOWLEDGE, KNOWLEDGE_USES
 from recbole_fedkd.federated.strategy import STRATEGIES
@@ -44,7 +46,12 @@ _RULES_OF_RECBOLE_KEYS = {
     "stopping_step": ">= 0",
     "learning_rate": ">= 0",
     "weight_decay": ">= 0",
-    "seed": ">= 0",
+    "seed": f"in [0, {2**32 - 1}]",  # numpy's range
+    "loss_decimal_place": "in [0, 20]",
+    "metric_decimal_place": "in [0, 20]",
+    "rm_dup_inter": "one of first|last",
+    "embedding_size": "in [1, 65536]",
+    "MAX_ITEM_LIST_LENGTH": "in [1, 65536]",
 }
 # What `<name>` in a rule stands for: whatever is registered at the time, also from outside the package.
 _REGISTRIES: dict[str, Callable[[], Iterable[str]]] = {
@@ -83,22 +90,53 @@ class Key:
     sentence: str
     elements: tuple[type, ...] = ()
 
+    def read(self, value: Any) -> Any:
+        """The value as this key takes it: ``'1e-3'`` as a number, ``'yes'`` as True, ``4.0`` as 4, 2024 as a text.
+
+        Raises:
+            InputError: the value is not allowed.
+        """
+        value = self._converted(value)
+        self.check(value)
+        return value
+
+    def _converted(self, value: Any) -> Any:
+        kinds = set(self.types)
+        if kinds == {bool}:
+            word = value.strip().lower() if isinstance(value, str) else value
+            return _SWITCHES.get(word, value) if isinstance(word, str | int) else value
+        if kinds == {str} and isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)  # a folder may be called 2024
+        if isinstance(value, str) and kinds and kinds <= {int, float}:
+            value = _number(value)
+        if int in kinds and float not in kinds and isinstance(value, float) and value.is_integer():
+            return int(value)
+        return value
+
     def check(self, value: Any) -> None:
         """Raise :class:`InputError` if the value is not allowed; None always is where it is the default."""
         if value is None and (self.default in ("~", "None", "") or "None" in self.rule):
             return
         if self.types and not self._has_type(value):
-            raise InputError(f"{self.name} is {value!r}; it must be {self._allowed()}")
+            raise InputError(f"{self.name} is {shown(value)}; it must be {self._allowed()}")
+        problem = excess(value) or _beyond_numbers(
+            value, bool(self.types) and set(self.types) <= {int, float, list, tuple}
+        )
+        if problem:
+            told = f"; it must be {self._allowed()}" if self.types else ""
+            raise InputError(f"{self.name} is {shown(value)}, which {problem}{told}")
         for element in value if isinstance(value, list | tuple) and self.elements else []:
             if not isinstance(element, self.elements) or isinstance(element, bool):
-                raise InputError(f"{self.name} is {value!r}; it must be {self._allowed()}")
+                raise InputError(f"{self.name} is {shown(value)}; it must be {self._allowed()}")
         if self.rule and not _satisfies(value, self.rule):
-            raise InputError(f"{self.name} is {value!r}; it must be {self._allowed()}{self._nearest_choice(value)}")
+            raise InputError(
+                f"{self.name} is {shown(value)}; it must be {self._allowed()}{self._nearest_choice(value)}"
+            )
 
     def _has_type(self, value: Any) -> bool:
         if isinstance(value, bool):
             return bool in self.types
-        # The command line turns '0' into 0 and '1e-3' stays a number: text keys take numbers as RecBole does.
+        # RecBole takes numbers for texts.
         return isinstance(value, self.types) or (str in self.types and isinstance(value, int | float))
 
     def _allowed(self) -> str:
@@ -121,6 +159,41 @@ class Key:
         return nearest(str(value), self.rule[7:].split("|")) if self.rule.startswith("one of ") else ""
 
 
+_SWITCHES = {
+    "true": True, "yes": True, "on": True, "1": True, 1: True,
+    "false": False, "no": False, "off": False, "0": False, 0: False,
+}  # fmt: skip
+_LARGEST_INTEGER, _LARGEST_SIZE = 2**63 - 1, 2**32 - 1
+
+
+def _number(text: str) -> Any:
+    """The number that a text spells, or the text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _beyond_numbers(value: Any, sizes: bool) -> str | None:
+    """What keeps a number, wherever in the value, from being computed with; None if nothing does.
+
+    Args:
+        value: any value.
+        sizes: whether whole numbers in it are sizes, counts and the like.
+    """
+    if isinstance(value, Mapping):
+        return next((told for inner in value.values() if (told := _beyond_numbers(inner, False))), None)
+    if isinstance(value, list | tuple):
+        return next((told for inner in value if (told := _beyond_numbers(inner, sizes))), None)
+    if isinstance(value, float) and not math.isfinite(value):
+        return "is no finite number"
+    if isinstance(value, int) and abs(value) > (_LARGEST_SIZE if sizes else _LARGEST_INTEGER):
+        return "is too large"
+    return None
+
+
 def _satisfies(value: Any, rule: str) -> bool:
     if rule.startswith("each, if any, "):
         return all(_satisfies(element, rule[14:]) for element in value)
@@ -128,6 +201,8 @@ def _satisfies(value: Any, rule: str) -> bool:
         return len(value) > 0 and all(_satisfies(element, rule[5:]) for element in value)
     if rule.startswith("one of "):
         return str(value) in rule[7:].split("|")
+    if not isinstance(value, int | float):
+        return True  # a kind of value that the rule is not about
     interval = re.fullmatch(r"in ([\[(])(.+), (.+)([\])])", rule)
     if interval:
         low, high = float(interval[2]), float(interval[3])
@@ -156,7 +231,7 @@ def read_keys(file: Path) -> dict[str, Key]:
                 outer, _, inner = kind.strip().partition(" of ")
                 types += _TYPES.get(outer, ())
                 elements = _TYPES.get(inner, ()) if own else ()
-            if types and not own:
+            if types and default and not own:
                 # Some of RecBole's comments contradict their own defaults.
                 found = type(parse_value(default))
                 types += [found] if found not in types and found is not type(None) else []
@@ -168,3 +243,15 @@ def read_keys(file: Path) -> dict[str, Key]:
             name = line.split(":")[0]
             keys[name] = Key(name, "", (), "", "")
     return keys
+
+
+@lru_cache
+def text_keys() -> frozenset[str]:
+    """Keys of every run that take nothing but texts."""
+    files = (
+        PROPERTIES / "overall.yaml",
+        RECBOLE_PROPERTIES / "overall.yaml",
+        RECBOLE_PROPERTIES / "dataset" / "sample.yaml",
+    )
+    keys = [key for file in files for key in read_keys(file).values()]
+    return frozenset({"model", "dataset"} | {key.name for key in keys if key.types == (str,)})

@@ -11,22 +11,31 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from recbole_fedkd.config.intervals import INTERVAL_KEYS, column_intervals, interval_text
 from recbole_fedkd.config.keys import PROPERTIES, RECBOLE_PROPERTIES, Key, read_keys
-from recbole_fedkd.config.transforms import TRANSFORM_KEYS, WRITTEN_KEYS
-from recbole_fedkd.errors import InputError, nearest
+from recbole_fedkd.config.shapes import check_shape
+from recbole_fedkd.config.synonyms import called_here
+from recbole_fedkd.errors import InputError, nearest, shown
 from recbole_fedkd.model.student import ARCHITECTURE_KEYS
 
-_NESTED_KEYS = {
-    "eval_args": {"split", "group_by", "order", "mode"},
-    "train_neg_sample_args": {"distribution", "sample_num", "alpha", "dynamic", "candidate_num"},
-}
 # Keys that RecBole reads but defines in none of its files.
 _UNDOCUMENTED_KEYS = {
     "model", "dataset", "config_files", "encoding", "numerical_features", "tail_ratio", "nproc", "world_size", "ip", "port",
     "offset", "local_rank", "neg_sampling", "training_neg_sample_num", "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type",
     "device", "single_spec", "valid_neg_sample_args", "test_neg_sample_args", "config_file", "reg_weight",
 }  # fmt: skip
+
+# Keys that are made of others, or that belong to RecBole's own way of using several GPUs.
+_COMPUTED_KEYS = {
+    "device": "; it follows from gpu_id (such as 0; empty for the processor)",
+    "eval_type": "; it follows from metrics and valid_metric",
+    "valid_neg_sample_args": "; it follows from eval_args.mode",
+    "test_neg_sample_args": "; it follows from eval_args.mode",
+    "judged_metrics": "; it follows from metrics",
+    "MODEL_TYPE": "; it follows from the model",
+    "MODEL_INPUT_TYPE": "; it follows from the model",
+    "single_spec": "; runs on several GPUs are not supported",
+    "local_rank": "; runs on several GPUs are not supported",
+}
 
 
 @lru_cache
@@ -73,9 +82,6 @@ class KnownKeys:
             for name, key in read_keys(file).items():
                 if key.types or name not in keys:
                     keys[name] = key
-        for name, key in TRANSFORM_KEYS.items():
-            keys.setdefault(name, key)
-        keys.update({name: Key(name, "~", (), "", "") for name in WRITTEN_KEYS})
         keys["gpu_id"] = Key("gpu_id", "~", (), "", "")  # '0', 0 and (0, 1) all mean something to RecBole
         own = RECBOLE_PROPERTIES / "model" / f"{model}.yaml"
         self.of_model = set(read_keys(own)) if own.is_file() else set()
@@ -92,19 +98,24 @@ class KnownKeys:
                 self.of_model.add(name)
         self.keys = keys
 
-    def check_names(self, names: Iterable[str]) -> None:
+    def check_names(self, names: Iterable[Any]) -> None:
         """Check that each is the name of a key.
 
         Raises:
-            InputError: one of them is not; the sentence tells the nearest that is.
+            InputError: one of them is not; the sentence tells what it is called here, or the nearest name.
         """
         elsewhere = _keys_of_all_models()
         for name in names:
+            if not isinstance(name, str):
+                raise InputError(f"key {shown(name)} is not a text; keys are names such as learning_rate")
+            if name in _COMPUTED_KEYS:
+                raise InputError(f"key '{name}' cannot be set{_COMPUTED_KEYS[name]}")
             if name not in self.keys and name not in elsewhere:
-                raise InputError(f"key '{name}' is unknown{nearest(str(name), {*self.keys, *elsewhere})}")
+                told = called_here(name, self.keys) or nearest(name, {*self.keys, *elsewhere})
+                raise InputError(f"key '{name[:100]}' is unknown{told}")
 
     def check(self, values: dict[str, Any]) -> list[str]:
-        """Check names and values; numbers given for a text become one, and so do the two ends of an interval.
+        """Check names and values, and put in place of each value what its key makes of it, such as a number of a text.
 
         Returns:
             Names that only other models read.
@@ -115,25 +126,16 @@ class KnownKeys:
         self.check_names(values)
         unread = []
         elsewhere = _keys_of_all_models()
-        for name, value in list(values.items()):
+        named = values.get("additional_feat_suffix")
+        suffixes = [named] if isinstance(named, str) else named if isinstance(named, list) else []
+        for name, given in list(values.items()):
             if name not in self.keys and name in elsewhere:
                 unread.append(name)
                 continue
             if name in ("model", "dataset"):
                 continue
-            if name in INTERVAL_KEYS:
-                values[name] = interval_text(name, value)
-                continue
-            if name == "val_interval":
-                values[name] = column_intervals(value)
-                continue
-            self.keys[name].check(value)
-            if self.keys[name].types == (str,) and isinstance(value, int | float):
-                values[name] = str(value)  # a folder may be called 2024
-            if name in _NESTED_KEYS and isinstance(value, dict):
-                for nested in value:
-                    if nested not in _NESTED_KEYS[name]:
-                        raise InputError(f"key '{name}.{nested}' is unknown{nearest(str(nested), _NESTED_KEYS[name])}")
+            value = values[name] = self.keys[name].read(given)
+            check_shape(name, value, suffixes)
             if name == "learning_rates":
                 for pattern, rate in value.items():
                     Key(f"learning_rates.{pattern}", "0", (float, int), ">= 0", "").check(rate)
@@ -147,7 +149,7 @@ class KnownKeys:
     def _check_architecture(self, name: str, values: Any) -> None:
         """Keys in which a network differs from the config's own."""
         if not isinstance(values, dict):
-            raise InputError(f"{name} is {values!r}; it must be a dict of {', '.join(ARCHITECTURE_KEYS)}")
+            raise InputError(f"{name} is {shown(values)}; it must be a dict of {', '.join(ARCHITECTURE_KEYS)}")
         for key, value in values.items():
             if key not in ARCHITECTURE_KEYS:
                 raise InputError(f"key '{name}.{key}' is unknown{nearest(str(key), ARCHITECTURE_KEYS)}")

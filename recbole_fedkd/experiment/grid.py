@@ -6,14 +6,12 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from recbole_fedkd.config import FedKDConfig, parse_value
+from recbole_fedkd.config import FedKDConfig, parse_value, read_yaml
 from recbole_fedkd.errors import InputError, nearest
 
 DEFAULT_MODEL = "AttnFedKD"
@@ -97,19 +95,6 @@ class _Row:
         return keys
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Yaml's safe loader, which would quietly keep the last of two equal keys; here that is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        # A merge key (<<) has no value of its own: the safe loader puts in its place what it names.
-        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        names = [self.construct_object(key, deep=True) for key in own]
-        for name in names:
-            if names.count(name) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"'{name}' stands there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def read_experiment(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
     """Read an experiment's yaml file.
 
@@ -120,12 +105,7 @@ def read_experiment(file: str | Path, overrides: Mapping[str, Any] | None = None
     Raises:
         InputError: the file cannot be read or used; the sentence names file and part.
     """
-    try:
-        content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except OSError as error:
-        raise InputError(f"experiment '{file}' cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"experiment '{file}' is not valid yaml: {error}") from error
+    content = read_yaml(file, "experiment")
     return expand(content, overrides, f"experiment '{file}'", Path(file).stem)
 
 
