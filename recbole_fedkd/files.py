@@ -1,25 +1,139 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and last when they are written."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import re
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from recbole_fedkd.errors import InputError, TrainingError
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
 
 
 @contextmanager
 def written_whole(file: Path) -> Iterator[Path]:
-    """Temporary path beside ``file`` that takes its place once it is written, and vanishes if that fails."""
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
+    """Temporary path beside ``file`` that takes its place once it is written, and vanishes if that fails.
+
+    Behind a symbolic link the file that it points to is written. The content is on the disk before the name is.
+
+    Raises:
+        InputError: there is a folder, a device or another thing of that name, which is no file to be replaced.
+        TrainingError: it cannot be written, because the disk is full or the folder is gone.
+    """
+    target = regular_file(file)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
         yield temporary
-        temporary.replace(file)
+        _synchronise(temporary)
+        temporary.replace(target)
+        with suppress(OSError):  # not every file system has it for folders
+            _synchronise(target.parent)
+    except OSError as error:
+        gone = "" if target.parent.is_dir() else ": its folder is no longer there"
+        raise TrainingError(f"'{file}' cannot be written{gone or f': {error.strerror or error}'}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _synchronise(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(content: bytes, file: Path) -> None:
+    """Write bytes whole or not at all; raises what :func:`written_whole` does."""
+    with written_whole(file) as temporary:
+        temporary.write_bytes(content)
+
+
+def regular_file(file: Path, name: str = "") -> Path:
+    """What a path stands for, symbolic links followed, where a file may be written or replaced.
+
+    Args:
+        file: the path.
+        name: config key to begin the sentence with.
+
+    Raises:
+        InputError: a folder, a device node or another special file is there.
+    """
+    told = f"{name} '{file}'" if name else f"'{file}'"
+    try:
+        target = file.resolve()
+        occupied = target.exists() and not target.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name that is too long, a character of zeros
+        raise InputError(f"{told} cannot be used as a file: {error}") from error
+    if occupied:
+        kind = "a folder" if target.is_dir() else "a device or another special file"
+        raise InputError(f"{told} is {kind}; it must be a regular file, or not be there yet")
+    return target
+
+
+def writable_file(path: str, name: str) -> Path:
+    """A file that a key names, known to be writable before anything runs.
+
+    Raises:
+        InputError: it is no regular file, or its folder does not exist or cannot be written.
+    """
+    target = regular_file(Path(path), name)
+    if not target.parent.is_dir():
+        raise InputError(f"{name} '{path}' cannot be written: there is no folder '{target.parent}'; make it first")
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+        if target.exists():
+            with target.open("ab"):
+                pass
+    except OSError as error:
+        raise InputError(
+            f"{name} '{path}' cannot be written: {error.strerror}; it must be a file in an existing, writable folder"
+        ) from error
+    return target
+
+
+def writable_folder(folder: Path, told: str) -> Path:
+    """Make a folder that is not there, and know that it can be written.
+
+    Args:
+        folder: the folder.
+        told: beginning of the sentence if it cannot, such as ``checkpoint_dir 'saved'``.
+
+    Raises:
+        InputError: a file is in the way, or the system refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        in_the_way = next((each for each in (folder, *folder.parents) if each.exists() and not each.is_dir()), None)
+        reason = f"'{in_the_way}' is a file" if in_the_way is not None else getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"{told} cannot be used: {reason}; it must be a folder that can be made and written to"
+        ) from error
+    return folder
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote left in a folder."""
+    with suppress(OSError):
+        for file in folder.iterdir():
+            if _TEMPORARY.fullmatch(file.name):
+                file.unlink(missing_ok=True)
 
 
 def json_ready(value: Any) -> Any:
@@ -32,6 +146,5 @@ def json_ready(value: Any) -> Any:
 
 
 def write_json(content: Mapping[str, Any], file: Path) -> None:
-    """Write a JSON file whole or not at all."""
-    with written_whole(file) as temporary:
-        temporary.write_text(json.dumps(json_ready(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    """Write a JSON file whole or not at all; raises what :func:`written_whole` does."""
+    write_bytes((json.dumps(json_ready(content), indent=2, allow_nan=False) + "\n").encode(), file)
