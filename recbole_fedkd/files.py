@@ -75,7 +75,11 @@ def regular_file(file: Path, name: str = "") -> Path:
     try:
         target = file.resolve()
         occupied = target.exists() and not target.is_file()
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name that is too long, a character of zeros
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # a loop of links, a name that is too long, a character of zeros
         raise InputError(f"{told} cannot be used as a file: {error}") from error
     if occupied:
         kind = "a folder" if target.is_dir() else "a device or another special file"
@@ -121,7 +125,9 @@ def writable_folder(folder: Path, told: str) -> Path:
             pass
     except (OSError, ValueError) as error:
         in_the_way = next((each for each in (folder, *folder.parents) if each.exists() and not each.is_dir()), None)
-        reason = f"'{in_the_way}' is a file" if in_the_way is not None else getattr(error, "strerror", None) or str(error)
+        reason = (
+            f"'{in_the_way}' is a file" if in_the_way is not None else getattr(error, "strerror", None) or str(error)
+        )
         raise InputError(
             f"{told} cannot be used: {reason}; it must be a folder that can be made and written to"
         ) from error

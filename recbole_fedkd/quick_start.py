@@ -26,7 +26,7 @@ from recbole.utils import ModelType, get_environment, init_logger, init_seed, se
 from texttable import Texttable
 
 from recbole_fedkd import __version__
-from recbole_fedkd.checkpoint import check_same_config, read_checkpoint
+from recbole_fedkd.checkpoint import best_checkpoint, last_and_best, resumed_config
 from recbole_fedkd.compat import future_warnings_silenced, single_process_barrier
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.data.dataset import FedKDDataset, label_values, of_users, population
@@ -56,12 +56,6 @@ from recbole_fedkd.trainer import (
     recbole_task,
     trainer_class,
 )
-
-# Keys that RecBole computes from others; a resumed run computes them again.
-_DERIVED_KEYS = frozenset({
-    "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "device", "single_spec", "local_rank", "valid_metric_bigger",
-    "valid_neg_sample_args", "test_neg_sample_args", "run_name", "metrics", "judged_metrics", "model", "dataset",
-})  # fmt: skip
 
 
 def run_recbole_fedkd(
@@ -98,12 +92,11 @@ def run_recbole_fedkd(
         InputError: bad input of any kind, in one sentence.
     """
     given = FedKDConfig.read_given(config_file_list, config_dict, command_line)
-    checkpoint = None
+    found = None
     if given.get("resume"):
         source = str(given["resume"])
-        checkpoint = read_checkpoint(source)
-        saved_config = checkpoint["config"]
-        config = _resumed_config(source, saved_config, model, dataset, config_file_list, config_dict, command_line)
+        found = last_and_best(source)
+        config = resumed_config(found[0], model, dataset, config_file_list, config_dict, command_line, source)
     else:
         config = FedKDConfig(model, dataset, config_file_list, config_dict, command_line)
     result_file = _checked_result_file(config["result_file"])
@@ -119,8 +112,8 @@ def run_recbole_fedkd(
         trainer, loaders, evaluations = _prepare(config)
     logger.info(trainer.model)
     trainer.on_round = on_round
-    if checkpoint is not None:
-        trainer.resume_checkpoint(config["resume"], checkpoint)
+    if found is not None:
+        trainer.resume_checkpoint(config["resume"], found)
     if isinstance(trainer, FedKDTrainer):
         logger.info(_plan(config, trainer))
         if saved:
@@ -176,7 +169,7 @@ def processor_settings(threads: int) -> Iterator[None]:
 
 
 def load_data_and_model(
-    model_file: str | Path, config_dict: Mapping[str, Any] | None = None
+    model_file: str | Path, config_dict: Mapping[str, Any] | None = None, model: type | None = None
 ) -> tuple[FedKDConfig, Any, Any, Any, EvaluationData, EvaluationData]:
     """Rebuild config, data and trained model from a checkpoint, with the six results of RecBole's function of this name.
 
@@ -188,9 +181,8 @@ def load_data_and_model(
         Config, model, dataset, training loader, and validation and test data for the trainer's ``evaluate``; RecBole's
         ``full_sort_topk`` takes ``test_data.ranking_loader``.
     """
-    config = _resumed_config(
-        str(model_file), read_checkpoint(model_file)["config"], None, None, None, config_dict, None
-    )
+    checkpoint = best_checkpoint(model_file)
+    config = resumed_config(checkpoint, model, None, None, config_dict, None, model_file)
     trainer, loaders, evaluations = _prepare(config)
     trainer.load_model(model_file)
     return config, trainer.model, loaders[0]._dataset, loaders[0], *evaluations
@@ -420,40 +412,6 @@ def _load_dataset(config: FedKDConfig, existed: bool) -> Any:
     except (KeyError, TypeError) as error:
         reason = f"{type(error).__name__} {error}"
         raise InputError(f"dataset '{name}' in '{folder}' cannot be loaded as configured: {reason}") from error
-
-
-def _resumed_config(
-    checkpoint: str,
-    saved: Mapping[str, Any],
-    model: str | type | None,
-    dataset: str | None,
-    config_file_list: list[str] | None,
-    config_dict: Mapping[str, Any] | None,
-    command_line: Mapping[str, Any] | None,
-) -> FedKDConfig:
-    """The config ``saved`` in a checkpoint, with the keys that a resumed run may change taken from the user.
-
-    Raises:
-        InputError: the user's own keys contradict the checkpoint's.
-    """
-    given = FedKDConfig.read_given(config_file_list, config_dict, command_line)
-    for key, asked_for in (("model", model), ("dataset", dataset)):
-        wanted = asked_for or given.pop(key, None)
-        name = getattr(wanted, "__name__", wanted)
-        if name is not None and name != saved[key]:
-            raise InputError(f"checkpoint '{checkpoint}' is that of {key} {saved[key]}, not of {name}")
-    base = {key: value for key, value in saved.items() if key not in _DERIVED_KEYS}
-    base["metrics"] = saved["judged_metrics"]
-    if base["train_neg_sample_args"]["distribution"] == "none":
-        # RecBole writes "no sampling" in a form that it does not read.
-        base["train_neg_sample_args"] = None
-    # RecBole appends the dataset's name to the path when it reads it.
-    base["data_path"] = str(Path(saved["data_path"]).parent)
-    chosen = model if isinstance(model, type) else saved["model"]
-    last_word = {**(command_line or {}), "resume": checkpoint}
-    config = FedKDConfig(chosen, saved["dataset"], config_file_list, config_dict, last_word, base)
-    check_same_config(saved, config.plain_values(), checkpoint)
-    return config
 
 
 _run_handlers: list[logging.Handler] = []

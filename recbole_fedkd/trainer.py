@@ -7,7 +7,6 @@ own, written to a temporary file and renamed, and a resumed run goes on bit for 
 
 from __future__ import annotations
 
-import shutil
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,11 +33,18 @@ from recbole_fedkd.checkpoint import (
     BEST,
     CHECKPOINT_VERSION,
     LAST,
+    Checkpoint,
+    best_checkpoint,
+    check_optimizer,
     check_same_config,
+    digest,
+    last_and_best,
+    load_parameters,
     random_state,
-    read_checkpoint,
     restore_random,
-    write_checkpoint,
+    restored,
+    sealed,
+    write_sealed,
 )
 from recbole_fedkd.engine import (
     FleetEngine,
@@ -65,6 +71,7 @@ from recbole_fedkd.federated.knowledge import KnowledgeSettings
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy, StrategySettings
 from recbole_fedkd.federated.task import AttentiveTask, MutualTask, RecBoleTask, Samples, Task, click_loss
+from recbole_fedkd.files import remove_temporaries, write_bytes
 from recbole_fedkd.model import (
     AttnFedKD,
     FleetPopulation,
@@ -169,7 +176,8 @@ class CheckpointTrainer(Trainer):
         self._latest_valid_result: dict[str, float] | None = None
         self._saving = False
         self._has_valid_data = False
-        self._resumed_from: tuple[Path, Path] | None = None
+        self._resumed_from: tuple[Checkpoint, Checkpoint | None] | None = None
+        self._best_digest: str | None = None
         self.best_epoch: int | None = None
         self.protocols: dict[str, str] = {}
         self.user_metrics: dict[str, list[float]] | None = None
@@ -213,16 +221,12 @@ class CheckpointTrainer(Trainer):
         self._saving = saved
         self._has_valid_data = bool(valid_data)
         if saved:
-            self.run_folder.mkdir(parents=True, exist_ok=True)
-            if self._resumed_from is not None:
-                last, best = self._resumed_from
-                shutil.copyfile(last, self.run_folder / LAST)
-                if self.best_epoch is not None:
-                    shutil.copyfile(best, self.saved_model_file)
+            self._start_run_folder()
         if isinstance(valid_data, EvaluationData):
             valid_data = valid_data.for_validation()
         if self._resumed_random is not None:
-            restore_random(self._resumed_random, self._loader_generators())
+            with restored(self.config["resume"]):
+                restore_random(self._resumed_random, self._loader_generators())
             self._resumed_random = None
         if self.start_epoch >= self.epochs or (self._has_valid_data and self.cur_step > self.stopping_step):
             self.logger.info("Nothing is left to train: the checkpoint is that of a finished run.")
@@ -251,12 +255,23 @@ class CheckpointTrainer(Trainer):
         evaluated = self._has_valid_data and self.eval_step > 0 and (epoch_idx + 1) % self.eval_step == 0
         if not evaluated:
             self.train_loss_dict[epoch_idx] = total
+            if not self._has_valid_data or self.eval_step <= 0:
+                self.best_epoch = epoch_idx  # nothing judges epochs: the latest is the best
             self._after_epoch(epoch_idx)
         return loss
 
     def _after_epoch(self, epoch: int) -> None:
         if self._saving:
-            write_checkpoint(self._state(epoch, self.best_valid_result), self.run_folder / LAST)
+            # One file is the run's state; best.pth follows it, and is read only where the last epoch is not the best.
+            improved = self.best_epoch == epoch
+            if improved:
+                self._best_digest = None
+            content = sealed(self._state(epoch))
+            write_bytes(content, self.run_folder / LAST)
+            if improved:
+                self._best_digest = digest(content)
+                write_bytes(content, Path(self.saved_model_file))
+                self.logger.info(set_color("Saving current", "blue") + f": {self.saved_model_file}")
         if self.on_round is not None:
             self.on_round(epoch, self.epochs, asdict(self.records[-1]))
 
@@ -287,8 +302,8 @@ class CheckpointTrainer(Trainer):
         if not eval_data:
             return None
         if load_best_model:
-            best = Path(model_file or self.saved_model_file)
-            self.load_model(best if best.is_file() or model_file else self.run_folder / LAST)
+            pretrained = Path(self.saved_model_file).parent != self.run_folder
+            self.load_model(model_file or (self.saved_model_file if pretrained else self.run_folder))
         if not isinstance(eval_data, EvaluationData):
             plain: OrderedDict[str, float] = super().evaluate(
                 eval_data, load_best_model=False, show_progress=show_progress
@@ -316,11 +331,15 @@ class CheckpointTrainer(Trainer):
         return user_values(evaluator.metric_class, evaluator.judged, protocol.config["topk"], users)
 
     def load_model(self, file: str | Path) -> None:
-        """Load the parameters of a checkpoint into the model."""
-        state = read_checkpoint(file, of_folder=BEST)
-        self.model.load_state_dict(state["state_dict"])
-        self.model.load_other_parameter(state["other_parameter"])
-        self.logger.info(f"Loading model structure and parameters from {file}")
+        """Load the parameters of a checkpoint file, or of a run folder's best one, into the model, ready to predict.
+
+        Raises:
+            InputError: the checkpoint cannot be read, or does not fit the model.
+        """
+        checkpoint = best_checkpoint(file)
+        load_parameters(self.model, checkpoint.state, checkpoint.file)
+        self.model.eval()
+        self.logger.info(f"Loading model structure and parameters from {checkpoint.file}")
 
     @contextmanager
     def _judged_by(self, protocol: Protocol, train_data: Any) -> Iterator[None]:
@@ -351,7 +370,7 @@ class CheckpointTrainer(Trainer):
 
     # Checkpoints
 
-    def _state(self, epoch: int, valid_result: dict[str, float] | None) -> dict[str, Any]:
+    def _state(self, epoch: int) -> dict[str, Any]:
         other = {
             name: value
             for name, value in self.model.other_parameter().items()
@@ -364,13 +383,15 @@ class CheckpointTrainer(Trainer):
             "cur_step": self.cur_step,
             "best_valid_score": float(self.best_valid_score),
             "best_epoch": self.best_epoch,
-            "best_valid_result": dict(valid_result) if valid_result is not None else None,
+            "best_digest": self._best_digest,
+            "best_valid_result": dict(self.best_valid_result) if self.best_valid_result is not None else None,
             "train_loss": dict(self.train_loss_dict),
             "records": [asdict(record) for record in self.records],
             "state_dict": self.model.state_dict(),
             "other_parameter": other,
             "training": self._training_state(),
             "random": random_state(self._loader_generators()),
+            "data": None,
         }
 
     def _training_state(self) -> dict[str, Any]:
@@ -378,50 +399,69 @@ class CheckpointTrainer(Trainer):
 
     def _restore_training(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
+        check_optimizer(self.optimizer, self.config["resume"])
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        """RecBole calls this when the best epoch improves (and with -1 for a run that has nothing left to train)."""
-        if epoch < 0:
-            return
-        self.best_epoch = epoch
-        write_checkpoint(self._state(epoch, self._latest_valid_result), Path(self.saved_model_file))
-        if verbose:
-            self.logger.info(set_color("Saving current", "blue") + f": {self.saved_model_file}")
+        """RecBole calls this when the best epoch improves: it is written when the epoch is over.
 
-    def resume_checkpoint(self, resume_file: str | Path, state: dict[str, Any] | None = None) -> None:
+        With -1 it is called for a run that has nothing left to train.
+        """
+        if epoch >= 0:
+            self.best_epoch = epoch
+
+    def save_pretrained_model(self, epoch: int, saved_model_file: str) -> None:
+        """Replaces that of RecBole's trainers with a pre-training stage, which pickles the config."""
+        write_sealed(self._state(epoch), Path(saved_model_file))
+        self.saved_model_file = saved_model_file
+
+    def _start_run_folder(self) -> None:
+        """Make the run's folder; a resumed run begins with what it goes on from."""
+        try:
+            self.run_folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"checkpoint_dir '{self.checkpoint_dir}' cannot be used: {error.strerror}") from error
+        remove_temporaries(self.run_folder)
+        if self._resumed_from is None:
+            return
+        last, best = self._resumed_from
+        self._resumed_from = None
+        # As after an epoch: the state first where it is its own best, and its best one first where it is not.
+        if best is not None and best is not last:
+            write_bytes(best.content, Path(self.saved_model_file))
+        write_bytes(last.content, self.run_folder / LAST)
+        if best is last:
+            write_bytes(last.content, Path(self.saved_model_file))
+
+    def resume_checkpoint(
+        self, resume_file: str | Path, found: tuple[Checkpoint, Checkpoint | None] | None = None
+    ) -> None:
         """Go on after the epoch of a checkpoint, in this run's own folder; the other run's files stay as they are.
 
         Args:
             resume_file: a checkpoint file or run folder.
-            state: what is in it, where that has been read already.
+            found: it and the best one that it speaks of, where they have been read already.
 
         Raises:
-            InputError: the checkpoint cannot be read, or is that of another config.
+            InputError: the checkpoint cannot be read, does not fit, or is that of another config.
         """
-        if state is None:
-            state = read_checkpoint(resume_file)
+        last, best = found or last_and_best(resume_file)
+        state = last.state
         check_same_config(state["config"], self.config.plain_values(), resume_file)
-        self.model.load_state_dict(state["state_dict"])
-        self.model.load_other_parameter(state["other_parameter"])
-        self._restore_training(state["training"])
+        load_parameters(self.model, state, last.file)
+        with restored(last.file):
+            self._restore_training(state["training"])
+            self.records = [EpochRecord(**record) for record in state["records"]]
         self.start_epoch = state["epoch"] + 1
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
         self.best_valid_result = state["best_valid_result"]
         self.train_loss_dict = state["train_loss"]
-        self.records = [EpochRecord(**record) for record in state["records"]]
         self._resumed_random = state["random"]
         self.best_epoch = state["best_epoch"]
-        last = Path(resume_file)
-        if last.is_dir():
-            last = last / LAST
-        best = last if state["epoch"] == self.best_epoch else last.with_name(BEST)
-        if self.best_epoch is not None and read_checkpoint(best)["epoch"] != self.best_epoch:
-            raise InputError(
-                f"'{best}' is not the best checkpoint that '{last}' speaks of (epoch {self.best_epoch}); "
-                "resume from the folder of the run"
-            )
+        self._best_digest = best.digest if best is not None else None
         self._resumed_from = (last, best)
+        if Path(resume_file).is_dir():
+            remove_temporaries(Path(resume_file))
         self.logger.info(f"Checkpoint loaded. Resume training from epoch {self.start_epoch}")
 
     def _loader_generators(self) -> list[torch.Generator]:
@@ -634,7 +674,8 @@ class FedKDTrainer(CheckpointTrainer):
         if self.engine is None:
             self.engine = self.prepare(train_data)
         if self._resumed_training is not None:
-            self.engine.load_state_dict(self._resumed_training)
+            with restored(self.config["resume"]):
+                self.engine.load_state_dict(self._resumed_training)
             self._resumed_training = None
         return super().fit(train_data, *args, **kwargs)
 

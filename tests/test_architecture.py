@@ -25,8 +25,8 @@ MAY_KNOW = {
     "engine": {"federated", "model", "optim"},
     "evaluation": set(),
     "config": {"compat", "distillation", "engine", "evaluation", "federated", "model", "optim"},
-    "checkpoint": {"files"},
-    "trainer": {"checkpoint", "engine", "evaluation", "federated", "model", "optim"},
+    "checkpoint": {"config", "files"},
+    "trainer": {"checkpoint", "engine", "evaluation", "federated", "files", "model", "optim"},
     "quick_start": {
         "checkpoint",
         "compat",

@@ -10,7 +10,7 @@ import torch
 from recbole.utils.case_study import full_sort_topk
 
 from recbole_fedkd import load_data_and_model
-from recbole_fedkd.checkpoint import CHECKPOINT_VERSION, read_checkpoint, write_checkpoint
+from recbole_fedkd.checkpoint import CHECKPOINT_VERSION, read_checkpoint, write_sealed
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.quick_start import build_trainer
 
@@ -307,7 +307,7 @@ class TestBadCheckpoints:
     def test_one_of_another_version(self, run, folder):
         state = read_checkpoint(folder / "last.pth")
         other = Path("other.pth")
-        write_checkpoint({**state, "format_version": CHECKPOINT_VERSION + 1}, other)
+        write_sealed({**state, "format_version": CHECKPOINT_VERSION + 1}, other)
         assert f"format version {CHECKPOINT_VERSION + 1}" in self.refused(run, other)
 
     def test_a_file_that_is_something_else(self, run, folder):
@@ -329,9 +329,9 @@ class TestBadCheckpoints:
 
 def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path):
     file = tmp_path / "last.pth"
-    write_checkpoint({"epoch": 1}, file)
+    write_sealed({"epoch": 1}, file)
     with pytest.raises(Exception, match="pickle"):
-        write_checkpoint({"epoch": lambda: None}, file)
+        write_sealed({"epoch": lambda: None}, file)
     assert torch.load(file, weights_only=True) == {"epoch": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["last.pth"]
     shutil.rmtree(tmp_path)

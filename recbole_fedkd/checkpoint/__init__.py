@@ -1,1 +1,44 @@
+"""Checkpoints: sealed files, what they must hold, which file is a run's state, and the config of a resumed run.
 
+Nothing in a checkpoint is trusted: it is read without running code, checked against its digest and its form, and names no
+file to open.
+"""
+
+from recbole_fedkd.checkpoint.reading import (
+    BEST,
+    CHECKPOINT_VERSION,
+    LAST,
+    ROWS,
+    Checkpoint,
+    best_checkpoint,
+    last_and_best,
+    open_checkpoint,
+    read_checkpoint,
+)
+from recbole_fedkd.checkpoint.resumed import RESUMABLE_KEYS, check_same_config, resumed_config
+from recbole_fedkd.checkpoint.sealed import digest, read_sealed, sealed, write_sealed
+from recbole_fedkd.checkpoint.state import check_optimizer, load_parameters, random_state, restore_random, restored
+
+__all__ = [
+    "BEST",
+    "CHECKPOINT_VERSION",
+    "LAST",
+    "RESUMABLE_KEYS",
+    "ROWS",
+    "Checkpoint",
+    "best_checkpoint",
+    "check_optimizer",
+    "check_same_config",
+    "digest",
+    "last_and_best",
+    "load_parameters",
+    "open_checkpoint",
+    "random_state",
+    "read_checkpoint",
+    "read_sealed",
+    "restore_random",
+    "restored",
+    "resumed_config",
+    "sealed",
+    "write_sealed",
+]

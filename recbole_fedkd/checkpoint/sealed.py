@@ -28,7 +28,7 @@ def sealed(state: dict[str, Any]) -> bytes:
     torch.save(state, stream)
     content = stream.getvalue()
     # The last two bytes of a zip file without a comment are the comment's length.
-    if content[-_END_LENGTH:-_END_LENGTH + 4] != _END_RECORD or content[-2:] != b"\0\0":
+    if content[-_END_LENGTH : -_END_LENGTH + 4] != _END_RECORD or content[-2:] != b"\0\0":
         raise RuntimeError("torch.save writes another kind of file than a zip without a comment")
     content = content[:-2] + _SEAL_LENGTH.to_bytes(2, "little")
     return content + _seal(content)
@@ -48,7 +48,7 @@ def write_sealed(state: dict[str, Any], file: Path) -> None:
     write_bytes(sealed(state), file)
 
 
-def read_sealed(file: Path, kind: str = "checkpoint") -> tuple[dict[str, Any], str]:
+def read_sealed(file: Path, kind: str = "checkpoint") -> tuple[dict[str, Any], bytes]:
     """Read a sealed file without running any code from it.
 
     Args:
@@ -56,7 +56,7 @@ def read_sealed(file: Path, kind: str = "checkpoint") -> tuple[dict[str, Any], s
         kind: what the sentences call it.
 
     Returns:
-        The state, and its digest.
+        The state, and all of the file.
 
     Raises:
         InputError: it cannot be read, its seal is missing or broken, or it holds no state.
@@ -71,11 +71,13 @@ def read_sealed(file: Path, kind: str = "checkpoint") -> tuple[dict[str, Any], s
             f"{kind} '{file}' cannot be read: it is truncated or damaged, or not a checkpoint of recbole_fedkd since 0.3.0"
         )
     if seal != _seal(content[:-_SEAL_LENGTH]):
-        raise InputError(f"{kind} '{file}' is damaged: its content is not what its checksum says; take another copy of it")
+        raise InputError(
+            f"{kind} '{file}' is damaged: its content is not what its checksum says; take another copy of it"
+        )
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # on bytes that it did not write, torch.load raises whatever comes
         raise InputError(f"{kind} '{file}' cannot be read: it holds more than plain values and tensors") from error
     if not isinstance(state, dict):
         raise InputError(f"'{file}' is not a checkpoint of recbole_fedkd")
-    return state, digest(content)
+    return state, content

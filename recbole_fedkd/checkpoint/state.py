@@ -1,77 +1,89 @@
-"""Checkpoint files: plain dictionaries, written whole or not at all, read without running code, and what they hold of a run.
-
-``best.pth`` and ``last.pth`` lie in a folder of the run's own; with the random states in them a resumed run goes on bit
-for bit.
-"""
+"""What a checkpoint holds of a running process: parameters and random streams, put back only where they fit."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.files import written_whole
-
-CHECKPOINT_VERSION = 3
-BEST, LAST = "best.pth", "last.pth"
-
-# Keys that a resumed run may change: how long, where and how loud, not what is computed.
-RESUMABLE_KEYS = frozenset({
-    "epochs", "stopping_step", "show_progress", "state", "data_path", "checkpoint_dir", "result_file", "resume",
-    "torch_threads", "gpu_id", "use_gpu", "device", "log_wandb", "wandb_project", "run_name",
-    "metrics", "judged_metrics", "topk", "metric_decimal_place", "eval_batch_size",
-})  # fmt: skip
 
 
-def write_checkpoint(state: dict[str, Any], file: Path) -> None:
-    """Write a checkpoint whole or not at all."""
-    with written_whole(file) as temporary:
-        torch.save(state, temporary)
+@contextmanager
+def restored(file: str | Path) -> Iterator[None]:
+    """While a checkpoint's values are put back: whatever does not fit is one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}".strip()
+        raise InputError(f"checkpoint '{file}' does not fit this run: {' '.join(reason.split())[:300]}") from error
 
 
-def read_checkpoint(path: str | Path, of_folder: str = LAST) -> dict[str, Any]:
-    """Read a checkpoint of this package without running any code from it.
+def load_parameters(model: nn.Module, state: Mapping[str, Any], file: str | Path) -> None:
+    """Put the parameters of a checkpoint into a model.
 
     Args:
-        path: a checkpoint file or a run folder.
-        of_folder: name of the file that a folder stands for.
+        model: the model, as its config builds it.
+        state: fields of the checkpoint.
+        file: what the sentences call it.
 
     Raises:
-        InputError: no such file, not a whole checkpoint, or one of another version.
+        InputError: a name, shape or type that the model does not have, or a number that is none.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = file / of_folder
-    if not file.is_file():
-        raise InputError(f"checkpoint '{path}' does not exist")
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # on bytes that it did not write, torch.load raises whatever comes
-        raise InputError(
-            f"checkpoint '{file}' cannot be read: it is truncated, or not a checkpoint of recbole_fedkd"
-        ) from error
-    if not isinstance(state, dict) or "format_version" not in state:
-        raise InputError(f"'{file}' is not a checkpoint of recbole_fedkd")
-    if state["format_version"] != CHECKPOINT_VERSION:
-        raise InputError(
-            f"checkpoint '{file}' has format version {state['format_version']}; this version reads {CHECKPOINT_VERSION}"
-        )
-    return state
-
-
-def check_same_config(saved: Mapping[str, Any], current: Mapping[str, Any], source: str | Path) -> None:
-    """Raise :class:`InputError` for the first key, outside ``RESUMABLE_KEYS``, that differs from the checkpoint's."""
-    for key in sorted(saved.keys() | current.keys()):
-        if key not in RESUMABLE_KEYS and saved.get(key) != current.get(key):
+    own, saved = model.state_dict(), state["state_dict"]
+    with restored(file):
+        for name in sorted(own.keys() ^ saved.keys()):
+            where = "is missing" if name in own else "is not one of the model's"
+            raise InputError(f"checkpoint '{file}' does not fit this run: parameter '{name}' {where}")
+        for name, tensor in own.items():
+            other = saved[name]
+            if tensor.shape != other.shape or tensor.dtype != other.dtype or tensor.layout != other.layout:
+                raise InputError(
+                    f"checkpoint '{file}' does not fit this run: parameter '{name}' is {_kind(other)} there and "
+                    f"{_kind(tensor)} here"
+                )
+            # A constant of the model, such as a mask, may hold infinity; what was learned may not.
+            if not _finite(other) and not torch.equal(other, tensor.cpu()):
+                raise InputError(
+                    f"checkpoint '{file}' cannot be used: parameter '{name}' holds values that are not finite"
+                )
+        model.load_state_dict(saved)
+        if state["other_parameter"].keys() - model.other_parameter().keys():  # type: ignore[operator]
             raise InputError(
-                f"checkpoint '{source}' is that of another config: {key} is {saved.get(key)!r} there "
-                f"and {current.get(key)!r} here"
+                f"checkpoint '{file}' does not fit this run: it has parameters that the model does not have"
             )
+        model.load_other_parameter(state["other_parameter"])  # type: ignore[operator]
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, file: str | Path) -> None:
+    """Raise :class:`InputError` for memories that do not have their parameter's shape, or that are not finite."""
+    for parameter, memories in optimizer.state.items():
+        for name, value in memories.items():
+            if not isinstance(value, Tensor):
+                continue
+            if value.dim() and value.shape != parameter.shape:
+                raise InputError(
+                    f"checkpoint '{file}' does not fit this run: the optimiser's '{name}' is {_kind(value)} for a parameter "
+                    f"of {_kind(parameter)}"
+                )
+            if not _finite(value):
+                raise InputError(f"checkpoint '{file}' cannot be used: the optimiser's '{name}' is not finite")
 
 
 def random_state(generators: Sequence[torch.Generator]) -> dict[str, Any]:

@@ -1,0 +1,183 @@
+"""Which file of a run folder is what, and the form that a checkpoint must have.
+
+``last.pth`` is written after every epoch and is the run's state. Where its epoch is the best so far it is its own best
+checkpoint, and ``best.pth`` becomes a copy of it afterwards; else it names ``best.pth`` by digest. Whenever a run is killed,
+the folder therefore holds one whole state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from recbole_fedkd.checkpoint.sealed import digest, read_sealed
+from recbole_fedkd.errors import InputError
+
+CHECKPOINT_VERSION = 4
+BEST, LAST, ROWS = "best.pth", "last.pth", "rows.pth"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that has been read.
+
+    Attributes:
+        file: where it lies.
+        state: its fields, all there and of the right form.
+        content: all of the file.
+    """
+
+    file: Path
+    state: dict[str, Any]
+    content: bytes
+
+    @property
+    def digest(self) -> str:
+        """The digest of the whole file."""
+        return digest(self.content)
+
+
+def _whole_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+def _plain(value: Any, depth: int = 0) -> bool:
+    """None, numbers, texts, and lists and dictionaries by text of such."""
+    if isinstance(value, list):
+        return depth < 20 and all(_plain(each, depth + 1) for each in value)
+    if isinstance(value, dict):
+        return depth < 20 and all(isinstance(key, str) and _plain(each, depth + 1) for key, each in value.items())
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _tensors(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and isinstance(each, Tensor) for key, each in value.items()
+    )
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and isinstance(each, float) for key, each in value.items()
+    )
+
+
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "config": (lambda value: isinstance(value, dict) and len(value) > 0 and _plain(value), "the keys of a config"),
+    "epoch": (_whole_number, "a whole number"),
+    "cur_step": (_whole_number, "a whole number"),
+    "best_valid_score": (lambda value: isinstance(value, float), "a number"),
+    "best_epoch": (lambda value: value is None or _whole_number(value), "a whole number or None"),
+    "best_digest": (lambda value: value is None or isinstance(value, str), "a text or None"),
+    "best_valid_result": (lambda value: value is None or _numbers(value), "metrics or None"),
+    "train_loss": (lambda value: isinstance(value, dict) and all(map(_whole_number, value)), "a dict by epoch"),
+    "records": (
+        lambda value: isinstance(value, list) and all(isinstance(each, dict) for each in value),
+        "a list of dicts",
+    ),
+    "state_dict": (_tensors, "tensors by name"),
+    "other_parameter": (
+        lambda value: isinstance(value, dict) and _tensors({k: v for k, v in value.items() if v is not None}),
+        "tensors by name",
+    ),
+    "training": (lambda value: isinstance(value, dict), "a dict"),
+    "random": (lambda value: isinstance(value, dict), "a dict"),
+    "data": (lambda value: value is None or isinstance(value, dict), "a dict or None"),
+}
+
+
+def _check_form(state: Mapping[str, Any], file: Path) -> None:
+    """Raise :class:`InputError` for the first field that is missing, unknown or of another form."""
+    version = state.get("format_version")
+    if not _whole_number(version):
+        raise InputError(f"'{file}' is not a checkpoint of recbole_fedkd: it has no format version")
+    if version != CHECKPOINT_VERSION:
+        raise InputError(
+            f"checkpoint '{file}' has format version {version}; this version of recbole_fedkd reads {CHECKPOINT_VERSION}"
+        )
+    for name in state:
+        if name not in _FIELDS and name != "format_version":
+            raise InputError(
+                f"checkpoint '{file}' cannot be used: it has a field '{str(name)[:40]}' that no run writes"
+            )
+    for name, (has_form, told) in _FIELDS.items():
+        if name not in state:
+            raise InputError(f"checkpoint '{file}' cannot be used: its field '{name}' is missing")
+        if not has_form(state[name]):
+            raise InputError(f"checkpoint '{file}' cannot be used: its field '{name}' must be {told}")
+
+
+def open_checkpoint(file: Path) -> Checkpoint:
+    """Read one checkpoint file.
+
+    Raises:
+        InputError: it is not there, damaged, no checkpoint, or one of another version or form.
+    """
+    if not file.is_file():
+        raise InputError(f"checkpoint '{file}' does not exist")
+    state, content = read_sealed(file)
+    _check_form(state, file)
+    return Checkpoint(file, state, content)
+
+
+def last_and_best(path: str | Path) -> tuple[Checkpoint, Checkpoint | None]:
+    """The state to go on from and the run's best checkpoint, of a run folder or of one file in it.
+
+    Returns:
+        The checkpoint, and the best one that it speaks of: itself, the file beside it, or None if no epoch was judged.
+
+    Raises:
+        InputError: no checkpoint is there, one cannot be read, or the best one is not the one that the last speaks of.
+    """
+    given = Path(path)
+    last = open_checkpoint(_state_of_folder(given) if given.is_dir() else given)
+    best_epoch = last.state["best_epoch"]
+    if best_epoch is None or best_epoch == last.state["epoch"]:
+        return last, last if best_epoch is not None else None
+    file = last.file.with_name(BEST)
+    if not file.is_file():
+        raise InputError(
+            f"'{file}' is not there, the best checkpoint of the run whose last is '{last.file}'; resume from the run's folder"
+        )
+    best = open_checkpoint(file)
+    if best.digest != last.state["best_digest"]:
+        raise InputError(
+            f"'{file}' is not the best checkpoint that '{last.file}' speaks of (that of epoch {best_epoch + 1}); "
+            "resume from the folder of the run"
+        )
+    return last, best
+
+
+def _state_of_folder(folder: Path) -> Path:
+    if (folder / LAST).is_file():
+        return folder / LAST
+    if (folder / BEST).is_file():
+        raise InputError(f"run folder '{folder}' has a {BEST} but no {LAST}, which a run is resumed from")
+    raise InputError(
+        f"run folder '{folder}' holds no checkpoint: no epoch (round) of a run was finished there; start the run again"
+    )
+
+
+def best_checkpoint(path: str | Path) -> Checkpoint:
+    """The checkpoint to load a model from: the file itself, or the best one of a run folder; its last, if none was judged.
+
+    Raises:
+        InputError: as :func:`last_and_best`.
+    """
+    given = Path(path)
+    if not given.is_dir():
+        return open_checkpoint(given)
+    if not (given / LAST).is_file() and (given / BEST).is_file():
+        return open_checkpoint(given / BEST)  # a copy of the best alone
+    last, best = last_and_best(given)
+    return best or last
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The fields of a checkpoint file; of a run folder's ``last.pth``. Raises what :func:`open_checkpoint` does."""
+    given = Path(path)
+    return open_checkpoint(_state_of_folder(given) if given.is_dir() else given).state

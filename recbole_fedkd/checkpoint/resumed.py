@@ -1,0 +1,132 @@
+"""The config of a checkpoint, which may come from anybody: it says how to compute, and not which files to open."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recbole_fedkd.checkpoint.reading import Checkpoint
+from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.errors import InputError
+
+# Keys that a resumed run may change: how long, where and how loud, not what is computed.
+RESUMABLE_KEYS = frozenset({
+    "epochs", "stopping_step", "show_progress", "state", "data_path", "checkpoint_dir", "result_file", "resume",
+    "torch_threads", "gpu_id", "use_gpu", "device", "log_wandb", "wandb_project", "run_name",
+    "metrics", "judged_metrics", "topk", "metric_decimal_place", "eval_batch_size",
+})  # fmt: skip
+# Keys that RecBole computes from others; a resumed run computes them again.
+_DERIVED_KEYS = frozenset({
+    "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "device", "single_spec", "local_rank", "valid_metric_bigger",
+    "valid_neg_sample_args", "test_neg_sample_args", "run_name", "metrics", "judged_metrics", "model", "dataset",
+})  # fmt: skip
+# Keys that belong to one run and not to the one that goes on after it.
+_OF_ONE_RUN = frozenset({"resume", "result_file", "checkpoint_dir"})
+# Keys whose value is a file to open or code to run, beside all that are named like one.
+_FILE_KEYS = frozenset({"plugins", "warm_up"})
+_FILE_NAME = re.compile(r"(^|_)(path|file|files|dir|folder)$")
+# Keys that are parts of file names in the dataset's folder.
+_PARTS_OF_NAMES = ("dataset", "benchmark_filename", "additional_feat_suffix")
+_NEEDED: dict[str, type | tuple[type, ...]] = {
+    "model": str, "dataset": str, "data_path": str, "judged_metrics": list, "train_neg_sample_args": dict,
+}  # fmt: skip
+
+
+def check_same_config(saved: Mapping[str, Any], current: Mapping[str, Any], source: str | Path) -> None:
+    """Raise :class:`InputError` for the first key, outside ``RESUMABLE_KEYS``, that differs from the checkpoint's."""
+    for key in sorted(saved.keys() | current.keys()):
+        if key not in RESUMABLE_KEYS and saved.get(key) != current.get(key):
+            raise InputError(
+                f"checkpoint '{source}' is that of another config: {key} is {saved.get(key)!r} there "
+                f"and {current.get(key)!r} here"
+            )
+
+
+def resumed_config(
+    checkpoint: Checkpoint,
+    model: str | type | None,
+    dataset: str | None,
+    config_file_list: list[str] | None,
+    config_dict: Mapping[str, Any] | None,
+    command_line: Mapping[str, Any] | None,
+    source: str | Path,
+) -> FedKDConfig:
+    """The config saved in a checkpoint, with the keys that a resumed run may change taken from the user.
+
+    Args:
+        checkpoint: the checkpoint.
+        model: a name, or the class of a model that this package cannot find by name.
+        dataset: its name, if the user gives it again.
+        config_file_list: config files of the user.
+        config_dict: keys that win over them.
+        command_line: keys that win over these.
+        source: what the user calls the checkpoint; kept as the key ``resume``.
+
+    Raises:
+        InputError: the user's own keys contradict the checkpoint's, or the checkpoint's config cannot be used or names files
+            to open that the user does not name.
+    """
+    saved = checkpoint.state["config"]
+    for key, kind in _NEEDED.items():
+        if not isinstance(saved.get(key), kind):
+            raise InputError(f"checkpoint '{source}' cannot be used: its config has no usable '{key}'")
+    given = FedKDConfig.read_given(config_file_list, config_dict, command_line)
+    for key, asked_for in (("model", model), ("dataset", dataset)):
+        wanted = asked_for or given.pop(key, None)
+        name = getattr(wanted, "__name__", wanted)
+        if name is not None and name != saved[key]:
+            raise InputError(f"checkpoint '{source}' is that of {key} {saved[key]}, not of {name}")
+    _check_names_no_file(saved, given, source)
+    base = {key: value for key, value in saved.items() if key not in _DERIVED_KEYS | _OF_ONE_RUN}
+    base["metrics"] = saved["judged_metrics"]
+    if saved["train_neg_sample_args"].get("distribution") == "none":
+        # RecBole writes "no sampling" in a form that it does not read.
+        base["train_neg_sample_args"] = None
+    # RecBole appends the dataset's name to the path when it reads it.
+    base["data_path"] = str(Path(saved["data_path"]).parent)
+    folder = checkpoint.file.resolve().parent.parent
+    if isinstance(saved.get("checkpoint_dir"), str) and Path(saved["checkpoint_dir"]).resolve() == folder:
+        # Beside the run that goes on; anywhere else is for the user to say.
+        base["checkpoint_dir"] = saved["checkpoint_dir"]
+    last_word = {**(command_line or {}), "resume": str(source)}
+    chosen = model if isinstance(model, type) else saved["model"]
+    try:
+        config = FedKDConfig(chosen, saved["dataset"], config_file_list, config_dict, last_word, base)
+        current = config.plain_values()
+    except InputError:
+        raise
+    except Exception as error:  # RecBole's Config raises whatever comes on values that no run writes
+        raise InputError(
+            f"the config of checkpoint '{source}' cannot be used: {type(error).__name__} {str(error)[:200]}"
+        ) from error
+    check_same_config(saved, current, source)
+    if "data_path" not in given and not Path(config["data_path"]).is_dir():
+        raise InputError(
+            f"the data of checkpoint '{source}' is not in '{config['data_path']}', where it was; name the folder that "
+            f"'{saved['dataset']}' lies in by data_path"
+        )
+    return config
+
+
+def _check_names_no_file(saved: Mapping[str, Any], given: Mapping[str, Any], source: str | Path) -> None:
+    """Raise :class:`InputError` where the checkpoint alone says which file, beside the dataset's own, is to be opened."""
+    for key in _PARTS_OF_NAMES:
+        values = saved.get(key) if isinstance(saved.get(key), list) else [saved.get(key)]
+        for value in values or []:
+            if isinstance(value, str) and (not value or set(value) & set("/\\\0") or value in (".", "..")):
+                raise InputError(
+                    f"checkpoint '{source}' cannot be used: {key} is {value!r}, which leaves the dataset's folder"
+                )
+    for key, value in saved.items():
+        if key in _OF_ONE_RUN or key == "data_path" or not value or key in given:
+            continue
+        if key == "plugins" and isinstance(value, list) and all(name in sys.modules for name in value):
+            continue  # already at work in this process
+        if key in _FILE_KEYS or _FILE_NAME.search(key):
+            raise InputError(
+                f"checkpoint '{source}' names something to open or to run, {key}={value!r}; if you trust it, name it "
+                f"yourself by {key}"
+            )
