@@ -225,7 +225,10 @@ def _prepare(
     if config["attention"] and not config.attentive:
         model_class = with_attention(model_class)
     if client_of_user is None:
-        central = model_class(config, train_dataset).to(config["device"])
+        try:
+            central = model_class(config, train_dataset).to(config["device"])
+        except (np.linalg.LinAlgError, ArithmeticError) as error:
+            raise InputError(f"model '{config['model']}' cannot be computed {config.made_by()}: {error}") from error
         return build_trainer(config, central), loaders, evaluations
     count = int(client_of_user.max()) + 1
     hindrance = obstacle(config, count) if config["engine"] == "fleet" else None

@@ -72,6 +72,7 @@ from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy, StrategySettings
 from recbole_fedkd.federated.task import AttentiveTask, MutualTask, RecBoleTask, Samples, Task, click_loss
 from recbole_fedkd.files import remove_temporaries, write_bytes
+from recbole_fedkd.finite import NotFiniteError, check_trained, learner_of
 from recbole_fedkd.model import (
     AttnFedKD,
     FleetPopulation,
@@ -199,11 +200,11 @@ class CheckpointTrainer(Trainer):
         return build_optimizer(self.config, self.model, "AdamToSGD")
 
     def _collector(self, config: Any) -> LabelCollector:
-        return LabelCollector(config, getattr(self.model, "label_values", None))
+        return LabelCollector(config, getattr(self.model, "label_values", None), self.config.made_by())
 
     def _check_nan(self, loss: Tensor) -> None:
-        if torch.isnan(loss):
-            raise TrainingError("training loss is nan; a lower learning_rate may help")
+        if not bool(torch.isfinite(loss)):
+            check_trained(float(loss), {}, learner_of(self.optimizer))
 
     # Training
 
@@ -237,9 +238,10 @@ class CheckpointTrainer(Trainer):
             if callback_fn is not None:
                 callback_fn(epoch, score)
 
-        result: tuple[float, dict[str, float] | None] = super().fit(
-            train_data, valid_data, verbose, saved, show_progress, after_evaluation
-        )
+        with self._kept_files_named():
+            result: tuple[float, dict[str, float] | None] = super().fit(
+                train_data, valid_data, verbose, saved, show_progress, after_evaluation
+            )
         if self._has_valid_data and self._latest_valid_result is None and self.best_valid_result is None:
             # Shorter than eval_step: judged once for the reader, outside of what a resumed run goes on with.
             return self._valid_epoch(valid_data, show_progress)
@@ -275,8 +277,23 @@ class CheckpointTrainer(Trainer):
         if self.on_round is not None:
             self.on_round(epoch, self.epochs, asdict(self.records[-1]))
 
+    @contextmanager
+    def _kept_files_named(self) -> Iterator[None]:
+        """Training that ends in numbers that are not finite says where its last whole epoch is."""
+        try:
+            yield
+        except TrainingError as error:
+            if not self._saving or not (self.run_folder / LAST).is_file():
+                raise
+            raise TrainingError(f"{error}; what was before is kept in '{self.run_folder}'") from error
+
     def _train_once(self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool) -> Any:
-        return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        try:
+            loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+            check_trained(0.0, dict(self.model.named_parameters()), learner_of(self.optimizer))
+        except NotFiniteError as error:
+            raise NotFiniteError(f"epoch {epoch_idx}: {error}") from error
+        return loss
 
     def _record(self, seconds: float, loss: float) -> EpochRecord:
         return EpochRecord(seconds, loss)
@@ -284,7 +301,12 @@ class CheckpointTrainer(Trainer):
     # Evaluation
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, dict[str, float]]:
-        score, result = super()._valid_epoch(valid_data, show_progress)
+        try:
+            score, result = super()._valid_epoch(valid_data, show_progress)
+            if not np.isfinite(score):
+                raise NotFiniteError(f"valid_metric {self.config['valid_metric']} is {score}, which decides nothing")
+        except NotFiniteError as error:
+            raise NotFiniteError(f"validation after epoch {len(self.records) - 1}: {error}") from error
         self._latest_valid_result = dict(result)
         if self.records:
             self.records[-1].valid = {name: float(value) for name, value in result.items()}
@@ -356,17 +378,30 @@ class CheckpointTrainer(Trainer):
         finally:
             self.config, self.eval_collector, self.evaluator, self.eval_type = kept
 
+    def _full_sort_batch_eval(self, batched_data: Any) -> Any:
+        judged = super()._full_sort_batch_eval(batched_data)
+        scores, history = judged[1], batched_data[1]
+        masked = len(scores) + (len(history[0]) if history is not None else 0)  # the padding item, and what users know
+        self.eval_collector.see_scores(scores, masked)
+        return judged
+
     def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
         if self.config["eval_type"] != EvaluatorType.VALUE:
-            return super()._neg_sample_batch_eval(batched_data)
+            judged = super()._neg_sample_batch_eval(batched_data)
+            scores, items = judged[1], judged[0][self.config["ITEM_ID_FIELD"]]
+            self.eval_collector.see_scores(scores[batched_data[1], items])
+            return judged
         if not hasattr(self.model, "predict_distribution"):
             interaction, scores, positive_u, positive_i = super()._neg_sample_batch_eval(batched_data)
-            return interaction, scores.flatten(), positive_u, positive_i  # some models score [batch, 1]
-        interaction, _, positive_u, positive_i = batched_data
-        interaction = interaction.to(self.device)
-        distribution: Tensor = self.model.predict_distribution(interaction)
-        interaction.update(Interaction({DISTRIBUTION: distribution}))
-        return interaction, distribution @ self.model.label_values, positive_u, positive_i
+            scores = scores.flatten()  # some models score [batch, 1]
+        else:
+            interaction, _, positive_u, positive_i = batched_data
+            interaction = interaction.to(self.device)
+            distribution: Tensor = self.model.predict_distribution(interaction)
+            interaction.update(Interaction({DISTRIBUTION: distribution}))
+            scores = distribution @ self.model.label_values
+        self.eval_collector.see_scores(scores)
+        return interaction, scores, positive_u, positive_i
 
     # Checkpoints
 
@@ -706,8 +741,6 @@ class FedKDTrainer(CheckpointTrainer):
             left = np.mean([record.seconds for record in self.records] or [bar.format_dict["elapsed"]])
             left *= self.epochs - epoch_idx - 1
             bar.set_postfix_str(f"loss {report.loss:.4f}, {moved} B, <= {left:.0f} s left")
-        if not np.isfinite(report.loss):
-            raise TrainingError(f"training loss is {report.loss} in round {epoch_idx}; a lower learning_rate may help")
         self._round_bytes = {
             number: [report.bytes_down[number], report.bytes_up[number]] for number in report.bytes_down
         }

@@ -354,6 +354,15 @@ class FedKDConfig(JudgedConfig):
             self.final_config_dict["gpu_id"] = tuple(self.final_config_dict["gpu_id"])
         super()._init_device()
 
+    def made_by(self) -> str:
+        """Half a sentence on what a model's scores come from: its training, or of a model without gradients its own keys."""
+        if self["MODEL_TYPE"] != ModelType.TRADITIONAL:
+            return f"after training with learner {self['learner']}, learning_rate {self['learning_rate']:g}"
+        file = RECBOLE_PROPERTIES / "model" / f"{self['model']}.yaml"
+        own = read_keys(file) if file.is_file() else ()
+        told = ", ".join(f"{name} {self[name]}" for name in own if self[name] is not None)
+        return f"as configured: {told}" if told else "on these data"
+
     def view(self, **changes: Any) -> FedKDConfig:
         """The same config with some keys changed, for a second evaluation protocol."""
         other = copy.copy(self)

@@ -28,7 +28,7 @@ from recbole_fedkd.federated.client import ClientSettings
 from recbole_fedkd.federated.compact import MeanOfClients, MeanPart, SharedTensors, stacked, unstacked
 from recbole_fedkd.federated.message import Message, sizes_by_sender
 from recbole_fedkd.federated.server import Server
-from recbole_fedkd.federated.strategy import STRATEGIES, LocalResult, to_tensors
+from recbole_fedkd.federated.strategy import STRATEGIES, LocalResult, ServerState, to_tensors
 from recbole_fedkd.federated.strategy.federated_averaging import (
     BUFFER,
     PARAMETER,
@@ -39,6 +39,7 @@ from recbole_fedkd.federated.strategy.federated_averaging import (
 from recbole_fedkd.federated.strategy.knowledge_exchange import AttentiveFederatedDistillation, FederatedDistillation
 from recbole_fedkd.federated.strategy.local_training import LocalTraining
 from recbole_fedkd.federated.task import Step
+from recbole_fedkd.finite import all_finite, check_state, finite_clients, listed, training_sentence
 from recbole_fedkd.model.backbone import HandedDropout
 from recbole_fedkd.model.fleet import ClientGroup, CompactPopulation, Pack, RowStore, Weights, fill_rows
 from recbole_fedkd.model.shared import SharedState, matching
@@ -323,7 +324,9 @@ class FleetEngine:
         """One communication round, with the steps of :meth:`LocalEngine.run_round`; arguments and result as there.
 
         Raises:
-            ClientError: an error inside packed clients, naming the first and the last of them, round and stage.
+            ClientError: an error inside packed clients, naming round and stage, and the first and the last of them, or where
+                numbers are not finite those whose they are.
+            NotFiniteError: what the server makes of a round is not finite.
         """
         strategy = self.server.strategy
         report = RoundReport(0.0)
@@ -364,19 +367,24 @@ class FleetEngine:
             assert isinstance(strategy, FederatedAveraging)
             # Clients change no buffer of the package's own networks.
             buffers = {name: value for name, value in self.server.state.items() if name.startswith(BUFFER)}
-            self.server.state = strategy.moved(self.server.state, {**mean.state(PARAMETER), **buffers})
+            self._advance(strategy.moved(self.server.state, {**mean.state(PARAMETER), **buffers}), round_index)
             if strategy.serves_aggregate:
                 self._install(round_index + 1)
         elif uploads:
             report.bytes_up = dict(zip(chosen, sizes_by_sender(uploads[0], chosen), strict=True))
             uploads.sort(key=lambda message: message.sender)
-            self.server.state = strategy.aggregate(self.server.state, uploads)
+            self._advance(strategy.aggregate(self.server.state, uploads), round_index)
         else:
             report.bytes_up = dict.fromkeys(chosen, 0)
         if on_bytes is not None:
             on_bytes(report.total_bytes)
         report.loss = loss / total
         return report
+
+    def _advance(self, state: ServerState, round_index: int) -> None:
+        """Take over the server's next state, if it is finite."""
+        check_state(state, f"round {round_index}")
+        self.server.state = state
 
     # Messages
 
@@ -511,6 +519,8 @@ class FleetEngine:
                 return _Trained(training, loss, rows, memory_rows, None, messages)
             shares = torch.tensor([share(size) for size in training.sizes], dtype=torch.float64, device=self.device)
             return _Trained(training, loss, rows, memory_rows, mean.part(pack, weights, shares), [])
+        except ClientError:
+            raise
         except Exception as error:
             stage = f"clients {numbers[0]} to {numbers[-1]}, round {round_index}"
             raise ClientError(f"{stage}, training: {error}") from error
@@ -545,20 +555,51 @@ class FleetEngine:
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, epoch in enumerate(epochs):
             last = number == len(epochs) - 1
+            told = []
             for step, batch in enumerate(epoch.batches(self.task.batch_size, sizes)):
                 counts = self._left(sizes, step)
                 losses, logits = self._trained_on(training.first(len(counts)), batch, counts, streams)
+                told.append(losses)
                 if last:
                     loss += (losses.double() * batch.weights.sum(1)).sum()
                 if last and strategy.exchanges_knowledge and not settings.clean_pass:
                     self._collect(knowledge, batch, logits, len(sizes))
+            self._check_trained(training, told, numbers, round_index)
         if clean is not None:
             network.eval()
             with torch.no_grad():
                 for batch in clean.batches(self.task.batch_size, sizes):
                     _, logits = self._step(training.first(len(batch.labels)), batch, [])
                     self._collect(knowledge, batch, logits, len(sizes))
+        if knowledge and not (finite := finite_clients(knowledge.values())).all():
+            raise _of_clients(numbers, ~finite, round_index, "sending", "its message is not finite")
         return training, loss, knowledge
+
+    def _check_trained(
+        self, training: _Training, losses: Sequence[Tensor], numbers: Sequence[int], round_index: int
+    ) -> None:
+        """Raise :class:`ClientError` for packed clients whose loss or parameters are not finite after an epoch.
+
+        Args:
+            training: the clients.
+            losses: of every step ``[clients that have samples left]``.
+            numbers: of the clients.
+            round_index: from 0.
+        """
+        total = losses[0].new_zeros(len(numbers))
+        for each in losses:
+            total[: len(each)] += each
+        finite = finite_clients([total.unsqueeze(1), *training.weights.tensors()])
+        if bool(finite.all()):
+            return
+        worst = min((~finite).nonzero().flatten().tolist(), key=lambda place: numbers[place])
+        named, origins = training.group.named(training.weights), training.group.origins
+        broken = [origins.get(name, name) for name, values in named.items() if not all_finite([values[worst]])]
+        learner = (
+            f"learner {type(self.optimizer).__name__.removeprefix('Batched')}, learning_rate {self.optimizer.rate:g}"
+        )
+        sentence = training_sentence(float(total[worst]), broken, learner)
+        raise _of_clients(numbers, ~finite, round_index, "training", sentence)
 
     def _messages(
         self, sizes: Sequence[int], numbers: Sequence[int], round_index: int, knowledge: dict[str, Tensor]
@@ -663,6 +704,12 @@ class FleetEngine:
         self.received = {name: values.to(self.device) for name, values in state["received"].items()}
         for memory, saved in zip(self.memories, state["memories"], strict=True):
             memory.load_state_dict(saved)
+
+
+def _of_clients(numbers: Sequence[int], which: Tensor, round_index: int, stage: str, sentence: str) -> ClientError:
+    """The error of some of packed clients ``which [c]``, by their numbers, in ascending order."""
+    own = sorted(number for number, of_it in zip(numbers, which.tolist(), strict=True) if of_it)
+    return ClientError(f"client{'s' * (len(own) > 1)} {listed(own, 10)}, round {round_index}, {stage}: {sentence}")
 
 
 def stepped(

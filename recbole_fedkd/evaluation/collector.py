@@ -11,6 +11,8 @@ from recbole.evaluator import Collector, Evaluator
 from recbole.evaluator.collector import DataStruct
 from torch import Tensor
 
+from recbole_fedkd.finite import NotFiniteError, all_finite
+
 DISTRIBUTION = "label_distribution"
 """Interaction field in which the trainer hands over a model's label distribution ``[batch, T]``."""
 
@@ -24,11 +26,44 @@ class LabelCollector(Collector):
     Args:
         config: the config of the protocol.
         label_values: the model's label set, ordered; None for RecBole's models, whose labels are 0 and 1.
+        made_by: half a sentence on what the model's scores come from, for the one about scores that are not finite.
     """
 
-    def __init__(self, config: Any, label_values: Tensor | None) -> None:
+    def __init__(self, config: Any, label_values: Tensor | None, made_by: str = "") -> None:
         super().__init__(config)
+        self.made_by = made_by
+        self._seen, self._not_finite = 0, 0
         self.label_values = label_values if label_values is not None else torch.tensor([0.0, 1.0])
+
+    def see_scores(self, scores: Tensor, masked: int = 0) -> None:
+        """Count what a model says, and what of it is no number.
+
+        Args:
+            scores: of any shape.
+            masked: how many of them are minus infinity on purpose: what is not to be recommended.
+        """
+        judged = scores.numel() - masked
+        self._seen += judged
+        if masked or not all_finite([scores]):
+            self._not_finite += judged - int(torch.isfinite(scores).sum())
+
+    def model_collect(self, model: Any) -> None:
+        """At the end of a sweep: all scores must have been finite.
+
+        Raises:
+            NotFiniteError: some were not.
+        """
+        seen, bad = self._seen, self._not_finite
+        self._seen, self._not_finite = 0, 0
+        if bad:
+            for name in self._of_sweep():
+                del self.data_struct[name]
+            told = f"{bad} of {seen} scores of model '{self.config['model']}' are not finite"
+            raise NotFiniteError(f"{told}, {self.made_by}" if self.made_by else told)
+
+    def _of_sweep(self) -> list[str]:
+        """What has been collected in this sweep alone."""
+        return [name for name in self.data_struct._data_dict if name.startswith("rec.") or name in _PER_SWEEP]
 
     def eval_batch_collect(
         self, scores_tensor: Tensor, interaction: Any, positive_u: Tensor, positive_i: Tensor
@@ -63,7 +98,7 @@ class LabelCollector(Collector):
             if isinstance(value, Tensor):
                 collected[name] = value.cpu()
         struct = copy.deepcopy(self.data_struct)
-        for name in [name for name in collected if name.startswith("rec.") or name in _PER_SWEEP]:
+        for name in self._of_sweep():
             del self.data_struct[name]
         return struct
 

@@ -19,6 +19,7 @@ from recbole_fedkd.federated.serving import MovingAverage
 from recbole_fedkd.federated.strategy import LocalResult, Strategy, to_tensors, travels_as_update
 from recbole_fedkd.federated.task import AttentiveTask, Step, Task
 from recbole_fedkd.federated.update import UPDATE, VERSION, Arrays, applied, difference, named, numbered, updated
+from recbole_fedkd.finite import check_arrays, check_trained, learner_of
 
 _WORD = 2**64 - 1
 
@@ -159,6 +160,7 @@ class Client:
                 if newer is None:
                     return
                 message = newer
+            check_arrays(message.arrays, "the server's message")
             arrays = {name: tensor.to(self.device) for name, tensor in to_tensors(message).items()}
             fresh = self.sent_in is not None and message.round == self.sent_in + 1
             self.received = self.strategy.understood(arrays, self.sent, fresh)
@@ -192,6 +194,9 @@ class Client:
 
         Returns:
             Loss and samples of the last local epoch.
+
+        Raises:
+            NotFiniteError: a loss, or a parameter after training, is not finite.
         """
         if self.average is not None:
             self.average.restore()
@@ -236,6 +241,7 @@ class Client:
                     self._add_knowledge(step)
                 if on_step is not None:
                     on_step(step.size)
+            check_trained(float(total), dict(network.named_parameters()), learner_of(self.optimizer))
         if strategy.exchanges_knowledge and self.settings.clean_pass:
             self._extract_knowledge()
         return TrainingReport(float(total), seen)
@@ -252,6 +258,7 @@ class Client:
         message = self.strategy.upload(self._result, self.number, round_index)
         if message is None:
             return b""
+        check_arrays(message.arrays, "its message")  # a codec may make a number of what is none
         if self.sends_updates:
             residual = {name: tensor.cpu().numpy() for name, tensor in self.residual.items()}
             reference = self._reference()

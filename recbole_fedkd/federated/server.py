@@ -13,6 +13,7 @@ from recbole_fedkd.federated.codec import WireCodecs
 from recbole_fedkd.federated.message import SERVER, Message, decoded
 from recbole_fedkd.federated.strategy import ServerState, Strategy, travels_as_update
 from recbole_fedkd.federated.update import UPDATE, VERSION, Arrays, Broadcast, updated
+from recbole_fedkd.finite import check_arrays, check_state
 from recbole_fedkd.model.shared import SharedState
 
 _CHOICE = 0x5A3D
@@ -86,15 +87,23 @@ class Server:
         return b"" if message is None else message.to_bytes()
 
     def aggregate(self, payloads: list[bytes], round_index: int) -> None:
-        """Take in the uploads of a round; empty ones are clients without a word."""
+        """Take in the uploads of a round; empty ones are clients without a word.
+
+        Raises:
+            NotFiniteError: an upload, or what the server makes of all, is not finite; the state is that of before.
+        """
         messages = [decoded(Message.from_bytes(payload), self.codecs.up) for payload in payloads if payload]
-        if self.broadcast is None:
-            self.state = self.strategy.aggregate(self.state, messages)
-            return
-        replica = self.broadcast.replica
-        messages = [replace(each, arrays=updated(each.arrays, replica)) for each in messages]
-        self.state = self.strategy.aggregate(self.state, messages)
-        self.broadcast.advance(self._network(round_index), self.codecs.down, round_index)
+        if self.broadcast is not None:
+            replica = self.broadcast.replica
+            messages = [replace(each, arrays=updated(each.arrays, replica)) for each in messages]
+        for message in messages:
+            check_arrays(message.arrays, f"client {message.sender}, round {round_index}: its message")
+        state = self.strategy.aggregate(self.state, messages)
+        check_state(state, f"round {round_index}")
+        self.state = state
+        if self.broadcast is not None:
+            self.broadcast.advance(self._network(round_index), self.codecs.down, round_index)
+            check_arrays(self.broadcast.replica, f"round {round_index}: the server's encoded network")
 
     def state_dict(self) -> dict[str, Any]:
         """The strategy's state, and what is known of the clients' copies; plain values and tensors only."""
