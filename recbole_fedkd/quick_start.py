@@ -27,7 +27,7 @@ from texttable import Texttable
 
 from recbole_fedkd import __version__
 from recbole_fedkd.checkpoint import best_checkpoint, last_and_best, resumed_config
-from recbole_fedkd.compat import future_warnings_silenced, single_process_barrier
+from recbole_fedkd.compat import future_warnings_silenced, log_arguments_placed, single_process_barrier
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.data.dataset import FedKDDataset, label_values, of_users, population
 from recbole_fedkd.data.features import features_of
@@ -45,6 +45,9 @@ from recbole_fedkd.model import (
     NetworkPopulation,
     RecBoleFleetPopulation,
     RecBolePopulation,
+    building,
+    check_columns,
+    check_data,
     with_attention,
 )
 from recbole_fedkd.model.shared import SharedState
@@ -141,7 +144,8 @@ def run_recbole_fedkd(
         "config": config.plain_values(),
         "run_folder": str(trainer.run_folder) if saved else None,
     }
-    logger.info("The running environment of this training is as follows:\n" + get_environment(config).draw())
+    if logger.isEnabledFor(logging.INFO):  # it measures the processor for a second
+        logger.info("The running environment of this training is as follows:\n" + get_environment(config).draw())
     logger.info(set_color("best valid ", "yellow") + f": {result['best_valid_result']}")
     logger.info(set_color("test result", "yellow") + ":\n" + result_table(result["test_result"] or {}, protocols))
     if result_file is not None:
@@ -197,6 +201,7 @@ def _prepare(
     config: FedKDConfig,
 ) -> tuple[CheckpointTrainer, tuple[Any, Any, Any], tuple[EvaluationData, EvaluationData]]:
     """Data, model and trainer of a config; RecBole's order of seeding, on which its splits depend."""
+    check_columns(config)
     init_seed(config["seed"], config["reproducibility"])
     dataset = create_dataset(config)
     getLogger().info(dataset)
@@ -211,6 +216,7 @@ def _prepare(
     _check_labels(config, train_dataset)
     config.check_catalogue(train_dataset.item_num - 1)
     _check_memory(config, train_dataset)
+    check_data(config, train_dataset)
     client_of_user = None
     if config.federated:
         clients = partition_users(config["partition"], population(train_dataset), config["seed"])
@@ -225,10 +231,8 @@ def _prepare(
     if config["attention"] and not config.attentive:
         model_class = with_attention(model_class)
     if client_of_user is None:
-        try:
+        with building(config), log_arguments_placed():
             central = model_class(config, train_dataset).to(config["device"])
-        except (np.linalg.LinAlgError, ArithmeticError) as error:
-            raise InputError(f"model '{config['model']}' cannot be computed {config.made_by()}: {error}") from error
         return build_trainer(config, central), loaders, evaluations
     count = int(client_of_user.max()) + 1
     hindrance = obstacle(config, count) if config["engine"] == "fleet" else None
@@ -245,7 +249,8 @@ def _prepare(
         model = kind(config, train_dataset, client_of_user)
     elif model is None:
         parts = [of_users(train_dataset, client_of_user == client) for client in range(count)]
-        model = RecBolePopulation(config, parts, client_of_user, model_class)
+        with building(config):
+            model = RecBolePopulation(config, parts, client_of_user, model_class)
     trainer = build_trainer(config, model.to(config["device"]))
     assert isinstance(trainer, FedKDTrainer)
     trainer.engine = trainer.prepare(loaders[0])

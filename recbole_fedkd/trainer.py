@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from recbole.data.interaction import Interaction
 from recbole.data.utils import get_dataloader
 from recbole.sampler import RepeatableSampler, Sampler
-from recbole.trainer import Trainer
+from recbole.trainer import PretrainTrainer, Trainer
 from recbole.utils import EvaluatorType, get_local_time, get_trainer, set_color
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -183,6 +183,8 @@ class CheckpointTrainer(Trainer):
         self.protocols: dict[str, str] = {}
         self.user_metrics: dict[str, list[float]] | None = None
         self.on_round: Callable[[int, int, dict[str, Any]], None] | None = None
+        if self.pretrains:
+            self.epochs = config["pretrain_epochs"]
         # RecBole takes min(eval_step, epochs): a run stopped early would evaluate where the whole run does not.
         self.eval_step = config["eval_step"]
         self.eval_collector = self._collector(config)
@@ -198,6 +200,11 @@ class CheckpointTrainer(Trainer):
             optimizer: Optimizer = super()._build_optimizer(**kwargs)
             return optimizer
         return build_optimizer(self.config, self.model, "AdamToSGD")
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether this run is a stage of pretraining (S3Rec, RaCT), in which RecBole judges nothing between epochs."""
+        return isinstance(self, PretrainTrainer) and self.model.train_stage != "finetune"
 
     def _collector(self, config: Any) -> LabelCollector:
         return LabelCollector(config, getattr(self.model, "label_values", None), self.config.made_by())
@@ -254,10 +261,10 @@ class CheckpointTrainer(Trainer):
         loss: float | tuple[float, ...] = self._train_once(train_data, epoch_idx, loss_func, show_progress)
         total = float(sum(loss)) if isinstance(loss, tuple) else float(loss or 0.0)
         self.records.append(self._record(perf_counter() - started, total))
-        evaluated = self._has_valid_data and self.eval_step > 0 and (epoch_idx + 1) % self.eval_step == 0
-        if not evaluated:
+        judged = self._has_valid_data and not self.pretrains and self.eval_step > 0
+        if not judged or (epoch_idx + 1) % self.eval_step:
             self.train_loss_dict[epoch_idx] = total
-            if not self._has_valid_data or self.eval_step <= 0:
+            if not judged:
                 self.best_epoch = epoch_idx  # nothing judges epochs: the latest is the best
             self._after_epoch(epoch_idx)
         return loss

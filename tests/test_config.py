@@ -139,7 +139,7 @@ def test_keys_of_other_models_are_no_error_but_are_named():
 
 def test_defaults_that_recboles_comments_misname_are_accepted():
     config("DiffRec", noise_scale=0.1)
-    config("KGIN", ind="cosine")
+    config("BERT4Rec", ft_ratio=0.1, train_neg_sample_args=None)
     assert config("BPR", gpu_id=(0, 1))["gpu_id"] == "0,1"  # a tuple, as RecBole reads --gpu_id=0,1
 
 

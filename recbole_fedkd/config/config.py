@@ -25,6 +25,7 @@ from recbole_fedkd.config.keys import PROPERTIES, RECBOLE_PROPERTIES, read_keys,
 from recbole_fedkd.config.known import KnownKeys
 from recbole_fedkd.config.models import find_model
 from recbole_fedkd.config.synonyms import called_here
+from recbole_fedkd.config.transforms import check_transform
 from recbole_fedkd.config.values import ConfigLoader, excess, merged_layers, native, parse_value, plain, read_yaml
 from recbole_fedkd.errors import InputError, shown
 from recbole_fedkd.federated.strategy import STRATEGIES
@@ -95,6 +96,7 @@ class FedKDConfig(JudgedConfig):
         # RecBole edits the dictionary that it is given.
         super().__init__(model, dataset, config_file_list, copy.deepcopy(dict(config_dict or {})))
         self._check_valid_metric()
+        check_transform(self)
 
     @classmethod
     def read_given(
@@ -231,6 +233,11 @@ class FedKDConfig(JudgedConfig):
         """RecBole's models on the labelled rows that every model gets; its sequential models would make rows of their own."""
         if self.attentive:
             return
+        if model_class.type == ModelType.KNOWLEDGE:  # type: ignore[attr-defined]
+            raise InputError(
+                f"label_mode={mode} gives every model the same rows, without the knowledge graph that "
+                f"{model_class.__name__} reads; leave label_mode unset for RecBole's own training of it"
+            )
         pointwise = getattr(model_class, "input_type", None) == InputType.POINTWISE
         if model_class.type == ModelType.SEQUENTIAL:  # type: ignore[attr-defined]
             if not pointwise:

@@ -107,6 +107,8 @@ class Key:
             return _SWITCHES.get(word, value) if isinstance(word, str | int) else value
         if kinds == {str} and isinstance(value, int | float) and not isinstance(value, bool):
             return str(value)  # a folder may be called 2024
+        if isinstance(value, tuple) and str in kinds and not kinds & {list, tuple}:
+            return ",".join(map(str, value))  # a text such as 500,100 reads as two numbers
         if isinstance(value, str) and kinds and kinds <= {int, float}:
             value = _number(value)
         if int in kinds and float not in kinds and isinstance(value, float) and value.is_integer():

@@ -11,9 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from recbole_fedkd.config.intervals import INTERVAL_KEYS, column_intervals, interval_text
 from recbole_fedkd.config.keys import PROPERTIES, RECBOLE_PROPERTIES, Key, read_keys
 from recbole_fedkd.config.shapes import check_shape
 from recbole_fedkd.config.synonyms import called_here
+from recbole_fedkd.config.transforms import TRANSFORM_KEYS, WRITTEN_KEYS
 from recbole_fedkd.errors import InputError, nearest, shown
 from recbole_fedkd.model.student import ARCHITECTURE_KEYS
 
@@ -82,6 +84,9 @@ class KnownKeys:
             for name, key in read_keys(file).items():
                 if key.types or name not in keys:
                     keys[name] = key
+        for name, key in TRANSFORM_KEYS.items():
+            keys.setdefault(name, key)
+        keys.update({name: Key(name, "~", (), "", "") for name in WRITTEN_KEYS})
         keys["gpu_id"] = Key("gpu_id", "~", (), "", "")  # '0', 0 and (0, 1) all mean something to RecBole
         own = RECBOLE_PROPERTIES / "model" / f"{model}.yaml"
         self.of_model = set(read_keys(own)) if own.is_file() else set()
@@ -133,6 +138,12 @@ class KnownKeys:
                 unread.append(name)
                 continue
             if name in ("model", "dataset"):
+                continue
+            if name in INTERVAL_KEYS:
+                values[name] = interval_text(name, given)
+                continue
+            if name == "val_interval":
+                values[name] = column_intervals(given)
                 continue
             value = values[name] = self.keys[name].read(given)
             check_shape(name, value, suffixes)

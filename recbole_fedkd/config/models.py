@@ -10,7 +10,7 @@ from recbole.utils import get_model
 from recbole_fedkd import compat
 from recbole_fedkd.config.keys import RECBOLE_PROPERTIES
 from recbole_fedkd.errors import InputError, nearest
-from recbole_fedkd.model import MODELS, corrected
+from recbole_fedkd.model import MODELS, corrected, missing_package
 
 # RecBole trains these by libraries of trees, whose models are files of their own and no parameters of torch.
 _NOT_RUN = {"LightGBM": "lightgbm", "XGBoost": "xgboost"}
@@ -41,6 +41,9 @@ def find_model(name: str) -> type:
             f"model '{name}' is not run here: RecBole has the library {_NOT_RUN[name]} train its trees, and this package "
             "trains, saves and judges models of torch; choose another click model, such as DeepFM"
         )
+    package = missing_package(name)
+    if package is not None:
+        raise InputError(f"model '{name}' needs the package {package}, which is not installed")
     try:
         with compat.anomaly_detection_kept():
             model: type = get_model(name)

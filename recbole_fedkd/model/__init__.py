@@ -7,6 +7,7 @@ from recbole_fedkd.model.fleet import CompactPopulation, FleetPopulation, RecBol
 from recbole_fedkd.model.floors import MFEM, Bias, FoldIn
 from recbole_fedkd.model.pair import TeacherAndStudent
 from recbole_fedkd.model.population import AttnFedKD, NetworkPopulation, RecBolePopulation
+from recbole_fedkd.model.requirements import building, check_columns, check_data, missing_package
 from recbole_fedkd.model.student import AttnStudent, AttnTeacher
 
 MODELS = {model.__name__: model for model in (AttnFedKD, AttnStudent, AttnTeacher, MF, PFedRec, Bias, FoldIn, MFEM)}
@@ -28,6 +29,10 @@ __all__ = [
     "RecBoleFleetPopulation",
     "RecBolePopulation",
     "TeacherAndStudent",
+    "building",
+    "check_columns",
+    "check_data",
     "corrected",
+    "missing_package",
     "with_attention",
 ]

@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+
+# Model of RecBole to the module here that holds the class of the same name.
+_OURS = {
+    "ADMMSLIM": "without_gradients",
+    "NCEPLRec": "without_gradients",
+    "Pop": "without_gradients",
+    "Random": "without_gradients",
+    "DGCF": "mended_graph",
+    "KSR": "mended_sequential",
+}
+
 
 def corrected(model: type) -> type:
     """The class that runs in a model's place; itself for nearly all.
@@ -9,9 +21,9 @@ def corrected(model: type) -> type:
     Args:
         model: any model class.
     """
-    if not model.__module__.startswith("recbole.model.general_recommender."):
+    if not model.__module__.startswith("recbole.model.") or model.__name__ not in _OURS:
         return model
-    # Here, because RecBole imports all models of a kind for one, which takes seconds, and this one is imported already.
-    from recbole_fedkd.model.without_gradients import CORRECTED
-
-    return CORRECTED.get(model, model)
+    # Here, because RecBole imports all models of a kind for one, which takes seconds, and these are imported already.
+    module = importlib.import_module(f"recbole_fedkd.model.{_OURS[model.__name__]}")
+    ours: type = getattr(module, model.__name__)
+    return ours

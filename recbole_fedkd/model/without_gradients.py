@@ -112,7 +112,3 @@ class ADMMSLIM(general_recommender.ADMMSLIM):
         scores = torch.from_numpy((history - means) @ self.item_similarity + means)
         noise = uniform_of_pairs(users.unsqueeze(1), torch.arange(self.n_items), self.seed)
         return (scores + self.NOISE * noise).to(self.device)
-
-
-CORRECTED: dict[type, type] = {model.__bases__[0]: model for model in (ADMMSLIM, NCEPLRec, Pop, Random)}
-"""RecBole's class to the one that runs in its place."""

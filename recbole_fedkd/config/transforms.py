@@ -1,0 +1,68 @@
+"""RecBole's transforms of item sequences (``transform``): the keys that they read, and whether a config can run them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recbole.data import transform
+from recbole.utils import ModelType
+
+from recbole_fedkd.config.keys import Key
+from recbole_fedkd.errors import InputError, nearest
+
+# RecBole defines the keys of its transforms in no file but those of two models. Other models have a `beta` of their own.
+TRANSFORM_KEYS = {
+    "eta": Key("eta", "~", (float, int), "in [0, 1]", "Share of a sequence that crop_itemseq keeps."),
+    "beta": Key("beta", "~", (), "", "Share of a sequence that reorder_itemseq shuffles."),
+    "mask_ratio": Key("mask_ratio", "~", (float, int), "in [0, 1]", "Share of the items that mask_itemseq hides."),
+    "ft_ratio": Key("ft_ratio", "~", (float, int), "in [0, 1]", "Share of batches with only the last item hidden."),
+}
+# What the transforms write into the config: a checkpoint names them.
+WRITTEN_KEYS = frozenset({
+    "MASK_INDEX", "MASK_ITEM_SEQ", "POS_ITEMS", "NEG_ITEMS", "INVERSE_ITEM_SEQ", "CROP_ITEM_SEQ", "CROP_ITEM_SEQ_LEN",
+    "REORDER_ITEM_SEQ",
+})  # fmt: skip
+# Transform to the key that it cannot do without.
+_NEEDS = {"mask_itemseq": "mask_ratio", "inverse_itemseq": None, "crop_itemseq": "eta", "reorder_itemseq": "beta"}
+# Model to the transform whose columns it reads.
+_READS = {"BERT4Rec": "mask_itemseq", "SHAN": "inverse_itemseq"}
+
+
+def check_transform(config: Any) -> None:
+    """Check that the config's transform can run; RecBole finds out in the first batch.
+
+    Raises:
+        InputError: an unknown transform, one without its key, one that hides nothing, or a model that it does not fit.
+    """
+    name = config["transform"]
+    needed = _READS.get(config["model"])
+    if needed is not None and name != needed:
+        raise InputError(f"transform is {name!r}, but model '{config['model']}' reads what transform={needed} makes")
+    if name is None:
+        return
+    if name == "user_defined":
+        if transform.UserDefinedTransform.__module__ == transform.__name__:
+            raise InputError(
+                "transform is 'user_defined', but RecBole's UserDefinedTransform is empty; put a class of your own into "
+                "recbole.data.transform.UserDefinedTransform first"
+            )
+        return
+    if name not in _NEEDS:
+        allowed = [*_NEEDS, "user_defined"]
+        raise InputError(
+            f"transform '{name}' is unknown; it must be one of {', '.join(allowed)}{nearest(str(name), allowed)}"
+        )
+    if config["MODEL_TYPE"] != ModelType.SEQUENTIAL and not config.reads_history:
+        raise InputError(f"transform={name} changes item sequences, which model '{config['model']}' does not have")
+    key = _NEEDS[name]
+    if key is None:
+        return
+    share = config[key]
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise InputError(f"transform={name} needs {key}, which is {share!r}; it must be a number in [0, 1]")
+    length = config["MAX_ITEM_LIST_LENGTH"]
+    if name == "mask_itemseq" and int(share * length) < 1:
+        raise InputError(
+            f"mask_ratio {share} of MAX_ITEM_LIST_LENGTH {length} items is less than one item to hide; "
+            "raise mask_ratio or MAX_ITEM_LIST_LENGTH"
+        )

@@ -1,0 +1,118 @@
+"""What RecBole's models ask of the installation, the columns and the data, said before they are built.
+
+RecBole finds out in the middle: as a missing module, a ``KeyError``, or an index out of range in the first batch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from recbole.utils import ModelType
+
+from recbole_fedkd.errors import InputError, nearest
+
+# Imported inside functions of RecBole's models and of its knowledge graph.
+_PACKAGES = {"NCL": "faiss", "KGAT": "dgl", "KGIN": "torch_scatter", "MCCLK": "torch_scatter", "NNCF": "networkx"}
+# Models that read vectors of a knowledge graph, by the names that RecBole wrote into their source.
+_VECTORS = {"GRU4RecKG": ["ent_id"], "KSR": ["ent_id", "rel_id"]}
+
+
+def missing_package(model: str) -> str | None:
+    """The package that a model of RecBole needs and that is not installed; None if there is none."""
+    package = _PACKAGES.get(model)
+    return package if package is not None and importlib.util.find_spec(package) is None else None
+
+
+def check_columns(config: Any) -> None:
+    """Check, before data are read, that a model that reads a knowledge graph is given one.
+
+    Raises:
+        InputError: ``load_col`` leaves the graph out, or ``preload_weight`` the vectors.
+    """
+    model, columns = config["model"], config["load_col"]
+    if config["MODEL_TYPE"] != ModelType.KNOWLEDGE and model not in _VECTORS:
+        return
+    for suffix, usual in (
+        ("kg", ["head_id", "relation_id", "tail_id"]),
+        ("link", ["item_id", "entity_id"]),
+    ):
+        if isinstance(columns, dict) and suffix not in columns:
+            raise InputError(
+                f"model '{model}' reads a knowledge graph, but load_col names no columns of .{suffix}; add "
+                f"'{suffix}': {usual}"
+            )
+    for name in _VECTORS.get(model, []):
+        if name not in (config["preload_weight"] or {}):
+            kind = "entities" if name == "ent_id" else "relations"
+            raise InputError(
+                f"model '{model}' reads vectors of {kind}, which preload_weight must name by '{name}', such as "
+                f"{{'{name}': '{name[:3]}_vec'}}; the file with both columns goes into additional_feat_suffix and load_col, "
+                f"and alias_of_{'entity' if name == 'ent_id' else 'relation'}_id must list '{name}'"
+            )
+
+
+def check_data(config: Any, dataset: Any) -> None:
+    """Check that the data have what a model's keys ask for.
+
+    Args:
+        config: the run's config.
+        dataset: the training split.
+
+    Raises:
+        InputError: a feature that no loaded column holds, or more candidates than there are items.
+    """
+    model = config["model"]
+    features = config["selected_features"] if model in ("FDSA", "GRU4RecF", "SASRecF") else None
+    if model == "S3Rec":
+        features = [config["item_attribute"]]
+    known = (
+        [] if dataset.item_feat is None else [name for name in dataset.item_feat.columns if name != dataset.iid_field]
+    )
+    for name in features or []:
+        if name not in known:
+            key = "item_attribute" if model == "S3Rec" else "selected_features"
+            raise InputError(
+                f"{key} of model '{model}' names '{name}', but the loaded columns of .item are {known}"
+                f"{nearest(str(name), known)}; set {key}, or load the column by load_col"
+            )
+    taken: dict[str, str] = {"GRU4RecCPR": "reranker_CAN_NUM", "SASRecCPR": "reranker_CAN_NUM"}
+    if model == "RaCT" and config["train_stage"] != "actor_pretrain":
+        taken["RaCT"] = "metrics_k"
+    if model in taken:
+        asked = config[taken[model]]
+        if max(int(size) for size in str(asked).split(",")) > dataset.item_num:
+            raise InputError(
+                f"{taken[model]} is {asked}, but dataset '{config['dataset']}' has {dataset.item_num - 1} items; "
+                f"it must be at most {dataset.item_num}"
+            )
+
+
+@contextmanager
+def building(config: Any) -> Iterator[None]:
+    """Around the construction of a model of RecBole: whatever it raises is a sentence that names the model.
+
+    A model of the user's own keeps its traceback, which tells its author where the fault is.
+
+    Raises:
+        InputError: the model cannot be built.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (np.linalg.LinAlgError, ArithmeticError) as error:
+        raise InputError(f"model '{config['model']}' cannot be computed {config.made_by()}: {error}") from error
+    except Exception as error:  # a key of the wrong kind, a file that is not there, whatever RecBole did not check
+        if not config.model_class.__module__.startswith(("recbole.model.", "recbole_fedkd.model.")):
+            raise
+        reason = str(error).strip().split("\n")[0]
+        if "Weights only load failed" in reason:
+            reason = "its pretrained file is a pickle, which could run code; train that stage with this package"
+        raise InputError(
+            f"model '{config['model']}' cannot be built on dataset '{config['dataset']}' as configured: "
+            f"{type(error).__name__}: {reason}"
+        ) from error
