@@ -251,7 +251,8 @@ def test_stages_of_pretraining_follow_each_other(graph_path, model, stages, capf
     result = pretrained(graph_path, model, stages, state="INFO")
     assert result["test_result"]
     assert "Logging error" not in capfd.readouterr().err
-    assert load_data_and_model(result["run_folder"])[1] is not None
+    named = {"pre_model_path": result["config"]["pre_model_path"]}  # a checkpoint alone opens no other file
+    assert load_data_and_model(result["run_folder"], named)[1] is not None
 
 
 @pytest.mark.parametrize(
