@@ -13,6 +13,7 @@ import tempfile
 import urllib.error
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,12 @@ from recbole.utils import ModelType, get_environment, init_logger, init_seed, se
 from texttable import Texttable
 
 from recbole_fedkd import __version__
-from recbole_fedkd.checkpoint import best_checkpoint, last_and_best, resumed_config
+from recbole_fedkd.checkpoint import Checkpoint, best_checkpoint, last_and_best, places_beside, resumed_config
 from recbole_fedkd.compat import future_warnings_silenced, log_arguments_placed, single_process_barrier
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.data.dataset import FedKDDataset, label_values, of_users, population
 from recbole_fedkd.data.features import features_of
+from recbole_fedkd.data.fingerprint import Fingerprint
 from recbole_fedkd.data.known import check_dataset
 from recbole_fedkd.data.loading import recbole_dataset_class
 from recbole_fedkd.data.partition import partition_users
@@ -100,6 +102,7 @@ def run_recbole_fedkd(
         source = str(given["resume"])
         found = last_and_best(source)
         config = resumed_config(found[0], model, dataset, config_file_list, config_dict, command_line, source)
+        config.fingerprint = _known_data(found[0])
     else:
         config = FedKDConfig(model, dataset, config_file_list, config_dict, command_line)
     result_file = _checked_result_file(config["result_file"])
@@ -187,9 +190,16 @@ def load_data_and_model(
     """
     checkpoint = best_checkpoint(model_file)
     config = resumed_config(checkpoint, model, None, None, config_dict, None, model_file)
+    config.fingerprint = _known_data(checkpoint)
     trainer, loaders, evaluations = _prepare(config)
     trainer.load_model(model_file)
     return config, trainer.model, loaders[0]._dataset, loaders[0], *evaluations
+
+
+def _known_data(checkpoint: Checkpoint) -> Fingerprint | None:
+    """What the data of a checkpoint are held against; a run on data of its caller's making has none."""
+    known = checkpoint.state["data"]
+    return Fingerprint(known, partial(places_beside, checkpoint.file), str(checkpoint.file)) if known else None
 
 
 def build_trainer(config: FedKDConfig, model: Any) -> CheckpointTrainer:
@@ -213,6 +223,8 @@ def _prepare(
     except (ValueError, NotImplementedError) as error:
         raise InputError(f"dataset '{config['dataset']}' cannot be split or sampled as configured: {error}") from error
     train_dataset = loaders[0]._dataset
+    splits = zip(("train", "valid", "test"), (each._dataset.inter_feat for each in loaders), strict=True)
+    dataset.fingerprint.take_splits(splits, (dataset.uid_field, dataset.iid_field))
     _check_labels(config, train_dataset)
     config.check_catalogue(train_dataset.item_num - 1)
     _check_memory(config, train_dataset)

@@ -33,6 +33,7 @@ from recbole_fedkd.checkpoint import (
     BEST,
     CHECKPOINT_VERSION,
     LAST,
+    ROWS,
     Checkpoint,
     best_checkpoint,
     check_optimizer,
@@ -44,8 +45,10 @@ from recbole_fedkd.checkpoint import (
     restore_random,
     restored,
     sealed,
+    write_places,
     write_sealed,
 )
+from recbole_fedkd.data.fingerprint import Fingerprint
 from recbole_fedkd.engine import (
     FleetEngine,
     FleetTask,
@@ -179,6 +182,7 @@ class CheckpointTrainer(Trainer):
         self._has_valid_data = False
         self._resumed_from: tuple[Checkpoint, Checkpoint | None] | None = None
         self._best_digest: str | None = None
+        self._fingerprint: Fingerprint | None = None
         self.best_epoch: int | None = None
         self.protocols: dict[str, str] = {}
         self.user_metrics: dict[str, list[float]] | None = None
@@ -226,6 +230,7 @@ class CheckpointTrainer(Trainer):
     ) -> tuple[float, dict[str, float] | None]:
         """Train; arguments and result as in RecBole. ``valid_data`` may be an ``EvaluationData``."""
         self._train_data = train_data
+        self._fingerprint = getattr(train_data._dataset, "fingerprint", None)
         self._saving = saved
         self._has_valid_data = bool(valid_data)
         if saved:
@@ -433,7 +438,7 @@ class CheckpointTrainer(Trainer):
             "other_parameter": other,
             "training": self._training_state(),
             "random": random_state(self._loader_generators()),
-            "data": None,
+            "data": self._fingerprint.state() if self._fingerprint is not None else None,
         }
 
     def _training_state(self) -> dict[str, Any]:
@@ -463,6 +468,8 @@ class CheckpointTrainer(Trainer):
         except OSError as error:
             raise InputError(f"checkpoint_dir '{self.checkpoint_dir}' cannot be used: {error.strerror}") from error
         remove_temporaries(self.run_folder)
+        if self._fingerprint is not None:
+            write_places(self._fingerprint.places(), self.run_folder / ROWS)
         if self._resumed_from is None:
             return
         last, best = self._resumed_from

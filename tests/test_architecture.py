@@ -27,7 +27,7 @@ MAY_KNOW = {
     "evaluation": {"finite"},
     "config": {"compat", "distillation", "engine", "evaluation", "federated", "model", "optim"},
     "checkpoint": {"config", "files"},
-    "trainer": {"checkpoint", "engine", "evaluation", "federated", "files", "finite", "model", "optim"},
+    "trainer": {"checkpoint", "data", "engine", "evaluation", "federated", "files", "finite", "model", "optim"},
     "quick_start": {
         "checkpoint",
         "compat",

@@ -13,7 +13,9 @@ from recbole_fedkd.checkpoint.reading import (
     best_checkpoint,
     last_and_best,
     open_checkpoint,
+    places_beside,
     read_checkpoint,
+    write_places,
 )
 from recbole_fedkd.checkpoint.resumed import RESUMABLE_KEYS, check_same_config, resumed_config
 from recbole_fedkd.checkpoint.sealed import digest, read_sealed, sealed, write_sealed
@@ -33,6 +35,7 @@ __all__ = [
     "last_and_best",
     "load_parameters",
     "open_checkpoint",
+    "places_beside",
     "random_state",
     "read_checkpoint",
     "read_sealed",
@@ -40,5 +43,6 @@ __all__ = [
     "restored",
     "resumed_config",
     "sealed",
+    "write_places",
     "write_sealed",
 ]

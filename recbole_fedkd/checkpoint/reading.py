@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from recbole_fedkd.checkpoint.sealed import digest, read_sealed
+from recbole_fedkd.checkpoint.sealed import digest, read_sealed, write_sealed
 from recbole_fedkd.errors import InputError
 
 CHECKPOINT_VERSION = 4
@@ -181,3 +181,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The fields of a checkpoint file; of a run folder's ``last.pth``. Raises what :func:`open_checkpoint` does."""
     given = Path(path)
     return open_checkpoint(_state_of_folder(given) if given.is_dir() else given).state
+
+
+def write_places(places: Mapping[str, Tensor], file: Path) -> None:
+    """Write where a run's rows stand, once for all of its checkpoints; see ``data.fingerprint``."""
+    write_sealed({"format_version": CHECKPOINT_VERSION, "places": dict(places)}, file)
+
+
+def places_beside(checkpoint: Path) -> dict[str, Any]:
+    """What :func:`write_places` wrote for the run of a checkpoint file; empty if it is not there.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    file = checkpoint.with_name(ROWS)
+    if not file.is_file():
+        return {}
+    places = read_sealed(file, "the rows' order")[0].get("places")
+    return places if isinstance(places, dict) else {}

@@ -69,6 +69,7 @@ class FedKDConfig(JudgedConfig):
         federated: whether users live on clients.
         trains_teacher: whether clients keep a teacher beside the student.
         reads_history: whether the model gets the user's training history as columns of every row.
+        fingerprint: what the data set is held against when it is loaded; None unless a checkpoint says so.
     """
 
     unread_keys: list[str]
@@ -76,6 +77,7 @@ class FedKDConfig(JudgedConfig):
     federated: bool
     reads_history: bool
     trains_teacher: bool
+    fingerprint: Any = None
     _known: KnownKeys
 
     def __init__(

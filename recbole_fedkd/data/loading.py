@@ -12,6 +12,7 @@ from recbole.data.dataset import Dataset
 from recbole.utils import FeatureSource, FeatureType, ModelType
 
 from recbole_fedkd.data.atomic import AtomicFile, Column, Layout, read_atomic, read_header
+from recbole_fedkd.data.fingerprint import Fingerprint
 from recbole_fedkd.errors import InputError, nearest
 
 
@@ -20,7 +21,17 @@ class AtomicFiles(Dataset):
 
     Ids, ratings, labels and, where order counts, timestamps are in every row, or the file is refused. A timestamp column is
     float64, or int64 where only that is exact, until RecBole turns it into float32 tensors.
+
+    Attributes:
+        fingerprint: of the files, for checkpoints; the config's, where the data must be those of one.
     """
+
+    fingerprint: Fingerprint
+
+    def _load_data(self, token: str, dataset_path: str) -> None:
+        self.fingerprint = self.config.fingerprint or Fingerprint()
+        super()._load_data(token, dataset_path)
+        self.fingerprint.end_of_files()
 
     def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
         """Replaces RecBole's: one table of a file's loaded columns, with the columns' properties set."""
@@ -56,7 +67,10 @@ class AtomicFiles(Dataset):
                 if column.name in wanted
             }
         )
-        return self._without_patchy_times(table, path) if name == "inter" else table
+        if name == "inter":
+            table = self._without_patchy_times(table, path)
+        kinds = {column.name: self.field2type.get(column.name, column.kind).value for column in columns}
+        return self.fingerprint.take(path.name.removeprefix(f"{self.dataset_name}."), table, kinds)
 
     def _without_patchy_times(self, table: pd.DataFrame, path: Path) -> pd.DataFrame:
         """A timestamp is never invented: where nothing depends on the order, a column with gaps is left out."""
