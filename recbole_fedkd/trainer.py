@@ -210,8 +210,9 @@ class CheckpointTrainer(Trainer):
         """Whether this run is a stage of pretraining (S3Rec, RaCT), in which RecBole judges nothing between epochs."""
         return isinstance(self, PretrainTrainer) and self.model.train_stage != "finetune"
 
-    def _collector(self, config: Any) -> LabelCollector:
-        return LabelCollector(config, getattr(self.model, "label_values", None), self.config.made_by())
+    def _collector(self, config: Any, labels: Sequence[float] = (0.0, 1.0)) -> LabelCollector:
+        own: Tensor | None = getattr(self.model, "label_values", None)
+        return LabelCollector(config, own if own is not None else torch.tensor(labels), self.config.made_by())
 
     def _check_nan(self, loss: Tensor) -> None:
         if not bool(torch.isfinite(loss)):
@@ -379,7 +380,7 @@ class CheckpointTrainer(Trainer):
     def _judged_by(self, protocol: Protocol, train_data: Any) -> Iterator[None]:
         """RecBole's evaluation reads these attributes; a protocol has its own."""
         if protocol.name not in self._judges:
-            collector = self._collector(protocol.config)
+            collector = self._collector(protocol.config, protocol.labels)
             collector.data_collect(train_data)
             self._judges[protocol.name] = (collector, PlainEvaluator(protocol.config))
         kept: tuple[Any, ...] = self.config, self.eval_collector, self.evaluator, self.eval_type

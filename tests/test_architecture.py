@@ -24,7 +24,7 @@ MAY_KNOW = {
     "model": {"distillation"},
     "federated": {"distillation", "finite", "model", "optim"},
     "engine": {"federated", "finite", "model", "optim"},
-    "evaluation": {"finite"},
+    "evaluation": {"data", "finite"},
     "config": {"compat", "distillation", "engine", "evaluation", "federated", "model", "optim"},
     "checkpoint": {"config", "files"},
     "trainer": {"checkpoint", "data", "engine", "evaluation", "federated", "files", "finite", "model", "optim"},

@@ -14,6 +14,7 @@ from torch import Tensor
 from recbole_fedkd.data.labels import declared_labels, encode_labels
 from recbole_fedkd.data.loading import AtomicFiles
 from recbole_fedkd.data.partition import Population
+from recbole_fedkd.data.threshold import ThresholdLabels
 from recbole_fedkd.errors import InputError, nearest
 
 RECENCY_FIELD = "recency_rank"
@@ -21,7 +22,7 @@ RECENCY_FIELD = "recency_rank"
 64 seconds apart; the rank is taken before, on the file's own precision."""
 
 
-class FedKDDataset(AtomicFiles):
+class FedKDDataset(ThresholdLabels, AtomicFiles):
     """A RecBole ``Dataset`` of labelled rows, the same rows for every model.
 
     RecBole gives a sequential model rows of its own making: one per prefix of every history. Here such a model gets the

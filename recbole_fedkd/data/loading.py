@@ -13,6 +13,7 @@ from recbole.utils import FeatureSource, FeatureType, ModelType
 
 from recbole_fedkd.data.atomic import AtomicFile, Column, Layout, read_atomic, read_header
 from recbole_fedkd.data.fingerprint import Fingerprint
+from recbole_fedkd.data.threshold import ThresholdLabels
 from recbole_fedkd.errors import InputError, nearest
 
 
@@ -149,8 +150,9 @@ class AtomicFiles(Dataset):
 
 @cache
 def reading_atomic_files(dataset_class: type) -> type:
-    """One of RecBole's dataset classes with :class:`AtomicFiles` in front, under the same name."""
-    return type(dataset_class.__name__, (AtomicFiles, dataset_class), {"__doc__": dataset_class.__doc__})
+    """One of RecBole's dataset classes on our reader, and with labels that are checked, under the same name."""
+    bases = (ThresholdLabels, AtomicFiles, dataset_class)
+    return type(dataset_class.__name__, bases, {"__doc__": dataset_class.__doc__})
 
 
 def recbole_dataset_class(config: Any) -> type:

@@ -10,15 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.evaluator import metric_types
-from recbole.utils import EvaluatorType, ModelType
+from recbole.utils import EvaluatorType
 
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.evaluation.candidates import PHASES, CandidateLoader, samples_candidates
+from recbole_fedkd.evaluation.labels import check_held_out, described_labels, label_set, relevant_rows
 from recbole_fedkd.evaluation.ranking_context import rank_in_context
 
 
@@ -31,12 +31,14 @@ class Protocol:
         config: the run's config, with the metrics and the mode of this protocol.
         loader: a RecBole evaluation loader.
         primary: whether it holds ``valid_metric``.
+        labels: the labels that a row may have, ascending.
     """
 
     name: str
     config: Any
     loader: Any
     primary: bool
+    labels: list[float]
 
 
 @dataclass
@@ -92,12 +94,16 @@ def evaluation_data(
     loader = loaders[index]
     if not len(loader._dataset):
         return EvaluationData(phase, [], loaders[0])
+    check_held_out(config, dataset, loader._dataset, phase)
+    labels = label_set(config, dataset)
     by_type: dict[Any, list[str]] = {}
     for metric in config.judged_metrics:
         by_type.setdefault(metric_types[metric.lower()], []).append(metric)
     if len(by_type) == 1 and config["label_mode"] is None:
         rank_in_context(loader, context)
-        stock = Protocol(_describe(config, config, phase, False, context) + _facts(loader), config, loader, True)
+        stock = Protocol(
+            _describe(config, config, dataset, phase, False, context) + _facts(loader), config, loader, True, labels
+        )
         return EvaluationData(phase, [stock], loaders[0])
     protocols = []
     for kind, metrics in by_type.items():
@@ -119,7 +125,7 @@ def evaluation_data(
             # RecBole's evaluation loaders sort the rows of the dataset that they are given.
             splits = [split.copy(Interaction(dict(split.inter_feat.interaction))) for split in splits]
             if kind == EvaluatorType.RANKING:
-                relevant = _relevant_rows(view, splits[index])
+                relevant = relevant_rows(view, splits[index])
                 if relevant is not None:
                     splits[index] = splits[index].copy(splits[index].inter_feat[relevant])
                     positives_only = True
@@ -127,8 +133,8 @@ def evaluation_data(
         else:
             loader_of_kind = loader
         rank_in_context(loader_of_kind, context)
-        told = _describe(config, view, phase, positives_only, context) + _facts(loader_of_kind)
-        protocols.append(Protocol(told, view, loader_of_kind, primary))
+        told = _describe(config, view, dataset, phase, positives_only, context) + _facts(loader_of_kind)
+        protocols.append(Protocol(told, view, loader_of_kind, primary, labels))
     return EvaluationData(phase, protocols, loaders[0])
 
 
@@ -152,25 +158,6 @@ def with_candidates(config: Any, dataset: Any, loaders: tuple[Any, Any, Any]) ->
     return train, of_phase["valid"], of_phase["test"]
 
 
-def _relevant_rows(config: Any, split: Any) -> torch.Tensor | None:
-    """Indices of the rows with a positive label; None where every held-out row counts (no labels)."""
-    field = config["LABEL_FIELD"]
-    if (
-        config["MODEL_TYPE"] == ModelType.SEQUENTIAL
-        or field not in split.inter_feat
-        or config["label_mode"] == "implicit"
-    ):
-        return None
-    values = split.inter_feat[field]
-    bound = config["rating_threshold"] if field == config["RATING_FIELD"] else 0.5
-    rows = torch.nonzero(values >= bound).flatten()
-    if not len(rows):
-        raise InputError(
-            f"no held-out row has a positive label, so ranking metrics {config['metrics']} have nothing to rank"
-        )
-    return rows
-
-
 def _facts(loader: Any) -> str:
     """What the data made of a protocol, in brackets behind its sentence; nothing where there is nothing to say."""
     facts = []
@@ -180,7 +167,7 @@ def _facts(loader: Any) -> str:
     return f" [{'; '.join(facts)}]" if facts else ""
 
 
-def _describe(config: Any, view: Any, phase: str, positives_only: bool, context: Sequence[str]) -> str:
+def _describe(config: Any, view: Any, dataset: Any, phase: str, positives_only: bool, context: Sequence[str]) -> str:
     mode = str(view["eval_args"]["mode"][phase])
     rows = f"held-out {phase} rows"
     split, order = config["eval_args"].get("split"), config["eval_args"].get("order")
@@ -188,13 +175,12 @@ def _describe(config: Any, view: Any, phase: str, positives_only: bool, context:
         rows += f" (leave-one-out, {'the latest of each user' if order == 'TO' else 'at random'})"
     if view["eval_type"] == EvaluatorType.VALUE:
         if mode == "labeled":
-            labels = {"rating": "ratings in stars", "threshold": f"rating >= {config['rating_threshold']:g}"}
-            return f"{rows}, {labels.get(config['label_mode'], 'labels as they are')}"
+            labels = "ratings in stars" if config["label_mode"] == "rating" else "labels as they are"
+            return f"{rows}, {described_labels(config, dataset) if config['label_mode'] == 'threshold' else labels}"
         return f"{rows} and {mode[3:]} sampled negative(s) each"
     relevant = rows
     if positives_only:
-        bound = f"rating >= {config['rating_threshold']:g}" if config["label_mode"] else "label 1"
-        relevant = f"{rows} with {bound}"
+        relevant = f"{rows} with {described_labels(config, dataset)}"
     names = ", ".join(context)
     if mode == "full":
         ranked_in = f", each user in the context ({names}) of the first of its relevant rows" if context else ""

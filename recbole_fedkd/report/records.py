@@ -219,10 +219,22 @@ def group_key(group: Mapping[str, Any]) -> str:
 def differing_keys(config: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Keys that two configs have with different values, of those on which a run's numbers depend.
 
-    A key that only one has does not count: it came, or went, with a version of the package.
+    A key that only one has does not count: it came, or went, with a version of the package. Nor does a threshold of the
+    ratings that nobody has set: a run settles it when it has its data, one for each dataset.
     """
     shared = sorted(config.keys() & other.keys() - _KEYS_OF_A_RUN)
-    return [key for key in shared if config[key] != other[key]]
+    alike = config.get("dataset") == other.get("dataset")
+    return [
+        key
+        for key in shared
+        if config[key] != other[key]
+        and not (key in ("rating_threshold", "threshold") and not (alike and _settled(config) and _settled(other)))
+    ]
+
+
+def _settled(config: Mapping[str, Any]) -> bool:
+    """Whether a config's threshold of the ratings is set."""
+    return config.get("label_mode") is None or config.get("rating_threshold") is not None
 
 
 def read_experiment(folder: Path) -> Experiment:
