@@ -422,7 +422,7 @@ def test_a_line_with_a_rule_is_read():
 
 def test_seen_fields_and_labels_come_from_the_data():
     assert config()["LABEL_FIELD"] == "rating"
-    assert config(label_mode="threshold")["threshold"] == {"rating": 4.0}
+    assert config(label_mode="threshold")["threshold"] == {"rating": None}  # settled by the data
     assert config(label_mode="threshold", rating_threshold=3)["threshold"] == {"rating": 3}
     assert config(label_mode="implicit")["train_neg_sample_args"]["sample_num"] == 1
 

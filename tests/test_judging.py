@@ -192,7 +192,7 @@ def test_recboles_own_models_are_judged_by_the_new_metrics_too(run, model):
     assert {"auc", "accuracy", "labelledndcg@5", "ndcg@5", "itemcoverage@10", "giniindex@10"} <= result[
         "test_result"
     ].keys()
-    assert result["protocols"]["ndcg@5"].endswith("rating >= 4")
+    assert result["protocols"]["ndcg@5"].endswith("rating >= 4, three quarters of the scale 1..5")
 
 
 def test_a_ranking_metric_can_decide_early_stopping(run):
