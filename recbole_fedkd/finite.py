@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recbole_fedkd.errors import TrainingError
+from recbole_fedkd.errors import TrainingError, listed
 
 _TOLD = 3
 """Names that a sentence lists; of more it gives the number."""
@@ -18,12 +17,6 @@ _TOLD = 3
 
 class NotFiniteError(TrainingError):
     """A loss, parameter, message, score or metric is nan or infinite."""
-
-
-def listed(names: Sequence[Any], told: int = _TOLD) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - told} more" if len(names) > told else ""
-    return ", ".join(map(str, names[:told])) + more
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
@@ -86,7 +79,7 @@ def check_trained(loss: float, named: Mapping[str, Tensor], learner: str) -> Non
 def training_sentence(loss: float, broken: Sequence[str], learner: str) -> str:
     """What is not finite after training, and by what it was trained."""
     found = [f"training loss is {loss}"] if not np.isfinite(loss) else []
-    found += [f"not finite after training: {listed(broken)}"] if broken else []
+    found += [f"not finite after training: {listed(broken, _TOLD)}"] if broken else []
     return f"{'; '.join(found)} ({learner}; a lower learning_rate or clip_grad_norm may help, if its data are sound)"
 
 
@@ -99,7 +92,7 @@ def check_arrays(arrays: Mapping[str, NDArray[np.generic]], told: str) -> None:
     broken = not_finite_arrays(arrays)
     if broken:
         bad = sum(int((~np.isfinite(arrays[name])).sum()) for name in broken)
-        raise NotFiniteError(f"{told} holds {bad} number(s) that are not finite, in {listed(broken)}")
+        raise NotFiniteError(f"{told} holds {bad} number(s) that are not finite, in {listed(broken, _TOLD)}")
 
 
 def check_state(state: Mapping[str, Tensor], told: str) -> None:
@@ -110,7 +103,7 @@ def check_state(state: Mapping[str, Tensor], told: str) -> None:
     """
     broken = not_finite(state)
     if broken:
-        raise NotFiniteError(f"{told}: what the server holds is not finite, in {listed(broken)}")
+        raise NotFiniteError(f"{told}: what the server holds is not finite, in {listed(broken, _TOLD)}")
 
 
 def learner_of(optimizer: torch.optim.Optimizer) -> str:

@@ -53,6 +53,7 @@ from recbole_fedkd.model import (
     with_attention,
 )
 from recbole_fedkd.model.shared import SharedState
+from recbole_fedkd.rounds import told
 from recbole_fedkd.trainer import (
     CheckpointTrainer,
     FedKDTrainer,
@@ -84,13 +85,13 @@ def run_recbole_fedkd(
         saved: whether to write checkpoints; without them the last epoch is judged, not the best.
         queue: a queue that the result is also put into.
         command_line: keys that win over ``config_dict``, texts or values; ``sys.argv`` is never read here.
-        on_round: called after every epoch (one round of a federation) with its number from 0, the number of epochs and
+        on_round: called after every epoch (one round of a federation) with its number from 1, the number of epochs and
             its record: seconds, loss, bytes and validation metrics.
 
     Returns:
         RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result``, and
         ``communication`` (bytes), ``timing`` (seconds), ``partition``, ``protocols`` (result key to how it was judged),
-        ``rounds`` (one record each), ``best_round``, ``user_metrics`` (if the key of that name is True: lists
+        ``rounds`` (one record each, counted from 1), ``best_round``, ``user_metrics`` (if the key of that name is True: lists
         ``user``, in a federation ``client``, and one per metric), ``environment``, ``config`` and ``run_folder``.
 
     Raises:
@@ -139,7 +140,7 @@ def run_recbole_fedkd(
         "communication": _communication(trainer),
         "timing": _timing(trainer),
         "rounds": _rounds(trainer),
-        "best_round": trainer.best_epoch,
+        "best_round": None if trainer.best_epoch is None else told(trainer.best_epoch),
         "partition": _partition_summary(config, trainer, loaders[0]._dataset),
         "user_metrics": trainer.user_metrics,
         "environment": environment(),
@@ -537,7 +538,7 @@ def _rounds(trainer: CheckpointTrainer) -> list[dict[str, Any]]:
             "valid": record.valid,
             "codec_error": record.codec_error,
         }
-        for number, record in enumerate(trainer.records)
+        for number, record in enumerate(trainer.records, start=1)
     ]
 
 

@@ -270,7 +270,7 @@ def run_search(search: Search, out: Path, trials: int | None = None, stream: Tex
 
     Returns:
         The content of ``out``: ``best`` (number, parameters, score, validation and test result of the best trial, or
-        None), ``metric``, ``bigger`` and ``trials`` (number, parameters, score, error).
+        None), ``metric``, ``bigger`` and ``trials`` (number from 1, parameters, score, error).
 
     Raises:
         InputError: the result or the journal cannot be written, another search is at work with them, or the journal is
@@ -411,7 +411,7 @@ def _score(search: Search, trial: optuna.Trial) -> float:
 def _content(search: Search, study: optuna.Study) -> dict[str, Any]:
     """What the search found; the test result is that of the best trial alone."""
     ended = _ended(study)
-    numbers = {trial.number: place for place, trial in enumerate(ended)}
+    numbers = {trial.number: place for place, trial in enumerate(ended, start=1)}
     trials = [
         {
             "trial": numbers[trial.number],
@@ -426,7 +426,7 @@ def _content(search: Search, study: optuna.Study) -> dict[str, Any]:
     if scored:
         chosen = (max if search.bigger else min)(scored, key=lambda trial: trial.value or 0.0)
         results = chosen.user_attrs["results"]
-        best = {**trials[numbers[chosen.number]], "valid": results["valid"], "test": results["test"]}
+        best = {**trials[numbers[chosen.number] - 1], "valid": results["valid"], "test": results["test"]}
         del best["error"]
     return {"metric": search.metric, "bigger": search.bigger, "best": best, "trials": trials}
 
@@ -446,7 +446,7 @@ def search_table(content: Mapping[str, Any]) -> str:
     table.set_cols_align(["r", *["l"] * len(names), "r"])
     rows = [
         [
-            str(each["trial"] + 1),
+            str(each["trial"]),
             *(_short(each["parameters"].get(name)) for name in names),
             "failed" if each["score"] is None else f"{each['score']:.4f}",
         ]

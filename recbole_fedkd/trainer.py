@@ -58,7 +58,7 @@ from recbole_fedkd.engine import (
     batched_optimizer,
 )
 from recbole_fedkd.engine.threads import cores
-from recbole_fedkd.errors import InputError, TrainingError
+from recbole_fedkd.errors import InputError, TrainingError, listed
 from recbole_fedkd.evaluation import (
     DISTRIBUTION,
     EvaluationData,
@@ -86,6 +86,7 @@ from recbole_fedkd.model import (
 )
 from recbole_fedkd.model.shared import SharedState, check_patterns, matching, stateful
 from recbole_fedkd.optim import AdamToSGD
+from recbole_fedkd.rounds import Epoch, NumberedBoard, NumberedCurves, NumberedLogger, told
 
 Population = FleetPopulation | RecBoleFleetPopulation | NetworkPopulation | RecBolePopulation
 
@@ -168,9 +169,15 @@ class CheckpointTrainer(Trainer):
 
     config: Any
     eval_type: Any
+    logger: Any
+    tensorboard: Any
+    wandblogger: Any
 
     def __init__(self, config: Any, model: nn.Module) -> None:
         super().__init__(config, model)
+        self.logger = NumberedLogger(self.logger)
+        self.tensorboard = NumberedCurves(self.tensorboard)
+        self.wandblogger = NumberedBoard(self.wandblogger)
         self.run_folder = Path(config["checkpoint_dir"]) / (config["run_name"] or new_run_name(config))
         self.saved_model_file = str(self.run_folder / BEST)
         self.records: list[EpochRecord] = []
@@ -288,7 +295,7 @@ class CheckpointTrainer(Trainer):
                 write_bytes(content, Path(self.saved_model_file))
                 self.logger.info(set_color("Saving current", "blue") + f": {self.saved_model_file}")
         if self.on_round is not None:
-            self.on_round(epoch, self.epochs, asdict(self.records[-1]))
+            self.on_round(told(epoch), self.epochs, asdict(self.records[-1]))
 
     @contextmanager
     def _kept_files_named(self) -> Iterator[None]:
@@ -302,10 +309,10 @@ class CheckpointTrainer(Trainer):
 
     def _train_once(self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool) -> Any:
         try:
-            loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+            loss = super()._train_epoch(train_data, Epoch(epoch_idx), loss_func, show_progress)
             check_trained(0.0, dict(self.model.named_parameters()), learner_of(self.optimizer))
         except NotFiniteError as error:
-            raise NotFiniteError(f"epoch {epoch_idx}: {error}") from error
+            raise NotFiniteError(f"epoch {told(epoch_idx)}: {error}") from error
         return loss
 
     def _record(self, seconds: float, loss: float) -> EpochRecord:
@@ -319,7 +326,7 @@ class CheckpointTrainer(Trainer):
             if not np.isfinite(score):
                 raise NotFiniteError(f"valid_metric {self.config['valid_metric']} is {score}, which decides nothing")
         except NotFiniteError as error:
-            raise NotFiniteError(f"validation after epoch {len(self.records) - 1}: {error}") from error
+            raise NotFiniteError(f"validation after epoch {len(self.records)}: {error}") from error
         self._latest_valid_result = dict(result)
         if self.records:
             self.records[-1].valid = {name: float(value) for name, value in result.items()}
@@ -512,7 +519,7 @@ class CheckpointTrainer(Trainer):
         self._resumed_from = (last, best)
         if Path(resume_file).is_dir():
             remove_temporaries(Path(resume_file))
-        self.logger.info(f"Checkpoint loaded. Resume training from epoch {self.start_epoch}")
+        self.logger.info(f"Checkpoint loaded. Training goes on with number {told(self.start_epoch)}")
 
     def _loader_generators(self) -> list[torch.Generator]:
         """Generators of the training loader and of the loaders inside it (knowledge-aware models have two)."""
@@ -642,10 +649,9 @@ class FedKDTrainer(CheckpointTrainer):
     def _tell_idle(self, idle: list[int], strategy: Strategy) -> None:
         self.idle_clients = idle
         if idle:
-            names = ", ".join(map(str, idle))
             served = "the server's" if strategy.serves_aggregate else "the initial"
             self.logger.warning(
-                f"client(s) {names} hold no training sample: they take part in no round, "
+                f"{len(idle)} client(s) hold no training sample ({listed(idle)}): they take part in no round, "
                 f"their users are served by {served} network"
             )
 
@@ -736,7 +742,7 @@ class FedKDTrainer(CheckpointTrainer):
         bar = tqdm(
             total=sum(samples[number] for number in chosen) * self.config["local_epochs"],
             ncols=100,
-            desc=set_color(f"Round {epoch_idx:>5}", "pink"),
+            desc=set_color(f"Round {told(epoch_idx):>5}", "pink"),
             unit="sample",
             unit_scale=True,
             disable=not show_progress,

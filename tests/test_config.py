@@ -309,7 +309,7 @@ class TestCommandLine:
         arguments = command("--model=AttnFedKD", "--dataset=tiny", f"--data_path={data_path}", "--learner=sgd")
         arguments = [argument for argument in arguments if not argument.startswith("--learning_rate")]
         assert main([*arguments, "--learning_rate=1e30"]) == 1
-        assert "client 0, round 0, training: training loss is nan" in capsys.readouterr().err
+        assert "client 0, round 1, training: training loss is nan" in capsys.readouterr().err
 
     def test_an_incomplete_dataset_is_named(self, capsys, tmp_path):
         (tmp_path / "data" / "half").mkdir(parents=True)

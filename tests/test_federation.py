@@ -233,7 +233,7 @@ def test_an_error_inside_a_client_names_client_round_and_stage(prepared):
 
     _, engine = engine_of(prepared)
     engine.clients[1].task.network.backbone = None
-    with pytest.raises(ClientError, match="client 1, round 4, training"):
+    with pytest.raises(ClientError, match="client 1, round 5, training"):
         engine.run_round(4)
 
 
@@ -244,7 +244,7 @@ def test_a_client_without_a_training_sample_is_named_and_sits_out(prepared, monk
     dataset.inter_feat = dataset.inter_feat[torch.nonzero(keep).flatten()]
     engine = trainer.prepare(loaders[0])
     assert trainer.idle_clients == [3]
-    assert "client(s) 3 hold no training sample" in caplog.text
+    assert "1 client(s) hold no training sample (3)" in caplog.text
     trainer.engine = engine
     before = copy.deepcopy(trainer.model.networks[3].state_dict())
     engine.run_round(0)

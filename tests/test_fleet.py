@@ -292,7 +292,7 @@ def test_an_error_inside_packed_clients_names_them_and_the_round(prepared, monke
     _, trainer, _, _ = prepared(engine="fleet", partition="user")
     trainer.engine.run_round(3)
     monkeypatch.setattr(trainer.engine.server.strategy, "loss", None)
-    with pytest.raises(ClientError, match=r"clients \d+ to \d+, round 4, training"):
+    with pytest.raises(ClientError, match=r"clients \d+ to \d+, round 5, training"):
         trainer.engine.run_round(4)
 
 

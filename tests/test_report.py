@@ -83,7 +83,7 @@ class Records:
         strategy = more.pop("strategy", "afd")
         head = {
             "kind": "run",
-            "version": 1,
+            "version": more.pop("version", 2),
             "cell": cell,
             "row": row,
             "group": group,
@@ -94,7 +94,8 @@ class Records:
             "partition": None if strategy == "central" else more.pop("partition", PARTITION),
         }
         lines = [head]
-        for number, score in enumerate(valid):
+        first = 0 if head["version"] == 1 else 1
+        for number, score in enumerate(valid, start=first):
             lines.append(
                 {
                     "kind": "round",
@@ -110,7 +111,7 @@ class Records:
             "kind": "result",
             "test": test,
             "best_valid": {"mae": min(score for score in valid if score is not None)},
-            "best_round": more.pop("best_round", len(valid) - 1),
+            "best_round": more.pop("best_round", len(valid) - 1 + first),
             "valid_metric": "MAE",
             "valid_score_bigger": False,
             "protocols": more.pop("protocols", dict.fromkeys(test, "held-out test rows")),
@@ -324,10 +325,10 @@ def test_records_of_another_version_are_left_out(records):
     cell = records.run("afd", 1, {"mae": 0.5})
     records.run("afd", 2, {"mae": 0.5})
     file = records.folder / "runs" / f"{cell}.jsonl"
-    file.write_text(file.read_text().replace('"version": 1', '"version": 2'))
+    file.write_text(file.read_text().replace('"version": 2', '"version": 3'))
     experiment = records.read()
     assert [run.seed for run in experiment.runs] == [2]
-    assert f"runs/{cell}.jsonl is left out: its version is 2, and only 1 is known." in experiment.notes
+    assert f"runs/{cell}.jsonl is left out: its version is 3, and only 1 and 2 are known." in experiment.notes
 
 
 def test_a_second_run_of_the_same_place_is_left_out(records):
@@ -622,7 +623,7 @@ def scaled(folder, **scale):
     for seed, mae, moved in ((1, 0.8, 10), (2, 0.6, 30)):
         records.run("afd", seed, {"mae": mae, "auc": 0.5}, moved=moved)
     for seed, mae in ((1, 0.4), (2, 0.9)):
-        records.run("fedavg", seed, {"mae": mae, "auc": 0.5}, moved=200, best_round=0)
+        records.run("fedavg", seed, {"mae": mae, "auc": 0.5}, moved=200, best_round=1)
     records.run("wasteful", 2, {"mae": 0.9, "auc": 0.5}, moved=400)
     return records
 
@@ -772,7 +773,7 @@ def test_effort_to_reach_the_reference_by_hand(tmp_path):
     records = Records(tmp_path / "grid", reference="local")
     records.run("local", 1, {"mae": 0.5}, valid=(0.9, 0.8, 0.7, 0.75), moved=0, seconds=1.0)
     records.run("local", 2, {"mae": 0.5}, valid=(0.9, 0.6), moved=0, seconds=1.0)
-    records.run("afd", 1, {"mae": 0.5}, valid=(0.8, None, 0.7, 0.6), moved=100, seconds=2.0, best_round=2)
+    records.run("afd", 1, {"mae": 0.5}, valid=(0.8, None, 0.7, 0.6), moved=100, seconds=2.0, best_round=3)
     records.run("afd", 2, {"mae": 0.5}, valid=(0.8, 0.61), moved=100, seconds=2.0)
     records.run("central", 1, {"mae": 0.5}, valid=(0.5,), moved=0, seconds=9.0, strategy="central")
     experiment = records.read()
@@ -789,9 +790,9 @@ def test_effort_to_reach_the_reference_by_hand(tmp_path):
         ["central", "1 of 1", "1.0", "9.00", NONE],
     ]
     assert [row[:5] for row in cells(spent)] == [
-        ["local", "3", "2.0", "0", "0"],
-        ["afd", "3", "1.5", "300", "250"],
-        ["central", "1", "0.0", NONE, NONE],
+        ["local", "3", "3.0", "0", "0"],
+        ["afd", "3", "2.5", "300", "250"],
+        ["central", "1", "1.0", NONE, NONE],
     ]
 
 

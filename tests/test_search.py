@@ -139,6 +139,8 @@ def test_the_better_of_two_learning_rates_is_found(data_path, capsys):
     printed = capsys.readouterr()
     assert "best: learning_rate=0.01" in printed.out
     assert "trial 2/2, learning_rate=0.01: mae " in printed.err
+    # One numbering: the line, the table and the file.
+    assert [each["trial"] for each in content["trials"]] == [1, 2] and content["best"]["trial"] == 2
     assert not list(Path().glob("saved/*")), "checkpoints of trials are left behind"
     # The same command again has nothing to do.
     assert main([*command, "--out=found/best.json", *arguments]) == 0

@@ -24,6 +24,7 @@ from recbole_fedkd.engine.local import ClientError, RoundReport
 from recbole_fedkd.engine.packing import packed, slots
 from recbole_fedkd.engine.samples import Epoch, FleetTask
 from recbole_fedkd.engine.threads import SideBySide, keep_freed_memory
+from recbole_fedkd.errors import listed
 from recbole_fedkd.federated.client import ClientSettings
 from recbole_fedkd.federated.compact import MeanOfClients, MeanPart, SharedTensors, stacked, unstacked
 from recbole_fedkd.federated.message import Message, sizes_by_sender
@@ -39,7 +40,7 @@ from recbole_fedkd.federated.strategy.federated_averaging import (
 from recbole_fedkd.federated.strategy.knowledge_exchange import AttentiveFederatedDistillation, FederatedDistillation
 from recbole_fedkd.federated.strategy.local_training import LocalTraining
 from recbole_fedkd.federated.task import Step
-from recbole_fedkd.finite import all_finite, check_state, finite_clients, listed, training_sentence
+from recbole_fedkd.finite import all_finite, check_state, finite_clients, training_sentence
 from recbole_fedkd.model.backbone import HandedDropout
 from recbole_fedkd.model.fleet import ClientGroup, CompactPopulation, Pack, RowStore, Weights, fill_rows
 from recbole_fedkd.model.shared import SharedState, matching
@@ -383,7 +384,7 @@ class FleetEngine:
 
     def _advance(self, state: ServerState, round_index: int) -> None:
         """Take over the server's next state, if it is finite."""
-        check_state(state, f"round {round_index}")
+        check_state(state, f"round {round_index + 1}")
         self.server.state = state
 
     # Messages
@@ -522,7 +523,7 @@ class FleetEngine:
         except ClientError:
             raise
         except Exception as error:
-            stage = f"clients {numbers[0]} to {numbers[-1]}, round {round_index}"
+            stage = f"clients {numbers[0]} to {numbers[-1]}, round {round_index + 1}"
             raise ClientError(f"{stage}, training: {error}") from error
 
     def _trained(
@@ -709,7 +710,7 @@ class FleetEngine:
 def _of_clients(numbers: Sequence[int], which: Tensor, round_index: int, stage: str, sentence: str) -> ClientError:
     """The error of some of packed clients ``which [c]``, by their numbers, in ascending order."""
     own = sorted(number for number, of_it in zip(numbers, which.tolist(), strict=True) if of_it)
-    return ClientError(f"client{'s' * (len(own) > 1)} {listed(own, 10)}, round {round_index}, {stage}: {sentence}")
+    return ClientError(f"client{'s' * (len(own) > 1)} {listed(own, 10)}, round {round_index + 1}, {stage}: {sentence}")
 
 
 def stepped(

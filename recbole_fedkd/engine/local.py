@@ -96,7 +96,7 @@ class LocalEngine:
                 stage = "sending"
                 upload = client.send(round_index)
             except Exception as error:
-                raise ClientError(f"client {client.number}, round {round_index}, {stage}: {error}") from error
+                raise ClientError(f"client {client.number}, round {round_index + 1}, {stage}: {error}") from error
             loss += trained.loss
             samples += trained.samples
             report.bytes_down[client.number] = len(payload)

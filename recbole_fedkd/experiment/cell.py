@@ -37,7 +37,7 @@ def run_cell(cell: Cell, folder: Path, tell: Callable[[Mapping[str, Any]], None]
 
     def on_round(number: int, rounds: int, record: dict[str, Any]) -> None:
         value = (record["valid"] or {}).get(metric)
-        tell({"round": number + 1, "rounds": rounds, "seconds": record["seconds"], "metric": metric, "value": value})
+        tell({"round": number, "rounds": rounds, "seconds": record["seconds"], "metric": metric, "value": value})
 
     result = run_recbole_fedkd(config_dict=keys, on_round=on_round)
     # An orphan must not write what a new runner's process may be about to write.

@@ -21,7 +21,7 @@ import numpy as np
 
 from recbole_fedkd.experiment.grid import KEYS_WITHOUT_EFFECT, Cell, Experiment, digest_of
 from recbole_fedkd.files import json_ready, write_json, written_whole
-from recbole_fedkd.report.records import RECORD_VERSION, differing_keys
+from recbole_fedkd.report.records import RECORD_VERSION, RECORD_VERSIONS, differing_keys
 
 _WHOLE_NUMBERS = ("user", "client")
 _FOLDERS = ("runs", "users", "failures", "logs", "work")
@@ -127,7 +127,7 @@ def _complete_head(file: Path) -> dict[str, Any] | None:
         head, last = json.loads(lines[0]), json.loads(lines[-1])
     except (OSError, ValueError, IndexError):
         return None
-    return head if last.get("kind") == "result" and head.get("version") == RECORD_VERSION else None
+    return head if last.get("kind") == "result" and head.get("version") in RECORD_VERSIONS else None
 
 
 def write_run(folder: Path, cell: Cell, result: Mapping[str, Any]) -> None:

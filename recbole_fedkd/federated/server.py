@@ -97,13 +97,13 @@ class Server:
             replica = self.broadcast.replica
             messages = [replace(each, arrays=updated(each.arrays, replica)) for each in messages]
         for message in messages:
-            check_arrays(message.arrays, f"client {message.sender}, round {round_index}: its message")
+            check_arrays(message.arrays, f"client {message.sender}, round {round_index + 1}: its message")
         state = self.strategy.aggregate(self.state, messages)
-        check_state(state, f"round {round_index}")
+        check_state(state, f"round {round_index + 1}")
         self.state = state
         if self.broadcast is not None:
             self.broadcast.advance(self._network(round_index), self.codecs.down, round_index)
-            check_arrays(self.broadcast.replica, f"round {round_index}: the server's encoded network")
+            check_arrays(self.broadcast.replica, f"round {round_index + 1}: the server's encoded network")
 
     def state_dict(self) -> dict[str, Any]:
         """The strategy's state, and what is known of the clients' copies; plain values and tensors only."""

@@ -6,7 +6,7 @@ import json
 import math
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from recbole_fedkd.errors import InputError
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
+"""Of what is written: rounds are counted from 1. Version 1 counted them from 0, and is read as if it had not."""
+RECORD_VERSIONS = (1, RECORD_VERSION)
 
 # Keys of a config on which a run's numbers do not depend (where, how loud and how fast it is), and the seed.
 _KEYS_OF_A_RUN = frozenset(
@@ -31,7 +33,7 @@ class Round:
     """One round of a federation, or one epoch of a central run.
 
     Attributes:
-        number: counted from 0.
+        number: counted from 1.
         seconds: of training, without validation.
         bytes_moved: up and down, over all clients.
         valid: validation metrics by lower-case name; empty if the round was not validated.
@@ -321,9 +323,12 @@ def _run(file: Path, users: Mapping[str, NDArray[Any]]) -> Run:
         raise ValueError("it has no line of kind 'run'")
     if result is None:
         raise ValueError("it has no result, so the run is not finished")
-    if head.get("version", RECORD_VERSION) != RECORD_VERSION:
-        raise ValueError(f"its version is {head['version']}, and only {RECORD_VERSION} is known")
-    ordered = tuple(rounds[number] for number in sorted(rounds))
+    version = head.get("version", RECORD_VERSIONS[0])
+    if version not in RECORD_VERSIONS:
+        known = " and ".join(map(str, RECORD_VERSIONS))
+        raise ValueError(f"its version is {version}, and only {known} are known")
+    shift = 1 if version == 1 else 0
+    ordered = tuple(replace(rounds[number], number=number + shift) for number in sorted(rounds))
     config = head.get("config") or {}
     partition = _partition(head.get("partition"))
     communication = result.get("communication") or {}
@@ -341,7 +346,7 @@ def _run(file: Path, users: Mapping[str, NDArray[Any]]) -> Run:
         partition=partition,
         rounds=ordered,
         test=_scores(result["test"]),
-        best_round=None if best_round is None else int(best_round),
+        best_round=None if best_round is None else int(best_round) + shift,
         valid_metric=str(result["valid_metric"]).lower(),
         valid_bigger=bool(result["valid_score_bigger"]),
         protocols={str(name).lower(): str(text) for name, text in (result.get("protocols") or {}).items()},

@@ -362,7 +362,7 @@ class Cost:
 
     Attributes:
         rounds: rounds (epochs) that were run.
-        best_round: number of the judged round, from 0.
+        best_round: number of the judged round, from 1.
         total_bytes: None for a central run, as are the bytes below.
         best_bytes: up to and with the best round.
         seconds: of training.

@@ -456,7 +456,7 @@ def cost_tables(group: Group, named_reference: bool) -> list[tuple[str, Table]]:
         (
             "Means over seeds, seconds ± sample standard deviation. Seconds are of training alone and hold for the "
             "machine that ran it; rounds are epochs where one model is trained on all data, and the best is counted "
-            "from 0. Bytes are up and down, over all clients.",
+            "from 1. Bytes are up and down, over all clients.",
             spent,
         )
     ]

@@ -1,0 +1,67 @@
+"""Rounds as they are told: counted from 1, on the screen, in logs, curves and results.
+
+Inside, epochs are indices from 0, as in RecBole: seeds and checkpoints depend on them. RecBole writes the index into its
+lines and curves in many places, of which several lie in the middle of long methods; here they are met where they come out.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+_TOLD = re.compile(r"(?<=epoch )\d+(?=(?: training| evaluating)?\b)")
+_STEPS = ("epoch", "train_step", "valid_step")
+
+
+def told(index: int) -> int:
+    """The number of a round, from 1, of its index, from 0."""
+    return index + 1
+
+
+class Epoch(int):
+    """An index that formats as its number: RecBole's progress bars print it, and its trainers compute with it."""
+
+    def __format__(self, form: str) -> str:
+        return format(told(int(self)), form)
+
+
+class NumberedLogger(logging.LoggerAdapter[logging.Logger]):
+    """A logger whose lines such as ``epoch 0 training`` count from 1; for what RecBole's trainers say."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        super().__init__(logger, {})
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        """The line as it is told."""
+        return _TOLD.sub(lambda found: str(told(int(found[0]))), msg) if isinstance(msg, str) else msg, kwargs
+
+
+class NumberedCurves:
+    """TensorBoard's writer with steps from 1."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._writer, name)
+
+    def add_scalar(self, tag: str, value: Any, step: int, *args: Any, **keys: Any) -> None:
+        """Add one number of a curve, at the step of index ``step``."""
+        self._writer.add_scalar(tag, value, told(step), *args, **keys)
+
+
+class NumberedBoard:
+    """RecBole's logger for Weights & Biases with steps from 1."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._logger, name)
+
+    def log_metrics(self, metrics: Mapping[str, Any], *args: Any, **keys: Any) -> None:
+        """Log the metrics of one epoch."""
+        numbered = {name: told(value) if name in _STEPS else value for name, value in metrics.items()}
+        self._logger.log_metrics(numbered, *args, **keys)
