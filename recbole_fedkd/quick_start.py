@@ -7,7 +7,6 @@ import importlib.metadata
 import logging
 import os
 import platform
-import re
 import shutil
 import tempfile
 import urllib.error
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from filelock import FileLock
 from recbole.data import data_preparation
@@ -37,10 +35,11 @@ from recbole_fedkd.data.known import check_dataset
 from recbole_fedkd.data.loading import recbole_dataset_class
 from recbole_fedkd.data.partition import partition_users
 from recbole_fedkd.engine import RecBoleSamples, disagreement, obstacle
-from recbole_fedkd.errors import InputError, TrainingError, listed, shown
+from recbole_fedkd.errors import InputError, listed
 from recbole_fedkd.evaluation import EvaluationData, evaluation_data, with_candidates
 from recbole_fedkd.federated.client import streams_kept
 from recbole_fedkd.files import write_json
+from recbole_fedkd.limits import check_clients_per_round, check_limits, memory_watched
 from recbole_fedkd.model import (
     AttnFedKD,
     FleetPopulation,
@@ -115,7 +114,7 @@ def run_recbole_fedkd(
     if config.unread_keys:
         logger.warning(f"model {config['model']} does not read: {listed(config.unread())}")
 
-    with future_warnings_silenced(), _memory_watched(config):
+    with future_warnings_silenced(), memory_watched(config):
         trainer, loaders, evaluations = _prepare(config)
     logger.info(trainer.model)
     trainer.on_round = on_round
@@ -126,7 +125,7 @@ def run_recbole_fedkd(
         if saved:
             _save_partition(trainer, loaders[0]._dataset)
     show_progress = bool(config["show_progress"])
-    with processor_settings(config["torch_threads"]), _memory_watched(config):
+    with processor_settings(config["torch_threads"]), memory_watched(config):
         best_valid_score, best_valid_result = trainer.fit(
             loaders[0], evaluations[0], saved=saved, show_progress=show_progress
         )
@@ -227,14 +226,9 @@ def _prepare(
     splits = zip(("train", "valid", "test"), (each._dataset.inter_feat for each in loaders), strict=True)
     dataset.fingerprint.take_splits(splits, (dataset.uid_field, dataset.iid_field))
     _check_labels(config, train_dataset)
-    config.check_catalogue(train_dataset.item_num - 1)
-    _check_memory(config, train_dataset)
+    check_limits(config, train_dataset)
     check_data(config, train_dataset)
-    client_of_user = None
-    if config.federated:
-        clients = partition_users(config["partition"], population(train_dataset), config["seed"])
-        _check_clients_per_round(config, int(clients.max()) + 1)
-        client_of_user = torch.from_numpy(np.concatenate([[-1], clients]))
+    client_of_user = _client_of_user(config, train_dataset) if config.federated else None
     evaluations = (
         evaluation_data(config, dataset, loaders, "valid", features.context),
         evaluation_data(config, dataset, loaders, "test", features.context),
@@ -268,6 +262,13 @@ def _prepare(
     assert isinstance(trainer, FedKDTrainer)
     trainer.engine = trainer.prepare(loaders[0])
     return trainer, loaders, evaluations
+
+
+def _client_of_user(config: FedKDConfig, train_dataset: Any) -> torch.Tensor:
+    """Client of every user id ``[users]``; -1 of the padding."""
+    clients = partition_users(config["partition"], population(train_dataset), config["seed"])
+    check_clients_per_round(config, int(clients.max()) + 1)
+    return torch.from_numpy(np.concatenate([[-1], clients]))
 
 
 def _fleet_of_recbole(
@@ -332,52 +333,6 @@ def _check_labels(config: FedKDConfig, train_dataset: Any) -> None:
             f"model '{config['model']}' needs a label, but dataset '{config['dataset']}' has no column "
             f"'{config['LABEL_FIELD']}'; set label_mode=threshold, or threshold={{'<field>': <value>}} as in RecBole"
         )
-
-
-def _check_clients_per_round(config: FedKDConfig, clients: int) -> None:
-    asked = config["clients_per_round"]
-    if asked is not None and asked > clients:
-        raise InputError(
-            f"clients_per_round is {asked}, but there are only {clients} clients (partition {config['partition']}); "
-            "leave it unset for all of them"
-        )
-
-
-def _check_memory(config: FedKDConfig, dataset: Any) -> None:
-    """Refuse vectors of users and items that alone are more than this machine has; nobody's system survives the attempt."""
-    size = config["embedding_size"]
-    if not isinstance(size, int):
-        return
-    needed, there = 4 * size * (dataset.user_num + dataset.item_num), psutil.virtual_memory().total
-    if needed > there:
-        raise InputError(
-            f"embedding_size is {size}: the vectors of {dataset.user_num - 1} users and {dataset.item_num - 1} items take "
-            f"{needed / 1e9:.0f} GB, and this machine has {there / 1e9:.0f} GB"
-        )
-
-
-@contextmanager
-def _memory_watched(config: FedKDConfig) -> Iterator[None]:
-    """Say in one sentence that memory has ended, and which keys need less of it."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        told = str(error)
-        ended = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not ended and not re.search(
-            "can't allocate memory|not enough memory|calculation overflow|out of memory", told
-        ):
-            raise
-        keys = (
-            "embedding_size",
-            "hidden_sizes",
-            "attention_heads",
-            "history_length",
-            "train_batch_size",
-            "eval_batch_size",
-        )
-        given = ", ".join(f"{key}={shown(config[key])}" for key in keys if config[key] is not None)
-        raise TrainingError(f"memory has ended; smaller values of these need less: {given}") from error
 
 
 def create_dataset(config: FedKDConfig) -> Any:

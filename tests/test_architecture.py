@@ -28,8 +28,10 @@ MAY_KNOW = {
     "config": {"compat", "distillation", "engine", "evaluation", "federated", "model", "optim"},
     "checkpoint": {"config", "files"},
     "rounds": set(),
+    "limits": set(),
     "trainer": {
         "rounds",
+        "limits",
         "checkpoint",
         "data",
         "engine",
@@ -42,6 +44,7 @@ MAY_KNOW = {
     },
     "quick_start": {
         "rounds",
+        "limits",
         "checkpoint",
         "compat",
         "config",

@@ -1,0 +1,70 @@
+"""What the data and the machine allow: said before training, or when memory ends."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import torch
+
+from recbole_fedkd.errors import InputError, TrainingError, shown
+
+
+def check_limits(config: Any, dataset: Any) -> None:
+    """Check what a config asks for against the training data and this machine.
+
+    Raises:
+        InputError: ``topk`` beyond the catalogue, or vectors of users and items that alone are more than there is memory.
+    """
+    config.check_catalogue(dataset.item_num - 1)
+    _check_memory(config, dataset)
+
+
+def check_clients_per_round(config: Any, clients: int) -> None:
+    """Raise :class:`InputError` if a round is to have more clients than there are."""
+    asked = config["clients_per_round"]
+    if asked is not None and asked > clients:
+        raise InputError(
+            f"clients_per_round is {asked}, but there are only {clients} clients (partition {config['partition']}); "
+            "leave it unset for all of them"
+        )
+
+
+def _check_memory(config: Any, dataset: Any) -> None:
+    """Refuse vectors of users and items that alone are more than this machine has; nobody's system survives the attempt."""
+    size = config["embedding_size"]
+    if not isinstance(size, int):
+        return
+    needed, there = 4 * size * (dataset.user_num + dataset.item_num), psutil.virtual_memory().total
+    if needed > there:
+        raise InputError(
+            f"embedding_size is {size}: the vectors of {dataset.user_num - 1} users and {dataset.item_num - 1} items take "
+            f"{needed / 1e9:.0f} GB, and this machine has {there / 1e9:.0f} GB"
+        )
+
+
+@contextmanager
+def memory_watched(config: Any) -> Iterator[None]:
+    """Say in one sentence that memory has ended, and which keys need less of it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        told = str(error)
+        ended = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not ended and not re.search(
+            "can't allocate memory|not enough memory|calculation overflow|out of memory", told
+        ):
+            raise
+        keys = (
+            "embedding_size",
+            "hidden_sizes",
+            "attention_heads",
+            "history_length",
+            "train_batch_size",
+            "eval_batch_size",
+        )
+        given = ", ".join(f"{key}={shown(config[key])}" for key in keys if config[key] is not None)
+        raise TrainingError(f"memory has ended; smaller values of these need less: {given}") from error
