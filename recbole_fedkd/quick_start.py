@@ -218,13 +218,8 @@ def _prepare(
     features = features_of(config, dataset)
     if features:
         getLogger().info(features)
-    try:
-        loaders = with_candidates(config, dataset, data_preparation(config, dataset))
-    except (ValueError, NotImplementedError) as error:
-        raise InputError(f"dataset '{config['dataset']}' cannot be split or sampled as configured: {error}") from error
+    loaders = _split(config, dataset)
     train_dataset = loaders[0]._dataset
-    splits = zip(("train", "valid", "test"), (each._dataset.inter_feat for each in loaders), strict=True)
-    dataset.fingerprint.take_splits(splits, (dataset.uid_field, dataset.iid_field))
     _check_labels(config, train_dataset)
     check_limits(config, train_dataset)
     check_data(config, train_dataset)
@@ -316,6 +311,31 @@ def _disagreement(
         if differs is not None:
             return differs
     return None
+
+
+def _split(config: FedKDConfig, dataset: Any) -> tuple[Any, Any, Any]:
+    """Loaders of the splits of a dataset, held against those of a checkpoint where the run goes on with one."""
+    try:
+        loaders: tuple[Any, Any, Any] = with_candidates(config, dataset, data_preparation(config, dataset))
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(_why_not_split(config, dataset, str(error))) from error
+    splits = zip(("train", "valid", "test"), (each._dataset.inter_feat for each in loaders), strict=True)
+    dataset.fingerprint.take_splits(splits, (dataset.uid_field, dataset.iid_field))
+    return loaders
+
+
+def _why_not_split(config: FedKDConfig, dataset: Any, reason: str) -> str:
+    """Why RecBole cannot make samples of a dataset, in the words of whoever has the dataset."""
+    name = f"dataset '{config['dataset']}'"
+    if dataset.item_num == 2:  # with the padding item
+        return f"{name} has one item, so that there is nothing to sample or to rank it against"
+    if "num_samples=0" in reason:
+        return f"{name} has no row to train on: every user has too few interactions for the split"
+    if dataset.user_num == 2 and "interacted with all items" in reason:
+        return (
+            f"{name} has one user, who has interacted with all its items, so that there is none to sample as a negative"
+        )
+    return f"{name} cannot be split or sampled as configured: {reason}"
 
 
 def _check_labels(config: FedKDConfig, train_dataset: Any) -> None:

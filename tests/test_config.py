@@ -251,7 +251,10 @@ class TestCommandLine:
             (["--model=AttnFedKD", "--dataset=bogus"], "dataset 'bogus' is unknown"),
             (["--model=WideDeep", "--dataset=tiny"], "needs a label"),
             (["--model=AttnFedKD", "--dataset=tiny", "--partition=3"], "partition '3' is unknown"),
-            (["--model=AttnFedKD", "--dataset=tiny", "--eval_args={'order': 'TO'}", "--TIME_FIELD=when"], "cannot be"),
+            (
+                ["--model=AttnFedKD", "--dataset=tiny", "--eval_args={'order': 'TO'}", "--TIME_FIELD=when"],
+                "has no column 'when' (TIME_FIELD); the columns of",
+            ),
             (["stray"], "not of the form --key=value"),
         ],
     )

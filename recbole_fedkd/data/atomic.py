@@ -8,9 +8,11 @@ exact text, a number is a number, and what is neither is an error with file and 
 from __future__ import annotations
 
 import codecs
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +28,10 @@ PADDING = "[PAD]"
 
 _BLOCK = 1 << 23
 _SEPARATORS = ("\t", ",", ";", "|", "::", " ")
+_OTHER_NAMES = (
+    "columns that are not called user_id, item_id, rating and timestamp are named by USER_ID_FIELD, ITEM_ID_FIELD, "
+    "RATING_FIELD and TIME_FIELD"
+)
 _BYTE_ORDER_MARK = "\ufeff"
 
 
@@ -63,6 +69,7 @@ class AtomicFile:
 
     Attributes:
         path: the file.
+        layout: how it is written.
         header: its first line.
         columns: all columns of the header.
         texts: texts per wanted column, one per row.
@@ -73,6 +80,7 @@ class AtomicFile:
     """
 
     path: Path
+    layout: Layout
     header: str
     columns: list[Column]
     texts: dict[str, list[str]] = field(default_factory=dict)
@@ -109,36 +117,40 @@ class AtomicFile:
         Raises:
             InputError: a text that is no number, or a number that 32 bits cannot hold.
         """
-        texts = self.texts[name]
-        distinct = list(dict.fromkeys(texts))
-        parsed = {text: number(text) for text in distinct}
-        wrong = {text for text, value in parsed.items() if value is None or (np.isnan(value) and required)}
-        wrong |= {text for text, value in parsed.items() if value is not None and abs(value) > LARGEST}
-        if wrong:
-            row = _first(texts, wrong)
-            self.refuse(row, f"'{name}' is {texts[row]!r}{why_no_number(texts[row], parsed[texts[row]])}")
-        return np.fromiter(map(parsed.__getitem__, texts), dtype=np.float64, count=len(texts))
+        return self._numbers(name, self._parsed(name, required))
 
     def exact_numbers(self, name: str, required: bool) -> NDArray[np.float64] | NDArray[np.int64]:
-        """As :meth:`numbers`, but int64 where 64-bit floating point would merge different integers."""
-        values = self.numbers(name, required)
-        if np.isnan(values).any() or not (np.abs(values) >= EXACT).any():
-            return values
-        integers = np.zeros(len(values), dtype=np.int64)
-        for row, text in enumerate(self.texts[name]):
-            exact = integer(text)
-            if exact is None or not -(2**63) <= exact < 2**63:
-                self.refuse(
-                    row,
-                    f"'{name}' is {text!r}, in a column with numbers of 2^53 and more, which only integers of 64 bits hold "
-                    "exactly; write integers below 2^63",
-                )
-            integers[row] = exact
-        return integers
+        """As :meth:`numbers`, but different numbers stay different: int64 where 64-bit floating point would merge them.
 
-    def sequences(self, name: str, kind: FeatureType, separator: str) -> list[NDArray[Any]]:
+        Raises:
+            InputError: also, numbers of which no 64 bits can tell the one from the other.
+        """
+        parsed = self._parsed(name, required)
+        values = self._numbers(name, parsed)
+        if np.isnan(values).any():
+            return values
+        if (np.abs(values) >= EXACT).any():
+            exact = {text: integer(text) for text in parsed}
+            wide = {text for text, value in exact.items() if value is None or not -(2**63) <= value < 2**63}
+            if wide:
+                self._refuse_text(
+                    name,
+                    wide,
+                    ", among numbers of 2^53 and more, which 64 bits hold exactly only as integers below 2^63; write such",
+                )
+            return np.fromiter(map(exact.__getitem__, self.texts[name]), dtype=np.int64, count=self.rows)
+        if len(set(parsed.values())) < len(parsed):
+            first: dict[float | None, str] = {}
+            merged = {text for text, value in parsed.items() if Decimal(first.setdefault(value, text)) != Decimal(text)}
+            if merged:
+                self._refuse_text(
+                    name, merged, ", which 64 bits cannot tell from another one in the column; write all as integers"
+                )
+        return values
+
+    def sequences(self, name: str, kind: FeatureType) -> list[NDArray[Any]]:
         """A ``token_seq`` or ``float_seq`` column: one array per row; neighbouring separators are one."""
-        parts = [[part for part in text.split(separator) if part] for text in self.texts[name]]
+        parts = [[part for part in text.split(self.layout.sequence_separator) if part] for text in self.texts[name]]
         if kind == FeatureType.TOKEN_SEQ:
             if any(PADDING in text for text in self.texts[name]):
                 for row, tokens in enumerate(parts):
@@ -154,12 +166,12 @@ class AtomicFile:
             self.refuse(row, f"'{name}' holds {text!r}{why_no_number(text, parsed[text])}")
         return [np.array([parsed[text] for text in texts], dtype=np.float64) for texts in parts]
 
-    def refuse_copies(self, layout: Layout) -> None:
+    def refuse_copies(self) -> None:
         """Raise :class:`InputError` if every line stands in the file the same number of times, twice or more often."""
         if self.first_row_stands == 1:
             return
         counts: Counter[str] = Counter()
-        for lines, _ in _blocks(self.path, layout):
+        for lines, _ in _blocks(self.path, self.layout):
             counts.update(line for line in lines if line)
         times = {count for line, count in counts.items() if line != self.header}
         if len(times) == 1:
@@ -170,8 +182,26 @@ class AtomicFile:
 
     def _refuse_padding(self, name: str, found: set[str]) -> None:
         if PADDING in found:
-            row = _first(self.texts[name], {PADDING})
-            self.refuse(row, f"'{name}' is {PADDING}, RecBole's own token for no token; write another one")
+            self._refuse_text(name, {PADDING}, ", RecBole's own token for no token; write another one")
+
+    def _refuse_text(self, name: str, texts: set[str], reason: str) -> NoReturn:
+        """Raise :class:`InputError` about the first row that has one of some texts in a column."""
+        row = _first(self.texts[name], texts)
+        self.refuse(row, f"'{name}' is {self.texts[name][row]!r}{reason}")
+
+    def _parsed(self, name: str, required: bool) -> dict[str, float | None]:
+        """The numbers that a column's distinct texts are; all are some, or missing where the column is not required."""
+        parsed = {text: number(text) for text in dict.fromkeys(self.texts[name])}
+        wrong = {text for text, value in parsed.items() if value is None or abs(value) > LARGEST}
+        if required:
+            wrong |= {text for text, value in parsed.items() if value is not None and math.isnan(value)}
+        if wrong:
+            text = self.texts[name][_first(self.texts[name], wrong)]
+            self._refuse_text(name, {text}, why_no_number(text, parsed[text]))
+        return parsed
+
+    def _numbers(self, name: str, parsed: dict[str, float | None]) -> NDArray[np.float64]:
+        return np.fromiter(map(parsed.__getitem__, self.texts[name]), dtype=np.float64, count=self.rows)
 
 
 def read_header(path: Path, layout: Layout) -> list[Column]:
@@ -201,7 +231,7 @@ def read_atomic(path: Path, layout: Layout, wanted: Iterable[str] | None = None)
     columns = _parse_header(path, header, layout)
     names = [column.name for column in columns]
     kept = set(names if wanted is None else wanted)
-    file = AtomicFile(path, header, columns, {name: [] for name in names if name in kept})
+    file = AtomicFile(path, layout, header, columns, {name: [] for name in names if name in kept})
     known: dict[str, dict[str, str]] = {name: {} for name in file.texts}
     first = None
     line = 2
@@ -215,7 +245,7 @@ def read_atomic(path: Path, layout: Layout, wanted: Iterable[str] | None = None)
         if rows:
             first = rows[0] if first is None else first
             file.first_row_stands += rows.count(first)
-            fields = _fields(file, rows, layout)
+            fields = _fields(file, rows)
             for name, texts in file.texts.items():
                 part = fields[names.index(name) :: len(names)]
                 # Equal texts are one object, so that a large file does not take many times its size.
@@ -269,18 +299,17 @@ def _parse_header(path: Path, header: str, layout: Layout) -> list[Column]:
     if not header.strip():
         raise InputError(f"{told} is empty; {form}")
     parts = header.split(layout.separator)
-    other = max(_SEPARATORS, key=lambda separator: len(header.split(separator)))
-    if len(parts) == 1 and len(header.split(other)) > 1:
-        found = ", ".join(header.split(other))
-        raise InputError(
-            f"{told}: its one column would be {header!r}; field_separator is {layout.separator!r}, but {other!r} seems to "
-            f"separate the columns {found}: set field_separator={other!r}"
-        )
     kinds = [kind.value for kind in FeatureType]
-    if not any(":" in part for part in parts):
+    other = max(_SEPARATORS, key=lambda separator: len(header.split(separator)))
+    untyped = ":" not in header.replace("::", "")
+    advice = f"{form}, with one of the types {', '.join(kinds)}; {_OTHER_NAMES}" if untyped else ""
+    if len(parts) == 1 and len(header.split(other)) > 1:
         raise InputError(
-            f"{told}: the columns {', '.join(parts)} have no types; {form}, with one of the types {', '.join(kinds)}"
+            f"{told} is one column to field_separator={layout.separator!r}, but {other!r} seems to separate "
+            f"{', '.join(header.split(other))}: set field_separator={other!r}{'; ' * untyped}{advice}"
         )
+    if untyped:
+        raise InputError(f"{told}: the columns {', '.join(parts)} have no types; {advice}")
     columns: list[Column] = []
     for part in parts:
         name, colon, kind = part.rpartition(":")
@@ -298,13 +327,13 @@ def _parse_header(path: Path, header: str, layout: Layout) -> list[Column]:
     return columns
 
 
-def _fields(file: AtomicFile, lines: list[str], layout: Layout) -> list[str]:
+def _fields(file: AtomicFile, lines: list[str]) -> list[str]:
     """All fields of some lines one after the other; every line has as many as there are columns.
 
     Raises:
         InputError: another number of fields, the header once more, or a character of zeros.
     """
-    separator = layout.separator
+    separator = file.layout.separator
     text = "\n".join(lines)
     names = separator.join(column.name for column in file.columns)
     if file.header in text or names in text:

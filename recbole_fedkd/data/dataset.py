@@ -38,15 +38,6 @@ class FedKDDataset(ThresholdLabels, AtomicFiles):
     label_values: list[float]
     history_columns: Tensor | None = None
 
-    def _load_data(self, token: str, dataset_path: str) -> None:
-        super()._load_data(token, dataset_path)
-        rating = self.config["RATING_FIELD"]
-        if self.config["label_mode"] != "implicit" and rating not in self.inter_feat:
-            raise InputError(
-                f"label_mode={self.config['label_mode']} needs ratings, but dataset '{token}' has no column '{rating}' "
-                "(RATING_FIELD) among its loaded columns; use label_mode=implicit or load it by load_col"
-            )
-
     def _normalize(self) -> None:
         """Normalise as RecBole does, but never the ratings: ``ml-100k.yaml`` would scale stars to 0..1 silently."""
         rating = self.config["RATING_FIELD"]

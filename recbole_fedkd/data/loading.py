@@ -6,18 +6,31 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import recbole.data.dataset as recbole_datasets
 from recbole.data.dataset import Dataset
 from recbole.utils import FeatureSource, FeatureType, ModelType
 
 from recbole_fedkd.data.atomic import AtomicFile, Column, Layout, read_atomic, read_header
+from recbole_fedkd.data.columns import (
+    check_named_files,
+    check_unused_columns,
+    id_fields,
+    is_loaded,
+    loaded_columns,
+    number_fields,
+    order_counts,
+)
+from recbole_fedkd.data.filtering import CountedFilters
 from recbole_fedkd.data.fingerprint import Fingerprint
 from recbole_fedkd.data.threshold import ThresholdLabels
-from recbole_fedkd.errors import InputError, nearest
+from recbole_fedkd.errors import InputError
+
+_SEQUENCES = (FeatureType.TOKEN_SEQ, FeatureType.FLOAT_SEQ)
 
 
-class AtomicFiles(Dataset):
+class AtomicFiles(CountedFilters):
     """Mixin in front of any of RecBole's dataset classes: files are read by :mod:`recbole_fedkd.data.atomic`.
 
     Ids, ratings, labels and, where order counts, timestamps are in every row, or the file is refused. A timestamp column is
@@ -28,50 +41,134 @@ class AtomicFiles(Dataset):
     """
 
     fingerprint: Fingerprint
+    _parts: dict[str, tuple[Path, list[Column]]]
 
     def _load_data(self, token: str, dataset_path: str) -> None:
+        self._parts = {}
         self.fingerprint = self.config.fingerprint or Fingerprint()
         super()._load_data(token, dataset_path)
         self.fingerprint.end_of_files()
+        check_named_files(self.config)
+        for suffix in self.config["unused_col"] or {}:
+            table = getattr(self, f"{suffix}_feat", None)
+            # A label may still be made of a column, and take its place.
+            check_unused_columns(self.config, suffix, [] if table is None else list(table.columns))
 
     def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
         """Replaces RecBole's: one table of a file's loaded columns, with the columns' properties set."""
-        name = source.value if isinstance(source, FeatureSource) else source
-        load, unload = self._get_load_and_unload_col(source)
-        if load == set() and name != "inter":
-            return None
-        layout = _layout(self.config)
+        suffix = source.value if isinstance(source, FeatureSource) else source
         path = Path(filepath)
-        columns = read_header(path, layout)
-        self._check_named_columns(path, name, columns)
-        needed = self._needed_columns(name)
-        for key, field in needed.items():
-            if field not in [column.name for column in columns]:
-                raise InputError(_no_such_column(path, key, field, columns))
-        wanted = [
-            column.name
-            for column in columns
-            if column.name in needed.values()
-            or ((load is None or column.name in load) and (unload is None or column.name not in unload))
-        ]
-        file = read_atomic(path, layout, wanted)
-        if name == "inter" and self.config["rm_dup_inter"] is None:
-            file.refuse_copies(layout)
+        if suffix != "inter" and not is_loaded(self.config, suffix):
+            if suffix in ("kg", "link"):
+                raise InputError(
+                    f"model '{self.config['model']}' reads '{path}', but load_col names no column of {suffix}; name them, or "
+                    "set load_col=None to load every column"
+                )
+            return None
+        layout = Layout(
+            self.config["field_separator"], self.config["seq_separator"], self.config["encoding"] or "utf-8"
+        )
+        columns = loaded_columns(self.config, path, suffix, read_header(path, layout))
+        if suffix != "link":
+            self._check_unique(path, suffix, source, columns)
+        file = read_atomic(path, layout, [column.name for column in columns])
+        if suffix == "inter" and self.config["rm_dup_inter"] is None:
+            file.refuse_copies()
         if not file.ends:
             self.logger.warning(
                 f"'{path}' does not end with the end of a line: if it was cut off, its last row is wrong"
             )
-        table = pd.DataFrame(
-            {
-                column.name: self._read_column(file, column, source, layout)
-                for column in columns
-                if column.name in wanted
-            }
-        )
-        if name == "inter":
+        ids = id_fields(self.config, suffix).values()
+        numbers = number_fields(self.config) if suffix == "inter" else set()
+        table = pd.DataFrame(index=range(file.rows))
+        for column in columns:
+            kind = self._kind(file, column, column.name in ids, column.name in numbers)
+            if suffix != "link":
+                self.set_field_property(column.name, kind, source, 1)
+                if "float" in kind.value:
+                    self.field2bucketnum[column.name] = 2
+            table[column.name] = self._values(file, column.name, kind, column.name in {*ids, *numbers})
+        if suffix == "inter":
             table = self._without_patchy_times(table, path)
+        if suffix in ("user", "item"):
+            self._say_repeated(file, next(iter(ids)))
         kinds = {column.name: self.field2type.get(column.name, column.kind).value for column in columns}
         return self.fingerprint.take(path.name.removeprefix(f"{self.dataset_name}."), table, kinds)
+
+    def _check_unique(self, path: Path, suffix: str, source: Any, columns: list[Column]) -> None:
+        """RecBole knows a column by its name alone, and takes parts of the interactions for one table."""
+        first, same = self._parts.setdefault(suffix, (path, columns))
+        if sorted(same, key=str) != sorted(columns, key=str):
+            told = (", ".join(f"{column.name}:{column.kind.value}" for column in each) for each in (same, columns))
+            raise InputError(
+                f"'{first}' has the columns {next(told)}, but '{path}' has {next(told)}; parts must have the same"
+            )
+        for column in columns:
+            other = self.field2source.get(column.name)
+            if other not in (None, source) and column.name not in id_fields(self.config, suffix).values():
+                other = str(getattr(other, "value", other)).removesuffix("_id")
+                raise InputError(
+                    f"'{path}' and the .{other} file both have a column '{column.name}'; RecBole knows columns by their names: "
+                    "rename one, or leave one out by load_col"
+                )
+
+    def _kind(self, file: AtomicFile, column: Column, is_id: bool, is_number: bool) -> FeatureType:
+        """The type that a column is read as: ids are tokens and ratings are numbers, whatever the header says."""
+        meant = FeatureType.TOKEN if is_id else FeatureType.FLOAT if is_number else column.kind
+        if meant == column.kind:
+            return meant
+        if column.kind in _SEQUENCES:
+            raise InputError(
+                f"'{file.path}', line 1: '{column.name}' has the type {column.kind.value}, but every row has one of it: write "
+                f"{column.name}:{meant.value}"
+            )
+        # As tokens, ratings would be numbered in the order in which they occur.
+        how = "the exact texts" if is_id else "the numbers that are written"
+        self.logger.warning(f"'{file.path}': '{column.name}' has the type {column.kind.value}; it is read as {how}")
+        return meant
+
+    def _values(self, file: AtomicFile, name: str, kind: FeatureType, required: bool) -> Any:
+        """The values of a column; sequences are cut to ``seq_len`` and their length is told to RecBole."""
+        if kind == FeatureType.TOKEN:
+            return file.tokens(name, required)
+        if kind == FeatureType.FLOAT:
+            if name == self.config["TIME_FIELD"] and required:
+                return file.exact_numbers(name, order_counts(self.config))
+            values = file.numbers(name, required)
+            self._say_missing(file, name, values)
+            return values
+        sequences = file.sequences(name, kind)
+        length = max(map(len, sequences))
+        limit = (self.config["seq_len"] or {}).get(name)
+        if limit:
+            length = min(limit, length)
+            sequences = [sequence[:limit] for sequence in sequences]
+        self.field2seqlen[name] = length
+        series = pd.Series(index=range(len(sequences)), dtype=object)
+        series[:] = sequences
+        return series
+
+    def _say_missing(self, file: AtomicFile, name: str, values: np.ndarray[Any, Any]) -> None:
+        """RecBole fills a numerical feature with the mean; it is said, and refused where there is none."""
+        missing = int(np.isnan(values).sum())
+        if missing == len(values):
+            raise InputError(f"'{file.path}': the column '{name}' has no number at all; leave it out by unload_col")
+        if missing:
+            line = file.line(int(np.isnan(values).argmax()))
+            self.logger.warning(
+                f"'{file.path}': {missing} of {len(values)} rows have no '{name}', first line {line}; "
+                "the mean of the others stands in for it"
+            )
+
+    def _say_repeated(self, file: AtomicFile, field: str) -> None:
+        """RecBole keeps the first row of a user or an item; it is said which."""
+        repeated = pd.Series(file.texts[field]).duplicated().to_numpy()
+        if repeated.any():
+            row = int(repeated.argmax())
+            self.logger.warning(
+                f"'{file.path}': {int(repeated.sum())} row(s) repeat a '{field}', first '{file.texts[field][row]}' in line "
+                f"{file.line(row)}; of each, the first row counts"
+            )
 
     def _without_patchy_times(self, table: pd.DataFrame, path: Path) -> pd.DataFrame:
         """A timestamp is never invented: where nothing depends on the order, a column with gaps is left out."""
@@ -84,68 +181,6 @@ class AtomicFiles(Dataset):
         )
         self._del_col(table, time)
         return table
-
-    def _needed_columns(self, source: str) -> dict[str, str]:
-        """Config keys of the columns that a file cannot do without, and the columns' names."""
-        keys = {
-            "inter": ("USER_ID_FIELD", "ITEM_ID_FIELD"),
-            "user": ("USER_ID_FIELD",),
-            "item": ("ITEM_ID_FIELD",),
-            "kg": ("HEAD_ENTITY_ID_FIELD", "RELATION_ID_FIELD", "TAIL_ENTITY_ID_FIELD"),
-            "link": ("ITEM_ID_FIELD", "ENTITY_ID_FIELD"),
-        }.get(source, ())
-        return {key: self.config[key] for key in keys if self.config[key] is not None}
-
-    def _check_named_columns(self, path: Path, source: str, columns: list[Column]) -> None:
-        """``load_col`` and ``unload_col`` name columns that there are; RecBole's own lists may name others."""
-        names = [column.name for column in columns]
-        for key in ("load_col", "unload_col"):
-            given = (self.config[key] or {}).get(source) if self.config.gives(key) else None
-            for field in given if given not in (None, "*") else ():
-                if field not in names:
-                    raise InputError(
-                        f"{key} names '{field}', but the columns of '{path}' are {', '.join(names)}"
-                        f"{nearest(str(field), names)}"
-                    )
-
-    def _read_column(self, file: AtomicFile, column: Column, source: Any, layout: Layout) -> Any:
-        """The values of one column, with its type and length told to RecBole."""
-        name = source.value if isinstance(source, FeatureSource) else source
-        field, kind = column.name, column.kind
-        required = field in self._needed_columns(name).values()
-        number = name == "inter" and field in _number_fields(self.config)
-        if number and kind in (FeatureType.TOKEN_SEQ, FeatureType.FLOAT_SEQ):
-            raise InputError(
-                f"'{file.path}', line 1: '{field}' has the type {kind.value}, but every row has one: write {field}:float"
-            )
-        if number and kind == FeatureType.TOKEN:
-            # As tokens, RecBole would number the ratings in the order in which they occur.
-            self.logger.warning(
-                f"'{file.path}': '{field}' has the type token; its texts are read as the numbers they are"
-            )
-            kind = FeatureType.FLOAT
-        if name != "link":
-            self.field2source[field] = source
-            self.field2type[field] = kind
-            if "float" in kind.value:
-                self.field2bucketnum[field] = 2
-        if kind in (FeatureType.TOKEN_SEQ, FeatureType.FLOAT_SEQ):
-            sequences = file.sequences(field, kind, layout.sequence_separator)
-            longest = max(map(len, sequences))
-            limit = (self.config["seq_len"] or {}).get(field)
-            if limit:
-                sequences = [sequence[:limit] for sequence in sequences]
-            self.field2seqlen[field] = longest if not limit else min(limit, longest)
-            series = pd.Series([None] * len(sequences), dtype=object)
-            series[:] = sequences
-            return series
-        if name != "link":
-            self.field2seqlen[field] = 1
-        if kind == FeatureType.TOKEN:
-            return file.tokens(field, required)
-        if number and field == self.config["TIME_FIELD"]:
-            return file.exact_numbers(field, required=order_counts(self.config))
-        return file.numbers(field, required=number)
 
 
 @cache
@@ -166,30 +201,3 @@ def recbole_dataset_class(config: Any) -> type:
         ModelType.KNOWLEDGE: recbole_datasets.KnowledgeBasedDataset,
     }
     return reading_atomic_files(own or kinds.get(config["MODEL_TYPE"], Dataset))
-
-
-def order_counts(config: Any) -> bool:
-    """Whether anything depends on the time order of the rows, so that every row needs a timestamp."""
-    return bool(
-        config["eval_args"]["order"] == "TO"
-        or "TS" in (config["eval_args"]["split"] or {})
-        or config["MODEL_TYPE"] == ModelType.SEQUENTIAL
-        or config.reads_history
-        or bool(config["history_length"] or config["student_pool"] or config.trains_teacher)
-        or config["rm_dup_inter"] is not None
-    )
-
-
-def _number_fields(config: Any) -> set[str]:
-    """Columns of the interactions that are numbers whatever their type says: ratings, labels, timestamps."""
-    fields = {config["RATING_FIELD"], config["LABEL_FIELD"], config["TIME_FIELD"], *(config["threshold"] or {})}
-    return {field for field in fields if field is not None}
-
-
-def _layout(config: Any) -> Layout:
-    return Layout(config["field_separator"], config["seq_separator"], config["encoding"] or "utf-8")
-
-
-def _no_such_column(path: Path, key: str, field: str, columns: list[Column]) -> str:
-    names = [column.name for column in columns]
-    return f"'{path}' has no column '{field}' ({key}); its columns are {', '.join(names)}: name yours by {key}"

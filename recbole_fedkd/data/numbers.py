@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from decimal import Decimal, InvalidOperation
 
@@ -22,13 +23,11 @@ MISSING = frozenset({
 
 def number(text: str) -> float | None:
     """The number that a text is; nan for a missing one, None for what is no number."""
-    if text.strip() in MISSING:
-        return float("nan")
     try:
         # Python reads 1_000 as a number; a file hardly means it.
         return None if "_" in text else float(text)
     except ValueError:
-        return None
+        return math.nan if text.strip() in MISSING else None
 
 
 def integer(text: str) -> int | None:
@@ -46,9 +45,9 @@ def integer(text: str) -> int | None:
 
 def why_no_number(text: str, value: float | None) -> str:
     """The rest of a sentence that says that a text is no number."""
-    if value is not None and np.isnan(value):
+    if value is not None and math.isnan(value):
         return " where every row needs a number"
-    if value is not None and np.isinf(value):
+    if value is not None and math.isinf(value):
         return "; it must be a finite number"
     if value is not None:
         return f"; it must lie between -{LARGEST:.3g} and {LARGEST:.3g}, as RecBole computes in 32 bits"

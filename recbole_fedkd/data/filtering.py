@@ -1,0 +1,135 @@
+"""RecBole's filters, which say how many interactions they take and why; none drops a row that nobody asked it to drop."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from recbole.data.dataset import Dataset
+from recbole.utils import FeatureType
+
+from recbole_fedkd.errors import InputError, nearest
+
+_SIDES = {"user": ("uid_field", "users"), "item": ("iid_field", "items")}
+_INTERVAL = re.compile(r"[\[(]\s*[^,;\[\]()]+,\s*[^,;\[\]()]+[\])]")
+
+
+class CountedFilters(Dataset):
+    """Mixin in front of RecBole's dataset classes: whatever takes interactions away says how many.
+
+    Interactions of users or items that the ``.user`` or ``.item`` file lacks stay, with empty features, unless the config
+    key ``filter_inter_by_user_or_item`` asks to drop them; users of the ``.user`` file without any interaction are left out.
+    """
+
+    @contextmanager
+    def _counted(self, key: str, loud: bool = False) -> Iterator[None]:
+        """Say how many interactions a step takes; refuse if it takes all."""
+        before = len(self.inter_feat)
+        yield
+        after = len(self.inter_feat)
+        if after == 0:
+            raise InputError(f"{key}: none of the {before} interactions of dataset '{self.dataset_name}' is left")
+        if after < before:
+            say = self.logger.warning if loud else self.logger.info
+            say(f"{key}: {before - after} of {before} interactions are dropped, {after} are left")
+
+    def _remove_duplication(self) -> None:
+        with self._counted(f"rm_dup_inter={self.config['rm_dup_inter']}"):
+            super()._remove_duplication()
+
+    def _filter_by_field_value(self) -> None:
+        """As RecBole's, with tokens compared as texts; users or items without a row or a value do not pass either."""
+        intervals = self.config["val_interval"] or {}
+        if not isinstance(intervals, dict):
+            raise InputError(
+                f"val_interval is {intervals!r}; it must be a dict of column to interval or list of tokens"
+            )
+        for field, allowed in intervals.items():
+            if field not in self.field2type:
+                raise InputError(
+                    f"val_interval names '{field}', but the loaded columns are {', '.join(self.field2type)}"
+                    f"{nearest(str(field), self.field2type)}"
+                )
+            with self._counted(f"val_interval={{'{field}': {allowed!r}}}"):
+                self._filter_field(field, allowed)
+
+    def _filter_field(self, field: str, allowed: Any) -> None:
+        """Keep the rows of a file whose value is allowed; of users and items, keep the interactions with it."""
+        kind = self.field2type[field]
+        if kind in (FeatureType.FLOAT_SEQ, FeatureType.TOKEN_SEQ):
+            raise InputError(f"val_interval names '{field}', which holds sequences; it filters float and token columns")
+        if kind == FeatureType.FLOAT and not all(_INTERVAL.fullmatch(part.strip()) for part in str(allowed).split(";")):
+            raise InputError(
+                f"val_interval of '{field}' is {allowed!r}; it must be an interval such as '[3,5]' or '(0,inf)'"
+            )
+        if kind == FeatureType.TOKEN and not isinstance(allowed, list | tuple | set):
+            raise InputError(f"val_interval of '{field}' is {allowed!r}; it must be a list of tokens")
+        for feat in self.field2feats(field):
+            if kind == FeatureType.FLOAT:
+                kept = self._within_intervals(feat[field].to_numpy(), self._parse_intervals_str(allowed))
+            else:
+                kept = feat[field].isin([str(token) for token in allowed]).to_numpy()
+            feat.drop(feat.index[~kept], inplace=True)
+        for side, (id_field, _) in _SIDES.items():
+            feat = getattr(self, f"{side}_feat")
+            if feat is not None and field in feat:
+                self._keep_interactions_of(side, getattr(self, id_field))
+
+    def _keep_interactions_of(self, side: str, field: str) -> None:
+        """Drop the interactions of users or items that their file has no row of."""
+        known = getattr(self, f"{side}_feat")[field]
+        self.inter_feat.drop(self.inter_feat.index[~self.inter_feat[field].isin(known)], inplace=True)
+
+    def _filter_inter_by_user_or_item(self) -> None:
+        with self._counted("filter_inter_by_user_or_item=True"):
+            super()._filter_inter_by_user_or_item()
+
+    def _filter_by_inter_num(self) -> None:
+        keys = ("user_inter_num_interval", "item_inter_num_interval")
+        with self._counted(", ".join(f"{key}={self.config[key]}" for key in keys)):
+            super()._filter_by_inter_num()
+
+    def _filter_link(self) -> None:
+        """Of RecBole's knowledge-aware datasets: only items that the knowledge graph has stay."""
+        with self._counted(
+            f"items that '{self.dataset_name}.link' does not link to '{self.dataset_name}.kg'", loud=True
+        ):
+            super()._filter_link()
+
+    def _remap_ID_all(self) -> None:  # noqa: N802 (RecBole's name)
+        for side, (id_field, plural) in _SIDES.items():
+            if getattr(self, f"{side}_feat") is not None:
+                self._compare_with_interactions(side, getattr(self, id_field), plural)
+        super()._remap_ID_all()
+
+    def _compare_with_interactions(self, side: str, field: str, plural: str) -> None:
+        """Say which users or items have no features, and which no interactions."""
+        feat = getattr(self, f"{side}_feat")
+        file = f"'{self.dataset_name}.{side}'"
+        of_rows = self.inter_feat[field].drop_duplicates()
+        unknown = ~of_rows.isin(feat[field])
+        if unknown.all():
+            raise InputError(
+                f"{file} has none of the {len(of_rows)} {plural} of '{self.dataset_name}.inter': the first {field} is "
+                f"'{feat[field].iloc[0]}' there and '{of_rows.iloc[0]}' here; it must be written alike in both"
+            )
+        if unknown.any():
+            rows = int(self.inter_feat[field].isin(of_rows[unknown]).sum())
+            self.logger.warning(
+                f"{file} has no row of {int(unknown.sum())} of {len(of_rows)} {plural}, such as '{of_rows[unknown].iloc[0]}': "
+                f"their {rows} interactions stay, with empty features; filter_inter_by_user_or_item=True would drop them"
+            )
+        idle = ~feat[field].isin(of_rows)
+        if not idle.any():
+            return
+        if side == "item":
+            # They are part of the catalogue: candidates of a full ranking, as in RecBole.
+            self.logger.info(
+                f"{int(idle.sum())} of {len(feat)} items of {file} have no interaction; ranking includes them"
+            )
+        elif list(self.alias["user_id"]) == [field]:
+            # Nothing is learnt from them or judged on them, and a weight matrix with their rows would start elsewhere.
+            self.logger.info(f"{int(idle.sum())} of {len(feat)} users of {file} have no interaction and are left out")
+            self.user_feat = feat[~idle].reset_index(drop=True)
