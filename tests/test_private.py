@@ -277,8 +277,9 @@ def test_the_score_function_by_hand():
 def test_one_client_that_holds_everything_trains_a_small_model_as_central_training_does(run, model):
     """Not bit for bit: RecBole's loader draws the negatives of a batch, a client those of an epoch."""
     keys = {"epochs": 20, "learning_rate": 0.03, "metrics": ["AUC"], "train_neg_sample_args": NEGATIVES}
+    keys["eval_args"] = {"mode": "uni15"}  # one candidate a row would leave more to chance than training does
     alone, central = run(model, strategy="fedavg", client_num=1, **keys), run(model, **keys)
-    assert alone["test_result"]["auc"] == pytest.approx(central["test_result"]["auc"], abs=0.08)
+    assert alone["test_result"]["auc"] == pytest.approx(central["test_result"]["auc"], abs=0.05)
 
 
 NEGATIVES = {"distribution": "uniform", "sample_num": 4, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
