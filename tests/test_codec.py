@@ -18,7 +18,7 @@ from recbole_fedkd.federated.codec import (
     squared_error,
 )
 from recbole_fedkd.federated.message import Message, MessageError, decoded
-from recbole_fedkd.federated.update import Broadcast, applied, difference, named
+from recbole_fedkd.federated.wire import Broadcast, applied, difference, named
 
 FLOATS = st.floats(-1e4, 1e4, width=32)
 SHAPES = arrays_of.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=12)
@@ -218,7 +218,7 @@ def test_server_and_clients_hold_the_same_numbers_after_lossy_rounds(prepared, c
     engine = trainer.engine
     for round_index in range(3):
         engine.run_round(round_index)
-    replica = engine.server.broadcast.replica
+    replica = engine.server.link.broadcast.replica
     changed = sum(float(np.abs(replica[name] - value.numpy()).max()) for name, value in engine.server.state.items())
     assert changed > 0  # a lossy codec: what the clients hold is not all that the server knows
     for client in engine.clients:
@@ -242,16 +242,18 @@ def test_a_client_adds_what_was_dropped_to_its_next_update(prepared):
         _, trainer, _, _ = prepared(strategy="fedavg", codecs=["top_k"], error_feedback=feedback, **WIDE)
         trainer.engine.run_round(0)
         client = trainer.engine.clients[0]
-        dropped[feedback] = sum(float(value.abs().sum()) for value in client.residual.values())
+        dropped[feedback] = sum(float(np.abs(value).sum()) for value in client.link.encoding.residual.values())
         if feedback:
-            before = {name: value.numpy().copy() for name, value in client.residual.items()}
+            before = named(client.link.encoding.residual, client.received)
             start = {name: value.numpy().copy() for name, value in client.received.items()}
             client.train(1)
             own = {f"p:{name}": value.detach().numpy() for name, value in client.task.shared.parameters().items()}
-            wire = decoded(Message.from_bytes(client.send(1)), client.codecs.up)
+            wire = decoded(Message.from_bytes(client.send(1)), client.link.codecs.up)
             sent = named(wire.arrays, start)
             for name, value in applied(difference(own, start), before).items():
-                np.testing.assert_allclose(sent[name] + client.residual[name].numpy(), value, atol=1e-6)
+                np.testing.assert_allclose(
+                    sent[name] + named(client.link.encoding.residual, start)[name], value, atol=1e-6
+                )
     assert dropped[True] > 0 and dropped[False] == 0
 
 
@@ -262,14 +264,14 @@ def test_a_client_that_was_away_gets_the_whole_network_and_one_that_was_not_the_
     for round_index in range(6):
         engine.run_round(round_index)
     server = engine.server
-    told = dict(server.broadcast.told)
+    told = dict(server.link.broadcast.acknowledged)
     for client in range(3):
         message = server.send(client, 6)
-        behind = server.broadcast.version - told.get(client, 0)
+        behind = server.link.broadcast.version - told.get(client, 0)
         kind = Message.from_bytes(message).kind
         assert kind == ("update" if behind == 1 else "network")
         engine.clients[client].receive(message)
-        assert engine.clients[client].version == 6
+        assert engine.clients[client].link.version == 6
     with pytest.raises(MessageError, match="update to version 9 came to a client that holds version 6"):
         arrays = {"version": np.array([9], dtype=np.int32)}
         engine.clients[0].receive(Message("update", 9, -1, arrays).to_bytes())
@@ -301,9 +303,9 @@ def test_what_a_client_takes_off_the_totals_is_what_the_server_saw_of_it(prepare
     payload = engine.server.send(0, 1)
     one.receive(payload)
     total = decoded(Message.from_bytes(payload), CodecStack.of(["fp16"], SETTINGS)).arrays["sums"]
-    left = torch.tensor(total) - one.sent["sums"]
-    seen = other.sent["seen"] > 0
-    torch.testing.assert_close(left[seen], other.sent["sums"][seen], atol=0.2, rtol=2e-3)
+    left = torch.tensor(total) - one.link.sent["sums"]
+    seen = other.link.sent["seen"] > 0
+    torch.testing.assert_close(left[seen], other.link.sent["sums"][seen], atol=0.2, rtol=2e-3)
     assert torch.equal(one.received["known"], seen)
 
 

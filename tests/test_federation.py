@@ -229,7 +229,7 @@ def test_last_epoch_knowledge_counts_every_sample_once(prepared):
 
 
 def test_an_error_inside_a_client_names_client_round_and_stage(prepared):
-    from recbole_fedkd.engine.local import ClientError
+    from recbole_fedkd.engine import ClientError
 
     _, engine = engine_of(prepared)
     engine.clients[1].task.network.backbone = None

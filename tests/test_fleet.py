@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from recbole_fedkd import load_data_and_model
 from recbole_fedkd.checkpoint import read_checkpoint
-from recbole_fedkd.engine import FleetEngine
-from recbole_fedkd.engine.local import ClientError
+from recbole_fedkd.engine import ClientError, FleetEngine
 from recbole_fedkd.engine.packing import MAX_PADDING, MAX_ROW_PADDING, packed, slots
 from recbole_fedkd.engine.threads import SideBySide
 from recbole_fedkd.federated.message import Message, sizes_by_sender

@@ -124,7 +124,7 @@ def test_a_client_gets_what_the_others_know_of_each_item(prepared):
         {name: torch.tensor(value) for name, value in Message.from_bytes(client.send(0)).arrays.items()}
         for client in engine.clients
     ]
-    first = [dict(client.sent) for client in engine.clients]
+    first = [dict(client.link.sent) for client in engine.clients]
     engine.run_round(1)
     for number, client in enumerate(engine.clients):
         others = [each for k, each in enumerate(known) if k != number]
@@ -162,19 +162,21 @@ def test_histograms_are_sent_once_and_sums_every_round(prepared, use, up, down):
             client.train(index)
             uploads.append(client.send(index))
         assert (set(Message.from_bytes(uploads[0]).arrays) if uploads[0] else set()) == up[index]
-        engine.server.aggregate(uploads, index)
+        assert not engine.server.aggregate(dict(enumerate(uploads)), index)
 
 
 def test_a_client_chosen_late_gets_the_histograms_it_missed(prepared):
     _, engine = engine_of(prepared, knowledge_use="prior", client_num=6, clients_per_round=2)
     for index in range(25):
         engine.run_round(index)
-    total = sum(client.sent["histogram"] for client in engine.clients)
+    total = sum(client.link.sent["histogram"] for client in engine.clients)
     assert torch.equal(engine.server.state["histogram"], total)
     for index in range(25, 50):
         engine.run_round(index)
     for client in engine.clients:
-        torch.testing.assert_close(client.task.network.item_prior, log_prior(total - client.sent["histogram"], 10.0))
+        torch.testing.assert_close(
+            client.task.network.item_prior, log_prior(total - client.link.sent["histogram"], 10.0)
+        )
 
 
 def test_the_prior_is_added_to_the_logits_and_is_not_learned(prepared):

@@ -14,13 +14,13 @@ from torch.nn import functional
 
 from recbole_fedkd.config import PROPERTIES
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.federated.aggregate import MeanOfChangedRows, WeightedMean
 from recbole_fedkd.federated.message import Message
-from recbole_fedkd.federated.strategy.federated_averaging import _mean, _mean_of_changed_rows
 from recbole_fedkd.model.factorization import FactorizationNetwork, ScoreFunctionNetwork
 from recbole_fedkd.model.shared import SharedState, matching, private_slices
 
 USERS, ITEMS = 31, 41
-MARKER = 12345.678
+MARKER = 0.12345678
 STILL = {"learner": "sgd", "learning_rate": 0.0}
 TEACHER = {"embedding_size": 6, "hidden_sizes": [6, 12], "history_length": 7, "attention_heads": 3}
 # Model, keys, patterns, and how many parameters and buffers a pattern keeps.
@@ -65,7 +65,7 @@ def test_what_a_pattern_keeps_never_leaves_its_client(prepared, model, keys, pat
             client.receive(payloads[-1])
             client.train(index)
             payloads.append(client.send(index))
-        engine.server.aggregate(payloads[-2 * len(engine.clients) + 1 :: 2], index)
+        assert not engine.server.aggregate(dict(enumerate(payloads[-2 * len(engine.clients) + 1 :: 2])), index)
     assert all(payloads[1::2])
     marks = [struct.pack(code, MARKER) for code in ("<f", ">f", "<d")]
     assert not any(mark in payload for payload in payloads for mark in marks)
@@ -173,23 +173,24 @@ def test_rates_by_pattern_reach_central_training_too(run):
 # Means of the server
 
 
-def uploads_of(arrays):
-    return [
-        Message("model", 0, number, {"p:w": np.asarray(array, np.float32), "samples": np.array([1], np.int32)})
-        for number, array in enumerate(arrays)
-    ]
+def folded(fold, arrays):
+    for number, array in enumerate(arrays):
+        fold.add(Message("model", 0, number, {"p:w": np.asarray(array, np.float32)}))
+    return fold.finish()["p:w"]
+
+
+def mean_of_changed_rows(state, arrays, weights):
+    return folded(MeanOfChangedRows(lambda upload: weights[upload.sender], sum(weights), state), arrays)
 
 
 def test_the_mean_of_changed_rows_by_hand():
     state = {"p:w": torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])}
-    sent = uploads_of(
-        [
-            [[4.0, 1.0], [2.0, 2.0], [3.0, 3.0]],
-            [[1.0, 1.0], [4.0, 2.0], [3.0, 3.0]],
-            [[7.0, 1.0], [2.0, 2.0], [3.0, 3.0]],
-        ]
-    )
-    mean = _mean_of_changed_rows(state, sent, [0.25, 0.25, 0.5])["p:w"]
+    sent = [
+        [[4.0, 1.0], [2.0, 2.0], [3.0, 3.0]],
+        [[1.0, 1.0], [4.0, 2.0], [3.0, 3.0]],
+        [[7.0, 1.0], [2.0, 2.0], [3.0, 3.0]],
+    ]
+    mean = mean_of_changed_rows(state, sent, [0.25, 0.25, 0.5])
     torch.testing.assert_close(mean, torch.tensor([[6.0, 1.0], [4.0, 2.0], [3.0, 3.0]]))
 
 
@@ -197,17 +198,16 @@ def test_the_mean_of_changed_rows_by_hand():
 def test_where_everybody_changes_everything_both_means_are_one(clients, seed):
     generator = np.random.default_rng(seed)
     state = {"p:w": torch.zeros(4, 3)}
-    sent = uploads_of(generator.normal(size=(clients, 4, 3)))
+    sent = generator.normal(size=(clients, 4, 3))
     weights = generator.dirichlet(np.ones(clients)).tolist()
-    torch.testing.assert_close(
-        _mean_of_changed_rows(state, sent, weights)["p:w"], _mean(state, sent, weights)["p:w"], rtol=1e-4, atol=1e-6
-    )
+    mean = folded(WeightedMean(lambda upload: weights[upload.sender], sum(weights)), sent)
+    torch.testing.assert_close(mean_of_changed_rows(state, sent, weights), mean, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (5, 1, 2)])
 def test_the_mean_of_changed_rows_keeps_every_shape(shape):
     state = {"p:w": torch.ones(shape)}
-    mean = _mean_of_changed_rows(state, uploads_of([np.full(shape, 3.0), np.ones(shape)]), [0.5, 0.5])["p:w"]
+    mean = mean_of_changed_rows(state, [np.full(shape, 3.0), np.ones(shape)], [0.5, 0.5])
     torch.testing.assert_close(mean, torch.full(shape, 3.0))
 
 
@@ -221,7 +221,7 @@ def test_clients_that_count_alike_are_averaged_alike(prepared):
         client.train(0)
         trained.append(client.task.network.item_bias.weight.detach().clone())
     assert len({len(client.task) for client in engine.clients}) == 3
-    engine.server.aggregate([client.send(0) for client in engine.clients], 0)
+    assert not engine.server.aggregate({client.number: client.send(0) for client in engine.clients}, 0)
     torch.testing.assert_close(engine.server.state["p:item_bias.weight"], torch.stack(trained).mean(0))
 
 

@@ -19,8 +19,8 @@ from recbole.data.utils import get_dataloader
 from recbole.utils import ModelType
 from torch import Tensor, nn
 
+from recbole_fedkd.engine.base import ClientError, Engine, Round, reason
 from recbole_fedkd.engine.draws import Streams
-from recbole_fedkd.engine.local import ClientError, RoundReport
 from recbole_fedkd.engine.packing import packed, slots
 from recbole_fedkd.engine.samples import Epoch, FleetTask
 from recbole_fedkd.engine.threads import SideBySide, keep_freed_memory
@@ -29,7 +29,7 @@ from recbole_fedkd.federated.client import ClientSettings
 from recbole_fedkd.federated.compact import MeanOfClients, MeanPart, SharedTensors, stacked, unstacked
 from recbole_fedkd.federated.message import Message, sizes_by_sender
 from recbole_fedkd.federated.server import Server
-from recbole_fedkd.federated.strategy import STRATEGIES, LocalResult, ServerState, to_tensors
+from recbole_fedkd.federated.strategy import STRATEGIES, LocalResult, to_tensors
 from recbole_fedkd.federated.strategy.federated_averaging import (
     BUFFER,
     PARAMETER,
@@ -40,7 +40,7 @@ from recbole_fedkd.federated.strategy.federated_averaging import (
 from recbole_fedkd.federated.strategy.knowledge_exchange import AttentiveFederatedDistillation, FederatedDistillation
 from recbole_fedkd.federated.strategy.local_training import LocalTraining
 from recbole_fedkd.federated.task import Step
-from recbole_fedkd.finite import all_finite, check_state, finite_clients, training_sentence
+from recbole_fedkd.finite import NotFiniteError, all_finite, finite_clients, training_sentence
 from recbole_fedkd.model.backbone import HandedDropout
 from recbole_fedkd.model.fleet import ClientGroup, CompactPopulation, Pack, RowStore, Weights, fill_rows
 from recbole_fedkd.model.shared import SharedState, matching
@@ -241,6 +241,7 @@ class _Trained:
         rows: their item rows, where they keep any.
         memory_rows: what their optimisers remember of these, where they keep that.
         part: of the mean, where one is made.
+        numbers: of the clients.
         messages: their own, where each has one.
     """
 
@@ -249,7 +250,8 @@ class _Trained:
     rows: list[RowChanges]
     memory_rows: list[RowChanges]
     part: MeanPart | None
-    messages: list[Message]
+    numbers: Sequence[int]
+    messages: list[Message | None]
 
 
 class _Twins(threading.local):
@@ -259,7 +261,7 @@ class _Twins(threading.local):
         self.networks: dict[int, nn.Module] = {}
 
 
-class FleetEngine:
+class FleetEngine(Engine):
     """Runs the rounds of a federation, many clients at a time.
 
     Args:
@@ -271,6 +273,7 @@ class FleetEngine:
         memory: bytes that clients side by side may take.
         threads: packs that are trained at a time; decides nothing but how long it takes.
         rates: pattern of parameter names to learning rate; empty: all learn at the optimiser's own.
+        min_clients: as of :class:`Engine`.
     """
 
     name = "fleet"
@@ -285,8 +288,10 @@ class FleetEngine:
         memory: float,
         threads: int = 1,
         rates: Mapping[str, float] | None = None,
+        min_clients: int | None = None,
     ) -> None:
-        self.server, self.population, self.task = server, population, task
+        super().__init__(server, min_clients)
+        self.population, self.task = population, task
         self.settings, self.optimizer, self.memory = settings, optimizer, memory
         self.device = task.sizes.device
         self.groups = population.client_groups
@@ -316,76 +321,61 @@ class FleetEngine:
         """Samples of an epoch of every client that has any, by its number."""
         return {number: size for number, size in enumerate(self.sizes) if size}
 
-    def run_round(
-        self,
-        round_index: int,
-        on_step: Callable[[int], None] | None = None,
-        on_bytes: Callable[[int], None] | None = None,
-    ) -> RoundReport:
-        """One communication round, with the steps of :meth:`LocalEngine.run_round`; arguments and result as there.
-
-        Raises:
-            ClientError: an error inside packed clients, naming round and stage, and the first and the last of them, or where
-                numbers are not finite those whose they are.
-            NotFiniteError: what the server makes of a round is not finite.
-        """
-        strategy = self.server.strategy
-        report = RoundReport(0.0)
-        chosen = self.server.choose(list(self.samples), round_index)
-        report.bytes_down = self._receive(chosen, round_index)
+    def _run_clients(self, current: Round) -> Mapping[str, Tensor] | None:
+        strategy, chosen, report = self.server.strategy, current.chosen, current.report
+        report.bytes_down = self._receive(chosen, current.index)
         total = sum(self.sizes[number] for number in chosen)
         of_changed = strategy.settings.row_mean == "changed"
         uniform = strategy.settings.client_weights == "uniform"
-        uploads: list[Message] = []
+        share = (lambda size: 1 / len(chosen)) if uniform else (lambda size: size / total)
+        example: Message | None = None
         mean: MeanOfClients | None = None
-        loss, filled = 0.0, 0
+        filled, missing = 0, dict[int, ClientError]()
         for place, group in enumerate(self.groups):
             if strategy.shares_parameters:
                 mean = MeanOfClients(group, self.private[place], of_changed)
-            base = group.base()
-            share = (lambda size: 1 / len(chosen)) if uniform else (lambda size: size / total)
-            train = partial(self._train, place, round_index, base, mean, share)
+            train = partial(self._train, place, current.index, group.base(), mean, share, missing)
             rows: list[RowChanges] = []
             memory_rows: list[RowChanges] = []
-            for trained in self._side_by_side.map(train, self._packs(place, chosen)):
-                self._keep(place, trained.training)
-                rows += trained.rows
-                memory_rows += trained.memory_rows
-                uploads += trained.messages
-                if mean is not None and trained.part is not None:
-                    mean.add(trained.part)
-                loss += float(trained.loss)
-                sizes = trained.training.sizes
-                filled += sum(slots(size, sizes[0], self.task.batch_size) for size in sizes)
-                if on_step is not None:
-                    on_step(sum(sizes) * self.settings.local_epochs)
+            for packs in self._side_by_side.map(train, self._packs(place, chosen)):
+                for trained in packs:
+                    sizes = trained.training.sizes
+                    self._keep(place, trained.training)
+                    rows += trained.rows
+                    memory_rows += trained.memory_rows
+                    for number, message in zip(trained.numbers, trained.messages, strict=True):
+                        current.intake.take(number, message)
+                        example = message
+                    if mean is not None and trained.part is not None:
+                        mean.add(trained.part)
+                    current.count(float(trained.loss), sum(sizes))
+                    filled += sum(slots(size, sizes[0], self.task.batch_size) for size in sizes)
+                    if current.on_step is not None:
+                        current.on_step(sum(sizes) * self.settings.local_epochs)
             RowChanges.apply(rows, group.rows)
             for memory in self.memories[place : place + 1]:
                 RowChanges.apply(memory_rows, memory.rows)
-        self.padding = 1.0 - total / filled
+        self.padding = 1.0 - current.seen / max(filled, 1)
         if mean is not None:
-            report.bytes_up = self._sizes_up(mean, chosen, round_index)
-            assert isinstance(strategy, FederatedAveraging)
-            # Clients change no buffer of the package's own networks.
-            buffers = {name: value for name, value in self.server.state.items() if name.startswith(BUFFER)}
-            self._advance(strategy.moved(self.server.state, {**mean.state(PARAMETER), **buffers}), round_index)
-            if strategy.serves_aggregate:
-                self._install(round_index + 1)
-        elif uploads:
-            report.bytes_up = dict(zip(chosen, sizes_by_sender(uploads[0], chosen), strict=True))
-            uploads.sort(key=lambda message: message.sender)
-            self._advance(strategy.aggregate(self.server.state, uploads), round_index)
-        else:
-            report.bytes_up = dict.fromkeys(chosen, 0)
-        if on_bytes is not None:
-            on_bytes(report.total_bytes)
-        report.loss = loss / total
-        return report
+            example = self._example(mean, chosen, current.index)
+        for number, size in zip(
+            chosen, sizes_by_sender(example, chosen) if example else [0] * len(chosen), strict=True
+        ):
+            report.bytes_up[number] = 0 if number in missing else size
+        for number in sorted(missing):
+            self._leave_out(current, number, reason(missing[number]), missing[number])
+        if current.on_bytes is not None:
+            current.on_bytes(report.total_bytes)
+        if mean is None or len(missing) == len(chosen):
+            return None
+        answered = sum(share(self.sizes[number]) for number in chosen if number not in missing) if missing else 1.0
+        # Clients change no buffer of the package's own networks.
+        buffers = {name: value for name, value in self.server.state.items() if name.startswith(BUFFER)}
+        return {**mean.state(PARAMETER, answered), **buffers}
 
-    def _advance(self, state: ServerState, round_index: int) -> None:
-        """Take over the server's next state, if it is finite."""
-        check_state(state, f"round {round_index + 1}")
-        self.server.state = state
+    def _serve(self, round_index: int) -> None:
+        if self.server.strategy.serves_aggregate:
+            self._install(round_index + 1)
 
     # Messages
 
@@ -413,7 +403,7 @@ class FleetEngine:
         strategy = self.server.strategy
         message = self.server.message_for(0, round_index)
         assert message is not None
-        self.received = {name: value.to(self.device) for name, value in to_tensors(message).items()}
+        self.received = {name: value.to(self.device) for name, value in to_tensors(message.arrays).items()}
         values = strategy.installed(strategy.understood(self.received, {}, False))
         with torch.no_grad():
             state = self.groups[0].whole.state_dict(keep_vars=True)
@@ -421,12 +411,10 @@ class FleetEngine:
                 state[name].copy_(value)
         return len(message.to_bytes())
 
-    def _sizes_up(self, mean: MeanOfClients, chosen: Sequence[int], round_index: int) -> dict[int, int]:
-        """Bytes of the clients' uploads: as many as those of any network of the same shapes."""
-        result = LocalResult(1, SharedState(self.groups[0].whole, lambda: mean.private), first=False)
-        message = self.server.strategy.upload(result, chosen[0], round_index)
-        assert message is not None
-        return dict(zip(chosen, sizes_by_sender(message, chosen), strict=True))
+    def _example(self, mean: MeanOfClients, chosen: Sequence[int], round_index: int) -> Message | None:
+        """A client's upload as the strategy makes it of the network that all start from: it has the size of all others."""
+        result = LocalResult(SharedState(self.groups[0].whole, lambda: mean.private), first=False)
+        return self.server.strategy.upload(result, chosen[0], round_index)
 
     # Training
 
@@ -493,8 +481,9 @@ class FleetEngine:
         base: tuple[Tensor, Tensor, Tensor],
         mean: MeanOfClients | None,
         share: Callable[[int], float],
+        missing: dict[int, ClientError],
         clients: np.ndarray[Any, np.dtype[np.int64]],
-    ) -> _Trained:
+    ) -> list[_Trained]:
         """Train packed clients for a round; changes nothing that another pack reads.
 
         Args:
@@ -503,28 +492,56 @@ class FleetEngine:
             base: what all clients of the group have in common.
             mean: says what the clients add to the mean of all; None where none is made.
             share: weight of a client in that mean, by its samples.
+            missing: takes the clients that fail; those packed with them are trained without them.
             clients: places in the group ``[c]``.
+
+        Raises:
+            ClientError: a client fails where all have to answer.
         """
         numbers = self.groups[place].numbers[torch.from_numpy(clients)].tolist()
         try:
-            chosen = torch.from_numpy(clients).to(self.device)
-            training, loss, knowledge = self._trained(place, round_index, base, chosen, numbers)
-            group, pack, weights = training.group, training.pack, training.weights
-            width = group.rows.data.shape[1]
-            rows = [RowChanges.of(pack, weights.rows[..., :width])] if width else []
-            memory_rows = []
-            if self.memories and training.memory:
-                memory_rows = [RowChanges.of(pack, torch.cat([each.rows for each in training.memory], 2))]
-            if mean is None:
-                messages = self._messages(training.sizes, numbers, round_index, knowledge)
-                return _Trained(training, loss, rows, memory_rows, None, messages)
-            shares = torch.tensor([share(size) for size in training.sizes], dtype=torch.float64, device=self.device)
-            return _Trained(training, loss, rows, memory_rows, mean.part(pack, weights, shares), [])
-        except ClientError:
-            raise
+            return [self._train_pack(place, round_index, base, mean, share, clients, numbers)]
         except Exception as error:
-            stage = f"clients {numbers[0]} to {numbers[-1]}, round {round_index + 1}"
-            raise ClientError(f"{stage}, training: {error}") from error
+            who = f"clients {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"client {numbers[0]}"
+            failed = ClientError(f"{who}, round {round_index + 1}, training: {error}")
+            failed.__cause__ = error
+            if isinstance(error, ClientError):
+                failed = error
+            if self.min_clients is None:
+                raise failed from failed.__cause__
+            if len(numbers) == 1:
+                missing[numbers[0]] = failed
+                return []
+            # Who of them it was is found by trying parts of them.
+            halves = np.array_split(clients, 2)
+            tried = (self._train(place, round_index, base, mean, share, missing, half) for half in halves)
+            return [trained for each in tried for trained in each]
+
+    def _train_pack(
+        self,
+        place: int,
+        round_index: int,
+        base: tuple[Tensor, Tensor, Tensor],
+        mean: MeanOfClients | None,
+        share: Callable[[int], float],
+        clients: np.ndarray[Any, np.dtype[np.int64]],
+        numbers: Sequence[int],
+    ) -> _Trained:
+        """The packed clients when they have trained."""
+        chosen = torch.from_numpy(clients).to(self.device)
+        training, loss, knowledge = self._trained(place, round_index, base, chosen, numbers)
+        group, pack, weights = training.group, training.pack, training.weights
+        width = group.rows.data.shape[1]
+        rows = [RowChanges.of(pack, weights.rows[..., :width])] if width else []
+        memory_rows = []
+        if self.memories and training.memory:
+            memory_rows = [RowChanges.of(pack, torch.cat([each.rows for each in training.memory], 2))]
+        if mean is None:
+            messages = self._messages(training.sizes, numbers, round_index, knowledge)
+            return _Trained(training, loss, rows, memory_rows, None, numbers, messages)
+        shares = torch.tensor([share(size) for size in training.sizes], dtype=torch.float64, device=self.device)
+        part = mean.part(pack, weights, shares)
+        return _Trained(training, loss, rows, memory_rows, part, numbers, [None] * len(numbers))
 
     def _trained(
         self,
@@ -604,11 +621,11 @@ class FleetEngine:
 
     def _messages(
         self, sizes: Sequence[int], numbers: Sequence[int], round_index: int, knowledge: dict[str, Tensor]
-    ) -> list[Message]:
+    ) -> list[Message | None]:
         """What packed clients upload, where each has a message of its own."""
-        result = LocalResult(sum(sizes), SharedTensors({}, {}), first=False, collected=knowledge)
+        result = LocalResult(SharedTensors({}, {}), first=False, collected=knowledge)
         message = self.server.strategy.upload(result, numbers[0], round_index)
-        return unstacked(message, numbers) if message is not None else []
+        return [*unstacked(message, numbers)] if message is not None else [None] * len(numbers)
 
     def _left(self, sizes: Sequence[int], step: int) -> list[int]:
         """Samples in a step of every packed client that has any left; those are the first."""
@@ -710,7 +727,9 @@ class FleetEngine:
 def _of_clients(numbers: Sequence[int], which: Tensor, round_index: int, stage: str, sentence: str) -> ClientError:
     """The error of some of packed clients ``which [c]``, by their numbers, in ascending order."""
     own = sorted(number for number, of_it in zip(numbers, which.tolist(), strict=True) if of_it)
-    return ClientError(f"client{'s' * (len(own) > 1)} {listed(own, 10)}, round {round_index + 1}, {stage}: {sentence}")
+    error = ClientError(f"client{'s' * (len(own) > 1)} {listed(own, 10)}, round {round_index + 1}, {stage}: {sentence}")
+    error.__cause__ = NotFiniteError(sentence)
+    return error
 
 
 def stepped(

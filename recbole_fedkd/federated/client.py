@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from recbole_fedkd.federated.codec import WireCodecs, squared_error
-from recbole_fedkd.federated.message import Message, MessageError, decoded
+from recbole_fedkd.federated.codec import WireCodecs
+from recbole_fedkd.federated.message import Training
 from recbole_fedkd.federated.serving import MovingAverage
-from recbole_fedkd.federated.strategy import LocalResult, Strategy, to_tensors, travels_as_update
+from recbole_fedkd.federated.strategy import LocalResult, Strategy, to_tensors
 from recbole_fedkd.federated.task import AttentiveTask, Step, Task
-from recbole_fedkd.federated.update import UPDATE, VERSION, Arrays, applied, difference, named, numbered, updated
+from recbole_fedkd.federated.wire import ClientLink
 from recbole_fedkd.finite import check_arrays, check_trained, learner_of
+from recbole_fedkd.model.shared import forget_cached
 
 _WORD = 2**64 - 1
 
@@ -56,14 +58,6 @@ class ClientSettings:
         must not be kept for the next call.
         """
         return torch.autocast(device.type, torch.bfloat16, enabled=self.enable_amp, cache_enabled=False)
-
-
-@dataclass(frozen=True)
-class TrainingReport:
-    """What local training cost: summed loss over the last epoch's samples, and their number."""
-
-    loss: float
-    samples: int
 
 
 def client_round_seed(seed: int, client: int, round_index: int) -> int:
@@ -119,7 +113,8 @@ class Client:
         codecs: how messages are encoded, the same on both sides.
 
     Attributes:
-        codec_error: squared norm of what encoding took from the last upload, and of the upload.
+        link: the client's end of the wire.
+        received: what the strategy made of the server's last message.
     """
 
     def __init__(
@@ -133,59 +128,36 @@ class Client:
         codecs: WireCodecs | None = None,
     ) -> None:
         self.number = number
-        self.codecs = codecs or WireCodecs()
-        self.codec_error = (0.0, 0.0)
         self.task = task
         self.build_optimizer = build_optimizer
         self.optimizer = build_optimizer(task.network)
         self.strategy = strategy
         self.settings = settings
         self.device = device
-        # With codecs the network travels as what changed of it, and the first one that of the run's seed.
-        self.sends_updates = travels_as_update(strategy, self.codecs)
-        self.version = 0
-        self.residual: dict[str, Tensor] = {}
-        self.received: dict[str, Tensor] = strategy.initial_state(task.shared) if self.sends_updates else {}
-        self.sent: dict[str, Tensor] = {}
-        self.sent_in: int | None = None
+        network = strategy.initial_state(task.shared)
+        self.link = ClientLink(number, strategy, codecs or WireCodecs(), settings.error_feedback, network)
+        # With codecs the first network that travels is what changed of the run's seed's.
+        self.received: dict[str, Tensor] = network if self.link.updates is not None else {}
         self.average = MovingAverage(task.network, settings.serve_average) if settings.serve_average else None
         self._result: LocalResult | None = None
+        self._training = Training()
 
     def receive(self, payload: bytes) -> None:
         """Take the server's message in; empty bytes leave what was received before."""
-        if payload:
-            message = decoded(Message.from_bytes(payload), self.codecs.down)
-            if self.sends_updates:
-                newer = self._newer(message)
-                if newer is None:
-                    return
-                message = newer
-            check_arrays(message.arrays, "the server's message")
-            arrays = {name: tensor.to(self.device) for name, tensor in to_tensors(message).items()}
-            fresh = self.sent_in is not None and message.round == self.sent_in + 1
-            self.received = self.strategy.understood(arrays, self.sent, fresh)
-            if self.average is not None:
-                self.average.restore()
-            self.task.shared.install(self.strategy.installed(self.received))
+        message = self.link.read(payload) if payload else None
+        if message is None:
+            return
+        arrays = self._on_device(to_tensors(message.arrays))
+        fresh = self.link.sent_in is not None and message.round == self.link.sent_in + 1
+        self.received = self.strategy.understood(arrays, self._on_device(self.link.sent), fresh)
+        if self.average is not None:
+            self.average.restore()
+        self.task.shared.install(self.strategy.installed(self.received))
 
-    def _newer(self, message: Message) -> Message | None:
-        """The whole network of a message, from an update or as it is; None where the client has that version already."""
-        arrays = dict(message.arrays)
-        version = int(arrays.pop(VERSION)[0])
-        if version == self.version:
-            return None
-        if message.kind == UPDATE:
-            if version != self.version + 1:
-                raise MessageError(f"update to version {version} came to a client that holds version {self.version}")
-            arrays = updated(arrays, self._reference())
-        self.version = version
-        return replace(message, arrays=arrays)
+    def _on_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
-    def _reference(self) -> Arrays:
-        """The network that the server takes this client's updates to start from."""
-        return {name: tensor.cpu().numpy() for name, tensor in self.received.items()}
-
-    def train(self, round_index: int, on_step: Callable[[int], None] | None = None) -> TrainingReport:
+    def train(self, round_index: int, on_step: Callable[[int], None] | None = None) -> Training:
         """Train for the round's local epochs.
 
         Args:
@@ -209,10 +181,10 @@ class Client:
         with own_streams(seed, self.device):
             return self._train(round_index, on_step)
 
-    def _train(self, round_index: int, on_step: Callable[[int], None] | None) -> TrainingReport:
+    def _train(self, round_index: int, on_step: Callable[[int], None] | None) -> Training:
         strategy, task, network = self.strategy, self.task, self.task.network
         network.train()
-        self._result = LocalResult(len(task), task.shared, first=self.sent_in is None)
+        self._result = LocalResult(task.shared, first=self.link.sent_in is None)
         teacher = None
         if strategy.taught_by_received and round_index > 0:  # what comes down first knows nothing
             teacher = {name: value.detach().clone() for name, value in network.named_parameters()}
@@ -244,7 +216,8 @@ class Client:
             check_trained(float(total), dict(network.named_parameters()), learner_of(self.optimizer))
         if strategy.exchanges_knowledge and self.settings.clean_pass:
             self._extract_knowledge()
-        return TrainingReport(float(total), seen)
+        self._training = Training(len(task), seen, float(total))
+        return self._training
 
     def serve(self) -> None:
         """At the end of a round: from now on users are served by what the round has left."""
@@ -259,35 +232,26 @@ class Client:
         if message is None:
             return b""
         check_arrays(message.arrays, "its message")  # a codec may make a number of what is none
-        if self.sends_updates:
-            residual = {name: tensor.cpu().numpy() for name, tensor in self.residual.items()}
-            reference = self._reference()
-            update = applied(difference(message.arrays, reference), residual)
-            message = replace(message, arrays=numbered(update, reference))
-        wire = replace(message, arrays=self.codecs.up.encode(message.arrays, round_index))
-        if self.codecs.up.codecs:
-            # What the server will see is what is taken off what it says.
-            seen = decoded(wire, self.codecs.up)
-            self.codec_error = squared_error(message.arrays, seen.arrays)
-            if self.sends_updates and self.settings.error_feedback:
-                left = named(difference(message.arrays, seen.arrays), reference)
-                self.residual = {name: torch.tensor(left[name]) for name in reference}
-            message = seen
-        if self.strategy.remembers_sent:
-            own = to_tensors(message)
-            self.sent = {**self.sent, **{name: tensor.to(self.device) for name, tensor in own.items()}}
-        self.sent_in = round_index
-        return wire.to_bytes()
+        return self.link.write(replace(message, training=self._training))
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The client as it is, for :meth:`restore`."""
+        network = {name: value.clone() for name, value in self.task.network.state_dict().items()}
+        return network, copy.deepcopy(self.state_dict())
+
+    def restore(self, snapshot: tuple[dict[str, Tensor], dict[str, Any]]) -> None:
+        """Be as at the time of a snapshot again."""
+        network, state = snapshot
+        self.task.network.load_state_dict(network)
+        forget_cached(self.task.network)
+        self.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimiser, what was last heard, said and dropped, and the task's generator; the network is saved with the model."""
+        """Optimiser, what was last heard and said, and the task's generator; the network is saved with the model."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "received": dict(self.received),
-            "sent": dict(self.sent),
-            "sent_in": self.sent_in,
-            "version": self.version,
-            "residual": dict(self.residual),
+            "link": self.link.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
             "generator": self.task.generator.get_state(),
         }
@@ -295,10 +259,8 @@ class Client:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
-        self.received = {name: tensor.to(self.device) for name, tensor in state["received"].items()}
-        self.sent = {name: tensor.to(self.device) for name, tensor in state["sent"].items()}
-        self.sent_in, self.version = state["sent_in"], state["version"]
-        self.residual = dict(state["residual"])
+        self.received = self._on_device(state["received"])
+        self.link.load_state_dict(state["link"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.task.generator.set_state(state["generator"])

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray[np.generic]]
+Parts = Mapping[str, NDArray[Any]]
+
+UNFOLDED = 4096
+"""Numbers that a byte may stand for where nobody knows how large an array is."""
 
 _HEADER_BYTES = 24
 
@@ -37,10 +43,12 @@ class Codec(ABC):
     Attributes:
         name: element of the config key ``codecs``.
         lossless: whether the way back gives the array to the last bit.
+        parts: name to type of the arrays that it makes.
     """
 
     name: str
     lossless = False
+    parts: Mapping[str, type[np.generic]]
 
     def __init__(self, settings: CodecSettings) -> None:
         self.settings = settings
@@ -50,21 +58,54 @@ class Codec(ABC):
         """Parts by name; None for an array that it cannot take. Whether they are worth it is the stack's affair."""
 
     @abstractmethod
-    def decode(self, parts: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
-        """The array, of the shape it had."""
+    def shape_of(self, parts: Parts) -> tuple[int, ...]:
+        """The shape that parts decode to, read without making room for it.
+
+        Raises:
+            ValueError: the parts do not fit each other.
+        """
+
+    @abstractmethod
+    def decode(self, parts: Parts) -> NDArray[np.float32]:
+        """The array, of the shape it had; the parts are of the codec's types and :meth:`shape_of` has seen them."""
+
+    def checked(self, parts: Parts, limit: float) -> NDArray[np.float32]:
+        """The array of parts that anybody may have sent.
+
+        Args:
+            parts: by name.
+            limit: numbers that it may hold at most.
+
+        Raises:
+            ValueError: the parts are not this codec's, or the array would be larger.
+        """
+        if parts.keys() != self.parts.keys():
+            raise ValueError(f"{self.name} makes {', '.join(self.parts)}; {', '.join(sorted(parts))} came")
+        for name, dtype in self.parts.items():
+            if parts[name].dtype != dtype:
+                raise ValueError(f"'{name}' of {self.name} is of type {parts[name].dtype}")
+        size = math.prod(self.shape_of(parts))
+        if size > limit:
+            raise ValueError(f"{self.name} declares {size} numbers where there can be {limit:g} at most")
+        return self.decode(parts)
 
 
 class HalfPrecision(Codec):
     """``fp16``: 2 bytes a number, 11 bits of it; numbers beyond 65504 become that."""
 
     name = "fp16"
+    parts = {"half": np.float16}
 
     def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays:
         """``half``, of the same shape."""
         limit = float(np.finfo(np.float16).max)
         return {"half": array.clip(-limit, limit).astype(np.float16)}
 
-    def decode(self, parts: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+    def shape_of(self, parts: Parts) -> tuple[int, ...]:
+        """As it came."""
+        return parts["half"].shape
+
+    def decode(self, parts: Parts) -> NDArray[np.float32]:
         """The nearest floats."""
         return parts["half"].astype(np.float32)
 
@@ -76,6 +117,7 @@ class EightBits(Codec):
     """
 
     name = "int8"
+    parts = {"codes": np.int8, "scales": np.float32}
 
     def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
         """``codes`` of the same shape and ``scales`` ``[..., 1]``."""
@@ -85,9 +127,15 @@ class EightBits(Codec):
         codes = np.rint(array / np.where(scales > 0, scales, np.float32(1)))
         return {"codes": codes.astype(np.int8), "scales": scales.astype(np.float32)}
 
-    def decode(self, parts: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+    def shape_of(self, parts: Parts) -> tuple[int, ...]:
+        """That of the codes."""
+        codes, scales = parts["codes"], parts["scales"]
+        _fits(codes.ndim > 0 and scales.shape == (*codes.shape[:-1], 1))
+        return codes.shape
+
+    def decode(self, parts: Parts) -> NDArray[np.float32]:
         """Codes times scales."""
-        return np.asarray(parts["codes"].astype(np.float32) * parts["scales"].astype(np.float32))
+        return np.asarray(parts["codes"].astype(np.float32) * parts["scales"])
 
 
 class RowSparse(Codec):
@@ -95,6 +143,7 @@ class RowSparse(Codec):
 
     name = "row_sparse"
     lossless = True
+    parts = {"present": np.uint8, "values": np.float32, "count": np.int32}
 
     def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
         """``present`` (a bit a row, packed), ``values`` and ``count`` (of all rows); None for a vector."""
@@ -105,11 +154,19 @@ class RowSparse(Codec):
         count = np.array([len(array)], dtype=np.int32)
         return {"present": np.packbits(present), "values": array[present], "count": count}
 
-    def decode(self, parts: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+    def shape_of(self, parts: Parts) -> tuple[int, ...]:
+        """As many rows as were counted, as long as those that came."""
+        present, values = parts["present"], parts["values"]
+        _fits(parts["count"].shape == (1,) and values.ndim > 1 and present.ndim == 1)
+        count = int(parts["count"][0])
+        _fits(count >= 0 and len(present) == -(-count // 8))
+        _fits(len(values) == int(np.unpackbits(present, count=count).sum()))
+        return (count, *values.shape[1:])
+
+    def decode(self, parts: Parts) -> NDArray[np.float32]:
         """Zeros where a row was left out."""
-        values, count = parts["values"].astype(np.float32), int(parts["count"][0])
-        array = np.zeros((count, *values.shape[1:]), dtype=np.float32)
-        array[np.unpackbits(parts["present"].astype(np.uint8), count=count).astype(bool)] = values
+        array = np.zeros(shape := self.shape_of(parts), dtype=np.float32)
+        array[np.unpackbits(parts["present"], count=shape[0]).astype(bool)] = parts["values"]
         return array
 
 
@@ -121,6 +178,7 @@ class LowRank(Codec):
     """
 
     name = "low_rank"
+    parts = {"left": np.float32, "right": np.float32, "shape": np.int32}
 
     def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
         """``left`` ``[n, r]`` (times the singular values), ``right`` ``[r, m]`` and ``shape``; None for a vector."""
@@ -135,10 +193,17 @@ class LowRank(Codec):
             "shape": np.array(array.shape, dtype=np.int32),
         }
 
-    def decode(self, parts: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+    def shape_of(self, parts: Parts) -> tuple[int, ...]:
+        """As it was sent; the product of the factors has as many numbers."""
+        left, right, shape = parts["left"], parts["right"], _sent_shape(parts)
+        _fits(left.ndim == 2 and right.ndim == 2 and left.shape[1] == right.shape[0] and len(shape) > 1)
+        _fits((len(left), right.shape[1]) == (shape[0], math.prod(shape[1:])))
+        return shape
+
+    def decode(self, parts: Parts) -> NDArray[np.float32]:
         """The product."""
-        left, right = parts["left"].astype(np.float32), parts["right"].astype(np.float32)
-        return np.asarray((left @ right).reshape(parts["shape"].tolist()))
+        product: NDArray[np.float32] = parts["left"] @ parts["right"]
+        return product.reshape(parts["shape"].tolist())
 
     def energy(self, round_index: int) -> float:
         """The share ``T`` of a round."""
@@ -160,6 +225,7 @@ class TopK(Codec):
     """
 
     name = "top_k"
+    parts = {"gaps": np.uint8, "values": np.float32, "shape": np.int32}
 
     def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
         """``gaps`` (places from one number to the next), ``values`` and ``shape``."""
@@ -172,11 +238,18 @@ class TopK(Codec):
         gaps = np.diff(places, prepend=-1).astype(np.uint8)
         return {"gaps": gaps, "values": flat[places], "shape": np.array(array.shape, dtype=np.int32)}
 
-    def decode(self, parts: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+    def shape_of(self, parts: Parts) -> tuple[int, ...]:
+        """As it was sent; every place is one of it, and no place comes twice."""
+        gaps, shape = parts["gaps"], _sent_shape(parts)
+        _fits(gaps.ndim == 1 and gaps.shape == parts["values"].shape and bool(gaps.all()))
+        _fits(int(gaps.sum(dtype=np.int64)) <= math.prod(shape))
+        return shape
+
+    def decode(self, parts: Parts) -> NDArray[np.float32]:
         """Zeros where nothing was sent."""
         shape = parts["shape"].tolist()
-        array = np.zeros(int(np.prod(shape)), dtype=np.float32)
-        array[np.cumsum(parts["gaps"].astype(np.int64)) - 1] = parts["values"].astype(np.float32)
+        array = np.zeros(math.prod(shape), dtype=np.float32)
+        array[np.cumsum(parts["gaps"].astype(np.int64)) - 1] = parts["values"]
         return array.reshape(shape)
 
 
@@ -187,6 +260,7 @@ class Sign(Codec):
     """
 
     name = "sign"
+    parts = {"signs": np.uint8, "steps": np.uint8, "largest": np.float32, "shape": np.int32}
 
     def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
         """``signs`` (bits, packed), ``steps`` and ``largest`` (see :func:`stepped`) and ``shape``."""
@@ -199,11 +273,16 @@ class Sign(Codec):
             "shape": np.array(array.shape, dtype=np.int32),
         }
 
-    def decode(self, parts: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+    def shape_of(self, parts: Parts) -> tuple[int, ...]:
+        """As it was sent; there is a bit for every number and a step for every row."""
+        return _shape_with_steps(parts, parts["signs"], 8)
+
+    def decode(self, parts: Parts) -> NDArray[np.float32]:
         """Every number of a row is its magnitude, up or down."""
         shape = parts["shape"].tolist()
         magnitudes = magnitudes_of(parts, shape[0] if len(shape) > 1 else 1)
-        signs = np.unpackbits(parts["signs"].astype(np.uint8), count=int(np.prod(shape))).astype(np.float32) * 2 - 1
+        bits = np.unpackbits(parts["signs"], count=math.prod(shape))
+        signs = bits.astype(np.float32) * 2 - 1
         return np.asarray((signs.reshape(len(magnitudes), -1) * magnitudes[:, None]).reshape(shape))
 
 
@@ -214,6 +293,7 @@ class FourBits(Codec):
     """
 
     name = "int4"
+    parts = {"codes": np.uint8, "steps": np.uint8, "largest": np.float32, "shape": np.int32}
 
     def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
         """``codes`` (two numbers a byte, each plus 8), ``steps`` and ``largest`` (see :func:`stepped`) and ``shape``."""
@@ -229,11 +309,15 @@ class FourBits(Codec):
             "shape": np.array(array.shape, dtype=np.int32),
         }
 
-    def decode(self, parts: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+    def shape_of(self, parts: Parts) -> tuple[int, ...]:
+        """As it was sent; there is half a byte for every number and a step for every row."""
+        return _shape_with_steps(parts, parts["codes"], 2)
+
+    def decode(self, parts: Parts) -> NDArray[np.float32]:
         """Codes times a seventh of the bound of their row."""
         shape = parts["shape"].tolist()
         magnitudes = magnitudes_of(parts, shape[0] if len(shape) > 1 else 1)
-        codes = _one_of_two(parts["codes"], int(np.prod(shape))).astype(np.float32) - 8
+        codes = _one_of_two(parts["codes"], math.prod(shape)).astype(np.float32) - 8
         return np.asarray((codes.reshape(len(magnitudes), -1) * (magnitudes[:, None] / 7)).reshape(shape))
 
 
@@ -258,11 +342,32 @@ def stepped(magnitudes: NDArray[np.float64], rounding: Callable[[NDArray[np.floa
     return {"steps": _two_a_byte(steps.astype(np.uint8)), "largest": np.array([largest], dtype=np.float32)}
 
 
-def magnitudes_of(parts: Mapping[str, NDArray[np.generic]], count: int) -> NDArray[np.float32]:
+def magnitudes_of(parts: Parts, count: int) -> NDArray[np.float32]:
     """The way back from :func:`stepped`: magnitudes ``[count]``."""
     steps = _one_of_two(parts["steps"], count).astype(float)
-    largest = parts["largest"].astype(np.float32)[0]
+    largest: np.float32 = parts["largest"][0]
     return np.where(steps == _NOTHING, 0.0, largest * 2.0 ** (-steps / 2)).astype(np.float32)
+
+
+def _fits(true: bool) -> None:
+    if not true:
+        raise ValueError("its parts do not fit each other")
+
+
+def _sent_shape(parts: Parts) -> tuple[int, ...]:
+    """The shape that a codec has sent along."""
+    shape = parts["shape"]
+    _fits(shape.ndim == 1 and 0 < len(shape) <= 32 and bool((shape >= 0).all()))
+    return tuple(shape.tolist())
+
+
+def _shape_with_steps(parts: Parts, codes: NDArray[Any], codes_a_byte: int) -> tuple[int, ...]:
+    """The shape sent along, if there are as many codes and steps as it asks for."""
+    shape, largest, steps = _sent_shape(parts), parts["largest"], parts["steps"]
+    size, rows = math.prod(shape), shape[0] if len(shape) > 1 else 1
+    _fits(largest.shape == (1,) and codes.shape == (-(-size // codes_a_byte),) and steps.shape == (-(-rows // 2),))
+    _fits(size > 0)
+    return shape
 
 
 def _rows(array: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -323,8 +428,18 @@ class CodecStack:
             encoded = following
         return encoded
 
-    def decode(self, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        """The way back."""
+    def decode(self, arrays: Mapping[str, NDArray[np.generic]], sizes: Mapping[str, int] | None = None) -> Arrays:
+        """The way back.
+
+        Args:
+            arrays: as :meth:`encode` made them, or anything that somebody has sent.
+            sizes: the numbers in each array, before it was encoded; None: not known.
+
+        Raises:
+            ValueError: the arrays are not what the stack makes, or larger; nothing larger is allocated.
+        """
+        # Codecs keep parts that take fewer bytes, so that no part has more numbers than the whole.
+        unknown = UNFOLDED * sum(array.nbytes for array in arrays.values())
         decoded = dict(arrays)
         for place in reversed(range(len(self.codecs))):
             parts: dict[str, Arrays] = {}
@@ -335,7 +450,14 @@ class CodecStack:
                     parts.setdefault(whole, {})[part] = array
                 else:
                     following[name] = array
-            following.update({whole: self.codecs[place].decode(each) for whole, each in parts.items()})
+            for whole, each in parts.items():
+                root = whole.partition("|")[0]
+                if sizes is not None and root not in sizes:
+                    raise ValueError("an array came that was not asked for")
+                if whole in following:
+                    raise ValueError("an array came twice")
+                limit = sizes[root] if sizes is not None else unknown
+                following[whole] = self.codecs[place].checked(each, limit)
             decoded = following
         return {name: decoded[name] for name in sorted(decoded)} if self.codecs else decoded
 

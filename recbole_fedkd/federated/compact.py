@@ -7,7 +7,7 @@ those that clients have touched.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -108,11 +108,13 @@ class MeanOfClients:
             column += width
         return torch.cat([shares[:0], *of_dense]), torch.cat(of_rows, 1) if of_rows else torch.zeros_like(self.rows)
 
-    def state(self, prefix: str) -> ServerState:
-        """The mean of every shared parameter, its name behind ``prefix``."""
-        if self.of_changed:
-            for total, changed in ((self.dense, self.dense_changed), (self.rows, self.rows_changed)):
+    def state(self, prefix: str, answered: float = 1.0) -> ServerState:
+        """The mean of every shared parameter, its name behind ``prefix``; ``answered``: what the shares come to."""
+        for total, changed in ((self.dense, self.dense_changed), (self.rows, self.rows_changed)):
+            if self.of_changed:
                 total.div_(torch.where(changed > 0, changed, 1.0))
+            elif answered != 1.0:
+                total.div_(answered)
         dense = (self.dense_base + self.dense).to(self.dense_base.dtype)
         rows = (self.item_base + self.rows).to(self.item_base.dtype)
         shapes = self.group.shapes
@@ -136,6 +138,6 @@ def stacked(messages: Sequence[Message], device: torch.device) -> dict[str, Tens
 def unstacked(message: Message, senders: Sequence[int]) -> list[Message]:
     """The messages of many senders from one whose arrays have a leading axis of senders."""
     return [
-        Message(message.kind, message.round, sender, {name: array[place] for name, array in message.arrays.items()})
+        replace(message, sender=sender, arrays={name: array[place] for name, array in message.arrays.items()})
         for place, sender in enumerate(senders)
     ]

@@ -7,8 +7,9 @@ strategy's.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from recbole_fedkd.distillation.knowledge import (
     leave_one_out_teachers,
     log_prior,
 )
+from recbole_fedkd.federated.aggregate import Fold, LatestOfEach, Sums
+from recbole_fedkd.federated.message import ArraySpec, Message, MessageError
 from recbole_fedkd.federated.task import Step
 
 Tensors = Mapping[str, Tensor]
@@ -60,11 +63,10 @@ class Knowledge(ABC):
     """One kind of knowledge; it holds settings and no state.
 
     Attributes:
-        batched: whether samples of many clients can be collected at once, and :meth:`upload` and :meth:`teacher` are the same
-            for tensors with a leading axis of clients.
+        additive: whether sums over the clients are all that the server needs.
     """
 
-    batched = False
+    additive = False
 
     def __init__(self, settings: KnowledgeSettings) -> None:
         self.settings = settings
@@ -88,15 +90,27 @@ class Knowledge(ABC):
         """What goes up; ``first``: the client has never spoken before."""
 
     @abstractmethod
-    def aggregate(self, state: Tensors, uploads: Mapping[int, Arrays]) -> dict[str, Tensor]:
-        """The server's next state from the uploads of a round, by client."""
+    def upload_arrays(self) -> dict[str, ArraySpec]:
+        """What an upload holds."""
+
+    @abstractmethod
+    def empty(self, state: Tensors) -> Fold:
+        """A fold of a round's uploads that has taken in none."""
+
+    @abstractmethod
+    def step(self, state: Tensors, statistics: Tensors) -> dict[str, Tensor]:
+        """The server's next state, given what the uploads of a round have come to."""
+
+    @abstractmethod
+    def download_arrays(self) -> dict[str, ArraySpec]:
+        """What a download may hold."""
 
     @abstractmethod
     def download(self, state: Tensors, client: int, round_index: int) -> Arrays:
         """What goes down to a client; nothing if the server knows nothing new."""
 
-    def delivered(self, state: Tensors, client: int) -> dict[str, Tensor]:
-        """The server's state once a client has its message."""
+    def delivered(self, state: Tensors, clients: Sequence[int]) -> dict[str, Tensor]:
+        """The server's state once clients have answered its message."""
         return dict(state)
 
     @abstractmethod
@@ -119,8 +133,6 @@ class LabelKnowledge(Knowledge):
     the other clients. A client that is silent is remembered.
     """
 
-    batched = True
-
     def collect(self, step: Step) -> dict[str, Tensor]:
         """Sums of logits ``[T, T]`` and counts ``[T]``."""
         assert step.logits is not None and step.labels is not None
@@ -139,19 +151,32 @@ class LabelKnowledge(Knowledge):
         means = label_means(collected["sums"], collected["counts"])
         return {"means": means.cpu().numpy(), "counts": collected["counts"].int().cpu().numpy()}
 
-    def aggregate(self, state: Tensors, uploads: Mapping[int, Arrays]) -> dict[str, Tensor]:
-        """Replace the knowledge of the clients that spoke; the others keep theirs."""
+    def upload_arrays(self) -> dict[str, ArraySpec]:
+        """Means and counts."""
+        labels = self.settings.labels
+        return {"means": ArraySpec((labels, labels)), "counts": ArraySpec((labels,), np.int32, counts=True)}
+
+    def empty(self, state: Tensors) -> Fold:
+        """Everybody's latest knowledge."""
         clients, labels = self.settings.clients, self.settings.labels
-        means = state["means"].clone() if "means" in state else torch.zeros(clients, labels, labels)
-        counts = state["counts"].clone() if "counts" in state else torch.zeros(clients, labels, dtype=torch.int32)
-        for client, arrays in uploads.items():
-            means[client] = torch.tensor(arrays["means"])
-            counts[client] = torch.tensor(arrays["counts"])
-        settings = self.settings
+        nothing = {
+            "means": torch.zeros(clients, labels, labels),
+            "counts": torch.zeros(clients, labels, dtype=torch.int32),
+        }
+        return LatestOfEach({name: state.get(name, value) for name, value in nothing.items()})
+
+    def step(self, state: Tensors, statistics: Tensors) -> dict[str, Tensor]:
+        """Every client's teacher, made of the others."""
+        means, counts, settings = statistics["means"], statistics["counts"], self.settings
         teachers, known = leave_one_out_teachers(
             means, counts, settings.aggregation, settings.attention_temperature, settings.trim_ratio
         )
         return {"means": means, "counts": counts, "teacher": teachers, "known": known}
+
+    def download_arrays(self) -> dict[str, ArraySpec]:
+        """A teacher."""
+        labels = self.settings.labels
+        return {"teacher": ArraySpec((labels, labels)), "known": ArraySpec((labels,), np.bool_)}
 
     def download(self, state: Tensors, client: int, round_index: int) -> Arrays:
         """The client's teacher."""
@@ -173,6 +198,8 @@ class ItemKnowledge(Knowledge):
     Down: their totals over the clients, the histograms' where a client does not have the latest. Everything is additive,
     so that totals are all that a server needs to learn, and a client takes its own part off what it gets.
     """
+
+    additive = True
 
     @property
     def _distils(self) -> bool:
@@ -202,17 +229,40 @@ class ItemKnowledge(Knowledge):
             arrays["histogram"] = collected["histogram"].int().cpu().numpy()
         return arrays
 
-    def aggregate(self, state: Tensors, uploads: Mapping[int, Arrays]) -> dict[str, Tensor]:
+    def upload_arrays(self) -> dict[str, ArraySpec]:
+        """What is used; the histogram comes once."""
+        arrays = self._totals
+        return {name: spec._replace(optional=True) if name == "histogram" else spec for name, spec in arrays.items()}
+
+    def empty(self, state: Tensors) -> Fold:
+        """Totals of the round."""
+        return _Totals(state.get("spoken", torch.zeros(self.settings.clients, dtype=torch.bool)))
+
+    def step(self, state: Tensors, statistics: Tensors) -> dict[str, Tensor]:
         """Totals: of the round's sums, and of all histograms ever sent."""
         following = {name: value for name, value in state.items() if name in ("histogram", "version", "told")}
-        for client in sorted(uploads):
-            for name, array in uploads[client].items():
-                part = torch.tensor(array)
-                following[name] = following[name] + part if name in following else part
-        if any("histogram" in arrays for arrays in uploads.values()):
+        following |= {name: value for name, value in statistics.items() if name != "histogram"}
+        if "histogram" in statistics:
+            before = state.get("histogram", torch.zeros_like(statistics["histogram"]))
+            following["histogram"] = before + statistics["histogram"]
             following["version"] = state.get("version", torch.zeros(1, dtype=torch.int64)) + 1
             following.setdefault("told", torch.zeros(self.settings.clients, dtype=torch.int64))
         return following
+
+    def download_arrays(self) -> dict[str, ArraySpec]:
+        """Totals, each where there is something new."""
+        return {name: spec._replace(optional=True) for name, spec in self._totals.items()}
+
+    @property
+    def _totals(self) -> dict[str, ArraySpec]:
+        items, labels = self.settings.items, self.settings.labels
+        arrays = {}
+        if self._distils:
+            arrays["sums"] = ArraySpec((items, labels))
+            arrays["seen"] = ArraySpec((items,), np.int32, counts=True)
+        if self._uses_prior:
+            arrays["histogram"] = ArraySpec((items, labels), np.int32, counts=True)
+        return arrays
 
     def download(self, state: Tensors, client: int, round_index: int) -> Arrays:
         """The totals; the histograms' only for a client that does not have the latest."""
@@ -221,13 +271,14 @@ class ItemKnowledge(Knowledge):
             names.append("histogram")
         return {name: state[name].cpu().numpy() for name in names}
 
-    def delivered(self, state: Tensors, client: int) -> dict[str, Tensor]:
-        """The client has the latest histograms now."""
+    def delivered(self, state: Tensors, clients: Sequence[int]) -> dict[str, Tensor]:
+        """They have the latest histograms now."""
         if "told" not in state:
             return dict(state)
-        told = state["told"].clone()
-        told[client] = state["version"][0]
-        return {**state, "told": told}
+        return {
+            **state,
+            "told": state["told"].index_fill(0, torch.tensor(clients, dtype=torch.long), int(state["version"][0])),
+        }
 
     def understood(self, received: Tensors, own: Tensors, fresh: bool) -> dict[str, Tensor]:
         """The other clients' part of the totals: mean logits ``teacher`` and mask ``known`` per item, and the log-prior."""
@@ -252,6 +303,35 @@ class ItemKnowledge(Knowledge):
         if "teacher" not in received or step.items is None:
             return None, None
         return received["teacher"][step.items], received["known"][step.items]
+
+
+class _Totals(Sums):
+    """Sums of item knowledge; a client's histogram counts once.
+
+    Args:
+        spoken: bool ``[K]``, whose histogram is counted already.
+    """
+
+    def __init__(self, spoken: Tensor) -> None:
+        super().__init__()
+        self.spoken = spoken.clone()
+
+    def add(self, upload: Message) -> None:
+        """Add its arrays."""
+        if "histogram" in upload.arrays:
+            if self.spoken[upload.sender]:
+                raise MessageError("doubled", "its histogram is counted already")
+            self.spoken[upload.sender] = True
+        super().add(upload)
+
+    def merge(self, other: Self) -> None:
+        """Add the other's."""
+        super().merge(other)
+        self.spoken |= other.spoken
+
+    def finish(self) -> dict[str, Tensor]:
+        """The sums, and who has spoken."""
+        return {**self.sums, "spoken": self.spoken}
 
 
 KNOWLEDGE: dict[str, type[Knowledge]] = {"label": LabelKnowledge, "item": ItemKnowledge}

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from recbole_fedkd.federated.codec import WireCodecs
-from recbole_fedkd.federated.message import SERVER, Message, decoded
-from recbole_fedkd.federated.strategy import ServerState, Strategy, travels_as_update
-from recbole_fedkd.federated.update import UPDATE, VERSION, Arrays, Broadcast, updated
-from recbole_fedkd.finite import check_arrays, check_state
+from recbole_fedkd.federated.message import SERVER, Message, MessageError
+from recbole_fedkd.federated.strategy import ServerState, Strategy
+from recbole_fedkd.federated.wire import ServerLink
+from recbole_fedkd.finite import check_state
 from recbole_fedkd.model.shared import SharedState
 
 _CHOICE = 0x5A3D
@@ -42,7 +41,7 @@ class Server:
         self.seed = seed
         self.clients_per_round = clients_per_round
         self.state: ServerState = {}
-        self.broadcast: Broadcast | None = None
+        self.link = ServerLink(strategy, self.codecs, {})
 
     def choose(self, clients: Sequence[int], round_index: int) -> list[int]:
         """Numbers of the clients that take part in a round, drawn uniformly, in ascending order."""
@@ -55,78 +54,123 @@ class Server:
     def start(self, shared: SharedState) -> None:
         """Begin with the network that every client builds from the run's seed."""
         self.state = self.strategy.initial_state(shared)
-        if travels_as_update(self.strategy, self.codecs):
-            self.broadcast = Broadcast(self._network(0))
+        self.link = ServerLink(self.strategy, self.codecs, self.state)
 
     def send(self, client: int, round_index: int) -> bytes:
         """Message for one client, serialised; empty if there is nothing to say."""
-        if self.broadcast is not None:
-            lacking = self.broadcast.for_client(client)
-            if lacking is None:
-                return b""
-            self.broadcast.told[client] = self.broadcast.version
-            return Message(lacking[0], round_index, SERVER, lacking[1]).to_bytes()
-        message = self.message_for(client, round_index)
-        if message is None:
-            return b""
-        return replace(message, arrays=self.codecs.down.encode(message.arrays, round_index)).to_bytes()
-
-    def message_for(self, client: int, round_index: int) -> Message | None:
-        """Message for one client, before it is encoded; from then on the client counts as told."""
-        message = self.strategy.download(self.state, client, round_index)
-        if message is not None:
-            self.state = self.strategy.delivered(self.state, client)
-        return message
+        if self.strategy.same_for_all:
+            return self.link.write_once(client, round_index, lambda: self.message_for(SERVER, round_index))
+        return self.link.write(self.message_for(client, round_index))
 
     def serve(self, round_index: int) -> bytes:
         """What every client takes in to serve its users, the same for all, where the strategy shares parameters."""
-        if self.broadcast is not None:
-            arrays = {**self.broadcast.update, VERSION: np.array([self.broadcast.version], dtype=np.int32)}
-            return Message(UPDATE, round_index, SERVER, arrays).to_bytes()
-        message = self.strategy.download(self.state, SERVER, round_index)
-        return b"" if message is None else message.to_bytes()
+        return self.link.write_once(SERVER, round_index, lambda: self.message_for(SERVER, round_index))
 
-    def aggregate(self, payloads: list[bytes], round_index: int) -> None:
-        """Take in the uploads of a round; empty ones are clients without a word.
+    def message_for(self, client: int, round_index: int) -> Message | None:
+        """Message for one client, before it is encoded."""
+        return self.strategy.download(self.state, client, round_index)
 
-        Raises:
-            NotFiniteError: an upload, or what the server makes of all, is not finite; the state is that of before.
+    def intake(self, round_index: int, samples: Mapping[int, int]) -> Intake:
+        """What takes in the uploads of a round.
+
+        Args:
+            round_index: from 0.
+            samples: samples of an epoch of every client that takes part.
         """
-        messages = [decoded(Message.from_bytes(payload), self.codecs.up) for payload in payloads if payload]
-        if self.broadcast is not None:
-            replica = self.broadcast.replica
-            messages = [replace(each, arrays=updated(each.arrays, replica)) for each in messages]
-        for message in messages:
-            check_arrays(message.arrays, f"client {message.sender}, round {round_index + 1}: its message")
-        state = self.strategy.aggregate(self.state, messages)
-        check_state(state, f"round {round_index + 1}")
-        self.state = state
-        if self.broadcast is not None:
-            self.broadcast.advance(self._network(round_index), self.codecs.down, round_index)
-            check_arrays(self.broadcast.replica, f"round {round_index + 1}: the server's encoded network")
+        return Intake(self, round_index, samples)
+
+    def aggregate(self, payloads: Mapping[int, bytes], round_index: int) -> dict[int, MessageError]:
+        """Take in all uploads of a round at once.
+
+        Args:
+            payloads: what each client has sent; empty: it has nothing to say.
+            round_index: from 0.
+
+        Returns:
+            Why the message of a client was left out.
+        """
+        refused, samples = {}, {}
+        for client, payload in payloads.items():
+            try:
+                samples[client] = Message.from_bytes(payload).training.samples if payload else 0
+            except MessageError as error:
+                refused[client] = error
+        intake = self.intake(round_index, samples)
+        for client in samples:
+            try:
+                intake.add(client, payloads[client])
+            except MessageError as error:
+                refused[client] = error
+        intake.finish()
+        return refused
 
     def state_dict(self) -> dict[str, Any]:
         """The strategy's state, and what is known of the clients' copies; plain values and tensors only."""
-        state: dict[str, Any] = {"strategy": dict(self.state), "broadcast": None}
-        if self.broadcast is not None:
-            state["broadcast"] = {
-                "replica": {name: torch.tensor(array) for name, array in self.broadcast.replica.items()},
-                "update": {name: torch.tensor(array) for name, array in self.broadcast.update.items()},
-                "version": self.broadcast.version,
-                "told": dict(self.broadcast.told),
-            }
-        return state
+        return {"strategy": dict(self.state), "broadcast": self.link.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.state = dict(state["strategy"])
-        if state["broadcast"] is not None:
-            told = state["broadcast"]
-            replica = {name: tensor.numpy() for name, tensor in told["replica"].items()}
-            update = {name: tensor.numpy() for name, tensor in told["update"].items()}
-            self.broadcast = Broadcast(replica, told["version"], update, dict(told["told"]))
+        self.link.load_state_dict(state["broadcast"])
 
-    def _network(self, round_index: int) -> Arrays:
-        message = self.strategy.download(self.state, SERVER, round_index)
-        assert message is not None
-        return dict(message.arrays)
+
+class Intake:
+    """The uploads of one round, checked and folded one by one; the server's state changes when it is finished.
+
+    Args:
+        server: whose.
+        round_index: from 0.
+        samples: samples of an epoch of every client that takes part.
+    """
+
+    def __init__(self, server: Server, round_index: int, samples: Mapping[int, int]) -> None:
+        self.server, self.round_index, self.samples = server, round_index, samples
+        self.fold = server.strategy.empty(server.state, samples)
+        self.answered: dict[int, bool] = {}
+
+    def add(self, client: int, payload: bytes) -> Message | None:
+        """Take in what a client has sent.
+
+        Args:
+            client: whom the bytes came from.
+            payload: the bytes; empty: it has nothing to say.
+
+        Returns:
+            The message; its arrays are folded already.
+
+        Raises:
+            MessageError: it is not taken, and nothing of it is counted.
+        """
+        if client not in self.samples:
+            raise MessageError("sender", f"client {client} does not take part in the round")
+        if client in self.answered:
+            raise MessageError("doubled", "it has answered in this round already")
+        message = self.server.link.read(client, payload, self.round_index)
+        if message is not None and message.training.samples != self.samples[client]:
+            found, known = message.training.samples, self.samples[client]
+            raise MessageError("samples", f"it speaks for {found} samples where it has {known}")
+        self.take(client, message)
+        return message
+
+    def take(self, client: int, message: Message | None) -> None:
+        """Take in the answer of a client, checked or made on this side of the wire; None: it has nothing to say."""
+        if message is not None:
+            self.fold.add(message)
+        self.answered[client] = message is not None
+
+    def finish(self, statistics: Mapping[str, Tensor] | None = None) -> None:
+        """Make the server's next state; clients that said nothing change nothing.
+
+        Args:
+            statistics: what the uploads come to, where they were not taken in one by one.
+
+        Raises:
+            NotFiniteError: what it makes of them is not finite; the state is that of before.
+        """
+        server = self.server
+        state = server.strategy.delivered(server.state, list(self.answered))
+        if statistics is not None or any(self.answered.values()):
+            state = server.strategy.step(state, self.fold.finish() if statistics is None else statistics)
+        check_state(state, f"round {self.round_index + 1}")
+        server.state = state
+        server.link.advance(lambda: server.message_for(SERVER, self.round_index), self.round_index)

@@ -6,7 +6,6 @@ from recbole_fedkd.federated.strategy.base import (
     Strategy,
     StrategySettings,
     to_tensors,
-    travels_as_update,
 )
 from recbole_fedkd.federated.strategy.federated_averaging import (
     FederatedAveraging,
@@ -43,5 +42,4 @@ __all__ = [
     "StrategySettings",
     "register_strategy",
     "to_tensors",
-    "travels_as_update",
 ]

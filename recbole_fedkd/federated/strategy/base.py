@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from recbole_fedkd.federated.codec import WireCodecs
+from recbole_fedkd.federated.aggregate import EveryUpload, Fold
 from recbole_fedkd.federated.knowledge import KNOWLEDGE, KnowledgeSettings
-from recbole_fedkd.federated.message import Message
+from recbole_fedkd.federated.message import Message, Schema
 from recbole_fedkd.federated.task import Step
 from recbole_fedkd.model.shared import SharedState
 
@@ -61,14 +63,12 @@ class LocalResult:
     """What a client has after local training, for the strategy to draw on.
 
     Attributes:
-        samples: number of training samples.
         shared: the part of the trained network that may be sent.
         first: whether the client has never spoken before.
         collected: knowledge of the client's samples, as the kind of knowledge collects it; empty unless the strategy
             exchanges knowledge.
     """
 
-    samples: int
     shared: SharedState
     first: bool
     collected: dict[str, Tensor] = field(default_factory=dict)
@@ -77,6 +77,9 @@ class LocalResult:
 class Strategy(ABC):
     """How clients learn together. A subclass answers four questions; it holds settings and no state.
 
+    What becomes of the uploads is said by :meth:`aggregate`, of all of them at once; or, so that none needs to be kept, by
+    :meth:`empty`, which folds them one by one, and :meth:`step`.
+
     Attributes:
         name: value of the config key ``strategy``.
         exchanges_knowledge: whether clients need logits: False spares them the pass that extracts knowledge.
@@ -84,6 +87,7 @@ class Strategy(ABC):
         trains_teacher: whether every client keeps a larger network that never leaves it beside the one that travels.
         taught_by_received: whether the network that came down teaches the one that is trained; needs ``AttentiveTask``.
         remembers_sent: whether clients keep what they have sent, to take it off what comes down.
+        same_for_all: whether the server says the same to every client of a round.
     """
 
     name: str
@@ -92,6 +96,7 @@ class Strategy(ABC):
     trains_teacher = False
     taught_by_received = False
     remembers_sent = False
+    same_for_all = False
 
     def __init__(self, settings: StrategySettings) -> None:
         self.settings = settings
@@ -114,16 +119,42 @@ class Strategy(ABC):
     def upload(self, result: LocalResult, client: int, round_index: int) -> Message | None:
         """What goes up after local training; None if the client has nothing to say."""
 
-    @abstractmethod
+    @property
+    def additive(self) -> bool:
+        """Whether sums over the clients are all that the server needs; if not, it needs every client's own upload."""
+        return False
+
     def aggregate(self, state: ServerState, uploads: list[Message]) -> ServerState:
         """The server's next state from this round's uploads; clients that sent nothing keep their last word."""
+        raise NotImplementedError(f"strategy '{self.name}' neither aggregates nor folds")
+
+    def empty(self, state: ServerState, samples: Mapping[int, int]) -> Fold:
+        """A fold of a round's uploads that has taken in none.
+
+        Args:
+            state: the server's.
+            samples: samples of an epoch of every client that takes part.
+        """
+        return EveryUpload(lambda uploads: self.aggregate(state, uploads))
+
+    def step(self, state: ServerState, statistics: Mapping[str, Tensor]) -> ServerState:
+        """The server's next state, given what the uploads of a round have come to."""
+        return dict(statistics)
+
+    def upload_schema(self, state: ServerState) -> Schema | None:
+        """What an upload must hold, given the state that the server starts from; None: any finite arrays."""
+        return None
+
+    def download_schema(self, state: ServerState) -> Schema | None:
+        """What the server's message must hold, given the state that it starts from; None: any finite arrays."""
+        return None
 
     def initial_state(self, shared: SharedState) -> ServerState:
         """The server's state before the first round, given the network that every client starts from."""
         return {}
 
-    def delivered(self, state: ServerState, client: int) -> ServerState:
-        """The server's state once a client has its message."""
+    def delivered(self, state: ServerState, clients: Sequence[int]) -> ServerState:
+        """The server's state once clients have answered its message, before what they answer is taken in."""
         return state
 
     def understood(self, received: Mapping[str, Tensor], own: Mapping[str, Tensor], fresh: bool) -> dict[str, Tensor]:
@@ -141,11 +172,6 @@ class Strategy(ABC):
         return {}
 
 
-def travels_as_update(strategy: Strategy, codecs: WireCodecs) -> bool:
-    """Whether networks travel as what changed of them: where one is shared and codecs are set, which may drop something."""
-    return strategy.shares_parameters and bool(codecs)
-
-
-def to_tensors(message: Message) -> dict[str, Tensor]:
-    """Arrays of a message as tensors of their own memory."""
-    return {name: torch.tensor(array) for name, array in message.arrays.items()}
+def to_tensors(arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, Tensor]:
+    """Arrays as tensors of their own memory."""
+    return {name: torch.tensor(array) for name, array in arrays.items()}

@@ -5,31 +5,38 @@ FedAvg: McMahan et al., AISTATS 2017. FedProx: Li et al., MLSys 2020.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from recbole_fedkd.distillation.losses import joint_loss
-from recbole_fedkd.federated.message import SERVER, Message
+from recbole_fedkd.federated.aggregate import Fold, MeanOfChangedRows, WeightedMean
+from recbole_fedkd.federated.message import SERVER, ArraySpec, Message, Schema
 from recbole_fedkd.federated.strategy.base import LocalResult, ServerState, Strategy
 from recbole_fedkd.federated.task import Step
 from recbole_fedkd.model.shared import SharedState
 from recbole_fedkd.optim.server import SERVER_OPTIMIZERS
 
-PARAMETER, BUFFER, _SAMPLES = "p:", "b:", "samples"
+PARAMETER, BUFFER = "p:", "b:"
 
 
 class FederatedAveraging(Strategy):
     """The shared part of the network down and up; the server's mean is weighted by samples, unless ``client_weights`` differs.
 
-    Messages: ``model`` in both directions with ``p:<name>`` per parameter and ``b:<name>`` per float buffer; up also
-    ``samples`` ``[1]``. Rows that belong to single users are part of neither.
+    Messages: ``model`` in both directions with ``p:<name>`` per parameter and ``b:<name>`` per float buffer. Rows that belong
+    to single users are part of neither.
     """
 
     name = "fedavg"
     shares_parameters = True
+    same_for_all = True
+
+    @property
+    def additive(self) -> bool:
+        """Unless rows count where a client has changed them, which nothing but the client's own network tells."""
+        return self.settings.row_mean == "all"
 
     def initial_state(self, shared: SharedState) -> ServerState:
         """The network that every client starts from."""
@@ -52,23 +59,29 @@ class FederatedAveraging(Strategy):
         return step.loss + 0.5 * self.settings.proximal_weight * torch.stack(distances).sum()
 
     def upload(self, result: LocalResult, client: int, round_index: int) -> Message | None:
-        """The trained network and the number of samples behind it."""
-        arrays = _arrays(result.shared)
-        arrays[_SAMPLES] = np.array([result.samples], dtype=np.int32)
-        return Message("model", round_index, client, arrays)
+        """The trained network."""
+        return Message("model", round_index, client, _arrays(result.shared))
 
-    def aggregate(self, state: ServerState, uploads: list[Message]) -> ServerState:
-        """Weighted mean, then the server's optimiser on the parameters (buffers take the mean)."""
-        if not uploads:
-            return state
-        counts = np.array([float(message.arrays[_SAMPLES][0]) for message in uploads])
-        alike = self.settings.client_weights == "uniform"
-        weights = np.full(len(uploads), 1 / len(uploads)) if alike else counts / counts.sum()
-        average = _mean if self.settings.row_mean == "all" else _mean_of_changed_rows
-        return self.moved(state, average(state, uploads, weights.tolist()))
+    def upload_schema(self, state: ServerState) -> Schema:
+        """A whole network."""
+        network = {name: value.numpy() for name, value in state.items() if name.startswith((PARAMETER, BUFFER))}
+        return Schema("model", {name: ArraySpec(array.shape, array.dtype.type) for name, array in network.items()})
 
-    def moved(self, state: ServerState, mean: ServerState) -> ServerState:
-        """The server's next state, given the clients' mean of every array that they send."""
+    def download_schema(self, state: ServerState) -> Schema:
+        """A whole network."""
+        return self.upload_schema(state)
+
+    def empty(self, state: ServerState, samples: Mapping[int, int]) -> Fold:
+        """The clients' mean, by samples or alike."""
+        if self.settings.client_weights == "uniform":
+            weights: tuple[Callable[[Message], float], float] = (lambda upload: 1.0, float(len(samples)))
+        else:
+            weights = (lambda upload: float(upload.training.samples), float(sum(samples.values())))
+        return WeightedMean(*weights) if self.settings.row_mean == "all" else MeanOfChangedRows(*weights, state)
+
+    def step(self, state: ServerState, statistics: Mapping[str, Tensor]) -> ServerState:
+        """The server's optimiser on the mean of the parameters; buffers take the mean."""
+        mean = dict(statistics)
         settings = self.settings
         parameters = {name: value for name, value in mean.items() if name.startswith(PARAMETER)}
         step = SERVER_OPTIMIZERS[settings.server_optimizer]
@@ -82,39 +95,6 @@ class FederatedAveraging(Strategy):
             settings.server_tau,
         )
         return {**mean, **moved, **memory}
-
-
-def _mean(state: ServerState, uploads: list[Message], weights: list[float]) -> ServerState:
-    """Weighted mean of every array; ``state`` says nothing to it."""
-    mean: ServerState = {}
-    for message, weight in zip(uploads, weights, strict=True):
-        for name, array in message.arrays.items():
-            if name != _SAMPLES:
-                part = torch.tensor(array) * weight
-                mean[name] = mean[name] + part if name in mean else part
-    return mean
-
-
-def _mean_of_changed_rows(state: ServerState, uploads: list[Message], weights: list[float]) -> ServerState:
-    """Weighted mean of every row (along the first axis) over the clients that changed it; a row nobody changed stays.
-
-    Cold rows move as far as hot ones: the mean over all clients divides what the few did by the number of all. FedSubAvg: Ding
-    et al., Federated submodel optimization for hot and cold data features, NeurIPS 2022.
-    """
-    moved: ServerState = {}
-    weight_of_row: ServerState = {}
-    for message, weight in zip(uploads, weights, strict=True):
-        for name, array in message.arrays.items():
-            if name != _SAMPLES:
-                difference = (torch.tensor(array) - state[name]).view(len(array) if array.ndim else 1, -1)
-                changed = (difference != 0).any(1)
-                moved[name] = moved[name] + difference * weight if name in moved else difference * weight
-                told = changed * weight
-                weight_of_row[name] = weight_of_row[name] + told if name in weight_of_row else told
-    return {
-        name: state[name] + (total / torch.where(part > 0, part, 1.0).unsqueeze(1)).view(state[name].shape)
-        for (name, total), part in zip(moved.items(), weight_of_row.values(), strict=True)
-    }
 
 
 class GlobalDistillation(FederatedAveraging):

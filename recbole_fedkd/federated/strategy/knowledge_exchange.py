@@ -5,13 +5,14 @@ AFD: Chen, Zhang, Ma, Journal of Software 32(12), 2021. FD: Jeong et al., arXiv:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
 from recbole_fedkd.distillation.losses import joint_loss
-from recbole_fedkd.federated.message import SERVER, Message
+from recbole_fedkd.federated.aggregate import Fold
+from recbole_fedkd.federated.message import SERVER, Message, Schema
 from recbole_fedkd.federated.strategy.base import LocalResult, ServerState, Strategy, StrategySettings
 from recbole_fedkd.federated.task import Step
 from recbole_fedkd.model.shared import SharedState
@@ -33,9 +34,9 @@ class AttentiveFederatedDistillation(Strategy):
         arrays = self.knowledge.download(state, client, round_index)
         return Message("teacher", round_index, SERVER, arrays) if arrays else None
 
-    def delivered(self, state: ServerState, client: int) -> ServerState:
+    def delivered(self, state: ServerState, clients: Sequence[int]) -> ServerState:
         """As the kind of knowledge says."""
-        return self.knowledge.delivered(state, client)
+        return self.knowledge.delivered(state, clients)
 
     def understood(self, received: Mapping[str, Tensor], own: Mapping[str, Tensor], fresh: bool) -> dict[str, Tensor]:
         """The teacher, and whatever else follows from the message."""
@@ -66,9 +67,26 @@ class AttentiveFederatedDistillation(Strategy):
         arrays = self.knowledge.upload(result.collected, result.first)
         return Message("knowledge", round_index, client, arrays) if arrays else None
 
-    def aggregate(self, state: ServerState, uploads: list[Message]) -> ServerState:
+    @property
+    def additive(self) -> bool:
         """As the kind of knowledge says."""
-        return self.knowledge.aggregate(state, {message.sender: dict(message.arrays) for message in uploads})
+        return self.knowledge.additive
+
+    def empty(self, state: ServerState, samples: Mapping[int, int]) -> Fold:
+        """As the kind of knowledge says."""
+        return self.knowledge.empty(state)
+
+    def step(self, state: ServerState, statistics: Mapping[str, Tensor]) -> ServerState:
+        """As the kind of knowledge says."""
+        return self.knowledge.step(state, statistics)
+
+    def upload_schema(self, state: ServerState) -> Schema:
+        """As the kind of knowledge says."""
+        return Schema("knowledge", self.knowledge.upload_arrays())
+
+    def download_schema(self, state: ServerState) -> Schema:
+        """As the kind of knowledge says."""
+        return Schema("teacher", self.knowledge.download_arrays())
 
 
 class FederatedDistillation(AttentiveFederatedDistillation):

@@ -28,7 +28,3 @@ class LocalTraining(Strategy):
     def upload(self, result: LocalResult, client: int, round_index: int) -> Message | None:
         """Nothing."""
         return None
-
-    def aggregate(self, state: ServerState, uploads: list[Message]) -> ServerState:
-        """Nothing to aggregate."""
-        return state

@@ -1,0 +1,177 @@
+"""The round, written once: engines differ in how they run the clients, and in nothing else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from recbole_fedkd.errors import TrainingError
+from recbole_fedkd.federated.message import MessageError
+from recbole_fedkd.federated.server import Intake, Server
+from recbole_fedkd.finite import NotFiniteError
+
+_NAMED = 5
+"""Clients that a sentence names before it counts the others."""
+
+
+@dataclass
+class RoundReport:
+    """What one communication round cost.
+
+    Attributes:
+        loss: mean training loss over all samples of the last local epoch.
+        bytes_down: client to bytes received from the server.
+        bytes_up: client to bytes sent to the server.
+        codec_error: what encoding took from the uploads, as a share of their L2 norm; 0 without codecs.
+        missing: client to why it was left out: what kind of fault, and what exactly.
+    """
+
+    loss: float
+    bytes_down: dict[int, int] = field(default_factory=dict)
+    bytes_up: dict[int, int] = field(default_factory=dict)
+    codec_error: float = 0.0
+    missing: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the round in both directions."""
+        return sum(self.bytes_down.values()) + sum(self.bytes_up.values())
+
+
+class ClientError(TrainingError):
+    """An error inside a client, with the client, the round and the stage it happened in."""
+
+
+@dataclass
+class Round:
+    """A round while it runs.
+
+    Attributes:
+        index: from 0.
+        chosen: the clients that take part.
+        intake: takes in what they answer.
+        on_step: told the number of samples after each training step.
+        on_bytes: told the number of bytes after each message.
+        report: what is known of it so far; its loss is the sum over all samples.
+        seen: samples behind the loss.
+        lost: squared L2 norm of what encoding took from the uploads, and of the uploads.
+    """
+
+    index: int
+    chosen: Sequence[int]
+    intake: Intake
+    on_step: Callable[[int], None] | None
+    on_bytes: Callable[[int], None] | None
+    report: RoundReport
+    seen: int = 0
+    lost: tuple[float, float] = (0.0, 0.0)
+
+    def count(self, loss: float, seen: int, lost: tuple[float, float] = (0.0, 0.0)) -> None:
+        """Add what clients that answered have trained on."""
+        self.report.loss += loss
+        self.seen += seen
+        self.lost = (self.lost[0] + lost[0], self.lost[1] + lost[1])
+
+
+class Engine(ABC):
+    """Runs the rounds of a federation.
+
+    Args:
+        server: the server.
+        min_clients: clients that must answer in a round for it to count; the others are left out and named. None: all that
+            take part, so that the first that fails ends the run.
+
+    Attributes:
+        name: value of the config key ``engine``.
+    """
+
+    name: str
+
+    def __init__(self, server: Server, min_clients: int | None = None) -> None:
+        self.server, self.min_clients = server, min_clients
+
+    @property
+    @abstractmethod
+    def samples(self) -> Mapping[int, int]:
+        """Samples of an epoch of every client that has any, by its number."""
+
+    def run_round(
+        self,
+        round_index: int,
+        on_step: Callable[[int], None] | None = None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> RoundReport:
+        """One communication round.
+
+        1. The server chooses the clients of the round.
+        2. Each is told the server's message, trains on its own samples and answers. What it answers is checked and folded;
+           a client that fails, or whose answer is not taken, is left out and named, and is as it was before the round.
+        3. If enough have answered, the server makes its next state of what they came to.
+        4. Where users are served by what the server holds, every client takes it in. Its bytes are not counted: a
+           client that takes part in the next round gets the same message then. Where a moving average of a client's
+           networks serves, it takes in the latest.
+
+        Args:
+            round_index: from 0.
+            on_step: told the number of samples after each training step.
+            on_bytes: told the number of bytes after each message.
+
+        Raises:
+            ClientError: an error inside a client, naming client, round and stage; or fewer than ``min_clients`` answered.
+            NotFiniteError: what the server makes of the round is not finite.
+        """
+        samples = self.samples
+        chosen = self.server.choose(list(samples), round_index)
+        intake = self.server.intake(round_index, {number: samples[number] for number in chosen})
+        current = Round(round_index, chosen, intake, on_step, on_bytes, RoundReport(0.0))
+        statistics = self._run_clients(current)
+        self._check_enough(current)
+        intake.finish(statistics)
+        self._serve(round_index)
+        report, (lost, whole) = current.report, current.lost
+        report.loss = report.loss / current.seen
+        report.codec_error = (lost / whole) ** 0.5 if whole else 0.0
+        return report
+
+    @abstractmethod
+    def _run_clients(self, current: Round) -> Mapping[str, Any] | None:
+        """Step 2 of a round; what the uploads come to, where that does not follow from those taken in one by one."""
+
+    @abstractmethod
+    def _serve(self, round_index: int) -> None:
+        """Step 4 of a round."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs and the model does not hold, plain values and tensors only."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+
+    def _leave_out(self, current: Round, client: int, reason: str, error: ClientError) -> None:
+        """A client is missing in the round; where everybody has to answer, that ends the run."""
+        if self.min_clients is None:
+            raise error
+        current.report.missing[client] = reason
+
+    def _check_enough(self, current: Round) -> None:
+        missing = current.report.missing
+        answered = len(current.chosen) - len(missing)
+        if answered < (self.min_clients or 0):
+            named = "; ".join(f"client {number}, {reason}" for number, reason in list(missing.items())[:_NAMED])
+            others = f"; and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+            raise ClientError(
+                f"round {current.index + 1}: {answered} of {len(current.chosen)} clients answered, min_clients asks for "
+                f"{self.min_clients} ({named}{others})"
+            )
+
+
+def reason(error: ClientError) -> str:
+    """Why a client is missing: what kind of fault, and what exactly."""
+    cause = error.__cause__
+    if isinstance(cause, MessageError):
+        return str(cause)
+    return f"not finite: {cause}" if isinstance(cause, NotFiniteError) else f"failed: {cause or error}"

@@ -1,0 +1,192 @@
+"""The fold: what the uploads of a round are in sum, taken in one by one.
+
+A fold starts empty, takes uploads, can be merged with another of the same round, and is finished once. What is additive keeps
+sums alone, however many clients there are; :class:`EveryUpload` keeps all, for a strategy that has to see every client's own.
+The order of the uploads is that of the sums, so that the same order gives the same bits.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recbole_fedkd.federated.message import Message
+
+Tensors = dict[str, Tensor]
+
+
+class Fold(ABC):
+    """Statistics of a round."""
+
+    @abstractmethod
+    def add(self, upload: Message) -> None:
+        """Take one client's upload in. Raises :class:`MessageError`, and is as before, for one that is not taken."""
+
+    @abstractmethod
+    def merge(self, other: Self) -> None:
+        """Take in what another fold of the same round has taken in, from other clients."""
+
+    @abstractmethod
+    def finish(self) -> Tensors:
+        """What all of them come to, by name."""
+
+
+class EveryUpload(Fold):
+    """All uploads, for a function of them all.
+
+    Args:
+        function: of the uploads in the order in which they came.
+    """
+
+    def __init__(self, function: Callable[[list[Message]], Tensors]) -> None:
+        self.function = function
+        self.uploads: list[Message] = []
+
+    def add(self, upload: Message) -> None:
+        """Keep it."""
+        self.uploads.append(upload)
+
+    def merge(self, other: Self) -> None:
+        """Keep the other's."""
+        self.uploads += other.uploads
+
+    def finish(self) -> Tensors:
+        """What the function makes of them."""
+        return self.function(self.uploads)
+
+
+class Sums(Fold):
+    """The sum of every array."""
+
+    def __init__(self) -> None:
+        self.sums: Tensors = {}
+
+    def add(self, upload: Message) -> None:
+        """Add its arrays."""
+        self._add({name: torch.tensor(array) for name, array in upload.arrays.items()})
+
+    def merge(self, other: Self) -> None:
+        """Add the other's sums."""
+        self._add(other.sums)
+
+    def finish(self) -> Tensors:
+        """The sums."""
+        return self.sums
+
+    def _add(self, parts: Mapping[str, Tensor]) -> None:
+        for name, part in parts.items():
+            self.sums[name] = self.sums[name] + part if name in self.sums else part
+
+
+class WeightedMean(Fold):
+    """The weighted mean of every array.
+
+    Args:
+        weight_of: weight of an upload.
+        expected: what the weights will come to if everybody answers. Uploads are added up as shares of it, and only where
+            somebody is missing the sum is divided by what has come.
+    """
+
+    def __init__(self, weight_of: Callable[[Message], float], expected: float) -> None:
+        self.weight_of, self.expected = weight_of, expected
+        self.weight = 0.0
+        self.sums: Tensors = {}
+
+    def add(self, upload: Message) -> None:
+        """Add its arrays times its share."""
+        weight = self.weight_of(upload)
+        self._add({name: self.part(name, array, weight / self.expected) for name, array in upload.arrays.items()})
+        self.weight += weight
+
+    def part(self, name: str, array: NDArray[np.generic], share: float) -> Tensor:
+        """What an array adds to its sum."""
+        return torch.tensor(array) * share
+
+    def merge(self, other: Self) -> None:
+        """Add the other's sums."""
+        self._add(other.sums)
+        self.weight += other.weight
+
+    def finish(self) -> Tensors:
+        """The means."""
+        if self.weight == self.expected:
+            return self.sums
+        return {name: total * (self.expected / self.weight) for name, total in self.sums.items()}
+
+    def _add(self, parts: Mapping[str, Tensor]) -> None:
+        for name, part in parts.items():
+            self.sums[name] = self.sums[name] + part if name in self.sums else part
+
+
+class MeanOfChangedRows(WeightedMean):
+    """Weighted mean of every row (along the first axis) over the clients that changed it; a row nobody changed stays.
+
+    Cold rows move as far as hot ones: the mean over all clients divides what the few did by the number of all. FedSubAvg: Ding
+    et al., Federated submodel optimization for hot and cold data features, NeurIPS 2022.
+
+    Args:
+        weight_of: weight of an upload.
+        expected: as of :class:`WeightedMean`.
+        reference: what the clients started from.
+    """
+
+    def __init__(self, weight_of: Callable[[Message], float], expected: float, reference: Mapping[str, Tensor]) -> None:
+        super().__init__(weight_of, expected)
+        self.reference = reference
+        self.row_weights: Tensors = {}
+
+    def part(self, name: str, array: NDArray[np.generic], share: float) -> Tensor:
+        """Its difference to the reference, row by row; who has changed a row counts there."""
+        moved = (torch.tensor(array) - self.reference[name]).view(len(array) if array.ndim else 1, -1)
+        weights = (moved != 0).any(1) * share
+        self.row_weights[name] = self.row_weights[name] + weights if name in self.row_weights else weights
+        return moved * share
+
+    def merge(self, other: Self) -> None:
+        """Add the other's sums and weights."""
+        super().merge(other)
+        for name, weights in other.row_weights.items():
+            self.row_weights[name] = self.row_weights[name] + weights if name in self.row_weights else weights
+
+    def finish(self) -> Tensors:
+        """The means; shares cancel out, whoever is missing."""
+        return {
+            name: self.reference[name]
+            + (total / torch.where(part > 0, part, 1.0).unsqueeze(1)).view(self.reference[name].shape)
+            for (name, total), part in zip(self.sums.items(), self.row_weights.values(), strict=True)
+        }
+
+
+class LatestOfEach(Fold):
+    """The latest arrays of every client, ``[clients, ...]`` each: who is silent is remembered.
+
+    Args:
+        before: as of the round before.
+    """
+
+    def __init__(self, before: Mapping[str, Tensor]) -> None:
+        self.latest = {name: value.clone() for name, value in before.items()}
+        self.heard: set[int] = set()
+
+    def add(self, upload: Message) -> None:
+        """Replace the client's."""
+        self.heard.add(upload.sender)
+        for name, array in upload.arrays.items():
+            self.latest[name][upload.sender] = torch.tensor(array)
+
+    def merge(self, other: Self) -> None:
+        """Replace those that the other has heard."""
+        places: Any = sorted(other.heard)
+        self.heard |= other.heard
+        for name, value in other.latest.items():
+            self.latest[name][places] = value[places]
+
+    def finish(self) -> Tensors:
+        """All of them."""
+        return self.latest

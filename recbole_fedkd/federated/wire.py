@@ -1,0 +1,426 @@
+"""The wire: what becomes of a message between its sender and its reader.
+
+Between them stand stages, in one order at the sender's end and in the other at the reader's: with codecs a network travels as
+what changed of it (:class:`Updates`), and any message in fewer bytes (:class:`Encoding`). Up: a client sends its network minus
+the one it was given, plus what earlier encodings dropped (error feedback: Seide et al., Interspeech 2014; Karimireddy et al.,
+ICML 2019). Down: the server knows what its clients hold, since it knows what it has sent; it sends its network minus that, so
+that what was dropped is part of the next difference. Before the first round nothing travels: every party builds the same
+network from the run's seed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recbole_fedkd.federated.codec import CodecStack, WireCodecs, squared_error
+from recbole_fedkd.federated.message import (
+    SERVER,
+    ArraySpec,
+    Message,
+    MessageError,
+    Schema,
+    check_arrays,
+    decoded,
+)
+from recbole_fedkd.federated.strategy import ServerState, Strategy, to_tensors
+from recbole_fedkd.finite import check_arrays as check_finite
+
+Arrays = dict[str, NDArray[np.generic]]
+
+UPDATE, NETWORK, VERSION = "update", "network", "version"
+"""Kinds of a message, a difference to the version before and a whole one; and the array ``[1]`` that names the version."""
+
+
+def travels_as_update(strategy: Strategy, codecs: WireCodecs) -> bool:
+    """Whether networks travel as what changed of them: where one is shared and codecs are set, which may drop something."""
+    return strategy.shares_parameters and bool(codecs)
+
+
+def difference(arrays: Mapping[str, NDArray[np.generic]], reference: Mapping[str, NDArray[np.generic]]) -> Arrays:
+    """Arrays minus those of the same name in ``reference``; what has no reference stays as it is."""
+    return {
+        name: np.asarray(array - reference[name]) if name in reference else array  # type: ignore[operator]
+        for name, array in arrays.items()
+    }
+
+
+def applied(arrays: Mapping[str, NDArray[np.generic]], reference: Mapping[str, NDArray[np.generic]]) -> Arrays:
+    """Arrays plus those of the same name in ``reference``; what has no reference stays as it is."""
+    return {
+        name: np.asarray(reference[name] + array) if name in reference else array  # type: ignore[operator]
+        for name, array in arrays.items()
+    }
+
+
+def numbered(arrays: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays under the number of their name among those of ``reference``, which both sides know: a few bytes each."""
+    numbers = {name: str(number) for number, name in enumerate(sorted(reference))}
+    return {numbers.get(name, name): array for name, array in arrays.items()}
+
+
+def named(arrays: Mapping[str, NDArray[np.generic]], reference: Mapping[str, NDArray[np.generic]]) -> Arrays:
+    """The way back from :func:`numbered`."""
+    names = {str(number): name for number, name in enumerate(sorted(reference))}
+    return {names.get(number, number): array for number, array in arrays.items()}
+
+
+def updated(update: Mapping[str, NDArray[np.generic]], reference: Mapping[str, NDArray[np.generic]]) -> Arrays:
+    """``reference`` moved on by a decoded update, whose arrays are numbered."""
+    return applied(named(update, reference), reference)
+
+
+class Stage(ABC):
+    """What stands between what a client says and the wire. Either end has one of its own; both know what it does."""
+
+    @abstractmethod
+    def encode(self, message: Message) -> Message:
+        """The message as it goes on towards the wire."""
+
+    @abstractmethod
+    def decode(self, message: Message, schema: Schema | None) -> Message:
+        """The way back.
+
+        Args:
+            message: as it came; anybody may have made it.
+            schema: what the message must be then.
+
+        Raises:
+            MessageError: no sender of the same stages makes this message.
+        """
+
+    def schema_behind(self, schema: Schema) -> Schema:
+        """What :meth:`encode` makes of a message of this schema, as far as the stage changes what arrays there are."""
+        return schema
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the stage remembers between rounds, as plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        assert not state
+
+
+class Updates(Stage):
+    """A network as what changed of it.
+
+    Attributes:
+        reference: the network that both ends hold, and what a change is a change of.
+    """
+
+    def __init__(self, reference: Arrays) -> None:
+        self.reference = reference
+
+    def encode(self, message: Message) -> Message:
+        """The network minus the reference, arrays by number."""
+        arrays = numbered(difference(message.arrays, self.reference), self.reference)
+        return replace(message, arrays=arrays)
+
+    def decode(self, message: Message, schema: Schema | None) -> Message:
+        """The whole network."""
+        return replace(message, arrays=updated(message.arrays, self.reference))
+
+    def schema_behind(self, schema: Schema) -> Schema:
+        """The arrays by number."""
+        return replace(schema, arrays=numbered(schema.arrays, self.reference))
+
+
+class Encoding(Stage):
+    """Codecs, and what they dropped.
+
+    Args:
+        codecs: of the sender.
+        feedback: whether what encoding takes from a message is added to the next one; for messages of the same arrays.
+
+    Attributes:
+        residual: what encoding took from the last message.
+    """
+
+    def __init__(self, codecs: CodecStack, feedback: bool = False) -> None:
+        self.codecs, self.feedback = codecs, feedback
+        self.residual: Arrays = {}
+
+    def encode(self, message: Message) -> Message:
+        """Fewer bytes; the message says what they lack."""
+        whole = applied(message.arrays, self.residual)
+        encoded = self.codecs.encode(whole, message.round)
+        if not self.codecs.codecs:
+            return replace(message, arrays=encoded)
+        seen = self.codecs.decode(encoded)
+        if self.feedback:
+            self.residual = difference(whole, seen)
+        return replace(message, arrays=encoded, codec_error=squared_error(whole, seen))
+
+    def decode(self, message: Message, schema: Schema | None) -> Message:
+        """The arrays, but for what encoding took from them."""
+        return decoded(message, self.codecs, schema)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was dropped."""
+        return {"residual": {name: torch.tensor(array) for name, array in self.residual.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.residual = {name: tensor.numpy() for name, tensor in state["residual"].items()}
+
+
+def received_through(stages: list[Stage], message: Message, schema: Schema | None) -> Message:
+    """A message as its sender had it before these stages."""
+    schemas = [schema]
+    for stage in stages[:-1]:
+        schema = stage.schema_behind(schema) if schema is not None else None
+        schemas.append(schema)
+    for stage, expected in zip(reversed(stages), reversed(schemas), strict=True):
+        message = stage.decode(message, expected)
+    return message
+
+
+class ClientLink:
+    """A client's end of the wire.
+
+    Args:
+        number: the client's.
+        strategy: says what a message holds.
+        codecs: how messages are encoded, the same on both sides.
+        feedback: whether what encoding takes from an update is added to the next one.
+        network: the state that the server starts from, by the strategy's names.
+
+    Attributes:
+        version: of the network that the client holds, where networks travel as updates.
+        sent: the latest arrays of every name that the client has sent, as the server saw them; kept where the strategy
+            wants to take them off what comes down.
+        sent_in: round of the latest message; None: the client has never spoken.
+        codec_error: squared norm of what encoding took from the last message, and of the message.
+    """
+
+    def __init__(
+        self, number: int, strategy: Strategy, codecs: WireCodecs, feedback: bool, network: ServerState
+    ) -> None:
+        self.number, self.strategy, self.codecs = number, strategy, codecs
+        self.schema = strategy.download_schema(network)
+        self.updates = Updates(arrays_of(network)) if travels_as_update(strategy, codecs) else None
+        self.encoding = Encoding(codecs.up, feedback and self.updates is not None)
+        self.version = 0
+        self.sent: dict[str, Tensor] = {}
+        self.sent_in: int | None = None
+        self.codec_error = (0.0, 0.0)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """From the client to the wire."""
+        return [self.updates, self.encoding] if self.updates is not None else [self.encoding]
+
+    def read(self, payload: bytes) -> Message | None:
+        """The server's message; None where it says nothing that the client does not have.
+
+        Raises:
+            MessageError: it is not one of this federation's server, or not for the version that the client holds.
+        """
+        message = Message.from_bytes(payload)
+        if message.sender != SERVER:
+            raise MessageError("sender", f"client {message.sender} speaks where the server should")
+        if self.updates is None:
+            return decoded(message, self.codecs.down, self.schema)
+        arrays = dict(message.arrays)
+        version = arrays.pop(VERSION, None)
+        if version is None or version.shape != (1,) or version.dtype != np.int32:
+            raise MessageError("version", "a network came that does not say which version it is")
+        number = int(version[0])
+        if number == self.version:
+            return None
+        reference, kind = self.updates.reference, message.kind
+        expected = Schema(kind, _specs(reference) if kind == NETWORK else numbered(_specs(reference), reference))
+        if kind == UPDATE and number != self.version + 1:
+            raise MessageError(
+                "version", f"update to version {number} came to a client that holds version {self.version}"
+            )
+        if kind not in (UPDATE, NETWORK):
+            raise MessageError("kind", f"'{kind}' came where a network or an update was due")
+        codecs = self.codecs.down if kind == UPDATE else CodecStack()
+        arrays = dict(decoded(replace(message, arrays=arrays), codecs, expected).arrays)
+        whole = updated(arrays, reference) if kind == UPDATE else arrays
+        self.version, self.updates.reference = number, whole
+        return replace(message, arrays=whole)
+
+    def write(self, message: Message) -> bytes:
+        """The client's message as bytes; from now on it counts as sent."""
+        wire = message
+        for stage in self.stages:
+            wire = stage.encode(wire)
+        self.codec_error = wire.codec_error
+        if self.strategy.remembers_sent:
+            # What the server will see is what is taken off what it says.
+            seen = received_through(self.stages, wire, None) if self.codecs.up.codecs else message
+            self.sent = {**self.sent, **to_tensors(seen.arrays)}
+        self.sent_in = message.round
+        return wire.to_bytes()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was last said and dropped, and which version was heard; plain values and tensors only."""
+        return {
+            "version": self.version,
+            "reference": to_tensors(self.updates.reference) if self.updates is not None else {},
+            "sent": dict(self.sent),
+            "sent_in": self.sent_in,
+            "encoding": self.encoding.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.version, self.sent, self.sent_in = state["version"], dict(state["sent"]), state["sent_in"]
+        if self.updates is not None:
+            self.updates.reference = arrays_of(state["reference"])
+        self.encoding.load_state_dict(state["encoding"])
+
+
+@dataclass
+class Broadcast:
+    """The server's side of updates: what the clients hold, and how each gets to the latest version.
+
+    Attributes:
+        replica: the network as every client holds it that has the latest version.
+        version: its number; 0 is the network that everybody builds from the seed.
+        update: encoded difference from the version before, arrays by number; empty for version 0.
+        acknowledged: latest version that each client is known to have taken in, 0 where it is not named.
+    """
+
+    replica: Arrays
+    version: int = 0
+    update: Arrays = field(default_factory=dict)
+    acknowledged: dict[int, int] = field(default_factory=dict)
+
+    def advance(self, arrays: Mapping[str, NDArray[np.generic]], codecs: CodecStack, round_index: int) -> None:
+        """Make the next version, as near to ``arrays`` as the codecs allow."""
+        self.update = codecs.encode(numbered(difference(arrays, self.replica), self.replica), round_index)
+        self.replica = updated(codecs.decode(self.update), self.replica)
+        self.version += 1
+
+    def message(self, behind: int, round_index: int) -> Message | None:
+        """What a client lacks that is so many versions behind: the update, after a longer absence the whole network."""
+        if not behind:
+            return None
+        arrays = {**(self.update if behind == 1 else self.replica), VERSION: np.array([self.version], dtype=np.int32)}
+        return Message(UPDATE if behind == 1 else NETWORK, round_index, SERVER, arrays)
+
+
+class ServerLink:
+    """The server's end of the wire, the same for all clients.
+
+    Args:
+        strategy: says what a message holds.
+        codecs: how messages are encoded, the same on both sides.
+        network: the state that every client starts from.
+
+    Attributes:
+        broadcast: versions of the network, where it travels as updates.
+    """
+
+    def __init__(self, strategy: Strategy, codecs: WireCodecs, network: ServerState) -> None:
+        self.strategy, self.codecs = strategy, codecs
+        updates = travels_as_update(strategy, codecs)
+        self.broadcast = Broadcast(arrays_of(network)) if updates else None
+        self.schema = strategy.upload_schema(network)
+        self._written: dict[tuple[int, int], bytes] = {}
+
+    def write(self, message: Message | None) -> bytes:
+        """What goes down to one client alone; nothing where there is nothing to say."""
+        if message is None:
+            return b""
+        return replace(message, arrays=self.codecs.down.encode(message.arrays, message.round)).to_bytes()
+
+    def write_once(self, client: int, round_index: int, message: Callable[[], Message | None]) -> bytes:
+        """What goes down to every client alike, but for the version that it holds; made for the first that needs it.
+
+        Args:
+            client: the client; ``SERVER``: all of them at the end of a round, when each holds the version before.
+            round_index: the round.
+            message: says the strategy's message.
+        """
+        behind = 1
+        if self.broadcast is not None and client != SERVER:
+            behind = min(self.broadcast.version - self.broadcast.acknowledged.get(client, 0), 2)
+        if (behind, round_index) not in self._written:
+            found = message() if self.broadcast is None else self.broadcast.message(behind, round_index)
+            self._written[behind, round_index] = found.to_bytes() if found is not None else b""
+        return self._written[behind, round_index]
+
+    def read(self, client: int, payload: bytes, round_index: int) -> Message | None:
+        """A client's message; None if it has nothing to say.
+
+        Args:
+            client: whom the bytes came from.
+            payload: the bytes.
+            round_index: the round.
+
+        Raises:
+            MessageError: the bytes are not what this client may say in this round.
+        """
+        if not payload:
+            if self.schema is not None and not self.schema.may_be_silent:
+                raise MessageError("silent", f"it says nothing where '{self.schema.kind}' was due")
+            self._acknowledged(client)
+            return None
+        message = Message.from_bytes(payload)
+        if message.sender != client:
+            raise MessageError("sender", f"it says that it is {_name(message.sender)}")
+        if message.round != round_index:
+            raise MessageError("round", f"its message is of round {message.round + 1}")
+        stages: list[Stage] = [Encoding(self.codecs.up)]
+        if self.broadcast is not None:
+            stages.insert(0, Updates(self.broadcast.replica))
+        message = received_through(stages, message, self.schema)
+        if self.broadcast is not None:
+            check_arrays(message.arrays, self.schema)
+        self._acknowledged(client)
+        return message
+
+    def _acknowledged(self, client: int) -> None:
+        """A client that answers has taken in what it was told."""
+        if self.broadcast is not None:
+            self.broadcast.acknowledged[client] = self.broadcast.version
+
+    def advance(self, message: Callable[[], Message | None], round_index: int) -> None:
+        """After a round: what the strategy says now is the next version."""
+        self._written = {}
+        if self.broadcast is not None and (network := message()) is not None:
+            self.broadcast.advance(network.arrays, self.codecs.down, round_index)
+            check_finite(self.broadcast.replica, f"round {round_index + 1}: the server's encoded network")
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """What is known of the clients' copies; plain values and tensors only. None where they hold none."""
+        if self.broadcast is None:
+            return None
+        return {
+            "replica": to_tensors(self.broadcast.replica),
+            "update": to_tensors(self.broadcast.update),
+            "version": self.broadcast.version,
+            "acknowledged": dict(self.broadcast.acknowledged),
+        }
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._written = {}
+        if state is not None:
+            replica, update = arrays_of(state["replica"]), arrays_of(state["update"])
+            self.broadcast = Broadcast(replica, state["version"], update, dict(state["acknowledged"]))
+
+
+def arrays_of(tensors: Mapping[str, Tensor]) -> Arrays:
+    """Tensors as arrays of a message; on the processor they share memory."""
+    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+
+
+def _specs(arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, ArraySpec]:
+    return {name: ArraySpec(array.shape, array.dtype.type) for name, array in arrays.items()}
+
+
+def _name(sender: int) -> str:
+    return "the server" if sender == SERVER else f"client {sender}"
