@@ -79,7 +79,7 @@ def test_each_loss_moves_its_own_network_only(prepared):
 
 def test_nothing_of_the_teacher_leaves_its_client(prepared):
     trainer, _ = pair_of(prepared, learner="sgd", learning_rate=0.0)
-    marker = 12345.678
+    marker = 0.12345678
     with torch.no_grad():
         for network in trainer.model.networks:
             for parameter in [*network.teacher.parameters(), *network.projection.parameters()]:
