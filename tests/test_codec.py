@@ -165,7 +165,8 @@ def test_sign_keeps_signs_and_misses_the_mean_magnitude_of_a_row_by_less_than_a_
     assert back.shape == array.shape and (back * array >= 0).all()
     rows = np.abs(array.astype(np.float64)).reshape(len(array) if array.ndim > 1 else 1, -1).mean(1)
     told = np.abs(back).reshape(len(rows), -1)[:, 0]
-    heard = rows >= rows.max() * 2**-7
+    # Below the least normal number single precision knows no steps of a quarter.
+    heard = (rows >= rows.max() * 2**-7) & (rows > 1e-37)
     assert (told[heard] <= rows[heard] * 2**0.26).all() and (told[heard] >= rows[heard] * 2**-0.26).all()
 
 
