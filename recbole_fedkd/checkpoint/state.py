@@ -43,9 +43,12 @@ def load_parameters(model: nn.Module, state: Mapping[str, Any], file: str | Path
         for name in sorted(own.keys() ^ saved.keys()):
             where = "is missing" if name in own else "is not one of the model's"
             raise InputError(f"checkpoint '{file}' does not fit this run: parameter '{name}' {where}")
+        # A store of rows takes as many as there are, and checks them itself.
+        growing = {f"{path}.{name}" for path, part in model.named_modules() for name in getattr(part, "growing", ())}
         for name, tensor in own.items():
             other = saved[name]
-            if tensor.shape != other.shape or tensor.dtype != other.dtype or tensor.layout != other.layout:
+            fits = tensor.shape == other.shape or (name in growing and tensor.shape[1:] == other.shape[1:])
+            if not fits or tensor.dtype != other.dtype or tensor.layout != other.layout:
                 raise InputError(
                     f"checkpoint '{file}' does not fit this run: parameter '{name}' is {_kind(other)} there and "
                     f"{_kind(tensor)} here"

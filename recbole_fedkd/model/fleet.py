@@ -39,6 +39,8 @@ class RowStore(nn.Module):
     item: Tensor
     data: Tensor
 
+    growing = ("item", "data")
+
     def __init__(self, clients: int, width: int) -> None:
         super().__init__()
         self.register_buffer("start", torch.zeros(clients, dtype=torch.long))
