@@ -555,7 +555,10 @@ def result_table(result: Mapping[str, float], protocols: Mapping[str, str]) -> s
     table.set_deco(Texttable.HEADER)
     table.set_cols_dtype(["t", "t", "t"])
     table.set_cols_align(["l", "r", "l"])
-    rows = [[name, f"{value:.4f}", protocols.get(name, "")] for name, value in result.items()]
+    rows = [
+        [name, f"{value:.4f}" if not np.isnan(value) else "undefined", protocols.get(name, "")]
+        for name, value in result.items()
+    ]
     table.add_rows([["metric", "value", "protocol"], *rows])
     drawn: str = table.draw()
     return drawn

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import OrderedDict
+from logging import getLogger
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.evaluator import Collector, Evaluator
 from recbole.evaluator.collector import DataStruct
 from torch import Tensor
 
+from recbole_fedkd.evaluation.catalogue_metrics import EMPTY
+from recbole_fedkd.evaluation.metrics import UNDEFINED
 from recbole_fedkd.finite import NotFiniteError, all_finite
 
 DISTRIBUTION = "label_distribution"
@@ -25,11 +30,11 @@ class LabelCollector(Collector):
 
     Args:
         config: the config of the protocol.
-        label_values: the model's label set, ordered; None for RecBole's models, whose labels are 0 and 1.
+        label_values: the label set, ascending; not given: 0 and 1.
         made_by: half a sentence on what the model's scores come from, for the one about scores that are not finite.
     """
 
-    def __init__(self, config: Any, label_values: Tensor | None, made_by: str = "") -> None:
+    def __init__(self, config: Any, label_values: Tensor | None = None, made_by: str = "") -> None:
         super().__init__(config)
         self.made_by = made_by
         self._seen, self._not_finite = 0, 0
@@ -77,11 +82,17 @@ class LabelCollector(Collector):
             if distribution is not None:
                 struct.update_tensor("rec.class", values[distribution.argmax(-1)])
             else:
-                struct.update_tensor("rec.class", (scores_tensor >= 0.5).to(values.dtype))
+                # The nearest label, of two the larger: of a probability that is score >= 0.5.
+                between = (values[1:] + values[:-1]) / 2
+                struct.update_tensor("rec.class", values[torch.bucketize(scores_tensor, between, right=True)])
+        if need("rec.items"):
+            # Where there are fewer candidates than places, RecBole fills up with what is masked.
+            items = struct.get("rec.items")[-len(scores_tensor) :]
+            items.masked_fill_(scores_tensor.gather(1, items) == -torch.inf, EMPTY)
         if need("data.user") or self.config["user_metrics"]:
             struct.update_tensor("data.user", interaction[self.config["USER_ID_FIELD"]])
-        if need("data.label_range"):
-            struct.set("data.label_range", torch.stack([values.min(), values.max()]))
+        if need("data.label_set"):
+            struct.set("data.label_set", values)
         if distribution is not None and self.config["label_mode"] == "rating":
             positive = values >= self.config["rating_threshold"]
             struct.update_tensor("rec.positive_score", distribution[:, positive].sum(-1))
@@ -103,7 +114,7 @@ class LabelCollector(Collector):
         return struct
 
 
-_PER_SWEEP = ("data.label", "data.user", "data.label_range", "data.positive_label")
+_PER_SWEEP = ("data.label", "data.user", "data.label_set", "data.positive_label")
 
 
 class PlainEvaluator(Evaluator):
@@ -115,8 +126,16 @@ class PlainEvaluator(Evaluator):
 
     judged: DataStruct
 
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self._told: set[str] = set()
+
     def evaluate(self, dataobject: DataStruct) -> OrderedDict[str, float]:
-        """Metric name (lower case, ``@k`` behind) to value."""
+        """Metric name (lower case, ``@k`` behind) to value; nan, and a warning, where it is not defined on what was judged.
+
+        Raises:
+            NotFiniteError: a metric is infinite.
+        """
         self.judged = dataobject
         clicks = dataobject
         if "rec.positive_score" in dataobject:
@@ -126,6 +145,14 @@ class PlainEvaluator(Evaluator):
         result: OrderedDict[str, float] = OrderedDict()
         for metric in self.metrics:
             struct = clicks if metric in CLICK_METRICS else dataobject
-            for name, value in self.metric_class[metric].calculate_metric(struct).items():
+            with np.errstate(over="ignore"):
+                values = self.metric_class[metric].calculate_metric(struct)
+            for name, value in values.items():
                 result[name] = float(value)
+                if math.isinf(result[name]):
+                    raise NotFiniteError(f"metric {name} is {result[name]}: the scores are too large to be judged")
+            if math.isnan(result[name]) and metric not in self._told:
+                self._told.add(metric)
+                reason = UNDEFINED.get(metric, "it is nan")
+                getLogger().warning(f"metric {name} is not defined on what is judged: {reason}")
         return result

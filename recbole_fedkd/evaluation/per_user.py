@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from recbole.evaluator.base_metric import TopkMetric
 
-from recbole_fedkd.evaluation.metrics import LabelledNDCG, labelled_ndcg_of_users
+from recbole_fedkd.evaluation.metrics import LabelledNDCG, label_ranks, labelled_ndcg_of_users
 
 Values = Mapping[str, NDArray[np.float64]]
 
@@ -52,8 +52,9 @@ def user_values(
     for metric in metrics.values():
         if isinstance(metric, LabelledNDCG):
             scores = struct.get("rec.score").numpy().astype(np.float64)
+            ranks = label_ranks(struct.get("data.label").numpy(), struct.get("data.label_set").numpy())
             for k in topk:
-                found[f"labelledndcg@{k}"] = labelled_ndcg_of_users(scores, labels, rows, k)
+                found[f"labelledndcg@{k}"] = labelled_ndcg_of_users(scores, ranks, rows, k)
     return ids.astype(np.int64), found
 
 
