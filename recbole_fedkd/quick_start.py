@@ -49,6 +49,7 @@ from recbole_fedkd.model import (
     building,
     check_columns,
     check_data,
+    normalise_single_rows,
     with_attention,
 )
 from recbole_fedkd.model.shared import SharedState
@@ -233,9 +234,7 @@ def _prepare(
     if config["attention"] and not config.attentive:
         model_class = with_attention(model_class)
     if client_of_user is None:
-        with building(config), log_arguments_placed():
-            central = model_class(config, train_dataset).to(config["device"])
-        return build_trainer(config, central), loaders, evaluations
+        return build_trainer(config, _central_model(config, model_class, train_dataset)), loaders, evaluations
     count = int(client_of_user.max()) + 1
     hindrance = obstacle(config, count) if config["engine"] == "fleet" else None
     model: Population | None = None
@@ -264,6 +263,14 @@ def _client_of_user(config: FedKDConfig, train_dataset: Any) -> torch.Tensor:
     clients = partition_users(config["partition"], population(train_dataset), config["seed"])
     check_clients_per_round(config, int(clients.max()) + 1)
     return torch.from_numpy(np.concatenate([[-1], clients]))
+
+
+def _central_model(config: FedKDConfig, model_class: type, train_dataset: Any) -> Any:
+    """One model on all data, on its device."""
+    with building(config), log_arguments_placed():
+        model = model_class(config, train_dataset).to(config["device"])
+    normalise_single_rows(model)
+    return model
 
 
 def _fleet_of_recbole(

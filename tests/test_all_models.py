@@ -131,6 +131,7 @@ RUNS: dict[str, dict[str, dict]] = {
     "KTUP": {
         "": {**GRAPH, "train_rec_step": 1, "train_kg_step": 1, "epochs": 2},
         "L1": {**GRAPH, "use_st_gumbel": False, "L1_flag": True},
+        "one triple a batch": {**GRAPH, "train_rec_step": 0, "train_kg_step": 1, "train_batch_size": 1},
     },
     "MKR": {"": GRAPH, "no inner product": {**GRAPH, "use_inner_product": False}},
     "RippleNet": {"": {**GRAPH, "n_memory": 4, "n_hop": 1}},

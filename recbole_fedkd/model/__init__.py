@@ -1,5 +1,6 @@
 """Models: attention, networks, and the RecBole model classes made of them."""
 
+from recbole_fedkd.model.batch_norm import normalise_single_rows
 from recbole_fedkd.model.corrected import corrected
 from recbole_fedkd.model.encoding import with_attention
 from recbole_fedkd.model.factorization import MF, FactorizationRecommender, PFedRec
@@ -34,5 +35,6 @@ __all__ = [
     "check_data",
     "corrected",
     "missing_package",
+    "normalise_single_rows",
     "with_attention",
 ]

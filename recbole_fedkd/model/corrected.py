@@ -10,7 +10,12 @@ _OURS = {
     "NCEPLRec": "without_gradients",
     "Pop": "without_gradients",
     "Random": "without_gradients",
+    "DSSM": "mended_clicks",
+    "KD_DAGFM": "mended_clicks",
     "DGCF": "mended_graph",
+    "KTUP": "mended_graph",
+    "BERT4Rec": "mended_sequential",
+    "DIEN": "mended_sequential",
     "KSR": "mended_sequential",
 }
 

@@ -10,6 +10,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor, nn
 
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.model.batch_norm import normalise_single_rows
 from recbole_fedkd.model.factorization import FactorizationRecommender
 from recbole_fedkd.model.network import AttentiveNetwork
 from recbole_fedkd.model.pair import TeacherAndStudent, names_of
@@ -168,6 +169,7 @@ class RecBolePopulation(AbstractRecommender):
         for dataset in datasets:
             torch.set_rng_state(stream)
             self.networks.append(model_class(config, dataset))
+        normalise_single_rows(self)
         self.register_buffer("client_of_user", client_of_user, persistent=False)
 
     def private_rows(self, client: int) -> dict[str, Rows]:
