@@ -313,6 +313,10 @@ class CheckpointTrainer(Trainer):
             check_trained(0.0, dict(self.model.named_parameters()), learner_of(self.optimizer))
         except NotFiniteError as error:
             raise NotFiniteError(f"epoch {told(epoch_idx)}: {error}") from error
+        except (RuntimeError, OverflowError) as error:
+            if "overflow" not in str(error):  # what torch says of a step too large for its numbers
+                raise
+            raise NotFiniteError(f"epoch {told(epoch_idx)}: {error} ({learner_of(self.optimizer)})") from error
         return loss
 
     def _record(self, seconds: float, loss: float) -> EpochRecord:

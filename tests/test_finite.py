@@ -169,6 +169,7 @@ RUNS = [
     ("BPR", {"learner": "sgd", "learning_rate": 1e38, "epochs": 20, "eval_args": "{'mode': 'uni5'}"}),
     ("NeuMF", {"learner": "sgd", "learning_rate": 1e30, "label_mode": "implicit", "strategy": "local"}),
     ("SASRec", {"learner": "sgd", "learning_rate": 1e30, "train_neg_sample_args": "~"}),
+    ("BPR", {"learner": "adam", "learning_rate": 3e38}),
     ("LightGCN", {"learner": "sgd", "learning_rate": 1e38, "epochs": 20}),
 ]
 
