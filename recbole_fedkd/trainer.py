@@ -726,7 +726,8 @@ class FedKDTrainer(CheckpointTrainer):
         # One stable sort by client instead of one scan of all samples per client.
         owner = model.client_of_user[users]
         order = torch.argsort(owner, stable=True)
-        samples = Samples(model.local_id[users], items, targets).select(order)
+        context = {name: values.to(self.device) for name, values in model.context_of(dataset.inter_feat).items()}
+        samples = Samples(model.local_id[users], items, targets, context).select(order)
         return samples, torch.bincount(owner, minlength=clients)
 
     def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:

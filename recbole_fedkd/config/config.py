@@ -69,6 +69,7 @@ class FedKDConfig(JudgedConfig):
         federated: whether users live on clients.
         trains_teacher: whether clients keep a teacher beside the student.
         reads_history: whether the model gets the user's training history as columns of every row.
+        reads_features: whether the model is one of this package that embeds features of users, items and rows.
         fingerprint: what the data set is held against when it is loaded; None unless a checkpoint says so.
     """
 
@@ -76,6 +77,7 @@ class FedKDConfig(JudgedConfig):
     attentive: bool
     federated: bool
     reads_history: bool
+    reads_features: bool
     trains_teacher: bool
     fingerprint: Any = None
     _known: KnownKeys
@@ -197,8 +199,8 @@ class FedKDConfig(JudgedConfig):
         self.internal_config_dict.update(recbole_keys)
         # RecBole would drop the interactions of everyone whom the .user or .item file does not know.
         self.internal_config_dict["filter_inter_by_user_or_item"] = False
-        embeds = getattr(model_class, "embeds_features", False)
-        files = [PROPERTIES / "model" / "AttnStudent.yaml"] if self.attentive and embeds else []
+        self.reads_features = self.attentive and getattr(model_class, "embeds_features", False)
+        files = [PROPERTIES / "model" / "AttnStudent.yaml"] if self.reads_features else []
         own = PROPERTIES / "model" / f"{model}.yaml"
         if own.is_file() and own not in files:
             files.append(own)
@@ -223,13 +225,18 @@ class FedKDConfig(JudgedConfig):
         self._set_strategy(model, model_class, self._chosen("strategy"))
 
     def _set_columns(self, dataset: str) -> None:
-        """The columns that are loaded where labels are made: known for some datasets, the four usual ones for others."""
+        """The columns that are loaded where labels are made.
+
+        They are known for some datasets; of others it is all that lie there for a model that reads features, else the four
+        usual ones.
+        """
         own_dataset = PROPERTIES / "dataset" / f"{dataset}.yaml"
         if own_dataset.is_file():
             self._update_internal_config_dict(own_dataset)
         elif not (RECBOLE_PROPERTIES / "dataset" / f"{dataset}.yaml").is_file():
             names = ("USER_ID_FIELD", "ITEM_ID_FIELD", "RATING_FIELD", "TIME_FIELD")
-            self.internal_config_dict["load_col"] = {"inter": [self._chosen(name) for name in names]}
+            usual = {"inter": [self._chosen(name) for name in names]}
+            self.internal_config_dict["load_col"] = None if self.reads_features else usual
 
     def _set_rows(self, mode: str, model_class: type) -> None:
         """RecBole's models on the labelled rows that every model gets; its sequential models would make rows of their own."""

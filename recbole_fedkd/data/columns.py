@@ -88,6 +88,11 @@ def loaded_columns(config: Any, path: Path, suffix: str, columns: list[Column]) 
     return wanted
 
 
+def loads_what_is_there(config: Any) -> bool:
+    """Whether a model reads features and nobody has said which columns to load: then every file gives what it has."""
+    return bool(config.reads_features) and config["load_col"] is None
+
+
 def is_loaded(config: Any, suffix: str) -> bool:
     """Whether a file is loaded at all: without ``load_col`` every one is, with it those that it names."""
     named = _named(config, "load_col", suffix)

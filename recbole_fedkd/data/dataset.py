@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from logging import getLogger
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,13 @@ from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 from torch import Tensor
 
+from recbole_fedkd.data.columns import loads_what_is_there
+from recbole_fedkd.data.features import FeatureField, Features, choose_features, deciding_columns
 from recbole_fedkd.data.labels import declared_labels, encode_labels
 from recbole_fedkd.data.loading import AtomicFiles
 from recbole_fedkd.data.partition import Population
 from recbole_fedkd.data.threshold import ThresholdLabels
-from recbole_fedkd.errors import InputError, nearest
+from recbole_fedkd.errors import InputError
 
 RECENCY_FIELD = "recency_rank"
 """Generated column: rank of an interaction in time. RecBole turns timestamps into float32, which merges those less than
@@ -32,11 +36,21 @@ class FedKDDataset(ThresholdLabels, AtomicFiles):
         label_values: the ordered label set: distinct ratings (``label_mode`` rating) or ``[0, 1]``.
         history_columns: item ids ``[users, L + 1]`` as of :meth:`history`, joined to every row for models that read
             ``item_id_list``; None for all other models.
+        features: the columns that the package's networks read; None for all other models.
     """
 
     recency_field = RECENCY_FIELD
     label_values: list[float]
     history_columns: Tensor | None = None
+    features: Features | None = None
+
+    def _remap_ID_all(self) -> None:  # noqa: N802 (RecBole's name)
+        """As RecBole's; an ``.item`` file that nobody asked for brings features, and no item into the catalogue."""
+        if self.item_feat is not None and loads_what_is_there(self.config):
+            known = self.item_feat[self.iid_field].isin(self.inter_feat[self.iid_field])
+            if known.any():
+                self.item_feat = self.item_feat[known].reset_index(drop=True)
+        super()._remap_ID_all()
 
     def _normalize(self) -> None:
         """Normalise as RecBole does, but never the ratings: ``ml-100k.yaml`` would scale stars to 0..1 silently."""
@@ -59,6 +73,21 @@ class FedKDDataset(ThresholdLabels, AtomicFiles):
             self.label_values = declared_labels(self.inter_feat[field].to_numpy(), self.config["label_values"], field)
         else:
             self.label_values = [0.0, 1.0]
+        if self.config.reads_features:
+            self._choose_features()
+
+    def _choose_features(self) -> None:
+        """Say which columns networks read, and forget those of rows that they do not: every batch would carry them."""
+        self.features = choose_features(self.config, self)
+        for name in self.features.unused:
+            if name in self.inter_feat:
+                self._del_col(self.inter_feat, name)
+        label = self.config["LABEL_FIELD"]
+        for name in deciding_columns(self, label, self.features.context):
+            getLogger().warning(
+                f"column '{name}' alone decides the label of every row; if it is only known afterwards, leave it out by "
+                f"unload_col={{'inter': ['{name}']}}"
+            )
 
     def build(self) -> list[Any]:
         """Split as RecBole does; the splits' history columns hold training interactions only."""
@@ -100,27 +129,19 @@ class FedKDDataset(ThresholdLabels, AtomicFiles):
         values = self.inter_feat[self.config["LABEL_FIELD"]].numpy()
         return torch.from_numpy(encode_labels(values, self.label_values))
 
-    def side_fields(self, source: str) -> dict[str, Tensor]:
-        """Token columns of the ``user`` or ``item`` file without the id: ids ``[rows]`` or ``[rows, length]``.
+    def side_fields(self, source: str) -> tuple[list[FeatureField], dict[str, Tensor]]:
+        """Feature columns of the ``user`` or ``item`` file: the fields, and their values ``[rows]`` or ``[rows, length]``."""
+        assert self.features is not None
+        names = self.features.user if source == "user" else self.features.item
+        return self._read(names, self.user_feat if source == "user" else self.item_feat)
 
-        The config key ``feature_fields`` selects among them.
-        """
-        features: Any = self.user_feat if source == "user" else self.item_feat
-        chosen = self.config["feature_fields"]
-        known = self._token_fields(self.user_feat) + self._token_fields(self.item_feat)
-        for field in chosen or []:
-            if field not in known:
-                raise InputError(
-                    f"feature_fields names '{field}', but the loaded token fields are {known}{nearest(str(field), known)}"
-                )
-        return {field: features[field] for field in self._token_fields(features) if chosen is None or field in chosen}
+    def context_fields(self) -> list[FeatureField]:
+        """Feature columns of rows. Call it on the training split, whose numbers have mean 0 and deviation 1."""
+        return self._read(self.features.context if self.features is not None else (), self.inter_feat)[0]
 
-    def _token_fields(self, features: Any) -> list[str]:
-        """Token columns of the ``.user`` or ``.item`` file without the id."""
-        kinds = (FeatureType.TOKEN, FeatureType.TOKEN_SEQ)
-        ids = (self.uid_field, self.iid_field)
-        fields = features.interaction if features is not None else []
-        return [field for field in fields if field not in ids and self.field2type[field] in kinds]
+    def _read(self, names: Sequence[str], table: Any) -> tuple[list[FeatureField], dict[str, Tensor]]:
+        fields = [FeatureField.of(self, name, table[name]) for name in names]
+        return fields, {field.name: field.read(table[field.name]) for field in fields}
 
     def history(self, length: int) -> tuple[Tensor, Tensor]:
         """The latest interactions of every user, most recent first. Call it on the training split only.
@@ -132,19 +153,32 @@ class FedKDDataset(ThresholdLabels, AtomicFiles):
         Returns:
             Item ids and label indices, both ``[users, L + 1]`` with padding users and slots 0.
         """
+        rows = self.history_rows(length)
+        return _of_rows(self.inter_feat[self.iid_field], rows), _of_rows(self.label_indices(), rows)
+
+    def history_context(self, length: int) -> dict[str, Tensor]:
+        """Context of the interactions of :meth:`history`, ``[users, L + 1, ...]`` for each context column."""
+        rows = self.history_rows(length)
+        fields = self.context_fields()
+        return {field.name: _of_rows(field.read(self.inter_feat[field.name]), rows) for field in fields}
+
+    def history_rows(self, length: int) -> Tensor:
+        """Row numbers of the interactions of :meth:`history`, ``[users, L + 1]``; -1 where there is none."""
         users = self.inter_feat[self.uid_field].numpy()
-        items = self.inter_feat[self.iid_field].numpy()
         recency = self.inter_feat[RECENCY_FIELD].numpy() if RECENCY_FIELD in self.inter_feat else np.arange(len(users))
         order = np.lexsort((-recency, users))
-        users, items, labels = users[order], items[order], self.label_indices().numpy()[order]
+        users = users[order]
         starts = np.searchsorted(users, np.arange(self.user_num))
         slot = np.arange(len(users)) - starts[users]
         kept = slot <= length
-        history_items = torch.zeros(self.user_num, length + 1, dtype=torch.long)
-        history_labels = torch.zeros_like(history_items)
-        history_items[users[kept], slot[kept]] = torch.from_numpy(items[kept]).long()
-        history_labels[users[kept], slot[kept]] = torch.from_numpy(labels[kept])
-        return history_items, history_labels
+        rows = torch.full((self.user_num, length + 1), -1)
+        rows[users[kept], slot[kept]] = torch.from_numpy(order[kept])
+        return rows
+
+
+def _of_rows(column: Tensor, rows: Tensor) -> Tensor:
+    """The values of the rows ``[users, slots]`` in a column ``[n, ...]``, 0 where there is no row."""
+    return torch.cat([column, column.new_zeros(1, *column.shape[1:])])[rows]
 
 
 def label_values(dataset: Any) -> list[float]:

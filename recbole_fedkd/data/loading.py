@@ -19,6 +19,7 @@ from recbole_fedkd.data.columns import (
     id_fields,
     is_loaded,
     loaded_columns,
+    loads_what_is_there,
     number_fields,
     order_counts,
 )
@@ -70,7 +71,7 @@ class AtomicFiles(CountedFilters):
         )
         columns = loaded_columns(self.config, path, suffix, read_header(path, layout))
         if suffix != "link":
-            self._check_unique(path, suffix, source, columns)
+            columns = self._unique(path, suffix, source, columns)
         file = read_atomic(path, layout, [column.name for column in columns])
         if suffix == "inter" and self.config["rm_dup_inter"] is None:
             file.refuse_copies()
@@ -95,22 +96,32 @@ class AtomicFiles(CountedFilters):
         kinds = {column.name: self.field2type.get(column.name, column.kind).value for column in columns}
         return self.fingerprint.take(path.name.removeprefix(f"{self.dataset_name}."), table, kinds)
 
-    def _check_unique(self, path: Path, suffix: str, source: Any, columns: list[Column]) -> None:
-        """RecBole knows a column by its name alone, and takes parts of the interactions for one table."""
+    def _unique(self, path: Path, suffix: str, source: Any, columns: list[Column]) -> list[Column]:
+        """The columns whose names no file before has: RecBole knows a column by its name alone.
+
+        Raises:
+            InputError: somebody asked for both, or parts of the interactions, which RecBole takes for one table, differ.
+        """
         first, same = self._parts.setdefault(suffix, (path, columns))
         if sorted(same, key=str) != sorted(columns, key=str):
             told = (", ".join(f"{column.name}:{column.kind.value}" for column in each) for each in (same, columns))
             raise InputError(
                 f"'{first}' has the columns {next(told)}, but '{path}' has {next(told)}; parts must have the same"
             )
+        unique = []
         for column in columns:
             other = self.field2source.get(column.name)
-            if other not in (None, source) and column.name not in id_fields(self.config, suffix).values():
-                other = str(getattr(other, "value", other)).removesuffix("_id")
+            if other in (None, source) or column.name in id_fields(self.config, suffix).values():
+                unique.append(column)
+                continue
+            other = str(getattr(other, "value", other)).removesuffix("_id")
+            both = f"'{path}' and the .{other} file both have a column '{column.name}'"
+            if not loads_what_is_there(self.config):
                 raise InputError(
-                    f"'{path}' and the .{other} file both have a column '{column.name}'; RecBole knows columns by their names: "
-                    "rename one, or leave one out by load_col"
+                    f"{both}; RecBole knows columns by their names: rename one, or leave one out by load_col"
                 )
+            self.logger.warning(f"{both}; that of .{other} is read: rename one to have both")
+        return unique
 
     def _kind(self, file: AtomicFile, column: Column, is_id: bool, is_number: bool) -> FeatureType:
         """The type that a column is read as: ids are tokens and ratings are numbers, whatever the header says."""

@@ -19,6 +19,9 @@ from recbole_fedkd.federated.task import AttentiveTask, Samples, Step, click_log
 from recbole_fedkd.model.batching import for_client, seen_by_losses, total_loss
 from recbole_fedkd.model.fleet import ClientGroup, Pack, RecBoleFleetPopulation
 
+CONTEXT = "context "
+"""What an epoch's fields begin with that are the context of a row: a column may be called ``users``."""
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -156,8 +159,10 @@ class LabelledSamples(FleetTask):
                 found = streams.negatives(owner, counts, taken, self.item_count).to(device)
                 items = items.flatten().index_copy(0, drawn_at, found).view_as(items)
             order = streams.orders(sizes, self.batch_size).to(device) if shuffle else position
-            users_in_order, labels_in_order = users.gather(1, order), labels.gather(1, order)
-            return Epoch({"users": users_in_order}, items.gather(1, order), labels_in_order, real.float())
+            fields = {"users": users.gather(1, order)}
+            rows = index.gather(1, order)
+            fields |= {f"{CONTEXT}{name}": values[rows] for name, values in samples.context.items()}
+            return Epoch(fields, items.gather(1, order), labels.gather(1, order), real.float())
 
         return [epoch(True) for _ in range(epochs)], epoch(False) if clean else None
 
@@ -166,21 +171,25 @@ class LabelledSamples(FleetTask):
         return epoch.items
 
     def arguments(self, group: ClientGroup, pack: Pack, batch: Epoch) -> tuple[Any, ...]:
-        """Users ``[c, batch]``, items ``[c, batch, targets]``, labels and weights ``[c, batch * targets]``."""
+        """Users ``[c, batch]``, items and context ``[c, batch, targets]``, labels and weights ``[c, batch * targets]``."""
         items, users = pack.local.gather(1, batch.items).long(), batch.fields["users"]
-        if group.single_users:
-            return users[:, :1], items.unsqueeze(1), batch.labels, batch.weights
-        return users, items.unsqueeze(2), batch.labels, batch.weights
+        axis = 1 if group.single_users else 2
+        context = {name: batch.fields[f"{CONTEXT}{name}"].unsqueeze(axis) for name in self.samples.context}
+        users = users[:, :1] if group.single_users else users
+        return users, items.unsqueeze(axis), batch.labels, batch.weights, context
 
     def step(self, network: nn.Module, with_logits: bool, *arguments: Any) -> Step:
         """See :meth:`AttentiveTask.of_batch`."""
-        users, items, labels, weights = arguments
-        return self.kind.of_batch(network, users, items, labels, self.reg_weight, weights)
+        users, items, labels, weights, context = arguments
+        return self.kind.of_batch(network, users, items, labels, self.reg_weight, weights, context)
 
     def blank(self, count: int, device: torch.device) -> Epoch:
-        """Item 0 of user 1."""
+        """Item 0 of user 1, in no context."""
         items, ones = torch.zeros(1, count, dtype=torch.long, device=device), torch.ones(1, count, device=device)
-        return Epoch({"users": ones.long()}, items, items, ones)
+        context = {
+            f"{CONTEXT}{name}": each.new_zeros(1, count, *each.shape[1:]) for name, each in self.samples.context.items()
+        }
+        return Epoch({"users": ones.long(), **context}, items, items, ones)
 
 
 class RecBoleSamples(FleetTask):

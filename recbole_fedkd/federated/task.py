@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from torch.func import functional_call
 
 from recbole_fedkd.distillation.losses import label_cross_entropy
 from recbole_fedkd.model.batching import total_loss
+from recbole_fedkd.model.network import NO_CONTEXT, Context
 from recbole_fedkd.model.shared import SharedState
+from recbole_fedkd.model.student import one_target
 
 CLEAN_BATCH = 4096
 """Samples at a time in a pass without gradients."""
@@ -87,25 +89,28 @@ class Samples:
         users: local user ids ``[n]``, from 1.
         items: item ids ``[n]``.
         labels: label indices ``[n]``.
+        context: features of the row, ``[n]`` or ``[n, tokens]`` per field.
     """
 
     users: Tensor
     items: Tensor
     labels: Tensor
+    context: Context = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.users)
 
     def select(self, rows: Tensor) -> Samples:
         """The samples ``rows``."""
-        return Samples(self.users[rows], self.items[rows], self.labels[rows])
+        context = {name: values[rows] for name, values in self.context.items()}
+        return Samples(self.users[rows], self.items[rows], self.labels[rows], context)
 
 
 class AttentiveTask(Task):
     """An ``AttentiveNetwork`` on labelled samples: ``CE(y, p) + lambda R(w)``.
 
     Args:
-        network: called as ``network(users [batch], items [batch, 1])``, logits ``[batch, 1, T]``.
+        network: called as ``network(users [batch], items [batch, 1], context)``, logits ``[batch, 1, T]``.
         shared: the part that may be sent.
         samples: the client's training samples.
         labels: number of labels ``T``.
@@ -153,14 +158,15 @@ class AttentiveTask(Task):
 
     def step(self, batch: Samples, with_logits: bool) -> Step:
         """Cross-entropy of the labels plus the regulariser of the weights that the batch touches."""
-        return self.of_batch(self.network, batch.users, batch.items.unsqueeze(1), batch.labels, self.reg_weight)
+        users, items, context = batch.users, batch.items.unsqueeze(1), one_target(batch.context)
+        return self.of_batch(self.network, users, items, batch.labels, self.reg_weight, context=context)
 
     @torch.no_grad()
     def logits_under(self, state: Mapping[str, Tensor], batch: Samples) -> Tensor:
         """Logits ``[size, T]`` of the network with other parameters, without dropout and outside of the autograd graph."""
         training = self.network.training
         self.network.eval()
-        arguments = (batch.users, batch.items.unsqueeze(1))
+        arguments = (batch.users, batch.items.unsqueeze(1), one_target(batch.context))
         logits: Tensor = functional_call(self.network, dict(state), arguments)
         self.network.train(training)
         return logits.squeeze(1)
@@ -174,6 +180,7 @@ class AttentiveTask(Task):
         labels: Tensor,
         reg_weight: float,
         weights: Tensor | None = None,
+        context: Context = NO_CONTEXT,
     ) -> Step:
         """The step of a network on a batch, a function of its arguments alone.
 
@@ -184,21 +191,22 @@ class AttentiveTask(Task):
             labels: ``[batch * targets]``.
             reg_weight: ``lambda``.
             weights: ``[batch * targets]``, see :class:`Step`.
+            context: of each target.
         """
-        loss, logits = cls.data_loss(network, users, items, labels, weights)
-        loss = loss + regulariser(network, users, items, reg_weight)
+        loss, logits = cls.data_loss(network, users, items, labels, weights, context)
+        loss = loss + regulariser(network, users, items, context, reg_weight)
         return Step(loss, len(labels), logits, labels, items.flatten(), weights)
 
     @staticmethod
     def data_loss(
-        network: nn.Module, users: Tensor, items: Tensor, labels: Tensor, weights: Tensor | None
+        network: nn.Module, users: Tensor, items: Tensor, labels: Tensor, weights: Tensor | None, context: Context
     ) -> tuple[Tensor, Tensor]:
         """``CE(y, p)`` and the logits ``[batch * targets, T]``; arguments as of :meth:`of_batch`."""
-        logits = network(users, items).flatten(0, 1)
+        logits = network(users, items, context).flatten(0, 1)
         return label_cross_entropy(logits, labels, weights), logits
 
     def _epoch_samples(self) -> Samples:
-        """The samples, with freshly drawn negatives where the labels are implicit."""
+        """The samples, with freshly drawn negatives, each in the context of its positive, where the labels are implicit."""
         samples = self.samples
         if not self.negatives:
             return samples
@@ -208,6 +216,7 @@ class AttentiveTask(Task):
             torch.cat([samples.users, users]),
             torch.cat([samples.items, items]),
             torch.cat([samples.labels, torch.zeros_like(users)]),
+            {name: torch.cat([values] * (1 + self.negatives)) for name, values in samples.context.items()},
         )
 
 
@@ -216,20 +225,22 @@ class MutualTask(AttentiveTask):
 
     @staticmethod
     def data_loss(
-        network: nn.Module, users: Tensor, items: Tensor, labels: Tensor, weights: Tensor | None
+        network: nn.Module, users: Tensor, items: Tensor, labels: Tensor, weights: Tensor | None, context: Context
     ) -> tuple[Tensor, Tensor]:
         """The sum of both losses, each of which moves its own network, and the logits of what serves."""
         losses: Callable[..., tuple[Tensor, Tensor, Tensor]] = network.mutual_losses  # type: ignore[assignment]
-        student_loss, teacher_loss, logits = losses(users, items, labels, weights)
+        student_loss, teacher_loss, logits = losses(users, items, labels, weights, context)
         return student_loss + teacher_loss, logits
 
 
-def regulariser(network: nn.Module, users: Tensor, items: Tensor, reg_weight: float) -> Tensor | float:
+def regulariser(
+    network: nn.Module, users: Tensor, items: Tensor, context: Context, reg_weight: float
+) -> Tensor | float:
     """``lambda R(w)`` of a batch; arguments as of :meth:`AttentiveTask.of_batch`. Nothing in a pass without gradients."""
     if not reg_weight or not torch.is_grad_enabled():
         return 0.0
-    norm: Callable[[Tensor, Tensor], Tensor] = network.touched_squared_norm  # type: ignore[assignment]
-    return reg_weight * norm(users, items)
+    norm: Callable[[Tensor, Tensor, Context], Tensor] = network.touched_squared_norm  # type: ignore[assignment]
+    return reg_weight * norm(users, items, context)
 
 
 class RecBoleTask(Task):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_fedkd.distillation.losses import touched_squared_norm
+from recbole_fedkd.model.network import NO_CONTEXT, Context
 from recbole_fedkd.model.student import NetworkBuilder, NetworkRecommender
 
 
@@ -51,14 +52,14 @@ class FactorizationNetwork(nn.Module):
         """Names of the parameters and buffers with one row per item."""
         return ("item_embedding.weight",) + ("item_bias.weight",) * (self.item_bias is not None)
 
-    def forward(self, users: Tensor, items: Tensor) -> Tensor:
-        """Logits ``[batch, targets, 2]`` of local users ``[batch]`` and items ``[batch, targets]``."""
+    def forward(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        """Logits ``[batch, targets, 2]`` of local users ``[batch]`` and items ``[batch, targets]``, in any context."""
         scores = (self.user_embedding(users).unsqueeze(1) * self.item_embedding(items)).sum(-1)
         if self.user_bias is not None and self.item_bias is not None:
             scores = scores + self.user_bias(users) + self.item_bias(items).squeeze(-1)
         return click_logits(scores)
 
-    def touched_squared_norm(self, users: Tensor, items: Tensor) -> Tensor:
+    def touched_squared_norm(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """``R(w)`` of a batch (arguments as in :meth:`forward`): rows outside the batch do not count."""
         tables = [(self.user_embedding.weight, users), (self.item_embedding.weight, items)]
         if self.user_bias is not None and self.item_bias is not None:
@@ -81,11 +82,11 @@ class ScoreFunctionNetwork(nn.Module):
         super().__init__()
         self.item_embedding, self.score = nn.Embedding(items, width), nn.Linear(width, 1)
 
-    def forward(self, users: Tensor, items: Tensor) -> Tensor:
+    def forward(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Logits ``[batch, targets, 2]`` of items ``[batch, targets]``; ``users [batch]`` are all alike."""
         return click_logits(self.score(self.item_embedding(items)).squeeze(-1))
 
-    def touched_squared_norm(self, users: Tensor, items: Tensor) -> Tensor:
+    def touched_squared_norm(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """``R(w)`` of a batch (arguments as in :meth:`forward`): item rows outside the batch do not count."""
         return touched_squared_norm([(self.item_embedding.weight, items)], list(self.score.parameters()))
 

@@ -18,6 +18,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from recbole_fedkd.model.batching import BatchedModel
+from recbole_fedkd.model.network import NO_CONTEXT, Context
 from recbole_fedkd.model.pair import names_of
 from recbole_fedkd.model.population import local_ids, rows_that_stay, whole_networks
 from recbole_fedkd.model.shared import Rows, forget_cached
@@ -435,7 +436,7 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
         self.settle(config, whole_networks(config, dataset, len(self.label_values)), client_of_user)
 
     @torch.no_grad()
-    def logits(self, users: Tensor, items: Tensor) -> Tensor:
+    def logits(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Every user by the network of the client it lives on; see :meth:`LabelledRecommender.logits`."""
         owners = self.client_of_user[users]
         out = torch.empty(*items.shape, len(self.label_values), device=items.device)
@@ -447,7 +448,7 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
             starts = counts.cumsum(0) - counts
             for chosen in self._parts(group, counts, items.shape[1]):
                 rows, slot, column = _ragged(starts[chosen], counts[chosen])
-                self._score(group, base, clients[chosen], (mine[rows], slot, column), users, items, out)
+                self._score(group, base, clients[chosen], (mine[rows], slot, column), (users, items, context), out)
         return out
 
     def _parts(self, group: ClientGroup, counts: Tensor, targets: int) -> list[Tensor]:
@@ -468,30 +469,35 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
         base: tuple[Tensor, Tensor, Tensor],
         clients: Tensor,
         place: tuple[Tensor, Tensor, Tensor],
-        users: Tensor,
-        items: Tensor,
+        asked: tuple[Tensor, Tensor, Context],
         out: Tensor,
     ) -> None:
-        """Score the rows of packed clients; ``place``: row of ``users``, client and column of each, ``[n]``."""
+        """Score the rows of packed clients; ``place``: row of what is asked, client and column of each, ``[n]``."""
         row, slot, column = place
+        users, items, context = asked
         targets = items.shape[1]
         width = int(column.max()) + 1
         own_users = torch.zeros(len(clients), width, dtype=torch.long, device=users.device)
         own_items = torch.zeros(len(clients), width, targets, dtype=torch.long, device=users.device)
         own_users[slot, column] = self.local_id[users[row]]
         own_items[slot, column] = items[row]
+        own_context = {}
+        for name, values in context.items():
+            own_context[name] = values.new_zeros(len(clients), width, *values.shape[1:])
+            own_context[name][slot, column] = values[row]
         pack = group.pack(clients, own_items.flatten(1))
         own_items = pack.local.gather(1, own_items.flatten(1)).long().view_as(own_items)
         if group.single_users and targets == 1:
             own_users, own_items = own_users[:, :1], own_items.transpose(1, 2)
+            own_context = {name: values.transpose(1, 2) for name, values in own_context.items()}
         group.whole.eval()
         weights = group.weights(pack, base, serving=True)
 
-        def score(network: nn.Module, parameters: Any, users: Tensor, items: Tensor) -> Tensor:
-            logits: Tensor = network(users, items)
+        def score(network: nn.Module, parameters: Any, users: Tensor, items: Tensor, context: Context) -> Tensor:
+            logits: Tensor = network(users, items, context)
             return logits
 
-        logits = group.called(group.whole, score, weights, group.buffers_of(pack), own_users, own_items)
+        logits = group.called(group.whole, score, weights, group.buffers_of(pack), own_users, own_items, own_context)
         out[row] = logits.reshape(len(clients), width, targets, -1)[slot, column]
 
 

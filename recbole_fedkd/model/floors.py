@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from recbole_fedkd.distillation import factors
 from recbole_fedkd.distillation.factors import Rows
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.model.network import NO_CONTEXT, Context
 from recbole_fedkd.model.student import LabelledRecommender
 
 BIAS_SWEEPS = 5
@@ -86,8 +87,8 @@ class Bias(LabelledRecommender):
         products = (self.user_vectors[users].unsqueeze(1) * self.item_vectors[items]).sum(-1)
         return self.score_mean + self.user_bias[users].unsqueeze(1) + self.item_bias[items] + products
 
-    def logits(self, users: Tensor, items: Tensor) -> Tensor:
-        """See :meth:`LabelledRecommender.logits`."""
+    def logits(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        """See :meth:`LabelledRecommender.logits`; alike in every context."""
         means = self.means(users, items)
         found = factors.distribution_of_mean(means.flatten(), float(self.spread), self.label_values.double())
         return found.clamp(min=1e-12).log().view(*means.shape, -1).float()

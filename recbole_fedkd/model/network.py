@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +15,23 @@ from recbole_fedkd.distillation.losses import touched_squared_norm
 from recbole_fedkd.model.attention import TargetAttention
 from recbole_fedkd.model.backbone import BACKBONES
 
+Context = Mapping[str, Tensor]
+"""Features of rows: field name to token ids or numbers, ``[batch, targets]`` or ``[batch, targets, length]`` (several tokens,
+padded with 0). The second axis may be 1: all targets are then asked for in the same context."""
+
+NO_CONTEXT: Context = MappingProxyType({})
+
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """Token features of one side (users or items), one row per id; row 0 is padding.
+    """Features of one side (users or items), one row per id; row 0 is padding.
 
     Attributes:
         id_field: name of the id field, itself a feature.
         rows: number of ids, padding included.
-        columns: field name to ids ``[rows]`` (one token) or ``[rows, length]`` (several, padded with 0).
-        vocabulary: field name to the number of its tokens, padding included.
+        columns: field name to ids ``[rows]`` (one token) or ``[rows, length]`` (several, padded with 0), or to numbers
+            ``[rows]``.
+        vocabulary: field name to the number of its tokens, padding included; fields without one are numbers.
     """
 
     id_field: str
@@ -44,15 +53,18 @@ class History:
     Attributes:
         items: ids ``[users, length + 1]``, 0 where there is none.
         labels: label indices ``[users, length + 1]``, 0 where there is none.
+        context: features of each interaction, ``[users, length + 1]`` or ``[users, length + 1, tokens]`` per field.
     """
 
     items: Tensor
     labels: Tensor
+    context: Context = dataclass_field(default_factory=dict)
 
     def select(self, ids: Tensor) -> History:
         """The histories of the users ``ids`` alone, renumbered from 1 behind a padding row."""
         padded = torch.cat([ids.new_zeros(1), ids])
-        return History(self.items[padded], self.labels[padded])
+        context = {name: values[padded] for name, values in self.context.items()}
+        return History(self.items[padded], self.labels[padded], context)
 
 
 @dataclass(frozen=True)
@@ -95,12 +107,21 @@ def _module_name(field: str) -> str:
 
 
 def _column_name(field: str) -> str:
-    """Name of the buffer with a field's tokens."""
+    """Name of the buffer with a field's tokens or numbers."""
     return "column_" + field.replace(".", "_")
+
+
+def _history_name(field: str) -> str:
+    """Name of the buffer with a context field of past interactions."""
+    return "history_context_" + field.replace(".", "_")
 
 
 class AttentiveNetwork(nn.Module):
     """Field embeddings, target attention over the history, attention over the fields, backbone (AFD).
+
+    A token is embedded, of several the mean is taken, and a number, brought to mean 0 and deviation 1, is multiplied with a
+    vector of its field's. The context of a row stands among the fields of its item; a past interaction is the sum of its
+    item, its label and its context.
 
     The tables are lookups, not parameters: the item table is public, the user table and the history belong to
     whoever owns the users. They are never part of a ``state_dict``.
@@ -110,6 +131,7 @@ class AttentiveNetwork(nn.Module):
         users: features of the users this network serves; ids are local to it.
         items: features of all items.
         history: histories of the same users, or None to do without.
+        context: fields of rows to the numbers of their tokens, padding included; None: a number.
     """
 
     history_items: Tensor
@@ -132,7 +154,9 @@ class AttentiveNetwork(nn.Module):
     def user_buffers(self) -> tuple[str, ...]:
         """Names of the buffers with one row per local user."""
         columns = tuple(_column_name(field) for field in self.user_fields if field != self.user_id_field)
-        return (*columns, *(("history_items", "history_labels") if self.history_attention is not None else ()))
+        if self.history_attention is None:
+            return columns
+        return (*columns, "history_items", "history_labels", *map(_history_name, self.context_fields))
 
     @property
     def item_references(self) -> tuple[str, ...]:
@@ -140,7 +164,12 @@ class AttentiveNetwork(nn.Module):
         return ("history_items",) if self.history_attention is not None else ()
 
     def __init__(
-        self, architecture: Architecture, users: FeatureTable, items: FeatureTable, history: History | None
+        self,
+        architecture: Architecture,
+        users: FeatureTable,
+        items: FeatureTable,
+        history: History | None,
+        context: Mapping[str, int | None] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.architecture = architecture
@@ -148,21 +177,27 @@ class AttentiveNetwork(nn.Module):
         self.user_id_field, self.item_id_field = users.id_field, items.id_field
         self.user_fields = [users.id_field] * architecture.use_user_id + list(users.columns)
         self.item_fields = [items.id_field, *items.columns]
-        self.embeddings = nn.ModuleDict()
-        for field in self.user_fields + self.item_fields:
-            table = users if field in self.user_fields else items
-            rows = table.rows if field == table.id_field else table.vocabulary[field]
-            self.embeddings[_module_name(field)] = nn.Embedding(rows, width)
+        self.context_fields = list(context)
+        vocabulary = {users.id_field: users.rows, items.id_field: items.rows, **users.vocabulary, **items.vocabulary}
+        vocabulary |= {field: tokens for field, tokens in context.items() if tokens is not None}
+        self.embeddings, self.numbers = nn.ModuleDict(), nn.ModuleDict()
+        for field in self.user_fields + self.item_fields + self.context_fields:
+            if field in vocabulary:
+                self.embeddings[_module_name(field)] = nn.Embedding(vocabulary[field], width)
+            else:
+                self.numbers[_module_name(field)] = nn.Linear(1, width, bias=False)
         for table in (users, items):
             for field, column in table.columns.items():
                 self.register_buffer(_column_name(field), column, persistent=False)
-        fields = len(self.user_fields) + len(self.item_fields)
+        fields = len(self.user_fields) + len(self.item_fields) + len(self.context_fields)
         self.history_attention: TargetAttention | None = None
         if history is not None and architecture.history_length > 0:
             self.register_buffer("history_items", history.items, persistent=False)
             # One-hot, so that the label embedding is a product: its gradient is several times cheaper than a scatter.
             one_hot = functional.one_hot(history.labels, architecture.labels).float()
             self.register_buffer("history_labels", one_hot, persistent=False)
+            for field in self.context_fields:
+                self.register_buffer(_history_name(field), history.context[field], persistent=False)
             self.label_embedding = nn.Linear(architecture.labels, width, bias=False)
             self.history_attention = TargetAttention(width, architecture.attention_heads, history.items.shape[1])
             fields += 1
@@ -178,18 +213,25 @@ class AttentiveNetwork(nn.Module):
                 nn.init.normal_(module.weight, std=0.1)
         if self.history_attention is not None:
             nn.init.normal_(self.label_embedding.weight, std=0.1)
+        for vector in self.numbers.parameters():
+            nn.init.normal_(vector, std=0.1)
 
     def _embed(self, field: str, ids: Tensor) -> Tensor:
-        """Embed one field of the rows ``ids`` (any shape) to ``[*ids.shape, d]``; several tokens are averaged."""
-        embedding = self.embeddings[_module_name(field)]
+        """Embed one field of the users or items ``ids`` (any shape) to ``[*ids.shape, d]``."""
         if field in (self.user_id_field, self.item_id_field):
-            vectors: Tensor = embedding(ids)
+            vectors: Tensor = self.embeddings[_module_name(field)](ids)
             return vectors
-        tokens: Tensor = getattr(self, _column_name(field))[ids]
-        vectors = embedding(tokens)
-        if tokens.dim() == ids.dim():
+        return self._embed_values(field, getattr(self, _column_name(field))[ids], ids.dim())
+
+    def _embed_values(self, field: str, values: Tensor, dims: int) -> Tensor:
+        """Embed tokens or numbers of one field, of ``dims`` axes, to one more; of an axis beyond those the mean is taken."""
+        if _module_name(field) in self.numbers:
+            scaled: Tensor = self.numbers[_module_name(field)](values.unsqueeze(-1))
+            return scaled
+        vectors: Tensor = self.embeddings[_module_name(field)](values)
+        if values.dim() == dims:
             return vectors
-        present = (tokens != 0).unsqueeze(-1)
+        present = (values != 0).unsqueeze(-1)
         return (vectors * present).sum(-2) / present.sum(-2).clamp(min=1)
 
     def _attend_history(self, users: Tensor, items: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,17 +245,22 @@ class AttentiveNetwork(nn.Module):
         keys = self.embeddings[_module_name(self.item_id_field)](past) + self.label_embedding(
             self.history_labels.index_select(0, users)
         )
+        for field in self.context_fields:
+            keys = keys + self._embed_values(field, getattr(self, _history_name(field)).index_select(0, users), 2)
         own = past.unsqueeze(1) == items.unsqueeze(2)
         mask = (past != 0).unsqueeze(1) & ~own
         mask[..., -1] &= own.any(-1)
         context, weights = self.history_attention(query, keys, mask)
         return context, weights
 
-    def observe(self, users: Tensor, items: Tensor) -> Observation:
+    def observe(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Observation:
         """Score items for users, with what a peer that is taught can match. Arguments as of :meth:`forward`."""
         batch, targets = items.shape
         width = self.architecture.embedding_size
-        item_vectors = torch.stack([self._embed(field, items) for field in self.item_fields], 2)
+        of_rows = [
+            self._embed_values(field, context[field], 2).expand(-1, targets, -1) for field in self.context_fields
+        ]
+        item_vectors = torch.stack([*(self._embed(field, items) for field in self.item_fields), *of_rows], 2)
         query = item_vectors.mean(2)
         parts = [item_vectors]
         attention = {}
@@ -221,38 +268,46 @@ class AttentiveNetwork(nn.Module):
             user_vectors = torch.stack([self._embed(field, users) for field in self.user_fields], 1)
             parts.append(user_vectors.unsqueeze(1).expand(-1, targets, -1, -1))
         if self.history_attention is not None:
-            context, weights = self._attend_history(users, items, query)
+            past, weights = self._attend_history(users, items, query)
             attention["history"] = weights.flatten(0, 1)
-            parts.append(context.unsqueeze(2))
+            parts.append(past.unsqueeze(2))
         fields = torch.cat(parts, 2).flatten(0, 1)
         if self.field_attention is not None:
-            context, weights = self.field_attention(query.reshape(-1, 1, width), fields)
+            attended, weights = self.field_attention(query.reshape(-1, 1, width), fields)
             attention["fields"] = weights.squeeze(1)
-            fields = fields + context
+            fields = fields + attended
         hidden: Tensor = self.backbone.hidden(fields)
         logits: Tensor = self.backbone.logits(hidden).view(batch, targets, -1)
         if self.architecture.item_prior:
             logits = logits + self.item_prior[items]
         return Observation(logits, hidden, attention)
 
-    def forward(self, users: Tensor, items: Tensor) -> Tensor:
+    def forward(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Score items for users.
 
         Args:
             users: local user ids ``[batch]``.
             items: item ids ``[batch, targets]``.
+            context: of each target, with all of the network's context fields.
 
         Returns:
             Raw logits ``[batch, targets, T]``.
         """
-        return self.observe(users, items).logits
+        return self.observe(users, items, context).logits
 
-    def touched_squared_norm(self, users: Tensor, items: Tensor) -> Tensor:
+    def touched_squared_norm(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """``R(w)`` of a batch (arguments as in :meth:`forward`): embedding rows outside the batch do not count."""
         tables: list[tuple[Tensor, Tensor]] = []
-        for field in self.user_fields + self.item_fields:
+        for field in self.user_fields + self.item_fields + self.context_fields:
+            if _module_name(field) in self.numbers:
+                continue
             ids = users if field in self.user_fields else items
-            if field == self.item_id_field and self.history_attention is not None:
+            if field in self.context_fields:
+                ids = context[field]
+                if self.history_attention is not None:
+                    past = getattr(self, _history_name(field)).index_select(0, users)
+                    ids = torch.cat([ids.flatten(), past.flatten()])
+            elif field == self.item_id_field and self.history_attention is not None:
                 ids = torch.cat([items.flatten(), self.history_items.index_select(0, users).flatten()])
             elif field not in (self.user_id_field, self.item_id_field):
                 ids = getattr(self, _column_name(field))[ids]

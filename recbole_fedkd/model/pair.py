@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_fedkd.distillation.losses import matching_gap, mutual_loss
-from recbole_fedkd.model.network import AttentiveNetwork
+from recbole_fedkd.model.network import NO_CONTEXT, AttentiveNetwork, Context
 from recbole_fedkd.model.shared import Rows
 
 
@@ -44,12 +44,12 @@ class TeacherAndStudent(nn.Module):
             rows[f"student.{name}"] = (0, len(self.student.get_parameter(name)))
         return rows
 
-    def forward(self, users: Tensor, items: Tensor) -> Tensor:
+    def forward(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Logits ``[batch, targets, T]`` of what serves; arguments as of ``AttentiveNetwork``."""
         if self.serve == "both":
-            return self._served(self.student(users, items), self.teacher(users, items))
+            return self._served(self.student(users, items, context), self.teacher(users, items, context))
         served: AttentiveNetwork = getattr(self, self.serve)
-        logits: Tensor = served(users, items)
+        logits: Tensor = served(users, items, context)
         return logits
 
     def _served(self, of_student: Tensor, of_teacher: Tensor) -> Tensor:
@@ -59,7 +59,12 @@ class TeacherAndStudent(nn.Module):
         return of_student if self.serve == "student" else of_teacher
 
     def mutual_losses(
-        self, users: Tensor, items: Tensor, labels: Tensor, weights: Tensor | None = None
+        self,
+        users: Tensor,
+        items: Tensor,
+        labels: Tensor,
+        weights: Tensor | None = None,
+        context: Context = NO_CONTEXT,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The student's and the teacher's loss, and the served logits ``[batch * targets, T]``.
 
@@ -68,8 +73,9 @@ class TeacherAndStudent(nn.Module):
             items: item ids ``[batch, targets]``.
             labels: label indices ``[batch * targets]``.
             weights: ``[batch * targets]``, 0 for rows that only fill a batch up; None: all are samples.
+            context: of each target.
         """
-        student, teacher = self.student.observe(users, items), self.teacher.observe(users, items)
+        student, teacher = self.student.observe(users, items, context), self.teacher.observe(users, items, context)
         of_student, of_teacher = student.logits.flatten(0, 1), teacher.logits.flatten(0, 1)
         projected = self.projection(student.hidden)
         student_gap = matching_gap(projected, teacher.hidden, student.attention, teacher.attention, weights)
@@ -78,9 +84,10 @@ class TeacherAndStudent(nn.Module):
         teacher_loss = mutual_loss(of_teacher, of_student, labels, teacher_gap, weights)
         return student_loss, teacher_loss, self._served(of_student, of_teacher)
 
-    def touched_squared_norm(self, users: Tensor, items: Tensor) -> Tensor:
+    def touched_squared_norm(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """``R(w)`` of both."""
-        return self.student.touched_squared_norm(users, items) + self.teacher.touched_squared_norm(users, items)
+        of_student = self.student.touched_squared_norm(users, items, context)
+        return of_student + self.teacher.touched_squared_norm(users, items, context)
 
     def declared(self, kind: str) -> tuple[str, ...]:
         """What both networks declare as ``kind``, such as ``item_rows``, by its name in this module."""

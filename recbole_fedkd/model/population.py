@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.model.batch_norm import normalise_single_rows
 from recbole_fedkd.model.factorization import FactorizationRecommender
-from recbole_fedkd.model.network import AttentiveNetwork
+from recbole_fedkd.model.network import NO_CONTEXT, AttentiveNetwork, Context
 from recbole_fedkd.model.pair import TeacherAndStudent, names_of
 from recbole_fedkd.model.shared import Rows, forget_cached, private_slices
 from recbole_fedkd.model.student import LabelledRecommender, NetworkBuilder, read_architecture, read_tables
@@ -55,13 +55,14 @@ class NetworkPopulation(LabelledRecommender):
         """What of a client's network no strategy may send: user rows, and what ``private_parameters`` names."""
         return rows_that_stay(self.networks[client], self.private_parameters)
 
-    def logits(self, users: Tensor, items: Tensor) -> Tensor:
+    def logits(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Route each user to the network of its client; see :meth:`LabelledRecommender.logits`."""
         owners = self.client_of_user[users]
         out = torch.empty(*items.shape, len(self.label_values), device=items.device)
         for client in owners.unique().tolist():
             rows = torch.nonzero(owners == client).flatten()
-            out[rows] = self.networks[client](self.local_id[users[rows]], items[rows])
+            own = {name: values[rows] for name, values in context.items()}
+            out[rows] = self.networks[client](self.local_id[users[rows]], items[rows], own)
         return out
 
 
@@ -93,12 +94,11 @@ class _Builder:
 
     def __init__(self, config: Any, dataset: Any, labels: int, different: Mapping[str, Any]) -> None:
         self.architecture = read_architecture(config, labels, different)
-        self.users, self.items, self.history = read_tables(dataset, self.architecture.history_length)
+        self.tables = read_tables(dataset, self.architecture.history_length)
 
     def build(self, members: Tensor) -> AttentiveNetwork:
         """The network of a client with the users ``members``."""
-        own_history = self.history.select(members) if self.history is not None else None
-        return AttentiveNetwork(self.architecture, self.users.select(members), self.items, own_history)
+        return self.tables.network(self.architecture, members)
 
 
 class _PairBuilder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -11,7 +12,8 @@ from recbole.utils import InputType, ModelType
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recbole_fedkd.model.network import Architecture, AttentiveNetwork, FeatureTable, History
+from recbole_fedkd.errors import InputError
+from recbole_fedkd.model.network import NO_CONTEXT, Architecture, AttentiveNetwork, Context, FeatureTable, History
 
 FULL_SORT_ROWS = 32768
 """User-item pairs that a full sort scores at a time; bounds its memory."""
@@ -39,15 +41,43 @@ def read_architecture(config: Any, labels: int, different: Mapping[str, Any] | N
     )
 
 
-def read_tables(dataset: Any, history_length: int) -> tuple[FeatureTable, FeatureTable, History | None]:
-    """User table, item table and histories of a training split (a ``FedKDDataset``)."""
+@dataclass(frozen=True)
+class Tables:
+    """What networks look up of a training split, and what they are told of a row.
+
+    Attributes:
+        users: of all users.
+        items: of all items.
+        history: of all users; None without one.
+        context: as of ``AttentiveNetwork``.
+    """
+
+    users: FeatureTable
+    items: FeatureTable
+    history: History | None
+    context: Mapping[str, int | None]
+
+    def network(self, architecture: Architecture, members: Tensor | None = None) -> AttentiveNetwork:
+        """The network of the users ``members [n]``, or of all."""
+        users, history = self.users, self.history
+        if members is not None:
+            users = users.select(members)
+            history = history.select(members) if history is not None else None
+        return AttentiveNetwork(architecture, users, self.items, history, self.context)
+
+
+def read_tables(dataset: Any, history_length: int) -> Tables:
+    """The tables of a training split (a ``FedKDDataset``)."""
     tables = []
     for source, id_field in (("user", dataset.uid_field), ("item", dataset.iid_field)):
-        columns = dataset.side_fields(source)
-        vocabulary = {field: dataset.num(field) for field in columns}
+        fields, columns = dataset.side_fields(source)
+        vocabulary = {field.name: field.tokens for field in fields if field.tokens is not None}
         tables.append(FeatureTable(id_field, dataset.num(id_field), columns, vocabulary))
-    history = History(*dataset.history(history_length)) if history_length > 0 else None
-    return tables[0], tables[1], history
+    history = None
+    if history_length > 0:
+        past_items, past_labels = dataset.history(history_length)
+        history = History(past_items, past_labels, dataset.history_context(history_length))
+    return Tables(tables[0], tables[1], history, {field.name: field.tokens for field in dataset.context_fields()})
 
 
 class LabelledRecommender(AbstractRecommender):
@@ -73,30 +103,54 @@ class LabelledRecommender(AbstractRecommender):
         self.label_field = config["LABEL_FIELD"]
         self.item_num = dataset.num(self.item_field)
         self.device = config["device"]
+        self.context_fields = dataset.context_fields()
         self.register_buffer("label_values", torch.tensor(dataset.label_values), persistent=False)
 
-    def logits(self, users: Tensor, items: Tensor) -> Tensor:
-        """Raw logits ``[batch, targets, T]`` of users ``[batch]`` and items ``[batch, targets]``, in dataset ids."""
+    def logits(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        """Raw logits ``[batch, targets, T]`` of users ``[batch]`` and items ``[batch, targets]``, in dataset ids.
+
+        ``context``: of each target, as :meth:`context_of` reads it.
+        """
         raise NotImplementedError
+
+    def context_of(self, interaction: Any) -> dict[str, Tensor]:
+        """Context of the rows of an interaction, ``[rows, ...]`` per field.
+
+        Raises:
+            InputError: it lacks a column.
+        """
+        missing = [field.name for field in self.context_fields if field.name not in interaction]
+        if missing:
+            raise InputError(
+                f"the model reads the context of a row, but the interaction has no column {', '.join(missing)}; give it, or "
+                "train with feature_fields that leave it out"
+            )
+        return {field.name: field.read(interaction[field.name]) for field in self.context_fields}
 
     def predict_distribution(self, interaction: Any) -> Tensor:
         """Label distribution ``[batch, T]`` of each user-item pair."""
-        logits = self.logits(interaction[self.user_field], interaction[self.item_field].unsqueeze(1))
-        return logits.squeeze(1).softmax(-1)
+        users, items = interaction[self.user_field], interaction[self.item_field].unsqueeze(1)
+        return self.logits(users, items, one_target(self.context_of(interaction))).squeeze(1).softmax(-1)
 
     def predict(self, interaction: Any) -> Tensor:
         """Expected label value ``[batch]`` of each user-item pair."""
         return self.predict_distribution(interaction) @ self.label_values
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
-        """Expected label value of every item, ``[users * items]``."""
-        users = interaction[self.user_field]
+        """Expected label value of every item, ``[users * items]``, each user in the context of the user's row."""
+        users, context = interaction[self.user_field], one_target(self.context_of(interaction))
         catalogue = torch.arange(self.item_num, device=users.device)
-        scores = [
-            self.logits(part, catalogue.expand(len(part), -1)).softmax(-1) @ self.label_values
-            for part in users.split(max(1, FULL_SORT_ROWS // self.item_num))
-        ]
+        scores = []
+        for rows in torch.arange(len(users), device=users.device).split(max(1, FULL_SORT_ROWS // self.item_num)):
+            own = {name: values[rows] for name, values in context.items()}
+            logits = self.logits(users[rows], catalogue.expand(len(rows), -1), own)
+            scores.append(logits.softmax(-1) @ self.label_values)
         return torch.cat(scores).flatten()
+
+
+def one_target(context: Context) -> dict[str, Tensor]:
+    """Context of rows ``[batch, ...]`` as that of one target each, ``[batch, 1, ...]``."""
+    return {name: values.unsqueeze(1) for name, values in context.items()}
 
 
 class NetworkBuilder(Protocol):
@@ -105,7 +159,7 @@ class NetworkBuilder(Protocol):
     def build(self, members: Tensor) -> nn.Module:
         """A network for the users ``members [n]``, which it knows as 1 to n.
 
-        It is called ``network(users [batch], items [batch, targets])`` for logits ``[batch, targets, T]``, has
+        It is called ``network(users [batch], items [batch, targets], context)`` for logits ``[batch, targets, T]``, has
         ``touched_squared_norm`` of the same arguments, and names its parameters with one row per local user in ``user_rows``.
         """
 
@@ -124,19 +178,20 @@ class NetworkRecommender(LabelledRecommender):
         self.reg_weight = config["reg_weight"]
         self.network = network
 
-    def logits(self, users: Tensor, items: Tensor) -> Tensor:
+    def logits(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """See :meth:`LabelledRecommender.logits`."""
-        logits: Tensor = self.network(users, items)
+        logits: Tensor = self.network(users, items, context)
         return logits
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """``CE(y, p) + lambda R(w)`` of a batch."""
         users, items = interaction[self.user_field], interaction[self.item_field].unsqueeze(1)
+        context = one_target(self.context_of(interaction))
         labels = torch.searchsorted(self.label_values, interaction[self.label_field])
-        loss = functional.cross_entropy(self.logits(users, items).squeeze(1), labels)
+        loss = functional.cross_entropy(self.logits(users, items, context).squeeze(1), labels)
         if self.reg_weight:
-            norm: Callable[[Tensor, Tensor], Tensor] = self.network.touched_squared_norm  # type: ignore[assignment]
-            loss = loss + self.reg_weight * norm(users, items)
+            norm: Callable[[Tensor, Tensor, Context], Tensor] = self.network.touched_squared_norm  # type: ignore[assignment]
+            loss = loss + self.reg_weight * norm(users, items, context)
         return loss
 
 
@@ -144,9 +199,8 @@ class AttnStudent(NetworkRecommender):
     """The compact attentive network of AFD; alone and centrally trained it is the ceiling of the federation."""
 
     def __init__(self, config: Any, dataset: Any) -> None:
-        users, items, history = read_tables(dataset, config["history_length"])
         architecture = read_architecture(config, len(dataset.label_values))
-        super().__init__(config, dataset, AttentiveNetwork(architecture, users, items, history))
+        super().__init__(config, dataset, read_tables(dataset, architecture.history_length).network(architecture))
 
 
 class AttnTeacher(AttnStudent):
