@@ -116,5 +116,5 @@ def test_what_a_model_does_not_read_is_told(daily, model, caplog):
         trainer.evaluate(evaluations[1], load_best_model=False)
     (line,) = (message for message in caplog.messages if message.startswith("features:"))
     assert "context: none" in line
-    assert f"daytime ({model} reads no " in line
+    assert f"not used: daytime, weather, tags ({model} reads no " in line
     assert "in the context" not in trainer.protocols["hit@10"]

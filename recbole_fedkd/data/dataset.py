@@ -82,11 +82,12 @@ class FedKDDataset(ThresholdLabels, AtomicFiles):
         for name in self.features.unused:
             if name in self.inter_feat:
                 self._del_col(self.inter_feat, name)
-        label = self.config["LABEL_FIELD"]
-        for name in deciding_columns(self, label, self.features.context):
+        if self.config["label_mode"] == "implicit":
+            return
+        for name in deciding_columns(self, self.config["LABEL_FIELD"], self.features.context):
             getLogger().warning(
-                f"column '{name}' alone decides the label of every row; if it is only known afterwards, leave it out by "
-                f"unload_col={{'inter': ['{name}']}}"
+                f"column '{name}' alone tells high labels from low ones in every row; if that is only known afterwards, "
+                f"leave it out by unload_col={{'inter': ['{name}']}}"
             )
 
     def build(self) -> list[Any]:

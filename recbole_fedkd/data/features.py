@@ -43,8 +43,13 @@ class Features:
 
     def __str__(self) -> str:
         parts = [f"{side}: {', '.join(getattr(self, side)) or 'none'}" for side in SIDES]
-        if self.unused:
-            parts.append("not used: " + ", ".join(f"{name} ({reason})" for name, reason in self.unused.items()))
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.unused.items():
+            by_reason.setdefault(reason, []).append(name)
+        if by_reason:
+            parts.append(
+                "not used: " + ", ".join(f"{', '.join(each)} ({reason})" for reason, each in by_reason.items())
+            )
         return "features: " + "; ".join(parts)
 
 
@@ -139,7 +144,7 @@ def choose_features(config: Any, dataset: Any) -> Features:
 
 
 def deciding_columns(dataset: Any, label: str, columns: Sequence[str]) -> list[str]:
-    """Context columns of which every value always goes with one label: perhaps the label under another name.
+    """Context columns whose values part the labels into ranges that do not overlap: perhaps the label under another name.
 
     Args:
         dataset: loaded and not yet split.
@@ -152,8 +157,9 @@ def deciding_columns(dataset: Any, label: str, columns: Sequence[str]) -> list[s
     found = []
     for name in columns:
         if dataset.field2type[name] in (FeatureType.TOKEN, FeatureType.FLOAT) and np.ndim(rows[name].iloc[0]) == 0:
-            labels = rows.groupby(name)[label].nunique()
-            if len(labels) <= LARGEST_SHARE * len(rows) and labels.max() == 1:
+            ranges = rows.groupby(name)[label].agg(["min", "max"]).sort_values(["min", "max"]).to_numpy()
+            few = len(ranges) <= LARGEST_SHARE * len(rows)
+            if few and (ranges[:-1, 1] <= ranges[1:, 0]).all() and len(np.unique(ranges, axis=0)) > 1:
                 found.append(name)
     return found
 
