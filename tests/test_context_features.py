@@ -105,8 +105,6 @@ def test_a_user_without_a_line_of_features_keeps_its_rows(tmp_path):
     assert sum(len(loader._dataset) for loader in loaders) == 24 * 16
     group = loaders[0]._dataset.user_feat["group"]
     assert (group[1:6] > 0).all() and (group[6:] == 0).all()
-    file.write_text("user_id:token\tgroup:token\nsomebody\ta\n")
-    assert list(prepared(folder, "AttnStudent")[2][0]._dataset.features.user) == []
 
 
 def test_a_name_in_two_files_is_the_first_ones(tmp_path, caplog):
@@ -116,7 +114,10 @@ def test_a_name_in_two_files_is_the_first_ones(tmp_path, caplog):
     _, _, loaders, _ = prepared(folder, "AttnStudent")
     assert list(loaders[0]._dataset.features.item) == []
     assert loaders[0]._dataset.num("daytime") == 1 + len(HOURS)
-    assert "column(s) daytime of the .item file are left out" in caplog.text
+    assert "and the .inter file both have a column 'daytime'; that of .inter is read" in caplog.text
+    asked = {"inter": "*", "item": "*"}
+    with pytest.raises(InputError, match="both have a column 'daytime'"):
+        prepared(folder, "AttnStudent", load_col=asked)
 
 
 def test_the_history_holds_the_context_of_every_past_row(daily):

@@ -19,7 +19,6 @@ from recbole_fedkd.data.labels import declared_labels, encode_labels
 from recbole_fedkd.data.loading import AtomicFiles
 from recbole_fedkd.data.partition import Population
 from recbole_fedkd.data.threshold import ThresholdLabels
-from recbole_fedkd.errors import InputError
 
 RECENCY_FIELD = "recency_rank"
 """Generated column: rank of an interaction in time. RecBole turns timestamps into float32, which merges those less than
@@ -43,6 +42,7 @@ class FedKDDataset(ThresholdLabels, AtomicFiles):
     label_values: list[float]
     history_columns: Tensor | None = None
     features: Features | None = None
+    item_feat: Any
 
     def _remap_ID_all(self) -> None:  # noqa: N802 (RecBole's name)
         """As RecBole's; an ``.item`` file that nobody asked for brings features, and no item into the catalogue."""
