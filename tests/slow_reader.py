@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
 
 ODD_TOKENS = [
@@ -43,15 +44,16 @@ class Table:
     rows: list[list[object]]
 
 
-def read_slowly(content: bytes, numbers: set[str], ids: set[str], separator: str = "\t") -> Table:
+def read_slowly(content: bytes, numbers: set[str], ids: set[str], patchy: Collection[str] = ()) -> Table:
     """Read an interaction file character by character.
 
     Args:
         content: the file.
         numbers: columns in which every row needs a number, whatever their type is.
-        ids: columns in which every row needs a token.
-        separator: between fields, one character.
+        ids: columns in which every row needs a token, whatever their type is.
+        patchy: columns of numbers, whatever their type is, that rows may lack.
     """
+    separator = "\t"
     text = content.decode("utf-8").removeprefix("\ufeff")
     lines, current, place = [], "", 0
     while place < len(text):
@@ -71,8 +73,10 @@ def read_slowly(content: bytes, numbers: set[str], ids: set[str], separator: str
         name, *kind = part.split(":")
         if len(kind) != 1 or kind[0] not in ("token", "float", "token_seq", "float_seq") or not name or name in names:
             raise Refused(1)
+        if kind[0].endswith("_seq") and name in {*ids, *numbers, *patchy}:
+            raise Refused(1)
         names.append(name)
-        kinds.append("float" if name in numbers else kind[0])
+        kinds.append("token" if name in ids else "float" if name in {*numbers, *patchy} else kind[0])
     rows, raw = [], []
     for number, line in enumerate(lines[1:], start=2):
         if line == "":
