@@ -101,14 +101,23 @@ def anomaly_detection_kept() -> Iterator[None]:
         torch.autograd.set_detect_anomaly(enabled)
 
 
-@contextmanager
-def future_warnings_silenced() -> Iterator[None]:
-    """RecBole calls pandas and torch in ways that both announce to end; its user can do nothing about a dozen such lines.
+# What torch says of how RecBole makes sparse matrices (DGCF, GCMC) and tensors of many arrays (DMF).
+_TOLD_BY_TORCH = r"torch\.sparse\.SparseTensor|Creating a tensor from a list of numpy\.ndarrays"
 
-    Ends with the pandas and torch that RecBole 1.2.1 no longer runs on, which ``setup.py`` excludes.
+
+@contextmanager
+def recbole_warnings_silenced() -> Iterator[None]:
+    """RecBole calls pandas, numpy and torch in ways that announce to end; its user can do nothing about a dozen such lines.
+
+    Only warnings about RecBole's own lines are silenced. Ends with the pandas, numpy and torch that RecBole 1.2.1 no longer
+    runs on, which ``setup.py`` excludes.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", category=category, module=r"recbole\.")
+        warnings.filterwarnings("ignore", _TOLD_BY_TORCH, UserWarning, module=r"recbole\.")
+        # RecBole hands tensors to numpy's functions, which tell it in numpy's own name.
+        warnings.filterwarnings("ignore", "__array_wrap__ must accept context", DeprecationWarning)
         yield
 
 

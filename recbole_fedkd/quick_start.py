@@ -26,7 +26,7 @@ from texttable import Texttable
 
 from recbole_fedkd import __version__
 from recbole_fedkd.checkpoint import Checkpoint, best_checkpoint, last_and_best, places_beside, resumed_config
-from recbole_fedkd.compat import future_warnings_silenced, log_arguments_placed, single_process_barrier
+from recbole_fedkd.compat import log_arguments_placed, recbole_warnings_silenced, single_process_barrier
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.data.dataset import FedKDDataset, label_values, of_users, population
 from recbole_fedkd.data.features import features_of
@@ -115,7 +115,7 @@ def run_recbole_fedkd(
     if config.unread_keys:
         logger.warning(f"model {config['model']} does not read: {listed(config.unread())}")
 
-    with future_warnings_silenced(), memory_watched(config):
+    with memory_watched(config):
         trainer, loaders, evaluations = _prepare(config)
     logger.info(trainer.model)
     trainer.on_round = on_round
@@ -208,6 +208,7 @@ def build_trainer(config: FedKDConfig, model: Any) -> CheckpointTrainer:
     return trainer_class(config)(config, model)
 
 
+@recbole_warnings_silenced()
 def _prepare(
     config: FedKDConfig,
 ) -> tuple[CheckpointTrainer, tuple[Any, Any, Any], tuple[EvaluationData, EvaluationData]]:

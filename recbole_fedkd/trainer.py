@@ -48,6 +48,7 @@ from recbole_fedkd.checkpoint import (
     write_places,
     write_sealed,
 )
+from recbole_fedkd.compat import recbole_warnings_silenced
 from recbole_fedkd.data.fingerprint import Fingerprint
 from recbole_fedkd.engine import (
     FleetEngine,
@@ -227,6 +228,7 @@ class CheckpointTrainer(Trainer):
 
     # Training
 
+    @recbole_warnings_silenced()
     def fit(
         self,
         train_data: Any,
@@ -336,6 +338,7 @@ class CheckpointTrainer(Trainer):
             self.records[-1].valid = {name: float(value) for name, value in result.items()}
         return float(score), result
 
+    @recbole_warnings_silenced()
     @torch.no_grad()
     def evaluate(
         self,

@@ -3,6 +3,7 @@
 A model that is in RecBole and not in these tables fails the first test.
 """
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from recbole_fedkd import load_data_and_model, run_recbole_fedkd
 from recbole_fedkd.config import FedKDConfig, recbole_models
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.quick_start import build_trainer
 from tests.conftest import ITEMS, write_dataset
 
 INTER = ["user_id", "item_id", "rating", "timestamp"]
@@ -179,13 +181,29 @@ def test_the_tables_hold_every_model_of_recbole_once():
 
 
 @pytest.mark.parametrize(("model", "variant"), CASES)
-def test_it_trains_and_is_judged(graph_path, model, variant):
+def test_it_trains_and_is_judged_without_a_warning(graph_path, model, variant):
     keys = {"data_path": str(graph_path), **QUIET, **RUNS[model][variant]}
-    result = run_recbole_fedkd(model, "tiny", config_dict=keys, saved=False)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        result = run_recbole_fedkd(model, "tiny", config_dict=keys, saved=False)
+    assert not told, f"{told[0].filename}:{told[0].lineno}: {told[0].message}"
     assert result["test_result"]
     assert all(np.isfinite(value) for value in result["test_result"].values())
     unread = FedKDConfig(model, "tiny", config_dict=keys).unread_keys
     assert not unread, "a variant of a model names keys that it does not read"
+
+
+@pytest.mark.parametrize("model", ["BPR", "DGCF", "WideDeep", "SASRec"])
+def test_a_loaded_model_is_judged_without_a_warning(graph_path, model):
+    keys = {"data_path": str(graph_path), **QUIET, **RUNS[model][""]}
+    folder = run_recbole_fedkd(model, "tiny", config_dict=keys)["run_folder"]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        config, loaded, _, train, _, test = load_data_and_model(folder)
+        trainer = build_trainer(config, loaded)
+        trainer.evaluate(test, load_best_model=False)
+        trainer.fit(train, saved=False)
+    assert not told, f"{told[0].filename}:{told[0].lineno}: {told[0].message}"
 
 
 @pytest.mark.parametrize("model", NOT_RUN)

@@ -30,6 +30,7 @@ MAY_KNOW = {
     "rounds": set(),
     "limits": set(),
     "trainer": {
+        "compat",
         "rounds",
         "limits",
         "checkpoint",
