@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from recbole_fedkd import __version__
@@ -147,8 +151,50 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
+class Stopped(KeyboardInterrupt):
+    """A scheduler (SIGTERM) or a closed terminal (SIGHUP) ends the run, as Ctrl-C does.
+
+    Attributes:
+        signal: number of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = number
+
+
+@contextmanager
+def signals_that_stop() -> Iterator[None]:
+    """Signals that ask a process to end raise :class:`Stopped`; those that it was told to ignore (nohup) stay ignored.
+
+    The first one counts: what ends a run well is not to be interrupted again. The handlers are as before afterwards.
+    """
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    before = {number: signal.getsignal(number) for number in numbers}
+    taken = [number for number in numbers if before[number] not in (signal.SIG_IGN, None)]
+
+    def stop(number: int, frame: object) -> None:
+        for each in taken:
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(number)
+
+    for number in taken:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, before[number])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code is 0, 2 for bad input or 1 for failed training, each told in one line."""
+    """Run the command line.
+
+    The exit code is 0, 2 for bad input, 1 for failed training, or 128 and the number of the signal that stopped it (130 for
+    Ctrl-C, 143 for SIGTERM, 129 for SIGHUP), each told in one line.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = arguments[0] if arguments and arguments[0] in _COMMANDS else ""
     if any(argument in ("--help", "-h", "help") for argument in arguments):
@@ -158,21 +204,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"recbole_fedkd {__version__}")
         return 0
     try:
-        return _COMMANDS[command][0](arguments[1:]) if command else _run(parse_arguments(arguments))
+        with signals_that_stop():
+            return _COMMANDS[command][0](arguments[1:]) if command else _run(parse_arguments(arguments))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {'; '.join([str(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        told = (
-            "the same command goes on where it stopped"
-            if command or any(argument.startswith("--experiment") for argument in arguments)
-            else "if an epoch is finished, --resume=<run folder> goes on after it"
-        )
-        print(f"\nstopped; {told}", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        many = command or any(argument.startswith("--experiment") for argument in arguments)
+        told = ["the same command goes on where it stopped" if many else "nothing was trained yet; start it again"]
+        told = getattr(stop, "__notes__", told)
+        print(f"\nstopped; {'; '.join(told)}", file=sys.stderr)
+        return 128 + (stop.signal if isinstance(stop, Stopped) else signal.SIGINT)
+    except OSError as error:
+        where = f"'{error.filename}': " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
 
 
 def _run(keys: dict[str, str]) -> int:
@@ -196,7 +245,7 @@ def _compare_command(arguments: Sequence[str]) -> int:
 def _compare(file: str, keys: dict[str, str]) -> int:
     """Run an experiment and make its report; the exit code is 1 if a run failed."""
     out = Path(keys.pop("out", f"results/{Path(file).stem}"))
-    workers = _count(keys, "workers") or os.cpu_count() or 1
+    workers = _count(keys, "workers", most=1024) or os.cpu_count() or 1
     from recbole_fedkd.experiment import read_experiment, run_experiment
     from recbole_fedkd.report import write_report
 
@@ -235,13 +284,13 @@ def _search_command(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _count(keys: dict[str, str], name: str) -> int | None:
-    """Take a number >= 1 out of the keys; None if it is not there."""
+def _count(keys: dict[str, str], name: str, most: int = 10**9) -> int | None:
+    """Take a number from 1 to ``most`` out of the keys; None if it is not there."""
     text = keys.pop(name, None)
     if text is None:
         return None
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"{name} is '{text}'; it must be an integer >= 1")
+    if not re.fullmatch(r"\d{1,10}", text, re.ASCII) or not 1 <= int(text) <= most:
+        raise InputError(f"{name} is '{text[:40]}'; it must be an integer in [1, {most}]")
     return int(text)
 
 

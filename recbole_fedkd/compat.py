@@ -121,6 +121,27 @@ def recbole_warnings_silenced() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def pickles_refused() -> Iterator[None]:
+    """Models of RecBole load arrays and pretrained models from files, LDiffRec with ``allow_pickle``, and a pickle runs code.
+
+    Inside this context numpy and torch read plain arrays and tensors only. Ends when RecBole no longer asks for more.
+    """
+    numpy_load, torch_load = np.load, torch.load
+
+    def plain_arrays(*args: Any, **kwargs: Any) -> Any:
+        return numpy_load(*args[:2], **{**kwargs, "allow_pickle": False})
+
+    def plain_tensors(*args: Any, **kwargs: Any) -> Any:
+        return torch_load(*args, **{**kwargs, "weights_only": True})
+
+    np.load, torch.load = plain_arrays, plain_tensors
+    try:
+        yield
+    finally:
+        np.load, torch.load = numpy_load, torch_load
+
+
 def apply() -> None:
     """Apply the shims that must be in place before RecBole's modules run."""
     add_numpy_aliases()

@@ -106,7 +106,7 @@ def writable_file(path: str, name: str) -> Path:
         raise InputError(
             f"{name} '{path}' cannot be written: {error.strerror}; it must be a file in an existing, writable folder"
         ) from error
-    return target
+    return Path(path)
 
 
 def writable_folder(folder: Path, told: str) -> Path:

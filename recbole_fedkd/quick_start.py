@@ -11,7 +11,8 @@ import shutil
 import tempfile
 import urllib.error
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from logging import getLogger
 from pathlib import Path
@@ -20,13 +21,24 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from recbole.data import data_preparation
-from recbole.utils import ModelType, get_environment, init_logger, init_seed, set_color
+from recbole.utils import ModelType, get_environment, init_seed, set_color
 from texttable import Texttable
 
 from recbole_fedkd import __version__
-from recbole_fedkd.checkpoint import Checkpoint, best_checkpoint, last_and_best, places_beside, resumed_config
-from recbole_fedkd.compat import log_arguments_placed, recbole_warnings_silenced, single_process_barrier
+from recbole_fedkd.checkpoint import (
+    Checkpoint,
+    best_checkpoint,
+    last_and_best,
+    load_parameters,
+    places_beside,
+    resumed_config,
+)
+from recbole_fedkd.compat import (
+    log_arguments_placed,
+    pickles_refused,
+    recbole_warnings_silenced,
+    single_process_barrier,
+)
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.data.dataset import FedKDDataset, label_values, of_users, population
 from recbole_fedkd.data.features import features_of
@@ -34,12 +46,14 @@ from recbole_fedkd.data.fingerprint import Fingerprint
 from recbole_fedkd.data.known import check_dataset
 from recbole_fedkd.data.loading import recbole_dataset_class
 from recbole_fedkd.data.partition import partition_users
+from recbole_fedkd.data.preparation import Loaders, data_preparation
 from recbole_fedkd.engine import RecBoleSamples, disagreement, obstacle
-from recbole_fedkd.errors import InputError, listed
+from recbole_fedkd.errors import InputError, TrainingError, listed
 from recbole_fedkd.evaluation import EvaluationData, evaluation_data, with_candidates
 from recbole_fedkd.federated.client import streams_kept
-from recbole_fedkd.files import write_json
+from recbole_fedkd.files import writable_file, writable_folder, write_json
 from recbole_fedkd.limits import check_clients_per_round, check_limits, memory_watched
+from recbole_fedkd.logs import check_folders, start_logging
 from recbole_fedkd.model import (
     AttnFedKD,
     FleetPopulation,
@@ -106,10 +120,11 @@ def run_recbole_fedkd(
         config.fingerprint = _known_data(found[0])
     else:
         config = FedKDConfig(model, dataset, config_file_list, config_dict, command_line)
-    result_file = _checked_result_file(config["result_file"])
+    result_file = writable_file(config["result_file"], "result_file") if config["result_file"] is not None else None
     check_dataset(config["dataset"], Path(config["data_path"]))
     config["run_name"] = new_run_name(config)
-    _start_logging(config)
+    check_folders(config)
+    start_logging(config)
     logger = getLogger()
     logger.info(config)
     if config.unread_keys:
@@ -126,7 +141,7 @@ def run_recbole_fedkd(
         if saved:
             _save_partition(trainer, loaders[0]._dataset)
     show_progress = bool(config["show_progress"])
-    with processor_settings(config["torch_threads"]), memory_watched(config):
+    with _told_how_to_go_on(trainer, saved), processor_settings(config["torch_threads"]), memory_watched(config):
         best_valid_score, best_valid_result = trainer.fit(
             loaders[0], evaluations[0], saved=saved, show_progress=show_progress
         )
@@ -153,11 +168,33 @@ def run_recbole_fedkd(
     logger.info(set_color("best valid ", "yellow") + f": {result['best_valid_result']}")
     logger.info(set_color("test result", "yellow") + ":\n" + result_table(result["test_result"] or {}, protocols))
     if result_file is not None:
-        write_json(result, result_file)
+        with _told_how_to_go_on(trainer, saved):
+            write_json(result, result_file)
         logger.info(f"Result written to {result_file}")
     if queue is not None:
         queue.put(result)
     return result
+
+
+@contextmanager
+def _told_how_to_go_on(trainer: CheckpointTrainer, saved: bool) -> Iterator[None]:
+    """Whoever stops a run, or has no room on the disk for it, reads in a note to the exception how it goes on.
+
+    Raises:
+        TrainingError: for an error of the operating system, such as a full disk.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, OSError, TrainingError) as error:
+        note = trainer.how_to_go_on() if saved else "without checkpoints, it can only be started again"
+        if isinstance(error, OSError):
+            where = f" ('{error.filename}')" if error.filename else ""
+            told = TrainingError(f"the run cannot go on: {error.strerror or error}{where}")
+            told.add_note(note)
+            raise told from error
+        if isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, OSError):
+            error.add_note(note)
+        raise
 
 
 @contextmanager
@@ -182,19 +219,25 @@ def load_data_and_model(
     """Rebuild config, data and trained model from a checkpoint, with the six results of RecBole's function of this name.
 
     Args:
-        model_file: a checkpoint file, or a run folder, which stands for its ``best.pth``.
+        model_file: a checkpoint file, or a run folder, which stands for its best checkpoint.
         config_dict: keys to change, such as ``data_path``.
+        model: class of a model of your own; not needed if the key ``plugins`` names its module.
 
     Returns:
-        Config, model, dataset, training loader, and validation and test data for the trainer's ``evaluate``; RecBole's
-        ``full_sort_topk`` takes ``test_data.ranking_loader``.
+        Config, model (ready to predict), dataset, training loader, and validation and test data for the trainer's
+        ``evaluate`` and for RecBole's ``full_sort_scores`` and ``full_sort_topk``. No file is written.
+
+    Raises:
+        InputError: the checkpoint cannot be used, or the data are not those that it was made from.
     """
     checkpoint = best_checkpoint(model_file)
     config = resumed_config(checkpoint, model, None, None, config_dict, None, model_file)
     config.fingerprint = _known_data(checkpoint)
-    trainer, loaders, evaluations = _prepare(config)
-    trainer.load_model(model_file)
-    return config, trainer.model, loaders[0]._dataset, loaders[0], *evaluations
+    data = _prepare_data(config)
+    loaded = _prepare_model(config, data)
+    load_parameters(loaded, checkpoint.state, checkpoint.file)
+    loaded.eval()
+    return config, loaded, data.dataset, data.loaders[0], *data.evaluations
 
 
 def _known_data(checkpoint: Checkpoint) -> Fingerprint | None:
@@ -208,11 +251,27 @@ def build_trainer(config: FedKDConfig, model: Any) -> CheckpointTrainer:
     return trainer_class(config)(config, model)
 
 
+@dataclass(frozen=True)
+class _Data:
+    """A config's data, split and dealt out.
+
+    Attributes:
+        dataset: all of it.
+        loaders: of training, validation and test rows.
+        evaluations: protocols of validation and test.
+        client_of_user: client of every user id, ``[users]``, -1 for padding; None without a federation.
+    """
+
+    dataset: Any
+    loaders: Loaders
+    evaluations: tuple[EvaluationData, EvaluationData]
+    client_of_user: torch.Tensor | None
+
+
 @recbole_warnings_silenced()
-def _prepare(
-    config: FedKDConfig,
-) -> tuple[CheckpointTrainer, tuple[Any, Any, Any], tuple[EvaluationData, EvaluationData]]:
-    """Data, model and trainer of a config; RecBole's order of seeding, on which its splits depend."""
+@pickles_refused()
+def _prepare_data(config: FedKDConfig) -> _Data:
+    """The data of a config; RecBole's order of seeding, on which its splits depend."""
     check_columns(config)
     init_seed(config["seed"], config["reproducibility"])
     dataset = create_dataset(config)
@@ -230,12 +289,20 @@ def _prepare(
         evaluation_data(config, dataset, loaders, "valid", features.context),
         evaluation_data(config, dataset, loaders, "test", features.context),
     )
+    return _Data(dataset, loaders, evaluations, client_of_user)
+
+
+@recbole_warnings_silenced()
+@pickles_refused()
+def _prepare_model(config: FedKDConfig, data: _Data) -> torch.nn.Module:
+    """The model of a config, untrained: a network, or the population of a federation."""
+    train_dataset, client_of_user = data.loaders[0]._dataset, data.client_of_user
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     model_class = config.model_class
     if config["attention"] and not config.attentive:
         model_class = with_attention(model_class)
     if client_of_user is None:
-        return build_trainer(config, _central_model(config, model_class, train_dataset)), loaders, evaluations
+        return _central_model(config, model_class, train_dataset)
     count = int(client_of_user.max()) + 1
     hindrance = obstacle(config, count) if config["engine"] == "fleet" else None
     model: Population | None = None
@@ -253,10 +320,16 @@ def _prepare(
         parts = [of_users(train_dataset, client_of_user == client) for client in range(count)]
         with building(config):
             model = RecBolePopulation(config, parts, client_of_user, model_class)
-    trainer = build_trainer(config, model.to(config["device"]))
-    assert isinstance(trainer, FedKDTrainer)
-    trainer.engine = trainer.prepare(loaders[0])
-    return trainer, loaders, evaluations
+    return model.to(config["device"])
+
+
+def _prepare(config: FedKDConfig) -> tuple[CheckpointTrainer, Loaders, tuple[EvaluationData, EvaluationData]]:
+    """Trainer of a config with its model, loaders and protocols."""
+    data = _prepare_data(config)
+    trainer = build_trainer(config, _prepare_model(config, data))
+    if isinstance(trainer, FedKDTrainer):
+        trainer.engine = trainer.prepare(data.loaders[0])
+    return trainer, data.loaders, data.evaluations
 
 
 def _client_of_user(config: FedKDConfig, train_dataset: Any) -> torch.Tensor:
@@ -266,10 +339,10 @@ def _client_of_user(config: FedKDConfig, train_dataset: Any) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([[-1], clients]))
 
 
-def _central_model(config: FedKDConfig, model_class: type, train_dataset: Any) -> Any:
+def _central_model(config: FedKDConfig, model_class: type, train_dataset: Any) -> torch.nn.Module:
     """One model on all data, on its device."""
     with building(config), log_arguments_placed():
-        model = model_class(config, train_dataset).to(config["device"])
+        model: torch.nn.Module = model_class(config, train_dataset).to(config["device"])
     normalise_single_rows(model)
     return model
 
@@ -418,54 +491,12 @@ def _load_dataset(config: FedKDConfig, existed: bool) -> Any:
         raise InputError(f"dataset '{name}' in '{folder}' cannot be loaded as configured: {reason}") from error
 
 
-_run_handlers: list[logging.Handler] = []
-
-
-def _start_logging(config: FedKDConfig) -> None:
-    """RecBole's logger, with a file of this run's own.
-
-    RecBole names the file by the second, and sets up nothing where the root logger has a handler already, be it that of
-    an earlier run or of the program around. Here an earlier run's handlers go and everybody else's stay.
-    """
-    root = logging.getLogger()
-    for handler in _run_handlers:
-        root.removeHandler(handler)
-        handler.close()
-    _run_handlers.clear()
-    others = list(root.handlers)
-    root.handlers = []
-    try:
-        init_logger(config)
-        for handler in root.handlers:
-            _run_handlers.append(_in_own_file(handler, config["run_name"]))
-    finally:
-        # First, because RecBole names the TensorBoard folder after the first file that it finds here.
-        root.handlers = [*_run_handlers, *others]
-
-
-def _in_own_file(handler: logging.Handler, run_name: str) -> logging.Handler:
-    """The handler itself, or for RecBole's log file one that writes into a file of this run's name."""
-    if not isinstance(handler, logging.FileHandler):
-        return handler
-    handler.close()
-    shared = Path(handler.baseFilename)
-    with suppress(FileNotFoundError):  # a run that started in the same second has removed it
-        if shared.stat().st_size == 0:
-            shared.unlink()
-    own = logging.FileHandler(shared.with_name(f"{run_name}.log"))
-    own.setLevel(handler.level)
-    own.setFormatter(handler.formatter)
-    for each in handler.filters:
-        own.addFilter(each)
-    return own
-
-
 def _save_partition(trainer: FedKDTrainer, dataset: Any) -> None:
     """Write the map from user (the dataset's own token) to client beside the checkpoints."""
-    trainer.run_folder.mkdir(parents=True, exist_ok=True)
+    folder = writable_folder(trainer.run_folder, f"run folder '{trainer.run_folder}'")
     users = dataset.field2id_token[dataset.uid_field][1:].tolist()
     clients = trainer.model.client_of_user[1:].tolist()
-    write_json(dict(zip(users, clients, strict=True)), trainer.run_folder / "partition.json")
+    write_json(dict(zip(users, clients, strict=True)), folder / "partition.json")
 
 
 def _plan(config: FedKDConfig, trainer: FedKDTrainer) -> str:
@@ -570,17 +601,6 @@ def result_table(result: Mapping[str, float], protocols: Mapping[str, str]) -> s
     table.add_rows([["metric", "value", "protocol"], *rows])
     drawn: str = table.draw()
     return drawn
-
-
-def _checked_result_file(path: str | None) -> Path | None:
-    """The result file, known to be writable before anything runs."""
-    if path is None:
-        return None
-    file = Path(path)
-    folder = file.resolve().parent
-    if file.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(f"result_file '{path}' cannot be written: it must be a file in an existing, writable folder")
-    return file
 
 
 __all__ = ["build_trainer", "create_dataset", "load_data_and_model", "run_recbole_fedkd"]

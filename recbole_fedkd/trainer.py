@@ -42,6 +42,7 @@ from recbole_fedkd.checkpoint import (
     last_and_best,
     load_parameters,
     random_state,
+    read_checkpoint,
     restore_random,
     restored,
     sealed,
@@ -75,7 +76,7 @@ from recbole_fedkd.federated.knowledge import KnowledgeSettings
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy, StrategySettings
 from recbole_fedkd.federated.task import AttentiveTask, MutualTask, RecBoleTask, Samples, Task, click_loss
-from recbole_fedkd.files import remove_temporaries, write_bytes
+from recbole_fedkd.files import remove_temporaries, writable_folder, write_bytes
 from recbole_fedkd.finite import NotFiniteError, check_trained, learner_of
 from recbole_fedkd.model import (
     AttnFedKD,
@@ -113,6 +114,18 @@ class EpochRecord:
     clients: dict[int, list[int]] = field(default_factory=dict)
     valid: dict[str, float] | None = None
     codec_error: float = 0.0
+
+
+def _record_of(values: Mapping[str, Any]) -> EpochRecord:
+    """The record that a checkpoint holds as a dictionary; raises TypeError or ValueError for any other."""
+    record = EpochRecord(**values)
+    numbers = (record.seconds, record.loss, record.codec_error, *(record.valid or {}).values())
+    counts = (record.bytes_down, record.bytes_up, *(count for pair in record.clients.values() for count in pair))
+    if not all(isinstance(each, int | float) for each in numbers) or not all(isinstance(each, int) for each in counts):
+        raise TypeError("a record of an epoch holds something else than numbers")
+    if any(len(pair) != 2 for pair in record.clients.values()):
+        raise ValueError("a record of an epoch has other than two byte counts for a client")
+    return record
 
 
 def new_run_name(config: Any) -> str:
@@ -173,6 +186,7 @@ class CheckpointTrainer(Trainer):
     logger: Any
     tensorboard: Any
     wandblogger: Any
+    epoch_word = "epoch"
 
     def __init__(self, config: Any, model: nn.Module) -> None:
         super().__init__(config, model)
@@ -463,6 +477,14 @@ class CheckpointTrainer(Trainer):
         self.optimizer.load_state_dict(state["optimizer"])
         check_optimizer(self.optimizer, self.config["resume"])
 
+    def how_to_go_on(self) -> str:
+        """Half a sentence for whoever stopped this run: what goes on, and after which epoch."""
+        try:
+            finished = read_checkpoint(self.run_folder)["epoch"] + 1
+        except InputError:
+            return f"no {self.epoch_word} was finished, so there is nothing to go on from; start it again"
+        return f"--resume={self.run_folder} goes on after {self.epoch_word} {finished}"
+
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         """RecBole calls this when the best epoch improves: it is written when the epoch is over.
 
@@ -478,10 +500,7 @@ class CheckpointTrainer(Trainer):
 
     def _start_run_folder(self) -> None:
         """Make the run's folder; a resumed run begins with what it goes on from."""
-        try:
-            self.run_folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"checkpoint_dir '{self.checkpoint_dir}' cannot be used: {error.strerror}") from error
+        writable_folder(self.run_folder, f"run folder '{self.run_folder}'")
         remove_temporaries(self.run_folder)
         if self._fingerprint is not None:
             write_places(self._fingerprint.places(), self.run_folder / ROWS)
@@ -514,7 +533,7 @@ class CheckpointTrainer(Trainer):
         load_parameters(self.model, state, last.file)
         with restored(last.file):
             self._restore_training(state["training"])
-            self.records = [EpochRecord(**record) for record in state["records"]]
+            self.records = [_record_of(record) for record in state["records"]]
         self.start_epoch = state["epoch"] + 1
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
@@ -548,6 +567,7 @@ class FedKDTrainer(CheckpointTrainer):
     """
 
     model: Population
+    epoch_word = "round"
 
     def __init__(self, config: Any, model: Population) -> None:
         super().__init__(config, model)

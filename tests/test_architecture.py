@@ -16,6 +16,7 @@ PACKAGE = ROOT / "recbole_fedkd"
 MAY_KNOW = {
     "errors": set(),
     "files": set(),
+    "logs": {"files"},
     "finite": set(),
     "compat": set(),
     "distillation": set(),
@@ -54,6 +55,7 @@ MAY_KNOW = {
         "evaluation",
         "federated",
         "files",
+        "logs",
         "model",
         "trainer",
     },

@@ -15,7 +15,7 @@ from recbole_fedkd.errors import InputError
 # Keys that a resumed run may change: how long, where and how loud, not what is computed.
 RESUMABLE_KEYS = frozenset({
     "epochs", "stopping_step", "show_progress", "state", "data_path", "checkpoint_dir", "result_file", "resume",
-    "torch_threads", "gpu_id", "use_gpu", "device", "log_wandb", "wandb_project", "run_name",
+    "plugins", "torch_threads", "gpu_id", "use_gpu", "device", "log_wandb", "wandb_project", "run_name",
     "metrics", "judged_metrics", "topk", "metric_decimal_place", "eval_batch_size",
 })  # fmt: skip
 # Keys that RecBole computes from others; a resumed run computes them again.

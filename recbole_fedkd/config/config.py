@@ -24,6 +24,7 @@ from recbole_fedkd.config.judging import JudgedConfig
 from recbole_fedkd.config.keys import PROPERTIES, RECBOLE_PROPERTIES, read_keys, text_keys
 from recbole_fedkd.config.known import KnownKeys
 from recbole_fedkd.config.models import find_model
+from recbole_fedkd.config.plugins import import_plugins, model_of
 from recbole_fedkd.config.synonyms import called_here
 from recbole_fedkd.config.transforms import check_transform
 from recbole_fedkd.config.values import ConfigLoader, excess, merged_layers, native, parse_value, plain, read_yaml
@@ -174,7 +175,8 @@ class FedKDConfig(JudgedConfig):
         if not isinstance(name, str) or name != Path(name).name or name in (".", "..") or not name.isprintable():
             raise InputError(f"dataset is {shown(name)}; it must be the name of a folder in data_path")
         if isinstance(chosen, str):
-            return chosen, find_model(chosen), name
+            own = model_of(import_plugins(self.external_config_dict.get("plugins")), chosen)
+            return chosen, find_model(chosen) if own is None else own, name
         if not isinstance(chosen, type):
             raise InputError(f"model is {shown(chosen)}; it must be the name of a model, or its class")
         return chosen.__name__, corrected(chosen), name

@@ -50,6 +50,7 @@ _RULES_OF_RECBOLE_KEYS = {
     "loss_decimal_place": "in [0, 20]",
     "metric_decimal_place": "in [0, 20]",
     "rm_dup_inter": "one of first|last",
+    "worker": "in [0, 128]",  # a process each
     "embedding_size": "in [1, 65536]",
     "MAX_ITEM_LIST_LENGTH": "in [1, 65536]",
 }

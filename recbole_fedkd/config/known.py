@@ -19,6 +19,8 @@ from recbole_fedkd.config.transforms import TRANSFORM_KEYS, WRITTEN_KEYS
 from recbole_fedkd.errors import InputError, nearest, shown
 from recbole_fedkd.model.student import ARCHITECTURE_KEYS
 
+# Keys of RecBole for files that it pickles.
+_PICKLES = {"dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders"}
 # Keys that RecBole reads but defines in none of its files.
 _UNDOCUMENTED_KEYS = {
     "model", "dataset", "config_files", "encoding", "numerical_features", "tail_ratio", "nproc", "world_size", "ip", "port",
@@ -139,6 +141,11 @@ class KnownKeys:
                 continue
             if name in ("model", "dataset"):
                 continue
+            if name in _PICKLES and given:
+                raise InputError(
+                    f"{name} is {shown(given)}: RecBole keeps datasets and loaders as pickles, which run code when they are "
+                    "opened, so none is written or opened here; leave it unset"
+                )
             if name in INTERVAL_KEYS:
                 values[name] = interval_text(name, given)
                 continue

@@ -35,7 +35,10 @@ def find_model(name: str) -> type:
         return MODELS[name]
     known = recbole_models()
     if known.get(name.lower()) != name:
-        raise InputError(f"model '{name}' is unknown{nearest(name, [*MODELS, *known.values()])}")
+        raise InputError(
+            f"model '{name}' is unknown{nearest(name, [*MODELS, *known.values()])}; a model of your own is given as its class, "
+            "or found in the modules that plugins names"
+        )
     if name in _NOT_RUN:
         raise InputError(
             f"model '{name}' is not run here: RecBole has the library {_NOT_RUN[name]} train its trees, and this package "

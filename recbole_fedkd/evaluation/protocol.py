@@ -6,8 +6,9 @@ RecBole config, loader, collector and evaluator, run by RecBole's own evaluation
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 from recbole.data.dataloader import FullSortEvalDataLoader
@@ -49,11 +50,16 @@ class EvaluationData:
         phase: ``valid`` or ``test``.
         protocols: in the order in which they are judged.
         train_data: training loader, from which some metrics take popularity.
+        ranking: makes a full-sort loader, where no protocol has one; None where there are no rows.
+
+    Whatever RecBole's own evaluation loader has (``dataset``, ``uid2history_item``, ...) is that of ``ranking_loader``, so
+    that RecBole's ``full_sort_scores`` and ``full_sort_topk`` take this as their ``test_data``.
     """
 
     phase: str
     protocols: list[Protocol]
     train_data: Any
+    ranking: Callable[[], Any] | None = None
 
     def __iter__(self) -> Iterator[Protocol]:
         return iter(self.protocols)
@@ -64,14 +70,25 @@ class EvaluationData:
     def for_validation(self) -> EvaluationData:
         """The protocol of ``valid_metric`` alone: the others cost time in every epoch and decide nothing."""
         return EvaluationData(
-            self.phase, [protocol for protocol in self.protocols if protocol.primary], self.train_data
+            self.phase, [protocol for protocol in self.protocols if protocol.primary], self.train_data, self.ranking
         )
 
-    @property
+    @cached_property
     def ranking_loader(self) -> Any:
-        """The full-sort loader, which RecBole's ``full_sort_scores`` and ``full_sort_topk`` take; None without one."""
+        """The full-sort loader of a protocol, or one made for it; None where there are no rows."""
         loaders = [protocol.loader for protocol in self.protocols]
-        return next((loader for loader in loaders if isinstance(loader, FullSortEvalDataLoader)), None)
+        found = next((loader for loader in loaders if isinstance(loader, FullSortEvalDataLoader)), None)
+        return found if found is not None or self.ranking is None else self.ranking()
+
+    def __getattr__(self, name: str) -> Any:
+        if (
+            name.startswith("__")
+            or name == "ranking_loader"
+            or "protocols" not in self.__dict__
+            or self.ranking_loader is None
+        ):
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+        return getattr(self.ranking_loader, name)
 
 
 def evaluation_data(
@@ -96,6 +113,7 @@ def evaluation_data(
         return EvaluationData(phase, [], loaders[0])
     check_held_out(config, dataset, loader._dataset, phase)
     labels = label_set(config, dataset)
+    ranking = partial(_full_sort_loader, config, dataset, loaders, phase, context)
     by_type: dict[Any, list[str]] = {}
     for metric in config.judged_metrics:
         by_type.setdefault(metric_types[metric.lower()], []).append(metric)
@@ -104,7 +122,7 @@ def evaluation_data(
         stock = Protocol(
             _describe(config, config, dataset, phase, False, context) + _facts(loader), config, loader, True, labels
         )
-        return EvaluationData(phase, [stock], loaders[0])
+        return EvaluationData(phase, [stock], loaders[0], ranking)
     protocols = []
     for kind, metrics in by_type.items():
         primary = kind == config["eval_type"]
@@ -135,7 +153,23 @@ def evaluation_data(
         rank_in_context(loader_of_kind, context)
         told = _describe(config, view, dataset, phase, positives_only, context) + _facts(loader_of_kind)
         protocols.append(Protocol(told, view, loader_of_kind, primary, labels))
-    return EvaluationData(phase, protocols, loaders[0])
+    return EvaluationData(phase, protocols, loaders[0], ranking)
+
+
+def _full_sort_loader(
+    config: Any, dataset: Any, loaders: tuple[Any, Any, Any], phase: str, context: Sequence[str]
+) -> Any:
+    """A loader that ranks all items, for a run that is not judged by one."""
+    modes = dict.fromkeys(("valid", "test"), "full")
+    view = config.view(eval_type=EvaluatorType.RANKING, eval_args={**config["eval_args"], "mode": modes})
+    for each in modes:
+        view._set_eval_neg_sample_args(each)
+    splits = [loader._dataset for loader in loaders]
+    # RecBole's evaluation loaders sort the rows of the dataset that they are given.
+    splits = [split.copy(Interaction(dict(split.inter_feat.interaction))) for split in splits]
+    loader = _loader(view, dataset, splits, phase)
+    rank_in_context(loader, context)
+    return loader
 
 
 def _loader(view: Any, dataset: Any, splits: list[Any], phase: str) -> Any:
