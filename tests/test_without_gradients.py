@@ -167,3 +167,70 @@ def test_random_scores_of_users_differ_and_are_uniform(trained, seed):
     drawn = uniform_of_pairs(torch.arange(300).unsqueeze(1), torch.arange(300), seed).numpy()
     assert np.abs(np.histogram(drawn, bins=10, range=(0, 1))[0] / drawn.size - 0.1).max() < 0.005
     assert abs(np.corrcoef(drawn[:-1].ravel(), drawn[1:].ravel())[0, 1]) < 0.02
+
+
+@pytest.mark.parametrize("mode", LABEL_MODES)
+def test_slimelastic_solves_its_elastic_net(trained, mode):
+    """Per item: non-negative weights of the other items at which no weight alone can lower the penalised error."""
+    model, dataset = trained("SLIMElastic", alpha=0.02, l1_ratio=0.3, **LABEL_MODES[mode])
+    matrix, weights = counts(dataset), model.item_similarity.toarray()
+    assert (weights >= 0).all()
+    assert (np.diag(weights) == 0).all()
+    assert (weights > 0).any()
+    for item in range(dataset.item_num):
+        error = matrix[:, item] - matrix @ weights[:, item]
+        slope = -matrix.T @ error / len(matrix) + 0.02 * 0.3 + 0.02 * 0.7 * weights[:, item]
+        others = np.arange(dataset.item_num) != item
+        assert np.abs(slope[(weights[:, item] > 0) & others]).max(initial=0) < 0.03
+        assert slope[others].min() > -0.03
+    assert scores(model, dataset) == pytest.approx(matrix @ weights, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", LABEL_MODES)
+def test_nceplrec_projects_the_weighted_interactions(trained, mode):
+    """Interactions weighted by rarity, their first singular vectors, and a ridge regression on them."""
+    model, dataset = trained("NCEPLRec", rank=3, beta=0.8, reg_weight=5.0, **LABEL_MODES[mode])
+    matrix = counts(dataset)
+    weighted = np.zeros_like(matrix)
+    for user, item in pairs(dataset):
+        weighted[user, item] = max(np.log(dataset.user_num / matrix[:, item].sum() ** 0.8), 0)
+    _, singular, right = np.linalg.svd(weighted)
+    projected = matrix @ (right[:3].T * np.sqrt(singular[:3]))
+    ridge = np.linalg.solve(projected.T @ projected + 5.0 * np.eye(3), projected.T @ matrix)
+    assert scores(model, dataset) == pytest.approx(projected @ ridge, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_admmslim_alternates_between_regression_and_shrinkage(trained, centred):
+    keys = {"lambda1": 3.0, "lambda2": 20.0, "alpha": 0.5, "rho": 40.0, "k": 30, "positive_only": True}
+    model, dataset = trained("ADMMSLIM", center_columns=centred, **keys)
+    matrix = counts(dataset)
+    mean = matrix.mean(axis=0)
+    data = matrix - mean if centred else matrix
+    gram, count = data.T @ data, dataset.item_num
+    inverse = np.linalg.inv(gram + 20.0 * np.diag(mean**0.5) + 40.0 * np.eye(count))
+    sparse, dual = np.zeros((count, count)), np.zeros((count, count))
+    for _ in range(30):
+        free = inverse @ (gram + 40.0 * sparse - dual)
+        dense = np.array(
+            [[free[i, j] - inverse[i, j] * free[j, j] / inverse[j, j] for j in range(count)] for i in range(count)]
+        )
+        sparse = np.maximum(dense + dual / 40.0 - 3.0 / 40.0, 0)
+        dual += 40.0 * (dense - sparse)
+    assert (sparse > 0).any()
+    expected = data @ sparse + (mean if centred else 0)
+    assert scores(model, dataset) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("mode", LABEL_MODES)
+def test_asymknn_of_users_is_asymmetric_cosine_of_the_k_nearest(trained, mode):
+    model, dataset = trained("AsymKNN", knn_method="user", k=20, alpha=0.3, beta=0.4, q=1, **LABEL_MODES[mode])
+    matrix = counts(dataset)
+    rows = matrix.sum(axis=1)
+    similar = np.zeros((dataset.user_num, dataset.user_num))
+    for user in range(dataset.user_num):
+        for other in range(dataset.user_num):
+            if other != user:
+                similar[user, other] = matrix[user] @ matrix[other] / (rows[user] ** 0.3 * rows[other] ** 0.7 + 1e-6)
+    norms = np.outer(np.linalg.norm(similar, axis=1) ** 0.8, np.linalg.norm(matrix, axis=0) ** 1.2) + 1e-6
+    assert scores(model, dataset) == pytest.approx(similar @ matrix / norms, rel=1e-3, abs=1e-4)
