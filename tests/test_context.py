@@ -12,7 +12,8 @@ from recbole.utils.case_study import full_sort_scores
 
 from recbole_fedkd import run_recbole_fedkd
 from recbole_fedkd.config import FedKDConfig
-from recbole_fedkd.quick_start import _prepare
+from recbole_fedkd.data.features import features_of
+from recbole_fedkd.quick_start import _prepare, create_dataset
 
 ROWS = ["user_id", "item_id", "rating", "timestamp"]
 CLICKS = {"label_mode": "threshold", "load_col": {"inter": [*ROWS, "daytime", "tags", "weather"]}}
@@ -118,3 +119,21 @@ def test_what_a_model_does_not_read_is_told(daily, model, caplog):
     assert "context: none" in line
     assert f"not used: daytime, weather, tags ({model} reads no " in line
     assert "in the context" not in trainer.protocols["hit@10"]
+
+
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [
+        (
+            "DIN",
+            "features: user: group; item: kind; context: none; not used: height (float, not in numerical_features)",
+        ),
+        ("SASRecF", "features: user: none; item: kind; context: none; not used: group, height, daytime"),
+    ],
+)
+def test_sequential_models_that_read_features_are_not_said_to_read_none(daily, model, line):
+    keys: dict[str, Any] = {"load_col": None, "unload_col": None}
+    if model == "SASRecF":
+        keys |= {"selected_features": ["kind"], "train_neg_sample_args": None}
+    config = FedKDConfig(model, "daily", config_dict=keys_of(daily, **keys))
+    assert str(features_of(config, create_dataset(config))).startswith(line)

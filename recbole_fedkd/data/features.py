@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from recbole.model.abstract_recommender import ContextRecommender
+from recbole.model.layers import ContextSeqEmbLayer, FeatureSeqEmbLayer
 from recbole.utils import FeatureSource, FeatureType
 from torch import Tensor
 
@@ -203,10 +205,12 @@ def _emptiness(dataset: Any, name: str, column: Any, told: bool) -> str | None:
 
 
 def _recbole_features(config: Any, dataset: Any) -> Features:
-    """The columns that a model of RecBole reads: those of all files, those of users and items, or none."""
+    """The columns that a model of RecBole reads: of all files, of users and items, chosen ones of items, or none."""
     model = config.model_class
     context_aware = issubclass(model, ContextRecommender)
-    reads_sides = context_aware or config.reads_history
+    layers = vars(sys.modules[model.__module__])
+    reads_sides = context_aware or ContextSeqEmbLayer.__name__ in layers
+    selected = (config["selected_features"] or []) if FeatureSeqEmbLayer.__name__ in layers else []
     reads_rows = context_aware and not config["double_tower"]
     read: dict[str, list[str]] = {side: [] for side in SIDES}
     unused: dict[str, str] = {}
@@ -217,8 +221,10 @@ def _recbole_features(config: Any, dataset: Any) -> Features:
             name for name in numbers if table is not None and name in table.columns and name != config["LABEL_FIELD"]
         ]
         for name in dict.fromkeys([*_loaded(config, dataset, side), *extra]):
-            if not (reads_rows if side == "context" else reads_sides):
-                unused[name] = f"{model.__name__} reads no {'context' if reads_sides else 'features'}"
+            if side == "item" and name in selected:
+                read[side].append(name)
+            elif not (reads_rows if side == "context" else reads_sides):
+                unused[name] = f"{model.__name__} reads no {'context' if reads_sides else 'such features'}"
             elif dataset.field2type[name] in TOKENS or name in numbers:
                 read[side].append(name)
             else:
