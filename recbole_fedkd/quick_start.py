@@ -551,6 +551,7 @@ def _rounds(trainer: CheckpointTrainer) -> list[dict[str, Any]]:
             "bytes_up": record.bytes_up,
             "valid": record.valid,
             "codec_error": record.codec_error,
+            "missing": record.missing,
         }
         for number, record in enumerate(trainer.records, start=1)
     ]

@@ -57,6 +57,7 @@ from recbole_fedkd.engine import (
     LabelledSamples,
     LocalEngine,
     RecBoleSamples,
+    RoundReport,
     batched_optimizer,
 )
 from recbole_fedkd.engine.threads import cores
@@ -105,6 +106,7 @@ class EpochRecord:
         clients: client number to ``[bytes down, bytes up]``.
         valid: metrics of the validation after it; None where there was none.
         codec_error: what encoding took from the uploads, as a share of their L2 norm.
+        missing: client number to why it was left out of the round.
     """
 
     seconds: float
@@ -114,6 +116,7 @@ class EpochRecord:
     clients: dict[int, list[int]] = field(default_factory=dict)
     valid: dict[str, float] | None = None
     codec_error: float = 0.0
+    missing: dict[int, str] = field(default_factory=dict)
 
 
 def _record_of(values: Mapping[str, Any]) -> EpochRecord:
@@ -574,8 +577,7 @@ class FedKDTrainer(CheckpointTrainer):
         self.engine: LocalEngine | FleetEngine | None = None
         self.idle_clients: list[int] = []
         self._resumed_training: dict[str, Any] | None = None
-        self._round_bytes: dict[int, list[int]] = {}
-        self._codec_error = 0.0
+        self._report = RoundReport(0.0)
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
         """None: every client has an optimiser of its own."""
@@ -618,7 +620,7 @@ class FedKDTrainer(CheckpointTrainer):
         for number, task in enumerate(tasks):
             build = partial(build_optimizer, config, name=f"client {number}")
             built.append(Client(number, task, build, strategy, settings, self.device, codecs))
-        return LocalEngine(server, built)
+        return LocalEngine(server, built, config["min_clients"])
 
     def _check_private(self, networks: Sequence[nn.Module], shared: SharedState) -> None:
         """Raise :class:`InputError` for a private pattern that fits nothing, and for a mean that has nothing left."""
@@ -649,7 +651,8 @@ class FedKDTrainer(CheckpointTrainer):
         rates = config["learning_rates"]
         check_patterns("learning_rates", rates, [name for name, _ in network.named_parameters()])
         threads = config["fleet_threads"] or (1 if self.device.type == "cuda" else cores())
-        return FleetEngine(server, model, task, settings, optimizer, model.memory, threads, rates)
+        least = config["min_clients"]
+        return FleetEngine(server, model, task, settings, optimizer, model.memory, threads, rates, least)
 
     def _labelled_samples(self, dataset: Any, model: FleetPopulation) -> LabelledSamples:
         config = self.config
@@ -790,10 +793,10 @@ class FedKDTrainer(CheckpointTrainer):
             left = np.mean([record.seconds for record in self.records] or [bar.format_dict["elapsed"]])
             left *= self.epochs - epoch_idx - 1
             bar.set_postfix_str(f"loss {report.loss:.4f}, {moved} B, <= {left:.0f} s left")
-        self._round_bytes = {
-            number: [report.bytes_down[number], report.bytes_up[number]] for number in report.bytes_down
-        }
-        self._codec_error = report.codec_error
+        self._report = report
+        if report.missing:
+            left_out = f"{len(report.missing)} of {len(chosen)} clients left out"
+            self.logger.warning(f"round {told(epoch_idx)}: {left_out}: {report.reasons}")
         self.tensorboard.add_scalar("Bytes/Round", report.total_bytes, epoch_idx)
         return report.loss
 
@@ -801,9 +804,12 @@ class FedKDTrainer(CheckpointTrainer):
         return self.model.client_of_user.cpu().numpy()
 
     def _record(self, seconds: float, loss: float) -> EpochRecord:
-        down = sum(counts[0] for counts in self._round_bytes.values())
-        up = sum(counts[1] for counts in self._round_bytes.values())
-        return EpochRecord(seconds, loss, down, up, self._round_bytes, codec_error=self._codec_error)
+        report = self._report
+        down, up = sum(report.bytes_down.values()), sum(report.bytes_up.values())
+        clients = {number: [report.bytes_down[number], report.bytes_up[number]] for number in report.bytes_down}
+        return EpochRecord(
+            seconds, loss, down, up, clients, codec_error=report.codec_error, missing=dict(report.missing)
+        )
 
     def _training_state(self) -> dict[str, Any]:
         assert self.engine is not None

@@ -35,7 +35,7 @@ from recbole_fedkd.model import MODELS, AttnFedKD, Bias, FactorizationRecommende
 # Keys that only a federation reads, unless a RecBole model has one of the same name.
 _FEDERATION_KEYS = {
     "engine", "fleet_memory", "fleet_threads", "partition", "client_num", "clients_per_round", "local_epochs",
-    "reset_optimizer",
+    "min_clients", "reset_optimizer",
     "gamma", "alpha", "temperature", "knowledge", "aggregation", "knowledge_pass", "proximal_weight",
     "server_optimizer", "server_learning_rate", "server_momentum", "server_beta2", "server_tau", "knowledge_use",
     "prior_strength", "attention_temperature", "trim_ratio", "codecs", "broadcast_codecs", "error_feedback",

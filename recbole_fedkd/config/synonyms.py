@@ -16,6 +16,7 @@ _CALLED: dict[str, tuple[str, ...]] = {
         "num_clients_per_round", "client_num_per_round", "client_num_in_round", "clients_num_per_round", "min_fit_clients",
         "clients_per_epoch", "join_ratio", "join_rate", "client_ratio", "client_rate",
     ),
+    "min_clients": ("min_available_clients", "min_completed_clients", "min_responses", "min_num_clients"),
     "epochs": (
         "num_rounds", "rounds", "n_rounds", "communication_rounds", "comm_rounds", "comm_round", "global_rounds",
         "global_epochs", "global_epoch", "num_epochs", "n_epochs", "epoch", "max_epochs", "max_rounds", "round_num",

@@ -12,8 +12,8 @@ from recbole_fedkd.federated.message import MessageError
 from recbole_fedkd.federated.server import Intake, Server
 from recbole_fedkd.finite import NotFiniteError
 
-_NAMED = 5
-"""Clients that a sentence names before it counts the others."""
+_NAMED, _LONGEST = 5, 300
+"""Clients that a sentence names before it counts the others, and letters of a reason."""
 
 
 @dataclass
@@ -33,6 +33,12 @@ class RoundReport:
     bytes_up: dict[int, int] = field(default_factory=dict)
     codec_error: float = 0.0
     missing: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def reasons(self) -> str:
+        """Half a sentence with who is missing, and why."""
+        named = "; ".join(f"client {number}, {reason}" for number, reason in list(self.missing.items())[:_NAMED])
+        return named + (f"; and {len(self.missing) - _NAMED} more" if len(self.missing) > _NAMED else "")
 
     @property
     def total_bytes(self) -> int:
@@ -158,14 +164,11 @@ class Engine(ABC):
         current.report.missing[client] = reason
 
     def _check_enough(self, current: Round) -> None:
-        missing = current.report.missing
-        answered = len(current.chosen) - len(missing)
+        answered = len(current.chosen) - len(current.report.missing)
         if answered < (self.min_clients or 0):
-            named = "; ".join(f"client {number}, {reason}" for number, reason in list(missing.items())[:_NAMED])
-            others = f"; and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
             raise ClientError(
                 f"round {current.index + 1}: {answered} of {len(current.chosen)} clients answered, min_clients asks for "
-                f"{self.min_clients} ({named}{others})"
+                f"{self.min_clients} ({current.report.reasons})"
             )
 
 
@@ -173,5 +176,7 @@ def reason(error: ClientError) -> str:
     """Why a client is missing: what kind of fault, and what exactly."""
     cause = error.__cause__
     if isinstance(cause, MessageError):
-        return str(cause)
-    return f"not finite: {cause}" if isinstance(cause, NotFiniteError) else f"failed: {cause or error}"
+        said = str(cause)
+    else:
+        said = f"not finite: {cause}" if isinstance(cause, NotFiniteError) else f"failed: {cause or error}"
+    return " ".join(said.split())[:_LONGEST]

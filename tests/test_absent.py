@@ -1,0 +1,277 @@
+"""Clients that fail or send rubbish: left out, named and counted; the round is that of the good ones alone."""
+
+import json
+import os
+from collections import Counter
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from test_fleet import read_state
+from torch import nn
+
+from recbole_fedkd.engine import FleetEngine, LocalEngine
+from recbole_fedkd.errors import InputError, TrainingError
+from recbole_fedkd.federated.client import Client, ClientSettings
+from recbole_fedkd.federated.message import Message
+from recbole_fedkd.federated.server import Server
+from recbole_fedkd.federated.task import Step, Task, shuffled
+from recbole_fedkd.model.shared import SharedState
+from recbole_fedkd.trainer import FedKDTrainer
+
+CLIENTS = int(os.environ.get("FEDKD_TEST_CLIENTS", "240"))
+"""Clients of the large round; it is the same with 10,000."""
+
+
+class Regression(Task):
+    """A linear model of a few numbers."""
+
+    labels = 1
+
+    def __init__(self, number):
+        generator = torch.Generator().manual_seed(number)
+        self.network = nn.Linear(3, 1)
+        with torch.no_grad():
+            for parameter in self.network.parameters():
+                parameter.fill_(0.5)
+        self.shared = SharedState(self.network, dict)
+        self.generator = torch.Generator()
+        self.rows = torch.randn(1 + number % 5, 3, generator=generator)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def batches(self):
+        for places in shuffled(len(self.rows), 2, self.generator):
+            yield self.rows[places]
+
+    def clean_batches(self):
+        yield self.rows
+
+    def step(self, batch, with_logits):
+        return Step((self.network(batch)[:, 0] - batch.sum(1)).pow(2).mean(), len(batch))
+
+
+class Failing(Regression):
+    def step(self, batch, with_logits):
+        raise RuntimeError("the battery\nis empty")
+
+
+def another_name(message, payload):
+    return Message(message.kind, message.round, message.sender + 1, message.arrays, message.training).to_bytes()
+
+
+def with_nan(message, payload):
+    arrays = {name: np.full_like(array, np.nan) for name, array in message.arrays.items()}
+    return Message(message.kind, message.round, message.sender, arrays, message.training).to_bytes()
+
+
+def cut(message, payload):
+    return payload[: len(payload) // 2]
+
+
+def spoiled_upload(send, spoil, round_index):
+    payload = send(round_index)
+    return spoil(Message.from_bytes(payload), payload)
+
+
+WRONG = {1: another_name, 2: with_nan, 3: cut}
+KINDS = {0: "failed", 1: "sender", 2: "not finite", 3: "malformed"}
+
+
+def how(number):
+    """What is wrong with a client: one of twenty each raises, sends another's name, NaN and half its bytes."""
+    return number % 20 if number % 20 in KINDS else None
+
+
+def federation(strategy, clients, only_good=False, min_clients=None):
+    settings = ClientSettings(1, True, False, 2020, None, True)
+    built = []
+    for number in range(clients):
+        if only_good and how(number) is not None:
+            continue
+        task = (Failing if how(number) == 0 else Regression)(number)
+        client = Client(
+            number, task, lambda net: torch.optim.SGD(net.parameters(), 0.05), strategy, settings, torch.device("cpu")
+        )
+        if how(number) in WRONG:
+            client.send = partial(spoiled_upload, client.send, WRONG[how(number)])
+        built.append(client)
+    server = Server(strategy, 2020)
+    server.start(SharedState(Regression(0).network, dict))
+    return LocalEngine(server, built, min_clients)
+
+
+def check_round_of(strategy, clients):
+    engine = federation(strategy, clients, min_clients=clients // 2)
+    good = federation(strategy, clients, only_good=True)
+    for index in range(2):
+        report, expected = engine.run_round(index), good.run_round(index)
+        assert {number: reason.partition(":")[0] for number, reason in report.missing.items()} == {
+            number: KINDS[how(number)] for number in range(clients) if how(number) is not None
+        }
+        counted = Counter(reason.partition(":")[0] for reason in report.missing.values())
+        assert counted == dict.fromkeys(KINDS.values(), clients // 20)
+        assert report.loss == pytest.approx(expected.loss)
+        assert all("\n" not in reason for reason in report.missing.values())
+        for name, value in good.server.state.items():
+            torch.testing.assert_close(engine.server.state[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def averaging(prepared):
+    def strategy(**keys):
+        _, trainer, _, _ = prepared("MF", strategy="fedavg", **keys)
+        return trainer.engine.server.strategy
+
+    return strategy
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"client_weights": "uniform"}, {"row_mean": "changed"}, {"server_optimizer": "fedadam"}]
+)
+def test_a_round_is_that_of_those_that_answered(averaging, keys):
+    check_round_of(averaging(**keys), CLIENTS)
+
+
+def test_without_min_clients_the_first_that_fails_ends_the_run(averaging):
+    with pytest.raises(TrainingError, match="client 0, round 1, training: the battery"):
+        federation(averaging(), 20).run_round(0)
+
+
+def test_too_few_answers_end_the_run_by_one_sentence_and_change_nothing(averaging):
+    engine = federation(averaging(), 40, min_clients=33)
+    before = {name: value.clone() for name, value in engine.server.state.items()}
+    said = r"^round 1: 32 of 40 clients answered, min_clients asks for 33 \(client 0, failed: the battery is empty; .*3 more\)$"
+    with pytest.raises(TrainingError, match=said):
+        engine.run_round(0)
+    assert all(torch.equal(value, engine.server.state[name]) for name, value in before.items())
+
+
+def spoiled(trainer, number, monkeypatch):
+    """One client of either engine that raises, and one whose weights turn into NaN."""
+    engine = trainer.engine
+    if engine.name == "local":
+        parameter = next(engine.clients[number + 1].task.network.parameters())
+        parameter.register_hook(lambda gradient: gradient * float("nan"))
+        monkeypatch.setattr(engine.clients[number].task, "step", lambda *arguments: 1 / 0)
+        return
+    train = engine._trained_on
+
+    def failing(training, *arguments):
+        numbers = training.group.numbers[training.pack.clients].tolist()
+        if number in numbers:
+            raise ZeroDivisionError("division by zero")
+        losses = train(training, *arguments)
+        if number + 1 in numbers:
+            training.weights.dense[numbers.index(number + 1), 0] = float("nan")
+        return losses
+
+    monkeypatch.setattr(engine, "_trained_on", failing)
+
+
+CASES = [
+    {"strategy": "fedavg"},
+    {"strategy": "fedavg", "client_weights": "uniform", "learner": "adam"},
+    {"strategy": "fedavg", "row_mean": "changed"},
+    {"strategy": "afd"},
+    {"strategy": "fd", "clients_per_round": 20},
+    {"strategy": "local"},
+]
+
+
+@pytest.mark.parametrize("keys", CASES)
+def test_both_engines_leave_out_the_same_clients_and_keep_them_as_they_were(prepared, monkeypatch, keys):
+    keys = {"partition": "user", "learner": "sgd", "learning_rate": 0.05, "min_clients": 10, **keys}
+    trainers = [prepared(engine=engine, **keys)[1] for engine in ("local", "fleet")]
+    reports = []
+    for trainer in trainers:
+        trainer.engine.run_round(0)
+        with monkeypatch.context() as patched:
+            spoiled(trainer, 7, patched)
+            reports.append(trainer.engine.run_round(1))
+            if trainer.engine.name == "local":
+                trainer.engine.clients[8].task.network.zero_grad()
+    local, fleet = reports
+    assert {number: reason[:10] for number, reason in local.missing.items()} == {
+        number: reason[:10] for number, reason in fleet.missing.items()
+    }
+    drawn = trainers[0].engine.server.choose(list(trainers[0].engine.samples), 1)
+    assert set(local.missing) == {7, 8} & set(drawn) and local.missing
+    assert fleet.loss == pytest.approx(local.loss, rel=1e-4)
+    for name, value in trainers[0].engine.server.state.items():
+        torch.testing.assert_close(trainers[1].engine.server.state[name], value, rtol=2e-4, atol=2e-4)
+    for number in (7, 8):
+        one, other = (read_state(trainer, number) for trainer in trainers)
+        for name, value in one.items():
+            assert value.isfinite().all()
+            torch.testing.assert_close(other[name], value.detach(), rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("engine", ["local", "fleet"])
+def test_a_run_names_the_missing_in_its_records_and_goes_on(run, monkeypatch, engine, tmp_path):
+    train, trained = Client._train, FleetEngine._trained_on
+
+    def failing(self, round_index, on_step):
+        if (self.number, round_index) == (1, 1):
+            raise RuntimeError("gone")
+        return train(self, round_index, on_step)
+
+    def failing_pack(self, training, *arguments):
+        if 1 in training.group.numbers[training.pack.clients].tolist() and len(seen) == 1:
+            raise RuntimeError("gone")
+        return trained(self, training, *arguments)
+
+    seen = []
+    monkeypatch.setattr(Client, "_train", failing)
+    monkeypatch.setattr(FleetEngine, "_trained_on", failing_pack)
+    after = FedKDTrainer._after_epoch
+    monkeypatch.setattr(FedKDTrainer, "_after_epoch", lambda self, epoch: (seen.append(epoch), after(self, epoch))[1])
+    result = run(strategy="fedavg", engine=engine, epochs=3, min_clients=2, result_file=str(tmp_path / "result.json"))
+    assert [each["missing"] for each in result["rounds"]] == [{}, {1: "failed: gone"}, {}]
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written["rounds"][1]["missing"] == {"1": "failed: gone"}
+
+
+def test_min_clients_beyond_the_clients_of_a_round_is_refused(run):
+    with pytest.raises(InputError, match="min_clients is 4, but only 3 clients take part"):
+        run(strategy="fedavg", min_clients=4)
+    with pytest.raises(InputError, match="min_clients is 3, but only 2 clients take part"):
+        run(strategy="fedavg", min_clients=3, clients_per_round=2)
+
+
+def test_a_refused_histogram_comes_again_and_one_that_was_counted_does_not_count_twice(prepared):
+    _, trainer, _, _ = prepared(strategy="afd", knowledge="item", knowledge_use="prior", min_clients=1)
+    engine = trainer.engine
+    one = engine.clients[1]
+    send = one.send
+    one.send = lambda index: send(index)[:-3]
+    assert engine.run_round(0).missing.keys() == {1}
+    one.send = send
+    assert not engine.run_round(1).missing
+    total = sum(client.link.sent["histogram"] for client in engine.clients)
+    assert torch.equal(engine.server.state["histogram"], total)
+    again = Message("knowledge", 2, 1, {"histogram": total.numpy()}, one._training)
+    refused = engine.server.aggregate({1: again.to_bytes()}, 2)
+    assert refused[1].fault == "doubled"
+    assert torch.equal(engine.server.state["histogram"], total)
+
+
+@pytest.mark.parametrize("codecs", [["int8"], ["top_k"]])
+def test_an_update_that_got_lost_leaves_versions_and_feedback_whole(prepared, codecs):
+    _, trainer, _, _ = prepared(strategy="fedavg", codecs=codecs, min_clients=1)
+    engine = trainer.engine
+    engine.run_round(0)
+    client = engine.clients[2]
+    residual = {name: array.copy() for name, array in client.link.encoding.residual.items()}
+    send = client.send
+    client.send = lambda index: send(index)[:-3]
+    assert engine.run_round(1).missing.keys() == {2}
+    assert all(np.array_equal(array, client.link.encoding.residual[name]) for name, array in residual.items())
+    client.send = send
+    for index in (2, 3):
+        assert not engine.run_round(index).missing
+    replica = engine.server.link.broadcast.replica
+    for name, value in client.task.shared.parameters().items():
+        assert np.array_equal(value.detach().numpy(), replica[f"p:{name}"])
