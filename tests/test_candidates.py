@@ -141,7 +141,7 @@ def test_rows_in_another_order_have_the_same_candidates(prepared, tmp_path):
     file = folder / "tiny" / "tiny.inter"
     header, *rows = file.read_text().splitlines()
     np.random.default_rng(5).shuffle(rows)
-    file.write_text("\n".join([header, *rows]).replace("\t1000", "\t") + "\n")
+    file.write_text("\n".join([header, *rows]) + "\n")
     assert candidates(prepared("Pop", **SAMPLED, data_path=str(folder))[3]) == reference
 
 

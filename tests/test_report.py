@@ -511,6 +511,17 @@ def test_a_metric_that_grows_has_its_worst_client_below(records):
     assert (afd.better, afd.compared) == (1, 3)
 
 
+def test_counts_of_single_seeds_make_no_other_protocol(records):
+    told = "held-out test rows [{} of 60 rows repeat a pair]"
+    for seed, repeated in ((1, 3), (2, 5)):
+        for row, mae in (("afd", 0.4), ("local", 0.5)):
+            records.run(row, seed, {"mae": mae}, protocols={"mae": told.format(repeated)})
+    records.run("local", 3, {"mae": 0.5}, protocols={"mae": "held-out test rows"})
+    (group,) = records.read().groups
+    assert protocol_sentences(group) == ["MAE: held-out test rows [3 to 5 of 60 rows repeat a pair]."]
+    assert best_rows(group)["mae"] == {"afd"}
+
+
 def test_rows_of_different_protocols_are_not_compared_client_by_client(records):
     records.run("local", 1, {"mae": 1.0}, users=of_clients([1] * 5), protocols={"mae": "in stars"})
     records.run("afd", 1, {"mae": 0.5}, users=of_clients([0.5] * 5), protocols={"mae": "normalised"})

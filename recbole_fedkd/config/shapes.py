@@ -135,12 +135,15 @@ def _evaluation(name: str, value: Any) -> None:
 
 
 def _split(name: str, value: Any) -> None:
-    """``{'RS': three shares}`` or ``{'LS': which rows are left out}``.
+    """``{'RS': three shares}``, ``{'TS': three shares}`` or ``{'LS': which rows are left out}``.
 
     Whole numbers such as ``[8, 1, 1]`` are proportions, as RecBole documents them; fractions are shares, and a sum other
     than 1, which RecBole would quietly stretch, is an error.
     """
-    allowed = "{'RS': [0.8, 0.1, 0.1]}, or {'LS': 'valid_and_test'} for leave-one-out"
+    allowed = (
+        "{'RS': [0.8, 0.1, 0.1]}, {'LS': 'valid_and_test'} for leave-one-out, or {'TS': [0.8, 0.1, 0.1]} to test on the "
+        "latest of all rows"
+    )
     if not isinstance(value, Mapping) or len(value) != 1:
         raise InputError(f"{name} is {shown(value)}; it must be one of {allowed}")
     kind, told = next(iter(value.items()))
@@ -151,9 +154,9 @@ def _split(name: str, value: Any) -> None:
                 f"{nearest(str(told), _LEAVE_ONE_OUT)}"
             )
         return
-    if kind != "RS":
+    if kind not in ("RS", "TS"):
         raise InputError(f"{name} is {shown(value)}; it must be one of {allowed}")
-    what = f"{name}.RS is {shown(told)}"
+    what = f"{name}.{kind} is {shown(told)}"
     rule = "it must be three shares, of training, validation and test, such as [0.8, 0.1, 0.1] or [8, 1, 1]"
     if not isinstance(told, list | tuple) or not all(map(_is_number, told)):
         raise InputError(f"{what}; {rule}")

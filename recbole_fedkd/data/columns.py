@@ -50,6 +50,8 @@ def _splits_by_time(config: Any) -> str | None:
         return None
     if config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
         return f"model '{config['model']}'"
+    if "TS" in (config["eval_args"]["split"] or {}):
+        return "eval_args.split of kind TS"
     return "eval_args.order=TO" if config["eval_args"]["order"] == "TO" else None
 
 

@@ -17,15 +17,12 @@ from recbole_fedkd.data.columns import loads_what_is_there
 from recbole_fedkd.data.features import FeatureField, Features, choose_features, deciding_columns
 from recbole_fedkd.data.labels import declared_labels, encode_labels
 from recbole_fedkd.data.loading import AtomicFiles
+from recbole_fedkd.data.order import RECENCY_FIELD, TimeOrder
 from recbole_fedkd.data.partition import Population
 from recbole_fedkd.data.threshold import ThresholdLabels
 
-RECENCY_FIELD = "recency_rank"
-"""Generated column: rank of an interaction in time. RecBole turns timestamps into float32, which merges those less than
-64 seconds apart; the rank is taken before, on the file's own precision."""
 
-
-class FedKDDataset(ThresholdLabels, AtomicFiles):
+class FedKDDataset(TimeOrder, ThresholdLabels, AtomicFiles):
     """A RecBole ``Dataset`` of labelled rows, the same rows for every model.
 
     RecBole gives a sequential model rows of its own making: one per prefix of every history. Here such a model gets the
@@ -38,6 +35,7 @@ class FedKDDataset(ThresholdLabels, AtomicFiles):
         features: the columns that the package's networks read; None for all other models.
     """
 
+    keeps_recency = True
     recency_field = RECENCY_FIELD
     label_values: list[float]
     history_columns: Tensor | None = None
@@ -63,10 +61,6 @@ class FedKDDataset(ThresholdLabels, AtomicFiles):
     def _data_processing(self) -> None:
         super()._data_processing()
         if self.time_field in self.inter_feat:
-            order = np.argsort(self.inter_feat[self.time_field].to_numpy(), kind="stable")
-            rank = np.empty(len(order), dtype=np.int64)
-            rank[order] = np.arange(len(order))
-            self.inter_feat[RECENCY_FIELD] = rank
             self.set_field_property(RECENCY_FIELD, FeatureType.FLOAT, FeatureSource.INTERACTION, 1)
         if self.config["label_mode"] == "rating":
             field = self.config["LABEL_FIELD"]

@@ -25,6 +25,7 @@ from recbole_fedkd.data.columns import (
 )
 from recbole_fedkd.data.filtering import CountedFilters
 from recbole_fedkd.data.fingerprint import Fingerprint
+from recbole_fedkd.data.order import TimeOrder
 from recbole_fedkd.data.threshold import ThresholdLabels
 from recbole_fedkd.errors import InputError
 
@@ -196,8 +197,8 @@ class AtomicFiles(CountedFilters):
 
 @cache
 def reading_atomic_files(dataset_class: type) -> type:
-    """One of RecBole's dataset classes on our reader, and with labels that are checked, under the same name."""
-    bases = (ThresholdLabels, AtomicFiles, dataset_class)
+    """One of RecBole's dataset classes on our reader, in exact time order and with checked labels, under the same name."""
+    bases = (TimeOrder, ThresholdLabels, AtomicFiles, dataset_class)
     return type(dataset_class.__name__, bases, {"__doc__": dataset_class.__doc__})
 
 

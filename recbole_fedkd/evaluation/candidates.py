@@ -169,18 +169,6 @@ def met_items(splits: Sequence[Any], phase: str) -> tuple[Ids, Ids]:
     return pairs // first.item_num, pairs % first.item_num
 
 
-def interactions_of_items(dataset: Any) -> NDArray[np.float64]:
-    """Interactions of every item in all splits together ``[items]``, which is RecBole's popularity."""
-    rows = dataset.inter_feat
-    counts = np.bincount(rows[dataset.iid_field].numpy(), minlength=dataset.item_num)
-    history = dataset.iid_field + dataset.config["LIST_SUFFIX"]
-    if history in rows and dataset.benchmark_filename_list is None:
-        # A sequential model's rows have no row whose item is a user's first: that stands in the history of the second.
-        second = rows[dataset.config["ITEM_LIST_LENGTH_FIELD"]] == 1
-        counts = counts + np.bincount(rows[history][second, 0].numpy(), minlength=dataset.item_num)
-    return counts.astype(np.float64)
-
-
 def candidates_of(
     config: Any, dataset: Any, splits: Sequence[Any], phase: str, users: Ids, counts: Ids
 ) -> Candidates | None:
@@ -192,7 +180,7 @@ def candidates_of(
 
     Args:
         config: the config of the protocol.
-        dataset: the whole dataset.
+        dataset: the whole dataset, which knows the interactions of its items.
         splits: train, valid and test datasets.
         phase: ``valid`` or ``test``.
         users: ids of the users that are judged ``[users]``.
@@ -211,7 +199,7 @@ def candidates_of(
         [str(token) for token in tokens[dataset.iid_field]],
         [met[start:end] for start, end in bounds.T],
         counts * int(sampling["sample_num"]),
-        interactions_of_items(dataset) if sampling["distribution"] == "popularity" else None,
+        dataset.item_interactions.astype(np.float64) if sampling["distribution"] == "popularity" else None,
     )
 
 

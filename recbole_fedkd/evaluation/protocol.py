@@ -114,14 +114,14 @@ def evaluation_data(
     check_held_out(config, dataset, loader._dataset, phase)
     labels = label_set(config, dataset)
     ranking = partial(_full_sort_loader, config, dataset, loaders, phase, context)
+    held_out = loader._dataset.held_out
     by_type: dict[Any, list[str]] = {}
     for metric in config.judged_metrics:
         by_type.setdefault(metric_types[metric.lower()], []).append(metric)
     if len(by_type) == 1 and config["label_mode"] is None:
         rank_in_context(loader, context)
-        stock = Protocol(
-            _describe(config, config, dataset, phase, False, context) + _facts(loader), config, loader, True, labels
-        )
+        told = _describe(config, config, dataset, phase, False, context, loader, held_out)
+        stock = Protocol(told, config, loader, True, labels)
         return EvaluationData(phase, [stock], loaders[0], ranking)
     protocols = []
     for kind, metrics in by_type.items():
@@ -151,7 +151,7 @@ def evaluation_data(
         else:
             loader_of_kind = loader
         rank_in_context(loader_of_kind, context)
-        told = _describe(config, view, dataset, phase, positives_only, context) + _facts(loader_of_kind)
+        told = _describe(config, view, dataset, phase, positives_only, context, loader_of_kind, held_out)
         protocols.append(Protocol(told, view, loader_of_kind, primary, labels))
     return EvaluationData(phase, protocols, loaders[0], ranking)
 
@@ -192,21 +192,53 @@ def with_candidates(config: Any, dataset: Any, loaders: tuple[Any, Any, Any]) ->
     return train, of_phase["valid"], of_phase["test"]
 
 
-def _facts(loader: Any) -> str:
+def _facts(config: Any, loader: Any, held_out: Any) -> str:
     """What the data made of a protocol, in brackets behind its sentence; nothing where there is nothing to say."""
     facts = []
     if isinstance(loader, CandidateLoader) and loader.candidates.short:
         users = len(loader.uid_list)
         facts.append(f"{loader.candidates.short} of {users} users have fewer items left: all of theirs are candidates")
+    if held_out.repeated:
+        facts.append(
+            f"{held_out.repeated} of {held_out.rows} rows repeat a pair of user and item of the training rows, "
+            f"rm_dup_inter={config['rm_dup_inter']}"
+        )
     return f" [{'; '.join(facts)}]" if facts else ""
 
 
-def _describe(config: Any, view: Any, dataset: Any, phase: str, positives_only: bool, context: Sequence[str]) -> str:
+def _held_out_rows(config: Any, phase: str, held_out: Any) -> str:
+    """Which rows are held out, and how many of them ties in time decided, where there are such."""
+    arguments = config["eval_args"]
+    told = []
+    if config["benchmark_filename"] is not None:
+        told.append("of the benchmark file")
+    elif "LS" in (arguments["split"] or {}):
+        told.append(f"leave-one-out, {'the latest of each user' if arguments['order'] == 'TO' else 'at random'}")
+    if held_out.tied:
+        told.append(f"file order among equal times decided {held_out.tied} of {held_out.rows}")
+    return f"held-out {phase} rows" + (f" ({'; '.join(told)})" if told else "")
+
+
+def _describe(
+    config: Any,
+    view: Any,
+    dataset: Any,
+    phase: str,
+    positives_only: bool,
+    context: Sequence[str],
+    loader: Any,
+    held_out: Any,
+) -> str:
+    """The sentence of a protocol; what depends on the seed of a random split stands in brackets at its end."""
+    told = _judged(config, view, dataset, phase, positives_only, context, _held_out_rows(config, phase, held_out))
+    return told + _facts(config, loader, held_out)
+
+
+def _judged(
+    config: Any, view: Any, dataset: Any, phase: str, positives_only: bool, context: Sequence[str], rows: str
+) -> str:
+    """What is judged, and among what."""
     mode = str(view["eval_args"]["mode"][phase])
-    rows = f"held-out {phase} rows"
-    split, order = config["eval_args"].get("split"), config["eval_args"].get("order")
-    if isinstance(split, dict) and "LS" in split:
-        rows += f" (leave-one-out, {'the latest of each user' if order == 'TO' else 'at random'})"
     if view["eval_type"] == EvaluatorType.VALUE:
         if mode == "labeled":
             labels = "ratings in stars" if config["label_mode"] == "rating" else "labels as they are"

@@ -28,6 +28,12 @@ _KEYS_OF_A_RUN = frozenset(
 )  # fmt: skip
 
 
+def parted_protocol(told: str) -> tuple[str, str]:
+    """A protocol, and what was counted on the split of one seed, in brackets at its end or empty."""
+    protocol, bracket, counts = told.partition(" [")
+    return protocol, bracket.strip() + counts
+
+
 @dataclass(frozen=True)
 class Round:
     """One round of a federation, or one epoch of a central run.
@@ -92,6 +98,11 @@ class Run:
     users: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     student_pool: tuple[Mapping[str, Any], ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
+
+    def protocol(self, metric: str) -> str | None:
+        """How a test metric came about, without what was counted on the split of this seed; None where that is not known."""
+        told = self.protocols.get(metric)
+        return None if told is None else parted_protocol(told)[0]
 
     @property
     def best_valid(self) -> float | None:

@@ -136,9 +136,7 @@ def compare(group: Group, metrics: Sequence[str]) -> list[Comparison]:
             judged = [
                 (mine, other)
                 for mine, other in pairs
-                if metric in mine.test
-                and metric in other.test
-                and mine.protocols.get(metric) == other.protocols.get(metric)
+                if metric in mine.test and metric in other.test and mine.protocol(metric) == other.protocol(metric)
             ]
             if not judged:
                 continue
@@ -333,7 +331,7 @@ def client_quality(group: Group, metrics: Sequence[str], size: Size | None = Non
                 other = references.get(run.seed)
                 if row == group.reference or other is None or metric not in other.users:
                     continue
-                if run.protocols.get(metric) == other.protocols.get(metric):
+                if run.protocol(metric) == other.protocol(metric):
                     left, difference = _paired_users(run, other, metric)
                     differences.append(client_means(clients[left], difference)[1])
             if not of_clients:
@@ -498,7 +496,7 @@ def share_closed(group: Group, row: str, metric: str, floor: str | None, ceiling
     for run in group.runs[row]:
         three = [run, floors.get(run.seed), ceilings.get(run.seed)]
         judged = [each for each in three if each is not None and metric in each.test]
-        if len(judged) < 3 or len({each.protocols.get(metric) for each in judged}) > 1:
+        if len(judged) < 3 or len({each.protocol(metric) for each in judged}) > 1:
             continue
         own, bottom, top = (each.test[metric] for each in judged)
         if top != bottom:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recbole_fedkd.report.records import Experiment, Group, Published, Scale, as_text
+from recbole_fedkd.report.records import Experiment, Group, Published, Scale, as_text, parted_protocol
 from recbole_fedkd.report.statistics import (
     ClientQuality,
     Comparison,
@@ -116,15 +116,37 @@ def _best(group: Group, metric: str, means: Mapping[str, float]) -> set[str]:
 
 
 def protocols_of(group: Group, metric: str) -> dict[str, list[str]]:
-    """Each protocol by which a metric came about in the group, with its rows."""
+    """Each protocol by which a metric came about in the group, with its rows.
+
+    What a protocol says in brackets at its end was counted on one split, and may differ between seeds: the first to the last
+    of the counts are told.
+    """
     found: dict[str, list[str]] = {}
+    counted: dict[str, list[str]] = {}
     for row in group.rows:
         for run in group.runs[row]:
             if metric in run.test:
-                rows = found.setdefault(run.protocols.get(metric, "protocol not recorded"), [])
+                told, counts = parted_protocol(run.protocols.get(metric, "protocol not recorded"))
+                rows = found.setdefault(told, [])
                 if row not in rows:
                     rows.append(row)
-    return found
+                if counts and counts not in counted.setdefault(told, []):
+                    counted[told].append(counts)
+    return {" ".join([told, *_merged_counts(counted.get(told, []))]): rows for told, rows in found.items()}
+
+
+def _merged_counts(told: Sequence[str]) -> list[str]:
+    """One text for several that differ in their numbers alone, with each number's range; else all of them."""
+    numbers = [[int(number) for number in re.findall(r"\d+", text)] for text in told]
+    if len({re.sub(r"\d+", "#", text) for text in told}) > 1 or not told:
+        return list(told)
+    ranges = iter(
+        [
+            f"{min(each)}" if min(each) == max(each) else f"{min(each)} to {max(each)}"
+            for each in zip(*numbers, strict=True)
+        ]
+    )
+    return [re.sub(r"\d+", lambda _: next(ranges), told[0])]
 
 
 def protocol_sentences(group: Group) -> list[str]:
