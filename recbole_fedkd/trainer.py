@@ -333,9 +333,15 @@ class CheckpointTrainer(Trainer):
         except NotFiniteError as error:
             raise NotFiniteError(f"epoch {told(epoch_idx)}: {error}") from error
         except (RuntimeError, OverflowError) as error:
-            if "overflow" not in str(error):  # what torch says of a step too large for its numbers
+            reason = str(error)
+            if "sparse gradients" in reason or "dense gradients" in reason:
+                raise TrainingError(
+                    f"learner '{self.config['learner']}' does not go with the gradients of model '{self.config['model']}' "
+                    f"({reason}); set another learner"
+                ) from error
+            if "overflow" not in reason:  # what torch says of a step too large for its numbers
                 raise
-            raise NotFiniteError(f"epoch {told(epoch_idx)}: {error} ({learner_of(self.optimizer)})") from error
+            raise NotFiniteError(f"epoch {told(epoch_idx)}: {reason} ({learner_of(self.optimizer)})") from error
         return loss
 
     def _record(self, seconds: float, loss: float) -> EpochRecord:

@@ -302,8 +302,8 @@ class TestCommandLine:
 
     def test_columns_of_other_names_are_found_by_their_field_keys(self, tmp_path):
         folder = write_dataset(tmp_path / "data")
-        file = folder / "tiny" / "tiny.inter"
-        file.write_text(file.read_text().replace("user_id", "uid").replace("timestamp", "when"))
+        for file in (folder / "tiny" / "tiny.inter", folder / "tiny" / "tiny.user"):
+            file.write_text(file.read_text().replace("user_id", "uid").replace("timestamp", "when"))
         arguments = command("--model=AttnFedKD", "--dataset=tiny", f"--data_path={folder}")
         arguments = [argument for argument in arguments if not argument.startswith("--load_col")]
         assert main([*arguments, "--USER_ID_FIELD=uid", "--TIME_FIELD=when"]) == 0

@@ -1,6 +1,8 @@
 """Keys and values: whatever a user writes is read as he means it, or refused in one sentence before anything runs."""
 
+import importlib.util
 import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,9 @@ from recbole_fedkd.command_line import main, parse_arguments
 from recbole_fedkd.config import FedKDConfig, parse_value, read_yaml
 from recbole_fedkd.config.known import _keys_of_all_models
 from recbole_fedkd.config.synonyms import SYNONYMS
-from recbole_fedkd.errors import NAMED, InputError, listed, shown
+from recbole_fedkd.errors import NAMED, InputError, TrainingError, listed, shown
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def config(model="AttnFedKD", dataset="ml-100k", **keys) -> FedKDConfig:
@@ -425,3 +429,36 @@ def test_every_pair_of_a_key_and_an_odd_value_is_read_or_refused():
             base._known.check({name: value})
         except InputError as error:
             assert len(str(error)) <= 2000
+
+
+@pytest.mark.parametrize(
+    ("model", "keys", "says"),
+    [
+        (
+            "BPR",
+            {"metrics": ["MAE", "NDCG"]},
+            "value metrics MAE need a label, but dataset 'tiny' has no column 'label'",
+        ),
+        ("BPR", {"metrics": ["AUC"]}, "value metrics AUC need a label"),
+        ("BPR", {"metrics": ["AUC"], "eval_args": {"mode": "full"}}, "eval_args.mode is full, which ranks all items"),
+        ("BPR", {"eval_args": {"mode": "labeled"}}, "eval_args.mode is labeled, which judges rows one by one"),
+        ("BPR", {"LABEL_FIELD": "user_id"}, "USER_ID_FIELD and LABEL_FIELD are both 'user_id'"),
+        ("BPR", {"TIME_FIELD": " "}, "TIME_FIELD is ' '; it must be the name of a column"),
+        ("BPR", {"learner": "sparse_adam"}, "learner 'sparse_adam' does not go with the gradients of model 'BPR'"),
+        ("MF", {"learning_rates": {"nothing.*": 0.1}}, "no parameter of the network matches 'nothing.*'"),
+    ],
+)
+def test_what_does_not_go_together_is_told_by_the_keys_that_mend_it(run, model, keys, says):
+    with pytest.raises((InputError, TrainingError)) as caught:
+        run(model, saved=False, epochs=1, **keys)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_random_configs_are_run_or_refused_in_a_sentence(tmp_path):
+    """The short form of benchmarks/fuzz_configs.py."""
+    spec = importlib.util.spec_from_file_location("fuzz_configs", ROOT / "benchmarks" / "fuzz_configs.py")
+    fuzz_configs = importlib.util.module_from_spec(spec)
+    sys.modules["fuzz_configs"] = fuzz_configs
+    spec.loader.exec_module(fuzz_configs)
+    broken = fuzz_configs.fuzz(cases=120, runs=40, seed=7, folder=tmp_path / "data")
+    assert not broken, broken[0]

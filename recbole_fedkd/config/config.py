@@ -25,6 +25,7 @@ from recbole_fedkd.config.keys import PROPERTIES, RECBOLE_PROPERTIES, read_keys,
 from recbole_fedkd.config.known import KnownKeys
 from recbole_fedkd.config.models import find_model
 from recbole_fedkd.config.plugins import import_plugins, model_of
+from recbole_fedkd.config.shapes import check_fields
 from recbole_fedkd.config.synonyms import called_here
 from recbole_fedkd.config.transforms import check_transform
 from recbole_fedkd.config.values import ConfigLoader, excess, merged_layers, native, parse_value, plain, read_yaml
@@ -101,6 +102,7 @@ class FedKDConfig(JudgedConfig):
         # RecBole edits the dictionary that it is given.
         super().__init__(model, dataset, config_file_list, copy.deepcopy(dict(config_dict or {})))
         self._check_valid_metric()
+        check_fields(self)
         check_transform(self)
 
     @classmethod

@@ -43,12 +43,25 @@ class JudgedConfig(Config):
             final["eval_args"] = {**self.internal_config_dict["eval_args"], **final["eval_args"]}
             final["eval_args"]["split"] = _with_lists(final["eval_args"].get("split"))
             self._asked_modes = final["eval_args"].get("mode", "full")
-            if mixed or final.get("label_mode") is not None:
+            unasked = "mode" not in (self.external_config_dict.get("eval_args") or {})
+            # A model's own mode, such as full sort, cannot be what somebody means who asks for metrics of the other kind.
+            if mixed or unasked or final.get("label_mode") is not None:
                 final["metrics"] = [metric for metric in metrics if metric_types[metric.lower()] == primary]
                 final["eval_args"] = {**final["eval_args"], "mode": self.evaluation_modes(primary)}
         lower = self.internal_config_dict.get("train_neg_sample_args")
         if isinstance(final.get("train_neg_sample_args"), dict) and isinstance(lower, dict):
             final["train_neg_sample_args"] = {**lower, **final["train_neg_sample_args"]}
+        modes = _modes(final["eval_args"].get("mode"))
+        if primary == EvaluatorType.RANKING and "labeled" in modes:
+            raise InputError(
+                f"eval_args.mode is labeled, which judges rows one by one, and metrics {shown(final['metrics'])} rank items; "
+                "use mode full or uni<N>"
+            )
+        if primary == EvaluatorType.VALUE and "full" in modes:
+            raise InputError(
+                f"eval_args.mode is full, which ranks all items, and metrics {shown(final['metrics'])} judge rows with labels; "
+                "use mode labeled, or set label_mode"
+            )
         try:
             super()._set_default_parameters()
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
@@ -147,6 +160,10 @@ def _metric_names(metrics: Any) -> list[str]:
         if not isinstance(name, str) or name.lower() not in metric_types:
             raise InputError(f"metric {shown(str(name))} is unknown{nearest(str(name), metric_types)}")
     return list(dict.fromkeys(names))
+
+
+def _modes(mode: Any) -> list[Any]:
+    return list(mode.values()) if isinstance(mode, dict) else [mode]
 
 
 def _with_lists(split: Any) -> Any:

@@ -155,6 +155,8 @@ class Key:
         kinds = " or ".join(names[kind] for kind in told)
         if self.elements:
             kinds += {float: " of numbers", int: " of integers"}.get(self.elements[0], " of texts")
+        if self.rule.startswith("each, if any, one of "):
+            return f"{kinds} of any of {self.rule[21:].replace('|', ', ')}"
         told_rule = self.rule if self.rule.startswith("one of") else f"{kinds} {self.rule}".strip()
         return told_rule.replace("|", ", ")
 

@@ -50,6 +50,18 @@ def check_shape(name: str, value: Any, suffixes: Iterable[str] = ()) -> None:
         check(name, value)
 
 
+def check_fields(config: Any) -> None:
+    """Raise :class:`InputError` if two keys that name columns name the same one; the rating may be the label."""
+    told: dict[Any, str] = {}
+    for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "RATING_FIELD", "LABEL_FIELD"):
+        name = config[key]
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"{key} is {shown(name)}; it must be the name of a column")
+        other = told.setdefault(name, key)
+        if other != key and (other, key) != ("RATING_FIELD", "LABEL_FIELD"):
+            raise InputError(f"{other} and {key} are both {shown(name)}; they must name different columns")
+
+
 def _columns(name: str, value: Any) -> None:
     """Atomic file to columns."""
     for suffix, columns in value.items():

@@ -6,7 +6,7 @@ RecBole config, loader, collector and evaluator, run by RecBole's own evaluation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -17,7 +17,7 @@ from recbole.data.utils import create_samplers, get_dataloader
 from recbole.evaluator import metric_types
 from recbole.utils import EvaluatorType
 
-from recbole_fedkd.errors import InputError
+from recbole_fedkd.errors import InputError, listed
 from recbole_fedkd.evaluation.candidates import PHASES, CandidateLoader, samples_candidates
 from recbole_fedkd.evaluation.labels import check_held_out, described_labels, label_set, relevant_rows
 from recbole_fedkd.evaluation.ranking_context import rank_in_context
@@ -118,6 +118,7 @@ def evaluation_data(
     by_type: dict[Any, list[str]] = {}
     for metric in config.judged_metrics:
         by_type.setdefault(metric_types[metric.lower()], []).append(metric)
+    _check_label(config, by_type, loaders[0]._dataset, phase)
     if len(by_type) == 1 and config["label_mode"] is None:
         rank_in_context(loader, context)
         told = _describe(config, config, dataset, phase, False, context, loader, held_out)
@@ -134,12 +135,6 @@ def evaluation_data(
         positives_only = False
         if kind == EvaluatorType.RANKING or not primary:
             splits = [each._dataset for each in loaders]
-            if (
-                kind == EvaluatorType.VALUE
-                and modes[phase] == "labeled"
-                and config["LABEL_FIELD"] not in splits[0].inter_feat
-            ):
-                raise InputError(f"value metrics {metrics} need a label, but the dataset has none; set label_mode")
             # RecBole's evaluation loaders sort the rows of the dataset that they are given.
             splits = [split.copy(Interaction(dict(split.inter_feat.interaction))) for split in splits]
             if kind == EvaluatorType.RANKING:
@@ -170,6 +165,18 @@ def _full_sort_loader(
     loader = _loader(view, dataset, splits, phase)
     rank_in_context(loader, context)
     return loader
+
+
+def _check_label(config: Any, by_type: Mapping[Any, list[str]], training: Any, phase: str) -> None:
+    """Raise :class:`InputError` for value metrics of rows that have no label."""
+    metrics = by_type.get(EvaluatorType.VALUE)
+    if metrics and config.evaluation_modes(EvaluatorType.VALUE)[phase] == "labeled":
+        field = config["LABEL_FIELD"]
+        if field not in training.inter_feat:
+            raise InputError(
+                f"value metrics {listed(metrics)} need a label, but dataset '{config['dataset']}' has no column '{field}'; "
+                "set label_mode=threshold, or threshold={'<field>': <value>} as in RecBole"
+            )
 
 
 def _loader(view: Any, dataset: Any, splits: list[Any], phase: str) -> Any:

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from recbole_fedkd.errors import InputError, nearest
+from recbole_fedkd.errors import InputError, listed, nearest
 
 Rows = tuple[int, int]
 """First row of a slice, and the row behind its last."""
@@ -86,7 +86,7 @@ def check_patterns(key: str, patterns: Iterable[str], names: Iterable[str]) -> N
     names = list(dict.fromkeys(names))
     for pattern in patterns:
         if not matching(names, [pattern]):
-            hint = nearest(pattern.strip("*"), names) or f"; there are {', '.join(names)}"
+            hint = nearest(pattern.strip("*"), names) or f"; there are {listed(names)}"
             raise InputError(f"{key}: no parameter of the network matches '{pattern}'{hint}")
 
 
