@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -127,10 +128,13 @@ def test_an_id_that_reads_like_nothing_is_an_id(tmp_path):
         ("3,5", "'rating' is '3,5', which is no number: decimals follow a point"),
         ("1_000", "'rating' is '1_000', which is no number"),
         ("good", "'rating' is 'good', which is no number"),
+        ("2020-01-31", "which is no number: times are numbers, such as seconds since 1970"),
+        ("x" * 9999, "'rating' is 'xxx"),
     ],
 )
 def test_a_rating_that_is_none_is_named_with_its_line(tmp_path, rating, says):
-    assert f"'/x.inter', line 3: {says}" in refusal(tmp_path, HEADER + f"u1\ti1\t1\t1\nu2\ti2\t{rating}\t2\n")
+    assert says in (sentence := refusal(tmp_path, HEADER + f"u1\ti1\t1\t1\nu2\ti2\t{rating}\t2\n"))
+    assert sentence.startswith("'/x.inter', line 3: 'rating' is") and len(sentence) < 500
 
 
 @pytest.mark.parametrize(
@@ -253,6 +257,13 @@ def test_missing_values_of_features_are_nan_and_no_text(tmp_path):
     assert np.isnan(file.numbers("b", False)).tolist() == [True, True]
     assert [each.tolist() for each in file.sequences("c", FeatureType.TOKEN_SEQ)] == [[], ["x", "y"]]
     assert [each.tolist() for each in file.sequences("d", FeatureType.FLOAT_SEQ)] == [[], [1.0, 2.5]]
+
+
+def test_a_token_that_would_fill_the_memory_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic.psutil, "virtual_memory", lambda: SimpleNamespace(total=2000))
+    rows = "".join(f"u{user}\ti\t1\t{user}\n" for user in range(20))
+    assert "line 4: 'user_id' has a token of 50 characters" in refusal(tmp_path, HEADER + rows.replace("u2", "u" * 50))
+    assert len(values(read(tmp_path, HEADER + rows))["user_id"]) == 20
 
 
 def test_only_wanted_columns_are_kept_and_all_are_checked(tmp_path):

@@ -244,6 +244,7 @@ class TestColumns:
             ({"unused_col": {"inter": ["ratin"]}}, "unused_col names 'ratin', but the loaded columns of 'x.inter' are"),
             ({"unused_col": {"inter": ["item_id"]}}, "unused_col names 'item_id', which is needed"),
             ({"USER_ID_FIELD": "uid"}, "has no column 'uid' (USER_ID_FIELD); the columns of"),
+            ({"alias_of_user_id": ["friend"]}, "alias_of_user_id names 'friend', but the loaded columns are user_id"),
             ({"RATING_FIELD": "stars"}, "has no column 'stars' (RATING_FIELD)"),
             ({"TIME_FIELD": "time"}, "has no column 'time' (TIME_FIELD)"),
             (
@@ -321,6 +322,12 @@ class TestBenchmarkFiles:
 def test_the_whole_file_twice_is_refused_unless_copies_are_removed(build):
     assert "every one of its 120 different rows 2 times" in refusal(build, {"inter": HEADER + ROWS + ROWS})
     assert len(build({"inter": HEADER + ROWS + ROWS}, rm_dup_inter="first").inter_feat) == 120
+
+
+def test_quote_marks_round_every_id_are_told(build, caplog):
+    rows = HEADER + "".join(f'"u{user}"\t"i{item}"\t3\t4\n' for user in range(3) for item in range(user, 5))
+    assert set(tokens(build({"inter": rows}), "user_id")) == {'"u0"', '"u1"', '"u2"'}
+    assert "every 'user_id' is in quote marks" in caplog.text and "every 'item_id' is in quote marks" in caplog.text
 
 
 def test_a_file_without_a_last_line_end_is_told(build, caplog):

@@ -17,16 +17,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from recbole.utils import FeatureType
 
 from recbole_fedkd.data.numbers import EXACT, LARGEST, integer, number, why_no_number
-from recbole_fedkd.errors import InputError, nearest
+from recbole_fedkd.errors import InputError, listed, nearest, shown
 
 PADDING = "[PAD]"
 """RecBole's own token for "nothing", which no file may use as one of its tokens."""
 
 _BLOCK = 1 << 23
+_NAMED = 30
 _SEPARATORS = ("\t", ",", ";", "|", "::", " ")
 _OTHER_NAMES = (
     "columns that are not called user_id, item_id, rating and timestamp are named by USER_ID_FIELD, ITEM_ID_FIELD, "
@@ -100,14 +102,16 @@ class AtomicFile:
     def tokens(self, name: str, required: bool) -> NDArray[np.object_]:
         """A ``token`` column ``[rows]``: exact texts; nan where the field is empty, which a ``required`` one may not be."""
         texts = self.texts[name]
-        self._refuse_padding(name, set(texts))
+        distinct = set(texts)
+        self._refuse_padding(name, distinct)
+        self._refuse_width(name, distinct, len(distinct))
         if required:
-            blank = {text for text in set(texts) if not text.strip()}
+            blank = {text for text in distinct if not text.strip()}
             if blank:
                 self.refuse(_first(texts, blank), f"'{name}' is empty; every row needs one")
         values = np.empty(len(texts), dtype=object)
         values[:] = texts
-        if "" in set(texts):
+        if "" in distinct:
             values[values == ""] = np.nan
         return values
 
@@ -156,6 +160,7 @@ class AtomicFile:
                 for row, tokens in enumerate(parts):
                     if PADDING in tokens:
                         self.refuse(row, f"'{name}' holds {PADDING}, RecBole's own token for no token")
+            self._refuse_width(name, {text for tokens in parts for text in tokens}, sum(map(len, parts)))
             return [np.array(tokens, dtype=str) for tokens in parts]
         distinct = {text for texts in parts for text in texts}
         parsed = {text: number(text) for text in distinct}
@@ -163,7 +168,7 @@ class AtomicFile:
         if wrong:
             row = next(row for row, texts in enumerate(parts) if wrong.intersection(texts))
             text = next(text for text in parts[row] if text in wrong)
-            self.refuse(row, f"'{name}' holds {text!r}{why_no_number(text, parsed[text])}")
+            self.refuse(row, f"'{name}' holds {shown(text)}{why_no_number(text, parsed[text])}")
         return [np.array([parsed[text] for text in texts], dtype=np.float64) for texts in parts]
 
     def refuse_copies(self) -> None:
@@ -184,10 +189,22 @@ class AtomicFile:
         if PADDING in found:
             self._refuse_text(name, {PADDING}, ", RecBole's own token for no token; write another one")
 
+    def _refuse_width(self, name: str, distinct: set[str], number: int) -> None:
+        """RecBole keeps the tokens of a column in an array, each as wide as the longest: one long text may fill the memory."""
+        longest = max(distinct, key=len, default="")
+        needed = 4 * len(longest) * number
+        if needed > psutil.virtual_memory().total:
+            row = next(row for row, text in enumerate(self.texts[name]) if longest in text)
+            self.refuse(
+                row,
+                f"'{name}' has a token of {len(longest)} characters; the column's {number} tokens, each kept as wide as that, "
+                f"would take {needed / 1e9:.0f} GB; shorten it, or leave the column out",
+            )
+
     def _refuse_text(self, name: str, texts: set[str], reason: str) -> NoReturn:
         """Raise :class:`InputError` about the first row that has one of some texts in a column."""
         row = _first(self.texts[name], texts)
-        self.refuse(row, f"'{name}' is {self.texts[name][row]!r}{reason}")
+        self.refuse(row, f"'{name}' is {shown(self.texts[name][row])}{reason}")
 
     def _parsed(self, name: str, required: bool) -> dict[str, float | None]:
         """The numbers that a column's distinct texts are; all are some, or missing where the column is not required."""
@@ -306,23 +323,26 @@ def _parse_header(path: Path, header: str, layout: Layout) -> list[Column]:
     if len(parts) == 1 and len(header.split(other)) > 1:
         raise InputError(
             f"{told} is one column to field_separator={layout.separator!r}, but {other!r} seems to separate "
-            f"{', '.join(header.split(other))}: set field_separator={other!r}{'; ' * untyped}{advice}"
+            f"{listed(header.split(other), _NAMED)}: set field_separator={other!r}{'; ' * untyped}{advice}"
         )
     if untyped:
-        raise InputError(f"{told}: the columns {', '.join(parts)} have no types; {advice}")
+        raise InputError(f"{told}: the columns {listed(parts, _NAMED)} have no types; {advice}")
     columns: list[Column] = []
     for part in parts:
         name, colon, kind = part.rpartition(":")
         if not colon or not name or ":" in name:
-            raise InputError(f"{told}: the column {part!r} is not name:type; the types are {', '.join(kinds)}")
+            raise InputError(f"{told}: the column {shown(part)} is not name:type; the types are {', '.join(kinds)}")
         if part.startswith('"') or part.endswith('"'):
-            raise InputError(f"{told}: the column {part} is in quote marks; fields of atomic files are not quoted")
+            raise InputError(
+                f"{told}: the column {shown(part)} is in quote marks; fields of atomic files are not quoted"
+            )
         if kind not in kinds:
             raise InputError(
-                f"{told}: the column '{name}' has the type '{kind}'; the types are {', '.join(kinds)}{nearest(kind, kinds)}"
+                f"{told}: the column {shown(name)} has the type {shown(kind)}; the types are {', '.join(kinds)}"
+                f"{nearest(kind, kinds)}"
             )
         if name in [column.name for column in columns]:
-            raise InputError(f"{told}: two columns are called '{name}'; every column needs a name of its own")
+            raise InputError(f"{told}: two columns are called {shown(name)}; every column needs a name of its own")
         columns.append(Column(name, FeatureType(kind)))
     return columns
 

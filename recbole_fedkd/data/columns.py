@@ -9,7 +9,7 @@ from typing import Any
 from recbole.utils import ModelType
 
 from recbole_fedkd.data.atomic import Column
-from recbole_fedkd.errors import InputError, nearest
+from recbole_fedkd.errors import InputError, listed, nearest
 
 _IDS = {
     "inter": ("USER_ID_FIELD", "ITEM_ID_FIELD"),
@@ -62,7 +62,7 @@ def loaded_columns(config: Any, path: Path, suffix: str, columns: list[Column]) 
         InputError: a key names a column that the file does not have, or leaves out one that is needed.
     """
     names = [column.name for column in columns]
-    found = f"the columns of '{path}' are {', '.join(names)}"
+    found = f"the columns of '{path}' are {listed(names, 30)}"
     ids = id_fields(config, suffix)
     absent = {key: field for key, field in ids.items() if field not in names}
     if absent:
@@ -119,7 +119,7 @@ def check_unused_columns(config: Any, suffix: str, loaded: Collection[str]) -> N
         if field not in loaded and config.gives("unused_col"):
             raise InputError(
                 f"unused_col names '{field}', but the loaded columns of '{config['dataset']}.{suffix}' are "
-                f"{', '.join(loaded)}{nearest(str(field), loaded)}"
+                f"{listed(loaded, 30)}{nearest(str(field), loaded)}"
             )
 
 
@@ -136,7 +136,7 @@ def _named(config: Any, key: str, suffix: str) -> list[str] | None:
 
 def _check_what_is_read(config: Any, path: Path, names: list[str], loaded: list[str]) -> None:
     """Ratings and timestamps are there where the config reads them."""
-    found = f"the columns of '{path}' are {', '.join(names)}"
+    found = f"the columns of '{path}' are {listed(names, 30)}"
     for key in ("RATING_FIELD", "TIME_FIELD"):
         if config.gives(key) and config[key] not in names:
             raise InputError(

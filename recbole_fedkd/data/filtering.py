@@ -10,7 +10,7 @@ from typing import Any
 from recbole.data.dataset import Dataset
 from recbole.utils import FeatureType
 
-from recbole_fedkd.errors import InputError, nearest
+from recbole_fedkd.errors import InputError, listed, nearest, shown
 
 _SIDES = {"user": ("uid_field", "users"), "item": ("iid_field", "items")}
 _INTERVAL = re.compile(r"[\[(]\s*[^,;\[\]()]+,\s*[^,;\[\]()]+[\])]")
@@ -57,10 +57,10 @@ class CountedFilters(Dataset):
         for field, allowed in intervals.items():
             if field not in self.field2type:
                 raise InputError(
-                    f"val_interval names '{field}', but the loaded columns are {', '.join(self.field2type)}"
+                    f"val_interval names '{field}', but the loaded columns are {listed(self.field2type, 30)}"
                     f"{nearest(str(field), self.field2type)}"
                 )
-            with self._counted(f"val_interval={{'{field}': {allowed!r}}}"):
+            with self._counted(f"val_interval={{'{field}': {shown(allowed)}}}"):
                 self._filter_field(field, allowed)
 
     def _filter_field(self, field: str, allowed: Any) -> None:
@@ -70,10 +70,10 @@ class CountedFilters(Dataset):
             raise InputError(f"val_interval names '{field}', which holds sequences; it filters float and token columns")
         if kind == FeatureType.FLOAT and not all(_INTERVAL.fullmatch(part.strip()) for part in str(allowed).split(";")):
             raise InputError(
-                f"val_interval of '{field}' is {allowed!r}; it must be an interval such as '[3,5]' or '(0,inf)'"
+                f"val_interval of '{field}' is {shown(allowed)}; it must be an interval such as '[3,5]' or '(0,inf)'"
             )
         if kind == FeatureType.TOKEN and not isinstance(allowed, list | tuple | set):
-            raise InputError(f"val_interval of '{field}' is {allowed!r}; it must be a list of tokens")
+            raise InputError(f"val_interval of '{field}' is {shown(allowed)}; it must be a list of tokens")
         for feat in self.field2feats(field):
             if kind == FeatureType.FLOAT:
                 kept = self._within_intervals(feat[field].to_numpy(), self._parse_intervals_str(allowed))
@@ -106,6 +106,16 @@ class CountedFilters(Dataset):
         ):
             super()._filter_link()
 
+    def _init_alias(self) -> None:
+        for kind in ("user", "item", "entity", "relation"):
+            for field in self.config[f"alias_of_{kind}_id"] or []:
+                if field not in self.field2type:
+                    raise InputError(
+                        f"alias_of_{kind}_id names '{field}', but the loaded columns are {listed(self.field2type, 30)}"
+                        f"{nearest(str(field), self.field2type)}"
+                    )
+        super()._init_alias()
+
     def _remap_ID_all(self) -> None:  # noqa: N802 (RecBole's name)
         for side, (id_field, plural) in _SIDES.items():
             if getattr(self, f"{side}_feat") is not None:
@@ -121,12 +131,12 @@ class CountedFilters(Dataset):
         if unknown.all():
             raise InputError(
                 f"{file} has none of the {len(of_rows)} {plural} of '{self.dataset_name}.inter': the first {field} is "
-                f"'{feat[field].iloc[0]}' there and '{of_rows.iloc[0]}' here; it must be written alike in both"
+                f"{shown(feat[field].iloc[0])} there and {shown(of_rows.iloc[0])} here; it must be written alike in both"
             )
         if unknown.any():
-            rows = int(self.inter_feat[field].isin(of_rows[unknown]).sum())
+            rows, first = int(self.inter_feat[field].isin(of_rows[unknown]).sum()), shown(of_rows[unknown].iloc[0])
             self.logger.warning(
-                f"{file} has no row of {int(unknown.sum())} of {len(of_rows)} {plural}, such as '{of_rows[unknown].iloc[0]}': "
+                f"{file} has no row of {int(unknown.sum())} of {len(of_rows)} {plural}, such as {first}: "
                 f"their {rows} interactions stay, with empty features; filter_inter_by_user_or_item=True would drop them"
             )
         idle = ~feat[field].isin(of_rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from recbole_fedkd.data.filtering import CountedFilters
 from recbole_fedkd.data.fingerprint import Fingerprint
 from recbole_fedkd.data.order import TimeOrder
 from recbole_fedkd.data.threshold import ThresholdLabels
-from recbole_fedkd.errors import InputError
+from recbole_fedkd.errors import InputError, listed, shown
 
 _SEQUENCES = (FeatureType.TOKEN_SEQ, FeatureType.FLOAT_SEQ)
 
@@ -92,6 +93,7 @@ class AtomicFiles(CountedFilters):
             table[column.name] = self._values(file, column.name, kind, column.name in {*ids, *numbers})
         if suffix == "inter":
             table = self._without_patchy_times(table, path)
+        self._say_quoted(file, ids)
         if suffix in ("user", "item"):
             self._say_repeated(file, next(iter(ids)))
         kinds = {column.name: self.field2type.get(column.name, column.kind).value for column in columns}
@@ -105,7 +107,7 @@ class AtomicFiles(CountedFilters):
         """
         first, same = self._parts.setdefault(suffix, (path, columns))
         if sorted(same, key=str) != sorted(columns, key=str):
-            told = (", ".join(f"{column.name}:{column.kind.value}" for column in each) for each in (same, columns))
+            told = (listed([f"{column.name}:{column.kind.value}" for column in each], 30) for each in (same, columns))
             raise InputError(
                 f"'{first}' has the columns {next(told)}, but '{path}' has {next(told)}; parts must have the same"
             )
@@ -172,14 +174,25 @@ class AtomicFiles(CountedFilters):
                 "the mean of the others stands in for it"
             )
 
+    def _say_quoted(self, file: AtomicFile, fields: Iterable[str]) -> None:
+        """Files written by a library for CSV may have quote marks round every id; they are part of it here."""
+        for field in fields:
+            first = file.texts[field][0]
+            if len(first) > 1 and first[0] == first[-1] == '"' and all(text[:1] == '"' for text in file.texts[field]):
+                self.logger.warning(
+                    f"'{file.path}': every '{field}' is in quote marks, such as {shown(first)}, which are part of it: fields "
+                    "of atomic files are not quoted"
+                )
+
     def _say_repeated(self, file: AtomicFile, field: str) -> None:
         """RecBole keeps the first row of a user or an item; it is said which."""
         repeated = pd.Series(file.texts[field]).duplicated().to_numpy()
         if repeated.any():
             row = int(repeated.argmax())
+            first = f"{shown(file.texts[field][row])} in line {file.line(row)}"
             self.logger.warning(
-                f"'{file.path}': {int(repeated.sum())} row(s) repeat a '{field}', first '{file.texts[field][row]}' in line "
-                f"{file.line(row)}; of each, the first row counts"
+                f"'{file.path}': {int(repeated.sum())} row(s) repeat a '{field}', first {first}; "
+                "of each, the first row counts"
             )
 
     def _without_patchy_times(self, table: pd.DataFrame, path: Path) -> pd.DataFrame:

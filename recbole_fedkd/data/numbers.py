@@ -53,4 +53,6 @@ def why_no_number(text: str, value: float | None) -> str:
         return f"; it must lie between -{LARGEST:.3g} and {LARGEST:.3g}, as RecBole computes in 32 bits"
     if re.fullmatch(r"[\d.,'\s]+", text.strip()) and any(character.isdigit() for character in text):
         return ", which is no number: decimals follow a point, and nothing separates thousands"
+    if re.match(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}", text.strip()):
+        return ", which is no number: times are numbers, such as seconds since 1970"
     return ", which is no number"
