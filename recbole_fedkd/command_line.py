@@ -284,13 +284,14 @@ def _search_command(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _count(keys: dict[str, str], name: str, most: int = 10**9) -> int | None:
-    """Take a number from 1 to ``most`` out of the keys; None if it is not there."""
+def _count(keys: dict[str, str], name: str, most: int | None = None) -> int | None:
+    """Take a number from 1, to ``most`` where there is a bound, out of the keys; None if it is not there."""
     text = keys.pop(name, None)
     if text is None:
         return None
-    if not re.fullmatch(r"\d{1,10}", text, re.ASCII) or not 1 <= int(text) <= most:
-        raise InputError(f"{name} is '{text[:40]}'; it must be an integer in [1, {most}]")
+    allowed = ">= 1" if most is None else f"in [1, {most}]"
+    if not re.fullmatch(r"\d{1,10}", text, re.ASCII) or not 1 <= int(text) <= (most or 10**10):
+        raise InputError(f"{name} is '{text[:40]}'; it must be an integer {allowed}")
     return int(text)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from recbole_fedkd.errors import InputError, TrainingError
 
+_PROBE = b"\0" * 65536
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
 
 
@@ -110,7 +111,7 @@ def writable_file(path: str, name: str) -> Path:
 
 
 def writable_folder(folder: Path, told: str) -> Path:
-    """Make a folder that is not there, and know that it can be written.
+    """Make a folder that is not there, and know that it can be written and that the disk is not full already.
 
     Args:
         folder: the folder.
@@ -121,8 +122,8 @@ def writable_folder(folder: Path, told: str) -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(_PROBE)
     except (OSError, ValueError) as error:
         in_the_way = next((each for each in (folder, *folder.parents) if each.exists() and not each.is_dir()), None)
         reason = (

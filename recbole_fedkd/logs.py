@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,25 @@ def check_folders(config: Any) -> None:
         )
     folder = config["checkpoint_dir"]
     writable_folder(Path(folder), f"checkpoint_dir '{folder}'")
+
+
+@contextmanager
+def board_errors_raised() -> Iterator[None]:
+    """TensorBoard writes in a thread of its own, which prints a traceback where the disk is full.
+
+    Inside this context it does not; the run's own thread gets the error with the next number that it writes there.
+    """
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if not (isinstance(arguments.exc_value, OSError) and "AsyncWriter" in type(arguments.thread).__name__):
+            before(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def start_logging(config: Any) -> None:

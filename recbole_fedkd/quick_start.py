@@ -53,7 +53,7 @@ from recbole_fedkd.evaluation import EvaluationData, evaluation_data, with_candi
 from recbole_fedkd.federated.client import streams_kept
 from recbole_fedkd.files import writable_file, writable_folder, write_json
 from recbole_fedkd.limits import check_clients_per_round, check_limits, memory_watched
-from recbole_fedkd.logs import check_folders, start_logging
+from recbole_fedkd.logs import board_errors_raised, check_folders, start_logging
 from recbole_fedkd.model import (
     AttnFedKD,
     FleetPopulation,
@@ -78,6 +78,7 @@ from recbole_fedkd.trainer import (
 )
 
 
+@board_errors_raised()
 def run_recbole_fedkd(
     model: str | type | None = None,
     dataset: str | None = None,

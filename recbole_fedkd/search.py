@@ -27,7 +27,7 @@ from texttable import Texttable
 
 from recbole_fedkd.config import FedKDConfig, parse_value
 from recbole_fedkd.errors import InputError, TrainingError, nearest
-from recbole_fedkd.files import write_json
+from recbole_fedkd.files import regular_file, write_json
 from recbole_fedkd.quick_start import run_recbole_fedkd
 
 ALGORITHMS = ("tpe", "random", "exhaustive")
@@ -277,8 +277,7 @@ def run_search(search: Search, out: Path, trials: int | None = None, stream: Tex
             that of another search.
         TrainingError: no trial succeeded.
     """
-    if out.is_dir():
-        raise InputError(f"out '{out}' is a folder; it must be the file of the result")
+    regular_file(out, "out")
     try:
         out.resolve().parent.mkdir(parents=True, exist_ok=True)
         held = FileLock(out.with_name(f".{out.name}.lock")).acquire(blocking=False)

@@ -491,7 +491,7 @@ class CheckpointTrainer(Trainer):
         try:
             finished = read_checkpoint(self.run_folder)["epoch"] + 1
         except InputError:
-            return f"no {self.epoch_word} was finished, so there is nothing to go on from; start it again"
+            return f"no {self.epoch_word} was saved, so there is nothing to go on from; start it again"
         return f"--resume={self.run_folder} goes on after {self.epoch_word} {finished}"
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:

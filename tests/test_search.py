@@ -260,7 +260,7 @@ def test_a_result_belongs_to_one_search(trained):
     with FileLock(".out.json.lock"), pytest.raises(InputError, match="is in use by another search"):
         run_search(search, Path("out.json"), 1, io.StringIO())
     Path("folder").mkdir()
-    with pytest.raises(InputError, match="out 'folder' is a folder; it must be the file of the result"):
+    with pytest.raises(InputError, match="out 'folder' is a folder; it must be a regular file"):
         run_search(search, Path("folder"), 1, io.StringIO())
     assert not trained
 

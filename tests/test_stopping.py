@@ -54,7 +54,7 @@ def test_a_signal_ends_with_the_folder_and_the_code_of_the_signal(arguments, cap
 def test_a_signal_in_the_first_epoch_says_that_nothing_goes_on(arguments, capsys, monkeypatch):
     at_epoch(monkeypatch, 0, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert main(arguments) == 143
-    assert "no epoch was finished, so there is nothing to go on from; start it again" in capsys.readouterr().err
+    assert "no epoch was saved, so there is nothing to go on from; start it again" in capsys.readouterr().err
     (folder,) = Path("saved").iterdir()
     assert main([f"--resume={folder}"]) == 2
     assert "holds no checkpoint" in capsys.readouterr().err
@@ -156,6 +156,18 @@ class TestResultFile:
             f"error: 'result.json' cannot be written: No space left on device; --resume={folder} goes on after epoch 4"
         )
         assert not Path("result.json").exists()
+
+
+def test_a_disk_that_is_full_for_tensorboard_prints_no_traceback(arguments, capfd, monkeypatch):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    at_epoch(monkeypatch, 1, lambda: monkeypatch.setattr(RecordWriter, "write", full))
+    assert main(arguments) in (0, 1)
+    told = capfd.readouterr().err
+    assert "Traceback" not in told
 
 
 @pytest.mark.parametrize("key", ["worker", "torch_threads", "fleet_threads"])
