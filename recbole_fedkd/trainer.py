@@ -604,9 +604,7 @@ class FedKDTrainer(CheckpointTrainer):
         clients = len(model.networks)
         settings = self._client_settings(clients)
         kinds = model.networks[: len(config["student_pool"] or [{}])]
-        shared = [
-            SharedState(network, partial(model.private_rows, number)) for number, network in enumerate(model.networks)
-        ]
+        shared = [model.shared(number) for number in range(clients)]
         self._check_private(list(kinds), shared[0])
         if isinstance(model, NetworkPopulation):
             tasks: list[Task] = list(self._attentive_tasks(train_data._dataset, model, shared))
@@ -828,19 +826,20 @@ class FedKDTrainer(CheckpointTrainer):
 
 def recbole_task(config: Any, network: nn.Module, shared: SharedState, dataset: Any) -> RecBoleTask:
     """A RecBole model on one client's part of the training split."""
-
-    def build_loader(shuffle: bool) -> Any:
-        sampling = config["train_neg_sample_args"]
-        sampler = None
-        if sampling["distribution"] != "none":
-            # Only what the client's own users have interacted with in training is no negative.
-            kind = RepeatableSampler if config["repeatable"] else Sampler
-            data = dataset if config["repeatable"] else [dataset]
-            sampler = kind(["train"], data, sampling["distribution"], sampling["alpha"]).set_phase("train")
-        return get_dataloader(config, "train")(config, dataset, sampler, shuffle=shuffle)
-
     rows, item_field = len(dataset.inter_feat), config["ITEM_ID_FIELD"]
+    build_loader = partial(_training_loader, config, dataset)
     return RecBoleTask(network, shared, build_loader, rows, item_field, config["device"], config["seed"])
+
+
+def _training_loader(config: Any, dataset: Any, shuffle: bool) -> Any:
+    """RecBole's loader of one client's rows, of which its own users' items alone are no negatives."""
+    sampling = config["train_neg_sample_args"]
+    sampler = None
+    if sampling["distribution"] != "none":
+        kind = RepeatableSampler if config["repeatable"] else Sampler
+        data = dataset if config["repeatable"] else [dataset]
+        sampler = kind(["train"], data, sampling["distribution"], sampling["alpha"]).set_phase("train")
+    return get_dataloader(config, "train")(config, dataset, sampler, shuffle=shuffle)
 
 
 def trainer_class(config: Any) -> type[CheckpointTrainer]:

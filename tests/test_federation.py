@@ -1,6 +1,8 @@
 """Federation: what crosses, what does not, and equality with a simple slow version of a round."""
 
 import copy
+import io
+import pickle
 import struct
 
 import numpy as np
@@ -16,8 +18,8 @@ from recbole_fedkd.federated.task import sample_negatives, shuffled
 EXCHANGING = ["afd", "fd"]
 
 
-def engine_of(prepared, **keys):
-    _, trainer, _, _ = prepared(**keys)
+def engine_of(prepared, model="AttnFedKD", **keys):
+    _, trainer, _, _ = prepared(model, **keys)
     return trainer, trainer.engine
 
 
@@ -100,6 +102,53 @@ def test_the_server_and_the_clients_share_no_memory(prepared):
         assert not own & server
         assert not own & held
         held |= own
+
+
+class Reached(pickle.Pickler):
+    """Notes the memory of every tensor and array that an object can reach."""
+
+    def __init__(self):
+        super().__init__(io.BytesIO())
+        self.storages = set()
+
+    def persistent_id(self, reached):
+        if isinstance(reached, torch.Tensor):
+            self.storages.add(reached.untyped_storage().data_ptr())
+            return "tensor"
+        if isinstance(reached, np.ndarray) and reached.dtype != object:
+            return "array"
+        return "class" if isinstance(reached, type) else None
+
+
+@pytest.mark.parametrize(
+    ("model", "keys"),
+    [
+        ("AttnFedKD", {"strategy": "afd"}),
+        ("AttnFedKD", {"strategy": "fedavg", "codecs": ["int8"]}),
+        ("AttnFedKD", {"strategy": "fedkd"}),
+        ("AttnFedKD", {"strategy": "fedavg", "label_mode": "implicit"}),
+        ("MF", {"strategy": "fedavg"}),
+        ("BPR", {"strategy": "fedavg"}),
+        ("WideDeep", {"strategy": "fedavg", "label_mode": "threshold"}),
+    ],
+)
+def test_nothing_of_another_client_is_in_a_clients_reach(prepared, model, keys):
+    _, engine = engine_of(prepared, model=model, **keys)
+    engine.run_round(0)
+    of_each = []
+    for client in engine.clients:
+        pickler = Reached()
+        pickler.dump(client)
+        of_each.append(pickler.storages)
+    for number, client in enumerate(engine.clients):
+        own = {value.untyped_storage().data_ptr() for value in client.task.network.parameters()}
+        if hasattr(client.task, "samples"):
+            own |= {getattr(client.task.samples, name).untyped_storage().data_ptr() for name in ("items", "labels")}
+        else:
+            columns = client.task._build_loader.args[1].inter_feat.interaction
+            own |= {column.untyped_storage().data_ptr() for column in columns.values()}
+        assert own <= of_each[number]
+        assert all(not own & reached for other, reached in enumerate(of_each) if other != number)
 
 
 def test_a_clients_teacher_does_not_depend_on_its_own_upload(prepared):

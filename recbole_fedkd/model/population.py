@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from recbole_fedkd.model.batch_norm import normalise_single_rows
 from recbole_fedkd.model.factorization import FactorizationRecommender
 from recbole_fedkd.model.network import NO_CONTEXT, AttentiveNetwork, Context
 from recbole_fedkd.model.pair import TeacherAndStudent, names_of
-from recbole_fedkd.model.shared import Rows, forget_cached, private_slices
+from recbole_fedkd.model.shared import Rows, SharedState, forget_cached, private_slices
 from recbole_fedkd.model.student import LabelledRecommender, NetworkBuilder, read_architecture, read_tables
 
 
@@ -53,7 +54,12 @@ class NetworkPopulation(LabelledRecommender):
 
     def private_rows(self, client: int) -> dict[str, Rows]:
         """What of a client's network no strategy may send: user rows, and what ``private_parameters`` names."""
-        return rows_that_stay(self.networks[client], self.private_parameters)
+        return dict(self.shared(client).private)
+
+    def shared(self, client: int) -> SharedState:
+        """What of a client's network a strategy may send; it knows that network alone."""
+        network = self.networks[client]
+        return SharedState(network, partial(rows_that_stay, network, self.private_parameters))
 
     def logits(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Route each user to the network of its client; see :meth:`LabelledRecommender.logits`."""
@@ -174,8 +180,14 @@ class RecBolePopulation(AbstractRecommender):
 
     def private_rows(self, client: int) -> dict[str, Rows]:
         """What of a client's instance no strategy may send: user rows, and what ``private_parameters`` names."""
-        rows = user_rows(self.networks[client], self.user_field, self.user_num, self.item_num)
-        return private_slices(self.networks[client], rows, self.private_parameters)
+        return dict(self.shared(client).private)
+
+    def shared(self, client: int) -> SharedState:
+        """What of a client's instance a strategy may send; it knows that instance alone."""
+        network, sizes = self.networks[client], (self.user_num, self.item_num)
+        return SharedState(
+            network, partial(recbole_rows_that_stay, network, self.private_parameters, self.user_field, *sizes)
+        )
 
     def predict(self, interaction: Any) -> Tensor:
         """Scores ``[batch]``, as the model's own."""
@@ -205,6 +217,13 @@ class RecBolePopulation(AbstractRecommender):
             out[rows] = part
         assert out is not None
         return out.flatten()
+
+
+def recbole_rows_that_stay(
+    model: nn.Module, patterns: Sequence[str], user_field: str, user_num: int, item_num: int
+) -> dict[str, Rows]:
+    """What of a RecBole model stays on its client: :func:`user_rows`, and what a pattern matches."""
+    return private_slices(model, user_rows(model, user_field, user_num, item_num), patterns)
 
 
 def user_rows(model: nn.Module, user_field: str, user_num: int, item_num: int) -> dict[str, Rows]:
