@@ -76,7 +76,7 @@ from recbole_fedkd.federated.codec import CodecSettings, CodecStack, WireCodecs
 from recbole_fedkd.federated.knowledge import KnowledgeSettings
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy, StrategySettings
-from recbole_fedkd.federated.task import AttentiveTask, MutualTask, RecBoleTask, Samples, Task, click_loss
+from recbole_fedkd.federated.task import AttentiveTask, FactorTask, MutualTask, RecBoleTask, Samples, Task, click_loss
 from recbole_fedkd.files import remove_temporaries, writable_folder, write_bytes
 from recbole_fedkd.finite import NotFiniteError, check_trained, learner_of
 from recbole_fedkd.model import (
@@ -87,6 +87,8 @@ from recbole_fedkd.model import (
     RecBolePopulation,
     TeacherAndStudent,
 )
+from recbole_fedkd.model.factor_head import FactorHead
+from recbole_fedkd.model.population import read_factor_settings
 from recbole_fedkd.model.shared import SharedState, check_patterns, matching, stateful
 from recbole_fedkd.optim import AdamToSGD
 from recbole_fedkd.rounds import Epoch, NumberedBoard, NumberedCurves, NumberedLogger, told
@@ -716,7 +718,8 @@ class FedKDTrainer(CheckpointTrainer):
             raise InputError(
                 "row_mean=changed sees which rows a client left as they were, which codecs blur; unset one of them"
             )
-        own = {"clients": clients, "labels": labels, "items": self.model.item_num}
+        own: dict[str, Any] = {"clients": clients, "labels": labels, "items": self.model.item_num}
+        own["factors"] = read_factor_settings(config)
         told = {each.name: config[each.name] for each in fields(KnowledgeSettings) if each.name not in own}
         settings = {
             each.name: config[each.name] for each in fields(StrategySettings) if each.name != "knowledge_settings"
@@ -725,6 +728,11 @@ class FedKDTrainer(CheckpointTrainer):
 
     def _attentive_tasks(self, dataset: Any, model: NetworkPopulation, shared: Sequence[SharedState]) -> Iterator[Task]:
         config = self.config
+        if config.learns_factors:
+            for head, part in zip(model.networks, shared, strict=True):
+                assert isinstance(head, FactorHead)
+                yield FactorTask(head, part, config["train_batch_size"], config["reg_weight"], config["seed"])
+            return
         samples, sizes = self._samples_by_client(dataset, model, len(model.networks))
         rows = torch.arange(len(samples), device=self.device).split(sizes.tolist())
         for network, part, own in zip(model.networks, shared, rows, strict=True):

@@ -46,7 +46,7 @@ def test_a_floor_runs_is_loaded_again_and_knows_nothing_of_cold_users_but_the_it
 
 @pytest.mark.parametrize("model", ["FoldIn", "MFEM"])
 def test_vectors_find_tastes_that_biases_cannot_tell(prepared, model):
-    _, trainer, loaders, _ = prepared(model, embedding_size=2, em_steps=20, vector_shrinkage=0.1, count_shrinkage=0.1)
+    _, trainer, loaders, _ = prepared(model, factor_size=2, em_steps=20, vector_shrinkage=0.1, count_shrinkage=0.1)
     floor = trainer.model
     rows = loaders[0]._dataset.inter_feat
     users, items = rows["user_id"], rows["item_id"]

@@ -39,7 +39,9 @@ _FEDERATION_KEYS = {
     "min_clients", "reset_optimizer",
     "gamma", "alpha", "temperature", "knowledge", "aggregation", "knowledge_pass", "proximal_weight",
     "server_optimizer", "server_learning_rate", "server_momentum", "server_beta2", "server_tau", "knowledge_use",
-    "prior_strength", "attention_temperature", "trim_ratio", "codecs", "broadcast_codecs", "error_feedback",
+    "prior_strength", "attention_temperature", "trim_ratio", "factor_size", "sketch_width", "sketch_passes", "em_steps",
+    "bias_shrinkage", "count_shrinkage", "vector_shrinkage", "noise_share", "head_size", "codec_arrays",
+    "codecs", "broadcast_codecs", "error_feedback",
     "low_rank_start", "low_rank_end", "low_rank_rounds", "top_k_share", "teacher", "serve", "student_pool",
     "private_parameters", "client_weights", "row_mean", "serve_after", "serve_average",
 }  # fmt: skip
@@ -70,6 +72,7 @@ class FedKDConfig(JudgedConfig):
         attentive: whether the model is one of this package.
         federated: whether users live on clients.
         trains_teacher: whether clients keep a teacher beside the student.
+        learns_factors: whether clients exchange item factors and train heads on them.
         reads_history: whether the model gets the user's training history as columns of every row.
         reads_features: whether the model is one of this package that embeds features of users, items and rows.
         fingerprint: what the data set is held against when it is loaded; None unless a checkpoint says so.
@@ -81,6 +84,7 @@ class FedKDConfig(JudgedConfig):
     reads_history: bool
     reads_features: bool
     trains_teacher: bool
+    learns_factors: bool
     fingerprint: Any = None
     _known: KnownKeys
 
@@ -306,6 +310,7 @@ class FedKDConfig(JudgedConfig):
             strategy = self.internal_config_dict["strategy"] = "central"
         self.federated = strategy != "central"
         self.trains_teacher = self.federated and STRATEGIES[strategy].trains_teacher
+        self.learns_factors = self._learns_factors(population, strategy)
         unread = _CENTRAL_KEYS if self.federated else _FEDERATION_KEYS - self._known.of_model
         if self.federated and not population:
             unread = unread | _ATTENTIVE_KEYS - self._known.of_model
@@ -356,6 +361,22 @@ class FedKDConfig(JudgedConfig):
         """Whether the user's files, dictionary or command line set a key; a checkpoint's value is not the user's."""
         values, saved = self.external_config_dict, self._checkpoint_values
         return key in values and not (key in saved and saved[key] == values[key])
+
+    def _learns_factors(self, population: bool, strategy: str) -> bool:
+        """Whether clients exchange item factors; refuses what cannot go with them."""
+        exchanges = self.federated and STRATEGIES[strategy].exchanges_knowledge
+        if not exchanges or self._chosen("knowledge") != "factors":
+            return False
+        if not population:
+            raise InputError("knowledge=factors trains a head of its own on item factors; use --model=AttnFedKD")
+        if self._chosen("label_mode") == "implicit":
+            raise InputError(
+                "knowledge=factors is made of labels, and label_mode=implicit has one; use label_mode=rating or threshold"
+            )
+        for key in ("student_pool", "clients_per_round"):
+            if self._chosen(key):
+                raise InputError(f"knowledge=factors needs one head and every client in its exchange; unset {key}")
+        return True
 
     def check_names(self, names: Iterable[str]) -> None:
         """Check that each is the name of a key.

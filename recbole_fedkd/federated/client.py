@@ -149,10 +149,13 @@ class Client:
             return
         arrays = self._on_device(to_tensors(message.arrays))
         fresh = self.link.sent_in is not None and message.round == self.link.sent_in + 1
-        self.received = self.strategy.understood(arrays, self._on_device(self.link.sent), fresh)
+        own = self._on_device(self.link.sent)
+        understood = self.strategy.understood(arrays, own, fresh)
+        self.received = {**self.received, **understood} if self.strategy.accumulates else understood
         if self.average is not None:
             self.average.restore()
         self.task.shared.install(self.strategy.installed(self.received))
+        self.strategy.taken_in(self.task, self.received, own)
 
     def _on_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.device) for name, tensor in tensors.items()}
@@ -190,11 +193,12 @@ class Client:
             teacher = {name: value.detach().clone() for name, value in network.named_parameters()}
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         seen = 0
-        for epoch in range(self.settings.local_epochs):
+        learns = strategy.learns(self.received)
+        for epoch in range(self.settings.local_epochs if learns else 0):
             total = torch.zeros_like(total)
             seen = 0
             last = epoch == self.settings.local_epochs - 1
-            collect = strategy.exchanges_knowledge and not self.settings.clean_pass and last
+            collect = strategy.collects and not self.settings.clean_pass and last
             for batch in task.batches():
                 with self.settings.precision(self.device):
                     step = task.step(batch, strategy.exchanges_knowledge or strategy.taught_by_received)
@@ -214,8 +218,11 @@ class Client:
                 if on_step is not None:
                     on_step(step.size)
             check_trained(float(total), dict(network.named_parameters()), learner_of(self.optimizer))
-        if strategy.exchanges_knowledge and self.settings.clean_pass:
+        if not learns:
+            total, seen = self._measured(total), len(task)
+        if strategy.collects and self.settings.clean_pass:
             self._extract_knowledge()
+        self._result.collected.update(strategy.statistics(task, self.received))
         self._training = Training(len(task), seen, float(total))
         return self._training
 
@@ -264,12 +271,22 @@ class Client:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.task.generator.set_state(state["generator"])
+        self.strategy.taken_in(self.task, self.received, self._on_device(self.link.sent))
 
     def _add_knowledge(self, step: Step) -> None:
         assert self._result is not None
         collected = self._result.collected
         for name, part in self.strategy.knowledge.collect(step.detached()).items():
             collected[name] = collected[name] + part if name in collected else part
+
+    @torch.no_grad()
+    def _measured(self, total: Tensor) -> Tensor:
+        """Summed loss of a network that is not trained in this round, added to ``total``."""
+        self.task.network.eval()
+        for batch in self.task.clean_batches():
+            step = self.task.step(batch, False)
+            total = total + step.loss * step.size
+        return total
 
     @torch.no_grad()
     def _extract_knowledge(self) -> None:

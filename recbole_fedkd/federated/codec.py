@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,15 @@ class CodecSettings:
         low_rank_end: the share in the last round of its schedule, and in all after it.
         low_rank_rounds: rounds from the first to the last of the schedule.
         top_k_share: share of an array's numbers that ``top_k`` keeps.
+        codec_arrays: codec to the arrays that it takes, a shell-style pattern of their names; codecs that are not named
+            take any.
     """
 
     low_rank_start: float
     low_rank_end: float
     low_rank_rounds: int
     top_k_share: float
+    codec_arrays: Mapping[str, str] = field(default_factory=dict)
 
 
 class Codec(ABC):
@@ -52,6 +56,7 @@ class Codec(ABC):
 
     def __init__(self, settings: CodecSettings) -> None:
         self.settings = settings
+        self.arrays = settings.codec_arrays.get(self.name, "*")
 
     @abstractmethod
     def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
@@ -420,7 +425,8 @@ class CodecStack:
         for place, codec in enumerate(self.codecs):
             following: Arrays = {}
             for name, array in encoded.items():
-                parts = codec.encode(array, round_index) if array.dtype == np.float32 else None  # type: ignore[arg-type]
+                taken = array.dtype == np.float32 and fnmatchcase(name.partition("|")[0], codec.arrays)
+                parts = codec.encode(array, round_index) if taken else None  # type: ignore[arg-type]
                 if parts is not None and _bytes(parts.values()) < _bytes([array]):
                     following.update({f"{name}|{place}.{part}": value for part, value in parts.items()})
                 else:

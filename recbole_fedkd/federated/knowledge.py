@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recbole_fedkd.distillation.exchange import FactorSettings
 from recbole_fedkd.distillation.knowledge import (
     item_histograms,
     item_sums,
@@ -26,7 +27,7 @@ from recbole_fedkd.distillation.knowledge import (
 )
 from recbole_fedkd.federated.aggregate import Fold, LatestOfEach, Sums
 from recbole_fedkd.federated.message import ArraySpec, Message, MessageError
-from recbole_fedkd.federated.task import Step
+from recbole_fedkd.federated.task import FactorTask, Step, Task
 
 Tensors = Mapping[str, Tensor]
 Arrays = dict[str, NDArray[np.generic]]
@@ -47,6 +48,7 @@ class KnowledgeSettings:
         trim_ratio: of the aggregation ``trimmed_mean``.
         knowledge_use: of item knowledge.
         prior_strength: of the log-prior.
+        factors: of item factors.
     """
 
     clients: int
@@ -57,6 +59,7 @@ class KnowledgeSettings:
     trim_ratio: float
     knowledge_use: str
     prior_strength: float
+    factors: FactorSettings
 
 
 class Knowledge(ABC):
@@ -64,9 +67,13 @@ class Knowledge(ABC):
 
     Attributes:
         additive: whether sums over the clients are all that the server needs.
+        of_network: whether it is collected of what a trained network says, batch by batch.
+        accumulates: whether a message adds to what the client has been told before.
     """
 
     additive = False
+    of_network = True
+    accumulates = False
 
     def __init__(self, settings: KnowledgeSettings) -> None:
         self.settings = settings
@@ -124,6 +131,17 @@ class Knowledge(ABC):
     def installed(self, understood: Tensors) -> dict[str, Tensor]:
         """Buffers of the network that follow from it."""
         return {}
+
+    def learns(self, received: Tensors) -> bool:
+        """Whether there is something to train by, given what the client has been told."""
+        return True
+
+    def statistics(self, task: Task, received: Tensors) -> dict[str, Tensor]:
+        """What a client's samples add that no network needs to be asked for."""
+        return {}
+
+    def taken_in(self, task: Task, received: Tensors, own: Tensors) -> None:  # noqa: B027
+        """Tell the network what the client has been told, of which ``own`` it has said itself; most need not know."""
 
 
 class LabelKnowledge(Knowledge):
@@ -334,4 +352,87 @@ class _Totals(Sums):
         return {**self.sums, "spoken": self.spoken}
 
 
-KNOWLEDGE: dict[str, type[Knowledge]] = {"label": LabelKnowledge, "item": ItemKnowledge}
+class FactorKnowledge(Knowledge):
+    """Sums per item from which everybody computes the same item vectors, stage by stage (``distillation/exchange.py``).
+
+    Up: in each round of the exchange the next stage's sums. Down: the totals of the stages that the client does not have. When
+    the exchange is over nothing travels any more, and clients train their heads by themselves.
+    """
+
+    additive = True
+    of_network = False
+    accumulates = True
+
+    def collect(self, step: Step) -> dict[str, Tensor]:
+        """Nothing: the network is not asked."""
+        return {}
+
+    def learns(self, received: Tensors) -> bool:
+        """Once the exchange is over."""
+        return self._next_stage(received) is None
+
+    def statistics(self, task: Task, received: Tensors) -> dict[str, Tensor]:
+        """The next stage's sums."""
+        assert isinstance(task, FactorTask)
+        stage = self._next_stage(received)
+        return {} if stage is None else task.head.exchange.answer(stage, _double(received))
+
+    def taken_in(self, task: Task, received: Tensors, own: Tensors) -> None:
+        """The head computes what it knows."""
+        assert isinstance(task, FactorTask)
+        if "histogram" in received:
+            task.head.know(_double(received), _double(own))
+
+    def upload(self, collected: Tensors, first: bool) -> Arrays:
+        """The sums in single precision."""
+        return {name: value.float().cpu().numpy() for name, value in collected.items()}
+
+    def upload_arrays(self) -> dict[str, ArraySpec]:
+        """One stage of all."""
+        items, settings = self.settings.items, self.settings.factors
+        widths = {stage: settings.numbers(stage, self.settings.labels, items) for stage in settings.stages}
+        arrays = {stage: ArraySpec((items, width), optional=True) for stage, width in widths.items()}
+        return arrays | {"squares": ArraySpec((1, 1), optional=True)}
+
+    def empty(self, state: Tensors) -> Fold:
+        """Totals of the stage."""
+        return Sums()
+
+    def step(self, state: Tensors, statistics: Tensors) -> dict[str, Tensor]:
+        """The totals of all stages so far."""
+        told = state.get("told", torch.zeros(self.settings.clients, dtype=torch.int64))
+        return {**state, **statistics, "told": told}
+
+    def download_arrays(self) -> dict[str, ArraySpec]:
+        """Totals of any stages."""
+        return self.upload_arrays()
+
+    def download(self, state: Tensors, client: int, round_index: int) -> Arrays:
+        """Totals of the stages that the client does not have."""
+        stages = self._finished(state)[int(state["told"][client]) :] if "told" in state else []
+        names = [*stages, *(["squares"] if "product_0" in stages else [])]
+        return {name: state[name].cpu().numpy() for name in names}
+
+    def delivered(self, state: Tensors, clients: Sequence[int]) -> dict[str, Tensor]:
+        """They have all stages so far."""
+        if "told" not in state:
+            return dict(state)
+        told = state["told"].index_fill(0, torch.tensor(clients, dtype=torch.long), len(self._finished(state)))
+        return {**state, "told": told}
+
+    def teacher(self, received: Tensors, step: Step) -> tuple[None, None]:
+        """None: what is known is what the head sees."""
+        return None, None
+
+    def _finished(self, totals: Tensors) -> list[str]:
+        return [stage for stage in self.settings.factors.stages if stage in totals]
+
+    def _next_stage(self, totals: Tensors) -> str | None:
+        return next((stage for stage in self.settings.factors.stages if stage not in totals), None)
+
+
+def _double(tensors: Tensors) -> dict[str, Tensor]:
+    return {name: value.double() for name, value in tensors.items()}
+
+
+KNOWLEDGE: dict[str, type[Knowledge]] = {"label": LabelKnowledge, "item": ItemKnowledge, "factors": FactorKnowledge}

@@ -121,7 +121,7 @@ class FoldIn(Bias):
             products.append(factors.gram_product(rows, bases[number]))
             if number + 1 < config["sketch_passes"]:
                 bases.append(factors.next_basis(products[-1], bases))
-        found = factors.nystroem_factors(products, bases, config["embedding_size"])
+        found = factors.nystroem_factors(products, bases, config["factor_size"])
         return factors.scaled_factors(found, item_counts, config["count_shrinkage"])
 
 
@@ -131,5 +131,5 @@ class MFEM(FoldIn):
     def _first_vectors(self, config: Any, rows: Rows) -> Tensor:
         generator = torch.Generator().manual_seed(config["seed"])
         deviation = rows.values.square().mean().sqrt()
-        drawn = torch.randn(rows.item_count, config["embedding_size"], generator=generator, dtype=torch.double)
+        drawn = torch.randn(rows.item_count, config["factor_size"], generator=generator, dtype=torch.double)
         return 0.1 * deviation * drawn

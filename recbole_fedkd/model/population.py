@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,8 +11,11 @@ import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor, nn
 
+from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings
+from recbole_fedkd.distillation.factors import Rows as InteractionRows
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.model.batch_norm import normalise_single_rows
+from recbole_fedkd.model.factor_head import FactorHead
 from recbole_fedkd.model.factorization import FactorizationRecommender
 from recbole_fedkd.model.network import NO_CONTEXT, AttentiveNetwork, Context
 from recbole_fedkd.model.pair import TeacherAndStudent, names_of
@@ -107,6 +111,37 @@ class _Builder:
         return self.tables.network(self.architecture, members)
 
 
+class _HeadBuilder:
+    """Builds clients' heads on item factors, each with the rows of its own users."""
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        self.settings = read_factor_settings(config)
+        self.hidden = config["head_size"]
+        self.values = torch.tensor(dataset.label_values)
+        self.users, self.items = dataset.inter_feat[dataset.uid_field], dataset.inter_feat[dataset.iid_field]
+        self.labels = dataset.label_indices()
+        self.user_count, self.item_count = dataset.user_num, dataset.item_num
+        order = torch.argsort(self.users, stable=True)
+        self.order, self.starts = order, torch.searchsorted(self.users[order], torch.arange(self.user_count + 1))
+
+    def build(self, members: Tensor) -> FactorHead:
+        """The head of a client with the users ``members``, whom it knows as 1 to n."""
+        own = [self.order[self.starts[user] : self.starts[user + 1]] for user in members.tolist()]
+        rows = torch.cat(own) if own else self.order[:0]
+        users = torch.arange(1, len(members) + 1).repeat_interleave(
+            torch.tensor([len(each) for each in own], dtype=torch.long)
+        )
+        labels = self.labels[rows]
+        values = self.values.double()[labels]
+        known = InteractionRows(users, self.items[rows], values, len(members) + 1, self.item_count)
+        return FactorHead(FactorExchange(self.settings, known, labels, self.values), self.hidden)
+
+
+def read_factor_settings(config: Any) -> FactorSettings:
+    """The keys of the exchange of item factors."""
+    return FactorSettings(**{each.name: config[each.name] for each in dataclasses.fields(FactorSettings)})
+
+
 class _PairBuilder:
     """Builds the student and the teacher of a client; arguments as of ``TeacherAndStudent``, builders in place of networks."""
 
@@ -120,6 +155,8 @@ class _PairBuilder:
 
 def _builders(config: Any, dataset: Any, labels: int) -> Sequence[NetworkBuilder]:
     """Builders of the networks that are dealt out to the clients in turn."""
+    if config.learns_factors:
+        return [_HeadBuilder(config, dataset)]
     if issubclass(config.model_class, FactorizationRecommender):
         return [config.model_class.builder(config, dataset)]
     students = [_Builder(config, dataset, labels, each) for each in config["student_pool"] or [{}]]

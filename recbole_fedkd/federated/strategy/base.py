@@ -14,7 +14,7 @@ from torch import Tensor
 from recbole_fedkd.federated.aggregate import EveryUpload, Fold
 from recbole_fedkd.federated.knowledge import KNOWLEDGE, KnowledgeSettings
 from recbole_fedkd.federated.message import Message, Schema
-from recbole_fedkd.federated.task import Step
+from recbole_fedkd.federated.task import Step, Task
 from recbole_fedkd.model.shared import SharedState
 
 ServerState = dict[str, Tensor]
@@ -166,6 +166,29 @@ class Strategy(ABC):
             fresh: whether the client sent something in the round before, so that it is part of what the server says now.
         """
         return dict(received)
+
+    @property
+    def collects(self) -> bool:
+        """Whether clients collect knowledge of what their trained networks say."""
+        return self.exchanges_knowledge and self.knowledge.of_network
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether a message adds to what a client has been told before."""
+        return self.exchanges_knowledge and self.knowledge.accumulates
+
+    def learns(self, received: Mapping[str, Tensor]) -> bool:
+        """Whether a client has something to train by, given what it has been told; if not, its loss is only measured."""
+        return not self.exchanges_knowledge or self.knowledge.learns(received)
+
+    def statistics(self, task: Task, received: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a client's samples add to what is collected of its network."""
+        return self.knowledge.statistics(task, received) if self.exchanges_knowledge else {}
+
+    def taken_in(self, task: Task, received: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+        """What a client makes of all that it has been told, of which ``own`` it has said itself; also after a resume."""
+        if self.exchanges_knowledge:
+            self.knowledge.taken_in(task, received, own)
 
     def installed(self, received: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Parameters and buffers that a client takes over from what it understood, before it trains."""

@@ -1,0 +1,118 @@
+"""What is known of a user and an item before any network has seen them: a predicted label and eighteen numbers.
+
+Everything comes from the user's own rows and from tables per item that are sums over users (``distillation/factors.py``). For a
+row that is trained on, the row itself is left out of what its user is known by; the items' tables without it are the caller's
+affair, who takes its own part off the sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from recbole_fedkd.distillation import factors
+from recbole_fedkd.distillation.factors import Rows
+
+HISTOGRAM_STRENGTH = 5.0
+"""Rows of the common label histogram that a user's or an item's own leans on."""
+
+
+@dataclass(frozen=True)
+class ItemTables:
+    """What is known per item.
+
+    Attributes:
+        mean: mean label ``mu``, a scalar.
+        bias: ``b_i [items]``.
+        vectors: ``V [items, k]``.
+        histogram: rows of each label ``[items, T]``.
+        noise: variance of a residual around its prediction, a scalar.
+    """
+
+    mean: Tensor
+    bias: Tensor
+    vectors: Tensor
+    histogram: Tensor
+    noise: Tensor
+
+    @property
+    def label_shares(self) -> Tensor:
+        """Shares of the labels among all rows ``[T]``, none of them zero."""
+        totals = self.histogram.sum(0)
+        return (totals / totals.sum().clamp(min=1)).clamp(min=1e-6)
+
+
+def feature_count(labels: int) -> int:
+    """Number of features with ``T`` labels."""
+    return 8 + 2 * labels
+
+
+class KnownUsers:
+    """What is known of users by their own rows, given the items' tables.
+
+    Args:
+        rows: the rows, with label values.
+        labels: label index of every row ``[n]``.
+        tables: of the items.
+        values: label values ``[T]``, ascending.
+        shrinkage: rows of residual zero that a user's bias leans on.
+    """
+
+    def __init__(self, rows: Rows, labels: Tensor, tables: ItemTables, values: Tensor, shrinkage: float) -> None:
+        self.rows, self.tables, self.values, self.shrinkage = rows, tables, values.double(), shrinkage
+        left = rows.values - tables.mean - tables.bias[rows.items]
+        self.left = replace(rows, values=left)
+        # The user's bias is one more entry of the user's vector, with the prior that shrinks it by so many rows.
+        constant = (tables.noise / max(shrinkage, 1e-6)).sqrt().expand(rows.item_count, 1)
+        self.vectors = torch.cat([tables.vectors, constant], 1)
+        self.posterior = factors.fold_in(self.left, self.vectors, float(tables.noise))
+        powers = torch.stack([torch.ones_like(left), left, left.square()], 1)
+        self.own = torch.cat([powers, functional.one_hot(labels, len(values)).double()], 1)
+        self.sums = rows.per_user(self.own)
+
+    def of_pairs(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicted labels ``[n]`` and features ``[n, 8 + 2 T]`` of pairs that are not among the rows."""
+        found = self.vectors[items]
+        fitted = factors.predict(self.posterior, self.vectors, users, items)
+        leverage = (torch.einsum("nij,nj->ni", self.posterior.covariance[users], found) * found).sum(1)
+        return self._described(items, fitted, leverage / self.tables.noise, self.sums[users])
+
+    def of_rows(self) -> tuple[Tensor, Tensor]:
+        """The same of the rows themselves: what :meth:`of_pairs` says of each once the row is gone."""
+        fitted, inside = factors.leave_one_out(self.left, self.posterior, self.vectors, float(self.tables.noise))
+        return self._described(self.rows.items, fitted, inside / (1 - inside), self.sums[self.rows.users] - self.own)
+
+    def _described(self, items: Tensor, fitted: Tensor, leverage: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+        tables, values = self.tables, self.values
+        low, high = values[0], values[-1]
+        counts, total, squares, histogram = sums[:, 0], sums[:, 1], sums[:, 2], sums[:, 3:]
+        user_bias = total / (counts + self.shrinkage).clamp(min=1e-6)
+        around = squares - 2 * user_bias * total + counts * user_bias.square()
+        expected = tables.mean + tables.bias[items]
+        mean = (expected + fitted).clamp(low, high)
+        item_counts = tables.histogram.sum(1)[items]
+        numbers = [
+            mean - tables.mean,
+            (expected + user_bias).clamp(low, high) - tables.mean,
+            fitted - user_bias,
+            leverage.clamp(0, 10).sqrt(),
+            ((around.clamp(min=0) + 2 * tables.noise) / (counts + 2)).sqrt(),
+            (mean - tables.mean) / (tables.noise * (1 + leverage.clamp(0, 5))),
+            (counts + 1).log(),
+            (item_counts + 1).log(),
+        ]
+        common = tables.label_shares
+        shares = [
+            _log_shares(tables.histogram[items], item_counts, common),
+            _log_shares(histogram, counts, common),
+        ]
+        return mean, torch.cat([torch.stack(numbers, 1), *shares], 1)
+
+
+def _log_shares(histogram: Tensor, counts: Tensor, common: Tensor) -> Tensor:
+    """Logarithm of smoothed label shares over the common ones, ``[n, T]``; 0 where nothing is known."""
+    smoothed = (histogram + HISTOGRAM_STRENGTH * common) / (counts + HISTOGRAM_STRENGTH).unsqueeze(1)
+    return smoothed.log() - common.log()

@@ -1,0 +1,123 @@
+"""A small head on what is known: item factors, biases and histograms in, a label distribution out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from recbole_fedkd.distillation.exchange import FactorExchange, item_tables
+from recbole_fedkd.distillation.features import ItemTables, KnownUsers, feature_count
+from recbole_fedkd.model.network import NO_CONTEXT, Context
+
+FEATURE_REACH = 5.0
+"""Standardised features are cut here: an item that nobody else has rated must not throw a head off."""
+
+
+class FactorHead(nn.Module):
+    """``-(v_t - mean)^2 / (2 s^2)`` plus a linear map and a perceptron of the features, as logits.
+
+    At the start the maps are zero, so that the head is a discretised normal distribution around what the fold-in predicts.
+    Until anything is known of the items it predicts the labels' middle.
+
+    Args:
+        exchange: of the users that the network serves: their rows, and what they make of totals.
+        hidden: width of the perceptron.
+    """
+
+    user_rows: ClassVar[tuple[str, ...]] = ()
+    item_rows: ClassVar[tuple[str, ...]] = ()
+    known_scalars: Tensor
+    item_bias: Tensor
+    item_vectors: Tensor
+    item_histogram: Tensor
+    feature_mean: Tensor
+    feature_scale: Tensor
+
+    def __init__(self, exchange: FactorExchange, hidden: int) -> None:
+        super().__init__()
+        self.exchange = exchange
+        labels, items = len(exchange.values), exchange.rows.item_count
+        features = feature_count(labels)
+        self.linear = nn.Linear(features, labels)
+        last = nn.Linear(hidden, labels)
+        self.perceptron = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), last)
+        for layer in (self.linear, last):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.log_scale = nn.Parameter(torch.zeros(1))
+        width = exchange.settings.factor_size
+        empty = {
+            "known_scalars": torch.tensor([float(exchange.values.mean()), 1.0]).double(),
+            "item_bias": torch.zeros(items).double(),
+            "item_vectors": torch.zeros(items, width).double(),
+            "item_histogram": torch.zeros(items, labels).double(),
+            "feature_mean": torch.zeros(features),
+            "feature_scale": torch.ones(features),
+        }
+        for name, value in empty.items():
+            self.register_buffer(name, value)
+        self._users: KnownUsers | None = None
+        self._of_rows: tuple[Tensor, Tensor] | None = None
+        self.register_load_state_dict_post_hook(FactorHead._forget)
+
+    @torch.no_grad()
+    def know(self, totals: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+        """Take in the totals of an exchange, as far as it has come.
+
+        Args:
+            totals: of all clients, by the names of :meth:`FactorExchange.answer`.
+            own: the client's own part of them, which is taken off for its own rows.
+        """
+        exchange = self.exchange
+        tables = item_tables(exchange.settings, totals, None, exchange.values)
+        self.known_scalars.copy_(torch.stack([tables.mean, tables.noise]))
+        self.item_bias.copy_(tables.bias)
+        self.item_vectors.zero_()[:, : tables.vectors.shape[1]] = tables.vectors
+        self.item_histogram.copy_(tables.histogram)
+        self._users = None
+        others = exchange.known_users(item_tables(exchange.settings, totals, own, exchange.values))
+        mean, features = others.of_rows()
+        self.feature_mean.copy_(features.mean(0))
+        # A feature that hardly varies among few rows must not be blown up.
+        self.feature_scale.copy_(features.std(0, correction=0).clamp(min=0.05))
+        self._of_rows = mean.float(), self._standardised(features)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Logits ``[n, T]`` of own rows, each as if it were not among them; before anything is known, all alike."""
+        if self._of_rows is None:
+            return self._logits(
+                self.known_scalars[0].float().expand(len(index)),
+                self.feature_mean.new_zeros(len(index), len(self.feature_mean)),
+            )
+        mean, features = self._of_rows
+        return self._logits(mean[index], features[index])
+
+    def forward(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        """Logits ``[batch, targets, T]`` of local users ``[batch]``, from 1, and items ``[batch, targets]``, in any context."""
+        if self._users is None:
+            mean, noise = self.known_scalars
+            tables = ItemTables(mean, self.item_bias, self.item_vectors, self.item_histogram, noise)
+            self._users = self.exchange.known_users(tables)
+        mean, features = self._users.of_pairs(users.repeat_interleave(items.shape[1]), items.flatten())
+        logits = self._logits(mean.float(), self._standardised(features))
+        return logits.view(*items.shape, -1)
+
+    def squared_norm(self) -> Tensor:
+        """``R(w)``: of the head's weights, all of which every batch touches."""
+        return torch.stack([weight.square().sum() for weight in self.parameters()]).sum()
+
+    def _standardised(self, features: Tensor) -> Tensor:
+        standard: Tensor = (features - self.feature_mean) / self.feature_scale
+        return standard.clamp(-FEATURE_REACH, FEATURE_REACH).float()
+
+    def _logits(self, mean: Tensor, features: Tensor) -> Tensor:
+        spread = self.known_scalars[1].sqrt().float() * self.log_scale.exp()
+        normal = -((self.exchange.values.float() - mean.unsqueeze(1)) ** 2) / (2 * spread * spread)
+        logits: Tensor = normal + self.linear(features) + self.perceptron(features)
+        return logits
+
+    def _forget(self, _keys: object) -> None:
+        self._users = None

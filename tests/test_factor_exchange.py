@@ -1,0 +1,167 @@
+"""Item factors over clients: the exchange, what is taken off, the head, and a run of all of it."""
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_fedkd import load_data_and_model
+from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings, item_tables, packed, unpacked
+from recbole_fedkd.distillation.factors import Rows
+from recbole_fedkd.errors import InputError
+from recbole_fedkd.model.factor_head import FactorHead
+from recbole_fedkd.quick_start import build_trainer
+
+SETTINGS = FactorSettings(3, 4, 2, 1, 4.0, 2.0, 3.0, 1.0, 7)
+VALUES = torch.tensor([1.0, 2.0, 3.0])
+USERS, ITEMS, CLIENTS = 12, 9, 3
+FACTORS = {
+    "strategy": "afd",
+    "knowledge": "factors",
+    "factor_size": 3,
+    "sketch_width": 4,
+    "sketch_passes": 2,
+    "head_size": 4,
+    "metrics": ["Accuracy", "MAE"],
+    "valid_metric": "MAE",
+}
+
+
+def random_rows(users: torch.Tensor, seed: int = 0) -> tuple[Rows, torch.Tensor]:
+    """Rows of some users of a population that is the same for all calls, users numbered anew."""
+    generator = torch.Generator().manual_seed(seed)
+    rated = torch.rand(USERS, ITEMS, generator=generator) < 0.6
+    labels = torch.randint(0, 3, (USERS, ITEMS), generator=generator)
+    local, items = torch.nonzero(rated[users], as_tuple=True)
+    own = labels[users][local, items]
+    return Rows(local, items, VALUES.double()[own], len(users), ITEMS), own
+
+
+def exchanged(parts: list[FactorExchange]) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
+    """The totals of an exchange, and what each has said of them."""
+    totals: dict[str, torch.Tensor] = {}
+    said: list[dict[str, torch.Tensor]] = [{} for _ in parts]
+    for stage in SETTINGS.stages:
+        answers = [part.answer(stage, totals) for part in parts]
+        for own, answer in zip(said, answers, strict=True):
+            own.update(answer)
+        totals.update({name: sum(answer[name] for answer in answers) for name in answers[0]})
+    return totals, said
+
+
+def clients() -> list[FactorExchange]:
+    members = torch.arange(USERS).chunk(CLIENTS)
+    return [FactorExchange(SETTINGS, *random_rows(part), VALUES) for part in members]
+
+
+def test_clients_come_to_what_one_place_with_all_rows_comes_to():
+    alone, _ = exchanged([FactorExchange(SETTINGS, *random_rows(torch.arange(USERS)), VALUES)])
+    together, _ = exchanged(clients())
+    for name, total in alone.items():
+        torch.testing.assert_close(together[name], total, atol=1e-8, rtol=0)
+        assert total.dim() == 2
+
+
+def test_a_clients_own_part_is_taken_off_every_table():
+    parts = clients()
+    totals, said = exchanged(parts)
+    others = item_tables(SETTINGS, totals, said[0], VALUES)
+    histogram = sum(part["histogram"] for part in said[1:])
+    torch.testing.assert_close(others.histogram, histogram)
+    second, cross = unpacked(sum(part["moments_0"] for part in said[1:]), SETTINGS.factor_size)
+    expected = torch.linalg.solve(second + 3.0 * torch.eye(3).double(), cross.unsqueeze(2)).squeeze(2)
+    torch.testing.assert_close(others.vectors, expected, atol=1e-8, rtol=0)
+    counts = histogram.sum(1)
+    residuals = sum(part["residuals"] for part in said[1:]).squeeze(1)
+    torch.testing.assert_close(others.bias, residuals / (counts + 4), atol=1e-8, rtol=0)
+
+
+def test_symmetric_moments_come_out_as_they_went_in():
+    second = torch.randn(5, 3, 3).double()
+    second, cross = second + second.mT, torch.randn(5, 3).double()
+    again = unpacked(packed(second, cross), 3)
+    assert packed(second, cross).shape == (5, SETTINGS.numbers("moments_0", 3, 5))
+    assert torch.equal(again[0], second) and torch.equal(again[1], cross)
+
+
+def test_features_of_a_row_are_those_of_the_pair_once_the_row_is_gone():
+    rows, labels = random_rows(torch.arange(USERS))
+    exchange = FactorExchange(SETTINGS, rows, labels, VALUES)
+    totals, _ = exchanged([exchange])
+    tables = item_tables(SETTINGS, totals, None, VALUES)
+    mean, features = exchange.known_users(tables).of_rows()
+    for row in (0, 17, len(labels) - 1):
+        left = torch.arange(len(labels)) != row
+        fewer = Rows(rows.users[left], rows.items[left], rows.values[left], USERS, ITEMS)
+        known = FactorExchange(SETTINGS, fewer, labels[left], VALUES).known_users(tables)
+        predicted, expected = known.of_pairs(rows.users[row : row + 1], rows.items[row : row + 1])
+        torch.testing.assert_close(features[row], expected[0], atol=1e-8, rtol=0)
+        torch.testing.assert_close(mean[row], predicted[0], atol=1e-8, rtol=0)
+
+
+def test_a_head_starts_as_a_normal_distribution_around_the_fold_in():
+    rows, labels = random_rows(torch.arange(USERS))
+    exchange = FactorExchange(SETTINGS, rows, labels, VALUES)
+    head = FactorHead(exchange, 4)
+    assert torch.equal(head.rows(torch.tensor([0, 1]))[0], head.rows(torch.tensor([0, 1]))[1])
+    totals, said = exchanged([exchange])
+    head.know(totals, {name: torch.zeros_like(value) for name, value in said[0].items()})
+    tables = item_tables(SETTINGS, totals, None, VALUES)
+    mean, _ = exchange.known_users(tables).of_pairs(torch.tensor([3]), torch.tensor([5]))
+    expected = (-((VALUES.double() - mean) ** 2) / (2 * tables.noise)).softmax(0)
+    found = head(torch.tensor([3]), torch.tensor([[5]])).softmax(-1).flatten()
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+
+
+def test_a_loaded_head_predicts_as_before(run, tmp_path):
+    result = run(epochs=8, checkpoint_dir=str(tmp_path), **FACTORS)
+    rounds = result["rounds"]
+    stages = len(SETTINGS.stages)
+    assert [bool(each["bytes_up"]) for each in rounds] == [True] * stages + [False] * (len(rounds) - stages)
+    assert result["test_result"]["mae"] < 1.6
+    config, model, _, _, _, test = load_data_and_model(result["run_folder"])
+    judged = build_trainer(config, model).evaluate(test, load_best_model=False)
+    assert judged is not None and judged["mae"] == pytest.approx(result["test_result"]["mae"])
+
+
+def test_a_run_stopped_in_or_after_the_exchange_goes_on_to_the_same_numbers(run, tmp_path):
+    whole = run(epochs=7, checkpoint_dir=str(tmp_path / "whole"), **FACTORS)
+    for stop in (3, 6):
+        part = run(epochs=stop, checkpoint_dir=str(tmp_path / str(stop)), **FACTORS)
+        again = run(epochs=7, checkpoint_dir=str(tmp_path / str(stop)), resume=part["run_folder"], **FACTORS)
+        assert again["test_result"] == whole["test_result"]
+        assert [each["loss"] for each in again["rounds"]] == [each["loss"] for each in whole["rounds"]]
+
+
+@pytest.mark.parametrize("keys", [
+    {"codecs": ["row_sparse", "int4", "int8", "fp16"], "codec_arrays": {"int4": "product_*", "int8": "[hpm]*"}},
+    {"label_mode": "threshold", "metrics": ["AUC"], "valid_metric": "AUC"},
+    {"partition": "user"},
+    {"em_steps": 0},
+    {"em_steps": 2, "min_clients": 2},
+    {"factor_size": 40, "sketch_width": 60},
+])  # fmt: skip
+def test_factors_run_with_other_keys_too(run, keys):
+    result = run(**{**FACTORS, "epochs": 8, "saved": False, **keys})
+    assert np.isfinite([each for each in result["test_result"].values() if each is not None]).all()
+
+
+def test_codecs_take_the_arrays_that_they_are_given(prepared):
+    from recbole_fedkd.federated.codec import CodecSettings, CodecStack
+
+    settings = CodecSettings(0.9, 0.98, 20, 0.05, {"int4": "product_*"})
+    stack = CodecStack.of(["int4", "fp16"], settings)
+    array = np.random.default_rng(0).normal(size=(40, 20)).astype(np.float32)
+    encoded = stack.encode({"product_0": array, "histogram": array}, 0)
+    assert {name.partition(".")[0] for name in encoded} == {"product_0|0", "histogram|1"}
+    decoded = stack.decode(encoded)
+    assert np.abs(decoded["histogram"] - array).max() < 2e-3 < np.abs(decoded["product_0"] - array).max()
+
+
+@pytest.mark.parametrize(("keys", "sentence"), [
+    ({"label_mode": "implicit", "metrics": ["AUC"], "valid_metric": "AUC"}, "is made of labels"),
+    ({"clients_per_round": 2}, "unset clients_per_round"),
+    ({"student_pool": [{}]}, "unset student_pool"),
+])  # fmt: skip
+def test_what_cannot_go_with_factors_is_refused(run, keys, sentence):
+    with pytest.raises(InputError, match=sentence):
+        run(**{**FACTORS, "saved": False, **keys})
