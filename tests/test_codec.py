@@ -322,6 +322,6 @@ def test_resume_is_exact_with_codecs(run, codecs):
 def test_an_unknown_codec_is_told(run):
     with pytest.raises(
         InputError,
-        match=r"codecs is \['zip'\]; it must be a list each, if any, one of fp16, int8, int4, row_sparse, low_rank, top_k",
+        match=r"codecs is \['zip'\]; it must be a list of any of fp16, int8, int4, row_sparse, low_rank, top_k",
     ):
         run(codecs=["zip"])
