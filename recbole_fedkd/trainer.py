@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from recbole.data.interaction import Interaction
 from recbole.data.utils import get_dataloader
 from recbole.sampler import RepeatableSampler, Sampler
-from recbole.trainer import PretrainTrainer, Trainer
+from recbole.trainer import PretrainTrainer, TraditionalTrainer, Trainer
 from recbole.utils import EvaluatorType, get_local_time, get_trainer, set_color
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -81,6 +81,7 @@ from recbole_fedkd.files import remove_temporaries, writable_folder, write_bytes
 from recbole_fedkd.finite import NotFiniteError, check_trained, learner_of
 from recbole_fedkd.model import (
     AttnFedKD,
+    Bias,
     FleetPopulation,
     NetworkPopulation,
     RecBoleFleetPopulation,
@@ -855,6 +856,8 @@ def trainer_class(config: Any) -> type[CheckpointTrainer]:
     if config["strategy"] != "central":
         return FedKDTrainer
     recbole_trainer = get_trainer(config["MODEL_TYPE"], config["model"])
+    if issubclass(config.model_class, Bias):
+        recbole_trainer = TraditionalTrainer  # one epoch, whatever the config says: there is nothing to train
     if recbole_trainer is Trainer:
         return CheckpointTrainer
     if not issubclass(recbole_trainer, Trainer):
