@@ -72,7 +72,8 @@ from recbole_fedkd.evaluation import (
     user_values,
 )
 from recbole_fedkd.federated.client import Client, ClientSettings
-from recbole_fedkd.federated.codec import CodecSettings, CodecStack, WireCodecs
+from recbole_fedkd.federated.codec import CodecStack, WireCodecs
+from recbole_fedkd.federated.encoding import CodecSettings
 from recbole_fedkd.federated.knowledge import KnowledgeSettings
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy, StrategySettings

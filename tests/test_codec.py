@@ -10,13 +10,10 @@ from hypothesis.extra import numpy as arrays_of
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.codec import (
     CODECS,
-    CodecSettings,
     CodecStack,
-    LowRank,
-    bridged,
-    energy_rank,
     squared_error,
 )
+from recbole_fedkd.federated.encoding import CodecSettings, LowRank, bridged, energy_rank
 from recbole_fedkd.federated.message import Message, MessageError, decoded
 from recbole_fedkd.federated.wire import Broadcast, applied, difference, named
 

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_fedkd.federated.codec import CODECS, CodecSettings, CodecStack, WireCodecs
+from recbole_fedkd.federated.codec import CODECS, CodecStack, WireCodecs
+from recbole_fedkd.federated.encoding import CodecSettings
 from recbole_fedkd.federated.message import SERVER, ArraySpec, Message, MessageError, Schema, Training, decoded
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.strategy import Strategy

@@ -2,8 +2,9 @@
 
 from recbole_fedkd.engine.agreement import disagreement
 from recbole_fedkd.engine.base import ClientError, Engine, RoundReport
-from recbole_fedkd.engine.fleet import FleetEngine, batched_optimizer, obstacle
+from recbole_fedkd.engine.fleet import FleetEngine
 from recbole_fedkd.engine.local import LocalEngine
+from recbole_fedkd.engine.obstacle import batched_optimizer, obstacle
 from recbole_fedkd.engine.samples import FleetTask, LabelledSamples, RecBoleSamples
 
 ENGINES = {"local": LocalEngine, "fleet": FleetEngine}

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from recbole_fedkd.engine.draws import Streams
-from recbole_fedkd.engine.fleet import drawing, stepped
 from recbole_fedkd.engine.samples import Epoch, RecBoleSamples
+from recbole_fedkd.engine.steps import drawing, stepped
 from recbole_fedkd.federated.client import client_round_seed, own_streams
 from recbole_fedkd.federated.task import RecBoleTask
 from recbole_fedkd.model.backbone import HandedDropout

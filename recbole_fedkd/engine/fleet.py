@@ -8,179 +8,37 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
-from recbole.data.dataloader import TrainDataLoader
-from recbole.data.utils import get_dataloader
-from recbole.utils import ModelType
 from torch import Tensor, nn
 
 from recbole_fedkd.engine.base import ClientError, Engine, Round, reason
 from recbole_fedkd.engine.draws import Streams
+from recbole_fedkd.engine.memory import OptimizerMemory, RowChanges
 from recbole_fedkd.engine.packing import packed, slots
 from recbole_fedkd.engine.samples import Epoch, FleetTask
+from recbole_fedkd.engine.steps import drawing, stepped
 from recbole_fedkd.engine.threads import SideBySide, keep_freed_memory
 from recbole_fedkd.errors import listed
 from recbole_fedkd.federated.client import ClientSettings
 from recbole_fedkd.federated.compact import MeanOfClients, MeanPart, SharedTensors, stacked, unstacked
 from recbole_fedkd.federated.message import Message, sizes_by_sender
 from recbole_fedkd.federated.server import Server
-from recbole_fedkd.federated.strategy import STRATEGIES, LocalResult, to_tensors
+from recbole_fedkd.federated.strategy import LocalResult, to_tensors
 from recbole_fedkd.federated.strategy.federated_averaging import (
     BUFFER,
     PARAMETER,
-    FederatedAveraging,
-    MutualDistillation,
     parameter_of,
 )
-from recbole_fedkd.federated.strategy.knowledge_exchange import AttentiveFederatedDistillation, FederatedDistillation
-from recbole_fedkd.federated.strategy.local_training import LocalTraining
 from recbole_fedkd.federated.task import Step
 from recbole_fedkd.finite import NotFiniteError, all_finite, finite_clients, training_sentence
-from recbole_fedkd.model.backbone import HandedDropout
-from recbole_fedkd.model.fleet import ClientGroup, CompactPopulation, Pack, RowStore, Weights, fill_rows
+from recbole_fedkd.model.fleet import ClientGroup, CompactPopulation, Pack, Weights
 from recbole_fedkd.model.shared import SharedState, matching
-from recbole_fedkd.optim.batched import BatchedAdam, BatchedAdamToSGD, BatchedOptimizer, BatchedSGD, clip_norms
-
-BATCHED = (
-    LocalTraining,
-    AttentiveFederatedDistillation,
-    FederatedDistillation,
-    FederatedAveraging,
-    MutualDistillation,
-)
-"""Strategies whose messages this engine makes for many clients at once."""
-
-
-def obstacle(config: Any, clients: int) -> str | None:
-    """Why a config cannot run on this engine; None if it can.
-
-    Args:
-        config: the run's config.
-        clients: number of clients.
-    """
-    strategy = STRATEGIES[config["strategy"]]
-    clipping = config["clip_grad_norm"] or {}
-    if clients == 1:
-        return "a lone client trains as RecBole does, from the run's own streams"
-    if not config.attentive and (hindrance := _foreign(config)) is not None:
-        return hindrance
-    if strategy not in BATCHED:
-        return f"strategy '{config['strategy']}' makes its messages client by client"
-    if config["codecs"] or config["broadcast_codecs"]:
-        return "codecs encode message by message"
-    if strategy.exchanges_knowledge and config["knowledge"] != "label":
-        return f"knowledge '{config['knowledge']}' is collected client by client"
-    if str(config["learner"]).lower() not in ("adam", "sgd", "adam_to_sgd"):
-        return f"learner '{config['learner']}' is not batched; adam, sgd and adam_to_sgd are"
-    if config["learning_rates"] and str(config["learner"]).lower() == "adam_to_sgd":
-        return "learner adam_to_sgd switches to one rate for all parameters, which learning_rates contradict"
-    if strategy.shares_parameters and config["serve_after"] == "training" and config["clients_per_round"]:
-        return "serve_after=training has clients that sit out keep the tables of the round they last took part in"
-    if config["serve_average"]:
-        return "serve_average is kept client by client"
-    if config["weight_decay"]:
-        return "weight_decay moves every row of every item table, which clients hold in part"
-    if set(clipping) - {"max_norm", "norm_type"} or clipping.get("norm_type", 2) != 2:
-        return "clip_grad_norm is batched for max_norm and the L2 norm alone"
-    return None
-
-
-def _foreign(config: Any) -> str | None:
-    """Why a model of RecBole's cannot run on this engine, as far as the config says."""
-    if config["MODEL_TYPE"] not in (ModelType.GENERAL, ModelType.CONTEXT):
-        return f"model '{config['model']}' is neither a general nor a context-aware one"
-    if get_dataloader(config, "train") is not TrainDataLoader or config["transform"] or config["repeatable"]:
-        return f"model '{config['model']}' has batches of its own making"
-    return None
-
-
-def batched_optimizer(config: Any) -> BatchedOptimizer:
-    """The optimiser that ``learner`` names; :func:`obstacle` has seen that there is one."""
-    rate = float(config["learning_rate"])
-    learner = str(config["learner"]).lower()
-    if learner == "adam_to_sgd":
-        return BatchedAdamToSGD(rate, config["switch_test"], config["switch_threshold"])
-    return BatchedAdam(rate) if learner == "adam" else BatchedSGD(rate)
-
-
-class OptimizerMemory(nn.Module):
-    """What the optimiser of every client of a group remembers.
-
-    Args:
-        group: the clients.
-        optimizer: says how much it remembers.
-    """
-
-    dense: Tensor
-    users: Tensor
-    counters: Tensor
-
-    def __init__(self, group: ClientGroup, optimizer: BatchedOptimizer) -> None:
-        super().__init__()
-        clients, memories, device = len(group.numbers), optimizer.memories, group.numbers.device
-        self.register_buffer("dense", torch.zeros(memories, clients, group.dense_base().numel(), device=device))
-        self.register_buffer("users", torch.zeros(memories, *group.user_table().shape, device=device))
-        self.register_buffer("counters", torch.zeros(clients, optimizer.counters, dtype=torch.float64, device=device))
-        self.rows = RowStore(clients, memories * group.item_base().shape[1]).to(device)
-
-    def of(self, pack: Pack, weights: Weights) -> list[Weights]:
-        """Memories of packed clients, in the shapes of their weights."""
-        width = weights.rows.shape[2]
-        rows = weights.rows.new_zeros(*weights.rows.shape[:2], self.rows.data.shape[1])
-        fill_rows(rows, pack, self.rows, rows.shape[2])
-        users = (
-            self.users[:, pack.members] if self.users.shape[2] else [torch.zeros_like(weights.users)] * len(self.dense)
-        )
-        return [
-            Weights(self.dense[place, pack.clients], rows[..., place * width : (place + 1) * width].contiguous(), own)
-            for place, own in enumerate(users)
-        ]
-
-    def write(self, pack: Pack, memories: Sequence[Weights], counters: Tensor) -> None:
-        """Keep the memories but for the item rows."""
-        present = pack.members > 0
-        for place, memory in enumerate(memories):
-            self.dense[place, pack.clients] = memory.dense
-            if self.users.shape[2]:
-                self.users[place, pack.members[present]] = memory.users[present]
-        self.counters[pack.clients] = counters
-
-
-@dataclass(frozen=True)
-class RowChanges:
-    """Item rows that clients hold at the end of a round, for :meth:`RowStore.replace`.
-
-    Attributes:
-        clients: places in the group ``[c]``.
-        counts: rows of each ``[c]``.
-        items: item ids ``[rows]``, client by client.
-        data: ``[rows, width]``.
-    """
-
-    clients: Tensor
-    counts: Tensor
-    items: Tensor
-    data: Tensor
-
-    @staticmethod
-    def of(pack: Pack, rows: Tensor) -> RowChanges:
-        """The rows ``[c, rows, width]`` of a pack."""
-        present = torch.arange(rows.shape[1], device=rows.device) < pack.count.unsqueeze(1)
-        place = present.flatten().nonzero().flatten()
-        return RowChanges(
-            pack.clients, pack.count, pack.items.flatten()[place], rows.flatten(0, 1).index_select(0, place)
-        )
-
-    @staticmethod
-    def apply(changes: Sequence[RowChanges], store: RowStore) -> None:
-        """Bring a store up to date with the rows of all packs."""
-        if changes:
-            store.replace(*(torch.cat([getattr(each, part.name) for each in changes]) for part in fields(RowChanges)))
+from recbole_fedkd.optim.batched import BatchedOptimizer, clip_norms
 
 
 @dataclass(frozen=True)
@@ -730,53 +588,3 @@ def _of_clients(numbers: Sequence[int], which: Tensor, round_index: int, stage: 
     error = ClientError(f"client{'s' * (len(own) > 1)} {listed(own, 10)}, round {round_index + 1}, {stage}: {sentence}")
     error.__cause__ = NotFiniteError(sentence)
     return error
-
-
-def stepped(
-    task: FleetTask,
-    clients: tuple[ClientGroup, nn.Module, Pack, Weights, Mapping[str, Tensor]],
-    batch: Epoch,
-    masks: Sequence[Tensor],
-    with_logits: bool,
-    function: Callable[..., Any],
-    *packed: Any,
-) -> Any:
-    """What packed clients say of a batch.
-
-    Args:
-        task: says what a step is.
-        clients: their group, its network for this thread, who they are, their parameters and buffers.
-        batch: ``[c, size]``.
-        masks: of the layers that draw ``[c, size, ...]``; none in a pass without dropout.
-        with_logits: whether the step needs them.
-        function: called for every client as ``function(step, parameters, *of the client)``.
-        packed: tensors ``[c, ...]``, or containers of such.
-    """
-    group, network, pack, weights, buffers = clients
-    calls = _dropouts(network)
-
-    def of_client(
-        network: nn.Module, parameters: Mapping[str, Tensor], masks: Sequence[Tensor], arguments: Any, *of_client: Any
-    ) -> Any:
-        for (layer, _), mask in zip(calls, masks, strict=bool(masks)):
-            layer.handed.append(mask)
-        return function(task.step(network, with_logits, *arguments), parameters, *of_client)
-
-    try:
-        arguments = task.arguments(group, pack, batch)
-        return group.called(network, of_client, weights, buffers, list(masks), arguments, *packed)
-    finally:
-        for layer, _ in calls:
-            layer.handed.clear()
-
-
-def drawing(network: nn.Module) -> list[tuple[float, tuple[int, ...]]]:
-    """Share that is dropped, and shape of a sample, of every mask that a pass draws, in the order in which it does."""
-    return [(layer.probability, shape) for layer, shape in _dropouts(network)]
-
-
-def _dropouts(network: nn.Module) -> list[tuple[HandedDropout, tuple[int, ...]]]:
-    """Calls of layers that draw."""
-    layers = [module for module in network.modules() if isinstance(module, HandedDropout) and module.probability]
-    calls = [(turn, layer, shape) for layer in layers for turn, shape in layer.shapes.items()]
-    return [(layer, shape) for _, layer, shape in sorted(calls, key=lambda call: call[0])]

@@ -1,0 +1,87 @@
+"""What packed clients leave for the next round: the memories of their optimisers, and their item rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from recbole_fedkd.model.fleet import ClientGroup, Pack, RowStore, Weights, fill_rows
+from recbole_fedkd.optim.batched import BatchedOptimizer
+
+
+class OptimizerMemory(nn.Module):
+    """What the optimiser of every client of a group remembers.
+
+    Args:
+        group: the clients.
+        optimizer: says how much it remembers.
+    """
+
+    dense: Tensor
+    users: Tensor
+    counters: Tensor
+
+    def __init__(self, group: ClientGroup, optimizer: BatchedOptimizer) -> None:
+        super().__init__()
+        clients, memories, device = len(group.numbers), optimizer.memories, group.numbers.device
+        self.register_buffer("dense", torch.zeros(memories, clients, group.dense_base().numel(), device=device))
+        self.register_buffer("users", torch.zeros(memories, *group.user_table().shape, device=device))
+        self.register_buffer("counters", torch.zeros(clients, optimizer.counters, dtype=torch.float64, device=device))
+        self.rows = RowStore(clients, memories * group.item_base().shape[1]).to(device)
+
+    def of(self, pack: Pack, weights: Weights) -> list[Weights]:
+        """Memories of packed clients, in the shapes of their weights."""
+        width = weights.rows.shape[2]
+        rows = weights.rows.new_zeros(*weights.rows.shape[:2], self.rows.data.shape[1])
+        fill_rows(rows, pack, self.rows, rows.shape[2])
+        users = (
+            self.users[:, pack.members] if self.users.shape[2] else [torch.zeros_like(weights.users)] * len(self.dense)
+        )
+        return [
+            Weights(self.dense[place, pack.clients], rows[..., place * width : (place + 1) * width].contiguous(), own)
+            for place, own in enumerate(users)
+        ]
+
+    def write(self, pack: Pack, memories: Sequence[Weights], counters: Tensor) -> None:
+        """Keep the memories but for the item rows."""
+        present = pack.members > 0
+        for place, memory in enumerate(memories):
+            self.dense[place, pack.clients] = memory.dense
+            if self.users.shape[2]:
+                self.users[place, pack.members[present]] = memory.users[present]
+        self.counters[pack.clients] = counters
+
+
+@dataclass(frozen=True)
+class RowChanges:
+    """Item rows that clients hold at the end of a round, for :meth:`RowStore.replace`.
+
+    Attributes:
+        clients: places in the group ``[c]``.
+        counts: rows of each ``[c]``.
+        items: item ids ``[rows]``, client by client.
+        data: ``[rows, width]``.
+    """
+
+    clients: Tensor
+    counts: Tensor
+    items: Tensor
+    data: Tensor
+
+    @staticmethod
+    def of(pack: Pack, rows: Tensor) -> RowChanges:
+        """The rows ``[c, rows, width]`` of a pack."""
+        present = torch.arange(rows.shape[1], device=rows.device) < pack.count.unsqueeze(1)
+        place = present.flatten().nonzero().flatten()
+        return RowChanges(
+            pack.clients, pack.count, pack.items.flatten()[place], rows.flatten(0, 1).index_select(0, place)
+        )
+
+    @staticmethod
+    def apply(changes: Sequence[RowChanges], store: RowStore) -> None:
+        """Bring a store up to date with the rows of all packs."""
+        if changes:
+            store.replace(*(torch.cat([getattr(each, part.name) for each in changes]) for part in fields(RowChanges)))

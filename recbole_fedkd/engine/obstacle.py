@@ -1,0 +1,79 @@
+"""What the ``fleet`` engine can run, and what stands in the way of all else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recbole.data.dataloader import TrainDataLoader
+from recbole.data.utils import get_dataloader
+from recbole.utils import ModelType
+
+from recbole_fedkd.federated.strategy import STRATEGIES
+from recbole_fedkd.federated.strategy.federated_averaging import (
+    FederatedAveraging,
+    MutualDistillation,
+)
+from recbole_fedkd.federated.strategy.knowledge_exchange import AttentiveFederatedDistillation, FederatedDistillation
+from recbole_fedkd.federated.strategy.local_training import LocalTraining
+from recbole_fedkd.optim.batched import BatchedAdam, BatchedAdamToSGD, BatchedOptimizer, BatchedSGD
+
+BATCHED = (
+    LocalTraining,
+    AttentiveFederatedDistillation,
+    FederatedDistillation,
+    FederatedAveraging,
+    MutualDistillation,
+)
+"""Strategies whose messages this engine makes for many clients at once."""
+
+
+def obstacle(config: Any, clients: int) -> str | None:
+    """Why a config cannot run on this engine; None if it can.
+
+    Args:
+        config: the run's config.
+        clients: number of clients.
+    """
+    strategy = STRATEGIES[config["strategy"]]
+    clipping = config["clip_grad_norm"] or {}
+    if clients == 1:
+        return "a lone client trains as RecBole does, from the run's own streams"
+    if not config.attentive and (hindrance := _foreign(config)) is not None:
+        return hindrance
+    if strategy not in BATCHED:
+        return f"strategy '{config['strategy']}' makes its messages client by client"
+    if config["codecs"] or config["broadcast_codecs"]:
+        return "codecs encode message by message"
+    if strategy.exchanges_knowledge and config["knowledge"] != "label":
+        return f"knowledge '{config['knowledge']}' is collected client by client"
+    if str(config["learner"]).lower() not in ("adam", "sgd", "adam_to_sgd"):
+        return f"learner '{config['learner']}' is not batched; adam, sgd and adam_to_sgd are"
+    if config["learning_rates"] and str(config["learner"]).lower() == "adam_to_sgd":
+        return "learner adam_to_sgd switches to one rate for all parameters, which learning_rates contradict"
+    if strategy.shares_parameters and config["serve_after"] == "training" and config["clients_per_round"]:
+        return "serve_after=training has clients that sit out keep the tables of the round they last took part in"
+    if config["serve_average"]:
+        return "serve_average is kept client by client"
+    if config["weight_decay"]:
+        return "weight_decay moves every row of every item table, which clients hold in part"
+    if set(clipping) - {"max_norm", "norm_type"} or clipping.get("norm_type", 2) != 2:
+        return "clip_grad_norm is batched for max_norm and the L2 norm alone"
+    return None
+
+
+def _foreign(config: Any) -> str | None:
+    """Why a model of RecBole's cannot run on this engine, as far as the config says."""
+    if config["MODEL_TYPE"] not in (ModelType.GENERAL, ModelType.CONTEXT):
+        return f"model '{config['model']}' is neither a general nor a context-aware one"
+    if get_dataloader(config, "train") is not TrainDataLoader or config["transform"] or config["repeatable"]:
+        return f"model '{config['model']}' has batches of its own making"
+    return None
+
+
+def batched_optimizer(config: Any) -> BatchedOptimizer:
+    """The optimiser that ``learner`` names; :func:`obstacle` has seen that there is one."""
+    rate = float(config["learning_rate"])
+    learner = str(config["learner"]).lower()
+    if learner == "adam_to_sgd":
+        return BatchedAdamToSGD(rate, config["switch_test"], config["switch_threshold"])
+    return BatchedAdam(rate) if learner == "adam" else BatchedSGD(rate)
