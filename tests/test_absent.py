@@ -116,7 +116,9 @@ def check_round_of(strategy, clients):
         assert report.loss == pytest.approx(expected.loss, rel=1e-4)
         assert all("\n" not in reason for reason in report.missing.values())
         for name, value in good.server.state.items():
-            torch.testing.assert_close(engine.server.state[name], value, rtol=1e-5, atol=1e-6)
+            # Sums in single precision: their rounding grows with the clients, and fedadam divides it by a small number.
+            tolerance = max(1e-5, clients * 1e-8)
+            torch.testing.assert_close(engine.server.state[name], value, rtol=tolerance, atol=tolerance / 10)
 
 
 @pytest.fixture
