@@ -511,6 +511,15 @@ def test_a_metric_that_grows_has_its_worst_client_below(records):
     assert (afd.better, afd.compared) == (1, 3)
 
 
+def test_where_a_threshold_comes_from_makes_no_other_protocol(records):
+    told = "held-out test rows, rating >= 4"
+    records.run("afd", 1, {"mae": 0.5}, protocols={"mae": told})
+    records.run("local", 1, {"mae": 0.6}, protocols={"mae": f"{told}, three quarters of the scale 1..5"})
+    (group,) = records.read().groups
+    assert protocol_sentences(group) == [f"MAE: {told}, three quarters of the scale 1..5."]
+    assert best_rows(group)["mae"] == {"afd"}
+
+
 def test_counts_of_single_seeds_make_no_other_protocol(records):
     told = "held-out test rows [{} of 60 rows repeat a pair]"
     for seed, repeated in ((1, 3), (2, 5)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -28,10 +29,19 @@ _KEYS_OF_A_RUN = frozenset(
 )  # fmt: skip
 
 
+# Where the threshold of a label comes from; older records do not say it, and it judges nothing else.
+_ORIGIN = re.compile(r", three quarters of the scale \S+")
+
+
 def parted_protocol(told: str) -> tuple[str, str]:
     """A protocol, and what was counted on the split of one seed, in brackets at its end or empty."""
     protocol, bracket, counts = told.partition(" [")
     return protocol, bracket.strip() + counts
+
+
+def comparable_protocol(told: str) -> str:
+    """What two protocols have in common that judge alike."""
+    return _ORIGIN.sub("", parted_protocol(told)[0])
 
 
 @dataclass(frozen=True)
@@ -100,9 +110,9 @@ class Run:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def protocol(self, metric: str) -> str | None:
-        """How a test metric came about, without what was counted on the split of this seed; None where that is not known."""
+        """How a test metric came about, alike for all that was judged alike; None where that is not known."""
         told = self.protocols.get(metric)
-        return None if told is None else parted_protocol(told)[0]
+        return None if told is None else comparable_protocol(told)
 
     @property
     def best_valid(self) -> float | None:

@@ -10,7 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recbole_fedkd.report.records import Experiment, Group, Published, Scale, as_text, parted_protocol
+from recbole_fedkd.report.records import (
+    Experiment,
+    Group,
+    Published,
+    Scale,
+    as_text,
+    comparable_protocol,
+    parted_protocol,
+)
 from recbole_fedkd.report.statistics import (
     ClientQuality,
     Comparison,
@@ -122,17 +130,20 @@ def protocols_of(group: Group, metric: str) -> dict[str, list[str]]:
     of the counts are told.
     """
     found: dict[str, list[str]] = {}
+    sentences: dict[str, str] = {}
     counted: dict[str, list[str]] = {}
     for row in group.rows:
         for run in group.runs[row]:
             if metric in run.test:
-                told, counts = parted_protocol(run.protocols.get(metric, "protocol not recorded"))
-                rows = found.setdefault(told, [])
+                whole = run.protocols.get(metric, "protocol not recorded")
+                key, (told, counts) = comparable_protocol(whole), parted_protocol(whole)
+                sentences[key] = max(sentences.get(key, ""), told, key=len)
+                rows = found.setdefault(key, [])
                 if row not in rows:
                     rows.append(row)
-                if counts and counts not in counted.setdefault(told, []):
-                    counted[told].append(counts)
-    return {" ".join([told, *_merged_counts(counted.get(told, []))]): rows for told, rows in found.items()}
+                if counts and counts not in counted.setdefault(key, []):
+                    counted[key].append(counts)
+    return {" ".join([sentences[key], *_merged_counts(counted.get(key, []))]): rows for key, rows in found.items()}
 
 
 def _merged_counts(told: Sequence[str]) -> list[str]:
