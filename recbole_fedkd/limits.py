@@ -17,9 +17,10 @@ def check_limits(config: Any, dataset: Any) -> None:
     """Check what a config asks for against the training data and this machine.
 
     Raises:
-        InputError: ``topk`` beyond the catalogue, or vectors of users and items that alone are more than there is memory.
+        InputError: the user's ``topk`` is beyond the catalogue, or vectors of users and items alone
+            are more than there is memory.
     """
-    config.check_catalogue(dataset.item_num - 1)
+    config.fit_catalogue(dataset.item_num - 1)
     _check_memory(config, dataset)
 
 

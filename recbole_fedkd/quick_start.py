@@ -7,6 +7,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import re
 import shutil
 import tempfile
 import urllib.error
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from recbole.utils import ModelType, get_environment, init_seed, set_color
+from recbole.utils import InputType, ModelType, get_environment, init_seed, set_color
 from texttable import Texttable
 
 from recbole_fedkd import __version__
@@ -64,6 +65,7 @@ from recbole_fedkd.model import (
     check_columns,
     check_data,
     normalise_single_rows,
+    reads_negatives,
     with_attention,
 )
 from recbole_fedkd.model.shared import SharedState
@@ -286,10 +288,11 @@ def _prepare_data(config: FedKDConfig) -> _Data:
     check_limits(config, train_dataset)
     check_data(config, train_dataset)
     client_of_user = _client_of_user(config, train_dataset) if config.federated else None
-    evaluations = (
-        evaluation_data(config, dataset, loaders, "valid", features.context),
-        evaluation_data(config, dataset, loaders, "test", features.context),
-    )
+    with _samples_made(config, dataset):
+        evaluations = (
+            evaluation_data(config, dataset, loaders, "valid", features.context),
+            evaluation_data(config, dataset, loaders, "test", features.context),
+        )
     return _Data(dataset, loaders, evaluations, client_of_user)
 
 
@@ -397,13 +400,26 @@ def _disagreement(
 
 def _split(config: FedKDConfig, dataset: Any) -> tuple[Any, Any, Any]:
     """Loaders of the splits of a dataset, held against those of a checkpoint where the run goes on with one."""
-    try:
+    with _samples_made(config, dataset):
         loaders: tuple[Any, Any, Any] = with_candidates(config, dataset, data_preparation(config, dataset))
-    except (ValueError, NotImplementedError) as error:
-        raise InputError(_why_not_split(config, dataset, str(error))) from error
     splits = zip(("train", "valid", "test"), (each._dataset.inter_feat for each in loaders), strict=True)
     dataset.fingerprint.take_splits(splits, (dataset.uid_field, dataset.iid_field))
     return loaders
+
+
+@contextmanager
+def _samples_made(config: FedKDConfig, dataset: Any) -> Iterator[None]:
+    """Around the loaders and samplers of RecBole, of training and of judging: what they refuse is a sentence.
+
+    Raises:
+        InputError: they cannot make samples of this dataset.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(_why_not_split(config, dataset, str(error))) from error
 
 
 def _why_not_split(config: FedKDConfig, dataset: Any, reason: str) -> str:
@@ -429,6 +445,11 @@ def _check_labels(config: FedKDConfig, train_dataset: Any) -> None:
             raise InputError(
                 "train_neg_sample_args: clients sample negatives uniformly; popularity and dynamic are central"
             )
+    if config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and not sampled and reads_negatives(config.model_class):
+        raise InputError(
+            f"model '{config['model']}' learns to rank an item above a sampled one, but train_neg_sample_args samples none; "
+            "leave it unset, or set {distribution: uniform, sample_num: 1}"
+        )
     clicks = config["MODEL_TYPE"] == ModelType.CONTEXT and not sampled
     if clicks and config["LABEL_FIELD"] not in train_dataset.inter_feat:
         raise InputError(
@@ -486,7 +507,8 @@ def _load_dataset(config: FedKDConfig, existed: bool) -> Any:
             raise InputError(
                 f"dataset '{name}' is unknown: '{folder}' does not exist and RecBole has no download of that name"
             ) from error
-        raise InputError(f"dataset '{name}' in '{folder}' cannot be loaded: {error}") from error
+        reason = re.sub(r"np\.str_\((.*?)\)", r"\1", str(error))  # numpy 2 shows the type of a name
+        raise InputError(f"dataset '{name}' in '{folder}' cannot be loaded: {reason}") from error
     except (KeyError, TypeError) as error:
         reason = f"{type(error).__name__} {error}"
         raise InputError(f"dataset '{name}' in '{folder}' cannot be loaded as configured: {reason}") from error

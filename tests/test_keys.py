@@ -33,6 +33,19 @@ def refusal(model="AttnFedKD", **keys) -> str:
     return str(caught.value)
 
 
+def write_few(folder: Path, items: int, per_user: int) -> Path:
+    """A dataset ``tiny`` of 12 users, each of whom has rated the next ``per_user`` items of a few."""
+    rows = [
+        f"u{user}\ti{(user + place) % items}\t{1 if (user + place) % 5 == 0 else 5}\t{100 * user + place}"
+        for user in range(12)
+        for place in range(per_user)
+    ]
+    (folder / "tiny").mkdir()
+    header = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
+    (folder / "tiny" / "tiny.inter").write_text("\n".join([header, *rows]) + "\n")
+    return folder
+
+
 class TestValues:
     @pytest.mark.parametrize(
         ("text", "value"),
@@ -43,6 +56,10 @@ class TestValues:
             ("{sample_num: 4, dynamic: false}", {"sample_num": 4, "dynamic": False}),
             ("{'item.*': 1e-3, b: .5}", {"item.*": 0.001, "b": 0.5}),
             ("[{embedding_size: 4}, {}]", [{"embedding_size": 4}, {}]),
+            ("{rating:3}", {"rating": 3}),
+            ("{split:{LS:test_only},order:TO}", {"split": {"LS": "test_only"}, "order": "TO"}),
+            ("{split:{RS:[8,1,1],LS:x}}", {"split": {"RS": [8, 1, 1], "LS": "x"}}),
+            ("{partition:dirichlet:0.5}", {"partition": "dirichlet:0.5"}),
             ("[1e-3, 1E5, -2]", [0.001, 1e5, -2]),
             ("5,10", (5, 10)),
             ("null", None),
@@ -220,7 +237,7 @@ class TestNames:
         ({"topk": [5, True]}, "topk is [5, True]"),
         ({"topk": [2.5]}, "topk is [2.5]"),
         ({"topk": None}, "topk is None"),
-        ({"topk": "ten"}, "topk is 'ten'"),
+        ({"topk": "ten"}, "topk is 'ten'; it must be an integer or a list"),
         ({"unused_col": {"rating": 1}}, "key 'unused_col.rating' is unknown"),
         ({"unused_col": {"inter": 1}}, "unused_col.inter is 1; it must be a list of column names"),
         ({"load_col": {"inter": "user_id"}}, "load_col.inter is 'user_id'; it must be a list"),
@@ -346,6 +363,39 @@ class TestBeforeTraining:
         with pytest.raises(InputError, match=says):
             run(**keys)
 
+    @pytest.mark.parametrize("model", ["AttnFedKD", "BPR"])
+    def test_a_default_topk_is_shortened_to_a_small_catalogue_with_a_word(self, tmp_path, model, caplog):
+        path = write_few(tmp_path, items=7, per_user=5)
+        keys = {key: value for key, value in SMALL.items() if key not in ("topk", "load_col")}
+        keys.update(data_path=str(path), metrics=["NDCG", "MRR"])
+        with pytest.raises(AssertionError, match="trained"):
+            run_recbole_fedkd(model, "tiny", config_dict=keys)
+        assert (
+            "topk holds 10, but dataset 'tiny' has only 7 item(s): judged at topk=[7], as you set none" in caplog.text
+        )
+        for own in ({"topk": [10]}, {"valid_metric": "NDCG@10"}):
+            with pytest.raises(InputError, match="topk holds 10, but dataset 'tiny' has only 7"):
+                run_recbole_fedkd(model, "tiny", config_dict={**keys, **own})
+
+    def test_one_item_is_told_by_whatever_samples_first(self, tmp_path):
+        path = write_few(tmp_path, items=1, per_user=1)
+        with pytest.raises(InputError, match="has one item, so that there is nothing to sample or to rank it against"):
+            run_recbole_fedkd(
+                "AttnFedKD", "tiny", config_dict={**SMALL, "data_path": str(path), "topk": [1], "load_col": None}
+            )
+
+    def test_parameters_beyond_the_machine(self, run, monkeypatch):
+        import psutil
+
+        monkeypatch.setattr(psutil, "virtual_memory", type("Memory", (), {"total": 2000}))
+        with pytest.raises(InputError, match="model 'NeuMF': its parameters take more than the 0 GB of this machine"):
+            run("NeuMF", mf_embedding_size=32)
+
+    @pytest.mark.parametrize("model", ["BPR", "FPMC", "LightGCN"])
+    def test_a_model_of_pairs_needs_sampled_negatives(self, run, model):
+        with pytest.raises(InputError, match=f"model '{model}' learns .* train_neg_sample_args"):
+            run(model, train_neg_sample_args=None)
+
     def test_topk_of_the_whole_catalogue_is_none_too_many(self, run):
         with pytest.raises(AssertionError, match="trained"):
             run(topk=[40])
@@ -402,6 +452,31 @@ class TestSentences:
             len(shown(dict.fromkeys(range(10_000)))) < 400
             and shown({"RS": [0.8, 0.1, 0.1]}) == "{'RS': [0.8, 0.1, 0.1]}"
         )
+
+
+@pytest.mark.parametrize(
+    ("model", "keys", "says"),
+    [
+        ("SASRec", {"n_layers": 10**9}, "n_layers is 1000000000; it must be 1024 at most"),
+        ("SASRec", {"hidden_size": 10**9}, "hidden_size is 1000000000; it must be 65536 at most"),
+        ("LightGCN", {"n_layers": 10**9}, "n_layers is 1000000000; it must be 1024 at most"),
+        ("WideDeep", {"mlp_hidden_size": [10**9]}, "mlp_hidden_size is .1000000000.; it must be 65536 at most"),
+        ("DiffRec", {"steps": 10**9}, "steps is 1000000000; it must be 65536 at most"),
+        ("ItemKNN", {"k": 10**6}, "k is 1000000; it must be 65536 at most"),
+    ],
+)
+def test_sizes_of_recboles_models_are_bounded(model, keys, says):
+    with pytest.raises(InputError, match=says):
+        config(model, **keys, **({"train_neg_sample_args": None} if model == "SASRec" else {}))
+
+
+def test_a_default_of_none_is_not_told_as_a_kind_of_value():
+    assert refusal(topk="ten").endswith("it must be an integer or a list")
+
+
+def test_counts_of_steps_and_large_weights_are_not():
+    config("MultiDAE", anneal_steps=10**7)
+    config("EASE", reg_weight=250_000)
 
 
 @pytest.mark.parametrize(

@@ -237,7 +237,10 @@ def test_parameters_that_recbole_cannot_put_together_are_a_failed_trial(data_pat
         "exhaustive",
     )
     content = run_search(search, Path("out.json"), stream=io.StringIO())
-    assert content["trials"][0]["error"].startswith("ValueError: The hidden size (64) is not a multiple of")
+    failed = content["trials"][0]["error"]
+    assert failed.startswith(
+        "model 'SASRec' cannot be built on dataset 'tiny' as configured: ValueError: The hidden size (64)"
+    )
     assert content["best"]["parameters"] == {"n_heads": 2}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from logging import getLogger
 from typing import Any
 
 from recbole.config import Config
@@ -116,15 +117,23 @@ class JudgedConfig(Config):
         probe = {"topk": [1], "metric_decimal_place": 4}
         return hasattr(metrics_dict[stem.lower()](probe), "topk")
 
-    def check_catalogue(self, items: int) -> None:
-        """Raise :class:`InputError` if a k of ``topk`` is more than there are items to recommend."""
-        longest = max(self["topk"])
+    def fit_catalogue(self, items: int) -> None:
+        """Shorten a default ``topk`` to the items that there are to recommend, with a warning.
+
+        Raises:
+            InputError: the user's own ``topk``, or the k of the user's ``valid_metric``, is beyond them.
+        """
+        asked = self["topk"]
         ranked = [metric for metric in self.judged_metrics if self._takes_k(metric)]
-        if ranked and longest > items:
-            raise InputError(
-                f"topk holds {longest}, but dataset '{self['dataset']}' has only {items} item(s); "
-                f"set topk to at most that, such as --topk=[{items}]"
-            )
+        if not ranked or max(asked) <= items:
+            return
+        told = f"topk holds {max(asked)}, but dataset '{self['dataset']}' has only {items} item(s)"
+        k = self["valid_metric"].partition("@")[2] if "valid_metric" in self.external_config_dict else ""
+        if "topk" in self.external_config_dict or (k and int(k) > items):
+            raise InputError(f"{told}; set topk to at most that, such as --topk=[{items}]")
+        self.final_config_dict["topk"] = list(dict.fromkeys(min(k, items) for k in asked))
+        self.final_config_dict["valid_metric"] = self._valid_metric(self.judged_metrics, self["topk"])
+        getLogger().warning(f"{told}: judged at topk={self['topk']}, as you set none")
 
     def _check_valid_metric(self) -> None:
         """Before anything runs: ``valid_metric`` names a result key that its metric gives."""

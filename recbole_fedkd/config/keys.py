@@ -54,6 +54,16 @@ _RULES_OF_RECBOLE_KEYS = {
     "embedding_size": "in [1, 65536]",
     "MAX_ITEM_LIST_LENGTH": "in [1, 65536]",
 }
+_LARGEST_LAYER = 65536
+# Sizes that make a machine stop, in keys of RecBole's models: by what their names speak of, the first that fits.
+_MOST: tuple[tuple[re.Pattern[str], int | None], ...] = (
+    (re.compile(r".*(thre?hold|round|anneal).*"), None),
+    (re.compile(r"step|.*(layer|hop|depth|block|iter|order|head).*"), 1024),
+    (
+        re.compile(r"steps|k|nh|nv|.*(size|dim|channel|num|rank|factor|facet|memory|kernel|interest|len|term|CAN).*"),
+        _LARGEST_LAYER,
+    ),
+)
 # What `<name>` in a rule stands for: whatever is registered at the time, also from outside the package.
 _REGISTRIES: dict[str, Callable[[], Iterable[str]]] = {
     "strategies": lambda: STRATEGIES,
@@ -157,7 +167,8 @@ class Key:
             kinds += {float: " of numbers", int: " of integers"}.get(self.elements[0], " of texts")
         if self.rule.startswith("each, if any, one of "):
             return f"{kinds} of any of {self.rule[21:].replace('|', ', ')}"
-        told_rule = self.rule if self.rule.startswith("one of") else f"{kinds} {self.rule}".strip()
+        rule = "" if self.rule == "None" else self.rule
+        told_rule = rule if rule.startswith("one of") else f"{kinds} {rule}".strip()
         return told_rule.replace("|", ", ")
 
     def _nearest_choice(self, value: Any) -> str:
@@ -248,6 +259,31 @@ def read_keys(file: Path) -> dict[str, Key]:
             name = line.split(":")[0]
             keys[name] = Key(name, "", (), "", "")
     return keys
+
+
+@lru_cache
+def sizes_of_models() -> frozenset[str]:
+    """Keys that RecBole defines in the files of its models alone."""
+    base = (
+        PROPERTIES / "overall.yaml",
+        RECBOLE_PROPERTIES / "overall.yaml",
+        RECBOLE_PROPERTIES / "dataset" / "sample.yaml",
+    )
+    of_all = {name for file in base for name in read_keys(file)}
+    of_models = {name for file in (RECBOLE_PROPERTIES / "model").glob("*.yaml") for name in read_keys(file)}
+    return frozenset(of_models - of_all - _RULES_OF_RECBOLE_KEYS.keys())
+
+
+def check_size(name: str, value: Any) -> None:
+    """Raise :class:`InputError` for a size of a network of RecBole that no machine holds; RecBole names no bounds."""
+    most = next((most for pattern, most in _MOST if pattern.fullmatch(name)), None)
+    if most is None:
+        return
+    if isinstance(value, list | tuple):  # sizes, also where the name speaks of layers
+        most = _LARGEST_LAYER
+    for element in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(element, int) and element > most:
+            raise InputError(f"{name} is {shown(value)}; it must be {most} at most")
 
 
 @lru_cache

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_fedkd.config.intervals import INTERVAL_KEYS, column_intervals, interval_text
-from recbole_fedkd.config.keys import PROPERTIES, RECBOLE_PROPERTIES, Key, read_keys
+from recbole_fedkd.config.keys import PROPERTIES, RECBOLE_PROPERTIES, Key, check_size, read_keys, sizes_of_models
 from recbole_fedkd.config.shapes import check_shape
 from recbole_fedkd.config.synonyms import called_here
 from recbole_fedkd.config.transforms import TRANSFORM_KEYS, WRITTEN_KEYS
@@ -62,6 +62,7 @@ class KnownKeys:
     Attributes:
         keys: name to key.
         of_model: names that the model's own file or source mentions.
+        sizes: names of RecBole's models, which bounds nothing; a model of the user's own may mean something else by them.
     """
 
     def __init__(
@@ -104,6 +105,9 @@ class KnownKeys:
                 keys.setdefault(name, Key(name, "~", (), "", ""))
                 self.of_model.add(name)
         self.keys = keys
+        own_keys = {name for file in files for name in read_keys(file)}
+        stock = model_class.__module__.startswith(("recbole.", "recbole_fedkd."))
+        self.sizes = sizes_of_models() - own_keys if stock else frozenset()
 
     def check_names(self, names: Iterable[Any]) -> None:
         """Check that each is the name of a key.
@@ -154,6 +158,8 @@ class KnownKeys:
                 continue
             value = values[name] = self.keys[name].read(given)
             check_shape(name, value, suffixes)
+            if name in self.sizes:
+                check_size(name, value)
             if name == "learning_rates":
                 for pattern, rate in value.items():
                     Key(f"learning_rates.{pattern}", "0", (float, int), ">= 0", "").check(rate)

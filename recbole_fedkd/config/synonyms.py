@@ -49,7 +49,10 @@ _CALLED: dict[str, tuple[str, ...]] = {
     "aggregation": ("aggregator", "aggregation_method", "agg", "aggregate"),
     "strategy": ("algorithm", "method", "algo", "fl_method", "federated_algorithm", "alg", "fed_alg", "framework"),
     "backbone": ("network", "net", "architecture", "arch", "encoder"),
-    "partition": ("partition_method", "partitioner", "split_method", "data_split", "non_iid", "iid", "noniid"),
+    "partition": (
+        "partition_method", "partitioner", "split_method", "data_split", "non_iid", "iid", "noniid",
+        "dirichlet_alpha", "dirichlet", "dirichlet_beta", "alpha_dirichlet", "diri_alpha", "concentration",
+    ),
     "stopping_step": (
         "early_stop", "early_stopping", "early_stop_patience", "early_stopping_patience", "patience",
         "early_stopping_rounds", "early_stop_rounds",
@@ -97,6 +100,7 @@ _NOTES = {
     "eval_args": "such as {split: {RS: [0.8, 0.1, 0.1]}, order: RO, group_by: user}",
     "codecs": "a list such as [int8]",
     "gpu_id": "such as 0; empty for the processor",
+    "partition": "such as random, user or dirichlet:0.5",
     "clip_grad_norm": "such as {max_norm: 5}",
     "topk": "a list such as [10]",
     "metrics": "a list such as [NDCG, MAE]",

@@ -20,6 +20,7 @@ _WORDS = {"true": True, "false": False, "none": None, "null": None, "~": None}
 _MOST_VALUES, _MOST_LEVELS = 100_000, 50
 _MOST_BRACKETS = 1_000
 _LARGEST_FILE = 10_000_000
+_COLON = re.compile(r"([{,]\s*[\w.*-]+):(?=[^\s:])")  # of a name at the start of a map's entry
 _FLOAT = re.compile(
     r"""^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
     |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
@@ -139,6 +140,14 @@ def parse_value(text: str) -> Any:
     return value if isinstance(value, str | int | float | list | tuple | dict) or value is None else text
 
 
+def _glued(value: Any) -> bool:
+    """Whether a map in a value has a ``{name:value}``, which yaml takes for one long name without a value."""
+    if isinstance(value, dict):
+        glued = any(inner is None and isinstance(name, str) and ":" in name for name, inner in value.items())
+        return glued or any(map(_glued, value.values()))
+    return isinstance(value, list) and any(map(_glued, value))
+
+
 def _of_yaml(text: str) -> Any:
     bare = text.strip()
     if bare.lower() in _WORDS:
@@ -146,6 +155,8 @@ def _of_yaml(text: str) -> Any:
     if bare[:1] + bare[-1:] in ("[]", "{}") and bare.count("[") + bare.count("{") <= _MOST_BRACKETS:
         try:
             value = yaml.load(bare, Loader=ConfigLoader)
+            if _glued(value):
+                value = yaml.load(_COLON.sub(r"\1: ", bare), Loader=ConfigLoader)
         except (yaml.YAMLError, ValueError, TypeError, RecursionError, MemoryError):
             return text
         # A map without values, {a, b}, is Python's set, and no key is one.

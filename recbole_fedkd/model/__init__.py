@@ -8,7 +8,7 @@ from recbole_fedkd.model.fleet import CompactPopulation, FleetPopulation, RecBol
 from recbole_fedkd.model.floors import MFEM, Bias, FoldIn
 from recbole_fedkd.model.pair import TeacherAndStudent
 from recbole_fedkd.model.population import AttnFedKD, NetworkPopulation, RecBolePopulation
-from recbole_fedkd.model.requirements import building, check_columns, check_data, missing_package
+from recbole_fedkd.model.requirements import building, check_columns, check_data, missing_package, reads_negatives
 from recbole_fedkd.model.student import AttnStudent, AttnTeacher
 
 MODELS = {model.__name__: model for model in (AttnFedKD, AttnStudent, AttnTeacher, MF, PFedRec, Bias, FoldIn, MFEM)}
@@ -36,5 +36,6 @@ __all__ = [
     "corrected",
     "missing_package",
     "normalise_single_rows",
+    "reads_negatives",
     "with_attention",
 ]

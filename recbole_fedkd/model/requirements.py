@@ -6,12 +6,16 @@ RecBole finds out in the middle: as a missing module, a ``KeyError``, or an inde
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import psutil
+import torch
 from recbole.utils import ModelType
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from recbole_fedkd.errors import InputError, nearest
 
@@ -91,6 +95,40 @@ def check_data(config: Any, dataset: Any) -> None:
             )
 
 
+def reads_negatives(model: type) -> bool:
+    """Whether the loss of a model reads sampled items, by its source: autoencoders are called pairwise too, and do not."""
+    try:
+        source = inspect.getsource(inspect.getmodule(model.calculate_loss))  # type: ignore[attr-defined, arg-type]
+    except (OSError, TypeError, AttributeError):
+        return False
+    return "[self.NEG_ITEM_ID]" in source
+
+
+@contextmanager
+def _parameters_counted(model: str) -> Iterator[None]:
+    """Stop the construction of a network whose parameters alone are more than this machine holds, before it is full.
+
+    Raises:
+        InputError: they are.
+    """
+    there, sizes = psutil.virtual_memory().total, dict[int, int]()
+
+    def count(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        if parameter is not None:
+            sizes[id(parameter)] = parameter.nbytes  # a shared one counts once
+        if sum(sizes.values()) > there:
+            raise InputError(
+                f"model '{model}': its parameters take more than the {there / 1e9:.0f} GB of this machine; smaller sizes or "
+                "fewer layers need less"
+            )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 @contextmanager
 def building(config: Any) -> Iterator[None]:
     """Around the construction of a model of RecBole: whatever it raises is a sentence that names the model.
@@ -101,7 +139,8 @@ def building(config: Any) -> Iterator[None]:
         InputError: the model cannot be built.
     """
     try:
-        yield
+        with _parameters_counted(config["model"]):
+            yield
     except InputError:
         raise
     except (np.linalg.LinAlgError, ArithmeticError) as error:
