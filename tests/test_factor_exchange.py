@@ -8,6 +8,8 @@ from recbole_fedkd import load_data_and_model
 from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings, item_tables, packed, unpacked
 from recbole_fedkd.distillation.factors import Rows
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.federated.codec import CodecSettings, CodecStack
+from recbole_fedkd.federated.knowledge import FactorKnowledge, KnowledgeSettings
 from recbole_fedkd.model.factor_head import FactorHead
 from recbole_fedkd.quick_start import build_trainer
 
@@ -145,9 +147,25 @@ def test_factors_run_with_other_keys_too(run, keys):
     assert np.isfinite([each for each in result["test_result"].values() if each is not None]).all()
 
 
-def test_codecs_take_the_arrays_that_they_are_given(prepared):
-    from recbole_fedkd.federated.codec import CodecSettings, CodecStack
+def test_many_rows_have_the_residuals_of_all_of_them_whatever_the_codec():
+    """Half precision ends at 65504, which a sum of squares over a million rows passes."""
+    numbers = {"clients": 1, "labels": 3, "items": ITEMS}
+    rest = dict.fromkeys(
+        ("aggregation", "attention_temperature", "trim_ratio", "knowledge_use", "prior_strength"), None
+    )
+    knowledge = FactorKnowledge(KnowledgeSettings(**numbers, **rest, factors=SETTINGS))
+    arrays = knowledge.upload(
+        {"product_0": torch.ones(ITEMS, 4).double(), "squares": torch.tensor([[7e5]]).double()}, False
+    )
+    stack = CodecStack.of(["int8", "fp16"], CodecSettings(0.9, 0.98, 20, 0.05))
+    assert stack.decode(stack.encode(arrays, 0))["squares"] == 7e5
+    specs = knowledge.upload_arrays()
+    assert {name: (array.shape, array.dtype) for name, array in arrays.items()} == {
+        name: (specs[name].shape, specs[name].dtype) for name in arrays
+    }
 
+
+def test_codecs_take_the_arrays_that_they_are_given(prepared):
     settings = CodecSettings(0.9, 0.98, 20, 0.05, {"int4": "product_*"})
     stack = CodecStack.of(["int4", "fp16"], settings)
     array = np.random.default_rng(0).normal(size=(40, 20)).astype(np.float32)

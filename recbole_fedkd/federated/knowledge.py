@@ -384,15 +384,16 @@ class FactorKnowledge(Knowledge):
             task.head.know(_double(received), _double(own))
 
     def upload(self, collected: Tensors, first: bool) -> Arrays:
-        """The sums in single precision."""
-        return {name: value.float().cpu().numpy() for name, value in collected.items()}
+        """The sums in single precision; the one that is a single number in double, which no codec takes."""
+        arrays: Arrays = {name: value.float().cpu().numpy() for name, value in collected.items()}
+        return arrays | {name: collected[name].cpu().numpy() for name in ("squares",) if name in collected}
 
     def upload_arrays(self) -> dict[str, ArraySpec]:
         """One stage of all."""
         items, settings = self.settings.items, self.settings.factors
         widths = {stage: settings.numbers(stage, self.settings.labels, items) for stage in settings.stages}
         arrays = {stage: ArraySpec((items, width), optional=True) for stage, width in widths.items()}
-        return arrays | {"squares": ArraySpec((1, 1), optional=True)}
+        return arrays | {"squares": ArraySpec((1, 1), np.float64, optional=True)}
 
     def empty(self, state: Tensors) -> Fold:
         """Totals of the stage."""
