@@ -243,10 +243,19 @@ def load_data_and_model(
     return config, loaded, data.dataset, data.loaders[0], *data.evaluations
 
 
-def _known_data(checkpoint: Checkpoint) -> Fingerprint | None:
-    """What the data of a checkpoint are held against; a run on data of its caller's making has none."""
+def _known_data(checkpoint: Checkpoint) -> Fingerprint:
+    """What the data of a checkpoint are held against.
+
+    Raises:
+        InputError: it has no fingerprint of them, as where the run's caller made the data.
+    """
     known = checkpoint.state["data"]
-    return Fingerprint(known, partial(places_beside, checkpoint.file), str(checkpoint.file)) if known else None
+    if known is None:
+        raise InputError(
+            f"checkpoint '{checkpoint.file}' does not know its data, which were not read from files; build the model on the "
+            "same data, and hand the checkpoint to its trainer's resume_checkpoint or load_model"
+        )
+    return Fingerprint(known, partial(places_beside, checkpoint.file), str(checkpoint.file))
 
 
 def build_trainer(config: FedKDConfig, model: Any) -> CheckpointTrainer:

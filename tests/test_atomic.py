@@ -148,6 +148,8 @@ def test_a_rating_that_is_none_is_named_with_its_line(tmp_path, rating, says):
         ("u i 1 1", "line 3: 1 field where the header has 4 columns"),
         ("user_id:token\titem_id:token\trating:float\ttimestamp:float", "line 3: it is the header once more"),
         ("user_id\titem_id\trating\ttimestamp", "line 3: it is the header once more"),
+        ("item_id:token\tuser_id:token\trating:float\ttimestamp:float", "line 3: it is the header once more"),
+        ("\ufeffUSER_ID:TOKEN\tITEM_ID:TOKEN\tRATING:FLOAT\tTIMESTAMP:FLOAT ", "line 3: it is the header once more"),
         ("u\ti\0\t1\t1", "line 3: it holds a NUL character"),
         ("[PAD]\ti\t1\t1", "line 3: 'user_id' is '[PAD]', RecBole's own token"),
     ],

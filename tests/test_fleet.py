@@ -310,7 +310,7 @@ def test_clients_keep_only_the_rows_that_they_have_touched(prepared):
 
 @given(st.lists(st.integers(0, 4), min_size=3, max_size=6), st.sets(st.integers(0, 2), min_size=1), st.randoms())
 def test_replacing_some_clients_rows_leaves_those_of_the_others(counts, chosen, random):
-    store = RowStore(len(counts), 2)
+    store = RowStore(len(counts), 2, 9)
     expected = {}
 
     def put(clients):
@@ -325,6 +325,29 @@ def test_replacing_some_clients_rows_leaves_those_of_the_others(counts, chosen, 
     for client, (items, data) in expected.items():
         _, found, place = store.of(torch.tensor([client]))
         assert torch.equal(found, items) and torch.equal(store.data[place], data)
+    other = RowStore(len(counts), 2, 9)
+    other.load_state_dict(store.state_dict())
+    assert all(torch.equal(one, two) for one, two in zip(store.buffers(), other.buffers(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "crafted",
+    [
+        {"start": [10**6, 0]}, {"start": [0, 0]}, {"start": [1, 3]}, {"start": [-1, 2]}, {"start": [0.0, 2.0]},
+        {"start": [0, 2, 3]},
+        {"count": [-1, 4]}, {"count": [2**40, 1]}, {"count": [2**62, 2**62]}, {"count": [1, 2]}, {"count": [2, 2]},
+        {"item": [0, 9, 1]}, {"item": [0, -1, 1]}, {"item": [1, 1, 1]}, {"item": [0, 1]}, {"item": [[0, 1, 1]]},
+        {"data": [[1.0, 2.0]] * 2}, {"data": [[1.0]] * 3}, {"data": [[1, 2]] * 3},
+    ],
+)  # fmt: skip
+def test_rows_of_a_crafted_checkpoint_are_refused(crafted):
+    good = {"start": [0, 2], "count": [2, 1], "item": [0, 1, 1], "data": [[1.0, 2.0]] * 3}
+    store = RowStore(2, 2, 9)
+    store.load_state_dict({name: torch.tensor(values) for name, values in good.items()})
+    before = store.state_dict()
+    with pytest.raises(ValueError, match=r"rows of clients|is \("):
+        store.load_state_dict({name: torch.tensor(values) for name, values in (good | crafted).items()})
+    assert all(torch.equal(before[name], values) for name, values in store.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", ["adam", "sgd"])

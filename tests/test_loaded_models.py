@@ -226,7 +226,8 @@ class TestCraftedCheckpoints:
             ("cur_step", []), ("best_valid_score", "good"), ("best_epoch", "x"), ("best_valid_result", {"mae": "low"}),
             ("train_loss", []), ("records", {}), ("records", [1]), ("state_dict", {}), ("state_dict", []),
             ("state_dict", {"a": 1}), ("other_parameter", {"a": 1}), ("other_parameter", {"forward": torch.zeros(1)}),
-            ("random", None), ("training", None), ("data", "x"), ("data", {"key": 1}), ("format_version", "4"),
+            ("random", None), ("training", None), ("data", "x"), ("data", None), ("data", {}),
+            ("data", {"key": 1}), ("format_version", "4"),
             ("format_version", None), ("surplus", 1),
         ],
     )  # fmt: skip

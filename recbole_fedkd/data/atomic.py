@@ -347,6 +347,12 @@ def _parse_header(path: Path, header: str, layout: Layout) -> list[Column]:
     return columns
 
 
+def _names_columns(line: str, separator: str, names: list[str]) -> bool:
+    """Whether a line is a header of the columns ``names`` (sorted, small letters), in any order, with types or without."""
+    fields = line.removeprefix(_BYTE_ORDER_MARK).lower().split(separator)
+    return len(fields) == len(names) and sorted(field.partition(":")[0].strip() for field in fields) == names
+
+
 def _fields(file: AtomicFile, lines: list[str]) -> list[str]:
     """All fields of some lines one after the other; every line has as many as there are columns.
 
@@ -355,10 +361,11 @@ def _fields(file: AtomicFile, lines: list[str]) -> list[str]:
     """
     separator = file.layout.separator
     text = "\n".join(lines)
-    names = separator.join(column.name for column in file.columns)
-    if file.header in text or names in text:
+    names = sorted(column.name.lower() for column in file.columns)
+    lowered = text.lower()
+    if all(name in lowered for name in names):
         for place, line in enumerate(lines):
-            if line.removeprefix(_BYTE_ORDER_MARK) in (file.header, names):
+            if _names_columns(line, separator, names):
                 file.refuse(file.rows + place, "it is the header once more; are these two files in one?")
     if "\0" in text:
         place = next(place for place, line in enumerate(lines) if "\0" in line)

@@ -30,7 +30,7 @@ class OptimizerMemory(nn.Module):
         self.register_buffer("dense", torch.zeros(memories, clients, group.dense_base().numel(), device=device))
         self.register_buffer("users", torch.zeros(memories, *group.user_table().shape, device=device))
         self.register_buffer("counters", torch.zeros(clients, optimizer.counters, dtype=torch.float64, device=device))
-        self.rows = RowStore(clients, memories * group.item_base().shape[1]).to(device)
+        self.rows = RowStore(clients, memories * group.item_base().shape[1], group.item_count).to(device)
 
     def of(self, pack: Pack, weights: Weights) -> list[Weights]:
         """Memories of packed clients, in the shapes of their weights."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ class RowStore(nn.Module):
     Args:
         clients: number of clients.
         width: numbers in a row.
+        items: number of items, padding included.
     """
 
     start: Tensor
@@ -42,8 +44,9 @@ class RowStore(nn.Module):
 
     growing = ("item", "data")
 
-    def __init__(self, clients: int, width: int) -> None:
+    def __init__(self, clients: int, width: int, items: int) -> None:
         super().__init__()
+        self.items = items
         self.register_buffer("start", torch.zeros(clients, dtype=torch.long))
         self.register_buffer("count", torch.zeros(clients, dtype=torch.long))
         self.register_buffer("item", torch.zeros(0, dtype=torch.long))
@@ -71,9 +74,34 @@ class RowStore(nn.Module):
         self.start[order] = counts.cumsum(0) - counts
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Take the tensors as they are: the number of rows is part of what is saved."""
-        for name in ("start", "count", "item", "data"):
-            setattr(self, name, state_dict[prefix + name].to(self.data.device, copy=True))
+        """Take the tensors as they are, for the number of rows is part of what is saved; ValueError if they do not fit."""
+        saved = {name: state_dict[f"{prefix}{name}"] for name in ("start", "count", "item", "data")}
+        own = dict(self.named_buffers())
+        for name, tensor in saved.items():
+            shape = tensor.shape[1:] if name in self.growing else tensor.shape
+            fits = shape == (own[name].shape[1:] if name in self.growing else own[name].shape)
+            if not fits or tensor.dtype != own[name].dtype or tensor.layout != own[name].layout:
+                raise ValueError(f"'{prefix}{name}' is {tuple(tensor.shape)} of {tensor.dtype}")
+        if not self._consistent(**saved):
+            raise ValueError(
+                f"the rows of clients in '{prefix}item' are not one piece for each, of items that there are"
+            )
+        for name, tensor in saved.items():
+            setattr(self, name, tensor.to(self.data.device, copy=True))
+
+    def _consistent(self, start: Tensor, count: Tensor, item: Tensor, data: Tensor) -> bool:
+        """Whether the pieces lie behind each other and fill the rows, and every client has an item at most once."""
+        # Bounded before anything is summed or repeated as often as they say.
+        if len(item) != len(data) or bool(((count < 0) | (count > len(item))).any()) or int(count.sum()) != len(item):
+            return False
+        if len(item) and not 0 <= int(item.min()) <= int(item.max()) < self.items:
+            return False
+        order = torch.from_numpy(np.lexsort((count.cpu().numpy(), start.cpu().numpy()))).to(count.device)
+        held = count[order]
+        if not torch.equal(start[order], held.cumsum(0) - held):
+            return False
+        owner = torch.repeat_interleave(order, held)
+        return len(torch.unique(owner * self.items + item)) == len(item)
 
 
 @dataclass(frozen=True)
@@ -195,7 +223,7 @@ class ClientGroup(nn.Module):
         self.rows_resumed, rows_kept = widths(self.item_names, 1)
         device = self.numbers.device
         self.register_buffer("own", self.dense_base()[:dense_kept].repeat(len(self.numbers), 1))
-        self.rows = RowStore(len(self.numbers), rows_kept).to(device)
+        self.rows = RowStore(len(self.numbers), rows_kept, self.item_count).to(device)
 
     @torch.no_grad()
     def dense_base(self) -> Tensor:
