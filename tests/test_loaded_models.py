@@ -47,6 +47,18 @@ def test_recboles_examples_take_what_load_data_and_model_returns(run, name):
     assert dict(build_trainer(config, model).evaluate(test, load_best_model=False)) == result["test_result"]
 
 
+@pytest.mark.parametrize("metrics", [["Hit", "MAE"], ["MAE"]])
+def test_users_without_a_relevant_row_are_served_too(run, metrics):
+    result = run(model="AttnFedKD", epochs=1, metrics=metrics, valid_metric="MAE", topk=[3])
+    _, model, dataset, train, _, test = load_data_and_model(result["run_folder"])
+    users = list(range(1, dataset.user_num))
+    assert set(users) > set(map(int, test.uid_list))
+    _, items = full_sort_topk(users, model, test, k=3)
+    rows = train._dataset.inter_feat
+    for user, top in zip(users, items.tolist(), strict=True):
+        assert len(set(top)) == 3 and not set(top) & {0, *rows["item_id"][rows["user_id"] == user].tolist()}
+
+
 def test_loading_writes_nothing(run, tmp_path, monkeypatch):
     folder = Path(run(**QUICK, epochs=1)["run_folder"]).resolve()
     empty = tmp_path / "empty"

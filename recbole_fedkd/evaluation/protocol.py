@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
@@ -80,10 +81,20 @@ class EvaluationData:
         found = next((loader for loader in loaders if isinstance(loader, FullSortEvalDataLoader)), None)
         return found if found is not None or self.ranking is None else self.ranking()
 
+    @cached_property
+    def uid2history_item(self) -> Any:
+        """Items ``[users]`` that are no candidates; RecBole's loader knows those of users with relevant rows alone."""
+        loader = self.ranking_loader
+        histories = loader.uid2history_item.copy()
+        for user, items in enumerate(histories):
+            if items is None:
+                histories[user] = torch.tensor(sorted(loader._sampler.used_ids[user]), dtype=torch.int64)
+        return histories
+
     def __getattr__(self, name: str) -> Any:
         if (
             name.startswith("__")
-            or name == "ranking_loader"
+            or name in ("ranking_loader", "uid2history_item")
             or "protocols" not in self.__dict__
             or self.ranking_loader is None
         ):
