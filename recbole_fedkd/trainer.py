@@ -343,10 +343,20 @@ class CheckpointTrainer(Trainer):
                     f"learner '{self.config['learner']}' does not go with the gradients of model '{self.config['model']}' "
                     f"({reason}); set another learner"
                 ) from error
+            self._refuse_mixed_precision(error)
             if "overflow" not in reason:  # what torch says of a step too large for its numbers
                 raise
             raise NotFiniteError(f"epoch {told(epoch_idx)}: {reason} ({learner_of(self.optimizer)})") from error
         return loss
+
+    def _refuse_mixed_precision(self, error: Exception) -> None:
+        """Raise :class:`TrainingError` if an error is that of operations that torch has in single precision only."""
+        reason = str(error)
+        if self.config["enable_amp"] and ("dtype" in reason or "scalar type" in reason):
+            raise TrainingError(
+                f"enable_amp=True does not go with model '{self.config['model']}', parts of which are computed in single "
+                f"precision only ({reason}); set enable_amp=False"
+            ) from error
 
     def _record(self, seconds: float, loss: float) -> EpochRecord:
         return EpochRecord(seconds, loss)
@@ -359,7 +369,7 @@ class CheckpointTrainer(Trainer):
             if not np.isfinite(score):
                 raise NotFiniteError(f"valid_metric {self.config['valid_metric']} is {score}, which decides nothing")
         except NotFiniteError as error:
-            raise NotFiniteError(f"validation after epoch {len(self.records)}: {error}") from error
+            raise NotFiniteError(f"validation after {self.epoch_word} {len(self.records)}: {error}") from error
         self._latest_valid_result = dict(result)
         if self.records:
             self.records[-1].valid = {name: float(value) for name, value in result.items()}
@@ -803,7 +813,11 @@ class FedKDTrainer(CheckpointTrainer):
             bar.set_postfix_str(f"{moved} B")
 
         with bar:
-            report = self.engine.run_round(epoch_idx, on_step, on_bytes)
+            try:
+                report = self.engine.run_round(epoch_idx, on_step, on_bytes)
+            except RuntimeError as error:
+                self._refuse_mixed_precision(error)
+                raise
             left = np.mean([record.seconds for record in self.records] or [bar.format_dict["elapsed"]])
             left *= self.epochs - epoch_idx - 1
             bar.set_postfix_str(f"loss {report.loss:.4f}, {moved} B, <= {left:.0f} s left")

@@ -59,6 +59,26 @@ def test_what_lies_there_is_read_unless_told_otherwise(daily, caplog):
     assert "tags (" not in line(unload_col={"inter": ["tags"]}) and "tags" not in line(unused_col={"inter": ["tags"]})
 
 
+@pytest.mark.parametrize(("suffix", "key"), [("user", "USER_ID_FIELD"), ("item", "ITEM_ID_FIELD")])
+def test_a_file_that_nobody_named_and_nothing_joins_is_left_out_with_a_word(tmp_path, suffix, key, caplog):
+    path = write_context_dataset(tmp_path / "data")
+    file = path / "daily" / f"daily.{suffix}"
+    file.write_text(file.read_text().replace(f"{suffix}_id:token", "who:token", 1))
+    _, _, loaders, _ = prepared(path, "AttnStudent")
+    features = loaders[0]._dataset.features
+    assert (list(features.user), list(features.item)) == (
+        ([], ["kind"]) if suffix == "user" else (["group", "height"], [])
+    )
+    (told,) = [each for each in caplog.messages if "is not read" in each]
+    assert (
+        f"daily.{suffix}' is not read: it has no column '{suffix}_id' ({key}) to join it by; its columns are who, "
+        in told
+    )
+    for keys in ({"load_col": {"inter": ["rating", "timestamp"], suffix: "*"}}, {"unload_col": {suffix: ["kind"]}}):
+        with pytest.raises(InputError, match=rf"has no column '{suffix}_id' \({key}\)"):
+            prepared(path, "AttnStudent", **keys)
+
+
 @pytest.mark.parametrize("label_mode", ["rating", "threshold", "implicit"])
 def test_what_is_to_be_predicted_is_no_feature(daily, label_mode):
     _, _, loaders, _ = prepared(daily, "AttnStudent", label_mode=label_mode)
@@ -213,12 +233,12 @@ def test_labels_that_only_the_hour_explains_are_learned_with_it_and_not_without(
 
 
 @pytest.mark.parametrize("label_mode", ["threshold", "implicit"])
-@pytest.mark.parametrize("partition", ["random", "user"])
-def test_both_engines_train_and_judge_in_the_same_context(daily, label_mode, partition):
+@pytest.mark.parametrize(("partition", "strategy"), [("random", "fedavg"), ("user", "fedavg"), ("user", "local")])
+def test_both_engines_train_and_judge_in_the_same_context(daily, label_mode, partition, strategy):
     chosen = {
         "label_mode": label_mode,
         "partition": partition,
-        "strategy": "fedavg",
+        "strategy": strategy,
         "dropout_prob": 0.2,
         "reg_weight": 1e-3,
     }

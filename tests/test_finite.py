@@ -187,7 +187,7 @@ def ended(capsys, arguments):
 @pytest.mark.parametrize(("model", "keys"), RUNS)
 def test_a_run_that_diverges_ends_in_one_sentence_and_no_metric(model, keys, data_path, capsys):
     line = ended(capsys, command(data_path, model, result_file="result.json", **keys))
-    assert re.search(r"clients? \d+.*, round \d|^error: (validation after )?epoch \d|scores of model", line), line
+    assert re.search(r"clients? \d+.*, round \d|^error: (validation after (epoch|round)|epoch) \d", line), line
     assert not Path("result.json").exists()
 
 
@@ -268,3 +268,21 @@ def test_only_what_is_masked_on_purpose_may_be_infinite(run):
         value = 0.0
 
     assert 0 < run(Whole, epochs=1)["test_result"]["recall@10"] < 1
+
+
+@pytest.mark.parametrize(
+    ("model", "keys"),
+    [("LightGCN", {}), ("GRU4RecCPR", {"train_neg_sample_args": "~"}), ("LightGCN", {"strategy": "fedavg"})],
+)
+def test_mixed_precision_that_a_model_cannot_take_is_refused_by_its_key(data_path, capsys, model, keys):
+    more = {"reranker_CAN_NUM": 10} if model == "GRU4RecCPR" else {}
+    line = ended(capsys, command(data_path, model, enable_amp=True, **keys, **more))
+    assert (
+        line.startswith(f"error: enable_amp=True does not go with model '{model}'") and "set enable_amp=False" in line
+    )
+
+
+@pytest.mark.parametrize(("strategy", "told"), [("local", "round"), ("central", "epoch")])
+def test_scores_that_are_not_finite_are_told_by_what_the_run_counts(run, strategy, told):
+    with pytest.raises(TrainingError, match=rf"validation after {told} 1: \d+ of \d+ scores of model 'Broken'"):
+        run(Broken, epochs=1, strategy=strategy, label_mode="threshold", metrics=["MAE"], valid_metric="MAE")

@@ -159,6 +159,44 @@ def test_a_validation_metric_that_is_not_defined_is_refused_before_training(tmp_
         )
 
 
+@pytest.mark.parametrize(
+    ("keys", "mend"),
+    [
+        (
+            {"label_mode": "rating"},
+            r"their highest rating is 1: lower rating_threshold \(4\), or hold out more rows \(eval_args",
+        ),
+        ({"label_mode": "threshold"}, r"lower rating_threshold \(4\), or hold out more rows \(eval_args.split\)"),
+        ({"threshold": {"rating": 4}}, r"lower threshold \(\{'rating': 4\}\), or hold out more rows"),
+    ],
+)
+def test_held_out_rows_of_which_none_is_positive_name_the_keys_that_mend_it(tmp_path, run, keys, mend):
+    path = rated(tmp_path / "data", lambda stars, row: 1 if row % 20 > 17 else 1 + 4 * (row % 2))
+    chosen = {"data_path": path, "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO"}}
+    chosen |= {"metrics": ["NDCG", "MAE"], "valid_metric": "NDCG@10"}
+    with pytest.raises(InputError, match=f"no held-out row has a positive label.* have nothing to rank; {mend}"):
+        run("AttnStudent" if "label_mode" in keys else "WideDeep", **chosen, **keys)
+
+
+def test_a_split_that_leaves_nothing_to_judge_by_is_refused(tmp_path, run, caplog):
+    folder = tmp_path / "data" / "tiny"
+    folder.mkdir(parents=True)
+    rows = [f"u{row}\ti{row}\t{1 + 4 * (row % 2)}\t{row}" for row in range(20)]
+    (folder / "tiny.inter").write_text(
+        "\n".join(["user_id:token\titem_id:token\trating:float\ttimestamp:float", *rows])
+    )
+    keys = {"data_path": str(folder.parent), "epochs": 1, "load_col": {"inter": ["rating", "timestamp"]}}
+    with pytest.raises(
+        InputError, match=r"holds out no test row of the 20 interactions .* set eval_args.group_by=None"
+    ):
+        run("BPR", **keys)
+    assert [each for each in caplog.messages if "holds out no valid row" in each]
+    caplog.clear()
+    for shares in ([0.8, 0.1, 0.1], [0.8, 0.0, 0.2]):
+        assert run("BPR", eval_args={"split": {"RS": shares}, "group_by": None}, **keys)["test_result"]
+    assert not [each for each in caplog.messages if "holds out no" in each]
+
+
 def test_clicks_are_not_judged_on_stars(run):
     keys = {"LABEL_FIELD": "rating", "train_neg_sample_args": None, "epochs": 1, "eval_args": {"mode": "labeled"}}
     for metric in ("AUC", "LogLoss"):

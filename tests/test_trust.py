@@ -91,6 +91,12 @@ def test_arrays_that_were_not_asked_for_are_refused(arrays, fault):
     assert refusal(upload(arrays)) == fault
 
 
+def test_a_number_too_large_to_be_squared_is_told_as_that_and_no_other_as_it():
+    for value, told in ((-1e20, "not finite: 'w' holds -1e+20, of which single precision"), (np.inf, "'w' holds inf$")):
+        with pytest.raises(MessageError, match=told.replace("+", r"\+")):
+            read(upload({"w": np.full(SHAPE, value, np.float32)}))
+
+
 def test_a_missing_array_and_another_kind_are_refused():
     assert refusal(Message("model", 3, 1, {"w": np.zeros(SHAPE, np.float32)}).to_bytes()) == "arrays"
     assert refusal(upload(kind="teacher")) == "kind"

@@ -101,6 +101,14 @@ def is_loaded(config: Any, suffix: str) -> bool:
     return named is None or len(named) > 0 or (config.gives("unload_col") and not config.gives("load_col"))
 
 
+def lacks_its_id(config: Any, suffix: str, columns: list[Column]) -> bool:
+    """Whether a ``.user`` or ``.item`` file that nobody named cannot be joined: it is no file of this dataset's features."""
+    if suffix not in ("user", "item") or not loads_what_is_there(config):
+        return False
+    named = config.gives("load_col") or any((config[key] or {}).get(suffix) for key in ("unload_col", "unused_col"))
+    return not named and not {column.name for column in columns}.issuperset(id_fields(config, suffix).values())
+
+
 def check_named_files(config: Any) -> None:
     """The ``.user`` and ``.item`` files whose columns the user names are there; raises :class:`InputError`."""
     for key in ("load_col", "unload_col", "unused_col"):

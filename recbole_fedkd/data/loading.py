@@ -19,6 +19,7 @@ from recbole_fedkd.data.columns import (
     check_unused_columns,
     id_fields,
     is_loaded,
+    lacks_its_id,
     loaded_columns,
     loads_what_is_there,
     number_fields,
@@ -71,7 +72,15 @@ class AtomicFiles(CountedFilters):
         layout = Layout(
             self.config["field_separator"], self.config["seq_separator"], self.config["encoding"] or "utf-8"
         )
-        columns = loaded_columns(self.config, path, suffix, read_header(path, layout))
+        header = read_header(path, layout)
+        if lacks_its_id(self.config, suffix, header):
+            (key, field), *_ = id_fields(self.config, suffix).items()
+            self.logger.warning(
+                f"'{path}' is not read: it has no column '{field}' ({key}) to join it by; its columns are "
+                f"{listed([column.name for column in header], 30)}"
+            )
+            return None
+        columns = loaded_columns(self.config, path, suffix, header)
         if suffix != "link":
             columns = self._unique(path, suffix, source, columns)
         file = read_atomic(path, layout, [column.name for column in columns])

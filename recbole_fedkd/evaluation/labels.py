@@ -36,9 +36,23 @@ def relevant_rows(config: Any, split: Any) -> Tensor | None:
     rows = torch.nonzero(positive).flatten()
     if not len(rows):
         raise InputError(
-            f"no held-out row has a positive label, so ranking metrics {config['metrics']} have nothing to rank"
+            f"no held-out row has a positive label, so ranking metrics {config['metrics']} have nothing to rank; "
+            f"{_more_positives(config, split)}"
         )
     return rows
+
+
+def _more_positives(config: Any, split: Any) -> str:
+    """The keys by which held-out rows become positive."""
+    field, other = config["RATING_FIELD"], "or hold out more rows (eval_args.split)"
+    if config["LABEL_FIELD"] == field and len(split.inter_feat):
+        highest = float(split.inter_feat[field].max())
+        return f"their highest {field} is {highest:g}: lower rating_threshold ({config['rating_threshold']:g}), {other}"
+    if config["label_mode"] == "threshold":
+        return f"lower rating_threshold ({config['rating_threshold']:g}), {other}"
+    if config["threshold"]:
+        return f"lower threshold ({config['threshold']}), {other}"
+    return f"a label of '{config['LABEL_FIELD']}' (LABEL_FIELD) is positive from 0.5 on: set threshold, {other}"
 
 
 def described_labels(config: Any, dataset: Any) -> str:

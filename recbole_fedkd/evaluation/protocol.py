@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from logging import getLogger
 from typing import Any
 
 import torch
@@ -117,10 +118,22 @@ def evaluation_data(
         loaders: train, valid and test loaders of RecBole's ``data_preparation``.
         phase: ``valid`` or ``test``.
         context: columns of the rows that the model reads: a user's items are ranked in the context of a row of the user.
+
+    Raises:
+        InputError: the split asks for test rows and the data leave none, or what the phase asks for cannot be judged.
     """
     index = PHASES.index(phase)
     loader = loaders[index]
     if not len(loader._dataset):
+        if holds_out(config, phase):
+            told = (
+                f"eval_args.split={config['eval_args']['split']} holds out no {phase} row of the {len(dataset.inter_feat)} "
+                f"interactions of dataset '{config['dataset']}'; hold out a larger share, or set eval_args.group_by=None where "
+                "users have few rows"
+            )
+            if phase == "test":
+                raise InputError(told)
+            getLogger().warning(told)
         return EvaluationData(phase, [], loaders[0])
     check_held_out(config, dataset, loader._dataset, phase)
     labels = label_set(config, dataset)
@@ -160,6 +173,15 @@ def evaluation_data(
         told = _describe(config, view, dataset, phase, positives_only, context, loader_of_kind, held_out)
         protocols.append(Protocol(told, view, loader_of_kind, primary, labels))
     return EvaluationData(phase, protocols, loaders[0], ranking)
+
+
+def holds_out(config: Any, phase: str) -> bool:
+    """Whether a config asks for rows of a phase."""
+    split = config["eval_args"]["split"] or {}
+    for kind in ("RS", "TS"):
+        if kind in split:
+            return bool(split[kind][PHASES.index(phase)])
+    return phase in str(split.get("LS", phase))
 
 
 def _full_sort_loader(

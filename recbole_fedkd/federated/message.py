@@ -256,7 +256,7 @@ def decoded(message: Message, codecs: CodecStack, schema: Schema | None = None) 
 
 
 def check_arrays(arrays: Arrays, schema: Schema | None = None) -> None:
-    """Raise :class:`MessageError` for arrays that are not what the schema asks for, or not finite."""
+    """Raise :class:`MessageError` for arrays that are not what the schema asks for, or that are not finite when squared."""
     specs = schema.arrays if schema is not None else {}
     if schema is not None:
         missing = [name for name, spec in specs.items() if not spec.optional and name not in arrays]
@@ -273,7 +273,10 @@ def check_arrays(arrays: Arrays, schema: Schema | None = None) -> None:
             # The least and the largest are NaN if any number is.
             least, largest = float(array.min()), float(array.max())
             if not (least >= -LARGEST and largest <= LARGEST):
-                what = "NaN" if math.isnan(least) else f"{least if least < -LARGEST else largest:g}"
+                extreme = least if math.isnan(least) or least < -LARGEST else largest
+                what = "NaN" if math.isnan(extreme) else f"{extreme:g}"
+                if math.isfinite(extreme):
+                    what += ", of which single precision does not hold the square"
                 raise MessageError("not finite", f"'{_shortened(name)}' holds {what}")
         if spec is not None and spec.counts:
             if array.size and (least := int(array.min())) < 0:
