@@ -77,14 +77,24 @@ def test_popular_items_are_drawn_as_often_as_sampling_without_replacement_says(s
 
 
 def test_where_fewer_are_left_all_of_them_are_candidates():
-    met = [np.array([1, 2, 3]), np.array([1])]
-    drawn = draw_candidates(0, "test", ["a", "b"], ["[PAD]", *"vwxyz"], met, np.array([3, 3]))
+    met, all_items = [np.array([1, 2, 3]), np.array([1])], np.array([0, 9, 9, 9, 1, 1])
+    drawn = draw_candidates(0, "test", ["a", "b"], ["[PAD]", *"vwxyz"], met, np.array([3, 3]), all_items)
     assert sorted(drawn.items[:2].tolist()) == [4, 5]
     assert drawn.counts.tolist() == [2, 3] and drawn.short == 1
-    popular = draw_candidates(
-        0, "test", ["a"], ["[PAD]", *"vwxyz"], met[:1], np.array([3]), np.array([0, 9, 9, 9, 0, 1.0])
-    )
-    assert popular.items.tolist() == [5], "an item without any interaction was drawn by popularity"
+
+
+@pytest.mark.parametrize("popular", [False, True])
+def test_items_that_nobody_interacted_with_are_never_drawn_and_change_no_draw(popular):
+    # Few free items among many, so that lots decide as well.
+    tokens, counts = [f"i{item:04}" for item in range(400)], np.arange(1, 401)
+    met = [np.arange(1, 390), np.arange(1, 200), np.arange(1, 2)]
+    wanted, users = np.array([5, 20, 20]), ["a", "b", "c"]
+    few = draw_candidates(0, "test", users, ["[PAD]", *tokens], met, wanted, np.array([0, *counts]), popular)
+    more = [*tokens, *(f"i{item:04}x" for item in range(0, 400, 2))]
+    interactions = np.array([0, *counts, *[0] * 200])
+    many = draw_candidates(0, "test", users, ["[PAD]", *more], met, wanted, interactions, popular)
+    assert few.counts.tolist() == [5, 20, 20]
+    assert many.items.tolist() == few.items.tolist()
 
 
 def by_token(loader):
@@ -143,6 +153,25 @@ def test_rows_in_another_order_have_the_same_candidates(prepared, tmp_path):
     np.random.default_rng(5).shuffle(rows)
     file.write_text("\n".join([header, *rows]) + "\n")
     assert candidates(prepared("Pop", **SAMPLED, data_path=str(folder))[3]) == reference
+
+
+@pytest.mark.parametrize("mode", ["uni7", "pop7", "uni99"])
+def test_an_item_file_with_more_items_changes_no_candidate(prepared, tmp_path, mode):
+    folder = write_dataset(tmp_path / "more")
+    with (folder / "tiny" / "tiny.item").open("a") as file:
+        file.writelines(f"cold{item}\tx1\n" for item in range(50))
+    keys = {**SAMPLED, "eval_args": {**LEAVE_ONE_OUT, "mode": mode}, "data_path": str(folder)}
+    inter = {"inter": ["user_id", "item_id", "timestamp"]}
+    reference = candidates(prepared("Pop", **keys, load_col=inter)[3])
+    item = {**inter, "item": ["item_id", "genre"]}
+    for model, changes in {
+        "Pop": {"load_col": item},
+        "AttnFedKD": {"load_col": item},
+        "FDSA": {"load_col": item, "label_mode": None, "train_neg_sample_args": None, "selected_features": ["genre"]},
+    }.items():
+        _, _, loaders, evaluations = prepared(model, **{**keys, **changes})
+        assert loaders[0]._dataset.item_num == 91, "the catalogue has the items of the file"
+        assert candidates(evaluations) == reference, model
 
 
 def test_judging_again_judges_the_same_and_draws_from_no_global_stream(prepared):

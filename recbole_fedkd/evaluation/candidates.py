@@ -2,7 +2,7 @@
 
 RecBole draws them with replacement, anew for every evaluation, from the process's random stream: rows of one table are
 then judged on different candidates. Here every user has a random stream of their own, keyed by seed, phase and the
-user's token, over the items in the order of their tokens. So the candidates are the same for every model, strategy and
+user's token, over the items that anybody interacted with in the order of their tokens. So the candidates are the same for every model, strategy and
 engine, for any number of evaluations, any batch size and any order of the rows.
 """
 
@@ -110,7 +110,8 @@ def draw_candidates(
     item_tokens: Sequence[str],
     met: Sequence[Ids],
     wanted: Ids,
-    popularity: NDArray[np.float64] | None = None,
+    interactions: Ids,
+    popular: bool = False,
 ) -> Candidates:
     """Candidates of users.
 
@@ -121,21 +122,22 @@ def draw_candidates(
         item_tokens: of all items, indexed by item id; item 0 is padding and never drawn.
         met: item ids that are no candidates of each user ``[users]``.
         wanted: candidates of each user ``[users]``.
-        popularity: weight of each item ``[items]``, such as its interactions; None for equal weights. Items without any are
-            never drawn.
+        interactions: of each item in all splits ``[items]``. Items without any are never drawn: an ``.item`` file may list
+            some, and one model reads it where another does not.
+        popular: draw in proportion to ``interactions``; else all items have the same chance.
     """
     order = 1 + np.argsort(np.asarray(item_tokens, dtype=str)[1:], kind="stable")
+    order = order[interactions[order] > 0]
     place = np.zeros(len(item_tokens), dtype=np.int64)
     place[order] = np.arange(len(order))
-    weights = None if popularity is None else popularity[order]
-    allowed = np.ones(len(order), dtype=bool) if weights is None else weights > 0
+    weights = interactions[order].astype(np.float64) if popular else None
     drawn = []
-    free = allowed.copy()
+    free = np.ones(len(order), dtype=bool)
     for token, items, count in zip(user_tokens, met, wanted.tolist(), strict=True):
         taken = place[items[items > 0]]
         free[taken] = False
         drawn.append(order[draw(user_stream(seed, phase, token), count, free, weights)])
-        free[taken] = allowed[taken]
+        free[taken] = True
     counts = np.array([len(each) for each in drawn], dtype=np.int64)
     return Candidates(np.concatenate([*drawn, np.empty(0, dtype=np.int64)]), counts, wanted)
 
@@ -199,7 +201,8 @@ def candidates_of(
         [str(token) for token in tokens[dataset.iid_field]],
         [met[start:end] for start, end in bounds.T],
         counts * int(sampling["sample_num"]),
-        dataset.item_interactions.astype(np.float64) if sampling["distribution"] == "popularity" else None,
+        dataset.item_interactions,
+        bool(sampling["distribution"] == "popularity"),
     )
 
 
