@@ -451,10 +451,7 @@ class CheckpointTrainer(Trainer):
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
         if self.config["eval_type"] != EvaluatorType.VALUE:
-            judged = super()._neg_sample_batch_eval(batched_data)
-            scores, items = judged[1], judged[0][self.config["ITEM_ID_FIELD"]]
-            self.eval_collector.see_scores(scores[batched_data[1], items])
-            return judged
+            return self._rank_candidates(batched_data)
         if not hasattr(self.model, "predict_distribution"):
             interaction, scores, positive_u, positive_i = super()._neg_sample_batch_eval(batched_data)
             scores = scores.flatten()  # some models score [batch, 1]
@@ -466,6 +463,20 @@ class CheckpointTrainer(Trainer):
             scores = distribution @ self.model.label_values
         self.eval_collector.see_scores(scores)
         return interaction, scores, positive_u, positive_i
+
+    def _rank_candidates(self, batched_data: Any) -> Any:
+        """As RecBole's, which takes scores ``[batch]`` of 32 bits only; those of some models have 64, or are ``[batch, 1]``."""
+        interaction, places, positive_users, positive_items = batched_data
+        if interaction.length <= self.test_batch_size:
+            given = self.model.predict(interaction.to(self.device))
+        else:
+            given = self._spilt_predict(interaction, interaction.length)
+        given = given.flatten()
+        self.eval_collector.see_scores(given)
+        shape = int(positive_users[-1]) + 1, self.tot_item_num
+        scores = torch.full(shape, -torch.inf, dtype=given.dtype, device=self.device)
+        scores[places, interaction[self.config["ITEM_ID_FIELD"]]] = given
+        return interaction, scores, positive_users, positive_items
 
     # Checkpoints
 

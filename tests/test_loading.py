@@ -321,6 +321,11 @@ class TestBenchmarkFiles:
         sentence = refusal(build, files, benchmark_filename=["train", "valid", "test"])
         assert "x.train.inter' has the columns user_id:token" in sentence and "parts must have the same" in sentence
 
+    def test_histories_of_a_sequential_model_are_asked_for_by_name(self, build):
+        keys = {"train_neg_sample_args": None, "benchmark_filename": ["train", "valid", "test"]}
+        sentence = refusal(build, self.parts(), "SASRec", **keys)
+        assert "add a column item_id_list:token_seq" in sentence
+
 
 def test_the_whole_file_twice_is_refused_unless_copies_are_removed(build):
     assert "every one of its 120 different rows 2 times" in refusal(build, {"inter": HEADER + ROWS + ROWS})

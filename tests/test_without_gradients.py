@@ -103,6 +103,13 @@ def test_one_pair_has_one_score(trained, model, mode):
     assert (scores(found, dataset) == first).all()
 
 
+@pytest.mark.parametrize("mode", ["uni5", "pop5"])
+@pytest.mark.parametrize("model", MODELS)
+def test_sampled_candidates_are_ranked_whatever_the_precision_of_the_scores(trained, model, mode):
+    eval_args = {"split": {"RS": [8, 1, 1]}, "order": "RO", "group_by": "user", "mode": mode}
+    trained(model, eval_args=eval_args, metrics=["Hit"], valid_metric="Hit@10")
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_batch_size_and_epochs_change_no_score(trained, model):
     few, dataset = trained(model, train_batch_size=4096, epochs=1)

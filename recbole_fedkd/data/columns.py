@@ -157,6 +157,18 @@ def _check_what_is_read(config: Any, path: Path, names: list[str], loaded: list[
             f"label_mode={mode} needs ratings, but dataset '{config['dataset']}' has no column '{rating}' among its loaded "
             f"columns; {found}: {mend}, or use label_mode=implicit"
         )
+    history = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
+    written = config["benchmark_filename"] and config["MODEL_TYPE"] == ModelType.SEQUENTIAL and mode is None
+    if written and history not in loaded:
+        mend = (
+            "load it by load_col"
+            if history in names
+            else f"add a column {history}:token_seq, or leave benchmark_filename out"
+        )
+        raise InputError(
+            f"model '{config['model']}' takes the histories of a benchmark file as they are, but no column '{history}' is "
+            f"loaded; {found}: {mend}"
+        )
     who, time = _splits_by_time(config), config["TIME_FIELD"]
     if who and time not in loaded:
         mend = "load it by load_col" if time in names else "name yours by TIME_FIELD"

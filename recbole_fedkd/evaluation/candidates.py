@@ -2,8 +2,8 @@
 
 RecBole draws them with replacement, anew for every evaluation, from the process's random stream: rows of one table are
 then judged on different candidates. Here every user has a random stream of their own, keyed by seed, phase and the
-user's token, over the items that anybody interacted with in the order of their tokens. So the candidates are the same for every model, strategy and
-engine, for any number of evaluations, any batch size and any order of the rows.
+user's token, over the items that anybody has interacted with, in the order of their tokens. So the candidates are the
+same for every model, strategy and engine, for any number of evaluations, any batch size and any order of the rows.
 """
 
 from __future__ import annotations
