@@ -14,6 +14,7 @@ from recbole.utils import EvaluatorType
 from sklearn.metrics import roc_auc_score
 
 from recbole_fedkd import compat
+from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.errors import TrainingError
 from recbole_fedkd.evaluation import LabelCollector, PlainEvaluator
 from recbole_fedkd.evaluation.metrics import label_ranks, labelled_ndcg
@@ -236,3 +237,10 @@ def test_the_mean_of_single_users_is_the_number_of_all(run):
 def test_scores_too_large_to_be_judged_are_told():
     with pytest.raises(TrainingError, match="metric rmse is inf"):
         judged("RMSE", [1e30, 0.0], [1.0, 0.0])
+
+
+@pytest.mark.parametrize("metric", sorted(metric_types))
+def test_every_metric_is_known_with_or_without_a_k_before_anything_runs(metric, data_path):
+    labelled = metric_types[metric] == EvaluatorType.VALUE or "labelled" in metric
+    chosen = {"data_path": str(data_path), "metrics": [metric], "label_mode": "threshold" if labelled else "implicit"}
+    assert FedKDConfig("AttnStudent", "tiny", config_dict=chosen)["valid_metric"].lower().split("@")[0] == metric

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections import defaultdict
 from logging import getLogger
 from typing import Any
 
@@ -114,7 +115,8 @@ class JudgedConfig(Config):
         return f"{stem}@{k}" if kept else f"{stem}@{topk[0]}"
 
     def _takes_k(self, stem: str) -> bool:
-        probe = {"topk": [1], "metric_decimal_place": 4}
+        # Keys of a metric of its own, such as tail_ratio, are unset, as RecBole's config gives them.
+        probe = defaultdict(lambda: None, {"topk": [1], "metric_decimal_place": 4})
         return hasattr(metrics_dict[stem.lower()](probe), "topk")
 
     def fit_catalogue(self, items: int) -> None:
