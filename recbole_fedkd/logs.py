@@ -12,6 +12,7 @@ from typing import Any
 
 from recbole.utils import init_logger
 
+from recbole_fedkd.errors import InputError
 from recbole_fedkd.files import writable_folder
 
 _run_handlers: list[logging.Handler] = []
@@ -40,7 +41,12 @@ def check_folders(config: Any) -> None:
     Raises:
         InputError: one of them cannot; the sentence says which.
     """
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except OSError as error:
+        raise InputError(
+            f"the working folder cannot be used: {error.strerror}; start the run in one that is there"
+        ) from error
     for name in (f"log/{config['model']}", "log_tensorboard"):
         writable_folder(
             here / name, f"working folder '{here}', in which RecBole keeps log/ and log_tensorboard/ of every run,"

@@ -209,6 +209,14 @@ class TestFilesThatCannotBeWritten:
         with pytest.raises(TrainingError, match=r"last.pth' cannot be written: its folder is no longer there"):
             run(**QUICK, epochs=3)
 
+    def test_a_working_folder_that_is_gone_is_one_sentence(self, run, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "gone").mkdir()
+        monkeypatch.chdir(tmp_path / "gone")
+        (tmp_path / "gone").rmdir()
+        with pytest.raises(InputError, match="the working folder cannot be used"):
+            run(**QUICK, epochs=1, checkpoint_dir=str(tmp_path / "saved"))
+
     def test_a_symbolic_link_is_written_through(self, tmp_path):
         target, link = tmp_path / "real.json", tmp_path / "link.json"
         target.write_text("old")

@@ -11,7 +11,7 @@ import torch
 from conftest import SMALL, write_dataset
 
 from recbole_fedkd import load_data_and_model, run_recbole_fedkd
-from recbole_fedkd.checkpoint import read_checkpoint
+from recbole_fedkd.checkpoint import read_checkpoint, write_sealed
 from recbole_fedkd.data.fingerprint import Fingerprint, row_hashes
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.quick_start import build_trainer
@@ -177,6 +177,13 @@ def test_rows_that_are_split_in_another_way_are_noticed(data, monkeypatch):
     monkeypatch.setattr(Dataset, "_calcu_split_ids", lambda self, tot, ratios: [tot // 2, tot * 3 // 4])
     with pytest.raises(InputError, match="they are split in another way"):
         load_data_and_model(result["run_folder"])
+
+
+def test_a_fingerprint_without_splits_is_refused(data):
+    state = read_checkpoint(start(data, **RUNS["AttnStudent"], epochs=1)["run_folder"])
+    write_sealed({**state, "data": {**state["data"], "splits": {}}}, Path("crafted.pth"))
+    with pytest.raises(InputError, match="split in another way"):
+        load_data_and_model("crafted.pth")
 
 
 def test_benchmark_files_are_restored_each_by_itself(data, tmp_path):

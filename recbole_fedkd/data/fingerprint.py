@@ -187,10 +187,10 @@ class Fingerprint:
             self._splits[name] = {"rows": len(interactions), "content": content}
         if self._known_splits is None:
             return
-        for name, known in self._known_splits.items():
-            own = self._splits.get(name, {})
+        for name in {**self._splits, **self._known_splits}:
+            known, own = self._known_splits.get(name, {}), self._splits.get(name, {})
             if own != known:
-                counts = f"{known.get('rows')} rows there and {own.get('rows')} here"
+                counts = f"{known.get('rows', 'no')} rows there and {own.get('rows', 'no')} here"
                 counts = (
                     counts if own.get("rows") != known.get("rows") else f"{own.get('rows')} rows, others than there"
                 )
