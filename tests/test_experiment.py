@@ -334,7 +334,7 @@ def test_a_run_leaves_its_whole_record(never_killed):
     experiment, out, said = never_killed
     cell = experiment.cells[1]
     run, *rounds, result = lines_of(out, cell)
-    assert (run["kind"], run["version"], run["cell"], run["row"]) == ("run", 1, cell.id, "AFD")
+    assert (run["kind"], run["version"], run["cell"], run["row"]) == ("run", 2, cell.id, "AFD")
     assert (run["group"], run["seed"]) == ({"dataset": "tiny"}, 2020)
     assert run["keys"] == {key: value for key, value in cell.keys.items() if key not in KEYS_WITHOUT_EFFECT}
     assert run["config"]["strategy"] == "afd"
@@ -342,7 +342,7 @@ def test_a_run_leaves_its_whole_record(never_killed):
     assert str(out.parent) not in json.dumps(run)
     assert run["environment"]
     assert len(run["partition"]["clients"]) == 3
-    assert [each["round"] for each in rounds] == list(range(12))
+    assert [each["round"] for each in rounds] == list(range(1, 13))
     assert {each["kind"] for each in rounds} == {"round"}
     assert result["kind"] == "result"
     assert result["valid_metric"] in result["best_valid"]
@@ -572,6 +572,18 @@ def test_ctrl_c_ends_the_processes_and_says_how_to_go_on(tmp_path, data_path):
     before = checkpoint.stat().st_mtime_ns
     time.sleep(1)
     assert checkpoint.stat().st_mtime_ns == before, "the run's process goes on"
+
+
+def test_a_cell_without_its_dataset_fails_before_any_run_is_started(tmp_path, monkeypatch, data_path):
+    started = []
+    monkeypatch.setattr(
+        "recbole_fedkd.experiment.runner._run_cell", lambda cell, *_: started.append(cell.keys["dataset"])
+    )
+    said, grid = io.StringIO(), {"dataset": ["tiny", "tinny"]}
+    experiment = expand({"keys": {"data_path": str(data_path)}, "grid": grid})
+    assert run_experiment(experiment, tmp_path / "out", 1, said) == Outcome(0, 1, 1)
+    assert started == ["tiny"]
+    assert "failed: dataset 'tinny' is unknown" in said.getvalue() and "did you mean 'tiny'?" in said.getvalue()
 
 
 def test_a_folder_has_one_runner(tmp_path):

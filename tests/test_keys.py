@@ -470,6 +470,12 @@ def test_sizes_of_recboles_models_are_bounded(model, keys, says):
         config(model, **keys, **({"train_neg_sample_args": None} if model == "SASRec" else {}))
 
 
+@pytest.mark.parametrize("suffixes", [[0], (0, "x"), 3, [None], [["x"]]])
+def test_a_suffix_that_is_no_text_is_refused_wherever_it_is_read_first(suffixes):
+    for keys in ({}, {"unload_col": {"item_id": ["a"]}}):
+        assert refusal(**keys, additional_feat_suffix=suffixes)
+
+
 def test_a_default_of_none_is_not_told_as_a_kind_of_value():
     assert refusal(topk="ten").endswith("it must be an integer or a list")
 

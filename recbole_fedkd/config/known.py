@@ -138,7 +138,8 @@ class KnownKeys:
         unread = []
         elsewhere = _keys_of_all_models()
         named = values.get("additional_feat_suffix")
-        suffixes = [named] if isinstance(named, str) else named if isinstance(named, list) else []
+        several = named if isinstance(named, list | tuple) else [named]
+        suffixes = [suffix for suffix in several if isinstance(suffix, str)]  # others are refused by their own key
         for name, given in list(values.items()):
             if name not in self.keys and name in elsewhere:
                 unread.append(name)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.data.known import check_dataset
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.experiment.grid import KEYS_WITHOUT_EFFECT, Cell, Experiment, canonical
 from recbole_fedkd.experiment.records import (
@@ -61,7 +62,7 @@ class Outcome:
 
 
 def run_experiment(experiment: Experiment, folder: Path, workers: int, stream: TextIO | None = None) -> Outcome:
-    """Run every cell that has no complete record yet. A cell whose keys make no config fails without being started.
+    """Run every cell that has no complete record yet. A cell without a config or a dataset fails without being started.
 
     Args:
         experiment: what to run.
@@ -90,6 +91,7 @@ def run_experiment(experiment: Experiment, folder: Path, workers: int, stream: T
             if not is_finished(folder, cell, configs.get(cell.id))
             and not (cell.id in configs and adopt_run(folder, cell, configs[cell.id]))
         ]
+        refused |= _without_data(open_cells, configs)
         progress = Progress(stream or sys.stderr)
         children = _Children()
         failed = 0
@@ -139,6 +141,18 @@ def _configs(cells: Sequence[Cell]) -> tuple[dict[str, dict[str, Any]], dict[str
         else:
             configs[cell.id] = found
     return configs, refused
+
+
+def _without_data(cells: Sequence[Cell], configs: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    """Of cells whose dataset is neither there nor to be had, by the cell's id, the sentence that says so."""
+    missing = {}
+    for cell in cells:
+        if cell.id in configs:
+            try:
+                check_dataset(configs[cell.id]["dataset"], Path(configs[cell.id]["data_path"]))
+            except InputError as error:
+                missing[cell.id] = str(error)
+    return missing
 
 
 @contextmanager
