@@ -606,7 +606,7 @@ def test_a_folder_has_one_runner(tmp_path):
         (["compare", "--out=x"], "compare needs an experiment"),
         (["compare", "missing.yaml"], "experiment 'missing.yaml' cannot be read"),
         (["--experiment=missing.yaml"], "experiment 'missing.yaml' cannot be read"),
-        (["compare", "missing.yaml", "--workers=0"], "workers is '0'; it must be an integer >= 1"),
+        (["compare", "missing.yaml", "--workers=0"], "workers is '0'; it must be an integer in [1, 1024]"),
         (["compare", "missing.yaml", "more.yaml"], "argument 'more.yaml' is not of the form --key=value"),
         (["report"], "report needs the folder of one experiment"),
         (["report", "nowhere"], "folder 'nowhere' does not exist"),
