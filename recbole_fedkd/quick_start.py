@@ -454,7 +454,9 @@ def _check_labels(config: FedKDConfig, train_dataset: Any) -> None:
             raise InputError(
                 "train_neg_sample_args: clients sample negatives uniformly; popularity and dynamic are central"
             )
-    if config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and not sampled and reads_negatives(config.model_class):
+    # With a loss over all items, such as CE, a model reads no sampled ones.
+    pairs = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and config["loss_type"] in (None, "BPR")
+    if pairs and not sampled and reads_negatives(config.model_class):
         raise InputError(
             f"model '{config['model']}' learns to rank an item above a sampled one, but train_neg_sample_args samples none; "
             "leave it unset, or set {distribution: uniform, sample_num: 1}"
