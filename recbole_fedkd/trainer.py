@@ -241,7 +241,8 @@ class CheckpointTrainer(Trainer):
 
     def _collector(self, config: Any, labels: Sequence[float] = (0.0, 1.0)) -> LabelCollector:
         own: Tensor | None = getattr(self.model, "label_values", None)
-        return LabelCollector(config, own if own is not None else torch.tensor(labels), self.config.made_by())
+        values = own if own is not None else torch.tensor(labels)
+        return LabelCollector(config, values, self.config.made_by(), self._client_of_user())
 
     def _check_nan(self, loss: Tensor) -> None:
         if not bool(torch.isfinite(loss)):
@@ -446,7 +447,7 @@ class CheckpointTrainer(Trainer):
         judged = super()._full_sort_batch_eval(batched_data)
         scores, history = judged[1], batched_data[1]
         masked = len(scores) + (len(history[0]) if history is not None else 0)  # the padding item, and what users know
-        self.eval_collector.see_scores(scores, masked)
+        self.eval_collector.see_scores(scores, batched_data[0][self.config["USER_ID_FIELD"]], masked)
         return judged
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
@@ -461,7 +462,7 @@ class CheckpointTrainer(Trainer):
             distribution: Tensor = self.model.predict_distribution(interaction)
             interaction.update(Interaction({DISTRIBUTION: distribution}))
             scores = distribution @ self.model.label_values
-        self.eval_collector.see_scores(scores)
+        self.eval_collector.see_scores(scores, interaction[self.config["USER_ID_FIELD"]])
         return interaction, scores, positive_u, positive_i
 
     def _rank_candidates(self, batched_data: Any) -> Any:
@@ -472,7 +473,7 @@ class CheckpointTrainer(Trainer):
         else:
             given = self._spilt_predict(interaction, interaction.length)
         given = given.flatten()
-        self.eval_collector.see_scores(given)
+        self.eval_collector.see_scores(given, interaction[self.config["USER_ID_FIELD"]])
         shape = int(positive_users[-1]) + 1, self.tot_item_num
         scores = torch.full(shape, -torch.inf, dtype=given.dtype, device=self.device)
         scores[places, interaction[self.config["ITEM_ID_FIELD"]]] = given

@@ -286,3 +286,15 @@ def test_mixed_precision_that_a_model_cannot_take_is_refused_by_its_key(data_pat
 def test_scores_that_are_not_finite_are_told_by_what_the_run_counts(run, strategy, told):
     with pytest.raises(TrainingError, match=rf"validation after {told} 1: \d+ of \d+ scores of model 'Broken'"):
         run(Broken, epochs=1, strategy=strategy, label_mode="threshold", metrics=["MAE"], valid_metric="MAE")
+
+
+@pytest.mark.parametrize("mode", ["full", "uni5", "labeled"])
+def test_scores_that_are_no_numbers_name_the_clients_that_gave_them(prepared, mode):
+    metrics = ["MAE"] if mode == "labeled" else ["Hit"]
+    keys = {"label_mode": "threshold", "metrics": metrics, "valid_metric": "MAE" if mode == "labeled" else "Hit@10"}
+    _, trainer, _, evaluations = prepared("AttnFedKD", strategy="local", eval_args={"mode": mode}, **keys)
+    with torch.no_grad():
+        for parameter in trainer.model.networks[1].parameters():
+            parameter.fill_(NAN)
+    with pytest.raises(TrainingError, match=r"scores of model 'AttnFedKD' are not finite \(client\(s\) 1\)"):
+        trainer.evaluate(evaluations[1], load_best_model=False)

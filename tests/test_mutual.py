@@ -146,7 +146,7 @@ def test_teacher_and_student_may_differ_in_every_key_of_the_network(prepared):
     ("keys", "sentence"),
     [
         ({"teacher": {"embedding": 3}}, "'teacher.embedding' is unknown; did you mean"),
-        ({"teacher": {"embedding_size": 0}}, "teacher.embedding_size is 0; it must be an integer >= 1"),
+        ({"teacher": {"embedding_size": 0}}, "teacher.embedding_size is 0; it must be an integer in"),
         ({"serve": "all"}, "serve is 'all'; it must be one of student, teacher, both"),
         ({"model": "WideDeep", "label_mode": "threshold"}, "use --model=AttnFedKD for it"),
     ],
@@ -192,7 +192,7 @@ def test_clients_of_different_sizes_teach_each_other(run, knowledge):
         ({"student_pool": [{"hidden": [3]}]}, r"'student_pool\[0\].hidden' is unknown; did you mean 'hidden_sizes'"),
         (
             {"student_pool": [{}, {"attention_heads": 0}]},
-            r"student_pool\[1\].attention_heads is 0; it must be an integer >= 1",
+            r"student_pool\[1\].attention_heads is 0; it must be an integer in",
         ),
         ({"student_pool": ["small"]}, r"student_pool\[0\] is 'small'; it must be a dict of embedding_size"),
     ],

@@ -119,7 +119,7 @@ def test_batch_size_and_epochs_change_no_score(trained, model):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_federation_over_a_model_without_gradients_is_refused(repeated_path, model):
-    with pytest.raises(InputError, match=f"model '{model}' is trained in a way of its own"):
+    with pytest.raises(InputError, match=f"model '{model}' learns nothing by gradient"):
         FedKDConfig(model, "again", config_dict={"data_path": str(repeated_path), "strategy": "fedavg"})
 
 

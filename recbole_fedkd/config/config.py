@@ -16,7 +16,7 @@ import recbole.data.dataset
 import yaml
 from recbole.data.dataloader import TrainDataLoader
 from recbole.data.utils import get_dataloader
-from recbole.trainer import Trainer
+from recbole.trainer import TraditionalTrainer, Trainer
 from recbole.utils import InputType, ModelType, get_trainer
 
 from recbole_fedkd import compat
@@ -342,6 +342,11 @@ class FedKDConfig(JudgedConfig):
             return
         kind = self.internal_config_dict["MODEL_TYPE"]
         loader = get_dataloader({"model": model, "MODEL_TYPE": kind}, "train")
+        if get_trainer(kind, model) is TraditionalTrainer:
+            raise InputError(
+                f"model '{model}' learns nothing by gradient but in a way of its own, so there is nothing for clients to "
+                "train; leave strategy unset"
+            )
         if get_trainer(kind, model) is not Trainer or loader is not TrainDataLoader:
             raise InputError(
                 f"model '{model}' is trained in a way of its own in RecBole (a special trainer or loader), so strategy "

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from recbole.evaluator import Collector, Evaluator
 from recbole.evaluator.collector import DataStruct
 from torch import Tensor
 
+from recbole_fedkd.errors import listed
 from recbole_fedkd.evaluation.catalogue_metrics import EMPTY
 from recbole_fedkd.evaluation.metrics import UNDEFINED
 from recbole_fedkd.finite import NotFiniteError, all_finite
@@ -32,25 +34,40 @@ class LabelCollector(Collector):
         config: the config of the protocol.
         label_values: the label set, ascending; not given: 0 and 1.
         made_by: half a sentence on what the model's scores come from, for the one about scores that are not finite.
+        client_of_user: ``[users]``, for the same sentence; None without clients.
     """
 
-    def __init__(self, config: Any, label_values: Tensor | None = None, made_by: str = "") -> None:
+    def __init__(
+        self,
+        config: Any,
+        label_values: Tensor | None = None,
+        made_by: str = "",
+        client_of_user: NDArray[np.int64] | None = None,
+    ) -> None:
         super().__init__(config)
-        self.made_by = made_by
+        self.made_by, self.client_of_user = made_by, client_of_user
         self._seen, self._not_finite = 0, 0
+        self._wrong_users: set[int] = set()
         self.label_values = label_values if label_values is not None else torch.tensor([0.0, 1.0])
 
-    def see_scores(self, scores: Tensor, masked: int = 0) -> None:
+    def see_scores(self, scores: Tensor, users: Tensor, masked: int = 0) -> None:
         """Count what a model says, and what of it is no number.
 
         Args:
-            scores: of any shape.
+            scores: ``[n]`` or ``[n, items]``.
+            users: whom each row is for ``[n]``.
             masked: how many of them are minus infinity on purpose: what is not to be recommended.
         """
         judged = scores.numel() - masked
         self._seen += judged
         if masked or not all_finite([scores]):
-            self._not_finite += judged - int(torch.isfinite(scores).sum())
+            bad = judged - int(torch.isfinite(scores).sum())
+            self._not_finite += bad
+            if bad and self.client_of_user is not None:
+                # Minus infinity may be meant; among the items of one user it is not alone.
+                rows = scores.view(len(users), -1)
+                wrong = (rows.isnan() | (rows == torch.inf)).any(1) | ~rows.isfinite().any(1)
+                self._wrong_users.update(users.to(wrong.device)[wrong].tolist())
 
     def model_collect(self, model: Any) -> None:
         """At the end of a sweep: all scores must have been finite.
@@ -58,12 +75,14 @@ class LabelCollector(Collector):
         Raises:
             NotFiniteError: some were not.
         """
-        seen, bad = self._seen, self._not_finite
-        self._seen, self._not_finite = 0, 0
+        seen, bad, users = self._seen, self._not_finite, sorted(self._wrong_users)
+        self._seen, self._not_finite, self._wrong_users = 0, 0, set()
         if bad:
             for name in self._of_sweep():
                 del self.data_struct[name]
             told = f"{bad} of {seen} scores of model '{self.config['model']}' are not finite"
+            if users and self.client_of_user is not None:
+                told += f" (client(s) {listed(sorted(set(self.client_of_user[users].tolist())))})"
             raise NotFiniteError(f"{told}, {self.made_by}" if self.made_by else told)
 
     def _of_sweep(self) -> list[str]:
