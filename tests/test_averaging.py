@@ -134,9 +134,7 @@ def test_a_model_whose_user_weights_cannot_be_told_apart_is_refused(run, model):
 
 
 def test_a_model_without_weights_to_learn_is_refused(run):
-    with pytest.raises(
-        InputError, match=r"'NCEPLRec' is trained in a way of its own .* strategy 'fedavg' cannot run over it"
-    ):
+    with pytest.raises(InputError, match="NCEPLRec' learns nothing by gradient"):
         run("NCEPLRec", strategy="fedavg", epochs=1, rank=4)
 
 
