@@ -92,15 +92,16 @@ class Codec(ABC):
 
 
 class HalfPrecision(Codec):
-    """``fp16``: 2 bytes a number, 11 bits of it; numbers beyond 65504 become that."""
+    """``fp16``: 2 bytes a number, 11 bits of it; an array that holds a number beyond 65504 stays as it is."""
 
     name = "fp16"
     parts = {"half": np.float16}
 
-    def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays:
-        """``half``, of the same shape."""
-        limit = float(np.finfo(np.float16).max)
-        return {"half": array.clip(-limit, limit).astype(np.float16)}
+    def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
+        """``half``, of the same shape; None for numbers that would become another order of magnitude."""
+        if array.size and float(np.abs(array).max()) > float(np.finfo(np.float16).max):
+            return None
+        return {"half": array.astype(np.float16)}
 
     def shape_of(self, parts: Parts) -> tuple[int, ...]:
         """As it came."""
