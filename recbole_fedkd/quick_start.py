@@ -638,4 +638,4 @@ def result_table(result: Mapping[str, float], protocols: Mapping[str, str]) -> s
     return drawn
 
 
-__all__ = ["build_trainer", "create_dataset", "load_data_and_model", "run_recbole_fedkd"]
+__all__ = ["build_trainer", "check_dataset", "create_dataset", "load_data_and_model", "run_recbole_fedkd"]

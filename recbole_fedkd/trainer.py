@@ -841,7 +841,9 @@ class FedKDTrainer(CheckpointTrainer):
         return report.loss
 
     def _client_of_user(self) -> NDArray[np.int64] | None:
-        return self.model.client_of_user.cpu().numpy()
+        # Anything with `predict` may be judged in the population's place.
+        clients: Tensor | None = getattr(self.model, "client_of_user", None)
+        return clients.cpu().numpy() if clients is not None else None
 
     def _record(self, seconds: float, loss: float) -> EpochRecord:
         report = self._report

@@ -5,6 +5,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import logging
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,16 @@ def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """RecBole writes logs into the current folder and leaves its handlers on the root logger."""
+    """RecBole writes logs into the current folder, and leaves its handlers and its level on the root logger.
+
+    A test that starts in the background would ignore Ctrl-C, which some tests send.
+    """
     monkeypatch.chdir(tmp_path)
-    before = list(logging.getLogger().handlers)
+    before, level = list(logging.getLogger().handlers), logging.getLogger().level
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
+    signal.signal(signal.SIGINT, interrupt)
+    logging.getLogger().setLevel(level)
     for handler in list(logging.getLogger().handlers):
         if handler not in before:
             logging.getLogger().removeHandler(handler)

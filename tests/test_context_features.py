@@ -61,6 +61,7 @@ def test_what_lies_there_is_read_unless_told_otherwise(daily, caplog):
 
 @pytest.mark.parametrize(("suffix", "key"), [("user", "USER_ID_FIELD"), ("item", "ITEM_ID_FIELD")])
 def test_a_file_that_nobody_named_and_nothing_joins_is_left_out_with_a_word(tmp_path, suffix, key, caplog):
+    caplog.set_level("WARNING")
     path = write_context_dataset(tmp_path / "data")
     file = path / "daily" / f"daily.{suffix}"
     file.write_text(file.read_text().replace(f"{suffix}_id:token", "who:token", 1))
@@ -128,6 +129,7 @@ def test_a_user_without_a_line_of_features_keeps_its_rows(tmp_path):
 
 
 def test_a_name_in_two_files_is_the_first_ones(tmp_path, caplog):
+    caplog.set_level("WARNING")
     folder = write_context_dataset(tmp_path)
     file = folder / "daily" / "daily.item"
     file.write_text(file.read_text().replace("kind:token", "daytime:token"))

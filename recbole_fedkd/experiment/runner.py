@@ -21,7 +21,6 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from recbole_fedkd.config import FedKDConfig
-from recbole_fedkd.data.known import check_dataset
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.experiment.grid import KEYS_WITHOUT_EFFECT, Cell, Experiment, canonical
 from recbole_fedkd.experiment.records import (
@@ -35,6 +34,7 @@ from recbole_fedkd.experiment.records import (
     write_failure,
 )
 from recbole_fedkd.files import write_json
+from recbole_fedkd.quick_start import check_dataset
 
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent.parent
 _SECONDS_BETWEEN_LINES = 30.0
