@@ -28,6 +28,13 @@ PROPERTIES = _PACKAGE / "properties" if (_PACKAGE / "properties").is_dir() else 
 """In a wheel the properties lie inside the package, in a checkout or an editable install beside it."""
 
 RECBOLE_PROPERTIES = Path(recbole.__file__).resolve().parent / "properties"
+FILES_OF_EVERY_RUN = (
+    PROPERTIES / "overall.yaml",
+    RECBOLE_PROPERTIES / "overall.yaml",
+    RECBOLE_PROPERTIES / "dataset" / "sample.yaml",
+)
+"""Files whose keys every run knows, whatever its model and dataset."""
+
 _TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (float, int),
@@ -264,12 +271,7 @@ def read_keys(file: Path) -> dict[str, Key]:
 @lru_cache
 def sizes_of_models() -> frozenset[str]:
     """Keys that RecBole defines in the files of its models alone."""
-    base = (
-        PROPERTIES / "overall.yaml",
-        RECBOLE_PROPERTIES / "overall.yaml",
-        RECBOLE_PROPERTIES / "dataset" / "sample.yaml",
-    )
-    of_all = {name for file in base for name in read_keys(file)}
+    of_all = {name for file in FILES_OF_EVERY_RUN for name in read_keys(file)}
     of_models = {name for file in (RECBOLE_PROPERTIES / "model").glob("*.yaml") for name in read_keys(file)}
     return frozenset(of_models - of_all - _RULES_OF_RECBOLE_KEYS.keys())
 
@@ -289,10 +291,5 @@ def check_size(name: str, value: Any) -> None:
 @lru_cache
 def text_keys() -> frozenset[str]:
     """Keys of every run that take nothing but texts."""
-    files = (
-        PROPERTIES / "overall.yaml",
-        RECBOLE_PROPERTIES / "overall.yaml",
-        RECBOLE_PROPERTIES / "dataset" / "sample.yaml",
-    )
-    keys = [key for file in files for key in read_keys(file).values()]
+    keys = [key for file in FILES_OF_EVERY_RUN for key in read_keys(file).values()]
     return frozenset({"model", "dataset"} | {key.name for key in keys if key.types == (str,)})

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from recbole_fedkd.config.intervals import INTERVAL_KEYS, column_intervals, interval_text
-from recbole_fedkd.config.keys import PROPERTIES, RECBOLE_PROPERTIES, Key, check_size, read_keys, sizes_of_models
+from recbole_fedkd.config.keys import (
+    FILES_OF_EVERY_RUN,
+    PROPERTIES,
+    RECBOLE_PROPERTIES,
+    Key,
+    check_size,
+    read_keys,
+    sizes_of_models,
+)
 from recbole_fedkd.config.shapes import check_shape
 from recbole_fedkd.config.synonyms import called_here
 from recbole_fedkd.config.transforms import TRANSFORM_KEYS, WRITTEN_KEYS
@@ -70,11 +78,7 @@ class KnownKeys:
     ) -> None:
         keys = {name: Key(name, "~", (), "", "") for name in _UNDOCUMENTED_KEYS}
         keys.update({name: Key(name, "~", (), "", "") for name in recbole_names})
-        recbole_files = [
-            PROPERTIES / "overall.yaml",
-            RECBOLE_PROPERTIES / "overall.yaml",
-            RECBOLE_PROPERTIES / "dataset" / "sample.yaml",
-        ]
+        recbole_files = [*FILES_OF_EVERY_RUN]
         recbole_files += [
             file
             for file in (

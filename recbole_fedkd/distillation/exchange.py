@@ -106,7 +106,7 @@ class FactorExchange:
         if stage == "histogram":
             return {stage: rows.per_item(functional.one_hot(self.labels, len(self.values)).double())}
         if stage == "residuals":
-            mean, _ = _mean_and_counts(totals["histogram"], self.values)
+            mean = _mean(totals["histogram"], self.values)
             first = item_biases(settings, totals, self.values, mean)
             user_bias = factors.user_biases(rows, mean, first, settings.bias_shrinkage)
             return {stage: factors.item_residual_sums(rows, mean, user_bias).unsqueeze(1)}
@@ -116,12 +116,12 @@ class FactorExchange:
             basis = bases(settings, totals, rows.item_count)[int(number)]
             arrays = {stage: factors.gram_product(left, basis)}
             return arrays | ({"squares": left.values.square().sum().view(1, 1)} if number == "0" else {})
-        vectors = item_vectors(settings, totals, int(number))
+        vectors = item_vectors(settings, totals, int(number), totals)
         posterior = factors.fold_in(left, vectors, float(_noise(settings, totals, self.values)))
         return {stage: packed(*factors.em_statistics(left, posterior))}
 
     def _left(self, totals: Tensors) -> Rows:
-        mean, _ = _mean_and_counts(totals["histogram"], self.values)
+        mean = _mean(totals["histogram"], self.values)
         item_bias = item_biases(self.settings, totals, self.values, mean)
         user_bias = factors.user_biases(self.rows, mean, item_bias, self.settings.bias_shrinkage)
         return factors.residuals(self.rows, mean, user_bias, item_bias)
@@ -141,13 +141,10 @@ def item_tables(settings: FactorSettings, totals: Tensors, own: Tensors | None, 
     others = {name: total - own[name] if name in own else total for name, total in totals.items()}
     # Totals that travelled in few bits may be a little less than a client's own.
     others["histogram"] = others["histogram"].clamp(min=0)
-    mean, _ = _mean_and_counts(totals["histogram"], values)
-    steps = [number for number in range(settings.em_steps) if f"moments_{number}" in others]
-    if steps:
-        moments = others[f"moments_{steps[-1]}"]
-        vectors = factors.em_vectors(*unpacked(moments, _width(moments.shape[1])), settings.vector_shrinkage)
-    elif f"product_{settings.sketch_passes - 1}" in others:
-        vectors = _sketched(settings, others, bases(settings, totals, len(others["histogram"])))
+    mean = _mean(totals["histogram"], values)
+    if f"product_{settings.sketch_passes - 1}" in others:
+        steps = sum(f"moments_{number}" in others for number in range(settings.em_steps))
+        vectors = item_vectors(settings, others, steps, totals)
     else:
         vectors = mean.new_zeros(len(others["histogram"]), 0)
     return ItemTables(
@@ -176,24 +173,27 @@ def bases(settings: FactorSettings, totals: Tensors, items: int) -> list[Tensor]
     return found
 
 
-def item_vectors(settings: FactorSettings, totals: Tensors, step: int) -> Tensor:
-    """Item vectors ``[I, k]`` that EM step ``step`` starts from."""
-    if step == 0:
-        return _sketched(settings, totals, bases(settings, totals, len(totals["histogram"])))
-    moments = totals[f"moments_{step - 1}"]
-    return factors.em_vectors(*unpacked(moments, _width(moments.shape[1])), settings.vector_shrinkage)
+def item_vectors(settings: FactorSettings, totals: Tensors, steps: int, common: Tensors) -> Tensor:
+    """Item vectors ``[I, k]`` after so many EM steps; after none, those of the passes.
 
-
-def _sketched(settings: FactorSettings, totals: Tensors, basis: list[Tensor]) -> Tensor:
+    Args:
+        settings: the keys.
+        totals: what the vectors are made of.
+        steps: number of EM steps.
+        common: the totals of all, from which the bases follow.
+    """
+    if steps:
+        moments = totals[f"moments_{steps - 1}"]
+        return factors.em_vectors(*unpacked(moments, settings.factor_size), settings.vector_shrinkage)
     products = [totals[f"product_{number}"] for number in range(settings.sketch_passes)]
+    basis = bases(settings, common, len(totals["histogram"]))
     found = factors.nystroem_factors(products, basis, settings.factor_size)
     scaled = factors.scaled_factors(found, totals["histogram"].sum(1), settings.count_shrinkage)
     return functional.pad(scaled, (0, settings.factor_size - scaled.shape[1]))
 
 
-def _mean_and_counts(histogram: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    counts = histogram.sum(1)
-    return (histogram @ values).sum() / counts.sum().clamp(min=1), counts
+def _mean(histogram: Tensor, values: Tensor) -> Tensor:
+    return (histogram @ values).sum() / histogram.sum(1).sum().clamp(min=1)
 
 
 def _noise(settings: FactorSettings, totals: Tensors, values: Tensor) -> Tensor:
@@ -205,8 +205,3 @@ def _noise(settings: FactorSettings, totals: Tensors, values: Tensor) -> Tensor:
     else:
         variance = histogram @ values.square() / count - (histogram @ values / count) ** 2
     return (settings.noise_share * variance).clamp(min=1e-6)
-
-
-def _width(numbers: int) -> int:
-    """``k`` of ``k (k + 1) / 2 + k`` numbers."""
-    return int(((9 + 8 * numbers) ** 0.5 - 3) / 2)

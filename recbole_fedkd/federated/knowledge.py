@@ -385,8 +385,8 @@ class FactorKnowledge(Knowledge):
 
     def upload(self, collected: Tensors, first: bool) -> Arrays:
         """The sums in single precision; the one that is a single number in double, which no codec takes."""
-        arrays: Arrays = {name: value.float().cpu().numpy() for name, value in collected.items()}
-        return arrays | {name: collected[name].cpu().numpy() for name in ("squares",) if name in collected}
+        sent = {name: value if name == "squares" else value.float() for name, value in collected.items()}
+        return {name: value.cpu().numpy() for name, value in sent.items()}
 
     def upload_arrays(self) -> dict[str, ArraySpec]:
         """One stage of all."""
