@@ -26,14 +26,13 @@ import numpy as np
 import torch
 
 from recbole_fedkd.config import FedKDConfig
-from recbole_fedkd.engine import FleetEngine, LabelledSamples
+from recbole_fedkd.engine import FleetEngine, FleetPopulation, LabelledSamples
+from recbole_fedkd.engine.fleet.optimizers import BatchedSGD
 from recbole_fedkd.federated.client import ClientSettings
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.strategy import STRATEGIES
 from recbole_fedkd.federated.task import AttentiveTask, Samples
-from recbole_fedkd.model import FleetPopulation
 from recbole_fedkd.model.shared import SharedState
-from recbole_fedkd.optim.batched import BatchedSGD
 from recbole_fedkd.quick_start import _prepare, processor_settings
 
 LEAVE_ONE_OUT = {

@@ -48,7 +48,7 @@ from recbole_fedkd.data.known import check_dataset
 from recbole_fedkd.data.loading import recbole_dataset_class
 from recbole_fedkd.data.partition import partition_users
 from recbole_fedkd.data.preparation import Loaders, data_preparation
-from recbole_fedkd.engine import RecBoleSamples, disagreement, obstacle
+from recbole_fedkd.engine import FleetPopulation, RecBoleFleetPopulation, RecBoleSamples, disagreement, obstacle
 from recbole_fedkd.errors import InputError, TrainingError, listed
 from recbole_fedkd.evaluation import EvaluationData, evaluation_data, with_candidates
 from recbole_fedkd.federated.client import streams_kept
@@ -57,9 +57,7 @@ from recbole_fedkd.limits import check_clients_per_round, check_limits, memory_w
 from recbole_fedkd.logs import board_errors_raised, check_folders, start_logging
 from recbole_fedkd.model import (
     AttnFedKD,
-    FleetPopulation,
     NetworkPopulation,
-    RecBoleFleetPopulation,
     RecBolePopulation,
     building,
     check_columns,

@@ -53,14 +53,16 @@ from recbole_fedkd.compat import recbole_warnings_silenced
 from recbole_fedkd.data.fingerprint import Fingerprint
 from recbole_fedkd.engine import (
     FleetEngine,
+    FleetPopulation,
     FleetTask,
     LabelledSamples,
     LocalEngine,
+    RecBoleFleetPopulation,
     RecBoleSamples,
     RoundReport,
     batched_optimizer,
 )
-from recbole_fedkd.engine.threads import cores
+from recbole_fedkd.engine.fleet.threads import cores
 from recbole_fedkd.errors import InputError, TrainingError, listed
 from recbole_fedkd.evaluation import (
     DISTRIBUTION,
@@ -83,9 +85,7 @@ from recbole_fedkd.finite import NotFiniteError, check_trained, learner_of
 from recbole_fedkd.model import (
     AttnFedKD,
     Bias,
-    FleetPopulation,
     NetworkPopulation,
-    RecBoleFleetPopulation,
     RecBolePopulation,
     TeacherAndStudent,
 )

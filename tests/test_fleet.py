@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from recbole_fedkd import load_data_and_model
 from recbole_fedkd.checkpoint import read_checkpoint
 from recbole_fedkd.engine import ClientError, FleetEngine
-from recbole_fedkd.engine.packing import MAX_PADDING, MAX_ROW_PADDING, packed, slots
-from recbole_fedkd.engine.threads import SideBySide
+from recbole_fedkd.engine.fleet.optimizers import BatchedAdam, BatchedSGD, clip_norms
+from recbole_fedkd.engine.fleet.packing import MAX_PADDING, MAX_ROW_PADDING, packed, slots
+from recbole_fedkd.engine.fleet.store import RowStore
+from recbole_fedkd.engine.fleet.threads import SideBySide
 from recbole_fedkd.federated.message import Message, sizes_by_sender
 from recbole_fedkd.federated.strategy import STRATEGIES, register_strategy
 from recbole_fedkd.federated.strategy.local_training import LocalTraining
 from recbole_fedkd.federated.task import Samples
-from recbole_fedkd.model.fleet import RowStore
-from recbole_fedkd.optim.batched import BatchedAdam, BatchedSGD, clip_norms
 from recbole_fedkd.quick_start import build_trainer
 
 RATIO = 0.25

@@ -9,9 +9,9 @@ from recbole.data.interaction import Interaction
 from recbole.model.general_recommender.bpr import BPR
 
 from recbole_fedkd.checkpoint import read_checkpoint
-from recbole_fedkd.engine.agreement import TOLERANCES, _difference
+from recbole_fedkd.engine.fleet.agreement import TOLERANCES, _difference
+from recbole_fedkd.engine.fleet.batching import ClientTable, HandedAttention, WeightedLoss
 from recbole_fedkd.federated.client import own_streams
-from recbole_fedkd.model.batching import ClientTable, HandedAttention, WeightedLoss
 from recbole_fedkd.model.population import user_rows
 
 SAMPLING = {"distribution": "uniform", "sample_num": 2, "alpha": 1.0, "dynamic": False, "candidate_num": 0}

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from recbole_fedkd.distillation.losses import label_cross_entropy
-from recbole_fedkd.model.batching import total_loss
 from recbole_fedkd.model.factor_head import FactorHead
 from recbole_fedkd.model.network import NO_CONTEXT, Context
 from recbole_fedkd.model.shared import SharedState
@@ -432,3 +431,11 @@ def sample_negatives(users: Tensor, positives: Tensor, item_count: int, generato
         slot = torch.searchsorted(positives, keys).clamp(max=len(positives) - 1)
         pending = pending[positives[slot] == keys]
     return items
+
+
+def total_loss(model: Any, interaction: Any) -> Tensor:
+    """What a RecBole model minimises on a batch, a scalar: some models return a tuple, some a tensor of shape [1]."""
+    parts = model.calculate_loss(interaction)
+    loss = sum(part.reshape(()) for part in (parts if isinstance(parts, tuple) else (parts,)))
+    assert isinstance(loss, Tensor)
+    return loss

@@ -4,7 +4,6 @@ from recbole_fedkd.model.batch_norm import normalise_single_rows
 from recbole_fedkd.model.corrected import corrected
 from recbole_fedkd.model.encoding import with_attention
 from recbole_fedkd.model.factorization import MF, FactorizationRecommender, PFedRec
-from recbole_fedkd.model.fleet import CompactPopulation, FleetPopulation, RecBoleFleetPopulation
 from recbole_fedkd.model.floors import MFEM, Bias, FoldIn
 from recbole_fedkd.model.pair import TeacherAndStudent
 from recbole_fedkd.model.population import AttnFedKD, NetworkPopulation, RecBolePopulation
@@ -21,13 +20,10 @@ __all__ = [
     "AttnStudent",
     "AttnTeacher",
     "Bias",
-    "CompactPopulation",
     "FactorizationRecommender",
-    "FleetPopulation",
     "FoldIn",
     "NetworkPopulation",
     "PFedRec",
-    "RecBoleFleetPopulation",
     "RecBolePopulation",
     "TeacherAndStudent",
     "building",

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from recbole_fedkd.engine.samples import Epoch, FleetTask
+from recbole_fedkd.engine.fleet.group import ClientGroup
+from recbole_fedkd.engine.fleet.samples import Epoch, FleetTask
+from recbole_fedkd.engine.fleet.store import Pack, Weights
 from recbole_fedkd.model.backbone import HandedDropout
-from recbole_fedkd.model.fleet import ClientGroup, Pack, Weights
 
 
 def stepped(

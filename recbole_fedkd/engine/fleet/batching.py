@@ -256,14 +256,6 @@ class BatchedModel:
                 hook.remove()
 
 
-def total_loss(model: Any, interaction: Any) -> Tensor:
-    """What a RecBole model minimises on a batch, a scalar: some models return a tuple, some a tensor of shape [1]."""
-    parts = model.calculate_loss(interaction)
-    loss = sum(part.reshape(()) for part in (parts if isinstance(parts, tuple) else (parts,)))
-    assert isinstance(loss, Tensor)
-    return loss
-
-
 @contextmanager
 def for_client(model: nn.Module, rows: Tensor, weights: Tensor) -> Iterator[None]:
     """Have a model's modules use what one client holds.

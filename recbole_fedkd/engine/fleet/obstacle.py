@@ -8,6 +8,7 @@ from recbole.data.dataloader import TrainDataLoader
 from recbole.data.utils import get_dataloader
 from recbole.utils import ModelType
 
+from recbole_fedkd.engine.fleet.optimizers import BatchedAdam, BatchedAdamToSGD, BatchedOptimizer, BatchedSGD
 from recbole_fedkd.federated.strategy import STRATEGIES
 from recbole_fedkd.federated.strategy.federated_averaging import (
     FederatedAveraging,
@@ -15,7 +16,6 @@ from recbole_fedkd.federated.strategy.federated_averaging import (
 )
 from recbole_fedkd.federated.strategy.knowledge_exchange import AttentiveFederatedDistillation, FederatedDistillation
 from recbole_fedkd.federated.strategy.local_training import LocalTraining
-from recbole_fedkd.optim.batched import BatchedAdam, BatchedAdamToSGD, BatchedOptimizer, BatchedSGD
 
 BATCHED = (
     LocalTraining,

@@ -17,15 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from recbole_fedkd.engine.base import ClientError, Engine, Round, reason
-from recbole_fedkd.engine.draws import Streams
-from recbole_fedkd.engine.memory import OptimizerMemory, RowChanges
-from recbole_fedkd.engine.packing import packed, slots
-from recbole_fedkd.engine.samples import Epoch, FleetTask
-from recbole_fedkd.engine.steps import drawing, stepped
-from recbole_fedkd.engine.threads import SideBySide, keep_freed_memory
+from recbole_fedkd.engine.fleet.draws import Streams
+from recbole_fedkd.engine.fleet.group import ClientGroup
+from recbole_fedkd.engine.fleet.memory import OptimizerMemory, RowChanges
+from recbole_fedkd.engine.fleet.messages import MeanOfClients, MeanPart, SharedTensors, stacked, unstacked
+from recbole_fedkd.engine.fleet.optimizers import BatchedOptimizer, clip_norms
+from recbole_fedkd.engine.fleet.packing import packed, slots
+from recbole_fedkd.engine.fleet.population import CompactPopulation
+from recbole_fedkd.engine.fleet.samples import Epoch, FleetTask
+from recbole_fedkd.engine.fleet.steps import drawing, stepped
+from recbole_fedkd.engine.fleet.store import Pack, Weights
+from recbole_fedkd.engine.fleet.threads import SideBySide, keep_freed_memory
 from recbole_fedkd.errors import listed
 from recbole_fedkd.federated.client import ClientSettings
-from recbole_fedkd.federated.compact import MeanOfClients, MeanPart, SharedTensors, stacked, unstacked
 from recbole_fedkd.federated.message import Message, sizes_by_sender
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.strategy import LocalResult, to_tensors
@@ -36,9 +40,7 @@ from recbole_fedkd.federated.strategy.federated_averaging import (
 )
 from recbole_fedkd.federated.task import Step
 from recbole_fedkd.finite import NotFiniteError, all_finite, finite_clients, training_sentence
-from recbole_fedkd.model.fleet import ClientGroup, CompactPopulation, Pack, Weights
 from recbole_fedkd.model.shared import SharedState, matching
-from recbole_fedkd.optim.batched import BatchedOptimizer, clip_norms
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,12 @@ from recbole.data.interaction import Interaction
 from recbole.utils import InputType
 from torch import Tensor, nn
 
-from recbole_fedkd.engine.draws import Streams
-from recbole_fedkd.federated.task import AttentiveTask, Samples, Step, click_logits, click_loss, is_click
-from recbole_fedkd.model.batching import for_client, seen_by_losses, total_loss
-from recbole_fedkd.model.fleet import ClientGroup, Pack, RecBoleFleetPopulation
+from recbole_fedkd.engine.fleet.batching import for_client, seen_by_losses
+from recbole_fedkd.engine.fleet.draws import Streams
+from recbole_fedkd.engine.fleet.group import ClientGroup
+from recbole_fedkd.engine.fleet.population import RecBoleFleetPopulation
+from recbole_fedkd.engine.fleet.store import Pack
+from recbole_fedkd.federated.task import AttentiveTask, Samples, Step, click_logits, click_loss, is_click, total_loss
 
 CONTEXT = "context "
 """What an epoch's fields begin with that are the context of a row: a column may be called ``users``."""

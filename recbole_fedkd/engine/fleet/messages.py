@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from recbole_fedkd.engine.fleet.group import ClientGroup
+from recbole_fedkd.engine.fleet.store import Pack, Weights
 from recbole_fedkd.federated.message import Message
 from recbole_fedkd.federated.strategy.base import ServerState
-from recbole_fedkd.model.fleet import ClientGroup, Pack, Weights
 from recbole_fedkd.model.shared import SharedState
 
 

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recbole_fedkd.engine.draws import Streams
-from recbole_fedkd.engine.samples import Epoch, RecBoleSamples
-from recbole_fedkd.engine.steps import drawing, stepped
+from recbole_fedkd.engine.fleet.batching import ClientTable
+from recbole_fedkd.engine.fleet.draws import Streams
+from recbole_fedkd.engine.fleet.group import ClientGroup
+from recbole_fedkd.engine.fleet.population import RecBoleFleetPopulation
+from recbole_fedkd.engine.fleet.samples import Epoch, RecBoleSamples
+from recbole_fedkd.engine.fleet.steps import drawing, stepped
+from recbole_fedkd.engine.fleet.store import Weights
 from recbole_fedkd.federated.client import client_round_seed, own_streams
 from recbole_fedkd.federated.task import RecBoleTask
 from recbole_fedkd.model.backbone import HandedDropout
-from recbole_fedkd.model.batching import ClientTable
-from recbole_fedkd.model.fleet import ClientGroup, RecBoleFleetPopulation, Weights
 
 
 @dataclass(frozen=True)

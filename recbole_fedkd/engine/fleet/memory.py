@@ -8,8 +8,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from recbole_fedkd.model.fleet import ClientGroup, Pack, RowStore, Weights, fill_rows
-from recbole_fedkd.optim.batched import BatchedOptimizer
+from recbole_fedkd.engine.fleet.group import ClientGroup, fill_rows
+from recbole_fedkd.engine.fleet.optimizers import BatchedOptimizer
+from recbole_fedkd.engine.fleet.store import Pack, RowStore, Weights
 
 
 class OptimizerMemory(nn.Module):

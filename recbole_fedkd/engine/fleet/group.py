@@ -1,0 +1,271 @@
+"""Clients with networks of one architecture, in compact form: packed for computing, put away after it."""
+
+import copy
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn import functional
+
+from recbole_fedkd.engine.fleet.store import Pack, RowStore, Weights
+from recbole_fedkd.model.pair import names_of
+
+
+class ClientGroup(nn.Module):
+    """Clients with networks of one architecture.
+
+    Its state: the network of all users, whose user rows are the clients' own and whose other weights are those that clients
+    share or start from; and per client what it has of its own.
+
+    Args:
+        whole: the network of all users.
+        numbers: the clients ``[K]``.
+        client_of_user: ``[users]``.
+    """
+
+    numbers: Tensor
+    member: Tensor
+    first_member: Tensor
+    member_count: Tensor
+    own: Tensor
+
+    def __init__(self, whole: nn.Module, numbers: Tensor, client_of_user: Tensor) -> None:
+        super().__init__()
+        self.whole = whole
+        order = torch.argsort(client_of_user, stable=True)
+        counts = torch.bincount(client_of_user + 1)
+        starts = counts.cumsum(0) - counts
+        for name, value in (
+            ("numbers", numbers),
+            ("member", order),
+            ("first_member", starts[numbers + 1]),
+            ("member_count", counts[numbers + 1]),
+        ):
+            self.register_buffer(name, value, persistent=False)
+        parameters, buffers = dict(whole.named_parameters()), dict(whole.named_buffers())
+        self.user_names = [name for name in names_of(whole, "user_rows") if name in parameters]
+        self.item_names = [name for name in names_of(whole, "item_rows") if name in parameters]
+        self.item_buffers = [name for name in names_of(whole, "item_rows") if name in buffers]
+        self.user_buffers = [name for name in names_of(whole, "user_buffers") if name in buffers]
+        self.item_references = names_of(whole, "item_references")
+        self.dense_names = [name for name in parameters if name not in {*self.user_names, *self.item_names}]
+        self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        self.origins: Mapping[str, str] = getattr(whole, "origins", {})
+        self.item_count = len((parameters | buffers)[names_of(whole, "item_rows")[0]])
+        self.single_users = bool((self.member_count <= 1).all())
+        self.keep((), True, True)
+
+    def keep(self, private: Collection[str], resumed: bool, kept: bool) -> None:
+        """Say what of a client outlives a round; forgets what has been stored.
+
+        Args:
+            private: parameters that are never shared.
+            resumed: whether a client goes on with what it has also of the others, not with what all have in common.
+            kept: whether a client keeps what it has made of the others.
+        """
+        for names in (self.dense_names, self.item_names):
+            names.sort(key=lambda name: name not in private)
+
+        def widths(names: list[str], first_axis: int) -> tuple[int, int]:
+            sizes = {name: self.shapes[name][first_axis:].numel() for name in names}
+            of_private = sum(size for name, size in sizes.items() if name in private)
+            total = sum(sizes.values())
+            return total if resumed else of_private, total if kept else of_private
+
+        self.dense_resumed, dense_kept = widths(self.dense_names, 0)
+        self.rows_resumed, rows_kept = widths(self.item_names, 1)
+        device = self.numbers.device
+        self.register_buffer("own", self.dense_base()[:dense_kept].repeat(len(self.numbers), 1))
+        self.rows = RowStore(len(self.numbers), rows_kept, self.item_count).to(device)
+
+    @torch.no_grad()
+    def dense_base(self) -> Tensor:
+        """Weights that all have in common ``[P]``, without those of items and users."""
+        parameters = dict(self.whole.named_parameters())
+        nothing = torch.zeros(0, device=self.numbers.device)
+        return torch.cat([nothing, *(parameters[name].flatten() for name in self.dense_names)])
+
+    @torch.no_grad()
+    def item_base(self) -> Tensor:
+        """Item tables that all have in common, side by side: ``[items, D]``."""
+        return self._tables(self.item_names)
+
+    def _tables(self, names: list[str]) -> Tensor:
+        parameters = dict(self.whole.named_parameters())
+        if not names:
+            return torch.zeros(1, 0, device=self.numbers.device)
+        return torch.cat([parameters[name].flatten(1) for name in names], 1)
+
+    @torch.no_grad()
+    def user_table(self) -> Tensor:
+        """User tables side by side: ``[users, U]``."""
+        return self._tables(self.user_names)
+
+    def base(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What all have in common: :meth:`dense_base`, :meth:`item_base` and :meth:`user_table`."""
+        return self.dense_base(), self.item_base(), self.user_table()
+
+    def pack(self, clients: Tensor, needed: Tensor, stores: Sequence[RowStore] = ()) -> Pack:
+        """Put clients side by side.
+
+        Args:
+            clients: places in the group ``[c]``.
+            needed: items of each ``[c, n]`` that are needed beside those of the histories and the padding item.
+            stores: all rows of the clients that are stored in these are needed too.
+        """
+        device = clients.device
+        counts = self.member_count[clients]
+        users = torch.arange(int(counts.max()), device=device)
+        present = users < counts.unsqueeze(1)
+        place = self.first_member[clients].unsqueeze(1) + users
+        members = torch.where(present, self.member[place.clamp(max=len(self.member) - 1)], 0)
+        members = torch.cat([torch.zeros_like(clients).unsqueeze(1), members], 1)
+        known = torch.zeros(len(clients), self.item_count, dtype=torch.bool, device=device)
+        known[:, 0] = True
+        known.scatter_(1, needed, True)
+        buffers = dict(self.whole.named_buffers())
+        for name in self.item_references:
+            known.scatter_(1, buffers[name][members].flatten(1), True)
+        for store in stores:
+            own_slot, own_item, _ = store.of(clients)
+            known[own_slot, own_item] = True
+        known_slot, known_item = known.nonzero(as_tuple=True)
+        count = torch.bincount(known_slot, minlength=len(clients))
+        place = torch.arange(len(known_slot), device=device) - (count.cumsum(0) - count)[known_slot]
+        items = torch.zeros(len(clients), int(count.max()), dtype=torch.long, device=device)
+        items[known_slot, place] = known_item
+        local = torch.zeros(known.shape, dtype=torch.int32, device=device)
+        local[known_slot, known_item] = place.int()
+        return Pack(clients, members, items, count, local, known)
+
+    def weights(self, pack: Pack, base: tuple[Tensor, Tensor, Tensor], serving: bool = False) -> Weights:
+        """Parameters of packed clients, in memory of their own.
+
+        Args:
+            pack: the clients.
+            base: what all have in common, see :meth:`base`.
+            serving: as the clients serve their users, not as they start a round.
+        """
+        dense_base, item_base, user_table = base
+        dense = dense_base.repeat(len(pack.clients), 1)
+        dense_from = self.own.shape[1] if serving else self.dense_resumed
+        if dense_from:
+            dense[:, :dense_from] = self.own[pack.clients, :dense_from]
+        rows = functional.embedding(pack.items, item_base) if self.item_names else dense.new_zeros(*pack.items.shape, 0)
+        rows_from = self.rows.data.shape[1] if serving else self.rows_resumed
+        if rows_from:
+            fill_rows(rows, pack, self.rows, rows_from)
+        users = user_table[pack.members] if self.user_names else dense.new_zeros(*pack.members.shape, 0)
+        return Weights(dense, rows, users)
+
+    @torch.no_grad()
+    def write(self, pack: Pack, weights: Weights) -> None:
+        """Keep what is the clients' own but for the item rows, which :meth:`RowStore.replace` takes for a whole round."""
+        if self.own.shape[1]:
+            self.own[pack.clients] = weights.dense[:, : self.own.shape[1]]
+        present = pack.members > 0
+        owners = pack.members[present]
+        parameters, column = dict(self.whole.named_parameters()), 0
+        for name in self.user_names:
+            width = parameters[name][0].numel()
+            values = weights.users[present][:, column : column + width]
+            parameters[name][owners] = values.view(-1, *parameters[name].shape[1:])
+            column += width
+
+    def named(self, weights: Weights) -> dict[str, Tensor]:
+        """The parameters by name, ``[c, ...]``, part of the autograd graph."""
+        shapes, named = self.shapes, {}
+        parts = weights.dense.split([shapes[name].numel() for name in self.dense_names], 1)
+        for name, part in zip(self.dense_names, parts, strict=True):
+            named[name] = part.view(len(part), *shapes[name])
+        for names, table in ((self.item_names, weights.rows), (self.user_names, weights.users)):
+            widths = [shapes[name][1:].numel() for name in names]
+            pieces = table.split(widths, 2) if len(names) > 1 else [table] * len(names)
+            for name, piece in zip(names, pieces, strict=True):
+                named[name] = piece.reshape(*piece.shape[:2], *shapes[name][1:])
+        return named
+
+    @torch.no_grad()
+    def served_by(self, client: Tensor, base: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+        """Parameters of the network of all users and items as one client serves it; arguments as of :meth:`weights`."""
+        dense, rows = base[0].clone(), base[1].clone()
+        dense[: self.own.shape[1]] = self.own[client]
+        _, item, place = self.rows.of(client.unsqueeze(0))
+        width = self.rows.data.shape[1]
+        rows[item, :width] = self.rows.data[place]
+        named = self.named(Weights(*(part.unsqueeze(0) for part in (dense, rows, base[2]))))
+        return {name: value[0] for name, value in named.items()}
+
+    def column_rates(self, rates: Mapping[str, float], default: float) -> list[Tensor]:
+        """Learning rate of every column of :meth:`Weights.tensors`; the default where ``rates`` does not name a parameter."""
+        found = []
+        for names, per_row in ((self.dense_names, 0), (self.item_names, 1), (self.user_names, 1)):
+            sizes = [self.shapes[name][per_row:].numel() for name in names]
+            columns = [torch.full((size,), rates.get(name, default)) for name, size in zip(names, sizes, strict=True)]
+            if columns:
+                found.append(torch.cat(columns).to(self.numbers.device))
+        return found
+
+    def buffers_of(self, pack: Pack) -> dict[str, Tensor]:
+        """The buffers that differ from client to client, ``[c, ...]``."""
+        whole = dict(self.whole.named_buffers())
+        found = {name: whole[name][pack.items] for name in self.item_buffers}
+        for name in self.user_buffers:
+            values = whole[name][pack.members]
+            if name in self.item_references:
+                values = pack.local.gather(1, values.flatten(1)).long().view_as(values)
+            found[name] = values
+        return found
+
+    def twin(self) -> nn.Module:
+        """A network that shares all memory with :attr:`whole`: while one is being called, its parameters are others."""
+        tensors = [*self.whole.parameters(), *self.whole.buffers()]
+        return copy.deepcopy(self.whole, {id(tensor): tensor for tensor in tensors})
+
+    def called(
+        self,
+        network: nn.Module,
+        function: Callable[..., Any],
+        weights: Weights,
+        buffers: Mapping[str, Tensor],
+        *packed: Any,
+    ) -> Any:
+        """Call a function of a network for every packed client at once.
+
+        Args:
+            network: :attr:`whole`, or a :meth:`twin` where several threads call.
+            function: called as ``function(network, parameters, *of the client)``.
+            weights: of the clients.
+            buffers: of the clients.
+            packed: tensors ``[c, ...]``, or containers of such.
+        """
+        caller = Caller(network, function)
+
+        def of_client(parameters: dict[str, Tensor], others: dict[str, Tensor], *arguments: Any) -> Any:
+            state = {f"network.{name}": value for name, value in {**parameters, **others}.items()}
+            return functional_call(caller, state, (parameters, *arguments))
+
+        return vmap(of_client)(self.named(weights), dict(buffers), *packed)
+
+
+class Caller(nn.Module):
+    """A function of a network as a module: ``torch.func`` swaps the parameters of modules."""
+
+    def __init__(self, network: nn.Module, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.network, self.function = network, function
+
+    def forward(self, *arguments: Any) -> Any:
+        """Call it."""
+        return self.function(self.network, *arguments)
+
+
+def fill_rows(rows: Tensor, pack: Pack, store: RowStore, width: int) -> None:
+    """Overwrite the first ``width`` columns of packed rows ``[c, rows, D]`` by what the clients have stored."""
+    slot, item, place = store.of(pack.clients)
+    if len(slot):
+        needed = pack.known[slot, item]
+        slot, item, place = slot[needed], item[needed], place[needed]
+        rows[slot, pack.local[slot, item].long(), :width] = store.data[place, :width]

@@ -1,0 +1,209 @@
+"""A population in compact form: what all clients have in common once, and of each client only what is its own.
+
+A client's network is that of all users and items, with the rows of its own users and, of the item tables, the rows that it has
+touched. For computing, clients are packed: item ids are renumbered per client, and tables become ``[clients, rows, width]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from recbole.model.abstract_recommender import AbstractRecommender
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from recbole_fedkd.engine.fleet.batching import BatchedModel
+from recbole_fedkd.engine.fleet.group import Caller, ClientGroup
+from recbole_fedkd.model.network import NO_CONTEXT, Context
+from recbole_fedkd.model.population import local_ids, rows_that_stay, whole_networks
+from recbole_fedkd.model.shared import Rows, forget_cached
+from recbole_fedkd.model.student import LabelledRecommender
+
+MEGABYTE = 2**20
+
+
+class CompactPopulation(nn.Module):
+    """Clients in compact form, whatever their networks are.
+
+    Attributes:
+        groups: clients of one architecture each; with several, clients are dealt out in turn.
+        clients: their number.
+        memory: bytes that clients side by side may take.
+    """
+
+    client_of_user: Tensor
+    local_id: Tensor
+    groups: nn.ModuleList
+
+    def settle(self, config: Any, wholes: Sequence[nn.Module], client_of_user: Tensor) -> None:
+        """Make the groups.
+
+        Args:
+            config: the run's config.
+            wholes: the network of all users of each group.
+            client_of_user: ``[users]``, padding user 0: -1.
+        """
+        self.private_parameters = config["private_parameters"]
+        self.clients = int(client_of_user.max()) + 1
+        self.memory = float(config["fleet_memory"]) * MEGABYTE
+        numbers = torch.arange(self.clients)
+        groups = (ClientGroup(each, numbers[place :: len(wholes)], client_of_user) for place, each in enumerate(wholes))
+        self.groups = nn.ModuleList(groups)
+        self.register_buffer("client_of_user", client_of_user, persistent=False)
+        self.register_buffer("local_id", local_ids(client_of_user), persistent=False)
+
+    @property
+    def client_groups(self) -> list[ClientGroup]:
+        """The groups, as what they are."""
+        return list(self.groups)  # type: ignore[arg-type]
+
+    def private_rows(self, group: int) -> dict[str, Rows]:
+        """What of the network of all users no strategy may send."""
+        return rows_that_stay(self.client_groups[group].whole, self.private_parameters)
+
+
+class FleetPopulation(CompactPopulation, LabelledRecommender):
+    """The population of :class:`~recbole_fedkd.model.AttnFedKD` in compact form; arguments as there."""
+
+    def __init__(self, config: Any, dataset: Any, client_of_user: Tensor) -> None:
+        super().__init__(config, dataset)
+        self.settle(config, whole_networks(config, dataset, len(self.label_values)), client_of_user)
+
+    @torch.no_grad()
+    def logits(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        """Every user by the network of the client it lives on; see :meth:`LabelledRecommender.logits`."""
+        owners = self.client_of_user[users]
+        out = torch.empty(*items.shape, len(self.label_values), device=items.device)
+        for place, group in enumerate(self.client_groups):
+            base = group.base()
+            mine = torch.nonzero(owners % len(self.groups) == place).flatten()
+            mine = mine[torch.argsort(owners[mine], stable=True)]
+            clients, counts = torch.unique_consecutive(owners[mine] // len(self.groups), return_counts=True)
+            starts = counts.cumsum(0) - counts
+            for chosen in self._parts(group, counts, items.shape[1]):
+                rows, slot, column = _ragged(starts[chosen], counts[chosen])
+                self._score(group, base, clients[chosen], (mine[rows], slot, column), (users, items, context), out)
+        return out
+
+    def _parts(self, group: ClientGroup, counts: Tensor, targets: int) -> list[Tensor]:
+        """Clients with about as many rows each, ``fleet_memory`` at a time, by their places in ``counts`` ``[c]``."""
+        width = sum(each.shape[1] for each in (group.item_base(), group.user_table())) + 1
+        order = torch.argsort(counts, descending=True)
+        parts = []
+        while len(order):
+            rows = int(counts[order[0]]) * targets
+            taken = max(1, int(self.memory / (4 * width * (group.item_count + 64 * rows))))
+            parts.append(order[:taken])
+            order = order[taken:]
+        return parts
+
+    def _score(
+        self,
+        group: ClientGroup,
+        base: tuple[Tensor, Tensor, Tensor],
+        clients: Tensor,
+        place: tuple[Tensor, Tensor, Tensor],
+        asked: tuple[Tensor, Tensor, Context],
+        out: Tensor,
+    ) -> None:
+        """Score the rows of packed clients; ``place``: row of what is asked, client and column of each, ``[n]``."""
+        row, slot, column = place
+        users, items, context = asked
+        targets = items.shape[1]
+        width = int(column.max()) + 1
+        own_users = torch.zeros(len(clients), width, dtype=torch.long, device=users.device)
+        own_items = torch.zeros(len(clients), width, targets, dtype=torch.long, device=users.device)
+        own_users[slot, column] = self.local_id[users[row]]
+        own_items[slot, column] = items[row]
+        own_context = {}
+        for name, values in context.items():
+            own_context[name] = values.new_zeros(len(clients), width, *values.shape[1:])
+            own_context[name][slot, column] = values[row]
+        pack = group.pack(clients, own_items.flatten(1))
+        own_items = pack.local.gather(1, own_items.flatten(1)).long().view_as(own_items)
+        if group.single_users and targets == 1:
+            own_users, own_items = own_users[:, :1], own_items.transpose(1, 2)
+            own_context = {name: values.transpose(1, 2) for name, values in own_context.items()}
+        group.whole.eval()
+        weights = group.weights(pack, base, serving=True)
+
+        def score(network: nn.Module, parameters: Any, users: Tensor, items: Tensor, context: Context) -> Tensor:
+            logits: Tensor = network(users, items, context)
+            return logits
+
+        logits = group.called(group.whole, score, weights, group.buffers_of(pack), own_users, own_items, own_context)
+        out[row] = logits.reshape(len(clients), width, targets, -1)[slot, column]
+
+
+class RecBoleFleetPopulation(CompactPopulation, AbstractRecommender):
+    """The population of :class:`~recbole_fedkd.model.RecBolePopulation` in compact form.
+
+    Args:
+        config: the run's config.
+        dataset: the training split.
+        client_of_user: ``[users]``, padding user 0: -1.
+        model_class: a POINTWISE or PAIRWISE model.
+
+    Raises:
+        NotBatchedError: the model cannot be brought into this form.
+    """
+
+    def __init__(self, config: Any, dataset: Any, client_of_user: Tensor, model_class: type) -> None:
+        super().__init__()
+        self.type = config["MODEL_TYPE"]  # type: ignore[method-assign]
+        self.input_type = config["MODEL_INPUT_TYPE"]
+        self.user_field, item_field = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
+        self.item_num = dataset.item_num
+        self.batched = BatchedModel(
+            model_class(config, dataset),
+            self.user_field,
+            item_field,
+            config["NEG_PREFIX"],
+            dataset.item_num,
+            local_ids(client_of_user),
+        )
+        self.settle(config, [self.batched.model], client_of_user)
+
+    def predict(self, interaction: Any) -> Tensor:
+        """Scores ``[batch]``, as the model's own."""
+        return self._routed(interaction, "predict")
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        """Scores of every item, ``[batch * items]``; not implemented where the model's own is not."""
+        return self._routed(interaction, "full_sort_predict")
+
+    def load_other_parameter(self, para: Any) -> None:
+        """RecBole calls this after loading weights: what was computed from others is forgotten."""
+        forget_cached(self.batched.model)
+
+    @torch.no_grad()
+    def _routed(self, interaction: Any, method: str) -> Tensor:
+        (group,) = self.client_groups
+        group.whole.eval()
+        scores: Tensor
+        if not group.own.shape[1] and not group.rows.data.shape[1]:
+            # But for user rows, of which it has everybody's, the network of all users is everybody's.
+            scores = getattr(group.whole, method)(interaction)
+            return scores.flatten()
+        owners = self.client_of_user[interaction[self.user_field]]
+        base = group.base()
+        out: Tensor | None = None
+        for client in owners.unique():
+            rows = torch.nonzero(owners == client).flatten()
+            own = {f"network.{name}": value for name, value in group.served_by(client, base).items()}
+            caller = Caller(group.whole, lambda network, part: getattr(network, method)(part))
+            scores = functional_call(caller, own, (interaction[rows],)).view(len(rows), -1)
+            if out is None:
+                out = scores.new_empty(len(owners), scores.shape[1])
+            out[rows] = scores
+        assert out is not None
+        return out.flatten()
+
+
+def _ragged(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pieces of a list: the numbers of their entries, the piece and the place in it of each, ``[entries]``."""
+    piece = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    place = torch.arange(len(piece), device=counts.device) - (counts.cumsum(0) - counts)[piece]
+    return starts[piece] + place, piece, place

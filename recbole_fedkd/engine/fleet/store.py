@@ -1,0 +1,140 @@
+"""What packed clients hold: rows of item tables per client, who is side by side, and their weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class RowStore(nn.Module):
+    """Rows of item tables per client, each client's in one piece behind another.
+
+    Args:
+        clients: number of clients.
+        width: numbers in a row.
+        items: number of items, padding included.
+    """
+
+    start: Tensor
+    count: Tensor
+    item: Tensor
+    data: Tensor
+
+    growing = ("item", "data")
+
+    def __init__(self, clients: int, width: int, items: int) -> None:
+        super().__init__()
+        self.items = items
+        self.register_buffer("start", torch.zeros(clients, dtype=torch.long))
+        self.register_buffer("count", torch.zeros(clients, dtype=torch.long))
+        self.register_buffer("item", torch.zeros(0, dtype=torch.long))
+        self.register_buffer("data", torch.zeros(0, width))
+
+    def of(self, clients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows of the clients ``[c]``: place in ``clients``, item id and row of ``data``, each ``[rows]``."""
+        count = self.count[clients]
+        slot = torch.repeat_interleave(torch.arange(len(clients), device=count.device), count)
+        offset = torch.arange(len(slot), device=count.device) - (count.cumsum(0) - count)[slot]
+        place = self.start[clients][slot] + offset
+        return slot, self.item[place], place
+
+    def replace(self, clients: Tensor, count: Tensor, item: Tensor, data: Tensor) -> None:
+        """Give the clients ``[c]`` other rows: ``count`` ``[c]`` each, in their order ``item`` ``[rows]`` and ``data``."""
+        others = torch.ones_like(self.count, dtype=torch.bool)
+        others[clients] = False
+        rest = torch.nonzero(others).flatten()
+        order, counts = torch.cat([clients, rest]), torch.cat([count, self.count[rest]])
+        _, kept_item, place = self.of(rest)
+        if len(place):
+            item, data = torch.cat([item, kept_item]), torch.cat([data, self.data[place]])
+        self.item, self.data = item, data
+        self.count[order] = counts
+        self.start[order] = counts.cumsum(0) - counts
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Take the tensors as they are, for the number of rows is part of what is saved; ValueError if they do not fit."""
+        saved = {name: state_dict[f"{prefix}{name}"] for name in ("start", "count", "item", "data")}
+        own = dict(self.named_buffers())
+        for name, tensor in saved.items():
+            shape = tensor.shape[1:] if name in self.growing else tensor.shape
+            fits = shape == (own[name].shape[1:] if name in self.growing else own[name].shape)
+            if not fits or tensor.dtype != own[name].dtype or tensor.layout != own[name].layout:
+                raise ValueError(f"'{prefix}{name}' is {tuple(tensor.shape)} of {tensor.dtype}")
+        if not self._consistent(**saved):
+            raise ValueError(
+                f"the rows of clients in '{prefix}item' are not one piece for each, of items that there are"
+            )
+        for name, tensor in saved.items():
+            setattr(self, name, tensor.to(self.data.device, copy=True))
+
+    def _consistent(self, start: Tensor, count: Tensor, item: Tensor, data: Tensor) -> bool:
+        """Whether the pieces lie behind each other and fill the rows, and every client has an item at most once."""
+        # Bounded before anything is summed or repeated as often as they say.
+        if len(item) != len(data) or bool(((count < 0) | (count > len(item))).any()) or int(count.sum()) != len(item):
+            return False
+        if len(item) and not 0 <= int(item.min()) <= int(item.max()) < self.items:
+            return False
+        order = torch.from_numpy(np.lexsort((count.cpu().numpy(), start.cpu().numpy()))).to(count.device)
+        held = count[order]
+        if not torch.equal(start[order], held.cumsum(0) - held):
+            return False
+        owner = torch.repeat_interleave(order, held)
+        return len(torch.unique(owner * self.items + item)) == len(item)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Clients side by side, with item ids of their own: 0 is padding, as everywhere.
+
+    Attributes:
+        clients: places in the group ``[c]``.
+        members: user ids ``[c, 1 + users]``, each client's behind a padding user; 0 where a client has fewer.
+        items: item ids ``[c, rows]``, 0 where a client has fewer.
+        count: rows of each client ``[c]``.
+        local: ``[c, items]``, the client's own id of each item; 0 where it has none.
+        known: bool ``[c, items]``, which items have one.
+    """
+
+    clients: Tensor
+    members: Tensor
+    items: Tensor
+    count: Tensor
+    local: Tensor
+    known: Tensor
+
+    def first(self, count: int) -> Pack:
+        """The first clients alone."""
+        parts = (self.clients, self.members, self.items, self.count, self.local, self.known)
+        clients, members, items, counts, local, known = (each[:count] for each in parts)
+        return Pack(clients, members, items, counts, local, known)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters of packed clients as three tensors: a network's parameters lie side by side on the last axis.
+
+    Attributes:
+        dense: ``[c, P]``, what every sample touches.
+        rows: ``[c, rows, D]``, item tables.
+        users: ``[c, 1 + users, U]``, user tables.
+    """
+
+    dense: Tensor
+    rows: Tensor
+    users: Tensor
+
+    def first(self, count: int) -> Weights:
+        """The first clients alone, in the same memory."""
+        return Weights(self.dense[:count], self.rows[:count], self.users[:count])
+
+    def zeros(self) -> Weights:
+        """Zeros of the same shapes."""
+        return Weights(torch.zeros_like(self.dense), torch.zeros_like(self.rows), torch.zeros_like(self.users))
+
+    def tensors(self) -> list[Tensor]:
+        """The three that hold anything."""
+        return [each for each in (self.dense, self.rows, self.users) if each.numel()]
