@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import logging
-import os
-import platform
-import re
-import shutil
-import tempfile
-import urllib.error
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,11 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
-from recbole.utils import InputType, ModelType, get_environment, init_seed, set_color
-from texttable import Texttable
+from recbole.utils import get_environment, init_seed, set_color
 
-from recbole_fedkd import __version__
 from recbole_fedkd.checkpoint import (
     Checkpoint,
     best_checkpoint,
@@ -38,20 +27,19 @@ from recbole_fedkd.compat import (
     log_arguments_placed,
     pickles_refused,
     recbole_warnings_silenced,
-    single_process_barrier,
 )
 from recbole_fedkd.config import FedKDConfig
-from recbole_fedkd.data.dataset import FedKDDataset, label_values, of_users, population
+from recbole_fedkd.data.creation import create_dataset, samples_made
+from recbole_fedkd.data.dataset import of_users, population
 from recbole_fedkd.data.features import features_of
 from recbole_fedkd.data.fingerprint import Fingerprint
 from recbole_fedkd.data.known import check_dataset
-from recbole_fedkd.data.loading import recbole_dataset_class
 from recbole_fedkd.data.partition import partition_users
 from recbole_fedkd.data.preparation import Loaders, data_preparation
-from recbole_fedkd.engine import FleetPopulation, RecBoleFleetPopulation, RecBoleSamples, disagreement, obstacle
+from recbole_fedkd.engine import FleetPopulation, obstacle
 from recbole_fedkd.errors import InputError, TrainingError, listed
 from recbole_fedkd.evaluation import EvaluationData, evaluation_data, with_candidates
-from recbole_fedkd.federated.client import streams_kept
+from recbole_fedkd.federation import fleet_of_recbole
 from recbole_fedkd.files import writable_file, writable_folder, write_json
 from recbole_fedkd.limits import check_clients_per_round, check_limits, memory_watched
 from recbole_fedkd.logs import board_errors_raised, check_folders, start_logging
@@ -62,18 +50,17 @@ from recbole_fedkd.model import (
     building,
     check_columns,
     check_data,
+    check_labels,
     normalise_single_rows,
-    reads_negatives,
     with_attention,
 )
-from recbole_fedkd.model.shared import SharedState
+from recbole_fedkd.result import communication, environment, floats, partition_summary, result_table, rounds, timing
 from recbole_fedkd.rounds import told
 from recbole_fedkd.trainer import (
     CheckpointTrainer,
     FedKDTrainer,
     Population,
     new_run_name,
-    recbole_task,
     trainer_class,
 )
 
@@ -151,13 +138,13 @@ def run_recbole_fedkd(
     result: dict[str, Any] = {
         "best_valid_score": float(best_valid_score) if best_valid_result is not None else None,
         "valid_score_bigger": bool(config["valid_metric_bigger"]),
-        "best_valid_result": _floats(best_valid_result),
-        "test_result": _floats(test_result),
-        "communication": _communication(trainer),
-        "timing": _timing(trainer),
-        "rounds": _rounds(trainer),
+        "best_valid_result": floats(best_valid_result),
+        "test_result": floats(test_result),
+        "communication": communication(trainer.records),
+        "timing": timing(trainer.records),
+        "rounds": rounds(trainer.records),
         "best_round": None if trainer.best_epoch is None else told(trainer.best_epoch),
-        "partition": _partition_summary(config, trainer, loaders[0]._dataset),
+        "partition": partition_summary(config, trainer, loaders[0]._dataset),
         "user_metrics": trainer.user_metrics,
         "environment": environment(),
         "protocols": protocols,
@@ -291,11 +278,11 @@ def _prepare_data(config: FedKDConfig) -> _Data:
         getLogger().info(features)
     loaders = _split(config, dataset)
     train_dataset = loaders[0]._dataset
-    _check_labels(config, train_dataset)
+    check_labels(config, train_dataset)
     check_limits(config, train_dataset)
     check_data(config, train_dataset)
     client_of_user = _client_of_user(config, train_dataset) if config.federated else None
-    with _samples_made(config, dataset):
+    with samples_made(config, dataset):
         evaluations = (
             evaluation_data(config, dataset, loaders, "valid", features.context),
             evaluation_data(config, dataset, loaders, "test", features.context),
@@ -321,7 +308,7 @@ def _prepare_model(config: FedKDConfig, data: _Data) -> torch.nn.Module:
         if config.attentive:
             model = FleetPopulation(config, train_dataset, client_of_user)
         else:
-            model, hindrance = _fleet_of_recbole(config, train_dataset, client_of_user, model_class)
+            model, hindrance = fleet_of_recbole(config, train_dataset, client_of_user, model_class)
     if hindrance is not None:
         getLogger().warning(f"engine fleet cannot run this, engine local does: {hindrance}")
     if model is None and config.attentive:
@@ -358,169 +345,13 @@ def _central_model(config: FedKDConfig, model_class: type, train_dataset: Any) -
     return model
 
 
-def _fleet_of_recbole(
-    config: FedKDConfig, train_dataset: Any, client_of_user: torch.Tensor, model_class: type
-) -> tuple[RecBoleFleetPopulation | None, str | None]:
-    """All clients' instances of a RecBole model side by side, or why that cannot be.
-
-    The process's random stream is then where one instance leaves it, as on the local engine; without a fleet it stays.
-    """
-    name = f"model '{config['model']}'"
-    try:
-        with streams_kept(config["device"]):
-            population = RecBoleFleetPopulation(config, train_dataset, client_of_user, model_class)
-            after = torch.get_rng_state()
-        differs = _disagreement(config, train_dataset, client_of_user, model_class, population)
-    except Exception as error:  # whatever a model of anybody's raises that is called in a way it was not written for
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        if "called random operation" in reason:
-            reason = "it draws random numbers elsewhere than in dropout layers"
-        return None, f"{name} cannot be called for many clients at once: {reason}"
-    if differs is not None:
-        return None, f"{name} is not the same for many clients at once: {differs}"
-    torch.set_rng_state(after)
-    return population, None
-
-
-def _disagreement(
-    config: FedKDConfig,
-    train_dataset: Any,
-    client_of_user: torch.Tensor,
-    model_class: type,
-    population: RecBoleFleetPopulation,
-) -> str | None:
-    """What differs between a client by itself and among all: of the client with the most samples, and that with the fewest."""
-    population.to(config["device"])
-    task = RecBoleSamples(config, train_dataset, population)
-    active = torch.nonzero(task.sizes).flatten()
-    order = active[torch.argsort(task.sizes[active])].tolist()
-    for number in dict.fromkeys([order[-1], order[0]]):
-        part = of_users(train_dataset, client_of_user == number)
-        with streams_kept(config["device"]):
-            alone = RecBolePopulation(config, [part], client_of_user, model_class).to(config["device"]).networks[0]
-        local = recbole_task(config, alone, SharedState(alone, dict), part)
-        differs = disagreement(population, task, local, number, config["seed"])
-        if differs is not None:
-            return differs
-    return None
-
-
 def _split(config: FedKDConfig, dataset: Any) -> tuple[Any, Any, Any]:
     """Loaders of the splits of a dataset, held against those of a checkpoint where the run goes on with one."""
-    with _samples_made(config, dataset):
+    with samples_made(config, dataset):
         loaders: tuple[Any, Any, Any] = with_candidates(config, dataset, data_preparation(config, dataset))
     splits = zip(("train", "valid", "test"), (each._dataset.inter_feat for each in loaders), strict=True)
     dataset.fingerprint.take_splits(splits, (dataset.uid_field, dataset.iid_field))
     return loaders
-
-
-@contextmanager
-def _samples_made(config: FedKDConfig, dataset: Any) -> Iterator[None]:
-    """Around the loaders and samplers of RecBole, of training and of judging: what they refuse is a sentence.
-
-    Raises:
-        InputError: they cannot make samples of this dataset.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except (ValueError, NotImplementedError) as error:
-        raise InputError(_why_not_split(config, dataset, str(error))) from error
-
-
-def _why_not_split(config: FedKDConfig, dataset: Any, reason: str) -> str:
-    """Why RecBole cannot make samples of a dataset, in the words of whoever has the dataset."""
-    name = f"dataset '{config['dataset']}'"
-    if dataset.item_num == 2:  # with the padding item
-        return f"{name} has one item, so that there is nothing to sample or to rank it against"
-    if "num_samples=0" in reason:
-        return f"{name} has no row to train on: every user has too few interactions for the split"
-    if dataset.user_num == 2 and "interacted with all items" in reason:
-        return (
-            f"{name} has one user, who has interacted with all its items, so that there is none to sample as a negative"
-        )
-    return f"{name} cannot be split or sampled as configured: {reason}"
-
-
-def _check_labels(config: FedKDConfig, train_dataset: Any) -> None:
-    """RecBole's click models fail inside the first batch if there is no label; here it is said before."""
-    sampled = config["train_neg_sample_args"]["distribution"] != "none"
-    if config["strategy"] != "central" and sampled:
-        sampling = config["train_neg_sample_args"]
-        if sampling["distribution"] == "popularity" or sampling["dynamic"]:
-            raise InputError(
-                "train_neg_sample_args: clients sample negatives uniformly; popularity and dynamic are central"
-            )
-    # With a loss over all items, such as CE, a model reads no sampled ones.
-    pairs = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and config["loss_type"] in (None, "BPR")
-    if pairs and not sampled and reads_negatives(config.model_class):
-        raise InputError(
-            f"model '{config['model']}' learns to rank an item above a sampled one, but train_neg_sample_args samples none; "
-            "leave it unset, or set {distribution: uniform, sample_num: 1}"
-        )
-    clicks = config["MODEL_TYPE"] == ModelType.CONTEXT and not sampled
-    if clicks and config["LABEL_FIELD"] not in train_dataset.inter_feat:
-        raise InputError(
-            f"model '{config['model']}' needs a label, but dataset '{config['dataset']}' has no column "
-            f"'{config['LABEL_FIELD']}'; set label_mode=threshold, or threshold={{'<field>': <value>}} as in RecBole"
-        )
-
-
-def create_dataset(config: FedKDConfig) -> Any:
-    """The dataset of a config; downloads through RecBole what is not there.
-
-    Raises:
-        InputError: no such dataset, or no way to download it; the sentence says what to put where.
-    """
-    with _sole_download(Path(config["data_path"])) as existed:
-        return _load_dataset(config, existed)
-
-
-@contextmanager
-def _sole_download(folder: Path) -> Iterator[bool]:
-    """Tell whether a dataset's folder is there; while it is not, no other process goes on.
-
-    RecBole makes the folder before it has what belongs into it: who comes second waits, and finds it whole.
-    """
-    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    user = os.getuid() if hasattr(os, "getuid") else ""
-    lock = FileLock(Path(tempfile.gettempdir()) / f"recbole_fedkd-{user}-{digest}.lock")
-    with lock:
-        existed = folder.exists()
-        if not existed:
-            yield False
-    if existed:
-        yield True
-
-
-def _load_dataset(config: FedKDConfig, existed: bool) -> Any:
-    """The dataset of a config, whose folder was there before or not; raises what :func:`create_dataset` does."""
-    name, folder = config["dataset"], Path(config["data_path"])
-    try:
-        with single_process_barrier():
-            kind = FedKDDataset if config["label_mode"] is not None else recbole_dataset_class(config)
-            return kind(config)
-    except InputError:
-        raise
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
-        if existed:
-            raise
-        shutil.rmtree(folder, ignore_errors=True)
-        raise InputError(
-            f"dataset '{name}' is not in '{folder}' and cannot be downloaded ({error}): download the RecBole atomic files "
-            f"of '{name}' and put {name}.inter (and .user, .item) into '{folder}', or name their parent by --data_path"
-        ) from error
-    except ValueError as error:
-        if not existed and "known dataset name" in str(error):
-            raise InputError(
-                f"dataset '{name}' is unknown: '{folder}' does not exist and RecBole has no download of that name"
-            ) from error
-        reason = re.sub(r"np\.str_\((.*?)\)", r"\1", str(error))  # numpy 2 shows the type of a name
-        raise InputError(f"dataset '{name}' in '{folder}' cannot be loaded: {reason}") from error
-    except (KeyError, TypeError) as error:
-        reason = f"{type(error).__name__} {error}"
-        raise InputError(f"dataset '{name}' in '{folder}' cannot be loaded as configured: {reason}") from error
 
 
 def _save_partition(trainer: FedKDTrainer, dataset: Any) -> None:
@@ -541,99 +372,6 @@ def _plan(config: FedKDConfig, trainer: FedKDTrainer) -> str:
         f"{config['partition']}) with {min(sizes)} to {max(sizes)} samples, up to {config['epochs']} rounds of "
         f"{config['local_epochs']} local epoch(s)"
     )
-
-
-def _floats(result: Mapping[str, float] | None) -> dict[str, float] | None:
-    return {name: float(value) for name, value in result.items()} if result is not None else None
-
-
-def _communication(trainer: CheckpointTrainer) -> dict[str, Any]:
-    """Bytes of the serialised messages: totals, and per round and client ``[down, up]``."""
-    down = [record.bytes_down for record in trainer.records]
-    up = [record.bytes_up for record in trainer.records]
-    return {
-        "total_bytes": sum(down) + sum(up),
-        "bytes_down": sum(down),
-        "bytes_up": sum(up),
-        "bytes_down_per_round": down,
-        "bytes_up_per_round": up,
-        "clients_per_round": [record.clients for record in trainer.records],
-    }
-
-
-def _timing(trainer: CheckpointTrainer) -> dict[str, Any]:
-    """Wall time of training, without evaluation."""
-    seconds = [record.seconds for record in trainer.records]
-    return {
-        "rounds": len(seconds),
-        "seconds_per_round": sum(seconds) / len(seconds) if seconds else 0.0,
-        "training_seconds": sum(seconds),
-        "seconds": seconds,
-    }
-
-
-def _rounds(trainer: CheckpointTrainer) -> list[dict[str, Any]]:
-    """What every round cost, and its validation metrics."""
-    return [
-        {
-            "round": number,
-            "seconds": record.seconds,
-            "loss": record.loss,
-            "bytes_down": record.bytes_down,
-            "bytes_up": record.bytes_up,
-            "valid": record.valid,
-            "codec_error": record.codec_error,
-            "missing": record.missing,
-        }
-        for number, record in enumerate(trainer.records, start=1)
-    ]
-
-
-def environment() -> dict[str, str]:
-    """Versions of what a number depends on."""
-    packages = ("recbole-fedkd", "recbole", "torch", "numpy", "pandas", "scipy")
-    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    for package in packages:
-        found[package] = __version__ if package == "recbole-fedkd" else importlib.metadata.version(package)
-    return found
-
-
-def _partition_summary(config: FedKDConfig, trainer: CheckpointTrainer, dataset: Any) -> dict[str, Any] | None:
-    """Users, samples and labels of every client; None without a federation."""
-    if not isinstance(trainer, FedKDTrainer):
-        return None
-    owners = trainer.model.client_of_user[1:].cpu().numpy()
-    histograms = population(dataset).label_histograms
-    count = int(trainer.model.client_of_user.max()) + 1
-    labels = np.zeros((count, histograms.shape[1]), dtype=np.int64)
-    np.add.at(labels, owners, histograms)
-    users = np.bincount(owners, minlength=count).tolist()
-    clients = [
-        {"users": number, "samples": sum(histogram), "labels": histogram}
-        for number, histogram in zip(users, labels.tolist(), strict=True)
-    ]
-    return {
-        "scheme": config["partition"],
-        "client_num": count,
-        "idle_clients": trainer.idle_clients,
-        "label_values": label_values(dataset),
-        "clients": clients,
-    }
-
-
-def result_table(result: Mapping[str, float], protocols: Mapping[str, str]) -> str:
-    """A text table of metrics, values and the protocol behind each number."""
-    table = Texttable(max_width=120)
-    table.set_deco(Texttable.HEADER)
-    table.set_cols_dtype(["t", "t", "t"])
-    table.set_cols_align(["l", "r", "l"])
-    rows = [
-        [name, f"{value:.4f}" if not np.isnan(value) else "undefined", protocols.get(name, "")]
-        for name, value in result.items()
-    ]
-    table.add_rows([["metric", "value", "protocol"], *rows])
-    drawn: str = table.draw()
-    return drawn
 
 
 __all__ = ["build_trainer", "check_dataset", "create_dataset", "load_data_and_model", "run_recbole_fedkd"]

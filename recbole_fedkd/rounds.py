@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
 from typing import Any
 
 _TOLD = re.compile(r"(?<=epoch )\d+(?=(?: training| evaluating)?\b)")
@@ -65,3 +66,40 @@ class NumberedBoard:
         """Log the metrics of one epoch."""
         numbered = {name: told(value) if name in _STEPS else value for name, value in metrics.items()}
         self._logger.log_metrics(numbered, *args, **keys)
+
+
+@dataclass
+class EpochRecord:
+    """What one epoch (one round) cost.
+
+    Attributes:
+        seconds: wall time of training, without evaluation.
+        loss: training loss as RecBole reports it: a sum over batches centrally, a mean over samples in a federation.
+        bytes_down: bytes from the server to all clients.
+        bytes_up: bytes from all clients to the server.
+        clients: client number to ``[bytes down, bytes up]``.
+        valid: metrics of the validation after it; None where there was none.
+        codec_error: what encoding took from the uploads, as a share of their L2 norm.
+        missing: client number to why it was left out of the round.
+    """
+
+    seconds: float
+    loss: float
+    bytes_down: int = 0
+    bytes_up: int = 0
+    clients: dict[int, list[int]] = field(default_factory=dict)
+    valid: dict[str, float] | None = None
+    codec_error: float = 0.0
+    missing: dict[int, str] = field(default_factory=dict)
+
+
+def record_of(values: Mapping[str, Any]) -> EpochRecord:
+    """The record that a checkpoint holds as a dictionary; raises TypeError or ValueError for any other."""
+    record = EpochRecord(**values)
+    numbers = (record.seconds, record.loss, record.codec_error, *(record.valid or {}).values())
+    counts = (record.bytes_down, record.bytes_up, *(count for pair in record.clients.values() for count in pair))
+    if not all(isinstance(each, int | float) for each in numbers) or not all(isinstance(each, int) for each in counts):
+        raise TypeError("a record of an epoch holds something else than numbers")
+    if any(len(pair) != 2 for pair in record.clients.values()):
+        raise ValueError("a record of an epoch has other than two byte counts for a client")
+    return record

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -21,8 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from recbole.data.interaction import Interaction
-from recbole.data.utils import get_dataloader
-from recbole.sampler import RepeatableSampler, Sampler
 from recbole.trainer import PretrainTrainer, TraditionalTrainer, Trainer
 from recbole.utils import EvaluatorType, get_local_time, get_trainer, set_color
 from torch import Tensor, nn
@@ -80,6 +78,7 @@ from recbole_fedkd.federated.knowledge import KnowledgeSettings
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy, StrategySettings
 from recbole_fedkd.federated.task import AttentiveTask, FactorTask, MutualTask, RecBoleTask, Samples, Task, click_loss
+from recbole_fedkd.federation import recbole_task
 from recbole_fedkd.files import remove_temporaries, writable_folder, write_bytes
 from recbole_fedkd.finite import NotFiniteError, check_trained, learner_of
 from recbole_fedkd.model import (
@@ -90,92 +89,17 @@ from recbole_fedkd.model import (
     TeacherAndStudent,
 )
 from recbole_fedkd.model.factor_head import FactorHead
+from recbole_fedkd.model.learner import build_optimizer
 from recbole_fedkd.model.population import read_factor_settings
-from recbole_fedkd.model.shared import SharedState, check_patterns, matching, stateful
-from recbole_fedkd.optim import AdamToSGD
-from recbole_fedkd.rounds import Epoch, NumberedBoard, NumberedCurves, NumberedLogger, told
+from recbole_fedkd.model.shared import SharedState, check_patterns, stateful
+from recbole_fedkd.rounds import Epoch, EpochRecord, NumberedBoard, NumberedCurves, NumberedLogger, record_of, told
 
 Population = FleetPopulation | RecBoleFleetPopulation | NetworkPopulation | RecBolePopulation
-
-
-@dataclass
-class EpochRecord:
-    """What one epoch (one round) cost.
-
-    Attributes:
-        seconds: wall time of training, without evaluation.
-        loss: training loss as RecBole reports it: a sum over batches centrally, a mean over samples in a federation.
-        bytes_down: bytes from the server to all clients.
-        bytes_up: bytes from all clients to the server.
-        clients: client number to ``[bytes down, bytes up]``.
-        valid: metrics of the validation after it; None where there was none.
-        codec_error: what encoding took from the uploads, as a share of their L2 norm.
-        missing: client number to why it was left out of the round.
-    """
-
-    seconds: float
-    loss: float
-    bytes_down: int = 0
-    bytes_up: int = 0
-    clients: dict[int, list[int]] = field(default_factory=dict)
-    valid: dict[str, float] | None = None
-    codec_error: float = 0.0
-    missing: dict[int, str] = field(default_factory=dict)
-
-
-def _record_of(values: Mapping[str, Any]) -> EpochRecord:
-    """The record that a checkpoint holds as a dictionary; raises TypeError or ValueError for any other."""
-    record = EpochRecord(**values)
-    numbers = (record.seconds, record.loss, record.codec_error, *(record.valid or {}).values())
-    counts = (record.bytes_down, record.bytes_up, *(count for pair in record.clients.values() for count in pair))
-    if not all(isinstance(each, int | float) for each in numbers) or not all(isinstance(each, int) for each in counts):
-        raise TypeError("a record of an epoch holds something else than numbers")
-    if any(len(pair) != 2 for pair in record.clients.values()):
-        raise ValueError("a record of an epoch has other than two byte counts for a client")
-    return record
 
 
 def new_run_name(config: Any) -> str:
     """Name of a run; two runs that start in the same second do not share it."""
     return f"{config['model']}-{config['dataset']}-{get_local_time()}-{uuid.uuid4().hex[:8]}"
-
-
-def _parameter_groups(module: nn.Module, rates: Mapping[str, float]) -> Any:
-    """A network's parameters for an optimiser: those that a pattern of ``rates`` matches have that learning rate."""
-    if not rates:
-        return module.parameters()
-    parameters = dict(module.named_parameters())
-    check_patterns("learning_rates", rates, parameters)
-    found = matching(parameters, rates)
-    groups: dict[str | None, list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        groups.setdefault(found.get(name), []).append(parameter)
-    return [{"params": each, **({"lr": rates[key]} if key is not None else {})} for key, each in groups.items()]
-
-
-def build_optimizer(config: Any, module: nn.Module, name: str) -> Optimizer:
-    """The optimiser that ``learner`` names, for one network.
-
-    Raises:
-        InputError: unknown learner (RecBole would quietly take Adam), or a pattern of ``learning_rates`` that fits nothing.
-    """
-    rate, decay = config["learning_rate"], config["weight_decay"]
-    params = _parameter_groups(module, config["learning_rates"])
-    learner = str(config["learner"]).lower()
-    if learner == "adam_to_sgd":
-        test, threshold = config["switch_test"], config["switch_threshold"]
-        return AdamToSGD(params, rate, weight_decay=decay, switch_test=test, switch_threshold=threshold, name=name)
-    simple: dict[str, Callable[..., Optimizer]] = {
-        # One pass over the weights: an eighth of the time of torch's default, which is a tenth of a training step.
-        "adam": partial(torch.optim.Adam, fused=True),
-        "adamw": torch.optim.AdamW,
-        "sgd": torch.optim.SGD,
-        "adagrad": torch.optim.Adagrad,
-        "rmsprop": torch.optim.RMSprop,
-    }
-    if learner not in simple:
-        raise InputError(f"learner is '{config['learner']}'; it must be one of adam_to_sgd, {', '.join(simple)}")
-    return simple[learner](params, lr=rate, weight_decay=decay)
 
 
 class CheckpointTrainer(Trainer):
@@ -568,7 +492,7 @@ class CheckpointTrainer(Trainer):
         load_parameters(self.model, state, last.file)
         with restored(last.file):
             self._restore_training(state["training"])
-            self.records = [_record_of(record) for record in state["records"]]
+            self.records = [record_of(record) for record in state["records"]]
         self.start_epoch = state["epoch"] + 1
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
@@ -860,24 +784,6 @@ class FedKDTrainer(CheckpointTrainer):
     def _restore_training(self, state: dict[str, Any]) -> None:
         # The clients exist only once fit has the training data.
         self._resumed_training = state
-
-
-def recbole_task(config: Any, network: nn.Module, shared: SharedState, dataset: Any) -> RecBoleTask:
-    """A RecBole model on one client's part of the training split."""
-    rows, item_field = len(dataset.inter_feat), config["ITEM_ID_FIELD"]
-    build_loader = partial(_training_loader, config, dataset)
-    return RecBoleTask(network, shared, build_loader, rows, item_field, config["device"], config["seed"])
-
-
-def _training_loader(config: Any, dataset: Any, shuffle: bool) -> Any:
-    """RecBole's loader of one client's rows, of which its own users' items alone are no negatives."""
-    sampling = config["train_neg_sample_args"]
-    sampler = None
-    if sampling["distribution"] != "none":
-        kind = RepeatableSampler if config["repeatable"] else Sampler
-        data = dataset if config["repeatable"] else [dataset]
-        sampler = kind(["train"], data, sampling["distribution"], sampling["alpha"]).set_phase("train")
-    return get_dataloader(config, "train")(config, dataset, sampler, shuffle=shuffle)
 
 
 def trainer_class(config: Any) -> type[CheckpointTrainer]:

@@ -7,7 +7,14 @@ from recbole_fedkd.model.factorization import MF, FactorizationRecommender, PFed
 from recbole_fedkd.model.floors import MFEM, Bias, FoldIn
 from recbole_fedkd.model.pair import TeacherAndStudent
 from recbole_fedkd.model.population import AttnFedKD, NetworkPopulation, RecBolePopulation
-from recbole_fedkd.model.requirements import building, check_columns, check_data, missing_package, reads_negatives
+from recbole_fedkd.model.requirements import (
+    building,
+    check_columns,
+    check_data,
+    check_labels,
+    missing_package,
+    reads_negatives,
+)
 from recbole_fedkd.model.student import AttnStudent, AttnTeacher
 
 MODELS = {model.__name__: model for model in (AttnFedKD, AttnStudent, AttnTeacher, MF, PFedRec, Bias, FoldIn, MFEM)}
@@ -29,6 +36,7 @@ __all__ = [
     "building",
     "check_columns",
     "check_data",
+    "check_labels",
     "corrected",
     "missing_package",
     "normalise_single_rows",

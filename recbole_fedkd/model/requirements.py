@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from recbole.utils import ModelType
+from recbole.utils import InputType, ModelType
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from recbole_fedkd.errors import InputError, nearest
@@ -155,3 +155,27 @@ def building(config: Any) -> Iterator[None]:
             f"model '{config['model']}' cannot be built on dataset '{config['dataset']}' as configured: "
             f"{type(error).__name__}: {reason}"
         ) from error
+
+
+def check_labels(config: Any, train_dataset: Any) -> None:
+    """RecBole's click models fail inside the first batch if there is no label; here it is said before."""
+    sampled = config["train_neg_sample_args"]["distribution"] != "none"
+    if config["strategy"] != "central" and sampled:
+        sampling = config["train_neg_sample_args"]
+        if sampling["distribution"] == "popularity" or sampling["dynamic"]:
+            raise InputError(
+                "train_neg_sample_args: clients sample negatives uniformly; popularity and dynamic are central"
+            )
+    # With a loss over all items, such as CE, a model reads no sampled ones.
+    pairs = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and config["loss_type"] in (None, "BPR")
+    if pairs and not sampled and reads_negatives(config.model_class):
+        raise InputError(
+            f"model '{config['model']}' learns to rank an item above a sampled one, but train_neg_sample_args samples none; "
+            "leave it unset, or set {distribution: uniform, sample_num: 1}"
+        )
+    clicks = config["MODEL_TYPE"] == ModelType.CONTEXT and not sampled
+    if clicks and config["LABEL_FIELD"] not in train_dataset.inter_feat:
+        raise InputError(
+            f"model '{config['model']}' needs a label, but dataset '{config['dataset']}' has no column "
+            f"'{config['LABEL_FIELD']}'; set label_mode=threshold, or threshold={{'<field>': <value>}} as in RecBole"
+        )

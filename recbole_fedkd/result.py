@@ -1,0 +1,110 @@
+"""What a run returns: scores, bytes, seconds, rounds, and the tables that people read."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from texttable import Texttable
+
+from recbole_fedkd import __version__
+from recbole_fedkd.data.dataset import label_values, population
+from recbole_fedkd.rounds import EpochRecord
+from recbole_fedkd.trainer import CheckpointTrainer, FedKDTrainer
+
+
+def floats(result: Mapping[str, float] | None) -> dict[str, float] | None:
+    """Metrics as plain floats; None where nothing was judged."""
+    return {name: float(value) for name, value in result.items()} if result is not None else None
+
+
+def communication(records: Sequence[EpochRecord]) -> dict[str, Any]:
+    """Bytes of the serialised messages: totals, and per round and client ``[down, up]``."""
+    down = [record.bytes_down for record in records]
+    up = [record.bytes_up for record in records]
+    return {
+        "total_bytes": sum(down) + sum(up),
+        "bytes_down": sum(down),
+        "bytes_up": sum(up),
+        "bytes_down_per_round": down,
+        "bytes_up_per_round": up,
+        "clients_per_round": [record.clients for record in records],
+    }
+
+
+def timing(records: Sequence[EpochRecord]) -> dict[str, Any]:
+    """Wall time of training, without evaluation."""
+    seconds = [record.seconds for record in records]
+    return {
+        "rounds": len(seconds),
+        "seconds_per_round": sum(seconds) / len(seconds) if seconds else 0.0,
+        "training_seconds": sum(seconds),
+        "seconds": seconds,
+    }
+
+
+def rounds(records: Sequence[EpochRecord]) -> list[dict[str, Any]]:
+    """What every round cost, and its validation metrics."""
+    return [
+        {
+            "round": number,
+            "seconds": record.seconds,
+            "loss": record.loss,
+            "bytes_down": record.bytes_down,
+            "bytes_up": record.bytes_up,
+            "valid": record.valid,
+            "codec_error": record.codec_error,
+            "missing": record.missing,
+        }
+        for number, record in enumerate(records, start=1)
+    ]
+
+
+def environment() -> dict[str, str]:
+    """Versions of what a number depends on."""
+    packages = ("recbole-fedkd", "recbole", "torch", "numpy", "pandas", "scipy")
+    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    for package in packages:
+        found[package] = __version__ if package == "recbole-fedkd" else importlib.metadata.version(package)
+    return found
+
+
+def partition_summary(config: Any, trainer: CheckpointTrainer, dataset: Any) -> dict[str, Any] | None:
+    """Users, samples and labels of every client; None without a federation."""
+    if not isinstance(trainer, FedKDTrainer):
+        return None
+    owners = trainer.model.client_of_user[1:].cpu().numpy()
+    histograms = population(dataset).label_histograms
+    count = int(trainer.model.client_of_user.max()) + 1
+    labels = np.zeros((count, histograms.shape[1]), dtype=np.int64)
+    np.add.at(labels, owners, histograms)
+    users = np.bincount(owners, minlength=count).tolist()
+    clients = [
+        {"users": number, "samples": sum(histogram), "labels": histogram}
+        for number, histogram in zip(users, labels.tolist(), strict=True)
+    ]
+    return {
+        "scheme": config["partition"],
+        "client_num": count,
+        "idle_clients": trainer.idle_clients,
+        "label_values": label_values(dataset),
+        "clients": clients,
+    }
+
+
+def result_table(result: Mapping[str, float], protocols: Mapping[str, str]) -> str:
+    """A text table of metrics, values and the protocol behind each number."""
+    table = Texttable(max_width=120)
+    table.set_deco(Texttable.HEADER)
+    table.set_cols_dtype(["t", "t", "t"])
+    table.set_cols_align(["l", "r", "l"])
+    rows = [
+        [name, f"{value:.4f}" if not np.isnan(value) else "undefined", protocols.get(name, "")]
+        for name, value in result.items()
+    ]
+    table.add_rows([["metric", "value", "protocol"], *rows])
+    drawn: str = table.draw()
+    return drawn
