@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from recbole_fedkd import __version__
+from recbole_fedkd.config.early import check_early
 from recbole_fedkd.errors import InputError, TrainingError
 
 USAGE = """\
@@ -230,6 +231,8 @@ def _run(keys: dict[str, str]) -> int:
         return _compare(keys.pop("experiment"), keys)
     files = keys.pop("config_files", "").split()
     model, dataset = keys.pop("model", None), keys.pop("dataset", None)
+    if "torch" not in sys.modules:  # else the full check comes at once
+        check_early(model, dataset, files, keys)
     from recbole_fedkd.quick_start import run_recbole_fedkd
 
     run_recbole_fedkd(model, dataset, files, command_line=keys)

@@ -389,7 +389,9 @@ def test_a_download_from_a_server_works_and_who_comes_second_waits_for_it(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "file", sorted(PROPERTIES.glob("**/*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}"
+    "file",
+    sorted(file for file in PROPERTIES.glob("**/*.yaml") if file.parent.name != "described"),
+    ids=lambda file: f"{file.parent.name}/{file.stem}",
 )
 def test_every_key_is_documented_where_it_is_defined(file):
     documented = {}

@@ -13,22 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import recbole.data.dataset
-import yaml
 from recbole.data.dataloader import TrainDataLoader
 from recbole.data.utils import get_dataloader
 from recbole.trainer import TraditionalTrainer, Trainer
 from recbole.utils import InputType, ModelType, get_trainer
 
 from recbole_fedkd import compat
+from recbole_fedkd.config.files import PROPERTIES, RECBOLE_PROPERTIES, files_of_model, preset_file
+from recbole_fedkd.config.given import convert_given, named, read_files, read_given, values_of_preset
 from recbole_fedkd.config.judging import JudgedConfig
-from recbole_fedkd.config.keys import PROPERTIES, RECBOLE_PROPERTIES, read_keys, text_keys
-from recbole_fedkd.config.known import KnownKeys
+from recbole_fedkd.config.keys import read_keys
+from recbole_fedkd.config.known import KnownKeys, keys_in_source
 from recbole_fedkd.config.models import find_model
 from recbole_fedkd.config.plugins import import_plugins, model_of
 from recbole_fedkd.config.shapes import check_fields
 from recbole_fedkd.config.synonyms import called_here
 from recbole_fedkd.config.transforms import check_transform
-from recbole_fedkd.config.values import ConfigLoader, excess, merged_layers, native, parse_value, plain, read_yaml
+from recbole_fedkd.config.values import ConfigLoader, merged_layers, plain
 from recbole_fedkd.errors import InputError, shown
 from recbole_fedkd.federated.strategy import STRATEGIES
 from recbole_fedkd.model import MODELS, AttnFedKD, Bias, FactorizationRecommender, corrected
@@ -117,11 +118,7 @@ class FedKDConfig(JudgedConfig):
         command_line: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
         """The user's own keys merged, without any default and unchecked; arguments as of the constructor."""
-        reader = cls.__new__(cls)
-        reader._command_line = dict(command_line or {})
-        reader.yaml_loader = reader._build_yaml_loader()
-        files = reader._load_config_files(config_file_list)
-        return merged_layers(files, reader._convert_config_dict(config_dict or {}), reader._load_cmd_line())
+        return read_given(config_file_list, config_dict, command_line)
 
     def compatibility_settings(self) -> None:
         """Replaces RecBole's, which reads names that numpy 2 removed."""
@@ -132,70 +129,25 @@ class FedKDConfig(JudgedConfig):
         return ConfigLoader
 
     def _convert_config_dict(self, config_dict: Mapping[Any, Any]) -> dict[Any, Any]:
-        """As RecBole's, but a text is read as a literal and never executed, and numpy's scalars become Python's.
-
-        A key that takes nothing but texts keeps what was written: a folder may be called ``1_000``.
-        """
-        texts = text_keys()
-        read = {}
-        for key, value in config_dict.items():
-            if not isinstance(value, str):
-                problem = excess(value)
-                if problem:
-                    raise InputError(f"{shown(key)} is {shown(value)}, which {problem}")
-                read[key] = native(value)
-                continue
-            parsed = parse_value(value)
-            keeps = key in texts and not (parsed is None or isinstance(parsed, str))
-            read[key] = value.strip() if keeps else parsed
-        return read
+        """As RecBole's, but a text is read as a literal and never executed."""
+        return convert_given(config_dict)
 
     def _merge_external_config_dict(self) -> None:
         layers = (self._checkpoint_values, self.file_config_dict, self.variable_config_dict, self.cmd_config_dict)
         self.external_config_dict = merged_layers(*layers)
 
     def _load_config_files(self, file_list: Any) -> dict[str, Any]:
-        files = [file_list] if isinstance(file_list, str | Path) else file_list or []
-        contents = []
-        for file in files:
-            content = read_yaml(file, "config file")
-            if content is not None and not isinstance(content, dict):
-                raise InputError(
-                    f"config file '{file}' holds a {type(content).__name__}; it must hold `key: value` lines"
-                )
-            contents.append(content or {})
-        return merged_layers(*contents)
+        return read_files(file_list)
 
     def _load_cmd_line(self) -> dict[str, Any]:
         return self._convert_config_dict(self._command_line)
 
     def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple[str, type, str]:
-        chosen = model or self.external_config_dict.get("model") or self._preset_values().get("model")
-        name = dataset or self.external_config_dict.get("dataset")
-        if not chosen:
-            raise InputError("no model is named; give --model=<name>, such as AttnFedKD")
-        if not name:
-            raise InputError("no dataset is named; give --dataset=<name>, such as ml-100k")
-        if isinstance(name, int | float) and not isinstance(name, bool):
-            name = str(name)
-        if not isinstance(name, str) or name != Path(name).name or name in (".", "..") or not name.isprintable():
-            raise InputError(f"dataset is {shown(name)}; it must be the name of a folder in data_path")
+        chosen, name = named(self.external_config_dict, model, dataset)
         if isinstance(chosen, str):
             own = model_of(import_plugins(self.external_config_dict.get("plugins")), chosen)
             return chosen, find_model(chosen) if own is None else own, name
-        if not isinstance(chosen, type):
-            raise InputError(f"model is {shown(chosen)}; it must be the name of a model, or its class")
         return chosen.__name__, corrected(chosen), name
-
-    def _preset_values(self) -> dict[str, Any]:
-        """The keys of the preset that the user names; its model and label mode decide what else is read."""
-        preset = self.external_config_dict.get("preset")
-        if preset is None:
-            return {}
-        read_keys(PROPERTIES / "overall.yaml")["preset"].check(preset)
-        text = (PROPERTIES / "preset" / f"{preset}.yaml").read_text(encoding="utf-8")
-        values: dict[str, Any] = yaml.load(text, Loader=self.yaml_loader)
-        return values
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
@@ -208,18 +160,16 @@ class FedKDConfig(JudgedConfig):
         # RecBole would drop the interactions of everyone whom the .user or .item file does not know.
         self.internal_config_dict["filter_inter_by_user_or_item"] = False
         self.reads_features = self.attentive and getattr(model_class, "embeds_features", False)
-        files = [PROPERTIES / "model" / "AttnStudent.yaml"] if self.reads_features else []
-        own = PROPERTIES / "model" / f"{model}.yaml"
-        if own.is_file() and own not in files:
-            files.append(own)
+        files = files_of_model(model, self.reads_features)
         for file in files:
             self._update_internal_config_dict(file)
         recbole_names = [name for names in self.parameters.values() for name in names]
-        self._known = KnownKeys(recbole_names, model, model_class, dataset, files)
+        stock = model_class.__module__.startswith(("recbole.", "recbole_fedkd."))
+        self._known = KnownKeys(recbole_names, model, dataset, files, keys_in_source(model_class), stock)
         self.unread_keys += self._known.check(self.external_config_dict)
-        named = self._preset_values()
-        if "label_mode" in named:
-            self.internal_config_dict["label_mode"] = named["label_mode"]
+        preset_values = values_of_preset(self.external_config_dict)
+        if "label_mode" in preset_values:
+            self.internal_config_dict["label_mode"] = preset_values["label_mode"]
         mode = self._chosen("label_mode")
         self.reads_history = False
         if mode is not None:
@@ -229,7 +179,7 @@ class FedKDConfig(JudgedConfig):
             self._set_rows(mode, model_class)
         preset = self._chosen("preset")
         if preset is not None:
-            self._update_internal_config_dict(PROPERTIES / "preset" / f"{preset}.yaml")
+            self._update_internal_config_dict(preset_file(preset))
         self._set_strategy(model, model_class, self._chosen("strategy"))
 
     def _set_columns(self, dataset: str) -> None:

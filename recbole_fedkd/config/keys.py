@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import recbole
-
+from recbole_fedkd.config.choices import spelled_out
+from recbole_fedkd.config.files import FILES_OF_EVERY_RUN, PROPERTIES, RECBOLE_PROPERTIES
 from recbole_fedkd.config.values import excess, parse_value
-from recbole_fedkd.distillation.knowledge import AGGREGATIONS
-from recbole_fedkd.engine import ENGINES
 from recbole_fedkd.errors import InputError, nearest, shown
-from recbole_fedkd.federated.codec import CODECS
-from recbole_fedkd.federated.knowledge import KNOWLEDGE, KNOWLEDGE_USES
-from recbole_fedkd.federated.strategy import STRATEGIES
-from recbole_fedkd.model.backbone import BACKBONES
-from recbole_fedkd.optim.adam_to_sgd import SWITCH_TESTS
-from recbole_fedkd.optim.server import SERVER_OPTIMIZERS
-
-_PACKAGE = Path(__file__).resolve().parent.parent
-PROPERTIES = _PACKAGE / "properties" if (_PACKAGE / "properties").is_dir() else _PACKAGE.parent / "properties"
-"""In a wheel the properties lie inside the package, in a checkout or an editable install beside it."""
-
-RECBOLE_PROPERTIES = Path(recbole.__file__).resolve().parent / "properties"
-FILES_OF_EVERY_RUN = (
-    PROPERTIES / "overall.yaml",
-    RECBOLE_PROPERTIES / "overall.yaml",
-    RECBOLE_PROPERTIES / "dataset" / "sample.yaml",
-)
-"""Files whose keys every run knows, whatever its model and dataset."""
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
@@ -71,19 +51,6 @@ _MOST: tuple[tuple[re.Pattern[str], int | None], ...] = (
         _LARGEST_LAYER,
     ),
 )
-# What `<name>` in a rule stands for: whatever is registered at the time, also from outside the package.
-_REGISTRIES: dict[str, Callable[[], Iterable[str]]] = {
-    "strategies": lambda: STRATEGIES,
-    "engines": lambda: ENGINES,
-    "backbones": lambda: BACKBONES,
-    "aggregations": lambda: AGGREGATIONS,
-    "codecs": lambda: CODECS,
-    "knowledge": lambda: KNOWLEDGE,
-    "knowledge uses": lambda: KNOWLEDGE_USES,
-    "server optimizers": lambda: SERVER_OPTIMIZERS,
-    "switch tests": lambda: SWITCH_TESTS,
-    "presets": lambda: sorted(file.stem for file in (PROPERTIES / "preset").glob("*.yaml")),
-}
 _PATTERN_LINE = re.compile(r"^([\w-]+):\s*(.*?)\s*#\s*\((.+?)\)\s+(.*)$")
 
 
@@ -246,8 +213,7 @@ def read_keys(file: Path) -> dict[str, Key]:
         if matched:
             name, default, bracket, sentence = matched.groups()
             kinds, _, rule = bracket.partition(", ")
-            for registry, names in _REGISTRIES.items():
-                rule = rule.replace(f"<{registry}>", "|".join(names()))
+            rule = spelled_out(rule)
             types: list[type] = []
             elements: tuple[type, ...] = ()
             for kind in re.split(r" or ", kinds):
@@ -266,6 +232,21 @@ def read_keys(file: Path) -> dict[str, Key]:
             name = line.split(":")[0]
             keys[name] = Key(name, "", (), "", "")
     return keys
+
+
+@lru_cache
+def read_sections(file: Path) -> dict[str, dict[str, Key]]:
+    """The keys of a properties file by the comment above them, which is the heading of those that follow."""
+    keys, heading, above = read_keys(file), "", ""
+    sections: dict[str, dict[str, Key]] = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        name = re.match(r"^([\w-]+):", line)
+        if name:
+            heading, above = above or heading, ""
+            sections.setdefault(heading, {})[name[1]] = keys[name[1]]
+        else:
+            above = line[2:].strip() if line.startswith("# ") else ""
+    return sections
 
 
 @lru_cache

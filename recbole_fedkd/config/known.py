@@ -11,21 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from recbole_fedkd.config.files import FILES_OF_EVERY_RUN, PROPERTIES, RECBOLE_PROPERTIES
 from recbole_fedkd.config.intervals import INTERVAL_KEYS, column_intervals, interval_text
-from recbole_fedkd.config.keys import (
-    FILES_OF_EVERY_RUN,
-    PROPERTIES,
-    RECBOLE_PROPERTIES,
-    Key,
-    check_size,
-    read_keys,
-    sizes_of_models,
-)
+from recbole_fedkd.config.keys import Key, check_size, read_keys, read_sections, sizes_of_models
 from recbole_fedkd.config.shapes import check_shape
 from recbole_fedkd.config.synonyms import called_here
 from recbole_fedkd.config.transforms import TRANSFORM_KEYS, WRITTEN_KEYS
 from recbole_fedkd.errors import InputError, nearest, shown
-from recbole_fedkd.model.student import ARCHITECTURE_KEYS
 
 # Keys of RecBole for files that it pickles.
 _PICKLES = {"dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders"}
@@ -57,15 +49,34 @@ def _keys_of_all_models() -> frozenset[str]:
     return frozenset(name for file in files for name in read_keys(file))
 
 
+def keys_in_source(model_class: type) -> set[str]:
+    """Keys that a model reads, as its source and its parents' say: files define some of them nowhere."""
+    names: set[str] = set()
+    for parent in inspect.getmro(model_class):
+        if parent.__module__.startswith(("torch", "builtins")):
+            continue
+        try:
+            names |= mentioned_keys(inspect.getsource(importlib.import_module(parent.__module__)))
+        except (OSError, TypeError):
+            continue
+    return names
+
+
+def mentioned_keys(source: str) -> set[str]:
+    """Keys that a piece of Python reads from its config."""
+    return set(re.findall(r"config\[[\"']([\w-]+)[\"']\]", source))
+
+
 class KnownKeys:
     """Every key that a model on a dataset may be given.
 
     Args:
         recbole_names: names that RecBole lists as its own arguments.
         model: the model's name.
-        model_class: its class.
         dataset: the dataset's name.
         files: properties files of this package for the model, later ones win.
+        mentioned: keys that the model's source reads, see :func:`keys_in_source`.
+        stock: whether the model is RecBole's or this package's.
 
     Attributes:
         keys: name to key.
@@ -74,7 +85,13 @@ class KnownKeys:
     """
 
     def __init__(
-        self, recbole_names: Iterable[str], model: str, model_class: type, dataset: str, files: list[Path]
+        self,
+        recbole_names: Iterable[str],
+        model: str,
+        dataset: str,
+        files: list[Path],
+        mentioned: Iterable[str] = (),
+        stock: bool = True,
     ) -> None:
         keys = {name: Key(name, "~", (), "", "") for name in _UNDOCUMENTED_KEYS}
         keys.update({name: Key(name, "~", (), "", "") for name in recbole_names})
@@ -97,21 +114,16 @@ class KnownKeys:
         keys["gpu_id"] = Key("gpu_id", "~", (), "", "")  # '0', 0 and (0, 1) all mean something to RecBole
         own = RECBOLE_PROPERTIES / "model" / f"{model}.yaml"
         self.of_model = set(read_keys(own)) if own.is_file() else set()
-        # A model of RecBole or of the user may read keys that no file defines: its source says which.
-        for parent in inspect.getmro(model_class):
-            if parent.__module__.startswith(("torch", "builtins")):
-                continue
-            try:
-                source = inspect.getsource(importlib.import_module(parent.__module__))
-            except (OSError, TypeError):
-                continue
-            for name in re.findall(r"config\[[\"']([\w-]+)[\"']\]", source):
-                keys.setdefault(name, Key(name, "~", (), "", ""))
-                self.of_model.add(name)
+        for name in mentioned:
+            keys.setdefault(name, Key(name, "~", (), "", ""))
+            self.of_model.add(name)
         self.keys = keys
         own_keys = {name for file in files for name in read_keys(file)}
-        stock = model_class.__module__.startswith(("recbole.", "recbole_fedkd."))
         self.sizes = sizes_of_models() - own_keys if stock else frozenset()
+
+    def knows(self, name: str) -> bool:
+        """Whether a name is that of a key, of this model or of another one."""
+        return name in self.keys or name in _COMPUTED_KEYS or name in _keys_of_all_models()
 
     def check_names(self, names: Iterable[Any]) -> None:
         """Check that each is the name of a key.
@@ -177,10 +189,11 @@ class KnownKeys:
 
     def _check_architecture(self, name: str, values: Any) -> None:
         """Keys in which a network differs from the config's own."""
+        allowed = list(read_sections(PROPERTIES / "model" / "AttnStudent.yaml")["Network"])
         if not isinstance(values, dict):
-            raise InputError(f"{name} is {shown(values)}; it must be a dict of {', '.join(ARCHITECTURE_KEYS)}")
+            raise InputError(f"{name} is {shown(values)}; it must be a dict of {', '.join(allowed)}")
         for key, value in values.items():
-            if key not in ARCHITECTURE_KEYS:
-                raise InputError(f"key '{name}.{key}' is unknown{nearest(str(key), ARCHITECTURE_KEYS)}")
+            if key not in allowed:
+                raise InputError(f"key '{name}.{key}' is unknown{nearest(str(key), allowed)}")
             if key in self.keys:
                 replace(self.keys[key], name=f"{name}.{key}").check(value)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from recbole.utils import get_model
-
-from recbole_fedkd import compat
-from recbole_fedkd.config.keys import RECBOLE_PROPERTIES
+from recbole_fedkd.config.choices import choices
+from recbole_fedkd.config.files import RECBOLE_PROPERTIES
 from recbole_fedkd.errors import InputError, nearest
-from recbole_fedkd.model import MODELS, corrected, missing_package
 
 # RecBole trains these by libraries of trees, whose models are files of their own and no parameters of torch.
 _NOT_RUN = {"LightGBM": "lightgbm", "XGBoost": "xgboost"}
@@ -29,14 +26,12 @@ def recbole_models() -> dict[str, str]:
     return names
 
 
-def find_model(name: str) -> type:
-    """Model class of this package or of RecBole; raises :class:`InputError` with the nearest name for any other."""
-    if name in MODELS:
-        return MODELS[name]
-    known = recbole_models()
-    if known.get(name.lower()) != name:
+def check_model_name(name: str) -> None:
+    """Raise :class:`InputError`, with the nearest name, for what is no model of this package or of RecBole."""
+    own, known = choices("models"), recbole_models()
+    if name not in own and known.get(name.lower()) != name:
         raise InputError(
-            f"model '{name}' is unknown{nearest(name, [*MODELS, *known.values()])}; a model of your own is given as its class, "
+            f"model '{name}' is unknown{nearest(name, [*own, *known.values()])}; a model of your own is given as its class, "
             "or found in the modules that plugins names"
         )
     if name in _NOT_RUN:
@@ -44,6 +39,18 @@ def find_model(name: str) -> type:
             f"model '{name}' is not run here: RecBole has the library {_NOT_RUN[name]} train its trees, and this package "
             "trains, saves and judges models of torch; choose another click model, such as DeepFM"
         )
+
+
+def find_model(name: str) -> type:
+    """Model class of this package or of RecBole; raises :class:`InputError` with the nearest name for any other."""
+    from recbole.utils import get_model
+
+    from recbole_fedkd import compat
+    from recbole_fedkd.model import MODELS, corrected, missing_package
+
+    check_model_name(name)
+    if name in MODELS:
+        return MODELS[name]
     package = missing_package(name)
     if package is not None:
         raise InputError(f"model '{name}' needs the package {package}, which is not installed")

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from recbole_fedkd.config.choices import choices
 from recbole_fedkd.errors import InputError, listed, nearest, shown
-from recbole_fedkd.optim import LEARNERS
 
 _SUFFIXES = ("inter", "user", "item", "kg", "link", "net", "ent")
 _NESTED_KEYS = {
@@ -200,10 +200,9 @@ def _gpu(name: str, value: Any) -> None:
 
 
 def _learner(name: str, value: Any) -> None:
-    if str(value).lower() not in LEARNERS:
-        raise InputError(
-            f"{name} is {shown(value)}; it must be one of {', '.join(LEARNERS)}{nearest(str(value), LEARNERS)}"
-        )
+    known = choices("learners")
+    if str(value).lower() not in known:
+        raise InputError(f"{name} is {shown(value)}; it must be one of {', '.join(known)}{nearest(str(value), known)}")
 
 
 def _state(name: str, value: Any) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from recbole.data import transform
-from recbole.utils import ModelType
-
 from recbole_fedkd.config.keys import Key
 from recbole_fedkd.errors import InputError, nearest
 
@@ -34,6 +31,9 @@ def check_transform(config: Any) -> None:
     Raises:
         InputError: an unknown transform, one without its key, one that hides nothing, or a model that it does not fit.
     """
+    from recbole.data import transform
+    from recbole.utils import ModelType
+
     name = config["transform"]
     needed = _READS.get(config["model"])
     if needed is not None and name != needed:
