@@ -34,7 +34,7 @@ from recbole_fedkd.data.dataset import of_users, population
 from recbole_fedkd.data.features import features_of
 from recbole_fedkd.data.fingerprint import Fingerprint
 from recbole_fedkd.data.known import check_dataset
-from recbole_fedkd.data.partition import partition_users
+from recbole_fedkd.data.partition import held_out_clients, partition_users
 from recbole_fedkd.data.preparation import Loaders, data_preparation
 from recbole_fedkd.engine import FleetPopulation, obstacle
 from recbole_fedkd.errors import InputError, TrainingError, listed
@@ -56,6 +56,7 @@ from recbole_fedkd.model import (
 )
 from recbole_fedkd.result import communication, environment, floats, partition_summary, result_table, rounds, timing
 from recbole_fedkd.rounds import told
+from recbole_fedkd.strangers import judge_strangers, owners_among
 from recbole_fedkd.trainer import (
     CheckpointTrainer,
     FedKDTrainer,
@@ -93,7 +94,8 @@ def run_recbole_fedkd(
     Returns:
         RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result``, and
         ``communication`` (bytes), ``timing`` (seconds), ``partition``, ``protocols`` (result key to how it was judged),
-        ``rounds`` (one record each, counted from 1), ``best_round``, ``user_metrics`` (if the key of that name is True: lists
+        ``rounds`` (one record each, counted from 1), ``best_round``, ``strangers`` (of ``holdout_clients``, else None: how many
+        clients and users, and the same metrics of these), ``user_metrics`` (if the key of that name is True: lists
         ``user``, in a federation ``client``, and one per metric), ``environment``, ``config`` and ``run_folder``.
 
     Raises:
@@ -119,7 +121,9 @@ def run_recbole_fedkd(
         logger.warning(f"model {config['model']} does not read: {listed(config.unread())}")
 
     with memory_watched(config):
-        trainer, loaders, evaluations = _prepare(config)
+        data = _prepare_data(config)
+        trainer = _prepare_trainer(config, data)
+    loaders, evaluations = data.loaders, data.evaluations
     logger.info(trainer.model)
     trainer.on_round = on_round
     if found is not None:
@@ -134,6 +138,10 @@ def run_recbole_fedkd(
             loaders[0], evaluations[0], saved=saved, show_progress=show_progress
         )
         test_result = trainer.evaluate(evaluations[1], load_best_model=saved, show_progress=show_progress)
+        strangers = None
+        if data.strangers is not None and isinstance(trainer, FedKDTrainer):
+            newcomers = _newcomers(config, data, trainer.strangers)
+            strangers = judge_strangers(trainer, newcomers, loaders[0], data.strangers, best=saved)
     protocols = {name: trainer.protocols[name] for name in test_result or {}}
     result: dict[str, Any] = {
         "best_valid_score": float(best_valid_score) if best_valid_result is not None else None,
@@ -145,16 +153,14 @@ def run_recbole_fedkd(
         "rounds": rounds(trainer.records),
         "best_round": None if trainer.best_epoch is None else told(trainer.best_epoch),
         "partition": partition_summary(config, trainer, loaders[0]._dataset),
+        "strangers": strangers,
         "user_metrics": trainer.user_metrics,
         "environment": environment(),
         "protocols": protocols,
         "config": config.plain_values(),
         "run_folder": str(trainer.run_folder) if saved else None,
     }
-    if logger.isEnabledFor(logging.INFO):  # it measures the processor for a second
-        logger.info("The running environment of this training is as follows:\n" + get_environment(config).draw())
-    logger.info(set_color("best valid ", "yellow") + f": {result['best_valid_result']}")
-    logger.info(set_color("test result", "yellow") + ":\n" + result_table(result["test_result"] or {}, protocols))
+    _tell(config, result)
     if result_file is not None:
         with _told_how_to_go_on(trainer, saved):
             write_json(result, result_file)
@@ -162,6 +168,18 @@ def run_recbole_fedkd(
     if queue is not None:
         queue.put(result)
     return result
+
+
+def _tell(config: FedKDConfig, result: Mapping[str, Any]) -> None:
+    """The result on the screen."""
+    logger, protocols, strangers = getLogger(), result["protocols"], result["strangers"]
+    if logger.isEnabledFor(logging.INFO):  # it measures the processor for a second
+        logger.info("The running environment of this training is as follows:\n" + get_environment(config).draw())
+    logger.info(set_color("best valid ", "yellow") + f": {result['best_valid_result']}")
+    logger.info(set_color("test result", "yellow") + ":\n" + result_table(result["test_result"] or {}, protocols))
+    if strangers is not None:
+        who = f"strangers ({strangers['clients']} clients, {strangers['users']} users)"
+        logger.info(set_color(who, "yellow") + ":\n" + result_table(strangers["test_result"], protocols))
 
 
 @contextmanager
@@ -257,12 +275,14 @@ class _Data:
         loaders: of training, validation and test rows.
         evaluations: protocols of validation and test.
         client_of_user: client of every user id, ``[users]``, -1 for padding; None without a federation.
+        strangers: protocols of the test rows of clients that are held out; None where none is.
     """
 
     dataset: Any
     loaders: Loaders
     evaluations: tuple[EvaluationData, EvaluationData]
     client_of_user: torch.Tensor | None
+    strangers: EvaluationData | None = None
 
 
 @recbole_warnings_silenced()
@@ -282,12 +302,25 @@ def _prepare_data(config: FedKDConfig) -> _Data:
     check_limits(config, train_dataset)
     check_data(config, train_dataset)
     client_of_user = _client_of_user(config, train_dataset) if config.federated else None
+    apart = _held_out_users(config, client_of_user)
+    judged = None if apart is None else ~apart
     with samples_made(config, dataset):
         evaluations = (
-            evaluation_data(config, dataset, loaders, "valid", features.context),
-            evaluation_data(config, dataset, loaders, "test", features.context),
+            evaluation_data(config, dataset, loaders, "valid", features.context, judged),
+            evaluation_data(config, dataset, loaders, "test", features.context, judged),
         )
-    return _Data(dataset, loaders, evaluations, client_of_user)
+        strangers = None
+        if apart is not None:
+            strangers = evaluation_data(config, dataset, loaders, "test", features.context, apart)
+    return _Data(dataset, loaders, evaluations, client_of_user, strangers)
+
+
+def _held_out_users(config: FedKDConfig, client_of_user: torch.Tensor | None) -> torch.Tensor | None:
+    """Whose client is held out, bool ``[users]``; None where none is."""
+    if client_of_user is None or not config["holdout_clients"]:
+        return None
+    held_out = held_out_clients(int(client_of_user.max()) + 1, config["holdout_clients"], config["seed"])
+    return torch.isin(client_of_user, torch.from_numpy(held_out))
 
 
 @recbole_warnings_silenced()
@@ -296,9 +329,7 @@ def _prepare_model(config: FedKDConfig, data: _Data) -> torch.nn.Module:
     """The model of a config, untrained: a network, or the population of a federation."""
     train_dataset, client_of_user = data.loaders[0]._dataset, data.client_of_user
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    model_class = config.model_class
-    if config["attention"] and not config.attentive:
-        model_class = with_attention(model_class)
+    model_class = _model_class(config)
     if client_of_user is None:
         return _central_model(config, model_class, train_dataset)
     count = int(client_of_user.max()) + 1
@@ -311,29 +342,60 @@ def _prepare_model(config: FedKDConfig, data: _Data) -> torch.nn.Module:
             model, hindrance = fleet_of_recbole(config, train_dataset, client_of_user, model_class)
     if hindrance is not None:
         getLogger().warning(f"engine fleet cannot run this, engine local does: {hindrance}")
-    if model is None and config.attentive:
-        kind = model_class if issubclass(model_class, AttnFedKD) else NetworkPopulation
-        model = kind(config, train_dataset, client_of_user)
-    elif model is None:
-        parts = [of_users(train_dataset, client_of_user == client) for client in range(count)]
-        with building(config):
-            model = RecBolePopulation(config, parts, client_of_user, model_class)
+    if model is None:
+        model = _population(config, train_dataset, client_of_user)
     return model.to(config["device"])
+
+
+def _model_class(config: FedKDConfig) -> type:
+    """The class of a config's model, with attention in front of it where that is asked for."""
+    return with_attention(config.model_class) if config["attention"] and not config.attentive else config.model_class
+
+
+def _population(
+    config: FedKDConfig, train_dataset: Any, client_of_user: torch.Tensor, numbers: list[int] | None = None
+) -> NetworkPopulation | RecBolePopulation:
+    """One network per client, untrained; ``numbers`` as of ``NetworkPopulation``."""
+    model_class = _model_class(config)
+    if config.attentive:
+        kind = model_class if issubclass(model_class, AttnFedKD) else NetworkPopulation
+        return kind(config, train_dataset, client_of_user, numbers)
+    count = int(client_of_user.max()) + 1
+    parts = [of_users(train_dataset, client_of_user == client) for client in range(count)]
+    with building(config):
+        return RecBolePopulation(config, parts, client_of_user, model_class)
+
+
+@recbole_warnings_silenced()
+def _newcomers(config: FedKDConfig, data: _Data, numbers: list[int]) -> NetworkPopulation | RecBolePopulation:
+    """The networks of clients that were held out, as they would have been from the start."""
+    assert data.client_of_user is not None
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    homes = owners_among(data.client_of_user, numbers)
+    population = _population(config, data.loaders[0]._dataset, homes, numbers)
+    population.to(config["device"])
+    return population
+
+
+def _prepare_trainer(config: FedKDConfig, data: _Data) -> CheckpointTrainer:
+    """Trainer of a config with its model."""
+    trainer = build_trainer(config, _prepare_model(config, data))
+    if isinstance(trainer, FedKDTrainer):
+        trainer.engine = trainer.prepare(data.loaders[0])
+    return trainer
 
 
 def _prepare(config: FedKDConfig) -> tuple[CheckpointTrainer, Loaders, tuple[EvaluationData, EvaluationData]]:
     """Trainer of a config with its model, loaders and protocols."""
     data = _prepare_data(config)
-    trainer = build_trainer(config, _prepare_model(config, data))
-    if isinstance(trainer, FedKDTrainer):
-        trainer.engine = trainer.prepare(data.loaders[0])
-    return trainer, data.loaders, data.evaluations
+    return _prepare_trainer(config, data), data.loaders, data.evaluations
 
 
 def _client_of_user(config: FedKDConfig, train_dataset: Any) -> torch.Tensor:
     """Client of every user id ``[users]``; -1 of the padding."""
     clients = partition_users(config["partition"], population(train_dataset), config["seed"])
-    check_clients_per_round(config, int(clients.max()) + 1)
+    count = int(clients.max()) + 1
+    check_clients_per_round(config, count - len(held_out_clients(count, config["holdout_clients"], config["seed"])))
     return torch.from_numpy(np.concatenate([[-1], clients]))
 
 

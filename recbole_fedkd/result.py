@@ -90,6 +90,7 @@ def partition_summary(config: Any, trainer: CheckpointTrainer, dataset: Any) -> 
         "scheme": config["partition"],
         "client_num": count,
         "idle_clients": trainer.idle_clients,
+        "held_out_clients": trainer.strangers,
         "label_values": label_values(dataset),
         "clients": clients,
     }

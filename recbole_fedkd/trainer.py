@@ -49,6 +49,7 @@ from recbole_fedkd.checkpoint import (
 )
 from recbole_fedkd.compat import recbole_warnings_silenced
 from recbole_fedkd.data.fingerprint import Fingerprint
+from recbole_fedkd.data.partition import held_out_clients
 from recbole_fedkd.engine import (
     FleetEngine,
     FleetPopulation,
@@ -523,15 +524,18 @@ class FedKDTrainer(CheckpointTrainer):
         engine: runs the rounds; built by :meth:`prepare`.
         idle_clients: clients without a training sample. They take part in no round; their users are served by the
             initial network, or by the server's where the strategy shares one.
+        strangers: clients that are held out; they come when training is over (``strangers.py``).
     """
 
     model: Population
     epoch_word = "round"
 
     def __init__(self, config: Any, model: Population) -> None:
+        self._homes = model.client_of_user
         super().__init__(config, model)
         self.engine: LocalEngine | FleetEngine | None = None
         self.idle_clients: list[int] = []
+        self.strangers: list[int] = []
         self._resumed_training: dict[str, Any] | None = None
         self._report = RoundReport(0.0)
 
@@ -549,21 +553,45 @@ class FedKDTrainer(CheckpointTrainer):
             InputError: a strategy that distils, over a model without a click probability to distil.
         """
         config, model = self.config, self.model
+        clients = int(model.client_of_user.max()) + 1
+        self.strangers = held_out_clients(clients, config["holdout_clients"], config["seed"]).tolist()
         if isinstance(model, FleetPopulation | RecBoleFleetPopulation):
-            return self._fleet(train_data._dataset, model)
-        clients = len(model.networks)
-        settings = self._client_settings(clients)
-        kinds = model.networks[: len(config["student_pool"] or [{}])]
-        shared = [model.shared(number) for number in range(clients)]
-        self._check_private(list(kinds), shared[0])
-        if isinstance(model, NetworkPopulation):
-            tasks: list[Task] = list(self._attentive_tasks(train_data._dataset, model, shared))
+            engine: LocalEngine | FleetEngine = self._fleet(train_data._dataset, model)
         else:
-            tasks = [recbole_task(config, *each) for each in zip(model.networks, shared, model.datasets, strict=True)]
+            server, built = self.federation(train_data._dataset, model, range(clients), clients)
+            engine = LocalEngine(server, built, config["min_clients"])
+        engine.held_out = frozenset(self.strangers)
+        if not engine.samples:
+            raise InputError(
+                f"holdout_clients={config['holdout_clients']} keeps every client that has a training sample out of training"
+            )
+        self._tell_idle([number for number, size in engine.sizes.items() if not size], engine.server.strategy)
+        return engine
+
+    def federation(
+        self, dataset: Any, population: NetworkPopulation | RecBolePopulation, numbers: Sequence[int], clients: int
+    ) -> tuple[Server, list[Client]]:
+        """The server, and clients with their users' samples, networks and optimisers.
+
+        Args:
+            dataset: the training split.
+            population: the networks of these clients.
+            numbers: of the clients.
+            clients: how many there are in the whole federation.
+        """
+        config = self.config
+        settings = self._client_settings(clients)
+        kinds = population.networks[: len(config["student_pool"] or [{}])]
+        shared = [population.shared(place) for place in range(len(numbers))]
+        self._check_private(list(kinds), shared[0])
+        if isinstance(population, NetworkPopulation):
+            tasks: list[Task] = list(self._attentive_tasks(dataset, population, shared))
+        else:
+            each = zip(population.networks, shared, population.datasets, strict=True)
+            tasks = [recbole_task(config, *parts) for parts in each]
         first = tasks[0]
         self._check_distillable(not isinstance(first, RecBoleTask) or first.is_click_model)
         strategy = self._strategy(clients, tasks[0].labels, tasks[0].network)
-        self._tell_idle([number for number, task in enumerate(tasks) if not len(task)], strategy)
         codec_settings = CodecSettings(**{each.name: config[each.name] for each in fields(CodecSettings)})
         up = CodecStack.of(config["codecs"], codec_settings)
         down = up if config["broadcast_codecs"] is None else CodecStack.of(config["broadcast_codecs"], codec_settings)
@@ -571,10 +599,10 @@ class FedKDTrainer(CheckpointTrainer):
         server = Server(strategy, config["seed"], config["clients_per_round"], codecs)
         server.start(shared[0])
         built = []
-        for number, task in enumerate(tasks):
+        for number, task in zip(numbers, tasks, strict=True):
             build = partial(build_optimizer, config, name=f"client {number}")
             built.append(Client(number, task, build, strategy, settings, self.device, codecs))
-        return LocalEngine(server, built, config["min_clients"])
+        return server, built
 
     def _check_private(self, networks: Sequence[nn.Module], shared: SharedState) -> None:
         """Raise :class:`InputError` for a private pattern that fits nothing, and for a mean that has nothing left."""
@@ -596,7 +624,6 @@ class FedKDTrainer(CheckpointTrainer):
             labels = RecBoleTask.labels
             self._check_distillable(click_loss(network) is not None)
         strategy = self._strategy(model.clients, labels, network)
-        self._tell_idle(torch.nonzero(task.sizes == 0).flatten().tolist(), strategy)
         server = Server(strategy, config["seed"], config["clients_per_round"])
         shared = SharedState(network, partial(model.private_rows, 0))
         self._check_private([group.whole for group in model.groups if isinstance(group.whole, nn.Module)], shared)
@@ -711,10 +738,10 @@ class FedKDTrainer(CheckpointTrainer):
         targets = dataset.label_indices().to(self.device)
         # One stable sort by client instead of one scan of all samples per client.
         owner = model.client_of_user[users]
-        order = torch.argsort(owner, stable=True)
+        order = torch.argsort(owner, stable=True)[int((owner < 0).sum()) :]  # users of no client of this population
         context = {name: values.to(self.device) for name, values in model.context_of(dataset.inter_feat).items()}
         samples = Samples(model.local_id[users], items, targets, context).select(order)
-        return samples, torch.bincount(owner, minlength=clients)
+        return samples, torch.bincount(owner[owner >= 0], minlength=clients)
 
     def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:
         """Train by rounds; arguments and result as in RecBole."""
@@ -765,9 +792,8 @@ class FedKDTrainer(CheckpointTrainer):
         return report.loss
 
     def _client_of_user(self) -> NDArray[np.int64] | None:
-        # Anything with `predict` may be judged in the population's place.
-        clients: Tensor | None = getattr(self.model, "client_of_user", None)
-        return clients.cpu().numpy() if clients is not None else None
+        # Anything with `predict` may be judged in the population's place, strangers are.
+        return self._homes.cpu().numpy() if hasattr(self.model, "client_of_user") else None
 
     def _record(self, seconds: float, loss: float) -> EpochRecord:
         report = self._report

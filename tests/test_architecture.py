@@ -47,6 +47,7 @@ MAY_KNOW = {
         "optim",
     },
     "result": {"data", "rounds", "trainer"},
+    "strangers": {"checkpoint", "engine", "evaluation", "federated", "model", "trainer"},
     "quick_start": {
         "federation",
         "result",
@@ -62,6 +63,7 @@ MAY_KNOW = {
         "files",
         "logs",
         "model",
+        "strangers",
         "trainer",
     },
     "report": {"files"},

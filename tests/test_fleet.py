@@ -283,7 +283,7 @@ def test_a_round_has_less_padding_than_promised_and_says_how_much(prepared):
         own = [trainer.engine.sizes[client] for client in pack.tolist()]
         filled += sum(slots(size, own[0], 32) for size in own)
     assert len(packs) > 1
-    assert trainer.engine.padding == pytest.approx(1 - sum(trainer.engine.sizes) / filled)
+    assert trainer.engine.padding == pytest.approx(1 - sum(trainer.engine.sizes.values()) / filled)
     assert 0 < trainer.engine.padding < MAX_PADDING
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -54,10 +53,10 @@ def spelled_out(text: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    """The first sentence of the comment that a file begins with."""
+    """The comment that a file begins with, as one line."""
     lines = []
     for line in text.splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("# ").rstrip())
-    return re.split(r"(?<=\.) (?=[A-Z])", " ".join(lines))[0]
+    return " ".join(lines)

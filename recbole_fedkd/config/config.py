@@ -37,7 +37,7 @@ from recbole_fedkd.model import MODELS, AttnFedKD, Bias, FactorizationRecommende
 # Keys that only a federation reads, unless a RecBole model has one of the same name.
 _FEDERATION_KEYS = {
     "engine", "fleet_memory", "fleet_threads", "partition", "client_num", "clients_per_round", "local_epochs",
-    "min_clients", "reset_optimizer",
+    "min_clients", "holdout_clients", "reset_optimizer",
     "gamma", "alpha", "temperature", "knowledge", "aggregation", "knowledge_pass", "proximal_weight",
     "server_optimizer", "server_learning_rate", "server_momentum", "server_beta2", "server_tau", "knowledge_use",
     "prior_strength", "attention_temperature", "trim_ratio", "factor_size", "sketch_width", "sketch_passes", "em_steps",
@@ -259,6 +259,11 @@ class FedKDConfig(JudgedConfig):
         if strategy is None:
             strategy = self.internal_config_dict["strategy"] = "central"
         self.federated = strategy != "central"
+        if not self.federated and self._chosen("holdout_clients"):
+            raise InputError(
+                f"holdout_clients is {self._chosen('holdout_clients')}, but strategy=central has no clients that could be kept "
+                "out of training; set a strategy, or leave it unset"
+            )
         self.trains_teacher = self.federated and STRATEGIES[strategy].trains_teacher
         self.learns_factors = self._learns_factors(population, strategy)
         unread = _CENTRAL_KEYS if self.federated else _FEDERATION_KEYS - self._known.of_model

@@ -75,6 +75,30 @@ def partition_users(scheme: str, population: Population, seed: int) -> Clients:
     return PARTITIONS[name](population, argument or None, generator)
 
 
+def held_out_clients(clients: int, share: float, seed: int) -> Clients:
+    """Clients that are kept out of training, to come as strangers afterwards.
+
+    Args:
+        clients: how many there are.
+        share: of them that is kept out, at least one unless it is 0; value of the config key ``holdout_clients``.
+        seed: decides which.
+
+    Returns:
+        Their numbers, ascending.
+
+    Raises:
+        InputError: none would be left to train.
+    """
+    count = max(1, round(share * clients)) if share else 0
+    if count >= clients > 0:
+        raise InputError(
+            f"holdout_clients is {share}, which keeps {count} of {clients} client(s) out of training and leaves none; it needs "
+            "more clients, or a smaller share"
+        )
+    generator = np.random.default_rng(np.random.SeedSequence([seed, 0x51A9]))
+    return np.sort(generator.choice(clients, count, replace=False)).astype(np.int64)
+
+
 @register_partition("random")
 def random_partition(population: Population, argument: str | None, generator: np.random.Generator) -> Clients:
     """Users shuffled and dealt out; client sizes differ by at most one user."""

@@ -91,17 +91,24 @@ class Engine(ABC):
 
     Attributes:
         name: value of the config key ``engine``.
+        held_out: clients that take part in no round.
     """
 
     name: str
 
     def __init__(self, server: Server, min_clients: int | None = None) -> None:
         self.server, self.min_clients = server, min_clients
+        self.held_out: frozenset[int] = frozenset()
 
     @property
     @abstractmethod
-    def samples(self) -> Mapping[int, int]:
-        """Samples of an epoch of every client that has any, by its number."""
+    def sizes(self) -> Mapping[int, int]:
+        """Samples of an epoch of every client, by its number."""
+
+    @property
+    def samples(self) -> dict[int, int]:
+        """Samples of an epoch of every client that trains, by its number: it has any, and is not held out."""
+        return {number: size for number, size in self.sizes.items() if size and number not in self.held_out}
 
     def run_round(
         self,

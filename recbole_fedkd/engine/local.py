@@ -25,9 +25,9 @@ class LocalEngine(Engine):
         self.clients = clients
 
     @property
-    def samples(self) -> dict[int, int]:
-        """Samples of an epoch of every client that has any, by its number."""
-        return {client.number: len(client.task) for client in self.clients if len(client.task)}
+    def sizes(self) -> dict[int, int]:
+        """Samples of an epoch of every client, by its number."""
+        return {client.number: len(client.task) for client in self.clients}
 
     def _run_clients(self, current: Round) -> None:
         by_number = {client.number: client for client in self.clients}

@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.interaction import Interaction
+from recbole.data.utils import create_samplers, get_dataloader
 from recbole.evaluator import metric_types
 from recbole.utils import EvaluatorType
+from torch import Tensor
 
-from recbole_fedkd.data.rows import PHASES, Rows, create_samplers, evaluation_loader
 from recbole_fedkd.errors import InputError, listed
-from recbole_fedkd.evaluation.candidates import CandidateLoader, samples_candidates
+from recbole_fedkd.evaluation.candidates import PHASES, CandidateLoader, samples_candidates
 from recbole_fedkd.evaluation.labels import check_held_out, described_labels, label_set, relevant_rows
 from recbole_fedkd.evaluation.ranking_context import rank_in_context
 
@@ -103,7 +105,12 @@ class EvaluationData:
 
 
 def evaluation_data(
-    config: Any, dataset: Any, loaders: tuple[Any, Any, Any], phase: str, context: Sequence[str] = ()
+    config: Any,
+    dataset: Any,
+    loaders: tuple[Any, Any, Any],
+    phase: str,
+    context: Sequence[str] = (),
+    members: Tensor | None = None,
 ) -> EvaluationData:
     """Build the protocols of a phase.
 
@@ -117,6 +124,7 @@ def evaluation_data(
         loaders: train, valid and test loaders of RecBole's ``data_preparation``.
         phase: ``valid`` or ``test``.
         context: columns of the rows that the model reads: a user's items are ranked in the context of a row of the user.
+        members: bool ``[users]``, who is judged; None: everybody.
 
     Raises:
         InputError: the split asks for test rows and the data leave none, or what the phase asks for cannot be judged.
@@ -134,6 +142,9 @@ def evaluation_data(
                 raise InputError(told)
             getLogger().warning(told)
         return EvaluationData(phase, [], loaders[0])
+    if members is not None:
+        loaders = _of_users(config, dataset, loaders, phase, members)
+        loader = loaders[index]
     check_held_out(config, dataset, loader._dataset, phase)
     labels = label_set(config, dataset)
     ranking = partial(_full_sort_loader, config, dataset, loaders, phase, context)
@@ -159,7 +170,7 @@ def evaluation_data(
         if kind == EvaluatorType.RANKING or not primary:
             splits = [each._dataset for each in loaders]
             # RecBole's evaluation loaders sort the rows of the dataset that they are given.
-            splits = [split.copy(Rows(dict(split.inter_feat.interaction))) for split in splits]
+            splits = [split.copy(Interaction(dict(split.inter_feat.interaction))) for split in splits]
             if kind == EvaluatorType.RANKING:
                 relevant = relevant_rows(view, splits[index])
                 if relevant is not None:
@@ -172,6 +183,25 @@ def evaluation_data(
         told = _describe(config, view, dataset, phase, positives_only, context, loader_of_kind, held_out)
         protocols.append(Protocol(told, view, loader_of_kind, primary, labels))
     return EvaluationData(phase, protocols, loaders[0], ranking)
+
+
+def _of_users(
+    config: Any, dataset: Any, loaders: tuple[Any, Any, Any], phase: str, members: Tensor
+) -> tuple[Any, Any, Any]:
+    """The three loaders, that of the phase with the rows of some users ``members [users]`` alone; candidates are theirs."""
+    index = PHASES.index(phase)
+    splits = [loader._dataset for loader in loaders]
+    whole = splits[index]
+    rows = torch.nonzero(members[whole.inter_feat[whole.uid_field]]).flatten()
+    if not len(rows):
+        raise InputError(
+            f"holdout_clients={config['holdout_clients']} parts the users so that one side has no {phase} row; hold out "
+            "another share of the clients, or more rows (eval_args.split)"
+        )
+    splits[index] = whole.copy(whole.inter_feat[rows])
+    remade = list(loaders)
+    remade[index] = _loader(config, dataset, splits, phase)
+    return remade[0], remade[1], remade[2]
 
 
 def holds_out(config: Any, phase: str) -> bool:
@@ -193,7 +223,7 @@ def _full_sort_loader(
         view._set_eval_neg_sample_args(each)
     splits = [loader._dataset for loader in loaders]
     # RecBole's evaluation loaders sort the rows of the dataset that they are given.
-    splits = [split.copy(Rows(dict(split.inter_feat.interaction))) for split in splits]
+    splits = [split.copy(Interaction(dict(split.inter_feat.interaction))) for split in splits]
     loader = _loader(view, dataset, splits, phase)
     rank_in_context(loader, context)
     return loader
@@ -217,7 +247,7 @@ def _loader(view: Any, dataset: Any, splits: list[Any], phase: str) -> Any:
         return CandidateLoader(view, dataset, splits, phase)
     index = PHASES.index(phase)
     samplers = create_samplers(view, dataset, splits)
-    return evaluation_loader(view, phase)(view, splits[index], samplers[index], shuffle=False)
+    return get_dataloader(view, phase)(view, splits[index], samplers[index], shuffle=False)
 
 
 def with_candidates(config: Any, dataset: Any, loaders: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:

@@ -138,7 +138,7 @@ def write_run(folder: Path, cell: Cell, result: Mapping[str, Any]) -> None:
         cell: the run.
         result: what ``run_recbole_fedkd`` returned.
     """
-    users = result["user_metrics"]
+    users, strangers = result["user_metrics"], result["strangers"]
     if users is not None:
         columns: dict[str, Any] = {
             name: np.asarray(values, dtype=np.int64 if name in _WHOLE_NUMBERS else np.float32)
@@ -167,6 +167,7 @@ def write_run(folder: Path, cell: Cell, result: Mapping[str, Any]) -> None:
         "valid_metric": str(result["config"]["valid_metric"]).lower(),
         "valid_score_bigger": result["valid_score_bigger"],
         "protocols": result["protocols"],
+        "strangers": strangers and {name: value for name, value in strangers.items() if name != "user_metrics"},
         "communication": {name: communication[name] for name in ("total_bytes", "bytes_down", "bytes_up")},
         "timing": {name: timing[name] for name in ("rounds", "training_seconds", "seconds_per_round")},
     }

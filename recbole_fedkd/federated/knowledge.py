@@ -69,11 +69,13 @@ class Knowledge(ABC):
         additive: whether sums over the clients are all that the server needs.
         of_network: whether it is collected of what a trained network says, batch by batch.
         accumulates: whether a message adds to what the client has been told before.
+        exchange_rounds: rounds before there is anything to train by.
     """
 
     additive = False
     of_network = True
     accumulates = False
+    exchange_rounds = 0
 
     def __init__(self, settings: KnowledgeSettings) -> None:
         self.settings = settings
@@ -362,6 +364,11 @@ class FactorKnowledge(Knowledge):
     additive = True
     of_network = False
     accumulates = True
+
+    @property
+    def exchange_rounds(self) -> int:  # type: ignore[override]
+        """One per stage."""
+        return len(self.settings.factors.stages)
 
     def collect(self, step: Step) -> dict[str, Tensor]:
         """Nothing: the network is not asked."""

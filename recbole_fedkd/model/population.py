@@ -33,14 +33,15 @@ class NetworkPopulation(LabelledRecommender):
     Args:
         config: the run's config.
         dataset: the training split, a ``FedKDDataset``.
-        client_of_user: ``[users]``, padding user 0: -1.
+        client_of_user: ``[users]``, padding user 0 and users of no client: -1.
+        numbers: of the clients in the whole federation, where these are some of them.
     """
 
     client_of_user: Tensor
     local_id: Tensor
     networks: nn.ModuleList
 
-    def __init__(self, config: Any, dataset: Any, client_of_user: Tensor) -> None:
+    def __init__(self, config: Any, dataset: Any, client_of_user: Tensor, numbers: Sequence[int] | None = None) -> None:
         super().__init__(config, dataset)
         self.private_parameters = config["private_parameters"]
         builders = _builders(config, dataset, len(self.label_values))
@@ -50,8 +51,9 @@ class NetworkPopulation(LabelledRecommender):
         with torch.random.fork_rng([]):
             for client in range(int(client_of_user.max()) + 1):
                 members = torch.nonzero(client_of_user == client).flatten()
-                network = builders[client % len(builders)].build(members)
-                _copy_weights(wholes[client % len(builders)], network, members)
+                kind = (client if numbers is None else numbers[client]) % len(builders)
+                network = builders[kind].build(members)
+                _copy_weights(wholes[kind], network, members)
                 self.networks.append(network)
         self.register_buffer("client_of_user", client_of_user, persistent=False)
         self.register_buffer("local_id", local_ids(client_of_user), persistent=False)

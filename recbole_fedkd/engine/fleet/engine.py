@@ -168,7 +168,7 @@ class FleetEngine(Engine):
                 self.rates.append(group.column_rates(named, optimizer.rate))
         self.memories = [] if settings.reset_optimizer else [OptimizerMemory(group, optimizer) for group in self.groups]
         self.received: dict[str, Tensor] = {}
-        self.sizes: list[int] = task.sizes.tolist()
+        self._sizes: list[int] = task.sizes.tolist()
         self._sample_bytes: dict[int, int] = {}
         self._plans: dict[int, tuple[list[int], list[np.ndarray[Any, np.dtype[np.int64]]]]] = {}
         self.padding = 0.0
@@ -177,14 +177,14 @@ class FleetEngine(Engine):
         self._twins = _Twins()
 
     @property
-    def samples(self) -> dict[int, int]:
-        """Samples of an epoch of every client that has any, by its number."""
-        return {number: size for number, size in enumerate(self.sizes) if size}
+    def sizes(self) -> dict[int, int]:
+        """Samples of an epoch of every client, by its number."""
+        return dict(enumerate(self._sizes))
 
     def _run_clients(self, current: Round) -> Mapping[str, Tensor] | None:
         strategy, chosen, report = self.server.strategy, current.chosen, current.report
         report.bytes_down = self._receive(chosen, current.index)
-        total = sum(self.sizes[number] for number in chosen)
+        total = sum(self._sizes[number] for number in chosen)
         of_changed = strategy.settings.row_mean == "changed"
         uniform = strategy.settings.client_weights == "uniform"
         share = (lambda size: 1 / len(chosen)) if uniform else (lambda size: size / total)
@@ -228,7 +228,7 @@ class FleetEngine(Engine):
             current.on_bytes(report.total_bytes)
         if mean is None or len(missing) == len(chosen):
             return None
-        answered = sum(share(self.sizes[number]) for number in chosen if number not in missing) if missing else 1.0
+        answered = sum(share(self._sizes[number]) for number in chosen if number not in missing) if missing else 1.0
         # Clients change no buffer of the package's own networks.
         buffers = {name: value for name, value in self.server.state.items() if name.startswith(BUFFER)}
         return {**mean.state(PARAMETER, answered), **buffers}
@@ -254,7 +254,7 @@ class FleetEngine(Engine):
             numbers = torch.tensor(list(told), device=self.device)
             for name, values in arrays.items():
                 if name not in self.received:
-                    self.received[name] = values.new_zeros(len(self.sizes), *values.shape[1:])
+                    self.received[name] = values.new_zeros(len(self._sizes), *values.shape[1:])
                 self.received[name][numbers] = values
         return sizes
 
@@ -287,7 +287,7 @@ class FleetEngine(Engine):
             return known[1]
         group, batch_size = self.groups[place], self.task.batch_size
         clients = np.asarray(mine, dtype=np.int64) // groups
-        sizes = np.asarray([self.sizes[number] for number in mine], dtype=np.int64)
+        sizes = np.asarray([self._sizes[number] for number in mine], dtype=np.int64)
         copies = 4 * (3 + self.optimizer.memories)
         dense = group.dense_base().numel() + group.user_table().shape[1]
         row_bytes = copies * group.item_base().shape[1] + 8
@@ -424,7 +424,7 @@ class FleetEngine(Engine):
         weights = group.weights(pack, base)
         received = self._received_by(group, pack, weights, chosen)
         memory, counters = self._remembered(place, pack, weights)
-        sizes = [self.sizes[number] for number in numbers]
+        sizes = [self._sizes[number] for number in numbers]
         rates = self.rates[place] if self.rates else None
         network = self._network(place)
         training = _Training(group, network, pack, weights, received, memory, counters, sizes, rates)
