@@ -26,6 +26,7 @@ setup(
     # RecBole is pinned: every minor release so far broke its extensions. pandas 3 breaks its data loading. The other
     # bounds say what the code needs and which next major version nobody has tried; constraints.txt is the tested set.
     install_requires=[
+        "argcomplete>=3.5,<4",
         "recbole==1.2.1",
         "torch>=2.6,<3",
         "numpy>=1.26,<3",

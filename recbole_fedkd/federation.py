@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from recbole.data.utils import get_dataloader
-from recbole.sampler import RepeatableSampler, Sampler
 from torch import nn
 
 from recbole_fedkd.data.dataset import of_users
+from recbole_fedkd.data.rows import sampler_of
 from recbole_fedkd.engine import RecBoleFleetPopulation, RecBoleSamples, disagreement
 from recbole_fedkd.federated.client import streams_kept
 from recbole_fedkd.federated.task import RecBoleTask
@@ -77,7 +77,6 @@ def _training_loader(config: Any, dataset: Any, shuffle: bool) -> Any:
     sampling = config["train_neg_sample_args"]
     sampler = None
     if sampling["distribution"] != "none":
-        kind = RepeatableSampler if config["repeatable"] else Sampler
-        data = dataset if config["repeatable"] else [dataset]
-        sampler = kind(["train"], data, sampling["distribution"], sampling["alpha"]).set_phase("train")
+        drawn = sampling["distribution"], sampling["alpha"]
+        sampler = sampler_of(config, ["train"], dataset, [dataset], *drawn).set_phase("train")
     return get_dataloader(config, "train")(config, dataset, sampler, shuffle=shuffle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -53,10 +54,10 @@ def spelled_out(text: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    """The comment that a file begins with, as one line."""
+    """The first sentence of the comment that a file begins with."""
     lines = []
     for line in text.splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("# ").rstrip())
-    return " ".join(lines)
+    return re.split(r"(?<=\.) (?=[A-Z])", " ".join(lines))[0]

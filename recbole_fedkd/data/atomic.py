@@ -21,7 +21,7 @@ import psutil
 from numpy.typing import NDArray
 from recbole.utils import FeatureType
 
-from recbole_fedkd.data.numbers import EXACT, LARGEST, integer, number, why_no_number
+from recbole_fedkd.data.numbers import EXACT, LARGEST, integer, numbers_of, why_no_number
 from recbole_fedkd.errors import InputError, listed, nearest, shown
 
 PADDING = "[PAD]"
@@ -162,8 +162,7 @@ class AtomicFile:
                         self.refuse(row, f"'{name}' holds {PADDING}, RecBole's own token for no token")
             self._refuse_width(name, {text for tokens in parts for text in tokens}, sum(map(len, parts)))
             return [np.array(tokens, dtype=str) for tokens in parts]
-        distinct = {text for texts in parts for text in texts}
-        parsed = {text: number(text) for text in distinct}
+        parsed = numbers_of({text for texts in parts for text in texts})
         wrong = {text for text, value in parsed.items() if value is None or not abs(value) <= LARGEST}
         if wrong:
             row = next(row for row, texts in enumerate(parts) if wrong.intersection(texts))
@@ -208,7 +207,7 @@ class AtomicFile:
 
     def _parsed(self, name: str, required: bool) -> dict[str, float | None]:
         """The numbers that a column's distinct texts are; all are some, or missing where the column is not required."""
-        parsed = {text: number(text) for text in dict.fromkeys(self.texts[name])}
+        parsed = numbers_of(dict.fromkeys(self.texts[name]))
         wrong = {text for text, value in parsed.items() if value is None or abs(value) > LARGEST}
         if required:
             wrong |= {text for text, value in parsed.items() if value is not None and math.isnan(value)}

@@ -19,6 +19,7 @@ from recbole_fedkd.data.labels import declared_labels, encode_labels
 from recbole_fedkd.data.loading import AtomicFiles
 from recbole_fedkd.data.order import RECENCY_FIELD, TimeOrder
 from recbole_fedkd.data.partition import Population
+from recbole_fedkd.data.rows import Rows
 from recbole_fedkd.data.threshold import ThresholdLabels
 
 
@@ -153,8 +154,8 @@ class FedKDDataset(TimeOrder, ThresholdLabels, AtomicFiles):
 
     def history_context(self, length: int) -> dict[str, Tensor]:
         """Context of the interactions of :meth:`history`, ``[users, L + 1, ...]`` for each context column."""
-        rows = self.history_rows(length)
         fields = self.context_fields()
+        rows = self.history_rows(length) if fields else torch.empty(0)
         return {field.name: _of_rows(field.read(self.inter_feat[field.name]), rows) for field in fields}
 
     def history_rows(self, length: int) -> Tensor:
@@ -226,7 +227,7 @@ def of_users(dataset: Any, members: Tensor) -> Any:
         for field, column in dataset.user_feat.interaction.items():
             mask = members.view(-1, *[1] * (column.dim() - 1))
             hidden[field] = column if field == dataset.uid_field else torch.where(mask, column, 0)
-        own.user_feat = Interaction(hidden)
+        own.user_feat = Rows(hidden)
     if getattr(dataset, "history_columns", None) is not None:
         own.history_columns = torch.where(members.unsqueeze(1), dataset.history_columns, 0)
     return own

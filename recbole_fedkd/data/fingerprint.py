@@ -182,8 +182,11 @@ class Fingerprint:
         columns = list(fields)
         for name, interactions in splits:
             # Sorted, because evaluation loaders sort what they are given, each in its way.
-            ids = np.stack([interactions[field].numpy() for field in columns])
-            content = hashlib.blake2b(ids[:, np.lexsort(ids)].tobytes(), digest_size=32, key=self.key).hexdigest()
+            users, items = (interactions[field].numpy().astype(np.int64) for field in columns)
+            base = users.max(initial=0) + 1
+            pairs = np.sort(items * base + users)
+            ids = np.stack([pairs % base, pairs // base])
+            content = hashlib.blake2b(ids.tobytes(), digest_size=32, key=self.key).hexdigest()
             self._splits[name] = {"rows": len(interactions), "content": content}
         if self._known_splits is None:
             return
@@ -217,23 +220,20 @@ def row_hashes(table: pd.DataFrame, key: bytes) -> Hashes:
             values = pd.Series([_sequence_text(each) for each in values], dtype=object)
         codes, distinct = pd.factorize(values, use_na_sentinel=False)
         with_column = hashlib.blake2b(str(field).encode() + b"\0", digest_size=16, key=key)
-        digests = bytearray()
-        for value in distinct:
+        digests = []
+        for written in map(_bytes_of, distinct.tolist()):
             hashed = with_column.copy()
-            hashed.update(_bytes_of(value))
-            digests += hashed.digest()
-        total += np.frombuffer(bytes(digests), dtype="<u8").reshape(-1, 2)[codes]
+            hashed.update(written)
+            digests.append(hashed.digest())
+        total += np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2)[codes]
     return total
 
 
-def _bytes_of(value: Any) -> bytes:
-    """Different bytes for different values; a text is never a number."""
+def _bytes_of(value: str | float) -> bytes:
+    """Different bytes for different values; a text is never a number, and 3.0 is 3."""
     if isinstance(value, str):
         return b"t" + value.encode("utf-8", "surrogatepass")
-    if isinstance(value, int | np.integer):
-        return b"n" + repr(int(value)).encode()
-    number = float(value)
-    return b"n" + (repr(int(number)) if number.is_integer() else repr(number)).encode()
+    return b"n%d" % value if isinstance(value, int) or value.is_integer() else b"n" + repr(value).encode()
 
 
 def _sequence_text(values: NDArray[Any]) -> str:

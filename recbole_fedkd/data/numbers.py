@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from decimal import Decimal, InvalidOperation
 
 import numpy as np
@@ -20,6 +21,9 @@ MISSING = frozenset({
 })  # fmt: skip
 """Texts that stand for no number, as in pandas; so does whatever Python reads as not-a-number. Tokens know none but ''."""
 
+_PLAIN = frozenset("0123456789.-")
+"""What most numbers are written with; Python reads such a text as the number that it is, or not at all."""
+
 
 def number(text: str) -> float | None:
     """The number that a text is; nan for a missing one, None for what is no number."""
@@ -28,6 +32,16 @@ def number(text: str) -> float | None:
         return None if "_" in text else float(text)
     except ValueError:
         return math.nan if text.strip() in MISSING else None
+
+
+def numbers_of(texts: Collection[str]) -> dict[str, float | None]:
+    """The number of each text, as of :func:`number`."""
+    if _PLAIN.issuperset("".join(texts)):
+        try:
+            return dict(zip(texts, map(float, texts), strict=True))
+        except ValueError:
+            pass
+    return {text: number(text) for text in texts}
 
 
 def integer(text: str) -> int | None:

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from recbole.data.dataset import Dataset, SequentialDataset
 
+from recbole_fedkd.data.rows import Rows
+
 RECENCY_FIELD = "recency_rank"
 """Generated column: place of an interaction in time among all, int64; of equal times, place in the file."""
 
@@ -98,7 +100,7 @@ class TimeOrder(Dataset):
 
     def _dataframe_to_interaction(self, data: pd.DataFrame) -> Any:
         """As RecBole's; times that are no feature of a model keep their 64 bits."""
-        interaction = super()._dataframe_to_interaction(data)
+        interaction = Rows(super()._dataframe_to_interaction(data).interaction)
         if self.time_field in data and self.time_field not in self.config["numerical_features"]:
             interaction[self.time_field] = torch.from_numpy(data[self.time_field].to_numpy(copy=True))
         return interaction

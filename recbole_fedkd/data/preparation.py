@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from recbole.data.utils import create_samplers, get_dataloader
+from recbole.data.utils import get_dataloader
 from recbole.sampler import KGSampler
 from recbole.utils import ModelType
+
+from recbole_fedkd.data.rows import create_samplers, evaluation_loader
 
 Loaders = tuple[Any, Any, Any]
 
@@ -29,7 +31,7 @@ def data_preparation(config: Any, dataset: Any) -> Loaders:
     shuffle = True if more else config["shuffle"]
     train = get_dataloader(config, "train")(config, splits[0], samplers[0], *more, shuffle=shuffle)
     valid, test = (
-        get_dataloader(config, phase)(config, splits[place], samplers[place], shuffle=False)
+        evaluation_loader(config, phase)(config, splits[place], samplers[place], shuffle=False)
         for place, phase in ((1, "valid"), (2, "test"))
     )
     return train, valid, test

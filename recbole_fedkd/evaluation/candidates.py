@@ -23,9 +23,7 @@ from recbole.data.dataloader.abstract_dataloader import NegSampleDataLoader
 from recbole.data.interaction import Interaction
 from recbole.utils import InputType
 
-PHASES = ("train", "valid", "test")
-
-Ids = NDArray[np.int64]
+from recbole_fedkd.data.rows import PHASES, Ids
 
 # Blocks of a user's stream that are read before the rest is drawn by lots: repetitions and items that do not count
 # cost draws, few as a rule, but without end where little of the catalogue is left.

@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
-from recbole.data.interaction import Interaction
-from recbole.data.utils import create_samplers, get_dataloader
 from recbole.evaluator import metric_types
 from recbole.utils import EvaluatorType
 from torch import Tensor
 
+from recbole_fedkd.data.rows import PHASES, Rows, create_samplers, evaluation_loader
 from recbole_fedkd.errors import InputError, listed
-from recbole_fedkd.evaluation.candidates import PHASES, CandidateLoader, samples_candidates
+from recbole_fedkd.evaluation.candidates import CandidateLoader, samples_candidates
 from recbole_fedkd.evaluation.labels import check_held_out, described_labels, label_set, relevant_rows
 from recbole_fedkd.evaluation.ranking_context import rank_in_context
 
@@ -170,7 +169,7 @@ def evaluation_data(
         if kind == EvaluatorType.RANKING or not primary:
             splits = [each._dataset for each in loaders]
             # RecBole's evaluation loaders sort the rows of the dataset that they are given.
-            splits = [split.copy(Interaction(dict(split.inter_feat.interaction))) for split in splits]
+            splits = [split.copy(Rows(dict(split.inter_feat.interaction))) for split in splits]
             if kind == EvaluatorType.RANKING:
                 relevant = relevant_rows(view, splits[index])
                 if relevant is not None:
@@ -223,7 +222,7 @@ def _full_sort_loader(
         view._set_eval_neg_sample_args(each)
     splits = [loader._dataset for loader in loaders]
     # RecBole's evaluation loaders sort the rows of the dataset that they are given.
-    splits = [split.copy(Interaction(dict(split.inter_feat.interaction))) for split in splits]
+    splits = [split.copy(Rows(dict(split.inter_feat.interaction))) for split in splits]
     loader = _loader(view, dataset, splits, phase)
     rank_in_context(loader, context)
     return loader
@@ -247,7 +246,7 @@ def _loader(view: Any, dataset: Any, splits: list[Any], phase: str) -> Any:
         return CandidateLoader(view, dataset, splits, phase)
     index = PHASES.index(phase)
     samplers = create_samplers(view, dataset, splits)
-    return get_dataloader(view, phase)(view, splits[index], samplers[index], shuffle=False)
+    return evaluation_loader(view, phase)(view, splits[index], samplers[index], shuffle=False)
 
 
 def with_candidates(config: Any, dataset: Any, loaders: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:

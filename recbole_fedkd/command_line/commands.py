@@ -1,0 +1,95 @@
+"""What each command does; what it needs is loaded when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from recbole_fedkd.command_line.arguments import parse_arguments, take_count
+from recbole_fedkd.command_line.completion import SHELLS, completion_script
+from recbole_fedkd.command_line.help import presets_text
+from recbole_fedkd.config.early import check_early
+from recbole_fedkd.errors import InputError
+
+
+def run(keys: dict[str, str]) -> int:
+    """One run, or with ``--experiment`` many."""
+    if "experiment" in keys:
+        return _compare(keys.pop("experiment"), keys)
+    files = keys.pop("config_files", "").split()
+    model, dataset = keys.pop("model", None), keys.pop("dataset", None)
+    if "torch" not in sys.modules:  # else the full check comes at once
+        check_early(model, dataset, files, keys)
+    from recbole_fedkd.quick_start import run_recbole_fedkd
+
+    run_recbole_fedkd(model, dataset, files, command_line=keys)
+    return 0
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """Run the cells of an experiment and report on them."""
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError("compare needs an experiment; write compare <experiment>.yaml [--key=value ...]")
+    return _compare(arguments[0], parse_arguments(arguments[1:]))
+
+
+def _compare(file: str, keys: dict[str, str]) -> int:
+    """Run an experiment and make its report; the exit code is 1 if a run failed."""
+    out = Path(keys.pop("out", f"results/{Path(file).stem}"))
+    workers = take_count(keys, "workers", most=1024) or os.cpu_count() or 1
+    from recbole_fedkd.experiment import read_experiment, run_experiment
+    from recbole_fedkd.report import write_report
+
+    outcome = run_experiment(read_experiment(file, keys), out, workers)
+    print(outcome)
+    print(f"report: {write_report(out)}")
+    return 1 if outcome.failed else 0
+
+
+def report(arguments: Sequence[str]) -> int:
+    """Make the report of an experiment again."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise InputError("report needs the folder of one experiment; write report <folder>")
+    if not Path(arguments[0]).is_dir():
+        raise InputError(f"folder '{arguments[0]}' does not exist; report needs the folder of an experiment")
+    from recbole_fedkd.report import write_report
+
+    print(f"report: {write_report(Path(arguments[0]))}")
+    return 0
+
+
+def search(arguments: Sequence[str]) -> int:
+    """Search for hyper-parameters."""
+    keys = parse_arguments(arguments)
+    for name in ("params_file", "model", "dataset"):
+        if name not in keys:
+            raise InputError(f"search needs --{name}=<{name}>; see search --help")
+    out = Path(keys.pop("out", f"results/search-{keys['model']}-{keys['dataset']}.json"))
+    trials = take_count(keys, "trials")
+    file, files = keys.pop("params_file"), keys.pop("config_files", "").split()
+    algorithm = keys.pop("algorithm", "tpe")
+    from recbole_fedkd.search import Search, read_parameters, run_search, search_table
+
+    search = Search.prepare(read_parameters(file), keys, files, algorithm)
+    content = run_search(search, out, trials)
+    print(search_table(content))
+    print(f"result: {out}")
+    return 0
+
+
+def presets(arguments: Sequence[str]) -> int:
+    """List the presets."""
+    if arguments:
+        raise InputError(f"presets takes no arguments, and '{arguments[0][:100]}' is one")
+    print(presets_text(), flush=True)
+    return 0
+
+
+def completion(arguments: Sequence[str]) -> int:
+    """Print a shell's completion."""
+    if len(arguments) != 1 or arguments[0] not in SHELLS:
+        raise InputError(f"completion needs the name of one shell: {', '.join(SHELLS)}")
+    print(completion_script(arguments[0]), flush=True)
+    return 0

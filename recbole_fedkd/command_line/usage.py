@@ -1,0 +1,111 @@
+"""How each command is used, in words."""
+
+USAGE = """\
+usage: recbole-fedkd --model=MODEL --dataset=DATASET [--config_files="A.yaml B.yaml"]
+                     [--key=value ...]
+       recbole-fedkd --resume=RUN [--epochs=N]
+       recbole-fedkd COMMAND ...
+
+Trains a model on a dataset and judges it by RecBole's evaluator. In a checkout the same command is
+python run_recbole_fedkd.py.
+
+Commands (each has a --help of its own):
+  compare EXPERIMENT.yaml   run a grid of models, datasets and seeds and make a report of it
+  report FOLDER             make that report again from the records alone
+  search                    search for hyper-parameters by validation
+  presets                   every preset: its question, its method, what was measured
+  completion SHELL          completion of commands, keys and values for bash, zsh or fish
+
+  --model=MODEL           {models}
+  --dataset=DATASET       ml-100k comes with RecBole; others lie in --data_path (default: dataset/)
+                          or are downloaded
+  --config_files=FILES    yaml files, separated by spaces; later ones win, the command line wins
+                          over all
+  --help [WORD]           this text, with the defaults of --model and --preset; what WORD finds,
+                          such as attention
+  --version               the version
+
+Examples:
+  recbole-fedkd --model=AttnFedKD --dataset=ml-100k
+  recbole-fedkd --preset=factors --dataset=ml-100k --client_num=16
+  recbole-fedkd --model=WideDeep --dataset=ml-100k --metrics="[AUC,MAE,Accuracy,NDCG]"
+"""
+
+COMPARE = """\
+usage: recbole-fedkd compare EXPERIMENT.yaml [--out=FOLDER] [--workers=N] [--key=value ...]
+       python run_recbole_fedkd.py --experiment=EXPERIMENT.yaml [--out=FOLDER] [--workers=N] [--key=value ...]
+
+Runs every cell of an experiment in a process of its own, keeps a record of each, and makes a report. Runs that are finished
+are never repeated: the same command goes on after an interruption, and tries again what failed.
+
+  --out=FOLDER     where records and report go (default: results/<name of the yaml file>)
+  --workers=N      runs at a time (default: the number of processors)
+  --key=value      a config key that wins in every cell, such as --data_path=... or --epochs=2
+
+The yaml file:
+
+  keys: {epochs: 16, client_num: 4}      # config keys of every cell
+  grid:                                  # config key -> list of values; the cells are the product
+    dataset: [ml-100k]
+    partition: [random, "dirichlet:0.3"]
+    label_mode: [threshold, rating]
+    seed: [2020, 2021, 2022]             # default: [2020]
+  rows:                                  # name in the table -> config keys of that row, which win over keys and grid
+    local: {preset: local}
+    central: {preset: central}
+    AFD+CNN: {preset: afd}
+    FD+CNN: {preset: fd, by: {label_mode: {threshold: {gamma: 0.3}}}}   # by: keys that hold for this value of a grid key
+    WideDeep: {model: WideDeep, only: {label_mode: [threshold]}}   # only: the row exists for these values of the grid
+  reference: FD+CNN                      # the row that the others are tested against; may be left out
+  scale:                                 # for a table of bytes against quality; each part may be left out
+    floor: local                         # the row whose quality is 0 % ...
+    ceiling: central                     # ... and the one whose quality is 100 %
+    bytes: FD+CNN                        # the row whose bytes are 100 %
+
+Without rows, the values of model, preset and strategy name a row. Without model and preset, the model is AttnFedKD. A row that
+sets a key of the grid has that one value on the axis. config_files (in keys, in a row or on the command line) names config
+files. published, published_as, published_for (the values of grid keys that they are about) and published_source hand numbers of
+a publication on to the report.
+"""
+
+REPORT = """\
+usage: recbole-fedkd report FOLDER
+
+Makes the report of an experiment again, from the records in its folder alone.
+"""
+
+SEARCH = """\
+usage: recbole-fedkd search --params_file=FILE --model=MODEL --dataset=DATASET [--config_files="A.yaml B.yaml"]
+                            [--trials=N] [--algorithm=tpe|random|exhaustive] [--out=FILE.json] [--key=value ...]
+
+Searches for hyper-parameters by the validation score of each trial's best epoch; the test result is that of the best trial.
+The same command goes on after an interruption; nothing is tried twice.
+
+  --params_file=FILE   one parameter a line, as RecBole's hyper.test
+  --trials=N           trials in all (default: 10; of an exhaustive search, every combination)
+  --algorithm=NAME     tpe (default), random, or exhaustive (choice and quniform only)
+  --out=FILE.json      the result (default: results/search-<model>-<dataset>.json), with FILE.json.journal beside it
+
+Lines of the parameter file:
+
+  backbone choice [cnn,mlp]
+  dropout_prob uniform 0,0.5
+  learning_rate loguniform -8,-4       # exponents of e
+  embedding_size quniform 8,64,8       # multiples of 8
+"""
+
+PRESETS = """\
+usage: recbole-fedkd presets
+
+Lists every preset: the question that it answers, its method, and what was measured of it.
+"""
+
+COMPLETION = """\
+usage: recbole-fedkd completion bash|zsh|fish
+
+Prints what makes a shell complete commands, keys and the values that keys name. For good:
+
+  recbole-fedkd completion bash >> ~/.bashrc
+  recbole-fedkd completion zsh >> ~/.zshrc
+  recbole-fedkd completion fish > ~/.config/fish/completions/recbole-fedkd.fish
+"""

@@ -1,0 +1,187 @@
+"""RecBole's tables of tensors, samplers and full-sort loaders, with the same results and without loops over rows.
+
+RecBole takes rows of a table by a Python list, once a column, and keeps the items of every user and phase in sets: of a million
+rows that is most of the time between a file and the first round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from logging import getLogger
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.interaction import Interaction
+from recbole.data.utils import get_dataloader
+from recbole.sampler import RepeatableSampler, Sampler
+from recbole.utils import ModelType
+
+PHASES = ("train", "valid", "test")
+
+Ids = NDArray[np.int64]
+
+
+class Rows(Interaction):
+    """An ``Interaction`` whose rows are taken by a tensor of their numbers, made once for all columns."""
+
+    def __getitem__(self, index: Any) -> Any:
+        """A column by its name; else the rows ``index``, anything that a tensor may be indexed by."""
+        if isinstance(index, str):
+            return self.interaction[index]
+        if isinstance(index, Sequence | np.ndarray) and len(index):
+            index = torch.as_tensor(np.asarray(index))
+        return Rows({name: values[index] for name, values in self.interaction.items()})
+
+
+class UsedItems:
+    """Items of every user, as a set each, made when it is asked for.
+
+    Args:
+        pairs: ``user * item_count + item`` of all rows, in any order, repeated or not.
+        users: number of users, padding included.
+        items: number of items, padding included.
+    """
+
+    def __init__(self, pairs: Ids, users: int, items: int) -> None:
+        self._unsorted, self._users, self._items = pairs, users, items
+        self._sets: list[set[int] | None] = [None] * users
+
+    @cached_property
+    def pairs(self) -> Ids:
+        """Each pair once, ascending."""
+        pairs: Ids = np.sort(pd.unique(self._unsorted))
+        return pairs
+
+    @cached_property
+    def _starts(self) -> Ids:
+        return np.searchsorted(self.pairs, np.arange(self._users + 1) * self._items)
+
+    @property
+    def counts(self) -> Ids:
+        """Items of every user ``[users]``."""
+        return np.diff(self._starts)
+
+    def __len__(self) -> int:
+        return self._users
+
+    def __getitem__(self, users: Any) -> Any:
+        """The set of a user, or those of an array of users."""
+        if isinstance(users, np.ndarray):
+            return [self[user] for user in users.tolist()]
+        known = self._sets[users]
+        if known is None:
+            user = int(users) % self._users
+            own = self.pairs[self._starts[user] : self._starts[user + 1]] - user * self._items
+            known = self._sets[users] = set(own.tolist())
+        return known
+
+
+class UserSampler(Sampler):
+    """RecBole's sampler, with :class:`UsedItems`; draws are the same."""
+
+    def get_used_ids(self) -> dict[str, UsedItems]:
+        """Phase to what every user has met until its end; raises ValueError as RecBole's."""
+        used = {}
+        pairs: Ids = np.empty(0, dtype=np.int64)
+        for phase, dataset in zip(self.phases, self.datasets, strict=True):
+            pairs = np.concatenate([pairs, pairs_of(dataset)])
+            used[phase] = UsedItems(pairs, self.user_num, self.item_num)
+        # A pair that is repeated counts once; the bound on all rows saves the sort where nobody is near it.
+        near = len(pairs) and np.bincount(pairs // self.item_num).max() + 1 >= self.item_num
+        if near and used[self.phases[-1]].counts.max() + 1 == self.item_num:
+            raise ValueError("Some users have interacted with all items, so that there is none to sample")
+        return used
+
+
+class RepeatSampler(RepeatableSampler):
+    """RecBole's sampler of models that may recommend an item again, which nobody has met: without a set for every user."""
+
+    def get_used_ids(self) -> UsedItems:
+        """Nothing of anybody."""
+        return UsedItems(np.empty(0, dtype=np.int64), self.user_num, self.item_num)
+
+
+def pairs_of(dataset: Any) -> Ids:
+    """``user * item_count + item`` of every row of a dataset."""
+    users, items = dataset.inter_feat[dataset.uid_field].numpy(), dataset.inter_feat[dataset.iid_field].numpy()
+    pairs: Ids = users.astype(np.int64) * dataset.item_num + items
+    return pairs
+
+
+def create_samplers(config: Any, dataset: Any, splits: Sequence[Any]) -> list[Any]:
+    """Samplers of the three phases, None for one that samples nothing; as RecBole's function of this name.
+
+    Args:
+        config: the run's, or a protocol's.
+        dataset: the whole dataset.
+        splits: train, valid and test datasets.
+    """
+    sampler = None
+    samplers: list[Any] = []
+    for phase in PHASES:
+        sampling = config[f"{phase}_neg_sample_args"]
+        if sampling["distribution"] == "none":
+            samplers.append(None)
+            continue
+        if sampler is None:
+            alpha = sampling["alpha"] if phase == "train" else 1.0
+            sampler = sampler_of(config, PHASES, dataset, splits, sampling["distribution"], alpha)
+        else:
+            sampler.set_distribution(sampling["distribution"])
+        samplers.append(sampler.set_phase(phase))
+    return samplers
+
+
+def sampler_of(
+    config: Any, phases: Sequence[str], dataset: Any, splits: Sequence[Any], distribution: str, alpha: float
+) -> Any:
+    """The sampler of some phases; arguments as of :func:`create_samplers` and of RecBole's samplers."""
+    if config["repeatable"]:
+        return RepeatSampler(list(phases), dataset, distribution, alpha)
+    return UserSampler(list(phases), list(splits), distribution, alpha)
+
+
+class FullSortLoader(FullSortEvalDataLoader):
+    """RecBole's full-sort loader; what users hold and know is found for all of them at once."""
+
+    def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False) -> None:
+        if config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+            super().__init__(config, dataset, sampler, shuffle)
+            return
+        self.logger, self.is_sequential = getLogger(), False
+        self.uid_field, self.iid_field = dataset.uid_field, dataset.iid_field
+        dataset.sort(by=self.uid_field, ascending=True)
+        positive = np.unique(pairs_of(dataset))
+        users = np.unique(positive // dataset.item_num)
+        used: Ids = sampler.used_ids.pairs
+        place = np.searchsorted(positive, used)
+        history = used[np.append(positive, -1)[place] != used]
+        self.uid2positive_item = _items_of(positive, users, dataset)
+        self.uid2history_item = _items_of(history, users, dataset)
+        self.uid2items_num = np.bincount(positive // dataset.item_num, minlength=dataset.user_num)
+        self.uid_list = torch.from_numpy(users)
+        self.user_df = dataset.join(Interaction({self.uid_field: self.uid_list}))
+        self.sample_size = len(self.user_df)
+        # Past FullSortEvalDataLoader's own, which goes through the rows.
+        super(FullSortEvalDataLoader, self).__init__(config, dataset, sampler, shuffle=shuffle)
+
+
+def _items_of(pairs: Ids, users: Ids, dataset: Any) -> NDArray[np.object_]:
+    """Item ids of the given users, from ascending pairs, ``[all users]``; None for users that are not given."""
+    found = np.full(dataset.user_num, None, dtype=object)
+    items = torch.from_numpy(pairs % dataset.item_num)
+    bounds = np.searchsorted(pairs, np.stack([users, users + 1]) * dataset.item_num)
+    for user, start, end in zip(users.tolist(), *bounds.tolist(), strict=True):
+        found[user] = items[start:end]
+    return found
+
+
+def evaluation_loader(config: Any, phase: str) -> Any:
+    """Class of RecBole's loader of a phase to judge by."""
+    kind = get_dataloader(config, phase)
+    return FullSortLoader if kind is FullSortEvalDataLoader else kind
