@@ -89,9 +89,8 @@ from recbole_fedkd.model import (
     RecBolePopulation,
     TeacherAndStudent,
 )
-from recbole_fedkd.model.factor_head import FactorHead
+from recbole_fedkd.model.factor_head import FactorHead, read_factor_settings
 from recbole_fedkd.model.learner import build_optimizer
-from recbole_fedkd.model.population import read_factor_settings
 from recbole_fedkd.model.shared import SharedState, check_patterns, stateful
 from recbole_fedkd.rounds import Epoch, EpochRecord, NumberedBoard, NumberedCurves, NumberedLogger, record_of, told
 

@@ -1,11 +1,14 @@
 """Item factors over clients: the exchange, what is taken off, the head, and a run of all of it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from recbole_fedkd import load_data_and_model
-from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings, item_tables, packed, unpacked
+from recbole_fedkd.distillation import factors
+from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings, item_tables, stepped
 from recbole_fedkd.distillation.factors import Rows
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.codec import CodecSettings, CodecStack
@@ -22,6 +25,7 @@ FACTORS = {
     "factor_size": 3,
     "sketch_width": 4,
     "sketch_passes": 2,
+    "em_steps": 1,
     "head_size": 4,
     "metrics": ["Accuracy", "MAE"],
     "valid_metric": "MAE",
@@ -69,20 +73,29 @@ def test_a_clients_own_part_is_taken_off_every_table():
     others = item_tables(SETTINGS, totals, said[0], VALUES)
     histogram = sum(part["histogram"] for part in said[1:])
     torch.testing.assert_close(others.histogram, histogram)
-    second, cross = unpacked(sum(part["moments_0"] for part in said[1:]), SETTINGS.factor_size)
-    expected = torch.linalg.solve(second + 3.0 * torch.eye(3).double(), cross.unsqueeze(2)).squeeze(2)
-    torch.testing.assert_close(others.vectors, expected, atol=1e-8, rtol=0)
-    counts = histogram.sum(1)
-    residuals = sum(part["residuals"] for part in said[1:]).squeeze(1)
-    torch.testing.assert_close(others.bias, residuals / (counts + 4), atol=1e-8, rtol=0)
+    earlier = {name: total for name, total in totals.items() if not name.startswith(("gradient", "curvature"))}
+    before = item_tables(SETTINGS, earlier, None, VALUES)
+    precision = torch.tensor([3.0] * SETTINGS.factor_size + [4.0]).double()
+    mean = totals["curvature_0"] / totals["histogram"].sum()
+    gradient = sum(part["gradient_0"] for part in said[1:])
+    for item, count in enumerate(histogram.sum(1)):
+        inverse = torch.linalg.inv(count * mean + torch.diag(precision))
+        expected = before.entries[item] + inverse @ (gradient[item] - precision * before.entries[item])
+        torch.testing.assert_close(others.entries[item], expected, atol=1e-8, rtol=0)
 
 
-def test_symmetric_moments_come_out_as_they_went_in():
-    second = torch.randn(5, 3, 3).double()
-    second, cross = second + second.mT, torch.randn(5, 3).double()
-    again = unpacked(packed(second, cross), 3)
-    assert packed(second, cross).shape == (5, SETTINGS.numbers("moments_0", 3, 5))
-    assert torch.equal(again[0], second) and torch.equal(again[1], cross)
+def test_steps_end_where_the_rows_pull_as_much_as_the_prior():
+    exchange = FactorExchange(replace(SETTINGS, em_steps=0), *random_rows(torch.arange(USERS)), VALUES)
+    totals: dict[str, torch.Tensor] = {}
+    for stage in exchange.settings.stages:
+        totals.update(exchange.answer(stage, totals))
+    tables = item_tables(exchange.settings, totals, None, VALUES)
+    for _ in range(300):
+        before, (gradient, curvature) = tables, factors.em_statistics(exchange.known_users(tables).fold)
+        tables = stepped(exchange.settings, tables, gradient, curvature)
+    torch.testing.assert_close(tables.entries, before.entries, atol=1e-6, rtol=0)
+    # The biases' prior is as if so many more rows of residual zero were there.
+    torch.testing.assert_close(gradient[:, -1], 4.0 * tables.bias, atol=1e-4, rtol=0)
 
 
 def test_features_of_a_row_are_those_of_the_pair_once_the_row_is_gone():
@@ -135,7 +148,7 @@ def test_a_run_stopped_in_or_after_the_exchange_goes_on_to_the_same_numbers(run,
 
 
 @pytest.mark.parametrize("keys", [
-    {"codecs": ["row_sparse", "int4", "int8", "fp16"], "codec_arrays": {"int4": "product_*", "int8": "[hpm]*"}},
+    {"codecs": ["row_sparse", "int4", "int8", "fp16"], "codec_arrays": {"int4": "product_*", "int8": "[hpg]*"}},
     {"label_mode": "threshold", "metrics": ["AUC"], "valid_metric": "AUC"},
     {"partition": "user"},
     {"em_steps": 0},

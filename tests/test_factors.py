@@ -56,62 +56,105 @@ def test_enough_passes_give_the_dense_gram_matrix():
         bases.append(factors.next_basis(products[-1], bases))
     # 4 + 4 + 4 directions span all but two of the 14 items; one more block spans everything.
     products.append(factors.gram_product(rows, bases[-1]))
-    full = factors.nystroem_factors(products, bases, ITEMS)
+    full = columns(products, bases, ITEMS)
     gram = dense.T @ dense
     np.testing.assert_allclose(full @ full.T, gram, atol=1e-8 * np.abs(gram).max())
     values, vectors = np.linalg.eigh(gram)
     leading = (vectors[:, -2:] * values[-2:]) @ vectors[:, -2:].T
-    two = factors.nystroem_factors(products, bases, 2)
+    two = columns(products, bases, 2)
     np.testing.assert_allclose(two @ two.T, leading, atol=1e-8 * np.abs(gram).max())
+
+
+def columns(products: list[torch.Tensor], bases: list[torch.Tensor], width: int) -> torch.Tensor:
+    return torch.cat(products, 1) @ factors.nystroem_mixing(products, bases, width)
 
 
 def test_one_item_or_empty_rows_have_factors_too():
     rows = Rows(torch.tensor([0]), torch.tensor([0]), torch.tensor([1.5], dtype=torch.double), 1, 1)
     basis = factors.first_basis(1, 1, 0)
-    found = factors.nystroem_factors([factors.gram_product(rows, basis)], [basis], 4)
+    found = columns([factors.gram_product(rows, basis)], [basis], 4)
     np.testing.assert_allclose(found @ found.T, [[2.25]])
     none = Rows(rows.users[:0], rows.items[:0], rows.values[:0], 2, 3)
     basis = factors.first_basis(3, 2, 0)
-    assert factors.nystroem_factors([factors.gram_product(none, basis)], [basis], 2).shape == (3, 0)
+    assert columns([factors.gram_product(none, basis)], [basis], 2).shape == (3, 0)
+
+
+def uncertain(rng: np.random.Generator) -> tuple[factors.Uncertainty, np.ndarray]:
+    """An uncertainty of item vectors, and the dense covariances ``[items, k, k]`` that it stands for."""
+    root, scales = rng.normal(size=(WIDTH, 2)), rng.random((ITEMS, 2))
+    return factors.Uncertainty(torch.from_numpy(root), torch.from_numpy(scales)), np.einsum(
+        "ar,ir,br->iab", root, scales, root
+    )
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.1, 5.0))
-def test_the_fold_in_is_a_dense_ridge_regression_and_leaving_a_row_out_is_exact(seed, noise):
+def test_the_fold_in_is_a_dense_posterior_and_leaving_a_row_out_is_exact(seed, noise):
     rows, dense, mask = random_rows(seed)
-    vectors = torch.from_numpy(np.random.default_rng(seed).normal(size=(ITEMS, WIDTH)))
-    posterior = factors.fold_in(rows, vectors, noise)
-    without, leverage = factors.leave_one_out(rows, posterior, vectors, noise)
-    v = vectors.numpy()
-    for user in range(USERS):
-        own = v[mask[user]]
-        covariance = np.linalg.inv(np.eye(WIDTH) + own.T @ own / noise)
-        mean = covariance @ own.T @ dense[user, mask[user]] / noise
-        np.testing.assert_allclose(posterior.covariance[user], covariance, atol=1e-9)
-        np.testing.assert_allclose(posterior.mean[user], mean, atol=1e-9)
+    rng = np.random.default_rng(seed)
+    v = rng.normal(size=(ITEMS, WIDTH))
+    uncertainty, spread = uncertain(rng)
+    fold = factors.FoldedUsers(rows, torch.from_numpy(v), noise, uncertainty)
+
+    def of(user: int, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        second = np.einsum("ia,ib->ab", v[items], v[items]) + spread[items].sum(0)
+        covariance = np.linalg.inv(np.eye(WIDTH) + second / noise)
+        return covariance @ v[items].T @ dense[user, items] / noise, covariance
+
+    def predicted(user: int, items: np.ndarray, item: int) -> tuple[float, float]:
+        mean, covariance = of(user, items)
+        variance = v[item] @ covariance @ v[item] + np.trace(spread[item] @ (covariance + np.outer(mean, mean)))
+        return v[item] @ mean, variance / noise
+
+    for user in range(0, USERS, 7):
+        mean, covariance = of(user, np.flatnonzero(mask[user]))
+        np.testing.assert_allclose(fold.posterior.covariance[user], covariance, atol=1e-9)
+        np.testing.assert_allclose(fold.posterior.mean[user], mean, atol=1e-9)
+        found = fold.of_pairs(torch.tensor([user]), torch.tensor([3]))
+        np.testing.assert_allclose(torch.cat(found), predicted(user, np.flatnonzero(mask[user]), 3), atol=1e-8)
     row = int(seed % max(1, len(rows.items)))
-    if len(rows.items):
-        user, item = int(rows.users[row]), int(rows.items[row])
-        others = mask[user].copy()
-        others[item] = False
-        own = v[others]
-        mean = np.linalg.solve(np.eye(WIDTH) + own.T @ own / noise, own.T @ dense[user, others] / noise)
-        np.testing.assert_allclose(without[row], v[item] @ mean, atol=1e-8)
-        assert 0 <= leverage[row] < 1
+    user, item = int(rows.users[row]), int(rows.items[row])
+    others = mask[user].copy()
+    others[item] = False
+    without = torch.stack(fold.of_rows(), 1)[row]
+    np.testing.assert_allclose(without, predicted(user, np.flatnonzero(others), item), atol=1e-8)
 
 
-def test_an_em_step_is_the_dense_one():
+def test_the_gradient_of_an_em_step_is_the_dense_one():
     rows, dense, mask = random_rows()
-    vectors = torch.from_numpy(np.random.default_rng(2).normal(size=(ITEMS, WIDTH)))
-    posterior = factors.fold_in(rows, vectors, 0.8)
-    second, cross = factors.em_statistics(rows, posterior)
-    found = factors.em_vectors(second, cross, 6.0)
-    mean, covariance = posterior.mean.numpy(), posterior.covariance.numpy()
+    rng = np.random.default_rng(2)
+    v = np.concatenate([rng.normal(size=(ITEMS, WIDTH - 1)), np.full((ITEMS, 1), 0.5)], 1)
+    fold = factors.FoldedUsers(rows, torch.from_numpy(v), 0.8)
+    gradient, curvature = factors.em_statistics(fold)
+    mean, covariance = fold.posterior.mean.numpy(), fold.posterior.covariance.numpy()
+    expected = np.zeros((WIDTH, WIDTH))
     for item in range(ITEMS):
-        raters = np.flatnonzero(mask[:, item])
-        a = sum((covariance[u] + np.outer(mean[u], mean[u]) for u in raters), np.zeros((WIDTH, WIDTH)))
-        h = sum((mean[u] * dense[u, item] for u in raters), np.zeros(WIDTH))
-        np.testing.assert_allclose(found[item], np.linalg.solve(a + 6 * np.eye(WIDTH), h), atol=1e-10)
+        of_item = np.zeros(WIDTH)
+        for user in np.flatnonzero(mask[:, item]):
+            # d/dv and d/db of E[(x - v p - b)^2] / -2 at b = 0, with p the user's vector, whose last entry is not v's to move.
+            left = dense[user, item] - v[item] @ mean[user]
+            of_item += np.append((mean[user] * left - covariance[user] @ v[item])[:-1], left)
+            second = covariance[user] + np.outer(mean[user], mean[user])
+            second[-1], second[:, -1] = np.append(mean[user, :-1], 1), np.append(mean[user, :-1], 1)
+            expected += second
+        np.testing.assert_allclose(gradient[item], of_item, atol=1e-10)
+    np.testing.assert_allclose(curvature, expected, atol=1e-9)
+
+
+def test_one_decomposition_solves_for_every_item():
+    rng = np.random.default_rng(3)
+    mean = rng.normal(size=(WIDTH, WIDTH))
+    mean, precision = mean @ mean.T, rng.random(WIDTH) + 0.5
+    counts, right = np.array([0.0, 1.0, 50.0]), rng.normal(size=(3, WIDTH))
+    curvature = factors.Curvature.of(torch.from_numpy(mean), torch.from_numpy(precision))
+    found = curvature.solved(torch.from_numpy(counts), torch.from_numpy(right))
+    uncertainty = curvature.uncertainty(torch.from_numpy(counts), 0.7)
+    for item in range(3):
+        inverse = np.linalg.inv(counts[item] * mean + np.diag(precision))
+        np.testing.assert_allclose(found[item], inverse @ right[item], atol=1e-10)
+        covariance = (uncertainty.root * uncertainty.scales[item]) @ uncertainty.root.T
+        inverse[-1], inverse[:, -1] = 0, 0
+        np.testing.assert_allclose(covariance, 0.7 * inverse, atol=1e-10)
 
 
 @pytest.mark.parametrize("statistic", ["items", "gram", "em"])
@@ -124,7 +167,7 @@ def test_sums_over_clients_are_those_of_one_place(statistic):
             return factors.item_residual_sums(part, 0.1, torch.zeros(USERS, dtype=torch.double))
         if statistic == "gram":
             return factors.gram_product(part, basis)
-        return factors.em_statistics(part, factors.fold_in(part, basis, 0.8))[0]
+        return factors.em_statistics(factors.FoldedUsers(part, basis, 0.8))[0]
 
     clients = torch.arange(USERS).chunk(4)
     together = sum(of(of_client(rows, members)) for members in clients)

@@ -7,7 +7,8 @@ Notation: rating ``r`` of user ``u`` and item ``i``; ``mu`` the mean rating, ``b
 ``x = r - mu - b_u - b_i``; ``X [users, items]`` the residuals, zero where there is no row; width ``k``.
 
 Sources: Halko, Martinsson, Tropp, SIAM Review 53(2), 2011 (range finder); Musco, Musco, NIPS 2015 (block Krylov iteration);
-Salakhutdinov, Mnih, NIPS 2007 (probabilistic matrix factorisation; here by expectation-maximisation, users integrated out).
+Salakhutdinov, Mnih, NIPS 2007 (probabilistic matrix factorisation); Lim, Teh, KDD Cup 2007 (its variational form, in which item
+vectors are uncertain too).
 """
 
 from __future__ import annotations
@@ -117,8 +118,8 @@ def next_basis(product: Tensor, bases: Sequence[Tensor]) -> Tensor:
     return orthonormal(product)
 
 
-def nystroem_factors(products: Sequence[Tensor], bases: Sequence[Tensor], width: int) -> Tensor:
-    """Leading columns of the Nystroem approximation of the Gram matrix ``G = X^T X`` from all passes.
+def nystroem_mixing(products: Sequence[Tensor], bases: Sequence[Tensor], width: int) -> Tensor:
+    """What turns all products into leading columns of the Nystroem approximation of the Gram matrix ``G = X^T X``.
 
     With ``W`` all bases side by side, ``Y = G W`` all products and ``W^T Y = E L E^T``: ``F = Y E L^{-1/2}``, so that ``F F^T``
     is ``G`` itself where ``W`` spans its range; its best approximation of lower rank comes from the singular vectors of ``F``.
@@ -129,16 +130,17 @@ def nystroem_factors(products: Sequence[Tensor], bases: Sequence[Tensor], width:
         width: number of columns to keep; fewer are returned where the spectrum ends before.
 
     Returns:
-        ``F [items, at most width]``, columns by falling eigenvalue.
+        ``M [passes * k, at most width]`` with ``F = Y M``, columns by falling eigenvalue.
     """
     known, product = torch.cat(list(bases), 1), torch.cat(list(products), 1)
     core = known.T @ product
     values, vectors = torch.linalg.eigh((core + core.T) / 2)
     # Directions without any weight would be divided by nearly nothing.
     kept = values > 1e-9 * values[-1].clamp(min=1e-300)
-    left, scale, _ = torch.linalg.svd(product @ vectors[:, kept] / values[kept].sqrt(), full_matrices=False)
+    mixing = vectors[:, kept] / values[kept].sqrt()
+    left, _, right = torch.linalg.svd(product @ mixing, full_matrices=False)
     signs = torch.where(left.sum(0) < 0, -1.0, 1.0)
-    leading: Tensor = (left * scale * signs)[:, :width]
+    leading: Tensor = (mixing @ right.T * signs)[:, :width]
     return leading
 
 
@@ -155,6 +157,19 @@ def scaled_factors(factors: Tensor, item_counts: Tensor, shrinkage: float) -> Te
 
 
 @dataclass(frozen=True)
+class Uncertainty:
+    """Covariances of item vectors: ``S_i = root diag(scales_i) root^T``.
+
+    Attributes:
+        root: ``[k, r]``.
+        scales: ``[items, r]``.
+    """
+
+    root: Tensor
+    scales: Tensor
+
+
+@dataclass(frozen=True)
 class UserPosterior:
     """What a user's rows say of the user's vector: a normal distribution.
 
@@ -166,61 +181,144 @@ class UserPosterior:
     mean: Tensor
     covariance: Tensor
 
+    @property
+    def second(self) -> Tensor:
+        """``E[p p^T] = C_u + m_u m_u^T`` ``[users, k, k]``."""
+        return self.covariance + self.mean.unsqueeze(2) * self.mean.unsqueeze(1)
 
-def fold_in(rows: Rows, vectors: Tensor, noise: float) -> UserPosterior:
-    """Posterior of user vectors with prior N(0, I): ``C_u = (I + sum v v^T / s)^{-1}``, ``m_u = C_u sum v x / s``.
+
+class FoldedUsers:
+    """User vectors by their rows: ``C_u = (I + sum E[v v^T] / s)^{-1}``, ``m_u = C_u sum v x / s``, prior N(0, I).
 
     Args:
         rows: residuals.
-        vectors: item vectors ``V [items, k]``.
-        noise: variance ``s`` of a residual around ``v_i m_u``.
+        vectors: expected item vectors ``V [items, k]``.
+        noise: variance ``s`` of a residual around ``v_i p_u``.
+        uncertainty: of the item vectors, ``E[v v^T] = v v^T + S_i``; None: they are certain.
     """
-    width = vectors.shape[1]
-    outer = vectors.new_zeros(rows.user_count, width, width)
-    for part in torch.arange(len(rows.items)).split(max(1, _CHUNK // max(1, width * width))):
-        found = vectors[rows.items[part]]
-        outer.index_add_(0, rows.users[part], found.unsqueeze(2) * found.unsqueeze(1))
-    covariance = torch.linalg.inv(torch.eye(width, dtype=vectors.dtype) + outer / noise)
-    weighted = rows.per_user(vectors[rows.items] * rows.values.unsqueeze(1)) / noise
-    return UserPosterior((covariance @ weighted.unsqueeze(2)).squeeze(2), covariance)
+
+    def __init__(self, rows: Rows, vectors: Tensor, noise: float, uncertainty: Uncertainty | None = None) -> None:
+        self.rows, self.vectors, self.noise = rows, vectors, noise
+        width = vectors.shape[1]
+        self.uncertainty = uncertainty or Uncertainty(vectors.new_zeros(width, 0), vectors.new_zeros(len(vectors), 0))
+        outer = vectors.new_zeros(rows.user_count, width, width)
+        for part in self.parts():
+            found = vectors[rows.items[part]]
+            outer.index_add_(0, rows.users[part], found.unsqueeze(2) * found.unsqueeze(1))
+        scales = rows.per_user(self.uncertainty.scales[rows.items])
+        self.precision = torch.eye(width, dtype=vectors.dtype) + (outer + self._covariances(scales)) / noise
+        self.weighted = rows.per_user(vectors[rows.items] * rows.values.unsqueeze(1)) / noise
+        covariance = torch.linalg.inv(self.precision)
+        self.posterior = UserPosterior((covariance @ self.weighted.unsqueeze(2)).squeeze(2), covariance)
+
+    def of_pairs(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Expected residual ``v_i m_u`` and its variance as a share of the noise, both ``[n]``, of users and items ``[n]``."""
+        posterior, found = self.posterior, self.vectors[items]
+        mean = (found * posterior.mean[users]).sum(1)
+        leverage = (torch.einsum("nij,nj->ni", posterior.covariance[users], found) * found).sum(1)
+        of_items = (self._along(posterior.second)[users] * self.uncertainty.scales[items]).sum(1)
+        return mean, (leverage + of_items) / self.noise
+
+    def of_rows(self) -> tuple[Tensor, Tensor]:
+        """The same of every row ``[n]`` by the user's *other* rows, exactly: what the row adds is taken off its user's sums."""
+        means, leverages = [], []
+        for part in self.parts():
+            users, items = self.rows.users[part], self.rows.items[part]
+            found, scales = self.vectors[items], self.uncertainty.scales[items]
+            own = found.unsqueeze(2) * found.unsqueeze(1) + self._covariances(scales)
+            covariance = torch.linalg.inv(self.precision[users] - own / self.noise)
+            weighted = self.weighted[users] - found * (self.rows.values[part] / self.noise).unsqueeze(1)
+            left = UserPosterior((covariance @ weighted.unsqueeze(2)).squeeze(2), covariance)
+            means.append((found * left.mean).sum(1))
+            leverage = ((covariance @ found.unsqueeze(2)).squeeze(2) * found).sum(1)
+            leverages.append((leverage + (self._along(left.second) * scales).sum(1)) / self.noise)
+        return torch.cat(means), torch.cat(leverages)
+
+    def _covariances(self, scales: Tensor) -> Tensor:
+        """``root diag(scales) root^T`` ``[n, k, k]`` of scales ``[n, r]``."""
+        root = self.uncertainty.root
+        return (root * scales.unsqueeze(1)) @ root.T
+
+    def _along(self, second: Tensor) -> Tensor:
+        """``root^T E[p p^T] root``, of which the diagonal ``[n, r]``."""
+        root = self.uncertainty.root
+        return ((second @ root) * root).sum(1)
+
+    def parts(self) -> Sequence[Tensor]:
+        """Numbers of rows, as many at a time as bounds the memory of a matrix for each."""
+        width = self.vectors.shape[1]
+        parts: Sequence[Tensor] = torch.arange(len(self.rows.items)).split(max(1, _CHUNK // max(1, width * width)))
+        return parts
 
 
-def predict(posterior: UserPosterior, vectors: Tensor, users: Tensor, items: Tensor) -> Tensor:
-    """Expected residual ``v_i m_u`` ``[n]`` of users and items ``[n]``."""
-    return (vectors[items] * posterior.mean[users]).sum(1)
+def em_statistics(fold: FoldedUsers) -> tuple[Tensor, Tensor]:
+    """Additive statistics of a step of expectation-maximisation, in item vectors and item biases at once.
 
-
-def leave_one_out(rows: Rows, posterior: UserPosterior, vectors: Tensor, noise: float) -> tuple[Tensor, Tensor]:
-    """Prediction of every row's residual by the user's *other* rows, and the row's leverage, both ``[n]``.
-
-    With ``f = v m`` and leverage ``h = v^T C v / s`` it is exactly ``(f - h x) / (1 - h)``: no user is folded in twice.
-    """
-    found = vectors[rows.items]
-    leverage = ((posterior.covariance[rows.users] @ found.unsqueeze(2)).squeeze(2) * found).sum(1) / noise
-    fitted = predict(posterior, vectors, rows.users, rows.items)
-    return (fitted - leverage * rows.values) / (1 - leverage), leverage
-
-
-def em_statistics(rows: Rows, posterior: UserPosterior) -> tuple[Tensor, Tensor]:
-    """Additive statistics of an EM step.
+    The last entry of every vector is a constant, so that the last of a user's is the user's bias. With ``a = [p, 1]``, ``p`` a
+    user's vector without it, and ``e = x - v m_u`` of a row: the gradient of an item's expected log-likelihood (times ``s``).
 
     Returns:
-        ``A_i = sum_u (C_u + m_u m_u^T)`` ``[items, k, k]`` and ``h_i = sum_u m_u x`` ``[items, k]``, over every item's users.
+        ``g_i = sum_u (E[a] e - [C_u v, 0])`` ``[items, k]``, without the constant's entry and with the bias's in its place; and
+        ``A = sum_rows E[a a^T]`` ``[k, k]``, of all items together.
     """
-    mean = posterior.mean
-    second = posterior.covariance + mean.unsqueeze(2) * mean.unsqueeze(1)
-    width = mean.shape[1]
-    sums = mean.new_zeros(rows.item_count, width, width)
-    for part in torch.arange(len(rows.items)).split(max(1, _CHUNK // max(1, width * width))):
-        sums.index_add_(0, rows.items[part], second[rows.users[part]])
-    return sums, rows.per_item(mean[rows.users] * rows.values.unsqueeze(1))
+    rows, posterior = fold.rows, fold.posterior
+    mean, second = posterior.mean.clone(), posterior.second
+    mean[:, -1] = 1
+    second[:, -1, :], second[:, :, -1] = mean, mean
+    left = rows.values - (fold.vectors[rows.items] * posterior.mean[rows.users]).sum(1)
+    gradient = rows.per_item(mean[rows.users] * left.unsqueeze(1))
+    for part in fold.parts():
+        items, users = rows.items[part], rows.users[part]
+        drawn = torch.einsum("nij,nj->ni", posterior.covariance[users], fold.vectors[items])
+        drawn[:, -1] = 0
+        gradient.index_add_(0, items, drawn, alpha=-1)
+    counts, _ = rows.counts()
+    return gradient, (second * counts.view(-1, 1, 1)).sum(0)
 
 
-def em_vectors(second: Tensor, cross: Tensor, shrinkage: float) -> Tensor:
-    """``V_i = (A_i + shrinkage I)^{-1} h_i`` ``[items, k]`` from the totals of :func:`em_statistics`."""
-    eye = torch.eye(second.shape[1], dtype=second.dtype)
-    solved: Tensor = torch.linalg.solve(second + shrinkage * eye, cross.unsqueeze(2))
-    return solved.squeeze(2)
+@dataclass(frozen=True)
+class Curvature:
+    """``P_i = (n_i A + L)^{-1}`` for any number of rows ``n_i``, by one decomposition: ``root diag(1 / (n_i d + 1)) root^T``.
+
+    ``A`` is the mean of ``E[a a^T]`` over rows and stands for that of an item's own rows: a preconditioner, which decides how
+    fast steps arrive and not where. It is why a step costs ``k`` numbers an item and not ``k (k + 3) / 2``.
+
+    Attributes:
+        root: ``[k, k]``.
+        values: ``d [k]``.
+    """
+
+    root: Tensor
+    values: Tensor
+
+    @staticmethod
+    def of(mean: Tensor, precision: Tensor) -> Curvature:
+        """Of ``A [k, k]`` and the prior precisions ``L [k]``, all above 0."""
+        scale = precision.rsqrt()
+        values, vectors = torch.linalg.eigh(mean * scale.unsqueeze(1) * scale)
+        return Curvature(scale.unsqueeze(1) * vectors, values.clamp(min=0))
+
+    def solved(self, counts: Tensor, right: Tensor) -> Tensor:
+        """``P_i y_i`` ``[items, k]`` of counts ``[items]`` and ``y [items, k]``."""
+        return (right @ self.root) * self.shares(counts) @ self.root.T
+
+    def shares(self, counts: Tensor) -> Tensor:
+        """``1 / (n_i d + 1)`` ``[items, k]``."""
+        return 1 / (counts.unsqueeze(1) * self.values + 1)
+
+    def uncertainty(self, counts: Tensor, noise: Tensor | float) -> Uncertainty:
+        """Covariances ``s P_i`` of item vectors; the last entry, the bias's, gives way to the constant, which is certain."""
+        root = self.root.clone()
+        root[-1] = 0
+        return Uncertainty(root, noise * self.shares(counts))
+
+
+def prior_precision(found: Tensor, uncertainty: Uncertainty, counts: Tensor, noise: Tensor | float) -> Tensor:
+    """Precision of every entry of the item vectors, times ``s``, as the vectors have it themselves (empirical Bayes)."""
+    rated = (counts > 0).double()
+    second = found.square() + uncertainty.scales @ uncertainty.root.square().T
+    mean = (second * rated.unsqueeze(1)).sum(0) / rated.sum().clamp(min=1)
+    return noise / mean.clamp(min=1e-6)
 
 
 # From a predicted mean to labels

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recbole_fedkd.distillation import factors
-from recbole_fedkd.distillation.factors import Rows
+from recbole_fedkd.distillation.factors import Curvature, FoldedUsers, Rows
 
 HISTOGRAM_STRENGTH = 5.0
 """Rows of the common label histogram that a user's or an item's own leans on."""
@@ -30,6 +29,7 @@ class ItemTables:
         vectors: ``V [items, k]``.
         histogram: rows of each label ``[items, T]``.
         noise: variance of a residual around its prediction, a scalar.
+        curvature: says how uncertain the vectors are, with one entry more for the bias; all zero: they are certain.
     """
 
     mean: Tensor
@@ -37,6 +37,12 @@ class ItemTables:
     vectors: Tensor
     histogram: Tensor
     noise: Tensor
+    curvature: Curvature
+
+    @property
+    def entries(self) -> Tensor:
+        """Vectors and biases side by side, ``[items, k + 1]``."""
+        return torch.cat([self.vectors, self.bias.unsqueeze(1)], 1)
 
     @property
     def label_shares(self) -> Tensor:
@@ -68,22 +74,19 @@ class KnownUsers:
         # The user's bias is one more entry of the user's vector, with the prior that shrinks it by so many rows.
         constant = (tables.noise / max(shrinkage, 1e-6)).sqrt().expand(rows.item_count, 1)
         self.vectors = torch.cat([tables.vectors, constant], 1)
-        self.posterior = factors.fold_in(self.left, self.vectors, float(tables.noise))
+        uncertainty = tables.curvature.uncertainty(tables.histogram.sum(1), tables.noise)
+        self.fold = FoldedUsers(self.left, self.vectors, float(tables.noise), uncertainty)
         powers = torch.stack([torch.ones_like(left), left, left.square()], 1)
         self.own = torch.cat([powers, functional.one_hot(labels, len(values)).double()], 1)
         self.sums = rows.per_user(self.own)
 
     def of_pairs(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted labels ``[n]`` and features ``[n, 8 + 2 T]`` of pairs that are not among the rows."""
-        found = self.vectors[items]
-        fitted = factors.predict(self.posterior, self.vectors, users, items)
-        leverage = (torch.einsum("nij,nj->ni", self.posterior.covariance[users], found) * found).sum(1)
-        return self._described(items, fitted, leverage / self.tables.noise, self.sums[users])
+        return self._described(items, *self.fold.of_pairs(users, items), self.sums[users])
 
     def of_rows(self) -> tuple[Tensor, Tensor]:
         """The same of the rows themselves: what :meth:`of_pairs` says of each once the row is gone."""
-        fitted, inside = factors.leave_one_out(self.left, self.posterior, self.vectors, float(self.tables.noise))
-        return self._described(self.rows.items, fitted, inside / (1 - inside), self.sums[self.rows.users] - self.own)
+        return self._described(self.rows.items, *self.fold.of_rows(), self.sums[self.rows.users] - self.own)
 
     def _described(self, items: Tensor, fitted: Tensor, leverage: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
         tables, values = self.tables, self.values

@@ -391,16 +391,20 @@ class FactorKnowledge(Knowledge):
             task.head.know(_double(received), _double(own))
 
     def upload(self, collected: Tensors, first: bool) -> Arrays:
-        """The sums in single precision; the one that is a single number in double, which no codec takes."""
-        sent = {name: value if name == "squares" else value.float() for name, value in collected.items()}
+        """The sums per item in single precision; what is no item's in double, which no codec takes."""
+        stages = self.settings.factors.stages
+        sent = {name: value.float() if name in stages else value for name, value in collected.items()}
         return {name: value.cpu().numpy() for name, value in sent.items()}
 
     def upload_arrays(self) -> dict[str, ArraySpec]:
-        """One stage of all."""
+        """One stage of all, and what goes with it."""
         items, settings = self.settings.items, self.settings.factors
-        widths = {stage: settings.numbers(stage, self.settings.labels, items) for stage in settings.stages}
-        arrays = {stage: ArraySpec((items, width), optional=True) for stage, width in widths.items()}
-        return arrays | {"squares": ArraySpec((1, 1), np.float64, optional=True)}
+        arrays = {}
+        for stage in settings.stages:
+            arrays[stage] = ArraySpec((items, settings.numbers(stage, self.settings.labels, items)), optional=True)
+            for name, shape in settings.beside(stage).items():
+                arrays[name] = ArraySpec(shape, np.float64, optional=True)
+        return arrays
 
     def empty(self, state: Tensors) -> Fold:
         """Totals of the stage."""
@@ -418,7 +422,7 @@ class FactorKnowledge(Knowledge):
     def download(self, state: Tensors, client: int, round_index: int) -> Arrays:
         """Totals of the stages that the client does not have."""
         stages = self._finished(state)[int(state["told"][client]) :] if "told" in state else []
-        names = [*stages, *(["squares"] if "product_0" in stages else [])]
+        names = [name for stage in stages for name in (stage, *self.settings.factors.beside(stage))]
         return {name: state[name].cpu().numpy() for name in names}
 
     def delivered(self, state: Tensors, clients: Sequence[int]) -> dict[str, Tensor]:

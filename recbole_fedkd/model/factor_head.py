@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from recbole_fedkd.distillation.exchange import FactorExchange, item_tables
+from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings, item_tables
+from recbole_fedkd.distillation.factors import Curvature
 from recbole_fedkd.distillation.features import ItemTables, KnownUsers, feature_count
 from recbole_fedkd.model.network import NO_CONTEXT, Context
 
 FEATURE_REACH = 5.0
 """Standardised features are cut here: an item that nobody else has rated must not throw a head off."""
+
+
+def read_factor_settings(config: Any) -> FactorSettings:
+    """The keys of the exchange of item factors."""
+    return FactorSettings(**{each.name: config[each.name] for each in dataclasses.fields(FactorSettings)})
 
 
 class FactorHead(nn.Module):
@@ -33,6 +40,8 @@ class FactorHead(nn.Module):
     item_bias: Tensor
     item_vectors: Tensor
     item_histogram: Tensor
+    curvature_root: Tensor
+    curvature_values: Tensor
     feature_mean: Tensor
     feature_scale: Tensor
 
@@ -54,6 +63,8 @@ class FactorHead(nn.Module):
             "item_bias": torch.zeros(items).double(),
             "item_vectors": torch.zeros(items, width).double(),
             "item_histogram": torch.zeros(items, labels).double(),
+            "curvature_root": torch.zeros(width + 1, width + 1).double(),
+            "curvature_values": torch.zeros(width + 1).double(),
             "feature_mean": torch.zeros(features),
             "feature_scale": torch.ones(features),
         }
@@ -75,8 +86,10 @@ class FactorHead(nn.Module):
         tables = item_tables(exchange.settings, totals, None, exchange.values)
         self.known_scalars.copy_(torch.stack([tables.mean, tables.noise]))
         self.item_bias.copy_(tables.bias)
-        self.item_vectors.zero_()[:, : tables.vectors.shape[1]] = tables.vectors
+        self.item_vectors.copy_(tables.vectors)
         self.item_histogram.copy_(tables.histogram)
+        self.curvature_root.copy_(tables.curvature.root)
+        self.curvature_values.copy_(tables.curvature.values)
         self._users = None
         others = exchange.known_users(item_tables(exchange.settings, totals, own, exchange.values))
         mean, features = others.of_rows()
@@ -99,7 +112,8 @@ class FactorHead(nn.Module):
         """Logits ``[batch, targets, T]`` of local users ``[batch]``, from 1, and items ``[batch, targets]``, in any context."""
         if self._users is None:
             mean, noise = self.known_scalars
-            tables = ItemTables(mean, self.item_bias, self.item_vectors, self.item_histogram, noise)
+            curvature = Curvature(self.curvature_root, self.curvature_values)
+            tables = ItemTables(mean, self.item_bias, self.item_vectors, self.item_histogram, noise, curvature)
             self._users = self.exchange.known_users(tables)
         mean, features = self._users.of_pairs(users.repeat_interleave(items.shape[1]), items.flatten())
         logits = self._logits(mean.float(), self._standardised(features))

@@ -7,16 +7,48 @@ once, when the model is built; there is nothing to train by gradient.
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from recbole_fedkd.distillation import factors
+from recbole_fedkd.distillation.exchange import FactorExchange, item_tables, stepped
 from recbole_fedkd.distillation.factors import Rows
+from recbole_fedkd.distillation.features import ItemTables
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.model.factor_head import read_factor_settings
 from recbole_fedkd.model.network import NO_CONTEXT, Context
 from recbole_fedkd.model.student import LabelledRecommender
+
+
+@dataclass(frozen=True)
+class Found:
+    """What predicts a rating: ``mean + b_u + b_i + v_i p_u``.
+
+    Attributes:
+        score_mean: mean rating, a scalar.
+        user_bias: ``b_u [users]``.
+        item_bias: ``b_i [items]``.
+        user_vectors: ``p_u [users, k]``.
+        item_vectors: ``v_i [items, k]``.
+        spread: deviation of a rating around its prediction, a scalar.
+    """
+
+    score_mean: Tensor
+    user_bias: Tensor
+    item_bias: Tensor
+    user_vectors: Tensor
+    item_vectors: Tensor
+    spread: Tensor
+
+
+def spread_of(errors: Tensor) -> Tensor:
+    """Deviation of errors ``[n]``; none (every row predicted exactly) would make a distribution of one label."""
+    return errors.square().mean().sqrt().clamp(min=1e-3)
+
 
 BIAS_SWEEPS = 5
 """Alternations of user and item biases; they stand still to the fourth digit after two."""
@@ -46,24 +78,13 @@ class Bias(LabelledRecommender):
             )
         self.dummy_param = nn.Parameter(torch.zeros(1))  # RecBole's trainer wants something to optimise
         users, items = dataset.inter_feat[dataset.uid_field], dataset.inter_feat[dataset.iid_field]
-        values = self.label_values.double()[dataset.label_indices()]
+        labels = dataset.label_indices()
+        values = self.label_values.double()[labels]
         rows = Rows(users, items, values, dataset.user_num, dataset.item_num)
-        mean, user_bias, item_bias = self._biases(config, rows)
-        left = factors.residuals(rows, mean, user_bias, item_bias)
-        user_vectors, item_vectors, without_itself = self._vectors(config, left)
-        computed = {
-            "score_mean": mean,
-            "user_bias": user_bias,
-            "item_bias": item_bias,
-            "user_vectors": user_vectors,
-            "item_vectors": item_vectors,
-            # A spread of zero (every row predicted exactly) would make a distribution of one label.
-            "spread": (left.values - without_itself).square().mean().sqrt().clamp(min=1e-3),
-        }
-        for name, value in computed.items():
+        for name, value in dataclasses.asdict(self._found(config, rows, labels)).items():
             self.register_buffer(name, value)
 
-    def _biases(self, config: Any, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    def _found(self, config: Any, rows: Rows, labels: Tensor) -> Found:
         mean = rows.values.mean()
         user_bias = rows.values.new_zeros(rows.user_count)
         _, item_counts = rows.counts()
@@ -71,16 +92,11 @@ class Bias(LabelledRecommender):
             sums = factors.item_residual_sums(rows, mean, user_bias)
             item_bias = factors.shrunk_mean(sums, item_counts, config["bias_shrinkage"])
             user_bias = factors.user_biases(rows, mean, item_bias, config["bias_shrinkage"])
-        return mean, user_bias, item_bias
-
-    def _vectors(self, config: Any, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """What predicts residuals, here nothing.
-
-        Returns:
-            User vectors ``[users, k]``, item vectors ``[items, k]``, and what every row ``[n]`` is predicted without itself.
-        """
-        nothing = rows.values.new_zeros
-        return nothing(rows.user_count, 0), nothing(rows.item_count, 0), torch.zeros_like(rows.values)
+        left = factors.residuals(rows, mean, user_bias, item_bias).values
+        nothing = left.new_zeros
+        return Found(
+            mean, user_bias, item_bias, nothing(rows.user_count, 0), nothing(rows.item_count, 0), spread_of(left)
+        )
 
     def means(self, users: Tensor, items: Tensor) -> Tensor:
         """Predicted label values ``[batch, targets]`` of users ``[batch]`` and items ``[batch, targets]``, unbounded."""
@@ -101,35 +117,41 @@ class Bias(LabelledRecommender):
 class FoldIn(Bias):
     """``Bias`` plus a ridge regression of every user's residuals on item vectors from the leading directions of all of them.
 
-    The vectors are those of :mod:`recbole_fedkd.distillation.factors`: passes of a block-Krylov range finder over the Gram
-    matrix of the residuals, then ``em_steps`` steps of expectation-maximisation.
+    It is the exchange of item factors (:mod:`recbole_fedkd.distillation.exchange`) in one place that has all rows: passes of a
+    block-Krylov range finder over the Gram matrix of the residuals, then ``em_steps`` steps of expectation-maximisation.
     """
 
-    def _vectors(self, config: Any, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        vectors = self._first_vectors(config, rows)
-        noise = config["noise_share"] * float(rows.values.square().mean().clamp(min=1e-6))
-        for _ in range(config["em_steps"]):
-            posterior = factors.fold_in(rows, vectors, noise)
-            vectors = factors.em_vectors(*factors.em_statistics(rows, posterior), config["vector_shrinkage"])
-        posterior = factors.fold_in(rows, vectors, noise)
-        return posterior.mean, vectors, factors.leave_one_out(rows, posterior, vectors, noise)[0]
+    def _found(self, config: Any, rows: Rows, labels: Tensor) -> Found:
+        exchange = FactorExchange(read_factor_settings(config), rows, labels, self.label_values)
+        known = exchange.known_users(self._tables(exchange))
+        tables, users = known.tables, known.fold.posterior.mean
+        return Found(
+            tables.mean,
+            users[:, -1] * known.vectors[0, -1],
+            tables.bias,
+            users[:, :-1],
+            tables.vectors,
+            spread_of(known.left.values - known.fold.of_rows()[0]),
+        )
 
-    def _first_vectors(self, config: Any, rows: Rows) -> Tensor:
-        _, item_counts = rows.counts()
-        bases, products = [factors.first_basis(rows.item_count, config["sketch_width"], config["seed"])], []
-        for number in range(config["sketch_passes"]):
-            products.append(factors.gram_product(rows, bases[number]))
-            if number + 1 < config["sketch_passes"]:
-                bases.append(factors.next_basis(products[-1], bases))
-        found = factors.nystroem_factors(products, bases, config["factor_size"])
-        return factors.scaled_factors(found, item_counts, config["count_shrinkage"])
+    def _tables(self, exchange: FactorExchange) -> ItemTables:
+        totals: dict[str, Tensor] = {}
+        for stage in exchange.settings.stages:
+            totals.update(exchange.answer(stage, totals))
+        return item_tables(exchange.settings, totals, None, self.label_values)
 
 
 class MFEM(FoldIn):
     """Probabilistic matrix factorisation of the residuals by expectation-maximisation from small random item vectors."""
 
-    def _first_vectors(self, config: Any, rows: Rows) -> Tensor:
-        generator = torch.Generator().manual_seed(config["seed"])
-        deviation = rows.values.square().mean().sqrt()
-        drawn = torch.randn(rows.item_count, config["factor_size"], generator=generator, dtype=torch.double)
-        return 0.1 * deviation * drawn
+    def _tables(self, exchange: FactorExchange) -> ItemTables:
+        settings = exchange.settings
+        started = super()._tables(
+            FactorExchange(replace(settings, em_steps=0), exchange.rows, exchange.labels, exchange.values)
+        )
+        generator = torch.Generator().manual_seed(settings.seed)
+        drawn = torch.randn(started.vectors.shape, generator=generator, dtype=torch.double)
+        tables = replace(started, vectors=0.1 * started.noise.sqrt() * drawn)
+        for _ in range(settings.em_steps):
+            tables = stepped(settings, tables, *factors.em_statistics(exchange.known_users(tables).fold))
+        return tables

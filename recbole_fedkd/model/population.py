@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,11 +10,11 @@ import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor, nn
 
-from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings
+from recbole_fedkd.distillation.exchange import FactorExchange
 from recbole_fedkd.distillation.factors import Rows as InteractionRows
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.model.batch_norm import normalise_single_rows
-from recbole_fedkd.model.factor_head import FactorHead
+from recbole_fedkd.model.factor_head import FactorHead, read_factor_settings
 from recbole_fedkd.model.factorization import FactorizationRecommender
 from recbole_fedkd.model.network import NO_CONTEXT, AttentiveNetwork, Context
 from recbole_fedkd.model.pair import TeacherAndStudent, names_of
@@ -137,11 +136,6 @@ class _HeadBuilder:
         values = self.values.double()[labels]
         known = InteractionRows(users, self.items[rows], values, len(members) + 1, self.item_count)
         return FactorHead(FactorExchange(self.settings, known, labels, self.values), self.hidden)
-
-
-def read_factor_settings(config: Any) -> FactorSettings:
-    """The keys of the exchange of item factors."""
-    return FactorSettings(**{each.name: config[each.name] for each in dataclasses.fields(FactorSettings)})
 
 
 class _PairBuilder:
