@@ -182,6 +182,11 @@ def test_scores_of_every_item_are_those_of_the_local_engine(prepared):
         trainer.engine.run_round(0)
         trainer.model.eval()
     torch.testing.assert_close(fleet.model.logits(users, items), local.model.logits(users, items), rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        ranked = fleet.model.eval().rank(users), local.model.eval().rank(users)
+        every = local.model.logits(users, torch.arange(local.model.item_num).expand(len(users), -1))
+    for found in ranked:
+        torch.testing.assert_close(found, every, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

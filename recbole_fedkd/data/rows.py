@@ -23,6 +23,9 @@ from recbole.utils import ModelType
 
 PHASES = ("train", "valid", "test")
 
+PAIRS = 2**17
+"""User-item pairs that a full sort ranks at a time, at least: half a megabyte for every column of a row."""
+
 Ids = NDArray[np.int64]
 
 
@@ -169,6 +172,14 @@ class FullSortLoader(FullSortEvalDataLoader):
         self.sample_size = len(self.user_df)
         # Past FullSortEvalDataLoader's own, which goes through the rows.
         super(FullSortEvalDataLoader, self).__init__(config, dataset, sampler, shuffle=shuffle)
+
+    def _init_batch_size_and_step(self) -> None:
+        """As RecBole's, but in batches of :data:`PAIRS` where ``eval_batch_size`` makes smaller ones of a user or two."""
+        super()._init_batch_size_and_step()
+        if not self.is_sequential:
+            items = self._dataset.item_num
+            self.step: int = max(self.step, PAIRS // items)
+            self.set_batch_size(self.step * items)
 
 
 def _items_of(pairs: Ids, users: Ids, dataset: Any) -> NDArray[np.object_]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 CNN_LAYERS = 5
 
@@ -71,6 +72,26 @@ class CnnBackbone(nn.Module):
         out: Tensor = self.layers[-1](hidden)
         return out
 
+    def ranked(self, fields: Tensor) -> Tensor:
+        """``[fields, d, batch]`` to logits ``[T, batch]``, without dropout: a convolution is a product a field."""
+        count, _, batch = fields.shape
+        values = functional.pad(fields, (0, 0, 0, 0, 1, 1))
+        for layer in self.layers:
+            if not isinstance(layer, nn.Conv1d) or layer.bias is None:
+                continue
+            inputs, outputs = layer.in_channels, layer.out_channels
+            kernel = layer.weight.permute(0, 2, 1).flatten(1).expand(count, -1, -1)
+            # Three neighbouring fields of every field, in the memory in which they lie behind each other.
+            seen = values.as_strided((count, 3 * inputs, batch), (inputs * batch, batch, 1))
+            values = values.new_empty(count + 2, outputs, batch)
+            values[:: count + 1] = 0.0
+            torch.bmm(kernel, seen, out=values[1:-1])
+            values[1:-1].add_(layer.bias.unsqueeze(1)).relu_()
+        # A sample is flattened channels first.
+        (weight, bias), last = (layer.parameters() for layer in self.layers if isinstance(layer, nn.Linear))
+        by_field = weight.unflatten(1, (-1, count)).transpose(1, 2).flatten(1)
+        return _dense(values[1:-1].flatten(0, 1), [(by_field, bias), last])
+
 
 class MlpBackbone(nn.Module):
     """A multi-layer perceptron over the concatenated field embeddings. Arguments as for :class:`CnnBackbone`."""
@@ -93,6 +114,17 @@ class MlpBackbone(nn.Module):
         """``[batch, h]`` to logits ``[batch, T]``."""
         out: Tensor = self.layers[-1](hidden)
         return out
+
+    def ranked(self, fields: Tensor) -> Tensor:
+        """``[fields, d, batch]`` to logits ``[T, batch]``, without dropout."""
+        return _dense(fields.flatten(0, 1), [each.parameters() for each in self.layers if isinstance(each, nn.Linear)])
+
+
+def _dense(values: Tensor, layers: Sequence[Iterable[Tensor]]) -> Tensor:
+    """Linear layers (weight, bias) of samples on the last axis, with rectifiers between them."""
+    for number, (weight, bias) in enumerate(layers):
+        values = (weight @ (values.relu_() if number else values)).add_(bias.unsqueeze(1))
+    return values
 
 
 BACKBONES: dict[str, type[CnnBackbone] | type[MlpBackbone]] = {"cnn": CnnBackbone, "mlp": MlpBackbone}

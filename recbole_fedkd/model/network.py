@@ -14,6 +14,7 @@ from torch.nn import functional
 from recbole_fedkd.distillation.losses import touched_squared_norm
 from recbole_fedkd.model.attention import TargetAttention
 from recbole_fedkd.model.backbone import BACKBONES
+from recbole_fedkd.model.catalogue import BLOCK, Keys, Queries, attended_fields
 
 Context = Mapping[str, Tensor]
 """Features of rows: field name to token ids or numbers, ``[batch, targets]`` or ``[batch, targets, length]`` (several tokens,
@@ -175,6 +176,7 @@ class AttentiveNetwork(nn.Module):
         self.architecture = architecture
         width = architecture.embedding_size
         self.user_id_field, self.item_id_field = users.id_field, items.id_field
+        self.item_count = items.rows
         self.user_fields = [users.id_field] * architecture.use_user_id + list(users.columns)
         self.item_fields = [items.id_field, *items.columns]
         self.context_fields = list(context)
@@ -241,17 +243,22 @@ class AttentiveNetwork(nn.Module):
         oldest is hidden instead, so that training and evaluation see equally long histories.
         """
         assert self.history_attention is not None
+        past, keys = self._keys(users)
+        own = past.unsqueeze(1) == items.unsqueeze(2)
+        mask = (past != 0).unsqueeze(1) & ~own
+        mask[..., -1] &= own.any(-1)
+        context, weights = self.history_attention(query, keys, mask)
+        return context, weights
+
+    def _keys(self, users: Tensor) -> tuple[Tensor, Tensor]:
+        """Items ``[users, L + 1]`` of the users' histories, and what attention sees of each, ``[users, L + 1, d]``."""
         past = self.history_items.index_select(0, users)
         keys = self.embeddings[_module_name(self.item_id_field)](past) + self.label_embedding(
             self.history_labels.index_select(0, users)
         )
         for field in self.context_fields:
             keys = keys + self._embed_values(field, getattr(self, _history_name(field)).index_select(0, users), 2)
-        own = past.unsqueeze(1) == items.unsqueeze(2)
-        mask = (past != 0).unsqueeze(1) & ~own
-        mask[..., -1] &= own.any(-1)
-        context, weights = self.history_attention(query, keys, mask)
-        return context, weights
+        return past, keys
 
     def observe(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Observation:
         """Score items for users, with what a peer that is taught can match. Arguments as of :meth:`forward`."""
@@ -294,6 +301,57 @@ class AttentiveNetwork(nn.Module):
             Raw logits ``[batch, targets, T]``.
         """
         return self.observe(users, items, context).logits
+
+    def rank(self, users: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        """Logits ``[users, items, T]`` of every item, as :meth:`forward` has them but for the last bits; no gradient.
+
+        Args:
+            users: local user ids ``[users]``.
+            context: of each user, with an axis of one target.
+        """
+        items = torch.arange(self.item_count, device=users.device)
+        fields = torch.stack([self._embed(field, items).T for field in self.item_fields])
+        of_rows = [self._embed_values(field, context[field], 2) for field in self.context_fields]
+        of_users = [self._embed(field, users).unsqueeze(1) for field in self.user_fields]
+        nothing = fields.new_zeros(len(users), 0, len(fields[0]))
+        number = len(fields) + len(of_rows)
+        shift = torch.cat([nothing, *of_rows], 1).sum(1) / number
+        own = torch.cat([nothing, *of_rows, *of_users], 1)
+        to_fields = Queries(self.field_attention, fields.sum(0) / number) if self.field_attention is not None else None
+        to_past = (
+            Queries(self.history_attention, fields.sum(0) / number) if self.history_attention is not None else None
+        )
+        logits = fields.new_empty(len(users), len(items), self.architecture.labels)
+        if to_past is not None:
+            past, keys = self._keys(users)
+            seen = past[:, :-1] != 0  # of an item that no slot holds, the oldest slot is hidden
+        memories, rows = [], []
+        for place in range(len(users)):
+            if to_past is not None:
+                (slots,) = seen[place].nonzero(as_tuple=True)
+                bias = to_past.attention.position_bias
+                of_slots = bias[slots].T if bias is not None else None
+                memories.append(Keys(to_past, keys[place, slots], shift[place], of_slots))
+            if to_fields is not None:
+                rows.append(Keys(to_fields, own[place], shift[place]))
+        for start in range(0, len(items), BLOCK):
+            block = slice(start, start + BLOCK)
+            of_items = [*fields[:, :, block].contiguous()]
+            constant = own.unsqueeze(3).expand(-1, -1, -1, of_items[0].shape[1])
+            for place in range(len(users)):
+                varying = of_items
+                if to_past is not None:
+                    varying = [*of_items, memories[place].pooled(to_past.projected[:, block])]
+                row = torch.stack([*of_items, *constant[place], *varying[len(of_items) :]])
+                if to_fields is not None:
+                    row += attended_fields(rows[place], to_fields.projected[:, block], varying)
+                logits[place, block] = self.backbone.ranked(row).T
+        if self.architecture.item_prior:
+            logits += self.item_prior
+        if to_past is not None:
+            # An item of the history does not see itself: each of these is asked for by itself.
+            logits.scatter_(1, past.unsqueeze(2).expand(-1, -1, logits.shape[2]), self.forward(users, past, context))
+        return logits
 
     def touched_squared_norm(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """``R(w)`` of a batch (arguments as in :meth:`forward`): embedding rows outside the batch do not count."""

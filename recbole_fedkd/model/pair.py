@@ -52,6 +52,13 @@ class TeacherAndStudent(nn.Module):
         logits: Tensor = served(users, items, context)
         return logits
 
+    def rank(self, users: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        """Logits ``[users, items, T]`` of what serves; arguments as of ``AttentiveNetwork``."""
+        if self.serve == "both":
+            return self._served(self.student.rank(users, context), self.teacher.rank(users, context))
+        served: AttentiveNetwork = getattr(self, self.serve)
+        return served.rank(users, context)
+
     def _served(self, of_student: Tensor, of_teacher: Tensor) -> Tensor:
         if self.serve == "both":
             distributions = torch.stack([of_student.log_softmax(-1), of_teacher.log_softmax(-1)])

@@ -14,6 +14,7 @@ from recbole_fedkd.distillation.exchange import FactorExchange
 from recbole_fedkd.distillation.factors import Rows as InteractionRows
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.model.batch_norm import normalise_single_rows
+from recbole_fedkd.model.catalogue import rank_items
 from recbole_fedkd.model.factor_head import FactorHead, read_factor_settings
 from recbole_fedkd.model.factorization import FactorizationRecommender
 from recbole_fedkd.model.network import NO_CONTEXT, AttentiveNetwork, Context
@@ -74,6 +75,16 @@ class NetworkPopulation(LabelledRecommender):
             rows = torch.nonzero(owners == client).flatten()
             own = {name: values[rows] for name, values in context.items()}
             out[rows] = self.networks[client](self.local_id[users[rows]], items[rows], own)
+        return out
+
+    def rank(self, users: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        """Route each user to the network of its client; see :meth:`LabelledRecommender.rank`."""
+        owners = self.client_of_user[users]
+        out = torch.empty(len(users), self.item_num, len(self.label_values), device=users.device)
+        for client in owners.unique().tolist():
+            rows = torch.nonzero(owners == client).flatten()
+            own = {name: values[rows] for name, values in context.items()}
+            out[rows] = rank_items(self.networks[client], self.local_id[users[rows]], own, self.item_num)
         return out
 
 

@@ -13,11 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.model.catalogue import rank_items
 from recbole_fedkd.model.network import NO_CONTEXT, Architecture, AttentiveNetwork, Context, FeatureTable, History
-
-FULL_SORT_ROWS = 32768
-"""User-item pairs that a full sort scores at a time; bounds its memory."""
-
 
 ARCHITECTURE_KEYS = (
     "embedding_size",
@@ -139,13 +136,11 @@ class LabelledRecommender(AbstractRecommender):
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Expected label value of every item, ``[users * items]``, each user in the context of the user's row."""
         users, context = interaction[self.user_field], one_target(self.context_of(interaction))
-        catalogue = torch.arange(self.item_num, device=users.device)
-        scores = []
-        for rows in torch.arange(len(users), device=users.device).split(max(1, FULL_SORT_ROWS // self.item_num)):
-            own = {name: values[rows] for name, values in context.items()}
-            logits = self.logits(users[rows], catalogue.expand(len(rows), -1), own)
-            scores.append(logits.softmax(-1) @ self.label_values)
-        return torch.cat(scores).flatten()
+        return (self.rank(users, context).softmax(-1) @ self.label_values).flatten()
+
+    def rank(self, users: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        """Raw logits ``[users, items, T]`` of every item, each user in one context ``[users, 1, ...]``."""
+        raise NotImplementedError
 
 
 def one_target(context: Context) -> dict[str, Tensor]:
@@ -182,6 +177,10 @@ class NetworkRecommender(LabelledRecommender):
         """See :meth:`LabelledRecommender.logits`."""
         logits: Tensor = self.network(users, items, context)
         return logits
+
+    def rank(self, users: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        """See :meth:`LabelledRecommender.rank`."""
+        return rank_items(self.network, users, context, self.item_num)
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """``CE(y, p) + lambda R(w)`` of a batch."""

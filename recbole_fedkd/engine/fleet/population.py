@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from recbole_fedkd.engine.fleet.batching import BatchedModel
 from recbole_fedkd.engine.fleet.group import Caller, ClientGroup
+from recbole_fedkd.model.catalogue import rank_items
 from recbole_fedkd.model.network import NO_CONTEXT, Context
 from recbole_fedkd.model.population import local_ids, rows_that_stay, whole_networks
 from recbole_fedkd.model.shared import Rows, forget_cached
@@ -85,6 +86,23 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
             for chosen in self._parts(group, counts, items.shape[1]):
                 rows, slot, column = _ragged(starts[chosen], counts[chosen])
                 self._score(group, base, clients[chosen], (mine[rows], slot, column), (users, items, context), out)
+        return out
+
+    @torch.no_grad()
+    def rank(self, users: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        """Every user by the network of the client it lives on; see :meth:`LabelledRecommender.rank`."""
+        owners = self.client_of_user[users]
+        out = torch.empty(len(users), self.item_num, len(self.label_values), device=users.device)
+        bases = [group.base() for group in self.client_groups]
+        for client in owners.unique():
+            place = int(client) % len(bases)
+            group, rows = self.client_groups[place], torch.nonzero(owners == client).flatten()
+            own = {
+                f"network.{name}": value for name, value in group.served_by(client // len(bases), bases[place]).items()
+            }
+            caller = Caller(group.whole.eval(), rank_items)
+            asked = users[rows], {name: values[rows] for name, values in context.items()}, self.item_num
+            out[rows] = functional_call(caller, own, asked)
         return out
 
     def _parts(self, group: ClientGroup, counts: Tensor, targets: int) -> list[Tensor]:

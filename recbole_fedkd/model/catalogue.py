@@ -1,0 +1,127 @@
+"""An attentive network asked for every item at once: what a full ranking needs.
+
+What does not depend on the user (item vectors, queries, how an item's fields attend to each other) is computed once, what does
+not depend on the item (keys and values of the history, the user's own fields) once a user. Between the two there are products
+of small matrices with the items on the last axis, where every step reads memory in order. Logits are those of the network's
+``forward`` but for the last bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recbole_fedkd.model.attention import TargetAttention
+
+BLOCK = 2048
+"""Items at a time: what they need of one user stays in the processor's cache."""
+
+PAIRS = 32768
+"""User-item pairs that a network without a ranking of its own scores at a time; bounds its memory."""
+
+SAFE = 60.0
+"""Scores up to this need no largest one taken off before they are exponents, which 32 bits then hold."""
+
+
+def rank_items(network: Any, users: Tensor, context: Mapping[str, Tensor], items: int) -> Tensor:
+    """Logits ``[users, items, T]`` of every item, by the network's own ``rank`` where it has one.
+
+    Args:
+        network: as a ``NetworkBuilder`` builds it.
+        users: local user ids ``[users]``.
+        context: of each user, with an axis of one target.
+        items: number of items, padding included.
+    """
+    if hasattr(network, "rank") and not network.training and not torch.is_grad_enabled():
+        ranked: Tensor = network.rank(users, context)
+        return ranked
+    catalogue, parts = torch.arange(items, device=users.device), []
+    for rows in torch.arange(len(users), device=users.device).split(max(1, PAIRS // items)):
+        own = {name: values[rows] for name, values in context.items()}
+        parts.append(network(users[rows], catalogue.expand(len(rows), -1), own))
+    return torch.cat(parts)
+
+
+class Queries:
+    """Queries of all items to one attention.
+
+    Args:
+        attention: what they ask.
+        query: of every item, without what a row's context adds, ``[d, items]``.
+    """
+
+    def __init__(self, attention: TargetAttention, query: Tensor) -> None:
+        self.attention = attention
+        self.heads = attention.head / math.sqrt(attention.head.shape[1])
+        self.projected = attention.query.weight @ query
+        self.longest = float(self.projected.norm(dim=0).max())
+
+
+class Keys:
+    """Keys of one user that all items ask for.
+
+    Args:
+        queries: of the items.
+        keys: ``[keys, d]``.
+        shift: what the user's context adds to every query ``[d]``.
+        bias: of the keys' places ``[heads, keys]``; None: they have none.
+    """
+
+    def __init__(self, queries: Queries, keys: Tensor, shift: Tensor, bias: Tensor | None = None) -> None:
+        self.queries, self.count = queries, len(keys)
+        self.shift = (queries.attention.query.weight @ shift).unsqueeze(1)
+        self.values: Tensor = queries.attention.value(keys)
+        self.summed = torch.cat([self.values, keys.new_ones(self.count, 1)], 1).T
+        self.of_heads = (queries.heads.unsqueeze(1) * keys).flatten(0, 1)
+        self.added = self.of_heads @ self.shift
+        if bias is not None:
+            self.added += bias.reshape(-1, 1)
+        if self.count:
+            reach = float(self.of_heads.norm(dim=1).max()) * queries.longest + float(self.added.abs().max())
+            self.safe = reach < SAFE
+
+    def scores(self, projected: Tensor) -> Tensor:
+        """Scores ``[heads, keys, block]`` of projected queries ``[d, block]``."""
+        scores = (self.of_heads @ projected).add_(self.added)
+        return scores.view(len(self.queries.heads), self.count, -1)
+
+    def pooled(self, projected: Tensor) -> Tensor:
+        """What the items of a block get of these keys alone ``[d, block]``; 0 where there is none."""
+        if not self.count:
+            return torch.zeros_like(projected)
+        weights = exponents(self.scores(projected), self.safe)
+        pooled = torch.matmul(self.summed, weights)
+        share = pooled[:, -1:].reciprocal().div_(len(pooled))
+        return pooled[:, :-1].mul_(share).sum(0)
+
+
+def exponents(scores: Tensor, safe: bool = False) -> Tensor:
+    """``exp(scores - c)``, ``c`` one number for each softmax along the second axis; in place.
+
+    ``safe``: no score is beyond what 32 bits hold the exponent of.
+    """
+    return scores.exp_() if safe else scores.sub_(scores.amax(1, keepdim=True)).exp_()
+
+
+def attended_fields(keys: Keys, projected: Tensor, varying: Sequence[Tensor]) -> Tensor:
+    """What attention over the fields of a row adds to each of them ``[d, block]``.
+
+    Args:
+        keys: the fields that are the same for all items.
+        projected: queries of a block ``[d, block]``.
+        varying: vectors of each of the other fields ``[d, block]``.
+    """
+    queries = keys.queries
+    query = projected + keys.shift
+    asked = torch.stack([query * field for field in varying])
+    scores = torch.matmul(queries.heads, asked).transpose(0, 1)
+    weights = exponents(torch.cat([scores, keys.scores(projected)], 1))
+    weights = weights.div_(weights.sum(1, keepdim=True)).mean(0)
+    pooled = torch.zeros_like(query)
+    for weight, field in zip(weights, varying, strict=False):
+        pooled.addcmul_(weight, field)
+    return torch.addmm(keys.values.T @ weights[len(varying) :], queries.attention.value.weight, pooled)

@@ -1,0 +1,113 @@
+"""Asked for every item at once, a network says what it says of each item by itself."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from recbole_fedkd.model import catalogue
+from recbole_fedkd.model.catalogue import rank_items
+from recbole_fedkd.model.network import Architecture, AttentiveNetwork, FeatureTable, History
+from recbole_fedkd.model.pair import TeacherAndStudent
+
+USERS, ITEMS, LABELS, SLOTS = 6, 23, 3, 5
+
+
+def network_of(backbone="cnn", attention=True, history=True, context=False, prior=False, **different):
+    """A network with numbers, several tokens a field, odd names, padded and full and empty histories."""
+    torch.manual_seed(5)
+    users = FeatureTable(
+        "user", USERS, {"age": torch.randint(0, 4, (USERS,)), "income": torch.randn(USERS)}, {"age": 4}
+    )
+    columns = {"genre": torch.randint(0, 7, (ITEMS, 3)), "price": torch.randn(ITEMS)}
+    items = FeatureTable("item", ITEMS, columns, {"genre": 7})
+    past = torch.stack([torch.randperm(ITEMS - 1)[:SLOTS] + 1 for _ in range(USERS)])
+    past[2, 2:], past[3], past[4, 1] = 0, 0, past[4, 0]
+    tokens = {"hour": 4, "load": None} if context else {}
+    of_past = {"hour": torch.randint(0, 4, (USERS, SLOTS)), "load": torch.randn(USERS, SLOTS)} if context else {}
+    kept = History(past, torch.randint(0, LABELS, (USERS, SLOTS)), of_past) if history else None
+    values = {
+        "embedding_size": 6,
+        "hidden_sizes": (5, 7),
+        "dropout_prob": 0.3,
+        "attention_heads": 3,
+        "use_user_id": True,
+        "history_length": SLOTS - 1 if history else 0,
+    }
+    architecture = Architecture(
+        labels=LABELS, backbone=backbone, attention=attention, item_prior=prior, **{**values, **different}
+    )
+    network = AttentiveNetwork(architecture, users, items, kept, tokens)
+    for parameter in network.parameters():
+        parameter.data.normal_(std=0.5)
+    if prior:
+        network.item_prior.normal_()
+    return network.eval()
+
+
+def context_of(network, users):
+    if not network.context_fields:
+        return {}
+    return {"hour": torch.randint(0, 4, (len(users), 1)), "load": torch.randn(len(users), 1)}
+
+
+def item_by_item(network, users, context):
+    """The slow version: one item at a time, as training sees it."""
+    columns = [network(users, torch.full((len(users), 1), item), context) for item in range(ITEMS)]
+    return torch.cat(columns, 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "backbone, attention, history, context", itertools.product(["cnn", "mlp"], *[[False, True]] * 3)
+)
+def test_every_architecture_ranks_as_it_scores(monkeypatch, backbone, attention, history, context):
+    monkeypatch.setattr(catalogue, "BLOCK", 8)
+    monkeypatch.setattr("recbole_fedkd.model.network.BLOCK", 8)
+    network = network_of(backbone, attention, history, context, prior=history)
+    users = torch.tensor([1, 5, 2, 3, 4, 0, 2])
+    told = context_of(network, users)
+    expected = item_by_item(network, users, told)
+    torch.testing.assert_close(rank_items(network, users, told, ITEMS), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("different", [{"use_user_id": False}, {"hidden_sizes": (4,)}, {"attention_heads": 1}])
+def test_sizes_do_not_matter(different):
+    network, users = network_of(**different), torch.arange(USERS)
+    expected = item_by_item(network, users, {})
+    torch.testing.assert_close(rank_items(network, users, {}, ITEMS), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [30.0, 1e4])
+def test_scores_that_no_exponent_holds_are_taken_apart_as_a_softmax_does(scale):
+    network, users = network_of(), torch.arange(USERS)
+    network.history_attention.head.mul_(scale)
+    network.field_attention.head.mul_(scale)
+    expected = item_by_item(network, users, {})
+    found = rank_items(network, users, {}, ITEMS)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("serve", ["student", "teacher", "both"])
+def test_a_pair_ranks_by_what_serves(serve):
+    pair = TeacherAndStudent(network_of(), network_of("mlp", embedding_size=8), serve).eval()
+    users = torch.arange(USERS)
+    expected = item_by_item(pair, users, {})
+    torch.testing.assert_close(rank_items(pair, users, {}, ITEMS), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_in_training_and_with_gradients_the_network_itself_is_asked():
+    network, users = network_of(), torch.arange(USERS)
+    assert rank_items(network, users, {}, ITEMS).requires_grad
+    network.train()
+    with torch.no_grad():
+        torch.manual_seed(1)
+        dropped = rank_items(network, users, {}, ITEMS)
+        torch.manual_seed(1)
+        assert torch.equal(dropped, network(users, torch.arange(ITEMS).expand(USERS, -1)))
