@@ -138,15 +138,9 @@ def run_synthetic(users: int, arguments: argparse.Namespace) -> dict[str, float]
 
 def settings_of(config: FedKDConfig, clients: int):
     """The strategy of a config over a population that no dataset describes."""
-    from dataclasses import fields
+    from recbole_fedkd.federated.knowledge import Sizes
 
-    from recbole_fedkd.federated.knowledge import KnowledgeSettings
-    from recbole_fedkd.federated.strategy import StrategySettings
-
-    own = {"clients": clients, "labels": 2, "items": SYNTHETIC_ITEMS + 1}
-    told = {each.name: config[each.name] for each in fields(KnowledgeSettings) if each.name not in own}
-    rest = {each.name: config[each.name] for each in fields(StrategySettings) if each.name != "knowledge_settings"}
-    return STRATEGIES["fedavg"](StrategySettings(knowledge_settings=KnowledgeSettings(**own, **told), **rest))
+    return STRATEGIES["fedavg"].of(config, Sizes(clients, 2, SYNTHETIC_ITEMS + 1))
 
 
 def run_other(library: str, arguments: argparse.Namespace, folder: Path) -> dict[str, float]:

@@ -393,7 +393,7 @@ def _prepare(config: FedKDConfig) -> tuple[CheckpointTrainer, Loaders, tuple[Eva
 
 def _client_of_user(config: FedKDConfig, train_dataset: Any) -> torch.Tensor:
     """Client of every user id ``[users]``; -1 of the padding."""
-    clients = partition_users(config["partition"], population(train_dataset), config["seed"])
+    clients = partition_users(config["partition"], population(train_dataset), config["seed"], config)
     count = int(clients.max()) + 1
     check_clients_per_round(config, count - len(held_out_clients(count, config["holdout_clients"], config["seed"])))
     return torch.from_numpy(np.concatenate([[-1], clients]))

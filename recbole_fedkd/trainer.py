@@ -11,7 +11,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -73,11 +73,10 @@ from recbole_fedkd.evaluation import (
     user_values,
 )
 from recbole_fedkd.federated.client import Client, ClientSettings
-from recbole_fedkd.federated.codec import CodecStack, WireCodecs
-from recbole_fedkd.federated.encoding import CodecSettings
-from recbole_fedkd.federated.knowledge import KnowledgeSettings
+from recbole_fedkd.federated.codec import WireCodecs
+from recbole_fedkd.federated.knowledge import Sizes
 from recbole_fedkd.federated.server import Server
-from recbole_fedkd.federated.strategy import STRATEGIES, Strategy, StrategySettings
+from recbole_fedkd.federated.strategy import STRATEGIES, Strategy
 from recbole_fedkd.federated.task import AttentiveTask, FactorTask, MutualTask, RecBoleTask, Samples, Task, click_loss
 from recbole_fedkd.federation import recbole_task
 from recbole_fedkd.files import remove_temporaries, writable_folder, write_bytes
@@ -89,7 +88,7 @@ from recbole_fedkd.model import (
     RecBolePopulation,
     TeacherAndStudent,
 )
-from recbole_fedkd.model.factor_head import FactorHead, read_factor_settings
+from recbole_fedkd.model.factor_head import FactorHead
 from recbole_fedkd.model.learner import build_optimizer
 from recbole_fedkd.model.shared import SharedState, check_patterns, stateful
 from recbole_fedkd.rounds import Epoch, EpochRecord, NumberedBoard, NumberedCurves, NumberedLogger, record_of, told
@@ -591,10 +590,7 @@ class FedKDTrainer(CheckpointTrainer):
         first = tasks[0]
         self._check_distillable(not isinstance(first, RecBoleTask) or first.is_click_model)
         strategy = self._strategy(clients, tasks[0].labels, tasks[0].network)
-        codec_settings = CodecSettings(**{each.name: config[each.name] for each in fields(CodecSettings)})
-        up = CodecStack.of(config["codecs"], codec_settings)
-        down = up if config["broadcast_codecs"] is None else CodecStack.of(config["broadcast_codecs"], codec_settings)
-        codecs = WireCodecs(up, down)
+        codecs = WireCodecs.of(config)
         server = Server(strategy, config["seed"], config["clients_per_round"], codecs)
         server.start(shared[0])
         built = []
@@ -692,13 +688,7 @@ class FedKDTrainer(CheckpointTrainer):
             raise InputError(
                 "row_mean=changed sees which rows a client left as they were, which codecs blur; unset one of them"
             )
-        own: dict[str, Any] = {"clients": clients, "labels": labels, "items": self.model.item_num}
-        own["factors"] = read_factor_settings(config)
-        told = {each.name: config[each.name] for each in fields(KnowledgeSettings) if each.name not in own}
-        settings = {
-            each.name: config[each.name] for each in fields(StrategySettings) if each.name != "knowledge_settings"
-        }
-        return kind(StrategySettings(knowledge_settings=KnowledgeSettings(**own, **told), **settings))
+        return kind.of(config, Sizes(clients, labels, self.model.item_num))
 
     def _attentive_tasks(self, dataset: Any, model: NetworkPopulation, shared: Sequence[SharedState]) -> Iterator[Task]:
         config = self.config

@@ -1,5 +1,6 @@
 """Config and command line: every bad input gets one clear line, and sys.argv is nobody's but the command line's."""
 
+import dataclasses
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,9 @@ from conftest import SMALL, write_dataset
 
 from recbole_fedkd.command_line import main, parse_arguments
 from recbole_fedkd.config import PROPERTIES, FedKDConfig, Key, find_model, parse_value, read_keys
+from recbole_fedkd.config.keys import declared_keys
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.registry import declared_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -439,3 +442,10 @@ def test_side_features_of_movielens_are_loaded_where_labels_are_made(dataset, ge
         columns = FedKDConfig(model, dataset, config_dict={"label_mode": "threshold"})["load_col"]
         assert columns["user"] == ["user_id", "age", "gender", "occupation"]
         assert columns["item"] == ["item_id", "release_year", genre]
+
+
+@pytest.mark.parametrize(("name", "key"), declared_keys().items())
+def test_overall_yaml_says_of_a_key_what_its_owner_declares(name, key):
+    told = read_keys(PROPERTIES / "overall.yaml")[name]
+    assert dataclasses.replace(told, default="") == dataclasses.replace(key, default="")
+    assert yaml.safe_load(told.default) == declared_settings()[name].default

@@ -6,7 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_fedkd.distillation.knowledge import label_means, label_sums, leave_one_out_teachers
+from recbole_fedkd.distillation.knowledge import (
+    Aggregation,
+    Uniform,
+    Weighted,
+    label_means,
+    label_sums,
+    leave_one_out_teachers,
+)
 from recbole_fedkd.distillation.losses import (
     joint_loss,
     label_cross_entropy,
@@ -40,21 +47,21 @@ def test_means_do_not_grow_with_the_number_of_batches():
 def test_leave_one_out_teacher_equals_the_average_of_the_others_by_hand():
     means = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[3.0, 0.0], [0.0, 4.0]], [[8.0, 0.0], [0.0, 9.0]]])
     counts = torch.tensor([[1, 2], [3, 0], [4, 5]])
-    teachers, known = leave_one_out_teachers(means, counts, "uniform")
+    teachers, known = leave_one_out_teachers(means, counts, Uniform())
     assert known.all()
     torch.testing.assert_close(teachers[0, 0], torch.tensor([(3.0 + 8.0) / 2, 0.0]))
     torch.testing.assert_close(teachers[0, 1], torch.tensor([0.0, 9.0]))  # client 1 holds no label 1
-    weighted, _ = leave_one_out_teachers(means, counts, "weighted")
+    weighted, _ = leave_one_out_teachers(means, counts, Weighted())
     torch.testing.assert_close(weighted[0, 0], torch.tensor([(3.0 * 3 + 8.0 * 4) / 7, 0.0]))
     torch.testing.assert_close(weighted[1, 1], torch.tensor([0.0, (2.0 * 2 + 9.0 * 5) / 7]))
 
 
 @given(
     own=st.integers(0, 3),
-    aggregation=st.sampled_from(["uniform", "weighted"]),
+    aggregation=st.sampled_from([Uniform(), Weighted()]),
     poison=st.floats(-1e6, 1e6, allow_nan=False),
 )
-def test_a_clients_own_knowledge_never_reaches_its_teacher(own: int, aggregation: str, poison: float):
+def test_a_clients_own_knowledge_never_reaches_its_teacher(own: int, aggregation: Aggregation, poison: float):
     generator = torch.Generator().manual_seed(1)
     means = torch.randn(4, 3, 3, generator=generator)
     counts = torch.randint(0, 3, (4, 3), generator=generator)
@@ -70,7 +77,7 @@ def test_a_label_that_nobody_else_holds_is_unknown_and_gives_no_teacher_term():
     means = torch.full((2, 2, 2), float("nan"))
     means[0] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     counts = torch.tensor([[5, 5], [0, 0]])
-    teachers, known = leave_one_out_teachers(means, counts, "uniform")
+    teachers, known = leave_one_out_teachers(means, counts, Uniform())
     assert known.tolist() == [[False, False], [True, True]]
     assert torch.isfinite(teachers).all()
     logits, labels = torch.randn(6, 2, requires_grad=True), torch.tensor([0, 1, 0, 1, 0, 1])
@@ -81,7 +88,7 @@ def test_a_label_that_nobody_else_holds_is_unknown_and_gives_no_teacher_term():
 def test_an_absent_label_is_not_averaged_as_zeros():
     means = torch.stack([torch.zeros(2, 2), torch.full((2, 2), 6.0), torch.zeros(2, 2)])
     counts = torch.tensor([[1, 1], [1, 1], [0, 1]])
-    teachers, _ = leave_one_out_teachers(means, counts, "uniform")
+    teachers, _ = leave_one_out_teachers(means, counts, Uniform())
     torch.testing.assert_close(teachers[0, 0], torch.tensor([6.0, 6.0]))
     torch.testing.assert_close(teachers[0, 1], torch.tensor([3.0, 3.0]))
 

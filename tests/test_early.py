@@ -7,11 +7,12 @@ import sys
 import pytest
 
 from recbole_fedkd.config import FedKDConfig
-from recbole_fedkd.config.choices import _REGISTRIES, choices, shipped
+from recbole_fedkd.config.choices import _CHOICES, choices, shipped
 from recbole_fedkd.config.early import check_early
 from recbole_fedkd.config.known import KnownKeys
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.model.student import ARCHITECTURE_KEYS
+from recbole_fedkd.registry import registries
 
 WRONG = [
     ("AttnFedKD", {"lerning_rate": ".1"}),
@@ -60,12 +61,16 @@ def test_keys_that_only_a_models_source_knows_pass_early(monkeypatch):
     check_early("NeuMF", "ml-100k", [], {"mlp_hidden_size": "[8]"})
 
 
-@pytest.mark.parametrize("registry", _REGISTRIES)
-def test_the_names_that_are_told_are_those_that_ship(registry):
-    module, attribute = _REGISTRIES[registry]
-    registered = list(getattr(importlib.import_module(module), attribute))
-    assert sorted(shipped()[registry]) == sorted(registered) == sorted(choices(registry))
-    assert all(sentence.endswith((".", "L")) for sentence in shipped()[registry].values())
+@pytest.mark.parametrize("kind", [*_CHOICES, *registries()])
+def test_the_names_that_are_told_are_those_that_ship(kind):
+    if kind in _CHOICES:
+        module, attribute = _CHOICES[kind]
+        registered = list(getattr(importlib.import_module(module), attribute))
+    else:
+        registered = [name for name, each in registries()[kind].items() if each.__module__.startswith("recbole_fedkd.")]
+    assert sorted(shipped()[kind]) == sorted(registered)
+    assert set(registered) <= set(choices(kind))
+    assert all(sentence.endswith((".", "L")) for sentence in shipped()[kind].values())
 
 
 def test_keys_of_a_network_are_those_that_its_file_lists():

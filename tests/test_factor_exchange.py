@@ -11,8 +11,8 @@ from recbole_fedkd.distillation import factors
 from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings, item_tables, stepped
 from recbole_fedkd.distillation.factors import Rows
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.federated.codec import CodecSettings, CodecStack
-from recbole_fedkd.federated.knowledge import FactorKnowledge, KnowledgeSettings
+from recbole_fedkd.federated.codec import CodecStack
+from recbole_fedkd.federated.knowledge import FactorKnowledge, Sizes
 from recbole_fedkd.model.factor_head import FactorHead
 from recbole_fedkd.quick_start import build_trainer
 
@@ -162,15 +162,11 @@ def test_factors_run_with_other_keys_too(run, keys):
 
 def test_many_rows_have_the_residuals_of_all_of_them_whatever_the_codec():
     """Half precision ends at 65504, which a sum of squares over a million rows passes."""
-    numbers = {"clients": 1, "labels": 3, "items": ITEMS}
-    rest = dict.fromkeys(
-        ("aggregation", "attention_temperature", "trim_ratio", "knowledge_use", "prior_strength"), None
-    )
-    knowledge = FactorKnowledge(KnowledgeSettings(**numbers, **rest, factors=SETTINGS))
+    knowledge = FactorKnowledge(SETTINGS, Sizes(1, 3, ITEMS))
     arrays = knowledge.upload(
         {"product_0": torch.ones(ITEMS, 4).double(), "squares": torch.tensor([[7e5]]).double()}, False
     )
-    stack = CodecStack.of(["int8", "fp16"], CodecSettings(0.9, 0.98, 20, 0.05))
+    stack = CodecStack.of(["int8", "fp16"], {})
     assert stack.decode(stack.encode(arrays, 0))["squares"] == 7e5
     specs = knowledge.upload_arrays()
     assert {name: (array.shape, array.dtype) for name, array in arrays.items()} == {
@@ -179,8 +175,7 @@ def test_many_rows_have_the_residuals_of_all_of_them_whatever_the_codec():
 
 
 def test_codecs_take_the_arrays_that_they_are_given(prepared):
-    settings = CodecSettings(0.9, 0.98, 20, 0.05, {"int4": "product_*"})
-    stack = CodecStack.of(["int4", "fp16"], settings)
+    stack = CodecStack.of(["int4", "fp16"], {"codec_arrays": {"int4": "product_*"}})
     array = np.random.default_rng(0).normal(size=(40, 20)).astype(np.float32)
     encoded = stack.encode({"product_0": array, "histogram": array}, 0)
     assert {name.partition(".")[0] for name in encoded} == {"product_0|0", "histogram|1"}

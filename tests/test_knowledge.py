@@ -9,6 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_fedkd.distillation.knowledge import (
+    Attentive,
+    AttentiveSettings,
+    Median,
+    TrimmedMean,
+    TrimmedMeanSettings,
+    Uniform,
     item_histograms,
     item_sums,
     leave_one_out_teachers,
@@ -30,7 +36,7 @@ def engine_of(prepared, **keys):
 
 
 @given(
-    aggregation=st.sampled_from(["attentive", "median", "trimmed_mean"]),
+    aggregation=st.sampled_from([Attentive(AttentiveSettings(1.0)), Median(), TrimmedMean()]),
     own=st.integers(0, 4),
     poison=st.floats(-1e3, 1e3, allow_nan=False),
 )
@@ -40,7 +46,7 @@ def test_no_aggregation_teaches_a_client_its_own_logits(aggregation, own, poison
     before = leave_one_out_teachers(means, counts, aggregation)
     changed = means.clone()
     # The similarity of a client's knowledge to the others' may change whom it listens to, not what they say.
-    changed[own] = means[own] * 3.0 + poison if aggregation == "attentive" else poison
+    changed[own] = means[own] * 3.0 + poison if aggregation.name == "attentive" else poison
     after = leave_one_out_teachers(changed, counts, aggregation)
     torch.testing.assert_close(before[0][own], after[0][own])
     assert torch.equal(before[1], after[1])
@@ -50,14 +56,14 @@ def test_median_and_trimmed_mean_by_hand():
     means = torch.tensor([0.0, 1.0, 2.0, 3.0, 100.0, 7.0]).view(6, 1, 1)
     counts = torch.ones(6, 1, dtype=torch.long)
     counts[5] = 0  # holds no such label
-    median, known = leave_one_out_teachers(means, counts, "median")
+    median, known = leave_one_out_teachers(means, counts, Median())
     assert median.flatten().tolist() == [2.5, 2.5, 2.0, 1.5, 1.5, 2.0]  # the last hears all five
     assert known.all()
-    trimmed, _ = leave_one_out_teachers(means, counts, "trimmed_mean", trim=0.25)
+    trimmed, _ = leave_one_out_teachers(means, counts, TrimmedMean(TrimmedMeanSettings(0.25)))
     assert trimmed[0].item() == 2.5  # 1, 2, 3, 100 without an end each
     assert trimmed[5].item() == 2.0
-    plain, _ = leave_one_out_teachers(means, counts, "trimmed_mean", trim=0.0)
-    uniform, _ = leave_one_out_teachers(means, counts, "uniform")
+    plain, _ = leave_one_out_teachers(means, counts, TrimmedMean(TrimmedMeanSettings(0.0)))
+    uniform, _ = leave_one_out_teachers(means, counts, Uniform())
     torch.testing.assert_close(plain, uniform)
 
 
@@ -66,9 +72,9 @@ def test_a_few_wrong_clients_move_the_median_little():
     means, counts = torch.randn(9, 2, 2, generator=generator), torch.ones(9, 2, dtype=torch.long)
     wrong = means.clone()
     wrong[7:] = 1e6
-    honest = leave_one_out_teachers(means, counts, "median")[0][:7]
-    assert (leave_one_out_teachers(wrong, counts, "median")[0][:7] - honest).abs().max() < 3
-    assert (leave_one_out_teachers(wrong, counts, "uniform")[0][:7] - honest).abs().max() > 1e5
+    honest = leave_one_out_teachers(means, counts, Median())[0][:7]
+    assert (leave_one_out_teachers(wrong, counts, Median())[0][:7] - honest).abs().max() < 3
+    assert (leave_one_out_teachers(wrong, counts, Uniform())[0][:7] - honest).abs().max() > 1e5
 
 
 def test_attentive_aggregation_listens_to_the_similar():
@@ -81,10 +87,10 @@ def test_attentive_aggregation_listens_to_the_similar():
     e = math.e
     torch.testing.assert_close(weights[0], torch.tensor([0.0, e / (e + 1 / e), (1 / e) / (e + 1 / e)]).double())
     torch.testing.assert_close(weights.sum(1), torch.ones(3).double())
-    teachers, _ = leave_one_out_teachers(means, counts, "attentive", attention_temperature=0.01)
+    teachers, _ = leave_one_out_teachers(means, counts, Attentive(AttentiveSettings(0.01)))
     torch.testing.assert_close(teachers[0], means[1])
-    flat, _ = leave_one_out_teachers(means, counts, "attentive", attention_temperature=1e9)
-    torch.testing.assert_close(flat, leave_one_out_teachers(means, counts, "uniform")[0])
+    flat, _ = leave_one_out_teachers(means, counts, Attentive(AttentiveSettings(1e9)))
+    torch.testing.assert_close(flat, leave_one_out_teachers(means, counts, Uniform())[0])
 
 
 def test_similarity_counts_common_labels_only():

@@ -11,12 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_fedkd.federated.codec import CODECS, CodecStack, WireCodecs
-from recbole_fedkd.federated.encoding import CodecSettings
 from recbole_fedkd.federated.message import SERVER, ArraySpec, Message, MessageError, Schema, Training, decoded
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.strategy import Strategy
 
-SETTINGS = CodecSettings(low_rank_start=0.5, low_rank_end=1.0, low_rank_rounds=5, top_k_share=0.1)
+SETTINGS = {"low_rank_start": 0.5, "low_rank_end": 1.0, "low_rank_rounds": 5, "top_k_share": 0.1}
 SHAPE = (64, 8)
 SCHEMA = Schema("model", {"w": ArraySpec(SHAPE), "n": ArraySpec((3,), np.int32, counts=True)})
 STACKS = [

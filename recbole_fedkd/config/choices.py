@@ -10,16 +10,13 @@ from functools import lru_cache
 import yaml
 
 from recbole_fedkd.config.files import PROPERTIES
+from recbole_fedkd.registry import registries
 
-# `<name>` in a rule of a properties file: the module that holds the registry, and the registry's name.
-_REGISTRIES = {
+# `<name>` in a rule that stands for no registry: the module that holds the choices, and what they are called there.
+_CHOICES = {
     "models": ("recbole_fedkd.model", "MODELS"),
-    "strategies": ("recbole_fedkd.federated.strategy", "STRATEGIES"),
     "engines": ("recbole_fedkd.engine", "ENGINES"),
     "backbones": ("recbole_fedkd.model.backbone", "BACKBONES"),
-    "aggregations": ("recbole_fedkd.distillation.knowledge", "AGGREGATIONS"),
-    "codecs": ("recbole_fedkd.federated.codec", "CODECS"),
-    "knowledge": ("recbole_fedkd.federated.knowledge", "KNOWLEDGE"),
     "knowledge uses": ("recbole_fedkd.federated.knowledge", "KNOWLEDGE_USES"),
     "server optimizers": ("recbole_fedkd.optim.server", "SERVER_OPTIMIZERS"),
     "switch tests": ("recbole_fedkd.optim.adam_to_sgd", "SWITCH_TESTS"),
@@ -38,19 +35,17 @@ def shipped() -> Mapping[str, Mapping[str, str]]:
     return content
 
 
-def choices(registry: str) -> list[str]:
-    """Names of a registry: all that are registered, also from outside the package, where its module is loaded."""
-    module, attribute = _REGISTRIES.get(registry, ("", ""))
-    names: Iterable[str] = getattr(sys.modules.get(module), attribute, shipped()[registry])
-    return list(names)
+def choices(kind: str) -> list[str]:
+    """What there is of a kind: all that are registered, also from outside the package, where its module is loaded."""
+    module, attribute = _CHOICES.get(kind, ("", ""))
+    known = shipped()[kind]
+    names: Iterable[str] = registries().get(kind, getattr(sys.modules.get(module), attribute, known))
+    return sorted(names, key=[*known, *names].index)
 
 
-def spelled_out(text: str) -> str:
-    """A rule in which every ``<registry>`` is its names, ``a|b|c``."""
-    if "<" in text:
-        for registry in (*_REGISTRIES, "presets"):
-            text = text.replace(f"<{registry}>", "|".join(choices(registry)))
-    return text
+def spelled_out(rule: str) -> str:
+    """A rule in which every ``<kind>`` is its names, ``a|b|c``."""
+    return re.sub(r"<([\w ]+)>", lambda kind: "|".join(choices(str(kind[1]))), rule)
 
 
 def _sentence(text: str) -> str:

@@ -33,6 +33,7 @@ from recbole_fedkd.config.values import ConfigLoader, merged_layers, plain
 from recbole_fedkd.errors import InputError, shown
 from recbole_fedkd.federated.strategy import STRATEGIES
 from recbole_fedkd.model import MODELS, AttnFedKD, Bias, FactorizationRecommender, corrected
+from recbole_fedkd.registry import declared_settings
 
 # Keys that only a federation reads, unless a RecBole model has one of the same name.
 _FEDERATION_KEYS = {
@@ -144,8 +145,9 @@ class FedKDConfig(JudgedConfig):
 
     def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple[str, type, str]:
         chosen, name = named(self.external_config_dict, model, dataset)
+        plugins = import_plugins(self.external_config_dict.get("plugins"))
         if isinstance(chosen, str):
-            own = model_of(import_plugins(self.external_config_dict.get("plugins")), chosen)
+            own = model_of(plugins, chosen)
             return chosen, find_model(chosen) if own is None else own, name
         return chosen.__name__, corrected(chosen), name
 
@@ -154,7 +156,7 @@ class FedKDConfig(JudgedConfig):
         self.attentive = issubclass(model_class, tuple(MODELS.values()))
         # Names such as gamma, alpha or reg_weight mean something else to many a RecBole model: theirs come first.
         recbole_keys: dict[str, Any] = self.internal_config_dict
-        self.internal_config_dict = {}
+        self.internal_config_dict = {name: copy.copy(each.default) for name, each in declared_settings().items()}
         self._update_internal_config_dict(PROPERTIES / "overall.yaml")
         self.internal_config_dict.update(recbole_keys)
         # RecBole would drop the interactions of everyone whom the .user or .item file does not know.

@@ -14,6 +14,7 @@ from recbole_fedkd.config.choices import spelled_out
 from recbole_fedkd.config.files import FILES_OF_EVERY_RUN, PROPERTIES, RECBOLE_PROPERTIES
 from recbole_fedkd.config.values import excess, parse_value
 from recbole_fedkd.errors import InputError, nearest, shown
+from recbole_fedkd.registry import Setting, declared_settings
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
@@ -66,6 +67,7 @@ class Key:
             (which also means: not empty; ``each, if any, one of a|b`` does not); may be empty.
         sentence: what the key is.
         elements: allowed types of a list's elements; empty if any will do.
+        roles: what else there is to know of it.
     """
 
     name: str
@@ -74,6 +76,14 @@ class Key:
     rule: str
     sentence: str
     elements: tuple[type, ...] = ()
+    roles: frozenset[str] = frozenset()
+
+    @staticmethod
+    def of(setting: Setting) -> Key:
+        """A key that its owner declares in Python."""
+        default = "~" if setting.default is None else repr(setting.default)
+        rule = spelled_out(setting.rule)
+        return Key(setting.name, default, setting.kinds, rule, setting.sentence, setting.elements, setting.roles)
 
     def read(self, value: Any) -> Any:
         """The value as this key takes it: ``'1e-3'`` as a number, ``'yes'`` as True, ``4.0`` as 4, 2024 as a text.
@@ -137,10 +147,10 @@ class Key:
         }
         told = [kind for kind in names if kind in self.types and not (kind is int and float in self.types)]
         kinds = " or ".join(names[kind] for kind in told)
-        if self.elements:
-            kinds += {float: " of numbers", int: " of integers"}.get(self.elements[0], " of texts")
         if self.rule.startswith("each, if any, one of "):
             return f"{kinds} of any of {self.rule[21:].replace('|', ', ')}"
+        if self.elements:
+            kinds += {float: " of numbers", int: " of integers"}.get(self.elements[0], " of texts")
         rule = "" if self.rule == "None" else self.rule
         told_rule = rule if rule.startswith("one of") else f"{kinds} {rule}".strip()
         return told_rule.replace("|", ", ")
@@ -232,6 +242,20 @@ def read_keys(file: Path) -> dict[str, Key]:
             name = line.split(":")[0]
             keys[name] = Key(name, "", (), "", "")
     return keys
+
+
+def declared_keys() -> dict[str, Key]:
+    """The keys that come with what is registered, also from outside the package.
+
+    Raises:
+        InputError: one of them is a key of every run already.
+    """
+    declared = {name: Key.of(setting) for name, setting in declared_settings().items()}
+    for file in FILES_OF_EVERY_RUN:
+        for name, key in read_keys(file).items():
+            if name in declared and key.sentence != declared[name].sentence:
+                raise InputError(f"a plugin declares the key '{name}', which every run has; it must have another name")
+    return declared
 
 
 @lru_cache

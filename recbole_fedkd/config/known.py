@@ -13,7 +13,7 @@ from typing import Any
 
 from recbole_fedkd.config.files import FILES_OF_EVERY_RUN, PROPERTIES, RECBOLE_PROPERTIES
 from recbole_fedkd.config.intervals import INTERVAL_KEYS, column_intervals, interval_text
-from recbole_fedkd.config.keys import Key, check_size, read_keys, read_sections, sizes_of_models
+from recbole_fedkd.config.keys import Key, check_size, declared_keys, read_keys, read_sections, sizes_of_models
 from recbole_fedkd.config.shapes import check_shape
 from recbole_fedkd.config.synonyms import called_here
 from recbole_fedkd.config.transforms import TRANSFORM_KEYS, WRITTEN_KEYS
@@ -95,6 +95,7 @@ class KnownKeys:
     ) -> None:
         keys = {name: Key(name, "~", (), "", "") for name in _UNDOCUMENTED_KEYS}
         keys.update({name: Key(name, "~", (), "", "") for name in recbole_names})
+        keys.update(declared_keys())
         recbole_files = [*FILES_OF_EVERY_RUN]
         recbole_files += [
             file

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recbole_fedkd.errors import InputError, nearest
+from recbole_fedkd.registry import NoSettings, Registry, read_settings
 
 Clients = NDArray[np.int64]
 
@@ -37,27 +39,22 @@ class Population:
         return len(self.label_histograms)
 
 
-Partition = Callable[[Population, "str | None", np.random.Generator], Clients]
-PARTITIONS: dict[str, Partition] = {}
+Partition = Callable[..., Clients]
+"""A function of the population, the argument behind the colon (or None), a random generator and, where it declares any, its
+settings."""
+
+PARTITIONS: Registry[Partition] = Registry("partition", "partitions")
+register_partition = PARTITIONS.register
 
 
-def register_partition(name: str) -> Callable[[Partition], Partition]:
-    """Decorator that makes a function selectable as ``partition: <name>`` or ``<name>:<argument>``."""
-
-    def register(function: Partition) -> Partition:
-        PARTITIONS[name] = function
-        return function
-
-    return register
-
-
-def partition_users(scheme: str, population: Population, seed: int) -> Clients:
+def partition_users(scheme: str, population: Population, seed: int, config: Any = None) -> Clients:
     """Map every user to a client.
 
     Args:
         scheme: value of the config key ``partition``.
         population: the users.
         seed: decides the map, together with the scheme and the population.
+        config: where the partition's own keys are, if it has any.
 
     Returns:
         Client number per user ``[users]``; the numbers are ``0..K-1`` and each has at least one user.
@@ -72,7 +69,10 @@ def partition_users(scheme: str, population: Population, seed: int) -> Clients:
             f"where one is needed (attribute:<field>, dirichlet:<alpha>, quantity:<alpha>){nearest(name, PARTITIONS)}"
         )
     generator = np.random.default_rng(np.random.SeedSequence([seed, 0x9A27]))
-    return PARTITIONS[name](population, argument or None, generator)
+    settings_type = PARTITIONS.settings[name]
+    own: list[Any] = [] if settings_type is NoSettings else [read_settings(settings_type, config or {})]
+    clients: Clients = PARTITIONS[name](population, argument or None, generator, *own)
+    return clients
 
 
 def held_out_clients(clients: int, share: float, seed: int) -> Clients:

@@ -17,35 +17,34 @@ from torch.nn import functional
 from recbole_fedkd.distillation import factors
 from recbole_fedkd.distillation.factors import Curvature, Rows
 from recbole_fedkd.distillation.features import ItemTables, KnownUsers
+from recbole_fedkd.registry import setting
 
 Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class FactorSettings:
-    """The keys of the exchange, see ``properties/overall.yaml``.
+    """The keys of the exchange; ``seed`` is the run's, of the first basis and public."""
 
-    Attributes:
-        factor_size: width of item vectors.
-        sketch_width: directions of a pass.
-        sketch_passes: number of passes.
-        em_steps: steps of expectation-maximisation after them.
-        bias_shrinkage: rows of residual zero that a bias leans on.
-        count_shrinkage: rows that an item's vector leans on.
-        vector_shrinkage: precision of item vectors (times the noise) in the first step; later ones find their own.
-        noise_share: noise as a share of the residuals' variance.
-        seed: of the first basis, public.
-    """
-
-    factor_size: int
-    sketch_width: int
-    sketch_passes: int
-    em_steps: int
-    bias_shrinkage: float
-    count_shrinkage: float
-    vector_shrinkage: float
-    noise_share: float
-    seed: int
+    factor_size: int = setting(16, "in [1, 256]", "Width of the item vectors.")
+    sketch_width: int = setting(
+        16, "in [1, 256]", "Directions of one pass of the range finder: numbers per item and round."
+    )
+    sketch_passes: int = setting(3, "in [1, 32]", "Passes, a round each; all their directions are kept.")
+    em_steps: int = setting(4, "in [0, 100]", "Steps of expectation-maximisation after them, a round each.")
+    bias_shrinkage: float = setting(4.0, ">= 0", "Rows of residual zero that the bias of a user or an item leans on.")
+    count_shrinkage: float = setting(20.0, "> 0", "Rows that an item's vector leans on before it counts in full.")
+    vector_shrinkage: float = setting(
+        60.0,
+        "> 0",
+        "Shrinkage of item vectors in the first step of expectation-maximisation, in users of a unit vector; later steps find "
+        "their own.",
+    )
+    noise_share: float = setting(
+        1.0, "> 0", "Variance of a residual around its prediction, as a share of that of all residuals."
+    )
+    seed: int = 2020
+    head_size: int = setting(32, "in [1, 4096]", "Width of the head's perceptron.")
 
     @property
     def stages(self) -> list[str]:

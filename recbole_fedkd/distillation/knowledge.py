@@ -8,10 +8,14 @@ Item knowledge: sums and counts per item, so that the server needs their totals 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
-AGGREGATIONS = ("uniform", "weighted", "attentive", "median", "trimmed_mean")
+from recbole_fedkd.registry import NoSettings, Registry, setting
 
 
 def label_sums(logits: Tensor, labels: Tensor, label_count: int) -> tuple[Tensor, Tensor]:
@@ -35,45 +39,156 @@ def label_means(sums: Tensor, counts: Tensor) -> Tensor:
     return (sums / counts.clamp(min=1).unsqueeze(-1)).float()
 
 
-def leave_one_out_teachers(
-    means: Tensor, counts: Tensor, aggregation: str, attention_temperature: float = 1.0, trim: float = 0.1
-) -> tuple[Tensor, Tensor]:
+class Aggregation(ABC):
+    """How a teacher averages the other clients' label knowledge.
+
+    Attributes:
+        name: value of the config key ``aggregation``.
+        additive: whether sums over the clients are all that it needs; if not, it needs every client's own.
+        settings_type: dataclass of its keys.
+    """
+
+    name: str
+    additive = False
+    settings_type: type = NoSettings
+
+    def __init__(self, settings: Any = None) -> None:
+        self.settings = settings if settings is not None else self.settings_type()
+
+    @abstractmethod
+    def teachers(self, means: Tensor, counts: Tensor) -> Tensor:
+        """Every client's teacher ``[K, T, T]`` in double precision, made of the other clients only.
+
+        Args:
+            means: ``[K, T, T]``, mean logits per client and label.
+            counts: ``[K, T]``, samples per client and label; 0 marks an absent label, whose mean is ignored.
+        """
+
+
+AGGREGATIONS: Registry[type[Aggregation]] = Registry("aggregation", "aggregations")
+register_aggregation = AGGREGATIONS.register
+
+
+class WeightedAggregation(Aggregation):
+    """A mean with weights that a client knows by itself, so that the sums of weights and of weighted means are enough."""
+
+    additive = True
+
+    @abstractmethod
+    def weights(self, counts: Tensor) -> Tensor:
+        """What a client counts for in the mean of a label, of its samples ``[..., T]``, in double precision; 0 without any."""
+
+    def teachers(self, means: Tensor, counts: Tensor) -> Tensor:
+        """The sums of the others, one by the other."""
+        weights = self.weights(counts)
+        totals = of_others(weights.unsqueeze(-1) * torch.where((counts > 0).unsqueeze(-1), means.double(), 0.0))
+        return totals / of_others(weights).clamp(min=1e-300).unsqueeze(-1)
+
+
+@register_aggregation
+class Uniform(WeightedAggregation):
+    """Clients alike (FD: Jeong et al.)."""
+
+    name = "uniform"
+
+    def weights(self, counts: Tensor) -> Tensor:
+        """1."""
+        return (counts > 0).double()
+
+
+@register_aggregation
+class Weighted(WeightedAggregation):
+    """Clients by their number of samples of the label."""
+
+    name = "weighted"
+
+    def weights(self, counts: Tensor) -> Tensor:
+        """The samples."""
+        return counts.double()
+
+
+@dataclass(frozen=True)
+class AttentiveSettings:
+    """The key of :class:`Attentive`."""
+
+    attention_temperature: float = setting(
+        0.1, "> 0", "Temperature of aggregation attentive; small: only the most similar clients count."
+    )
+
+
+@register_aggregation
+class Attentive(Aggregation):
+    """Clients by the similarity of their knowledge to one's own, see :func:`similarity_weights`."""
+
+    name = "attentive"
+    settings_type = AttentiveSettings
+
+    def teachers(self, means: Tensor, counts: Tensor) -> Tensor:
+        """Weighted means."""
+        present = counts > 0
+        similarity = similarity_weights(means, present, self.settings.attention_temperature)
+        weights = heard_from(counts).double() * similarity.unsqueeze(-1)
+        values = torch.where(present.unsqueeze(-1), means.double(), 0.0)
+        sums = torch.einsum("kjt,jts->kts", weights, values)
+        return sums / weights.sum(1).clamp(min=1e-300).unsqueeze(-1)
+
+
+@register_aggregation
+class Median(Aggregation):
+    """Each logit by itself, so that a few wrong clients move it little."""
+
+    name = "median"
+
+    def teachers(self, means: Tensor, counts: Tensor) -> Tensor:
+        """Medians; of an even number of clients the mean of the middle two."""
+        return _ordered_means(means, heard_from(counts), 0.5)
+
+
+@dataclass(frozen=True)
+class TrimmedMeanSettings:
+    """The key of :class:`TrimmedMean`."""
+
+    trim_ratio: float = setting(
+        0.1, "in [0, 0.5)", "Share of the clients that aggregation trimmed_mean leaves out at each end."
+    )
+
+
+@register_aggregation
+class TrimmedMean(Aggregation):
+    """As :class:`Median`, with less left out."""
+
+    name = "trimmed_mean"
+    settings_type = TrimmedMeanSettings
+
+    def teachers(self, means: Tensor, counts: Tensor) -> Tensor:
+        """Means of what lies between."""
+        return _ordered_means(means, heard_from(counts), self.settings.trim_ratio)
+
+
+def leave_one_out_teachers(means: Tensor, counts: Tensor, aggregation: Aggregation) -> tuple[Tensor, Tensor]:
     """Build each client's teacher from the other clients only (AFD: ``S^{/k}``; FD).
 
     Args:
         means: ``[K, T, T]``, mean logits per client and label.
         counts: ``[K, T]``, samples per client and label; 0 marks an absent label, whose mean is ignored.
-        aggregation: ``uniform`` averages clients alike (Jeong), ``weighted`` by their number of samples of the label,
-            ``attentive`` by the similarity of their knowledge to the client's own; ``median`` and ``trimmed_mean`` take each
-            logit by itself, so that a few wrong clients move it little.
-        attention_temperature: of ``attentive``; small: only the most similar clients count, large: ``uniform``.
-        trim: share of the clients that ``trimmed_mean`` leaves out at each end.
+        aggregation: how clients are averaged.
 
     Returns:
         Teachers ``[K, T, T]`` and the mask ``[K, T]`` of the labels that at least one other client holds; rows outside
         the mask are 0.
     """
-    if aggregation not in AGGREGATIONS:
-        raise ValueError(f"aggregation '{aggregation}' is none of {', '.join(AGGREGATIONS)}")
-    present = counts > 0
-    if aggregation in ("uniform", "weighted"):
-        weights = present.double() * (counts.double() if aggregation == "weighted" else 1.0)
-        totals = of_others(weights.unsqueeze(-1) * torch.where(present.unsqueeze(-1), means.double(), 0.0))
-        heard_weight, known = of_others(weights), of_others(present.double()) > 0
-        teachers = totals / heard_weight.clamp(min=1e-300).unsqueeze(-1)
-        return torch.where(known.unsqueeze(-1), teachers, 0.0).float(), known
-    # The other clients are taken directly, not as total minus own: one client's absence must change nothing else.
-    others = ~torch.eye(len(means), dtype=torch.bool, device=means.device)
-    heard = others.unsqueeze(-1) & present  # [K, K, T]: client k hears label t from client j
-    known = heard.any(1)
-    if aggregation in ("median", "trimmed_mean"):
-        teachers = _ordered_means(means, heard, 0.5 if aggregation == "median" else trim)
-    else:
-        weights = heard.double() * similarity_weights(means, present, attention_temperature).unsqueeze(-1)
-        values = torch.where(present.unsqueeze(-1), means.double(), 0.0)
-        sums = torch.einsum("kjt,jts->kts", weights, values)
-        teachers = sums / weights.sum(1).clamp(min=1e-300).unsqueeze(-1)
+    known = of_others((counts > 0).double()) > 0
+    teachers = aggregation.teachers(means, counts)
     return torch.where(known.unsqueeze(-1), teachers, 0.0).float(), known
+
+
+def heard_from(counts: Tensor) -> Tensor:
+    """Bool ``[K, K, T]``, from counts ``[K, T]``: client k hears label t from client j.
+
+    The other clients are taken directly, not as total minus own: one client's absence must change nothing else.
+    """
+    others = ~torch.eye(len(counts), dtype=torch.bool, device=counts.device)
+    return others.unsqueeze(-1) & (counts > 0)
 
 
 def of_others(values: Tensor) -> Tensor:

@@ -5,22 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_fedkd.federated.encoding import (
-    Arrays,
-    Codec,
-    CodecSettings,
-    EightBits,
-    FourBits,
-    HalfPrecision,
-    LowRank,
-    RowSparse,
-    Sign,
-    TopK,
-)
+from recbole_fedkd.federated.encoding import CODECS, Arrays, Codec
+from recbole_fedkd.registry import read_settings, setting
 
 UNFOLDED = 4096
 """Numbers that a byte may stand for where nobody knows how large an array is."""
@@ -28,9 +19,28 @@ UNFOLDED = 4096
 _HEADER_BYTES = 24
 
 
-CODECS: dict[str, type[Codec]] = {
-    codec.name: codec for codec in (HalfPrecision, EightBits, FourBits, RowSparse, LowRank, TopK, Sign)
-}
+@dataclass(frozen=True)
+class WireSettings:
+    """The keys of the wire."""
+
+    codecs: list[str] = setting(
+        [],
+        "each, if any, one of <codecs>",
+        "Encodings of messages, stacked in this order; fp16, int8 (one scale a row), row_sparse (lossless), int4 (half a byte "
+        "a number), low_rank, top_k, sign (1 bit a number). With any, a network travels as what changed of it.",
+    )
+    broadcast_codecs: list[str] | None = setting(
+        None,
+        "each, if any, one of <codecs>",
+        "Encodings of what the server says; not set: those of codecs.",
+    )
+    codec_arrays: dict[str, str] = setting(
+        {},
+        "",
+        "Which arrays a codec takes, a shell-style pattern of their names, such as {int4: 'product_*'}; codecs that are not "
+        "named take any.",
+    )
+    error_feedback: bool = setting(True, "", "What encoding takes from a client's update is added to its next one.")
 
 
 @dataclass(frozen=True)
@@ -44,9 +54,13 @@ class CodecStack:
     codecs: tuple[Codec, ...] = ()
 
     @staticmethod
-    def of(names: Sequence[str], settings: CodecSettings) -> CodecStack:
-        """The stack that a config names."""
-        return CodecStack(tuple(CODECS[name](settings) for name in names))
+    def of(names: Sequence[str], config: Any) -> CodecStack:
+        """The stack of some codecs, with their keys in a config or any mapping."""
+        arrays = read_settings(WireSettings, config).codec_arrays
+        kinds = [CODECS[name] for name in names]
+        return CodecStack(
+            tuple(kind(read_settings(kind.settings_type, config), arrays.get(kind.name, "*")) for kind in kinds)
+        )
 
     def encode(self, arrays: Mapping[str, NDArray[np.generic]], round_index: int) -> Arrays:
         """Float32 arrays become ``<name>|<place in the stack>.<part>``; all others stay."""
@@ -108,6 +122,13 @@ class WireCodecs:
 
     up: CodecStack = CodecStack()
     down: CodecStack = CodecStack()
+
+    @staticmethod
+    def of(config: Any) -> WireCodecs:
+        """The codecs that a config names."""
+        wire = read_settings(WireSettings, config)
+        down = wire.codecs if wire.broadcast_codecs is None else wire.broadcast_codecs
+        return WireCodecs(CodecStack.of(wire.codecs, config), CodecStack.of(down, config))
 
     def __bool__(self) -> bool:
         """Whether anything is encoded."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from recbole_fedkd.registry import NoSettings, Registry, setting
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -17,42 +19,28 @@ Arrays = dict[str, NDArray[np.generic]]
 Parts = Mapping[str, NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class CodecSettings:
-    """The codecs' keys of the config, see ``properties/overall.yaml``.
-
-    Attributes:
-        low_rank_start: share of the energy that ``low_rank`` keeps in the first round.
-        low_rank_end: the share in the last round of its schedule, and in all after it.
-        low_rank_rounds: rounds from the first to the last of the schedule.
-        top_k_share: share of an array's numbers that ``top_k`` keeps.
-        codec_arrays: codec to the arrays that it takes, a shell-style pattern of their names; codecs that are not named
-            take any.
-    """
-
-    low_rank_start: float
-    low_rank_end: float
-    low_rank_rounds: int
-    top_k_share: float
-    codec_arrays: Mapping[str, str] = field(default_factory=dict)
-
-
 class Codec(ABC):
     """Turns one float32 array into arrays that take fewer bytes, and back.
 
+    Args:
+        settings: of ``settings_type``; None: its defaults.
+        arrays: shell-style pattern of the names of the arrays that it takes.
+
     Attributes:
         name: element of the config key ``codecs``.
+        settings_type: dataclass of its keys.
         lossless: whether the way back gives the array to the last bit.
         parts: name to type of the arrays that it makes.
     """
 
     name: str
+    settings_type: type = NoSettings
     lossless = False
     parts: Mapping[str, type[np.generic]]
 
-    def __init__(self, settings: CodecSettings) -> None:
-        self.settings = settings
-        self.arrays = settings.codec_arrays.get(self.name, "*")
+    def __init__(self, settings: Any = None, arrays: str = "*") -> None:
+        self.settings = settings if settings is not None else self.settings_type()
+        self.arrays = arrays
 
     @abstractmethod
     def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
@@ -91,6 +79,11 @@ class Codec(ABC):
         return self.decode(parts)
 
 
+CODECS: Registry[type[Codec]] = Registry("codec", "codecs")
+register_codec = CODECS.register
+
+
+@register_codec
 class HalfPrecision(Codec):
     """``fp16``: 2 bytes a number, 11 bits of it; an array that holds a number beyond 65504 stays as it is."""
 
@@ -112,6 +105,7 @@ class HalfPrecision(Codec):
         return parts["half"].astype(np.float32)
 
 
+@register_codec
 class EightBits(Codec):
     """``int8``: 1 byte a number and one scale a row, ``x = code * scale`` with ``scale = max |x| / 127`` over the row.
 
@@ -140,154 +134,7 @@ class EightBits(Codec):
         return np.asarray(parts["codes"].astype(np.float32) * parts["scales"])
 
 
-class RowSparse(Codec):
-    """``row_sparse``: rows that are all zero are left out, such as items that a client has not met. Lossless."""
-
-    name = "row_sparse"
-    lossless = True
-    parts = {"present": np.uint8, "values": np.float32, "count": np.int32}
-
-    def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
-        """``present`` (a bit a row, packed), ``values`` and ``count`` (of all rows); None for a vector."""
-        if array.ndim < 2:
-            return None
-        # A negative zero is a number too.
-        present = (array.reshape(len(array), -1).view(np.uint32) != 0).any(1)
-        count = np.array([len(array)], dtype=np.int32)
-        return {"present": np.packbits(present), "values": array[present], "count": count}
-
-    def shape_of(self, parts: Parts) -> tuple[int, ...]:
-        """As many rows as were counted, as long as those that came."""
-        present, values = parts["present"], parts["values"]
-        _fits(parts["count"].shape == (1,) and values.ndim > 1 and present.ndim == 1)
-        count = int(parts["count"][0])
-        _fits(count >= 0 and len(present) == -(-count // 8))
-        _fits(len(values) == int(np.unpackbits(present, count=count).sum()))
-        return (count, *values.shape[1:])
-
-    def decode(self, parts: Parts) -> NDArray[np.float32]:
-        """Zeros where a row was left out."""
-        array = np.zeros(shape := self.shape_of(parts), dtype=np.float32)
-        array[np.unpackbits(parts["present"], count=shape[0]).astype(bool)] = parts["values"]
-        return array
-
-
-class LowRank(Codec):
-    """``low_rank``: the leading singular vectors of a matrix, as many as hold a share of its energy (FedKD, eq. 8-9).
-
-    The share grows over the rounds, ``T(t) = T_start + (T_end - T_start) t``: updates are large and simple first, small and
-    varied later. An array of more axes is a matrix of its first axis by all others.
-    """
-
-    name = "low_rank"
-    parts = {"left": np.float32, "right": np.float32, "shape": np.int32}
-
-    def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
-        """``left`` ``[n, r]`` (times the singular values), ``right`` ``[r, m]`` and ``shape``; None for a vector."""
-        if array.ndim < 2 or not array.size:
-            return None
-        matrix = array.reshape(len(array), -1)
-        left, values, right = np.linalg.svd(matrix, full_matrices=False)
-        rank = energy_rank(values, self.energy(round_index))
-        return {
-            "left": np.ascontiguousarray(left[:, :rank] * values[:rank]),
-            "right": np.ascontiguousarray(right[:rank]),
-            "shape": np.array(array.shape, dtype=np.int32),
-        }
-
-    def shape_of(self, parts: Parts) -> tuple[int, ...]:
-        """As it was sent; the product of the factors has as many numbers."""
-        left, right, shape = parts["left"], parts["right"], _sent_shape(parts)
-        _fits(left.ndim == 2 and right.ndim == 2 and left.shape[1] == right.shape[0] and len(shape) > 1)
-        _fits((len(left), right.shape[1]) == (shape[0], math.prod(shape[1:])))
-        return shape
-
-    def decode(self, parts: Parts) -> NDArray[np.float32]:
-        """The product."""
-        product: NDArray[np.float32] = parts["left"] @ parts["right"]
-        return product.reshape(parts["shape"].tolist())
-
-    def energy(self, round_index: int) -> float:
-        """The share ``T`` of a round."""
-        settings = self.settings
-        passed = min(1.0, round_index / max(1, settings.low_rank_rounds - 1))
-        return settings.low_rank_start + (settings.low_rank_end - settings.low_rank_start) * passed
-
-
-def energy_rank(values: NDArray[np.floating], share: float) -> int:
-    """The fewest leading singular values whose squares hold ``share`` of the sum of all squares; 0 if that is 0."""
-    energy = np.cumsum(values.astype(np.float64) ** 2)
-    return int(np.searchsorted(energy, share * energy[-1] * (1 - 1e-12))) + 1 if energy[-1] > 0 else 0
-
-
-class TopK(Codec):
-    """``top_k``: the numbers of largest magnitude, all others 0.
-
-    Where they stand is told by gaps of one byte; a longer gap is bridged by sending a number in between as well.
-    """
-
-    name = "top_k"
-    parts = {"gaps": np.uint8, "values": np.float32, "shape": np.int32}
-
-    def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
-        """``gaps`` (places from one number to the next), ``values`` and ``shape``."""
-        if not array.size:
-            return None
-        flat = array.reshape(-1)
-        kept = int(np.ceil(self.settings.top_k_share * flat.size))
-        places = np.sort(np.argpartition(np.abs(flat), flat.size - kept)[flat.size - kept :])
-        places = bridged(places, 255)
-        gaps = np.diff(places, prepend=-1).astype(np.uint8)
-        return {"gaps": gaps, "values": flat[places], "shape": np.array(array.shape, dtype=np.int32)}
-
-    def shape_of(self, parts: Parts) -> tuple[int, ...]:
-        """As it was sent; every place is one of it, and no place comes twice."""
-        gaps, shape = parts["gaps"], _sent_shape(parts)
-        _fits(gaps.ndim == 1 and gaps.shape == parts["values"].shape and bool(gaps.all()))
-        _fits(int(gaps.sum(dtype=np.int64)) <= math.prod(shape))
-        return shape
-
-    def decode(self, parts: Parts) -> NDArray[np.float32]:
-        """Zeros where nothing was sent."""
-        shape = parts["shape"].tolist()
-        array = np.zeros(math.prod(shape), dtype=np.float32)
-        array[np.cumsum(parts["gaps"].astype(np.int64)) - 1] = parts["values"]
-        return array.reshape(shape)
-
-
-class Sign(Codec):
-    """``sign``: 1 bit a number, its sign, and 4 bits a row for its mean magnitude (scaled sign: Karimireddy et al., ICML 2019).
-
-    A row is all that belongs to one index of the first axis, such as one embedding; a vector is one row.
-    """
-
-    name = "sign"
-    parts = {"signs": np.uint8, "steps": np.uint8, "largest": np.float32, "shape": np.int32}
-
-    def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
-        """``signs`` (bits, packed), ``steps`` and ``largest`` (see :func:`stepped`) and ``shape``."""
-        if not array.size:
-            return None
-        rows = _rows(array)
-        return {
-            "signs": np.packbits(rows > 0),
-            **stepped(np.abs(rows).mean(1, dtype=np.float64), np.rint),
-            "shape": np.array(array.shape, dtype=np.int32),
-        }
-
-    def shape_of(self, parts: Parts) -> tuple[int, ...]:
-        """As it was sent; there is a bit for every number and a step for every row."""
-        return _shape_with_steps(parts, parts["signs"], 8)
-
-    def decode(self, parts: Parts) -> NDArray[np.float32]:
-        """Every number of a row is its magnitude, up or down."""
-        shape = parts["shape"].tolist()
-        magnitudes = magnitudes_of(parts, shape[0] if len(shape) > 1 else 1)
-        bits = np.unpackbits(parts["signs"], count=math.prod(shape))
-        signs = bits.astype(np.float32) * 2 - 1
-        return np.asarray((signs.reshape(len(magnitudes), -1) * magnitudes[:, None]).reshape(shape))
-
-
+@register_codec
 class FourBits(Codec):
     """``int4``: 4 bits a number, ``x = code * magnitude / 7``, and 4 bits a row for a bound on its largest magnitude.
 
@@ -321,6 +168,180 @@ class FourBits(Codec):
         magnitudes = magnitudes_of(parts, shape[0] if len(shape) > 1 else 1)
         codes = _one_of_two(parts["codes"], math.prod(shape)).astype(np.float32) - 8
         return np.asarray((codes.reshape(len(magnitudes), -1) * (magnitudes[:, None] / 7)).reshape(shape))
+
+
+@register_codec
+class RowSparse(Codec):
+    """``row_sparse``: rows that are all zero are left out, such as items that a client has not met. Lossless."""
+
+    name = "row_sparse"
+    lossless = True
+    parts = {"present": np.uint8, "values": np.float32, "count": np.int32}
+
+    def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
+        """``present`` (a bit a row, packed), ``values`` and ``count`` (of all rows); None for a vector."""
+        if array.ndim < 2:
+            return None
+        # A negative zero is a number too.
+        present = (array.reshape(len(array), -1).view(np.uint32) != 0).any(1)
+        count = np.array([len(array)], dtype=np.int32)
+        return {"present": np.packbits(present), "values": array[present], "count": count}
+
+    def shape_of(self, parts: Parts) -> tuple[int, ...]:
+        """As many rows as were counted, as long as those that came."""
+        present, values = parts["present"], parts["values"]
+        _fits(parts["count"].shape == (1,) and values.ndim > 1 and present.ndim == 1)
+        count = int(parts["count"][0])
+        _fits(count >= 0 and len(present) == -(-count // 8))
+        _fits(len(values) == int(np.unpackbits(present, count=count).sum()))
+        return (count, *values.shape[1:])
+
+    def decode(self, parts: Parts) -> NDArray[np.float32]:
+        """Zeros where a row was left out."""
+        array = np.zeros(shape := self.shape_of(parts), dtype=np.float32)
+        array[np.unpackbits(parts["present"], count=shape[0]).astype(bool)] = parts["values"]
+        return array
+
+
+@dataclass(frozen=True)
+class LowRankSettings:
+    """The keys of :class:`LowRank`."""
+
+    low_rank_start: float = setting(
+        0.9, "in (0, 1]", "Codec low_rank: share of the energy that it keeps in the first round."
+    )
+    low_rank_end: float = setting(0.98, "in (0, 1]", "Codec low_rank: the share from round low_rank_rounds on.")
+    low_rank_rounds: int = setting(20, ">= 1", "Codec low_rank: rounds in which the share goes from start to end.")
+
+
+@register_codec
+class LowRank(Codec):
+    """``low_rank``: the leading singular vectors of a matrix, as many as hold a share of its energy (FedKD, eq. 8-9).
+
+    The share grows over the rounds, ``T(t) = T_start + (T_end - T_start) t``: updates are large and simple first, small and
+    varied later. An array of more axes is a matrix of its first axis by all others.
+    """
+
+    name = "low_rank"
+    settings_type = LowRankSettings
+    parts = {"left": np.float32, "right": np.float32, "shape": np.int32}
+
+    def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
+        """``left`` ``[n, r]`` (times the singular values), ``right`` ``[r, m]`` and ``shape``; None for a vector."""
+        if array.ndim < 2 or not array.size:
+            return None
+        matrix = array.reshape(len(array), -1)
+        left, values, right = np.linalg.svd(matrix, full_matrices=False)
+        rank = energy_rank(values, self.energy(round_index))
+        return {
+            "left": np.ascontiguousarray(left[:, :rank] * values[:rank]),
+            "right": np.ascontiguousarray(right[:rank]),
+            "shape": np.array(array.shape, dtype=np.int32),
+        }
+
+    def shape_of(self, parts: Parts) -> tuple[int, ...]:
+        """As it was sent; the product of the factors has as many numbers."""
+        left, right, shape = parts["left"], parts["right"], _sent_shape(parts)
+        _fits(left.ndim == 2 and right.ndim == 2 and left.shape[1] == right.shape[0] and len(shape) > 1)
+        _fits((len(left), right.shape[1]) == (shape[0], math.prod(shape[1:])))
+        return shape
+
+    def decode(self, parts: Parts) -> NDArray[np.float32]:
+        """The product."""
+        product: NDArray[np.float32] = parts["left"] @ parts["right"]
+        return product.reshape(parts["shape"].tolist())
+
+    def energy(self, round_index: int) -> float:
+        """The share ``T`` of a round."""
+        settings = self.settings
+        passed = min(1.0, round_index / max(1, settings.low_rank_rounds - 1))
+        return float(settings.low_rank_start + (settings.low_rank_end - settings.low_rank_start) * passed)
+
+
+def energy_rank(values: NDArray[np.floating], share: float) -> int:
+    """The fewest leading singular values whose squares hold ``share`` of the sum of all squares; 0 if that is 0."""
+    energy = np.cumsum(values.astype(np.float64) ** 2)
+    return int(np.searchsorted(energy, share * energy[-1] * (1 - 1e-12))) + 1 if energy[-1] > 0 else 0
+
+
+@dataclass(frozen=True)
+class TopKSettings:
+    """The key of :class:`TopK`."""
+
+    top_k_share: float = setting(
+        0.05, "in (0, 1]", "Codec top_k: share of an array's numbers that are sent, those of largest magnitude."
+    )
+
+
+@register_codec
+class TopK(Codec):
+    """``top_k``: the numbers of largest magnitude, all others 0.
+
+    Where they stand is told by gaps of one byte; a longer gap is bridged by sending a number in between as well.
+    """
+
+    name = "top_k"
+    settings_type = TopKSettings
+    parts = {"gaps": np.uint8, "values": np.float32, "shape": np.int32}
+
+    def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
+        """``gaps`` (places from one number to the next), ``values`` and ``shape``."""
+        if not array.size:
+            return None
+        flat = array.reshape(-1)
+        kept = int(np.ceil(self.settings.top_k_share * flat.size))
+        places = np.sort(np.argpartition(np.abs(flat), flat.size - kept)[flat.size - kept :])
+        places = bridged(places, 255)
+        gaps = np.diff(places, prepend=-1).astype(np.uint8)
+        return {"gaps": gaps, "values": flat[places], "shape": np.array(array.shape, dtype=np.int32)}
+
+    def shape_of(self, parts: Parts) -> tuple[int, ...]:
+        """As it was sent; every place is one of it, and no place comes twice."""
+        gaps, shape = parts["gaps"], _sent_shape(parts)
+        _fits(gaps.ndim == 1 and gaps.shape == parts["values"].shape and bool(gaps.all()))
+        _fits(int(gaps.sum(dtype=np.int64)) <= math.prod(shape))
+        return shape
+
+    def decode(self, parts: Parts) -> NDArray[np.float32]:
+        """Zeros where nothing was sent."""
+        shape = parts["shape"].tolist()
+        array = np.zeros(math.prod(shape), dtype=np.float32)
+        array[np.cumsum(parts["gaps"].astype(np.int64)) - 1] = parts["values"]
+        return array.reshape(shape)
+
+
+@register_codec
+class Sign(Codec):
+    """``sign``: 1 bit a number, its sign, and 4 bits a row for its mean magnitude (scaled sign: Karimireddy et al., ICML 2019).
+
+    A row is all that belongs to one index of the first axis, such as one embedding; a vector is one row.
+    """
+
+    name = "sign"
+    parts = {"signs": np.uint8, "steps": np.uint8, "largest": np.float32, "shape": np.int32}
+
+    def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
+        """``signs`` (bits, packed), ``steps`` and ``largest`` (see :func:`stepped`) and ``shape``."""
+        if not array.size:
+            return None
+        rows = _rows(array)
+        return {
+            "signs": np.packbits(rows > 0),
+            **stepped(np.abs(rows).mean(1, dtype=np.float64), np.rint),
+            "shape": np.array(array.shape, dtype=np.int32),
+        }
+
+    def shape_of(self, parts: Parts) -> tuple[int, ...]:
+        """As it was sent; there is a bit for every number and a step for every row."""
+        return _shape_with_steps(parts, parts["signs"], 8)
+
+    def decode(self, parts: Parts) -> NDArray[np.float32]:
+        """Every number of a row is its magnitude, up or down."""
+        shape = parts["shape"].tolist()
+        magnitudes = magnitudes_of(parts, shape[0] if len(shape) > 1 else 1)
+        bits = np.unpackbits(parts["signs"], count=math.prod(shape))
+        signs = bits.astype(np.float32) * 2 - 1
+        return np.asarray((signs.reshape(len(magnitudes), -1) * magnitudes[:, None]).reshape(shape))
 
 
 _NOTHING = 15

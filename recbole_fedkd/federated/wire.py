@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recbole_fedkd.federated.codec import CodecStack, WireCodecs, squared_error
+from recbole_fedkd.federated.codec import CodecStack, WireCodecs, WireSettings, squared_error
 from recbole_fedkd.federated.message import (
     SERVER,
     ArraySpec,
@@ -32,6 +32,7 @@ from recbole_fedkd.federated.message import (
 )
 from recbole_fedkd.federated.strategy import ServerState, Strategy, to_tensors
 from recbole_fedkd.finite import check_arrays as check_finite
+from recbole_fedkd.registry import NoSettings, Registry
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -78,7 +79,15 @@ def updated(update: Mapping[str, NDArray[np.generic]], reference: Mapping[str, N
 
 
 class Stage(ABC):
-    """What stands between what a client says and the wire. Either end has one of its own; both know what it does."""
+    """What stands between what a client says and the wire. Either end has one of its own; both know what it does.
+
+    Attributes:
+        name: element of the config key ``stages``.
+        settings_type: dataclass of its keys.
+    """
+
+    name: str
+    settings_type: type = NoSettings
 
     @abstractmethod
     def encode(self, message: Message) -> Message:
@@ -133,6 +142,11 @@ class Updates(Stage):
         return replace(schema, arrays=numbered(schema.arrays, self.reference))
 
 
+STAGES: Registry[type[Stage]] = Registry("stage", "stages")
+register_stage = STAGES.register
+
+
+@register_stage
 class Encoding(Stage):
     """Codecs, and what they dropped.
 
@@ -143,6 +157,9 @@ class Encoding(Stage):
     Attributes:
         residual: what encoding took from the last message.
     """
+
+    name = "codecs"
+    settings_type = WireSettings
 
     def __init__(self, codecs: CodecStack, feedback: bool = False) -> None:
         self.codecs, self.feedback = codecs, feedback

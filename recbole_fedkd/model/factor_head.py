@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings, item_tables
+from recbole_fedkd.distillation.exchange import FactorExchange, item_tables
 from recbole_fedkd.distillation.factors import Curvature
 from recbole_fedkd.distillation.features import ItemTables, KnownUsers, feature_count
 from recbole_fedkd.model.network import NO_CONTEXT, Context
 
 FEATURE_REACH = 5.0
 """Standardised features are cut here: an item that nobody else has rated must not throw a head off."""
-
-
-def read_factor_settings(config: Any) -> FactorSettings:
-    """The keys of the exchange of item factors."""
-    return FactorSettings(**{each.name: config[each.name] for each in dataclasses.fields(FactorSettings)})
 
 
 class FactorHead(nn.Module):

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from recbole_fedkd.distillation import factors
-from recbole_fedkd.distillation.exchange import FactorExchange, item_tables, stepped
+from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings, item_tables, stepped
 from recbole_fedkd.distillation.factors import Rows
 from recbole_fedkd.distillation.features import ItemTables
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.model.factor_head import read_factor_settings
 from recbole_fedkd.model.network import NO_CONTEXT, Context
 from recbole_fedkd.model.student import LabelledRecommender
+from recbole_fedkd.registry import read_settings
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class FoldIn(Bias):
     """
 
     def _found(self, config: Any, rows: Rows, labels: Tensor) -> Found:
-        exchange = FactorExchange(read_factor_settings(config), rows, labels, self.label_values)
+        exchange = FactorExchange(read_settings(FactorSettings, config), rows, labels, self.label_values)
         known = exchange.known_users(self._tables(exchange))
         tables, users = known.tables, known.fold.posterior.mean
         return Found(

@@ -10,17 +10,18 @@ import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor, nn
 
-from recbole_fedkd.distillation.exchange import FactorExchange
+from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings
 from recbole_fedkd.distillation.factors import Rows as InteractionRows
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.model.batch_norm import normalise_single_rows
 from recbole_fedkd.model.catalogue import rank_items
-from recbole_fedkd.model.factor_head import FactorHead, read_factor_settings
+from recbole_fedkd.model.factor_head import FactorHead
 from recbole_fedkd.model.factorization import FactorizationRecommender
 from recbole_fedkd.model.network import NO_CONTEXT, AttentiveNetwork, Context
 from recbole_fedkd.model.pair import TeacherAndStudent, names_of
 from recbole_fedkd.model.shared import Rows, SharedState, forget_cached, private_slices
 from recbole_fedkd.model.student import LabelledRecommender, NetworkBuilder, read_architecture, read_tables
+from recbole_fedkd.registry import read_settings
 
 
 class NetworkPopulation(LabelledRecommender):
@@ -127,8 +128,8 @@ class _HeadBuilder:
     """Builds clients' heads on item factors, each with the rows of its own users."""
 
     def __init__(self, config: Any, dataset: Any) -> None:
-        self.settings = read_factor_settings(config)
-        self.hidden = config["head_size"]
+        self.settings = read_settings(FactorSettings, config)
+        self.hidden = self.settings.head_size
         self.values = torch.tensor(dataset.label_values)
         self.users, self.items = dataset.inter_feat[dataset.uid_field], dataset.inter_feat[dataset.iid_field]
         self.labels = dataset.label_indices()

@@ -185,8 +185,9 @@ class FleetEngine(Engine):
         strategy, chosen, report = self.server.strategy, current.chosen, current.report
         report.bytes_down = self._receive(chosen, current.index)
         total = sum(self._sizes[number] for number in chosen)
-        of_changed = strategy.settings.row_mean == "changed"
-        uniform = strategy.settings.client_weights == "uniform"
+        averaging = strategy.shares_parameters
+        of_changed = averaging and strategy.settings.row_mean == "changed"
+        uniform = averaging and strategy.settings.client_weights == "uniform"
         share = (lambda size: 1 / len(chosen)) if uniform else (lambda size: size / total)
         example: Message | None = None
         mean: MeanOfClients | None = None

@@ -1,12 +1,6 @@
 """Strategies: how clients learn together. A new one registers itself here and nowhere else."""
 
-from recbole_fedkd.federated.strategy.base import (
-    LocalResult,
-    ServerState,
-    Strategy,
-    StrategySettings,
-    to_tensors,
-)
+from recbole_fedkd.federated.strategy.base import LocalResult, ServerState, Strategy, to_tensors
 from recbole_fedkd.federated.strategy.federated_averaging import (
     FederatedAveraging,
     GlobalDistillation,
@@ -14,15 +8,10 @@ from recbole_fedkd.federated.strategy.federated_averaging import (
 )
 from recbole_fedkd.federated.strategy.knowledge_exchange import AttentiveFederatedDistillation, FederatedDistillation
 from recbole_fedkd.federated.strategy.local_training import LocalTraining
+from recbole_fedkd.registry import Registry
 
-STRATEGIES: dict[str, type[Strategy]] = {}
-
-
-def register_strategy(strategy: type[Strategy]) -> type[Strategy]:
-    """Make a strategy selectable as ``strategy: <name>``; usable as a class decorator from outside the package."""
-    STRATEGIES[strategy.name] = strategy
-    return strategy
-
+STRATEGIES: Registry[type[Strategy]] = Registry("strategy", "strategies")
+register_strategy = STRATEGIES.register
 
 for _strategy in (
     AttentiveFederatedDistillation,
@@ -34,12 +23,4 @@ for _strategy in (
 ):
     register_strategy(_strategy)
 
-__all__ = [
-    "STRATEGIES",
-    "LocalResult",
-    "ServerState",
-    "Strategy",
-    "StrategySettings",
-    "register_strategy",
-    "to_tensors",
-]
+__all__ = ["STRATEGIES", "LocalResult", "ServerState", "Strategy", "register_strategy", "to_tensors"]

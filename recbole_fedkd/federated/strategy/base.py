@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -12,50 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedkd.federated.aggregate import EveryUpload, Fold
-from recbole_fedkd.federated.knowledge import KNOWLEDGE, KnowledgeSettings
+from recbole_fedkd.federated.knowledge import KNOWLEDGE, Knowledge, Sizes
 from recbole_fedkd.federated.message import Message, Schema
 from recbole_fedkd.federated.task import Step, Task
 from recbole_fedkd.model.shared import SharedState
+from recbole_fedkd.registry import NoSettings, read_settings
 
 ServerState = dict[str, Tensor]
 """What the server remembers between rounds: named tensors, saved with every checkpoint."""
-
-
-@dataclass(frozen=True)
-class StrategySettings:
-    """The strategy's keys of the config, see ``properties/overall.yaml``.
-
-    Attributes:
-        knowledge: what is distilled.
-        knowledge_settings: how it is collected, averaged and used.
-        gamma: weight of the cross-entropy to the teacher.
-        alpha: weight of the reverse divergence to the teacher.
-        temperature: ``tau`` of both.
-        proximal_weight: ``mu`` of FedProx.
-        server_optimizer: what the server makes of the mean of the clients' parameters.
-        server_learning_rate: its rate.
-        server_momentum: its momentum, of ``fedadam`` the first moment's.
-        server_beta2: the second moment's decay.
-        server_tau: keeps the denominator of ``fedadam`` from zero.
-        client_weights: ``samples`` or ``uniform``, what a client counts for in the server's mean.
-        row_mean: ``all`` or ``changed``, which clients the mean of a parameter's row is taken over.
-        serve_after: ``aggregation`` or ``training``, when a client's network is what serves its users.
-    """
-
-    knowledge: str
-    knowledge_settings: KnowledgeSettings
-    gamma: float
-    alpha: float
-    temperature: float
-    proximal_weight: float
-    server_optimizer: str
-    server_learning_rate: float
-    server_momentum: float
-    server_beta2: float
-    server_tau: float
-    client_weights: str
-    row_mean: str
-    serve_after: str
 
 
 @dataclass
@@ -80,8 +45,13 @@ class Strategy(ABC):
     What becomes of the uploads is said by :meth:`aggregate`, of all of them at once; or, so that none needs to be kept, by
     :meth:`empty`, which folds them one by one, and :meth:`step`.
 
+    Args:
+        settings: of ``settings_type``; None: its defaults.
+        knowledge: what clients exchange, where they do.
+
     Attributes:
         name: value of the config key ``strategy``.
+        settings_type: dataclass of its keys.
         exchanges_knowledge: whether clients need logits: False spares them the pass that extracts knowledge.
         shares_parameters: whether clients send their networks.
         trains_teacher: whether every client keeps a larger network that never leaves it beside the one that travels.
@@ -91,6 +61,7 @@ class Strategy(ABC):
     """
 
     name: str
+    settings_type: type = NoSettings
     exchanges_knowledge = False
     shares_parameters = False
     trains_teacher = False
@@ -98,14 +69,26 @@ class Strategy(ABC):
     remembers_sent = False
     same_for_all = False
 
-    def __init__(self, settings: StrategySettings) -> None:
-        self.settings = settings
-        self.knowledge = KNOWLEDGE[settings.knowledge](settings.knowledge_settings)
+    def __init__(self, settings: Any = None, knowledge: Knowledge | None = None) -> None:
+        self.settings = settings if settings is not None else self.settings_type()
+        self._knowledge = knowledge
+
+    @classmethod
+    def of(cls, config: Any, sizes: Sizes) -> Self:
+        """The strategy as a config has it, over a federation of these sizes."""
+        knowledge = KNOWLEDGE[config["knowledge"]].of(config, sizes) if cls.exchanges_knowledge else None
+        return cls(read_settings(cls.settings_type, config), knowledge)
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """What clients exchange, where they do."""
+        assert self._knowledge is not None
+        return self._knowledge
 
     @property
     def serves_aggregate(self) -> bool:
         """Whether every client takes over what the server holds at the end of a round, to serve its users by it."""
-        return self.shares_parameters and self.settings.serve_after == "aggregation"
+        return self.shares_parameters
 
     @abstractmethod
     def download(self, state: ServerState, client: int, round_index: int) -> Message | None:

@@ -6,6 +6,7 @@ FedAvg: McMahan et al., AISTATS 2017. FedProx: Li et al., MLSys 2020.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,11 +16,46 @@ from recbole_fedkd.distillation.losses import joint_loss
 from recbole_fedkd.federated.aggregate import Fold, MeanOfChangedRows, WeightedMean
 from recbole_fedkd.federated.message import SERVER, ArraySpec, Message, Schema
 from recbole_fedkd.federated.strategy.base import LocalResult, ServerState, Strategy
+from recbole_fedkd.federated.strategy.knowledge_exchange import DistillationSettings
 from recbole_fedkd.federated.task import Step
 from recbole_fedkd.model.shared import SharedState
 from recbole_fedkd.optim.server import SERVER_OPTIMIZERS
+from recbole_fedkd.registry import setting
 
 PARAMETER, BUFFER = "p:", "b:"
+
+
+@dataclass(frozen=True)
+class AveragingSettings:
+    """The keys of :class:`FederatedAveraging`."""
+
+    client_weights: str = setting(
+        "samples",
+        "one of samples|uniform",
+        "What a client counts for in the server's mean: its samples, or as much as any other.",
+    )
+    row_mean: str = setting(
+        "all",
+        "one of all|changed",
+        "A row (of items, say) is averaged over all clients of the round, or over those that changed it.",
+    )
+    serve_after: str = setting(
+        "aggregation",
+        "one of aggregation|training",
+        "Users are served by what the server makes of all clients, or by their client's own network as training left it.",
+    )
+    proximal_weight: float = setting(
+        0.0, ">= 0", "Weight mu of FedProx: mu / 2 times the squared distance to the server's network."
+    )
+    server_optimizer: str = setting(
+        "fedavg",
+        "one of <server optimizers>",
+        "What the server makes of the clients' mean; fedavg takes it as it is.",
+    )
+    server_learning_rate: float = setting(1.0, "> 0", "Rate of the server's optimiser.")
+    server_momentum: float = setting(0.9, "in [0, 1)", "Momentum of fedavgm, first moment's decay of fedadam.")
+    server_beta2: float = setting(0.99, "in [0, 1)", "Second moment's decay of fedadam.")
+    server_tau: float = setting(1.0e-3, "> 0", "Keeps the denominator of fedadam from zero.")
 
 
 class FederatedAveraging(Strategy):
@@ -30,13 +66,19 @@ class FederatedAveraging(Strategy):
     """
 
     name = "fedavg"
+    settings_type = AveragingSettings
     shares_parameters = True
     same_for_all = True
 
     @property
+    def serves_aggregate(self) -> bool:
+        """Unless a client's own network serves its users."""
+        return bool(self.settings.serve_after == "aggregation")
+
+    @property
     def additive(self) -> bool:
         """Unless rows count where a client has changed them, which nothing but the client's own network tells."""
-        return self.settings.row_mean == "all"
+        return bool(self.settings.row_mean == "all")
 
     def initial_state(self, shared: SharedState) -> ServerState:
         """The network that every client starts from."""
@@ -56,7 +98,8 @@ class FederatedAveraging(Strategy):
         if not self.settings.proximal_weight:
             return step.loss
         distances = [(value - received[PARAMETER + name]).pow(2).sum() for name, value in shared.parameters().items()]
-        return step.loss + 0.5 * self.settings.proximal_weight * torch.stack(distances).sum()
+        penalty: Tensor = 0.5 * self.settings.proximal_weight * torch.stack(distances).sum()
+        return step.loss + penalty
 
     def upload(self, result: LocalResult, client: int, round_index: int) -> Message | None:
         """The trained network."""
@@ -97,6 +140,11 @@ class FederatedAveraging(Strategy):
         return {**mean, **moved, **memory}
 
 
+@dataclass(frozen=True)
+class GlobalDistillationSettings(DistillationSettings, AveragingSettings):
+    """The keys of :class:`GlobalDistillation`."""
+
+
 class GlobalDistillation(FederatedAveraging):
     """``fedgkd``: the network that came down teaches the client's while it trains, so that it forgets less of the others.
 
@@ -104,6 +152,7 @@ class GlobalDistillation(FederatedAveraging):
     """
 
     name = "fedgkd"
+    settings_type = GlobalDistillationSettings
     taught_by_received = True
 
     def loss(self, step: Step, received: Mapping[str, Tensor], shared: SharedState) -> Tensor:

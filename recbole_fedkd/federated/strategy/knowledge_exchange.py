@@ -6,26 +6,51 @@ AFD: Chen, Zhang, Ma, Journal of Software 32(12), 2021. FD: Jeong et al., arXiv:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
 from recbole_fedkd.distillation.losses import joint_loss
 from recbole_fedkd.federated.aggregate import Fold
+from recbole_fedkd.federated.knowledge import Knowledge, LabelKnowledge, LabelSettings
 from recbole_fedkd.federated.message import SERVER, Message, Schema
-from recbole_fedkd.federated.strategy.base import LocalResult, ServerState, Strategy, StrategySettings
+from recbole_fedkd.federated.strategy.base import LocalResult, ServerState, Strategy
 from recbole_fedkd.federated.task import Step
 from recbole_fedkd.model.shared import SharedState
+from recbole_fedkd.registry import setting
+
+
+@dataclass(frozen=True)
+class DistillationSettings:
+    """The keys of the joint loss."""
+
+    gamma: float = setting(0.05, ">= 0", "Weight of the cross-entropy to the teacher.")
+    alpha: float = setting(0.02, ">= 0", "Weight of the reverse Kullback-Leibler divergence to the teacher.")
+    temperature: float = setting(1.0, "> 0", "Temperature tau of student and teacher in both distillation terms.")
+
+
+@dataclass(frozen=True)
+class ExchangeSettings(DistillationSettings):
+    """The keys of :class:`AttentiveFederatedDistillation`, and those of the knowledge that it names."""
+
+    knowledge: str = setting(
+        "label",
+        "one of <knowledge>",
+        "What is distilled; label: the mean logits per label, T x T numbers; item: sums and counts per item; factors: sums "
+        "per item from which everybody computes item vectors, and a head on them.",
+    )
 
 
 class AttentiveFederatedDistillation(Strategy):
     """Knowledge up, the leave-one-out teacher down, the joint loss in between (AFD).
 
     What the messages ``knowledge`` (up) and ``teacher`` (down) hold is the kind of knowledge's affair, see
-    ``federated/knowledge.py``.
+    ``federated/knowledge/``.
     """
 
     name = "afd"
+    settings_type = ExchangeSettings
     exchanges_knowledge = True
     remembers_sent = True
 
@@ -94,6 +119,7 @@ class FederatedDistillation(AttentiveFederatedDistillation):
 
     name = "fd"
 
-    def __init__(self, settings: StrategySettings) -> None:
-        knowledge = replace(settings.knowledge_settings, aggregation="uniform")
-        super().__init__(replace(settings, alpha=0.0, knowledge_settings=knowledge))
+    def __init__(self, settings: Any = None, knowledge: Knowledge | None = None) -> None:
+        if isinstance(knowledge, LabelKnowledge):
+            knowledge = LabelKnowledge(LabelSettings("uniform"), knowledge.sizes)
+        super().__init__(replace(settings or ExchangeSettings(), alpha=0.0), knowledge)

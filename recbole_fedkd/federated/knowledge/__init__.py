@@ -1,0 +1,18 @@
+"""Kinds of knowledge: what clients that distil tell each other, and what they make of it; the loss is the strategy's."""
+
+from recbole_fedkd.federated.knowledge.base import KNOWLEDGE, Knowledge, Sizes, register_knowledge
+from recbole_fedkd.federated.knowledge.factors import FactorKnowledge
+from recbole_fedkd.federated.knowledge.item import KNOWLEDGE_USES, ItemKnowledge
+from recbole_fedkd.federated.knowledge.label import LabelKnowledge, LabelSettings
+
+__all__ = [
+    "KNOWLEDGE",
+    "KNOWLEDGE_USES",
+    "FactorKnowledge",
+    "ItemKnowledge",
+    "Knowledge",
+    "LabelKnowledge",
+    "LabelSettings",
+    "Sizes",
+    "register_knowledge",
+]

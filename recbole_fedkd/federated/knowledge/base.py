@@ -1,0 +1,136 @@
+"""What a kind of knowledge is: what of a trained network is collected, what of it travels, and which teacher a sample gets."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recbole_fedkd.federated.aggregate import Fold
+from recbole_fedkd.federated.message import ArraySpec
+from recbole_fedkd.federated.task import Step, Task
+from recbole_fedkd.registry import NoSettings, Registry, read_settings
+
+Tensors = Mapping[str, Tensor]
+Arrays = dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What everybody knows of a federation before it begins.
+
+    Attributes:
+        clients: number of clients ``K``.
+        labels: number of labels ``T``.
+        items: number of items ``I``, padding included.
+    """
+
+    clients: int
+    labels: int
+    items: int
+
+
+class Knowledge(ABC):
+    """One kind of knowledge; it holds settings and no state.
+
+    Args:
+        settings: of ``settings_type``.
+        sizes: of the federation.
+
+    Attributes:
+        name: value of the config key ``knowledge``.
+        settings_type: dataclass of its keys.
+        additive: whether sums over the clients are all that the server needs.
+        of_network: whether it is collected of what a trained network says, batch by batch.
+        accumulates: whether a message adds to what the client has been told before.
+        exchange_rounds: rounds before there is anything to train by.
+    """
+
+    name: str
+    settings_type: type = NoSettings
+    additive = False
+    of_network = True
+    accumulates = False
+    exchange_rounds = 0
+
+    def __init__(self, settings: Any, sizes: Sizes) -> None:
+        self.settings, self.sizes = settings, sizes
+
+    @classmethod
+    def of(cls, config: Any, sizes: Sizes) -> Self:
+        """The kind of knowledge as a config has it."""
+        return cls(read_settings(cls.settings_type, config), sizes)
+
+    @abstractmethod
+    def collect(self, step: Step) -> dict[str, Tensor]:
+        """What a batch adds; the sums of all batches are what a client knows."""
+
+    def collect_of_many(self, step: Step, clients: Tensor, count: int) -> dict[str, Tensor]:
+        """What a batch of several clients' samples adds, with a leading axis of clients.
+
+        Args:
+            step: of all samples together.
+            clients: whose each sample is ``[size]``, from 0.
+            count: number of clients.
+        """
+        raise NotImplementedError
+
+    @abstractmethod
+    def upload(self, collected: Tensors, first: bool) -> Arrays:
+        """What goes up; ``first``: the client has never spoken before."""
+
+    @abstractmethod
+    def upload_arrays(self) -> dict[str, ArraySpec]:
+        """What an upload holds."""
+
+    @abstractmethod
+    def empty(self, state: Tensors) -> Fold:
+        """A fold of a round's uploads that has taken in none."""
+
+    @abstractmethod
+    def step(self, state: Tensors, statistics: Tensors) -> dict[str, Tensor]:
+        """The server's next state, given what the uploads of a round have come to."""
+
+    @abstractmethod
+    def download_arrays(self) -> dict[str, ArraySpec]:
+        """What a download may hold."""
+
+    @abstractmethod
+    def download(self, state: Tensors, client: int, round_index: int) -> Arrays:
+        """What goes down to a client; nothing if the server knows nothing new."""
+
+    def delivered(self, state: Tensors, clients: Sequence[int]) -> dict[str, Tensor]:
+        """The server's state once clients have answered its message."""
+        return dict(state)
+
+    @abstractmethod
+    def teacher(self, received: Tensors, step: Step) -> tuple[Tensor | None, Tensor | None]:
+        """Teacher's logits ``[batch, T]`` and mask ``[batch]`` of a batch; None without one."""
+
+    def understood(self, received: Tensors, own: Tensors, fresh: bool) -> dict[str, Tensor]:
+        """What a client makes of a message: ``own`` is what it has sent so far, ``fresh`` whether in the round before."""
+        return dict(received)
+
+    def installed(self, understood: Tensors) -> dict[str, Tensor]:
+        """Buffers of the network that follow from it."""
+        return {}
+
+    def learns(self, received: Tensors) -> bool:
+        """Whether there is something to train by, given what the client has been told."""
+        return True
+
+    def statistics(self, task: Task, received: Tensors) -> dict[str, Tensor]:
+        """What a client's samples add that no network needs to be asked for."""
+        return {}
+
+    def taken_in(self, task: Task, received: Tensors, own: Tensors) -> None:  # noqa: B027
+        """Tell the network what the client has been told, of which ``own`` it has said itself; most need not know."""
+
+
+KNOWLEDGE: Registry[type[Knowledge]] = Registry("knowledge", "knowledge")
+register_knowledge = KNOWLEDGE.register

@@ -1,0 +1,111 @@
+"""Item factors: sums per item from which everybody computes the same item vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_fedkd.distillation.exchange import FactorSettings
+from recbole_fedkd.federated.aggregate import Fold, Sums
+from recbole_fedkd.federated.knowledge.base import Arrays, Knowledge, Tensors, register_knowledge
+from recbole_fedkd.federated.message import ArraySpec
+from recbole_fedkd.federated.task import FactorTask, Step, Task
+
+
+@register_knowledge
+class FactorKnowledge(Knowledge):
+    """Sums per item from which everybody computes the same item vectors, stage by stage (``distillation/exchange.py``).
+
+    Up: in each round of the exchange the next stage's sums. Down: the totals of the stages that the client does not have. When
+    the exchange is over nothing travels any more, and clients train their heads by themselves.
+    """
+
+    name = "factors"
+    settings_type = FactorSettings
+    additive = True
+    of_network = False
+    accumulates = True
+
+    @property
+    def exchange_rounds(self) -> int:  # type: ignore[override]
+        """One per stage."""
+        return len(self.settings.stages)
+
+    def collect(self, step: Step) -> dict[str, Tensor]:
+        """Nothing: the network is not asked."""
+        return {}
+
+    def learns(self, received: Tensors) -> bool:
+        """Once the exchange is over."""
+        return self._next_stage(received) is None
+
+    def statistics(self, task: Task, received: Tensors) -> dict[str, Tensor]:
+        """The next stage's sums."""
+        assert isinstance(task, FactorTask)
+        stage = self._next_stage(received)
+        return {} if stage is None else task.head.exchange.answer(stage, _double(received))
+
+    def taken_in(self, task: Task, received: Tensors, own: Tensors) -> None:
+        """The head computes what it knows."""
+        assert isinstance(task, FactorTask)
+        if "histogram" in received:
+            task.head.know(_double(received), _double(own))
+
+    def upload(self, collected: Tensors, first: bool) -> Arrays:
+        """The sums per item in single precision; what is no item's in double, which no codec takes."""
+        stages = self.settings.stages
+        sent = {name: value.float() if name in stages else value for name, value in collected.items()}
+        return {name: value.cpu().numpy() for name, value in sent.items()}
+
+    def upload_arrays(self) -> dict[str, ArraySpec]:
+        """One stage of all, and what goes with it."""
+        items, settings = self.sizes.items, self.settings
+        arrays = {}
+        for stage in settings.stages:
+            arrays[stage] = ArraySpec((items, settings.numbers(stage, self.sizes.labels, items)), optional=True)
+            for name, shape in settings.beside(stage).items():
+                arrays[name] = ArraySpec(shape, np.float64, optional=True)
+        return arrays
+
+    def empty(self, state: Tensors) -> Fold:
+        """Totals of the stage."""
+        return Sums()
+
+    def step(self, state: Tensors, statistics: Tensors) -> dict[str, Tensor]:
+        """The totals of all stages so far."""
+        told = state.get("told", torch.zeros(self.sizes.clients, dtype=torch.int64))
+        return {**state, **statistics, "told": told}
+
+    def download_arrays(self) -> dict[str, ArraySpec]:
+        """Totals of any stages."""
+        return self.upload_arrays()
+
+    def download(self, state: Tensors, client: int, round_index: int) -> Arrays:
+        """Totals of the stages that the client does not have."""
+        stages = self._finished(state)[int(state["told"][client]) :] if "told" in state else []
+        names = [name for stage in stages for name in (stage, *self.settings.beside(stage))]
+        return {name: state[name].cpu().numpy() for name in names}
+
+    def delivered(self, state: Tensors, clients: Sequence[int]) -> dict[str, Tensor]:
+        """They have all stages so far."""
+        if "told" not in state:
+            return dict(state)
+        told = state["told"].index_fill(0, torch.tensor(clients, dtype=torch.long), len(self._finished(state)))
+        return {**state, "told": told}
+
+    def teacher(self, received: Tensors, step: Step) -> tuple[None, None]:
+        """None: what is known is what the head sees."""
+        return None, None
+
+    def _finished(self, totals: Tensors) -> list[str]:
+        return [stage for stage in self.settings.stages if stage in totals]
+
+    def _next_stage(self, totals: Tensors) -> str | None:
+        return next((stage for stage in self.settings.stages if stage not in totals), None)
+
+
+def _double(tensors: Tensors) -> dict[str, Tensor]:
+    return {name: value.double() for name, value in tensors.items()}

@@ -1,0 +1,180 @@
+"""Item knowledge: sums and counts per item."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_fedkd.distillation.knowledge import item_histograms, item_sums, log_prior
+from recbole_fedkd.federated.aggregate import Fold, Sums
+from recbole_fedkd.federated.knowledge.base import Arrays, Knowledge, Tensors, register_knowledge
+from recbole_fedkd.federated.message import ArraySpec, Message, MessageError
+from recbole_fedkd.federated.task import Step
+from recbole_fedkd.registry import setting
+
+KNOWLEDGE_USES = ("distil", "prior", "both")
+
+
+@dataclass(frozen=True)
+class ItemSettings:
+    """The keys of :class:`ItemKnowledge`."""
+
+    knowledge_use: str = setting(
+        "both",
+        "one of <knowledge uses>",
+        "Item knowledge as distillation target, as a log-prior on the logits (AttnFedKD), or as both.",
+    )
+    prior_strength: float = setting(
+        10.0, "> 0", "Samples that the labels of all items are worth in the log-prior of one item."
+    )
+
+
+@register_knowledge
+class ItemKnowledge(Knowledge):
+    """Sums and counts per item: mean logits as a distillation target, label histograms as a log-prior on the logits.
+
+    Up: every round ``sums`` ``[I, T]`` and ``seen`` ``[I]`` (to distil), once ``histogram`` ``[I, T]`` (for the prior).
+    Down: their totals over the clients, the histograms' where a client does not have the latest. Everything is additive,
+    so that totals are all that a server needs to learn, and a client takes its own part off what it gets.
+    """
+
+    name = "item"
+    settings_type = ItemSettings
+    additive = True
+
+    @property
+    def _distils(self) -> bool:
+        return self.settings.knowledge_use in ("distil", "both")
+
+    @property
+    def _uses_prior(self) -> bool:
+        return self.settings.knowledge_use in ("prior", "both")
+
+    def collect(self, step: Step) -> dict[str, Tensor]:
+        """Sums of logits ``[I, T]``, samples ``[I]`` and label histogram ``[I, T]``."""
+        assert step.logits is not None and step.labels is not None and step.items is not None
+        collected = {}
+        if self._distils:
+            collected["sums"], collected["seen"] = item_sums(step.logits, step.items, self.sizes.items)
+        if self._uses_prior:
+            collected["histogram"] = item_histograms(step.items, step.labels, self.sizes.items, self.sizes.labels)
+        return collected
+
+    def upload(self, collected: Tensors, first: bool) -> Arrays:
+        """What is used; the histogram does not change and is sent once."""
+        arrays: Arrays = {}
+        if self._distils:
+            arrays["sums"] = collected["sums"].float().cpu().numpy()
+            arrays["seen"] = collected["seen"].int().cpu().numpy()
+        if self._uses_prior and first:
+            arrays["histogram"] = collected["histogram"].int().cpu().numpy()
+        return arrays
+
+    def upload_arrays(self) -> dict[str, ArraySpec]:
+        """What is used; the histogram comes once."""
+        arrays = self._totals
+        return {name: spec._replace(optional=True) if name == "histogram" else spec for name, spec in arrays.items()}
+
+    def empty(self, state: Tensors) -> Fold:
+        """Totals of the round."""
+        return _Totals(state.get("spoken", torch.zeros(self.sizes.clients, dtype=torch.bool)))
+
+    def step(self, state: Tensors, statistics: Tensors) -> dict[str, Tensor]:
+        """Totals: of the round's sums, and of all histograms ever sent."""
+        following = {name: value for name, value in state.items() if name in ("histogram", "version", "told")}
+        following |= {name: value for name, value in statistics.items() if name != "histogram"}
+        if "histogram" in statistics:
+            before = state.get("histogram", torch.zeros_like(statistics["histogram"]))
+            following["histogram"] = before + statistics["histogram"]
+            following["version"] = state.get("version", torch.zeros(1, dtype=torch.int64)) + 1
+            following.setdefault("told", torch.zeros(self.sizes.clients, dtype=torch.int64))
+        return following
+
+    def download_arrays(self) -> dict[str, ArraySpec]:
+        """Totals, each where there is something new."""
+        return {name: spec._replace(optional=True) for name, spec in self._totals.items()}
+
+    @property
+    def _totals(self) -> dict[str, ArraySpec]:
+        items, labels = self.sizes.items, self.sizes.labels
+        arrays = {}
+        if self._distils:
+            arrays["sums"] = ArraySpec((items, labels))
+            arrays["seen"] = ArraySpec((items,), np.int32, counts=True)
+        if self._uses_prior:
+            arrays["histogram"] = ArraySpec((items, labels), np.int32, counts=True)
+        return arrays
+
+    def download(self, state: Tensors, client: int, round_index: int) -> Arrays:
+        """The totals; the histograms' only for a client that does not have the latest."""
+        names = [name for name in ("sums", "seen") if name in state]
+        if "histogram" in state and bool(state["told"][client] < state["version"][0]):
+            names.append("histogram")
+        return {name: state[name].cpu().numpy() for name in names}
+
+    def delivered(self, state: Tensors, clients: Sequence[int]) -> dict[str, Tensor]:
+        """They have the latest histograms now."""
+        if "told" not in state:
+            return dict(state)
+        return {
+            **state,
+            "told": state["told"].index_fill(0, torch.tensor(clients, dtype=torch.long), int(state["version"][0])),
+        }
+
+    def understood(self, received: Tensors, own: Tensors, fresh: bool) -> dict[str, Tensor]:
+        """The other clients' part of the totals: mean logits ``teacher`` and mask ``known`` per item, and the log-prior."""
+        made = {}
+        if "sums" in received:
+            sums, seen = received["sums"], received["seen"]
+            if fresh:
+                sums, seen = sums - own["sums"], seen - own["seen"]
+            made["known"] = seen > 0
+            made["teacher"] = sums / seen.clamp(min=1).unsqueeze(-1)
+        if "histogram" in received:
+            histogram = received["histogram"] - own["histogram"] if "histogram" in own else received["histogram"]
+            made["item_prior"] = log_prior(histogram, self.settings.prior_strength)
+        return made
+
+    def installed(self, understood: Tensors) -> dict[str, Tensor]:
+        """The log-prior, which the network adds to its logits."""
+        return {name: value for name, value in understood.items() if name == "item_prior"}
+
+    def teacher(self, received: Tensors, step: Step) -> tuple[Tensor | None, Tensor | None]:
+        """The row of the sample's item."""
+        if "teacher" not in received or step.items is None:
+            return None, None
+        return received["teacher"][step.items], received["known"][step.items]
+
+
+class _Totals(Sums):
+    """Sums of item knowledge; a client's histogram counts once.
+
+    Args:
+        spoken: bool ``[K]``, whose histogram is counted already.
+    """
+
+    def __init__(self, spoken: Tensor) -> None:
+        super().__init__()
+        self.spoken = spoken.clone()
+
+    def add(self, upload: Message) -> None:
+        """Add its arrays."""
+        if "histogram" in upload.arrays:
+            if self.spoken[upload.sender]:
+                raise MessageError("doubled", "its histogram is counted already")
+            self.spoken[upload.sender] = True
+        super().add(upload)
+
+    def merge(self, other: Self) -> None:
+        """Add the other's."""
+        super().merge(other)
+        self.spoken |= other.spoken
+
+    def finish(self) -> dict[str, Tensor]:
+        """The sums, and who has spoken."""
+        return {**self.sums, "spoken": self.spoken}
