@@ -21,7 +21,8 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["recbole_fedkd", "recbole_fedkd.*"]), *PROPERTIES],
     package_dir={package: package.replace("recbole_fedkd.", "", 1).replace(".", "/") for package in PROPERTIES},
-    package_data={package: ["*.yaml"] for package in PROPERTIES} | {"recbole_fedkd": ["py.typed"]},
+    package_data={package: ["*.yaml"] for package in PROPERTIES}
+    | {"recbole_fedkd": ["py.typed"], "recbole_fedkd.report": ["templates/*"]},
     entry_points={"console_scripts": ["recbole-fedkd=recbole_fedkd.command_line:console"]},
     # RecBole is pinned: every minor release so far broke its extensions. pandas 3 breaks its data loading. The other
     # bounds say what the code needs and which next major version nobody has tried; constraints.txt is the tested set.
@@ -33,6 +34,7 @@ setup(
         "pandas>=2.0,<3",
         "scipy>=1.11,<2",
         "filelock>=3.12,<5",
+        "Jinja2>=3.1,<4",  # the pages of reports; torch brings it
         "matplotlib>=3.8,<4",
         "msgpack>=1.0,<2",
         "optuna>=4,<6",
@@ -42,6 +44,8 @@ setup(
         "tqdm>=4.60,<5",
     ],
     extras_require={
+        # Looks at the pages of reports in a headless browser; the browser is the system's (Debian: chromium) or playwright's.
+        "browser": ["playwright>=1.40,<2"],
         "dev": [
             "hypothesis>=6.100,<7",
             "mypy>=1.15,<3",

@@ -67,8 +67,9 @@ MAY_KNOW = {
         "strangers",
         "trainer",
     },
-    "report": {"files"},
-    "experiment": {"config", "files", "quick_start", "report"},
+    "record": {"files"},
+    "report": {"files", "record"},
+    "experiment": {"config", "files", "quick_start", "record", "report"},
     "search": {"config", "files", "quick_start"},
     "command_line": {"config", "experiment", "model", "quick_start", "report", "search"},
 }

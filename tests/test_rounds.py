@@ -7,7 +7,7 @@ import re
 import pytest
 
 from recbole_fedkd import run_recbole_fedkd
-from recbole_fedkd.report.records import read_experiment
+from recbole_fedkd.report.experiment import read_experiment
 from recbole_fedkd.rounds import Epoch, NumberedCurves, NumberedLogger
 
 

@@ -2,10 +2,8 @@
 
 ``experiment.json`` describes the experiment. Every finished run has ``runs/<cell>.jsonl`` (one line ``run``, one line
 ``round`` each, one line ``result``) and ``users/<cell>.npz`` (test metrics per user); every failed one has
-``failures/<cell>.json``, and ``logs/<cell>.log`` whatever it said. ``work`` holds what is under way.
-
-The arrays of ``users/<cell>.npz`` are of one length: ``user``, the dataset's internal id; in a federation ``client``, the
-number of the user's client; and one per test metric, nan where it does not judge the user.
+``failures/<cell>.json``, and ``logs/<cell>.log`` whatever it said. ``work`` holds what is under way. The form of the first two
+is that of ``recbole_fedkd.record``.
 """
 
 from __future__ import annotations
@@ -17,13 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from recbole_fedkd.experiment.grid import KEYS_WITHOUT_EFFECT, Cell, Experiment, digest_of
 from recbole_fedkd.files import json_ready, write_json, written_whole
-from recbole_fedkd.report.records import RECORD_VERSION, RECORD_VERSIONS, differing_keys
+from recbole_fedkd.record import RECORD_VERSION, RECORD_VERSIONS, write_record
+from recbole_fedkd.report.records import differing_keys
 
-_WHOLE_NUMBERS = ("user", "client")
 _FOLDERS = ("runs", "users", "failures", "logs", "work")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
 
@@ -138,43 +134,15 @@ def write_run(folder: Path, cell: Cell, result: Mapping[str, Any]) -> None:
         cell: the run.
         result: what ``run_recbole_fedkd`` returned.
     """
-    users, strangers = result["user_metrics"], result["strangers"]
-    if users is not None:
-        columns: dict[str, Any] = {
-            name: np.asarray(values, dtype=np.int64 if name in _WHOLE_NUMBERS else np.float32)
-            for name, values in users.items()
-        }
-        with written_whole(users_file(folder, cell)) as temporary, temporary.open("wb") as stream:
-            np.savez_compressed(stream, **columns)
-    communication, timing = result["communication"], result["timing"]
     head = {
-        "kind": "run",
-        "version": RECORD_VERSION,
         "cell": cell.id,
         "row": cell.row,
         "group": cell.group,
         "seed": cell.seed,
         "keys": _without_place(cell.keys),
         "config": _without_place(result["config"]),
-        "environment": result["environment"],
-        "partition": result["partition"],
     }
-    tail = {
-        "kind": "result",
-        "test": result["test_result"],
-        "best_valid": result["best_valid_result"],
-        "best_round": result["best_round"],
-        "valid_metric": str(result["config"]["valid_metric"]).lower(),
-        "valid_score_bigger": result["valid_score_bigger"],
-        "protocols": result["protocols"],
-        "strangers": strangers and {name: value for name, value in strangers.items() if name != "user_metrics"},
-        "communication": {name: communication[name] for name in ("total_bytes", "bytes_down", "bytes_up")},
-        "timing": {name: timing[name] for name in ("rounds", "training_seconds", "seconds_per_round")},
-    }
-    lines = [head, *({"kind": "round", **each} for each in result["rounds"]), tail]
-    text = "".join(json.dumps(json_ready(line), allow_nan=False) + "\n" for line in lines)
-    with written_whole(run_file(folder, cell)) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_record(run_file(folder, cell), users_file(folder, cell), head, result)
 
 
 def _without_place(keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The report of an experiment, made from its records alone: tables, tests, plots and one page that holds them all."""
+"""The report of an experiment or of a single run, made from records alone: tables, tests, plots, and a page that holds them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_report(folder: Path) -> Path:
         InputError: the folder holds no finished run and no failure.
     """
     # The plots bring matplotlib, which only a report needs.
-    from recbole_fedkd.report.page import write_all
-    from recbole_fedkd.report.records import read_experiment
+    from recbole_fedkd.report.experiment import read_experiment
+    from recbole_fedkd.report.files import write_all
 
     return write_all(read_experiment(Path(folder)), Path(folder) / "report")

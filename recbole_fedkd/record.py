@@ -1,0 +1,71 @@
+"""The record of a run: what is kept of it for reports, in a form that outlives the code that wrote it.
+
+A record is a file of JSON lines: one ``run`` (who it was: row, group, seed, config, environment, partition), one ``round``
+each, one ``result``; beside it an ``.npz`` of equally long arrays: ``user``, the dataset's internal id; in a federation
+``client``, the number of the user's client; and one per test metric, nan where it does not judge the user.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_fedkd.files import json_ready, written_whole
+
+RECORD_VERSION = 2
+"""Of what is written: rounds are counted from 1. Version 1 counted them from 0, and is read as if it had not."""
+RECORD_VERSIONS = (1, RECORD_VERSION)
+RUN_RECORD, RUN_USERS = "record.jsonl", "users.npz"
+"""Names of the two files in the folder of a single run."""
+
+OPTIONAL_PARTS = ("engine", "strangers", "cold", "epsilon")
+"""What a result has only where it applies: the engine that ran, metrics of held-out users and of cold rows, privacy spent."""
+
+_WHOLE_NUMBERS = ("user", "client")
+
+
+def write_record(file: Path, users_file: Path, head: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    """Write the record of a finished run; the users first, for with its own file the run counts as finished.
+
+    Args:
+        file: the JSON lines.
+        users_file: metrics of single users; not written where the result has none.
+        head: who the run is: ``cell``, ``row``, ``group``, ``seed``, ``keys`` and ``config``.
+        result: what ``run_recbole_fedkd`` returned.
+    """
+    users = result["user_metrics"]
+    if users is not None:
+        columns: dict[str, Any] = {
+            name: np.asarray(values, dtype=np.int64 if name in _WHOLE_NUMBERS else np.float32)
+            for name, values in users.items()
+        }
+        with written_whole(users_file) as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(stream, **columns)
+    communication, timing = result["communication"], result["timing"]
+    first = {"kind": "run", "version": RECORD_VERSION, **head}
+    first |= {"environment": result["environment"], "partition": result["partition"]}
+    last = {
+        "kind": "result",
+        "test": result["test_result"],
+        "best_valid": result["best_valid_result"],
+        "best_round": result["best_round"],
+        "valid_metric": str(result["config"]["valid_metric"]).lower(),
+        "valid_score_bigger": result["valid_score_bigger"],
+        "protocols": result["protocols"],
+        "communication": {name: communication[name] for name in ("total_bytes", "bytes_down", "bytes_up")},
+        "timing": {name: timing[name] for name in ("rounds", "training_seconds", "seconds_per_round")},
+        **{name: _without_users(result[name]) for name in OPTIONAL_PARTS if result.get(name) is not None},
+    }
+    lines = [first, *({"kind": "round", **each} for each in result["rounds"]), last]
+    text = "".join(json.dumps(json_ready(line), allow_nan=False) + "\n" for line in lines)
+    with written_whole(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _without_users(part: Any) -> Any:
+    """An optional part without the values of single users."""
+    return {name: value for name, value in part.items() if name != "user_metrics"} if isinstance(part, Mapping) else part

@@ -1,0 +1,270 @@
+"""How good the rows are: means over seeds, how each number came about, and tests against the reference."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from recbole_fedkd.report.contents import (
+    NONE,
+    USUAL_NAMES,
+    Block,
+    Bullets,
+    Cell,
+    Paragraph,
+    Table,
+    column,
+    heading,
+    mean_and_deviation,
+    probability,
+    signed,
+    usual_name,
+)
+from recbole_fedkd.report.experiment import Group, Published
+from recbole_fedkd.report.records import as_text, comparable_protocol, parted_protocol
+from recbole_fedkd.report.statistics import (
+    MARKS,
+    Comparison,
+    Summary,
+    lower_is_better,
+    significant_units,
+    summary,
+)
+
+
+def metrics_of(group: Group) -> list[str]:
+    """Test metrics that any run of the group has, in the order of the tables; unusual ones last, in that of the runs."""
+    names = dict.fromkeys(metric for run in group.all_runs for metric in run.test)
+    order = list(USUAL_NAMES)
+
+    def place(metric: str) -> tuple[int, int]:
+        stem, _, cut = metric.partition("@")
+        return order.index(stem) if stem in order else len(order), int(cut) if cut.isdecimal() else 0
+
+    return sorted(names, key=place)
+
+
+def main_metrics(group: Group) -> list[str]:
+    """The metrics that are set against bytes: accuracy, MAE, what chose the models, and the usual ranking metric."""
+    available = metrics_of(group)
+    ranking = [metric for metric in available if metric.startswith(("labelledndcg@", "ndcg@"))]
+    wanted = {"accuracy", "mae", *(run.valid_metric for run in group.all_runs), *ranking[:1]}
+    return [metric for metric in available if metric in wanted] or available[:3]
+
+
+def quality(group: Group) -> dict[tuple[str, str], Summary]:
+    """Summary over seeds per row and metric; pairs without a value are absent."""
+    values = {
+        (row, metric): [run.test[metric] for run in group.runs[row] if metric in run.test]
+        for row in group.rows
+        for metric in metrics_of(group)
+    }
+    return {place: summary(found) for place, found in values.items() if found}
+
+
+def best_of(group: Group, metric: str, means: Mapping[str, float]) -> set[str]:
+    """The rows with the best of some means, as printed; none where a single row has one or the protocols differ."""
+    if len(means) < 2 or len(protocols_of(group, metric)) > 1:
+        return set()
+    printed = {row: round(mean, 4) for row, mean in means.items()}
+    wanted = (min if lower_is_better(metric) else max)(printed.values())
+    return {row for row, mean in printed.items() if mean == wanted}
+
+
+def best_rows(group: Group) -> dict[str, set[str]]:
+    """Per metric the rows with the best mean as printed; none where a single row has it or the protocols differ."""
+    found = quality(group)
+    return {
+        metric: best_of(group, metric, {row: found[row, metric].mean for row in group.rows if (row, metric) in found})
+        for metric in metrics_of(group)
+    }
+
+
+def protocols_of(group: Group, metric: str) -> dict[str, list[str]]:
+    """Each protocol by which a metric came about in the group, with its rows.
+
+    What a protocol says in brackets at its end was counted on one split, and may differ between seeds: the first to the last
+    of the counts are told.
+    """
+    found: dict[str, list[str]] = {}
+    sentences: dict[str, str] = {}
+    counted: dict[str, list[str]] = {}
+    for run in group.all_runs:
+        if metric in run.test:
+            whole = run.protocols.get(metric, "protocol not recorded")
+            key, (told, counts) = comparable_protocol(whole), parted_protocol(whole)
+            sentences[key] = max(sentences.get(key, ""), told, key=len)
+            if run.row not in found.setdefault(key, []):
+                found[key].append(run.row)
+            if counts and counts not in counted.setdefault(key, []):
+                counted[key].append(counts)
+    return {" ".join([sentences[key], *_merged_counts(counted.get(key, []))]): rows for key, rows in found.items()}
+
+
+def _merged_counts(told: Sequence[str]) -> list[str]:
+    """One text for several that differ in their numbers alone, with each number's range; else all of them."""
+    if len({re.sub(r"\d+", "#", text) for text in told}) != 1:
+        return list(told)
+    numbers = zip(*([int(number) for number in re.findall(r"\d+", text)] for text in told), strict=True)
+    ranges = iter(["{} to {}".format(*ends) if (ends := (min(each), max(each)))[0] < ends[1] else str(ends[0])
+                   for each in numbers])  # fmt: skip
+    return [re.sub(r"\d+", lambda _: next(ranges), told[0])]
+
+
+def protocol_sentences(group: Group) -> list[str]:
+    """How each number of the quality table came about; metrics that share a protocol share a sentence."""
+    shared: dict[str, list[str]] = {}
+    differing = []
+    for metric in metrics_of(group):
+        protocols = protocols_of(group, metric)
+        if len(protocols) == 1:
+            shared.setdefault(next(iter(protocols)), []).append(usual_name(metric))
+        else:
+            usual = max(protocols, key=lambda text: len(protocols[text]))
+            crowd = {usual} if len(protocols[usual]) > 3 else set()
+            told = "; ".join(
+                f"{text} ({'all other rows' if text in crowd else ', '.join(rows)})" for text, rows in protocols.items()
+            )
+            differing.append(
+                f"{usual_name(metric)}: the protocol differs between rows, so that they do not compare: {told}."
+            )
+    return [f"{', '.join(names)}: {text}." for text, names in shared.items()] + differing
+
+
+def quality_table(group: Group) -> Table:
+    """The quality of each row by every metric; it holds no times, so that it does not depend on the machine."""
+    found, best = quality(group), best_rows(group)
+    columns: dict[str, Sequence[Cell | str]] = {}
+    for metric in metrics_of(group):
+        cells = columns[heading(metric)] = []
+        for row in group.rows:
+            mine = found.get((row, metric))
+            text = NONE if mine is None else mean_and_deviation(mine)
+            if mine is not None and mine.count != len(group.runs[row]):
+                text += f" (n = {mine.count})"
+            cells.append(Cell(text, row in best[metric]))
+    columns["seeds"] = [str(len(group.runs[row])) for row in group.rows]
+    return Table.of_columns(group.rows, columns, f"Quality, {group.title}")
+
+
+def quality_blocks(group: Group, published: Published | None) -> list[Block]:
+    """The quality table, what its numbers are, and what was published."""
+    seeds = ", ".join(map(str, sorted({run.seed for run in group.all_runs})))
+    sentence = (
+        f"Mean ± sample standard deviation over the seeds ({seeds}); a row has as many as its column “seeds” says. "
+        "Best mean in bold."
+    )
+    blocks: list[Block] = [quality_table(group), Paragraph(sentence), Bullets(tuple(protocol_sentences(group)))]
+    table = published_table(group, published) if published else None
+    if published and table:
+        source = f" ({published.source})" if published.source else ""
+        blocks += [Paragraph(f"Published{source} and measured:"), table]
+    return blocks
+
+
+def published_table(group: Group, published: Published) -> Table | None:
+    """Published values beside measured ones, for the rows that have both; None if the group has none of them."""
+    rows = [row for row in group.rows if row in published.rows]
+    if not rows or any(group.settings.get(key) != value for key, value in published.settings.items()):
+        return None
+    found = quality(group)
+    columns: dict[str, Sequence[Cell | str]] = {}
+    for name in dict.fromkeys(str(name) for row in rows for name in published.rows[row]):
+        columns[f"{name}, published"] = column([published.rows[row].get(name) for row in rows], as_text)
+        ours = published.metrics.get(name, name.lower())
+        if ours in metrics_of(group):
+            measured = [found.get((row, ours)) for row in rows]
+            columns[f"{usual_name(ours)}, measured"] = column(measured, mean_and_deviation)
+    return Table.of_columns(rows, columns, f"Published and measured, {group.title}")
+
+
+def trend(tests: Sequence[Comparison]) -> str:
+    """``better`` or ``worse`` than the reference where a test tells the rows apart; else empty."""
+    units = significant_units(tests)
+    told = next((each for each in tests if each.unit in units), None)
+    return "" if told is None else "better" if told.better else "worse"
+
+
+def by_place(comparisons: Sequence[Comparison]) -> dict[tuple[str, str], list[Comparison]]:
+    """The comparisons of each row and metric."""
+    found: dict[tuple[str, str], list[Comparison]] = {}
+    for each in comparisons:
+        found.setdefault((each.row, each.metric), []).append(each)
+    return found
+
+
+def difference_table(group: Group, comparisons: Sequence[Comparison], metrics: Sequence[str]) -> Table:
+    """Mean difference from the reference per row and metric, marked where a corrected p-value is below 0.05."""
+    rows, tests = [row for row in group.rows if row != group.reference], by_place(comparisons)
+    columns: dict[str, Sequence[Cell | str]] = {}
+    for metric in metrics:
+        cells = columns[heading(metric)] = []
+        for row in rows:
+            found = tests.get((row, metric))
+            units = significant_units(found or ())
+            marks = "".join(mark for (unit, _), mark in MARKS.items() if unit in units)
+            text = f"{signed(found[0].difference)} {marks}".strip() if found else NONE
+            cells.append(Cell(text, bool(marks), trend=trend(found or ())))
+    return Table.of_columns(rows, columns, f"Differences from {group.reference}, {group.title}")
+
+
+def significance_table(comparisons: Sequence[Comparison]) -> Table:
+    """Every test: per row, metric and unit the difference, the number of pairs and both tests' p-values."""
+    rows = []
+    for (row, metric), tests in by_place(comparisons).items():
+        for unit in ("seeds", "users"):
+            t, w = (next(each for each in tests if (each.unit, each.test) == (unit, name))
+                    for name in ("paired t", "Wilcoxon"))  # fmt: skip
+            numbers = [t.p, t.corrected, w.p, w.corrected]
+            told = [row, usual_name(metric), unit, str(t.count), signed(t.difference), *map(probability, numbers)]
+            rows.append(tuple(map(Cell, told)))
+    header = ("row", "metric", "pairs", "number", "difference", "t: p", "t: p corrected", "Wilcoxon: p",
+              "Wilcoxon: p corrected")  # fmt: skip
+    return Table(header, tuple(rows), "Every test")
+
+
+def significance_sentences(group: Group, comparisons: Sequence[Comparison], named_reference: bool) -> list[str]:
+    """What the comparisons are, and what so few seeds cannot tell."""
+    chosen = "the reference row" if named_reference else "the first row, as the experiment names no reference"
+    sentences = [
+        f"Differences from {group.reference} ({chosen}), paired over equal seeds and over users (each user's values "
+        "averaged over the seeds in which both rows judged that user). p-values are two-sided and corrected after Holm "
+        "over all rows and metrics of this group, for each kind of test by itself."
+    ]
+    few = sorted({each.count for each in comparisons if each.unit == "seeds" and 2 <= each.count < 6})
+    sentences += [
+        f"With {count} seeds the smallest two-sided Wilcoxon p over seeds is {2.0 ** (1 - count):g}, so this test "
+        "cannot fall below 0.05, whatever the difference."
+        for count in few
+    ]
+    if any(each.unit == "seeds" and each.count < 2 for each in comparisons):
+        sentences.append("Rows that share a single seed with the reference cannot be tested over seeds (n/a).")
+    if any(each.unit == "users" and each.count == 0 for each in comparisons):
+        sentences.append("Metrics that were not recorded per user cannot be tested over users (n/a).")
+    return sentences
+
+
+def quality_lines(group: Group) -> Iterator[dict[str, Any]]:
+    """One line per row and metric, in full precision."""
+    best = best_rows(group)
+    for (row, metric), found in quality(group).items():
+        told = [text for text, rows in protocols_of(group, metric).items() if row in rows]
+        yield {
+            "row": row, "metric": metric, "better": direction(metric), "mean": found.mean, "deviation": found.deviation,
+            "seeds": found.count, "best": int(row in best[metric]), "protocol": "; ".join(told),
+        }  # fmt: skip
+
+
+def significance_lines(comparisons: Sequence[Comparison]) -> Iterator[dict[str, Any]]:
+    """One line per test, in full precision."""
+    for each in comparisons:
+        yield {
+            "row": each.row, "reference": each.reference, "metric": each.metric, "pairs": each.unit, "test": each.test,
+            "n": each.count, "difference": each.difference, "p": each.p, "p_corrected": each.corrected,
+        }  # fmt: skip
+
+
+def direction(metric: str) -> str:
+    """``lower`` or ``higher``: what is better of a metric."""
+    return "lower" if lower_is_better(metric) else "higher"
