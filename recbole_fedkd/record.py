@@ -68,4 +68,6 @@ def write_record(file: Path, users_file: Path, head: Mapping[str, Any], result: 
 
 def _without_users(part: Any) -> Any:
     """An optional part without the values of single users."""
-    return {name: value for name, value in part.items() if name != "user_metrics"} if isinstance(part, Mapping) else part
+    return (
+        {name: value for name, value in part.items() if name != "user_metrics"} if isinstance(part, Mapping) else part
+    )

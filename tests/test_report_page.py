@@ -372,7 +372,14 @@ def test_the_overview_marks_what_a_test_tells_from_the_reference_and_which_way_i
     for seed, noise in ((1, 0.000), (2, 0.001), (3, 0.002)):
         for row, mae, auc in (("ours", 0.5, 0.6), ("reference", 0.6, 0.7), ("like it", 0.6 + 50 * noise**2, 0.7)):
             test = {"mae": mae + noise * len(row) / 10, "auc": auc + noise * len(row) / 10}
-            records.run(row, seed, test, moved=7_040_000, engine="fleet", extras={"epsilon": 8.0, "strangers": {"users": 3, "test_result": test}})
+            records.run(
+                row,
+                seed,
+                test,
+                moved=7_040_000,
+                engine="fleet",
+                extras={"epsilon": 8.0, "strangers": {"users": 3, "test_result": test}},
+            )
     records.plan["reference"] = "reference"
     (group,) = records.read().groups
     table = overview_table(group, compare(group, metrics_of(group)), None)
