@@ -361,7 +361,8 @@ def test_a_run_leaves_its_whole_record(never_killed):
     described = json.loads((out / "experiment.json").read_text())
     assert [each["cell"] for each in described["cells"]] == [each.id for each in experiment.cells]
     assert described["experiment"]["rows"] == ROWS
-    assert f"{cell.title}: starts\n{cell.title}: done in " in said
+    # On a slow machine, lines on its rounds stand between.
+    assert f"{cell.title}: starts\n" in said and f"\n{cell.title}: done in " in said
 
 
 @pytest.mark.parametrize("keys", [{"strategy": "afd"}, {"model": "BPR", "strategy": "fedavg"}])
