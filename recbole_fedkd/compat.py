@@ -7,10 +7,14 @@ of ``sys.argv``, ``evaluation.Collector`` moves only tensors, the trainers of ``
 
 from __future__ import annotations
 
+import importlib
 import logging
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -50,6 +54,61 @@ def add_dok_update() -> None:
     """LightGCN, NGCF, NCL, GCMC, SpectralCF, KGIN, MCCLK call ``dok_matrix._update``, which scipy 1.13 removed."""
     if not hasattr(dok_matrix, "_update"):
         setattr(dok_matrix, "_update", _dok_update)  # noqa: B010
+
+
+def mean_absolute_error(trues: Any, predicted: Any) -> float:
+    """As sklearn's of this name, of two columns ``[n]``."""
+    return float(np.average(np.abs(predicted - trues).reshape(-1, 1), axis=0)[0])
+
+
+def mean_squared_error(trues: Any, predicted: Any) -> float:
+    """As sklearn's of this name, of two columns ``[n]``."""
+    return float(np.average(((trues - predicted) ** 2).reshape(-1, 1), axis=0)[0])
+
+
+def auc(x: Any, y: Any) -> float:
+    """As sklearn's of this name: the area under a curve ``[n]`` by the trapezoidal rule, whichever way it runs."""
+    steps = np.diff(x)
+    if (steps < 0).any() and (steps > 0).any():
+        raise ValueError(f"x is neither increasing nor decreasing: {x}")
+    direction = -1 if (steps < 0).any() else 1
+    return float(direction * (steps * (y[1:] + y[:-1]) / 2.0).sum())
+
+
+def read_evaluator() -> None:
+    """RecBole's evaluator takes three functions of ``sklearn.metrics``, whose import takes half a second or more.
+
+    While it is read they are those above, with sklearn's numbers; whoever else imports sklearn gets it.
+    """
+    name = "sklearn.metrics"
+    if name in sys.modules:
+        return
+    module = ModuleType(name)
+    vars(module).update(auc=auc, mean_absolute_error=mean_absolute_error, mean_squared_error=mean_squared_error)
+    sys.modules[name] = module
+    try:
+        importlib.import_module("recbole.evaluator")
+    finally:
+        del sys.modules[name]
+
+
+def _unless_compiled(method: str, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a method of an optimiser; as torch has it, once something has imported what compiles."""
+    if "torch._dynamo" in sys.modules:
+        vars(plain).pop("__dynamo_disable", None)
+        return getattr(torch.optim.Optimizer, method)(*args, **kwargs)
+    return plain(*args, **kwargs)
+
+
+def leave_compiler_out() -> None:
+    """Torch keeps its compiler out of four methods of optimisers, and imports it for that: a second and more for every process.
+
+    Until something imports it nothing can be compiled. Ends when torch looks before it imports.
+    """
+    for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
+        plain = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
+        if plain is not None and "__dynamo_disable" not in vars(plain):
+            vars(plain)["__dynamo_disable"] = partial(_unless_compiled, name, plain)
 
 
 @contextmanager
@@ -146,3 +205,7 @@ def apply() -> None:
     """Apply the shims that must be in place before RecBole's modules run."""
     add_numpy_aliases()
     add_dok_update()
+
+
+read_evaluator()
+leave_compiler_out()

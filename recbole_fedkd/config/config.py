@@ -12,13 +12,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from recbole_fedkd import compat  # before RecBole's modules, of which it readies what they import
+
+# isort: split
 import recbole.data.dataset
 from recbole.data.dataloader import TrainDataLoader
 from recbole.data.utils import get_dataloader
 from recbole.trainer import TraditionalTrainer, Trainer
 from recbole.utils import InputType, ModelType, get_trainer
 
-from recbole_fedkd import compat
 from recbole_fedkd.config.files import PROPERTIES, RECBOLE_PROPERTIES, files_of_model, preset_file
 from recbole_fedkd.config.given import convert_given, named, read_files, read_given, values_of_preset
 from recbole_fedkd.config.judging import JudgedConfig
