@@ -54,7 +54,18 @@ from recbole_fedkd.model import (
     normalise_single_rows,
     with_attention,
 )
-from recbole_fedkd.result import communication, environment, floats, partition_summary, result_table, rounds, timing
+from recbole_fedkd.result import (
+    cold_rows,
+    communication,
+    environment,
+    flat_sentence,
+    floats,
+    partition_summary,
+    result_table,
+    rounds,
+    spread,
+    timing,
+)
 from recbole_fedkd.rounds import told
 from recbole_fedkd.strangers import judge_strangers, owners_among
 from recbole_fedkd.trainer import (
@@ -95,8 +106,10 @@ def run_recbole_fedkd(
         RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result``, and
         ``communication`` (bytes), ``timing`` (seconds), ``partition``, ``protocols`` (result key to how it was judged),
         ``rounds`` (one record each, counted from 1), ``best_round``, ``strangers`` (of ``holdout_clients``, else None: how many
-        clients and users, and the same metrics of these), ``user_metrics`` (if the key of that name is True: lists
-        ``user``, in a federation ``client``, and one per metric), ``environment``, ``config`` and ``run_folder``.
+        clients and users, and the same metrics of these), ``cold`` (test rows of a user or an item without a training row: how
+        many, and their error; None where rows carry no labels), ``spread`` (how much predictions and labels vary),
+        ``user_metrics`` (if the key of that name is True: lists ``user``, in a federation ``client``, and one per metric),
+        ``environment``, ``config`` and ``run_folder``.
 
     Raises:
         InputError: bad input of any kind, in one sentence.
@@ -138,7 +151,7 @@ def run_recbole_fedkd(
             loaders[0], evaluations[0], saved=saved, show_progress=show_progress
         )
         test_result = trainer.evaluate(evaluations[1], load_best_model=saved, show_progress=show_progress)
-        strangers = None
+        judged_rows, strangers = trainer.judged_rows, None
         if data.strangers is not None and isinstance(trainer, FedKDTrainer):
             newcomers = _newcomers(config, data, trainer.strangers)
             strangers = judge_strangers(trainer, newcomers, loaders[0], data.strangers, best=saved)
@@ -154,6 +167,8 @@ def run_recbole_fedkd(
         "best_round": None if trainer.best_epoch is None else told(trainer.best_epoch),
         "partition": partition_summary(config, trainer, loaders[0]._dataset),
         "strangers": strangers,
+        "cold": cold_rows(config, judged_rows),
+        "spread": spread(config, judged_rows),
         "user_metrics": trainer.user_metrics,
         "environment": environment(),
         "protocols": protocols,
@@ -177,6 +192,8 @@ def _tell(config: FedKDConfig, result: Mapping[str, Any]) -> None:
         logger.info("The running environment of this training is as follows:\n" + get_environment(config).draw())
     logger.info(set_color("best valid ", "yellow") + f": {result['best_valid_result']}")
     logger.info(set_color("test result", "yellow") + ":\n" + result_table(result["test_result"] or {}, protocols))
+    if result["spread"] is not None and result["spread"]["flat"]:
+        logger.warning(flat_sentence(result["spread"]))
     if strangers is not None:
         who = f"strangers ({strangers['clients']} clients, {strangers['users']} users)"
         logger.info(set_color(who, "yellow") + ":\n" + result_table(strangers["test_result"], protocols))

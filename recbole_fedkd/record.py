@@ -22,8 +22,8 @@ RECORD_VERSIONS = (1, RECORD_VERSION)
 RUN_RECORD, RUN_USERS = "record.jsonl", "users.npz"
 """Names of the two files in the folder of a single run."""
 
-OPTIONAL_PARTS = ("engine", "strangers", "cold", "epsilon")
-"""What a result has only where it applies: the engine that ran, metrics of held-out users and of cold rows, privacy spent."""
+OPTIONAL_PARTS = ("engine", "strangers", "cold", "spread", "epsilon")
+"""What a result has only where it applies: the engine that ran, held-out clients, cold rows, deviations, privacy spent."""
 
 _WHOLE_NUMBERS = ("user", "client")
 

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from recbole.utils import EvaluatorType, InputType
 from texttable import Texttable
 
 from recbole_fedkd import __version__
 from recbole_fedkd.data.dataset import label_values, population
+from recbole_fedkd.evaluation import JudgedRows
 from recbole_fedkd.rounds import EpochRecord
 from recbole_fedkd.trainer import CheckpointTrainer, FedKDTrainer
 
@@ -94,6 +96,28 @@ def partition_summary(config: Any, trainer: CheckpointTrainer, dataset: Any) -> 
         "label_values": label_values(dataset),
         "clients": clients,
     }
+
+
+def cold_rows(config: Any, rows: JudgedRows | None) -> dict[str, Any] | None:
+    """The judged rows of somebody, or something, without a training row; None where rows carry no labels of their own."""
+    if rows is None or config.evaluation_modes(EvaluatorType.VALUE)["test"] != "labeled":
+        return None
+    return rows.cold_summary()
+
+
+def spread(config: Any, rows: JudgedRows | None) -> dict[str, Any] | None:
+    """How much predictions vary, and labels; None where scores are of another scale than labels, as those of pairs are."""
+    if rows is None or not (config.attentive or config["MODEL_INPUT_TYPE"] == InputType.POINTWISE):
+        return None
+    return rows.spread()
+
+
+def flat_sentence(found: Mapping[str, Any]) -> str:
+    """What to think of predictions that hardly vary."""
+    return (
+        f"the predictions hardly vary: their standard deviation is {found['predictions']:.4f}, that of the labels "
+        f"{found['labels']:.4f}; a constant would do about as well, so the model has learned next to nothing"
+    )
 
 
 def result_table(result: Mapping[str, float], protocols: Mapping[str, str]) -> str:

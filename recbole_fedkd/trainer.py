@@ -66,6 +66,7 @@ from recbole_fedkd.errors import InputError, TrainingError, listed
 from recbole_fedkd.evaluation import (
     DISTRIBUTION,
     EvaluationData,
+    JudgedRows,
     LabelCollector,
     PlainEvaluator,
     Protocol,
@@ -138,6 +139,7 @@ class CheckpointTrainer(Trainer):
         self.best_epoch: int | None = None
         self.protocols: dict[str, str] = {}
         self.user_metrics: dict[str, list[float]] | None = None
+        self.judged_rows: JudgedRows | None = None
         self.on_round: Callable[[int, int, dict[str, Any]], None] | None = None
         if self.pretrains:
             self.epochs = config["pretrain_epochs"]
@@ -321,13 +323,16 @@ class CheckpointTrainer(Trainer):
             return plain
         result: OrderedDict[str, float] = OrderedDict()
         of_users = []
+        rows = None
         for protocol in eval_data:
             with self._judged_by(protocol, eval_data.train_data):
                 part = super().evaluate(protocol.loader, load_best_model=False, show_progress=show_progress) or {}
                 self.protocols.update(dict.fromkeys(part, protocol.name))
+                rows = rows or self.eval_collector.judged_rows
                 result.update(part)
                 if self.config["user_metrics"]:
                     of_users.append(self._user_values(protocol))
+        self.judged_rows = rows
         self.user_metrics = merged(of_users, self._client_of_user()) if of_users else None
         return result
 

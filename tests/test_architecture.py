@@ -47,7 +47,7 @@ MAY_KNOW = {
         "model",
         "optim",
     },
-    "result": {"data", "rounds", "trainer"},
+    "result": {"data", "evaluation", "rounds", "trainer"},
     "strangers": {"checkpoint", "engine", "evaluation", "federated", "model", "trainer"},
     "quick_start": {
         "federation",

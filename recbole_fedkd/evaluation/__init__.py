@@ -4,10 +4,12 @@ from recbole_fedkd.evaluation.collector import DISTRIBUTION, LabelCollector, Pla
 from recbole_fedkd.evaluation.metrics import register_metric
 from recbole_fedkd.evaluation.per_user import merged, user_values
 from recbole_fedkd.evaluation.protocol import EvaluationData, Protocol, evaluation_data, with_candidates
+from recbole_fedkd.evaluation.rows import JudgedRows
 
 __all__ = [
     "DISTRIBUTION",
     "EvaluationData",
+    "JudgedRows",
     "LabelCollector",
     "PlainEvaluator",
     "Protocol",

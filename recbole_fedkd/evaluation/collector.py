@@ -13,11 +13,13 @@ import torch
 from numpy.typing import NDArray
 from recbole.evaluator import Collector, Evaluator
 from recbole.evaluator.collector import DataStruct
+from recbole.utils import EvaluatorType
 from torch import Tensor
 
 from recbole_fedkd.errors import listed
 from recbole_fedkd.evaluation.catalogue_metrics import EMPTY
 from recbole_fedkd.evaluation.metrics import UNDEFINED
+from recbole_fedkd.evaluation.rows import JudgedRows, known_rows
 from recbole_fedkd.finite import NotFiniteError, all_finite
 
 DISTRIBUTION = "label_distribution"
@@ -35,6 +37,9 @@ class LabelCollector(Collector):
         label_values: the label set, ascending; not given: 0 and 1.
         made_by: half a sentence on what the model's scores come from, for the one about scores that are not finite.
         client_of_user: ``[users]``, for the same sentence; None without clients.
+
+    Attributes:
+        judged_rows: sums over the rows with labels of the last sweep; None where metrics rank.
     """
 
     def __init__(
@@ -48,7 +53,15 @@ class LabelCollector(Collector):
         self.made_by, self.client_of_user = made_by, client_of_user
         self._seen, self._not_finite = 0, 0
         self._wrong_users: set[int] = set()
+        self.judged_rows: JudgedRows | None = None
+        self._rows: JudgedRows | None = None
         self.label_values = label_values if label_values is not None else torch.tensor([0.0, 1.0])
+
+    def data_collect(self, train_data: Any) -> None:
+        """As RecBole's; and which users and items have a training row."""
+        super().data_collect(train_data)
+        if self.config["eval_type"] == EvaluatorType.VALUE:
+            self._rows = known_rows(train_data)
 
     def see_scores(self, scores: Tensor, users: Tensor, masked: int = 0) -> None:
         """Count what a model says, and what of it is no number.
@@ -95,6 +108,9 @@ class LabelCollector(Collector):
         """Collect one batch; arguments as in RecBole."""
         super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
         need, struct = self.register.need, self.data_struct
+        fields = tuple(self.config[name] for name in ("LABEL_FIELD", "USER_ID_FIELD", "ITEM_ID_FIELD"))
+        if self._rows is not None and fields[0] in interaction:
+            self._rows.add(scores_tensor, *(interaction[field] for field in fields))
         values = self.label_values.to(scores_tensor.device)
         distribution = interaction.interaction.get(DISTRIBUTION)
         if need("rec.class"):
@@ -130,6 +146,8 @@ class LabelCollector(Collector):
         struct = copy.deepcopy(self.data_struct)
         for name in self._of_sweep():
             del self.data_struct[name]
+        if self._rows is not None:
+            self.judged_rows, self._rows = self._rows, JudgedRows(*self._rows.known)
         return struct
 
 

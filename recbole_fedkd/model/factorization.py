@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from recbole_fedkd.distillation.losses import touched_squared_norm
-from recbole_fedkd.model.network import NO_CONTEXT, Context
-from recbole_fedkd.model.student import NetworkBuilder, NetworkRecommender
+from recbole_fedkd.model.network import NO_CONTEXT, Context, expect_unknown
+from recbole_fedkd.model.student import NetworkBuilder, NetworkRecommender, touched
 
 
 def click_logits(scores: Tensor) -> Tensor:
@@ -96,10 +96,16 @@ class _FactorizationBuilder:
 
     def __init__(self, config: Any, dataset: Any) -> None:
         self.items, self.width, self.biases = dataset.item_num, config["embedding_size"], config["biases"]
+        self.users = touched(dataset, dataset.uid_field)
+        self.known_items = touched(dataset, dataset.iid_field)
 
     def build(self, members: Tensor) -> FactorizationNetwork:
         """The network of the users ``members``."""
-        return FactorizationNetwork(len(members) + 1, self.items, self.width, self.biases)
+        network = FactorizationNetwork(len(members) + 1, self.items, self.width, self.biases)
+        padded = torch.cat([members.new_zeros(1), members])
+        expect_unknown(network.user_embedding, self.users[padded] if self.users is not None else None)
+        expect_unknown(network.item_embedding, self.known_items)
+        return network
 
 
 class _ScoreFunctionBuilder:
@@ -107,10 +113,13 @@ class _ScoreFunctionBuilder:
 
     def __init__(self, config: Any, dataset: Any) -> None:
         self.items, self.width = dataset.item_num, config["embedding_size"]
+        self.known_items = touched(dataset, dataset.iid_field)
 
     def build(self, members: Tensor) -> ScoreFunctionNetwork:
         """The network of the users ``members``: one function for all of them."""
-        return ScoreFunctionNetwork(self.items, self.width)
+        network = ScoreFunctionNetwork(self.items, self.width)
+        expect_unknown(network.item_embedding, self.known_items)
+        return network
 
 
 class FactorizationRecommender(NetworkRecommender):

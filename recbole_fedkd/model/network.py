@@ -33,18 +33,21 @@ class FeatureTable:
         columns: field name to ids ``[rows]`` (one token) or ``[rows, length]`` (several, padded with 0), or to numbers
             ``[rows]``.
         vocabulary: field name to the number of its tokens, padding included; fields without one are numbers.
+        known: bool ``[rows]``, ids that training touches; None: all of them.
     """
 
     id_field: str
     rows: int
     columns: Mapping[str, Tensor]
     vocabulary: Mapping[str, int]
+    known: Tensor | None = None
 
     def select(self, ids: Tensor) -> FeatureTable:
         """The rows ``ids`` alone, renumbered from 1 behind a padding row."""
         padded = torch.cat([ids.new_zeros(1), ids])
         columns = {field: column[padded] for field, column in self.columns.items()}
-        return FeatureTable(self.id_field, len(padded), columns, self.vocabulary)
+        known = self.known[padded] if self.known is not None else None
+        return FeatureTable(self.id_field, len(padded), columns, self.vocabulary, known)
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,18 @@ class Observation:
     logits: Tensor
     hidden: Tensor
     attention: Mapping[str, Tensor]
+
+
+@torch.no_grad()
+def expect_unknown(table: nn.Embedding, known: Tensor | None) -> None:
+    """Give ids that training never touches the expected vector, which is zero, in place of what was drawn for them.
+
+    Args:
+        table: of vectors drawn around zero.
+        known: bool ``[rows]``, the other ids; None: all of them are.
+    """
+    if known is not None:
+        table.weight[~known] = 0
 
 
 def _module_name(field: str) -> str:
@@ -217,6 +232,8 @@ class AttentiveNetwork(nn.Module):
             nn.init.normal_(self.label_embedding.weight, std=0.1)
         for vector in self.numbers.parameters():
             nn.init.normal_(vector, std=0.1)
+        for field, table in ((items.id_field, items), *([(users.id_field, users)] * architecture.use_user_id)):
+            expect_unknown(self.embeddings[_module_name(field)], table.known)  # type: ignore[arg-type]
 
     def _embed(self, field: str, ids: Tensor) -> Tensor:
         """Embed one field of the users or items ``ids`` (any shape) to ``[*ids.shape, d]``."""

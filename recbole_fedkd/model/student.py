@@ -69,12 +69,21 @@ def read_tables(dataset: Any, history_length: int) -> Tables:
     for source, id_field in (("user", dataset.uid_field), ("item", dataset.iid_field)):
         fields, columns = dataset.side_fields(source)
         vocabulary = {field.name: field.tokens for field in fields if field.tokens is not None}
-        tables.append(FeatureTable(id_field, dataset.num(id_field), columns, vocabulary))
+        tables.append(FeatureTable(id_field, dataset.num(id_field), columns, vocabulary, touched(dataset, id_field)))
     history = None
     if history_length > 0:
         past_items, past_labels = dataset.history(history_length)
         history = History(past_items, past_labels, dataset.history_context(history_length))
     return Tables(tables[0], tables[1], history, {field.name: field.tokens for field in dataset.context_fields()})
+
+
+def touched(dataset: Any, id_field: str) -> Tensor | None:
+    """Ids that training on a split touches, bool ``[ids]``; None: all, as of items that are sampled as negatives."""
+    if dataset.config["label_mode"] == "implicit" and id_field == dataset.iid_field:
+        return None
+    known = torch.zeros(dataset.num(id_field), dtype=torch.bool)
+    known[dataset.inter_feat[id_field]] = True
+    return known
 
 
 class LabelledRecommender(AbstractRecommender):
