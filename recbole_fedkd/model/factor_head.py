@@ -85,6 +85,8 @@ class FactorHead(nn.Module):
         self.curvature_root.copy_(tables.curvature.root)
         self.curvature_values.copy_(tables.curvature.values)
         self._users = None
+        if exchange.settings.stages[-1] not in totals:
+            return  # nothing is trained before the exchange is over, and leaving every row out takes its time
         others = exchange.known_users(item_tables(exchange.settings, totals, own, exchange.values))
         mean, features = others.of_rows()
         self.feature_mean.copy_(features.mean(0))
@@ -93,7 +95,7 @@ class FactorHead(nn.Module):
         self._of_rows = mean.float(), self._standardised(features)
 
     def rows(self, index: Tensor) -> Tensor:
-        """Logits ``[n, T]`` of own rows, each as if it were not among them; before anything is known, all alike."""
+        """Logits ``[n, T]`` of own rows, each as if it were not among them; before the exchange is over, all alike."""
         if self._of_rows is None:
             return self._logits(
                 self.known_scalars[0].float().expand(len(index)),
