@@ -6,7 +6,7 @@ from typing import Any
 
 __version__ = "0.2.0"
 
-__all__ = ["__version__", "load_data_and_model", "run_recbole_fedkd"]
+__all__ = ["__version__", "load", "load_data_and_model", "run_recbole_fedkd"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,4 +15,8 @@ def __getattr__(name: str) -> Any:
         from recbole_fedkd import quick_start
 
         return getattr(quick_start, name)
+    if name == "load":
+        from recbole_fedkd.recommend import load
+
+        return load
     raise AttributeError(f"module 'recbole_fedkd' has no attribute '{name}'")

@@ -36,7 +36,7 @@ from recbole_fedkd.data.fingerprint import Fingerprint
 from recbole_fedkd.data.known import check_dataset
 from recbole_fedkd.data.partition import held_out_clients, partition_users
 from recbole_fedkd.data.preparation import Loaders, data_preparation
-from recbole_fedkd.engine import FleetPopulation, obstacle
+from recbole_fedkd.engine import CompactPopulation, FleetPopulation, obstacle
 from recbole_fedkd.errors import InputError, TrainingError, listed
 from recbole_fedkd.evaluation import EvaluationData, evaluation_data, with_candidates
 from recbole_fedkd.federation import fleet_of_recbole
@@ -258,6 +258,8 @@ def load_data_and_model(
     config.fingerprint = _known_data(checkpoint)
     data = _prepare_data(config)
     loaded = _prepare_model(config, data)
+    if isinstance(loaded, CompactPopulation):
+        build_trainer(config, loaded).prepare(data.loaders[0])  # the strategy says what a client keeps for itself
     load_parameters(loaded, checkpoint.state, checkpoint.file)
     loaded.eval()
     return config, loaded, data.dataset, data.loaders[0], *data.evaluations

@@ -70,8 +70,9 @@ MAY_KNOW = {
     "record": {"files"},
     "report": {"files", "record"},
     "experiment": {"config", "files", "quick_start", "record", "report"},
+    "recommend": {"data", "distillation", "engine", "federated", "files", "model", "quick_start"},
     "search": {"config", "files", "quick_start"},
-    "command_line": {"config", "experiment", "model", "quick_start", "report", "search"},
+    "command_line": {"config", "experiment", "files", "model", "quick_start", "recommend", "report", "search"},
 }
 # Rooms of pure mathematics know no recommender library.
 TORCH_ONLY = {"distillation", "optim"}

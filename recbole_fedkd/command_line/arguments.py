@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from recbole_fedkd.errors import InputError
 
 # RecBole's own script has these.
-_SHORT = {"-m": "--model", "-d": "--dataset"}
+_SHORT = {"-m": "--model", "-d": "--dataset", "-k": "--k"}
 
 
-def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
-    """``--key=value`` and ``--key value`` to a dictionary of texts.
+def parse_arguments(arguments: Sequence[str], flags: Collection[str] = ()) -> dict[str, str]:
+    """``--key=value`` and ``--key value`` to a dictionary of texts; of ``flags``, which have no value, the text ``True``.
 
     Raises:
         InputError: an argument that is no key, a key without a value, or one given twice with different values.
@@ -28,7 +28,9 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
         key, equals, value = argument[2:].partition("=")
         if not key.strip("-"):
             raise InputError(f"argument '{argument}' is not of the form --key=value")
-        if not equals:
+        if not equals and key in flags:
+            value = "True"
+        elif not equals:
             if position == len(arguments) or arguments[position].startswith("--"):
                 raise InputError(f"--{key} has no value; write --{key}=<value>")
             value = arguments[position]

@@ -10,6 +10,7 @@ from pathlib import Path
 from recbole_fedkd.command_line.arguments import parse_arguments, take_count
 from recbole_fedkd.command_line.completion import SHELLS, completion_script
 from recbole_fedkd.command_line.help import presets_text
+from recbole_fedkd.command_line.tables import listed_tokens, rated_tokens, writable_table, write_table
 from recbole_fedkd.config.early import check_early
 from recbole_fedkd.errors import InputError
 
@@ -92,4 +93,34 @@ def completion(arguments: Sequence[str]) -> int:
     if len(arguments) != 1 or arguments[0] not in SHELLS:
         raise InputError(f"completion needs the name of one shell: {', '.join(SHELLS)}")
     print(completion_script(arguments[0]), flush=True)
+    return 0
+
+
+def recommend(arguments: Sequence[str]) -> int:
+    """Recommend from a run."""
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError("recommend needs a run; write recommend <run folder> --users=<user>,<user>")
+    keys = parse_arguments(arguments[1:], flags=("exclude-seen",))
+    k = take_count(keys, "k") or 10
+    exclude = keys.pop("exclude-seen", "False") == "True"
+    asked = {name: keys.pop(name) for name in ("users", "history", "similar") if name in keys}
+    if len(asked) != 1:
+        raise InputError("recommend needs one of --users, --history, --similar; see recommend --help")
+    ((what, given),) = asked.items()
+    out = writable_table(keys.pop("out")) if "out" in keys else None
+    users = listed_tokens(given) if what == "users" else None
+    from recbole_fedkd.recommend import load
+
+    found = load(arguments[0], keys)
+    if what == "users":
+        table = found.recommend(users, k, exclude_seen=exclude)
+    elif what == "history":
+        table = found.recommend_for(rated_tokens(given), k)
+    else:
+        table = found.similar_items(given, k)
+    if out is None:
+        print(table.to_string(index=False), flush=True)
+    else:
+        write_table(table, out)
+        print(f"{len(table)} rows: {out}")
     return 0

@@ -13,6 +13,7 @@ Commands (each has a --help of its own):
   compare EXPERIMENT.yaml   run a grid of models, datasets and seeds and make a report of it
   report FOLDER             make that report again from the records alone
   search                    search for hyper-parameters by validation
+  recommend RUN             what a trained model recommends, to its users or to somebody new
   presets                   every preset: its question, its method, what was measured
   completion SHELL          completion of commands, keys and values for bash, zsh or fish
 
@@ -92,6 +93,23 @@ Lines of the parameter file:
   dropout_prob uniform 0,0.5
   learning_rate loguniform -8,-4       # exponents of e
   embedding_size quniform 8,64,8       # multiples of 8
+"""
+
+RECOMMEND = """\
+usage: recbole-fedkd recommend RUN --users=USERS [-k 10] [--exclude-seen] [--out=FILE]
+       recbole-fedkd recommend RUN --history=ITEM:RATING,ITEM:RATING [-k 10] [--out=FILE]
+       recbole-fedkd recommend RUN --similar=ITEM [-k 10] [--out=FILE]
+
+Prints the best items for users, for somebody who was never there, or most like an item. RUN is a
+run folder or a checkpoint file; users and items are the dataset's own.
+
+  --users=USERS      a,b,c; @FILE, one user a line; or all
+  --history=ITEMS    what somebody new rated (items alone where the model learns from clicks)
+  --similar=ITEM     an item
+  -k N               items per user (default: 10)
+  --exclude-seen     leave out what a user has an interaction with
+  --out=FILE         write a .csv, .tsv, .json or .parquet file
+  --data_path=...    where the data lie now, if they have moved; other config keys work too
 """
 
 PRESETS = """\

@@ -107,13 +107,20 @@ class FactorHead(nn.Module):
     def forward(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Logits ``[batch, targets, T]`` of local users ``[batch]``, from 1, and items ``[batch, targets]``, in any context."""
         if self._users is None:
-            mean, noise = self.known_scalars
-            curvature = Curvature(self.curvature_root, self.curvature_values)
-            tables = ItemTables(mean, self.item_bias, self.item_vectors, self.item_histogram, noise, curvature)
-            self._users = self.exchange.known_users(tables)
+            self._users = self.exchange.known_users(self.tables)
         mean, features = self._users.of_pairs(users.repeat_interleave(items.shape[1]), items.flatten())
-        logits = self._logits(mean.float(), self._standardised(features))
-        return logits.view(*items.shape, -1)
+        return self.described(mean, features).view(*items.shape, -1)
+
+    @property
+    def tables(self) -> ItemTables:
+        """What is known of every item."""
+        mean, noise = self.known_scalars
+        curvature = Curvature(self.curvature_root, self.curvature_values)
+        return ItemTables(mean, self.item_bias, self.item_vectors, self.item_histogram, noise, curvature)
+
+    def described(self, mean: Tensor, features: Tensor) -> Tensor:
+        """Logits ``[n, T]`` of pairs as :meth:`KnownUsers.of_pairs` describes them."""
+        return self._logits(mean.float(), self._standardised(features))
 
     def squared_norm(self) -> Tensor:
         """``R(w)``: of the head's weights, all of which every batch touches."""

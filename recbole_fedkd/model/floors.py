@@ -124,6 +124,7 @@ class FoldIn(Bias):
     def _found(self, config: Any, rows: Rows, labels: Tensor) -> Found:
         exchange = FactorExchange(read_settings(FactorSettings, config), rows, labels, self.label_values)
         known = exchange.known_users(self._tables(exchange))
+        self.tables = known.tables  # for users who come later
         tables, users = known.tables, known.fold.posterior.mean
         return Found(
             tables.mean,

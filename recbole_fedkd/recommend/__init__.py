@@ -1,0 +1,5 @@
+"""What a trained model is for: recommendations, scores and similar items, in the dataset's own tokens."""
+
+from recbole_fedkd.recommend.recommender import Recommender, load
+
+__all__ = ["Recommender", "load"]

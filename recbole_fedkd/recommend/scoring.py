@@ -1,0 +1,134 @@
+"""Scores of every item for users, of whichever kind the model is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import ModelType
+from torch import Tensor
+
+from recbole_fedkd.data.features import features_of
+
+BATCH = 2**21
+"""Pairs of user and item that are scored at a time."""
+
+
+class Scorer:
+    """Scores of users whom the model knows.
+
+    A user is scored as of now: a sequential model reads all interactions of the user that the data hold, a model that
+    reads the context of a row that of the user's latest one.
+
+    Args:
+        config: the run's config.
+        model: the trained model.
+        dataset: the whole dataset.
+        training: the training split, whose columns a user's rows are joined to.
+    """
+
+    def __init__(self, config: Any, model: Any, dataset: Any, training: Any) -> None:
+        self.config, self.model, self.dataset, self.training = config, model, dataset, training
+        self.user_field, self.item_field = dataset.uid_field, dataset.iid_field
+        self.item_count, self.device = dataset.item_num, config["device"]
+        self.sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+        self.latest = latest_rows(dataset)
+        self.context = () if self.sequential else features_of(config, dataset).context
+        self._full = True
+
+    @torch.no_grad()
+    def of_users(self, users: Tensor) -> Tensor:
+        """Scores ``[users, items]`` of user ids ``[users]``; the padding item has minus infinity."""
+        parts = [self._of_rows(self.rows(part)) for part in users.split(max(1, BATCH // self.item_count))]
+        scores = torch.cat(parts) if parts else torch.zeros(0, self.item_count)
+        scores[:, 0] = -torch.inf
+        return scores
+
+    @torch.no_grad()
+    def of_pairs(self, users: Tensor, items: Tensor) -> Tensor:
+        """Scores ``[n]`` of pairs of ids ``[n]``."""
+        parts = []
+        for some, those in zip(users.split(BATCH // 64), items.split(BATCH // 64), strict=True):
+            rows = self.rows(some)
+            rows.update(Interaction({self.item_field: those}))
+            parts.append(self._predict(self._joined(rows)))
+        return torch.cat(parts) if parts else torch.zeros(0)
+
+    def rows(self, users: Tensor) -> Interaction:
+        """The columns that a model reads of users, but those of items."""
+        latest = self.latest[users]
+        if not self.sequential:
+            columns = Interaction({self.user_field: users})
+            joined = self.training.join(columns)
+            context = {name: self.dataset.inter_feat[name][latest] for name in self.context}
+            joined.update(Interaction(context))
+            return joined
+        return self._sequences(users, self.dataset.inter_feat[latest])
+
+    def _sequences(self, users: Tensor, rows: Interaction) -> Interaction:
+        """Sequences that end with the latest interaction, where RecBole's rows end before their target."""
+        length_field, suffix = self.config["ITEM_LIST_LENGTH_FIELD"], self.config["LIST_SUFFIX"]
+        columns = {self.user_field: users}
+        lengths = rows[length_field]
+        for name in rows.interaction:
+            if name.endswith(suffix):
+                past, latest = rows[name], rows[name.removesuffix(suffix)]
+                columns[name] = appended(past, lengths, latest)
+        columns[length_field] = (lengths + 1).clamp(max=self.config["MAX_ITEM_LIST_LENGTH"])
+        return self.dataset.join(Interaction(columns))
+
+    def _of_rows(self, rows: Interaction) -> Tensor:
+        scores = self.full_sort(rows)
+        if scores is None:
+            items = torch.arange(self.item_count)
+            pairs = Interaction(
+                {name: values.repeat_interleave(len(items), 0) for name, values in rows.interaction.items()}
+            )
+            pairs.update(Interaction({self.item_field: items.repeat(len(rows))}))
+            scores = self._predict(self._joined(pairs))
+        return scores.view(len(rows), self.item_count)
+
+    def full_sort(self, rows: Interaction) -> Tensor | None:
+        """Scores ``[users * items]``; None for a model that scores pairs alone."""
+        if self._full:
+            try:
+                scores: Tensor = self.model.full_sort_predict(rows.to(self.device))
+                return scores.detach().cpu().float().flatten()
+            except NotImplementedError:
+                self._full = False
+        return None
+
+    def _joined(self, pairs: Interaction) -> Interaction:
+        """Pairs with the features of their items."""
+        features = self.dataset.item_feat
+        if features is not None:
+            pairs.update(features[pairs[self.item_field]])
+        return pairs
+
+    def _predict(self, pairs: Interaction) -> Tensor:
+        parts = [pairs[start : start + BATCH // 16] for start in range(0, len(pairs), BATCH // 16)]
+        return torch.cat([self.model.predict(part.to(self.device)).detach().cpu().float().flatten() for part in parts])
+
+
+def appended(past: Tensor, lengths: Tensor, latest: Tensor) -> Tensor:
+    """Sequences ``[n, L]`` of given lengths ``[n]`` with one more entry ``[n]``; a full one loses its first."""
+    size = past.shape[1]
+    full = lengths >= size
+    moved = past.clone()
+    moved[full] = past[full].roll(-1, 1)
+    moved[torch.arange(len(past)), lengths.clamp(max=size - 1)] = latest.to(moved.dtype)
+    return moved
+
+
+def latest_rows(dataset: Any) -> Tensor:
+    """The number of every user's latest row ``[users]``, of equally late ones the last; 0 of a user without rows."""
+    users = dataset.inter_feat[dataset.uid_field]
+    order = torch.arange(len(users))
+    times = (getattr(dataset, "recency_field", None), dataset.time_field)
+    time = next((name for name in times if name in dataset.inter_feat), None)
+    if time is not None:
+        order = torch.argsort(dataset.inter_feat[time], stable=True)
+    latest = torch.zeros(dataset.user_num, dtype=torch.long)
+    latest.numpy()[users[order].numpy()] = order.numpy()  # of several numpy keeps the last
+    return latest
