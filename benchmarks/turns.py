@@ -1,0 +1,91 @@
+"""Measuring side by side: works take turns, so that a change of speed meets all, and ratios are told with their spread."""
+
+import resource
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of the clock, and of the processor in all threads of this process."""
+
+    clock: float
+    processor: float
+
+
+def cost_of(work: Callable[[], object]) -> Cost:
+    """What one call costs."""
+    before, started = _processor(), perf_counter()
+    work()
+    return Cost(perf_counter() - started, _processor() - before)
+
+
+def _processor() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def take_turns(works: Mapping[str, Callable[[], object]], turns: int, warm: int = 1) -> dict[str, list[Cost]]:
+    """Costs of every work in each counted turn; the first ``warm`` turns are not counted."""
+    costs: dict[str, list[Cost]] = {name: [] for name in works}
+    for _ in range(warm + turns):
+        for name, work in works.items():
+            costs[name].append(cost_of(work))
+    return {name: each[warm:] for name, each in costs.items()}
+
+
+def ratios(costs: Mapping[str, list[Cost]], reference: str) -> dict[str, dict[str, list[float]]]:
+    """Per work, ``clock`` and ``processor`` against the reference of the same turn: ``[least, median, most]``."""
+    found = {}
+    for name, each in costs.items():
+        of_turns = {
+            kind: [getattr(own, kind) / getattr(other, kind) for own, other in zip(each, costs[reference], strict=True)]
+            for kind in ("clock", "processor")
+        }
+        found[name] = {kind: [min(values), median(values), max(values)] for kind, values in of_turns.items()}
+    return found
+
+
+class Others:
+    """Who else used the processor while a measurement ran: names and cores, of those that used a tenth of one or more."""
+
+    def __init__(self) -> None:
+        self.started, self.before = perf_counter(), _used_by_others()
+
+    def told(self) -> dict[str, float]:
+        """Name to cores, on average since the beginning."""
+        seconds = perf_counter() - self.started
+        cores: dict[str, float] = {}
+        for key, (name, used) in _used_by_others().items():
+            share = (used - self.before.get(key, (name, 0.0))[1]) / seconds
+            if share >= 0.1:
+                cores[name] = round(cores.get(name, 0.0) + share, 2)
+        return cores
+
+
+def _used_by_others() -> dict[int, tuple[str, float]]:
+    own = psutil.Process()
+    mine = {own.pid, *(child.pid for child in own.children(recursive=True))}
+    found = {}
+    for process in psutil.process_iter(["name", "cpu_times"]):
+        times = process.info["cpu_times"]
+        if process.pid not in mine and times is not None:
+            found[process.pid] = (process.info["name"], times.user + times.system)
+    return found
+
+
+def table(costs: Mapping[str, list[Cost]], reference: str, others: Mapping[str, float]) -> str:
+    """Lines for the reader: the median seconds of each work, and the ratios with their spread."""
+    lines = [f"| work | s of the processor | s | of {reference}, processor | clock |", "|---|---|---|---|---|"]
+    for name, found in ratios(costs, reference).items():
+        seconds = [median(getattr(each, kind) for each in costs[name]) for kind in ("processor", "clock")]
+        told = [
+            f"{middle:.2f} ({least:.2f}..{most:.2f})" for least, middle, most in (found["processor"], found["clock"])
+        ]
+        lines.append(f"| {name} | {seconds[0]:.2f} | {seconds[1]:.2f} | {told[0]} | {told[1]} |")
+    busy = ", ".join(f"{name} ({cores} cores)" for name, cores in others.items()) or "nobody"
+    return "\n".join([*lines, "", f"Beside it ran: {busy}. Median of {len(costs[reference])} turns (least..most)."])
