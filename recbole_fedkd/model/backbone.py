@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 CNN_LAYERS = 5
 
@@ -73,9 +72,8 @@ class CnnBackbone(nn.Module):
         return out
 
     def ranked(self, fields: Tensor) -> Tensor:
-        """``[fields, d, batch]`` to logits ``[T, batch]``, without dropout: a convolution is a product a field."""
-        count, _, batch = fields.shape
-        values = functional.pad(fields, (0, 0, 0, 0, 1, 1))
+        """``[1 + fields + 1, d, batch]``, zeros first and last, to logits ``[T, batch]``, without dropout."""
+        values, count, batch = fields, len(fields) - 2, fields.shape[2]
         for layer in self.layers:
             if not isinstance(layer, nn.Conv1d) or layer.bias is None:
                 continue
@@ -116,8 +114,10 @@ class MlpBackbone(nn.Module):
         return out
 
     def ranked(self, fields: Tensor) -> Tensor:
-        """``[fields, d, batch]`` to logits ``[T, batch]``, without dropout."""
-        return _dense(fields.flatten(0, 1), [each.parameters() for each in self.layers if isinstance(each, nn.Linear)])
+        """``[1 + fields + 1, d, batch]``, zeros first and last, to logits ``[T, batch]``, without dropout."""
+        return _dense(
+            fields[1:-1].flatten(0, 1), [each.parameters() for each in self.layers if isinstance(each, nn.Linear)]
+        )
 
 
 def _dense(values: Tensor, layers: Sequence[Iterable[Tensor]]) -> Tensor:

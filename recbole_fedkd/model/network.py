@@ -338,7 +338,7 @@ class AttentiveNetwork(nn.Module):
         to_past = (
             Queries(self.history_attention, fields.sum(0) / number) if self.history_attention is not None else None
         )
-        logits = fields.new_empty(len(users), len(items), self.architecture.labels)
+        logits = fields.new_empty(len(users), self.architecture.labels, len(items)).transpose(1, 2)
         if to_past is not None:
             past, keys = self._keys(users)
             seen = past[:, :-1] != 0  # of an item that no slot holds, the oldest slot is hidden
@@ -359,9 +359,10 @@ class AttentiveNetwork(nn.Module):
                 varying = of_items
                 if to_past is not None:
                     varying = [*of_items, memories[place].pooled(to_past.projected[:, block])]
-                row = torch.stack([*of_items, *constant[place], *varying[len(of_items) :]])
+                edge = torch.zeros_like(of_items[0])
+                row = torch.stack([edge, *of_items, *constant[place], *varying[len(of_items) :], edge])
                 if to_fields is not None:
-                    row += attended_fields(rows[place], to_fields.projected[:, block], varying)
+                    row[1:-1] += attended_fields(rows[place], to_fields.projected[:, block], varying)
                 logits[place, block] = self.backbone.ranked(row).T
         if self.architecture.item_prior:
             logits += self.item_prior

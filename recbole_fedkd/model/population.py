@@ -81,7 +81,7 @@ class NetworkPopulation(LabelledRecommender):
     def rank(self, users: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Route each user to the network of its client; see :meth:`LabelledRecommender.rank`."""
         owners = self.client_of_user[users]
-        out = torch.empty(len(users), self.item_num, len(self.label_values), device=users.device)
+        out = torch.empty(len(users), len(self.label_values), self.item_num, device=users.device).transpose(1, 2)
         for client in owners.unique().tolist():
             rows = torch.nonzero(owners == client).flatten()
             own = {name: values[rows] for name, values in context.items()}

@@ -92,7 +92,7 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
     def rank(self, users: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Every user by the network of the client it lives on; see :meth:`LabelledRecommender.rank`."""
         owners = self.client_of_user[users]
-        out = torch.empty(len(users), self.item_num, len(self.label_values), device=users.device)
+        out = torch.empty(len(users), len(self.label_values), self.item_num, device=users.device).transpose(1, 2)
         bases = [group.base() for group in self.client_groups]
         for client in owners.unique():
             place = int(client) % len(bases)
