@@ -595,14 +595,19 @@ class FedKDTrainer(CheckpointTrainer):
         first = tasks[0]
         self._check_distillable(not isinstance(first, RecBoleTask) or first.is_click_model)
         strategy = self._strategy(clients, tasks[0].labels, tasks[0].network)
-        codecs = WireCodecs.of(config)
-        server = Server(strategy, config["seed"], config["clients_per_round"], codecs)
-        server.start(shared[0])
+        server = self._server(strategy, shared[0])
         built = []
         for number, task in zip(numbers, tasks, strict=True):
             build = partial(build_optimizer, config, name=f"client {number}")
-            built.append(Client(number, task, build, strategy, settings, self.device, codecs))
+            built.append(Client(number, task, build, strategy, settings, self.device, server.codecs))
         return server, built
+
+    def _server(self, strategy: Strategy, shared: SharedState) -> Server:
+        """The server of a strategy, which starts with a client's network."""
+        config = self.config
+        server = Server(strategy, config["seed"], config["clients_per_round"], WireCodecs.of(config))
+        server.start(shared)
+        return server
 
     def _check_private(self, networks: Sequence[nn.Module], shared: SharedState) -> None:
         """Raise :class:`InputError` for a private pattern that fits nothing, and for a mean that has nothing left."""
@@ -624,10 +629,9 @@ class FedKDTrainer(CheckpointTrainer):
             labels = RecBoleTask.labels
             self._check_distillable(click_loss(network) is not None)
         strategy = self._strategy(model.clients, labels, network)
-        server = Server(strategy, config["seed"], config["clients_per_round"])
         shared = SharedState(network, partial(model.private_rows, 0))
         self._check_private([group.whole for group in model.groups if isinstance(group.whole, nn.Module)], shared)
-        server.state = strategy.initial_state(shared)
+        server = self._server(strategy, shared)
         optimizer, settings = batched_optimizer(config), self._client_settings(model.clients)
         rates = config["learning_rates"]
         check_patterns("learning_rates", rates, [name for name, _ in network.named_parameters()])

@@ -23,24 +23,26 @@ settings.load_profile("untimed")
 USERS, ITEMS = 30, 40
 
 
-def write_dataset(folder: Path, name: str = "tiny", ratings: bool = True) -> Path:
+def write_dataset(
+    folder: Path, name: str = "tiny", ratings: bool = True, users: int = USERS, items: int = ITEMS, rows: int = 20
+) -> Path:
     """Atomic files of a small dataset whose ratings depend on user and item, with a timestamp order."""
     target = folder / name
     target.mkdir(parents=True)
     generator = np.random.default_rng(7)
-    user_taste, item_quality = generator.normal(size=USERS), generator.normal(size=ITEMS)
-    rows = ["user_id:token\titem_id:token" + ("\trating:float" if ratings else "") + "\ttimestamp:float"]
+    user_taste, item_quality = generator.normal(size=users), generator.normal(size=items)
+    lines = ["user_id:token\titem_id:token" + ("\trating:float" if ratings else "") + "\ttimestamp:float"]
     time = 1_000_000_000
-    for user in range(USERS):
-        for item in generator.choice(ITEMS, size=20, replace=False):
+    for user in range(users):
+        for item in generator.choice(items, size=rows, replace=False):
             stars = int(np.clip(np.round(3 + user_taste[user] + item_quality[item] + generator.normal() * 0.3), 1, 5))
             time += 1
-            rows.append(f"u{user}\ti{item}" + (f"\t{stars}" if ratings else "") + f"\t{time}")
-    (target / f"{name}.inter").write_text("\n".join(rows) + "\n")
-    users = [f"u{user}\t{'ab'[user % 2]}" for user in range(USERS)]
-    (target / f"{name}.user").write_text("\n".join(["user_id:token\tgroup:token", *users]) + "\n")
-    items = [f"i{item}\tx{item % 3} y{item % 2}" for item in range(ITEMS)]
-    (target / f"{name}.item").write_text("\n".join(["item_id:token\tgenre:token_seq", *items]) + "\n")
+            lines.append(f"u{user}\ti{item}" + (f"\t{stars}" if ratings else "") + f"\t{time}")
+    (target / f"{name}.inter").write_text("\n".join(lines) + "\n")
+    lines = ["user_id:token\tgroup:token", *(f"u{user}\t{'ab'[user % 2]}" for user in range(users))]
+    (target / f"{name}.user").write_text("\n".join(lines) + "\n")
+    lines = ["item_id:token\tgenre:token_seq", *(f"i{item}\tx{item % 3} y{item % 2}" for item in range(items))]
+    (target / f"{name}.item").write_text("\n".join(lines) + "\n")
     return folder
 
 

@@ -11,7 +11,8 @@ import torch
 from test_fleet import read_state
 from torch import nn
 
-from recbole_fedkd.engine import FleetEngine, LocalEngine
+from recbole_fedkd.engine import LocalEngine
+from recbole_fedkd.engine.fleet.training import PackTraining
 from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.federated.client import Client, ClientSettings
 from recbole_fedkd.federated.message import Message
@@ -159,7 +160,7 @@ def spoiled(trainer, number, monkeypatch):
         parameter.register_hook(lambda gradient: gradient * float("nan"))
         monkeypatch.setattr(engine.clients[number].task, "step", lambda *arguments: 1 / 0)
         return
-    train = engine._trained_on
+    train = engine.training._trained_on
 
     def failing(training, *arguments):
         numbers = training.group.numbers[training.pack.clients].tolist()
@@ -170,7 +171,7 @@ def spoiled(trainer, number, monkeypatch):
             training.weights.dense[numbers.index(number + 1), 0] = float("nan")
         return losses
 
-    monkeypatch.setattr(engine, "_trained_on", failing)
+    monkeypatch.setattr(engine.training, "_trained_on", failing)
 
 
 CASES = [
@@ -213,7 +214,7 @@ def test_both_engines_leave_out_the_same_clients_and_keep_them_as_they_were(prep
 
 @pytest.mark.parametrize("engine", ["local", "fleet"])
 def test_a_run_names_the_missing_in_its_records_and_goes_on(run, monkeypatch, engine, tmp_path):
-    train, trained = Client._train, FleetEngine._trained_on
+    train, trained = Client._train, PackTraining._trained_on
 
     def failing(self, round_index, on_step):
         if (self.number, round_index) == (1, 1):
@@ -227,7 +228,7 @@ def test_a_run_names_the_missing_in_its_records_and_goes_on(run, monkeypatch, en
 
     seen = []
     monkeypatch.setattr(Client, "_train", failing)
-    monkeypatch.setattr(FleetEngine, "_trained_on", failing_pack)
+    monkeypatch.setattr(PackTraining, "_trained_on", failing_pack)
     after = FedKDTrainer._after_epoch
     monkeypatch.setattr(FedKDTrainer, "_after_epoch", lambda self, epoch: (seen.append(epoch), after(self, epoch))[1])
     result = run(strategy="fedavg", engine=engine, epochs=3, min_clients=2, result_file=str(tmp_path / "result.json"))

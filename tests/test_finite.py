@@ -94,7 +94,7 @@ class TestOneClient:
         engine = trainer.engine
         assert len(engine._packs(0, list(engine.samples))) > 1
         engine.run_round(0)
-        whole = engine._trained_on
+        whole = engine.training._trained_on
 
         def spoiled(training, batch, counts, streams):
             losses, logits = whole(training, batch, counts, streams)
@@ -103,7 +103,7 @@ class TestOneClient:
                 training.weights.dense[numbers.index(17), 0] = NAN
             return losses, logits
 
-        monkeypatch.setattr(engine, "_trained_on", spoiled)
+        monkeypatch.setattr(engine.training, "_trained_on", spoiled)
         with pytest.raises(TrainingError, match=r"^client 17, round \d, training: not finite after training"):
             engine.run_round(1)
 

@@ -20,8 +20,6 @@ from recbole_fedkd.engine.fleet.packing import MAX_PADDING, MAX_ROW_PADDING, pac
 from recbole_fedkd.engine.fleet.store import RowStore
 from recbole_fedkd.engine.fleet.threads import SideBySide
 from recbole_fedkd.federated.message import Message, sizes_by_sender
-from recbole_fedkd.federated.strategy import STRATEGIES, register_strategy
-from recbole_fedkd.federated.strategy.local_training import LocalTraining
 from recbole_fedkd.federated.task import Samples
 from recbole_fedkd.quick_start import build_trainer
 
@@ -237,8 +235,6 @@ def test_a_loaded_fleet_serves_as_before(run):
     [
         ({"learner": "rmsprop"}, "rmsprop"),
         ({"weight_decay": 0.1}, "weight_decay"),
-        ({"codecs": ["fp16"]}, "codecs"),
-        ({"knowledge": "item"}, "knowledge 'item'"),
         ({"client_num": 1}, "lone client"),
         ({"clip_grad_norm": {"max_norm": 1.0, "norm_type": 1}}, "clip_grad_norm"),
     ],
@@ -248,18 +244,6 @@ def test_what_is_not_batched_runs_on_the_local_engine_and_one_line_says_why(prep
     assert trainer.engine.name == "local"
     lines = [record.getMessage() for record in caplog.records if "engine fleet cannot run this" in record.getMessage()]
     assert len(lines) == 1 and told in lines[0]
-
-
-def test_a_strategy_from_outside_runs_on_the_local_engine(prepared):
-    class Silent(LocalTraining):
-        name = "silent"
-
-    register_strategy(Silent)
-    try:
-        _, trainer, _, _ = prepared(engine="fleet", strategy="silent")
-        assert trainer.engine.name == "local"
-    finally:
-        del STRATEGIES["silent"]
 
 
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=60), st.integers(1, 64), st.integers(1, 10**4))

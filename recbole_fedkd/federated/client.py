@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recbole_fedkd.federated.codec import WireCodecs
+from recbole_fedkd.federated.dialogue import answer, on_device, understood
 from recbole_fedkd.federated.message import Training
 from recbole_fedkd.federated.serving import MovingAverage
-from recbole_fedkd.federated.strategy import LocalResult, Strategy, to_tensors
+from recbole_fedkd.federated.strategy import LocalResult, Strategy
 from recbole_fedkd.federated.task import AttentiveTask, Step, Task
 from recbole_fedkd.federated.wire import ClientLink
-from recbole_fedkd.finite import check_arrays, check_trained, learner_of
+from recbole_fedkd.finite import check_trained, learner_of
 from recbole_fedkd.model.shared import forget_cached
 
 _WORD = 2**64 - 1
@@ -147,18 +148,11 @@ class Client:
         message = self.link.read(payload) if payload else None
         if message is None:
             return
-        arrays = self._on_device(to_tensors(message.arrays))
-        fresh = self.link.sent_in is not None and message.round == self.link.sent_in + 1
-        own = self._on_device(self.link.sent)
-        understood = self.strategy.understood(arrays, own, fresh)
-        self.received = {**self.received, **understood} if self.strategy.accumulates else understood
+        self.received = understood(self.link, self.received, message, self.device)
         if self.average is not None:
             self.average.restore()
         self.task.shared.install(self.strategy.installed(self.received))
-        self.strategy.taken_in(self.task, self.received, own)
-
-    def _on_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        self.strategy.taken_in(self.task, self.received, on_device(self.link.sent, self.device))
 
     def train(self, round_index: int, on_step: Callable[[int], None] | None = None) -> Training:
         """Train for the round's local epochs.
@@ -235,11 +229,8 @@ class Client:
         """What the strategy uploads, serialised; empty if nothing."""
         if self._result is None:
             return b""
-        message = self.strategy.upload(self._result, self.number, round_index)
-        if message is None:
-            return b""
-        check_arrays(message.arrays, "its message")  # a codec may make a number of what is none
-        return self.link.write(replace(message, training=self._training))
+        message = answer(self.link, self._result, self._training, round_index)
+        return self.link.encoded(message).to_bytes() if message is not None else b""
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The client as it is, for :meth:`restore`."""
@@ -266,12 +257,12 @@ class Client:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
-        self.received = self._on_device(state["received"])
+        self.received = on_device(state["received"], self.device)
         self.link.load_state_dict(state["link"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.task.generator.set_state(state["generator"])
-        self.strategy.taken_in(self.task, self.received, self._on_device(self.link.sent))
+        self.strategy.taken_in(self.task, self.received, on_device(self.link.sent, self.device))
 
     def _add_knowledge(self, step: Step) -> None:
         assert self._result is not None

@@ -141,16 +141,24 @@ class Intake:
         Raises:
             MessageError: it is not taken, and nothing of it is counted.
         """
-        if client not in self.samples:
-            raise MessageError("sender", f"client {client} does not take part in the round")
-        if client in self.answered:
-            raise MessageError("doubled", "it has answered in this round already")
-        message = self.server.link.read(client, payload, self.round_index)
+        self._check_due(client)
+        return self.add_read(client, Message.from_bytes(payload) if payload else None)
+
+    def add_read(self, client: int, message: Message | None) -> Message | None:
+        """As :meth:`add`, of a message that is none of bytes any more, or never was."""
+        self._check_due(client)
+        message = self.server.link.read(client, message, self.round_index)
         if message is not None and message.training.samples != self.samples[client]:
             found, known = message.training.samples, self.samples[client]
             raise MessageError("samples", f"it speaks for {found} samples where it has {known}")
         self.take(client, message)
         return message
+
+    def _check_due(self, client: int) -> None:
+        if client not in self.samples:
+            raise MessageError("sender", f"client {client} does not take part in the round")
+        if client in self.answered:
+            raise MessageError("doubled", "it has answered in this round already")
 
     def take(self, client: int, message: Message | None) -> None:
         """Take in the answer of a client, checked or made on this side of the wire; None: it has nothing to say."""

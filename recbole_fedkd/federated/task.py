@@ -43,6 +43,12 @@ class Step:
     weights: Tensor | None = None
     teacher: Tensor | None = None
 
+    def select(self, rows: Tensor) -> Step:
+        """What it says of some samples; the loss stays that of all."""
+        parts = {name: getattr(self, name) for name in ("logits", "labels", "items", "weights", "teacher")}
+        chosen = {name: part[rows] for name, part in parts.items() if part is not None}
+        return replace(self, size=len(torch.arange(self.size, device=rows.device)[rows]), **chosen)
+
     def detached(self) -> Step:
         """The same step outside of the autograd graph, in single precision."""
         logits = self.logits.detach().float() if self.logits is not None else None

@@ -209,6 +209,7 @@ class ClientLink:
         codecs: how messages are encoded, the same on both sides.
         feedback: whether what encoding takes from an update is added to the next one.
         network: the state that the server starts from, by the strategy's names.
+        follows: another client's end, whose network this one holds: it is kept there. None: its own.
 
     Attributes:
         version: of the network that the client holds, where networks travel as updates.
@@ -219,11 +220,18 @@ class ClientLink:
     """
 
     def __init__(
-        self, number: int, strategy: Strategy, codecs: WireCodecs, feedback: bool, network: ServerState
+        self,
+        number: int,
+        strategy: Strategy,
+        codecs: WireCodecs,
+        feedback: bool,
+        network: ServerState,
+        follows: ClientLink | None = None,
     ) -> None:
-        self.number, self.strategy, self.codecs = number, strategy, codecs
+        self.number, self.strategy, self.codecs, self.follows = number, strategy, codecs, follows
         self.schema = strategy.download_schema(network)
-        self.updates = Updates(arrays_of(network)) if travels_as_update(strategy, codecs) else None
+        own = Updates(arrays_of(network)) if travels_as_update(strategy, codecs) else None
+        self.updates: Updates | None = own if follows is None else follows.updates
         self.encoding = Encoding(codecs.up, feedback and self.updates is not None)
         self.version = 0
         self.sent: dict[str, Tensor] = {}
@@ -267,8 +275,8 @@ class ClientLink:
         self.version, self.updates.reference = number, whole
         return replace(message, arrays=whole)
 
-    def write(self, message: Message) -> bytes:
-        """The client's message as bytes; from now on it counts as sent."""
+    def encoded(self, message: Message) -> Message:
+        """The client's message as it goes over the wire; from now on it counts as sent."""
         wire = message
         for stage in self.stages:
             wire = stage.encode(wire)
@@ -278,13 +286,13 @@ class ClientLink:
             seen = received_through(self.stages, wire, None) if self.codecs.up.codecs else message
             self.sent = {**self.sent, **to_tensors(seen.arrays)}
         self.sent_in = message.round
-        return wire.to_bytes()
+        return wire
 
     def state_dict(self) -> dict[str, Any]:
         """What was last said and dropped, and which version was heard; plain values and tensors only."""
         return {
             "version": self.version,
-            "reference": to_tensors(self.updates.reference) if self.updates is not None else {},
+            "reference": to_tensors(self.updates.reference) if self.updates and not self.follows else {},
             "sent": dict(self.sent),
             "sent_in": self.sent_in,
             "encoding": self.encoding.state_dict(),
@@ -293,7 +301,7 @@ class ClientLink:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.version, self.sent, self.sent_in = state["version"], dict(state["sent"]), state["sent_in"]
-        if self.updates is not None:
+        if self.updates is not None and self.follows is None:
             self.updates.reference = arrays_of(state["reference"])
         self.encoding.load_state_dict(state["encoding"])
 
@@ -369,23 +377,22 @@ class ServerLink:
             self._written[behind, round_index] = found.to_bytes() if found is not None else b""
         return self._written[behind, round_index]
 
-    def read(self, client: int, payload: bytes, round_index: int) -> Message | None:
-        """A client's message; None if it has nothing to say.
+    def read(self, client: int, message: Message | None, round_index: int) -> Message | None:
+        """A client's message as it was before it was encoded; None if it has nothing to say.
 
         Args:
-            client: whom the bytes came from.
-            payload: the bytes.
+            client: whom it came from.
+            message: as it came over the wire.
             round_index: the round.
 
         Raises:
-            MessageError: the bytes are not what this client may say in this round.
+            MessageError: it is not what this client may say in this round.
         """
-        if not payload:
+        if message is None:
             if self.schema is not None and not self.schema.may_be_silent:
                 raise MessageError("silent", f"it says nothing where '{self.schema.kind}' was due")
-            self._acknowledged(client)
+            self.acknowledge(client)
             return None
-        message = Message.from_bytes(payload)
         if message.sender != client:
             raise MessageError("sender", f"it says that it is {_name(message.sender)}")
         if message.round != round_index:
@@ -396,10 +403,10 @@ class ServerLink:
         message = received_through(stages, message, self.schema)
         if self.broadcast is not None:
             check_arrays(message.arrays, self.schema)
-        self._acknowledged(client)
+        self.acknowledge(client)
         return message
 
-    def _acknowledged(self, client: int) -> None:
+    def acknowledge(self, client: int) -> None:
         """A client that answers has taken in what it was told."""
         if self.broadcast is not None:
             self.broadcast.acknowledged[client] = self.broadcast.version

@@ -175,6 +175,11 @@ class AttentiveNetwork(nn.Module):
         return (*columns, "history_items", "history_labels", *map(_history_name, self.context_fields))
 
     @property
+    def told_buffers(self) -> tuple[str, ...]:
+        """Names of the buffers that a client fills by what it is told."""
+        return ("item_prior",) if self.architecture.item_prior else ()
+
+    @property
     def item_references(self) -> tuple[str, ...]:
         """Names of the buffers that hold item ids."""
         return ("history_items",) if self.history_attention is not None else ()

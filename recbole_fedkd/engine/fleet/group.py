@@ -50,10 +50,15 @@ class ClientGroup(nn.Module):
         self.item_buffers = [name for name in names_of(whole, "item_rows") if name in buffers]
         self.user_buffers = [name for name in names_of(whole, "user_buffers") if name in buffers]
         self.item_references = names_of(whole, "item_references")
+        self.told_buffers = names_of(whole, "told_buffers")
+        for number, name in enumerate(self.told_buffers):
+            self.register_buffer(f"told_{number}", buffers[name].repeat(len(numbers), *[1] * buffers[name].dim()))
         self.dense_names = [name for name in parameters if name not in {*self.user_names, *self.item_names}]
         self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
         self.origins: Mapping[str, str] = getattr(whole, "origins", {})
-        self.item_count = len((parameters | buffers)[names_of(whole, "item_rows")[0]])
+        # A network without item rows has the padding item alone.
+        tables = [*(parameters[name] for name in self.item_names), *(buffers[name] for name in self.item_buffers)]
+        self.item_count = max([1, *map(len, tables)])
         self.single_users = bool((self.member_count <= 1).all())
         self.keep((), True, True)
 
@@ -174,6 +179,31 @@ class ClientGroup(nn.Module):
             parameters[name][owners] = values.view(-1, *parameters[name].shape[1:])
             column += width
 
+    @torch.no_grad()
+    def install(self, values: Mapping[str, Tensor], pack: Pack, weights: Weights, buffers: dict[str, Tensor]) -> None:
+        """Overwrite parameters and buffers of packed clients by what they have been told, ``[c, ...]`` each by name."""
+        column = 0
+        for name in self.dense_names:
+            size = self.shapes[name].numel()
+            if name in values:
+                weights.dense[:, column : column + size] = values[name].flatten(1)
+            column += size
+        column, slots = 0, torch.arange(len(pack.items), device=pack.items.device).unsqueeze(1)
+        for name in self.item_names:
+            width = self.shapes[name][1:].numel()
+            if name in values:
+                weights.rows[..., column : column + width] = values[name][slots, pack.items].flatten(2)
+            column += width
+        for name in values.keys() & set(self.told_buffers):
+            buffers[name] = values[name][slots, pack.items] if name in self.item_buffers else values[name]
+
+    @torch.no_grad()
+    def keep_told(self, clients: Tensor, values: Mapping[str, Tensor]) -> None:
+        """Keep the buffers among what clients ``[c]`` have been told."""
+        for number, name in enumerate(self.told_buffers):
+            if name in values:
+                self.get_buffer(f"told_{number}")[clients] = values[name]
+
     def named(self, weights: Weights) -> dict[str, Tensor]:
         """The parameters by name, ``[c, ...]``, part of the autograd graph."""
         shapes, named = self.shapes, {}
@@ -186,6 +216,17 @@ class ClientGroup(nn.Module):
             for name, piece in zip(names, pieces, strict=True):
                 named[name] = piece.reshape(*piece.shape[:2], *shapes[name][1:])
         return named
+
+    @torch.no_grad()
+    def unpacked(
+        self, pack: Pack, weights: Weights, slot: int, base: tuple[Tensor, Tensor, Tensor]
+    ) -> dict[str, Tensor]:
+        """Parameters of one of packed clients with all item rows but no user rows, in the order of the network's."""
+        rows = base[1].clone()
+        held = slice(0, int(pack.count[slot]))
+        rows[pack.items[slot, held]] = weights.rows[slot, held]
+        named = self.named(Weights(weights.dense[slot : slot + 1], rows.unsqueeze(0), weights.users[:0]))
+        return {name: named[name][0] for name in self.shapes if name not in self.user_names}
 
     @torch.no_grad()
     def served_by(self, client: Tensor, base: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
@@ -211,13 +252,17 @@ class ClientGroup(nn.Module):
     def buffers_of(self, pack: Pack) -> dict[str, Tensor]:
         """The buffers that differ from client to client, ``[c, ...]``."""
         whole = dict(self.whole.named_buffers())
-        found = {name: whole[name][pack.items] for name in self.item_buffers}
+        own = {name: whole[name][pack.items] for name in self.item_buffers if name not in self.told_buffers}
+        for number, name in enumerate(self.told_buffers):
+            told = self.get_buffer(f"told_{number}")
+            by_item = name in self.item_buffers
+            own[name] = told[pack.clients.unsqueeze(1), pack.items] if by_item else told[pack.clients]
         for name in self.user_buffers:
             values = whole[name][pack.members]
             if name in self.item_references:
                 values = pack.local.gather(1, values.flatten(1)).long().view_as(values)
-            found[name] = values
-        return found
+            own[name] = values
+        return own
 
     def twin(self) -> nn.Module:
         """A network that shares all memory with :attr:`whole`: while one is being called, its parameters are others."""

@@ -6,17 +6,16 @@ those that clients have touched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.store import Pack, Weights
-from recbole_fedkd.federated.message import Message
 from recbole_fedkd.federated.strategy.base import ServerState
 from recbole_fedkd.model.shared import SharedState
 
@@ -27,14 +26,25 @@ class SharedTensors(SharedState):
     Args:
         tensors: by name.
         private: names of those that stay.
+        buffers: what else is shared, by name.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], private: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        private: Mapping[str, tuple[int, int]],
+        buffers: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
         self._shared = {name: tensor for name, tensor in tensors.items() if name not in private}
+        self._buffers = dict(buffers)
 
     def parameters(self) -> dict[str, Tensor]:
         """As given, without those that stay."""
         return self._shared
+
+    def buffers(self) -> dict[str, Tensor]:
+        """As given."""
+        return self._buffers
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,11 @@ class MeanOfClients:
             self.dense_changed += part.dense_changed
             self.rows_changed += part.rows_changed
 
+    @staticmethod
+    def largest(part: MeanPart) -> float:
+        """The largest magnitude among what packed clients add."""
+        return max(float(each.abs().max()) for each in (part.dense, part.rows) if each.numel())
+
     def _changed(self, pack: Pack, weights: Weights, moved: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
         """The shares of the clients that changed a row, for every number of it: ``[P]`` and ``[items, D]``."""
         shapes, of_dense, of_rows = self.group.shapes, [], []
@@ -103,9 +118,9 @@ class MeanOfClients:
         differs, column = weights.rows != functional.embedding(pack.items, self.item_base), 0
         for name in self.group.item_names:
             width = shapes[name][1:].numel()
-            told = differs[..., column : column + width].any(2) * shares.unsqueeze(1)
-            found = told.new_zeros(len(self.rows)).index_add_(0, pack.items.flatten(), told.flatten())
-            of_rows.append(found.unsqueeze(1).expand(-1, width))
+            counted = differs[..., column : column + width].any(2) * shares.unsqueeze(1)
+            summed = counted.new_zeros(len(self.rows)).index_add_(0, pack.items.flatten(), counted.flatten())
+            of_rows.append(summed.unsqueeze(1).expand(-1, width))
             column += width
         return torch.cat([shares[:0], *of_dense]), torch.cat(of_rows, 1) if of_rows else torch.zeros_like(self.rows)
 
@@ -126,19 +141,3 @@ class MeanOfClients:
         return {
             prefix + name: value.reshape(shapes[name]).cpu() for name, value in mean.items() if name not in self.private
         }
-
-
-def stacked(messages: Sequence[Message], device: torch.device) -> dict[str, Tensor]:
-    """Arrays of messages of one kind and shape, ``[messages, ...]`` each."""
-    return {
-        name: torch.from_numpy(np.stack([message.arrays[name] for message in messages])).to(device)
-        for name in messages[0].arrays
-    }
-
-
-def unstacked(message: Message, senders: Sequence[int]) -> list[Message]:
-    """The messages of many senders from one whose arrays have a leading axis of senders."""
-    return [
-        replace(message, sender=sender, arrays={name: array[place] for name, array in message.arrays.items()})
-        for place, sender in enumerate(senders)
-    ]

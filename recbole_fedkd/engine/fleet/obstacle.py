@@ -9,22 +9,8 @@ from recbole.data.utils import get_dataloader
 from recbole.utils import ModelType
 
 from recbole_fedkd.engine.fleet.optimizers import BatchedAdam, BatchedAdamToSGD, BatchedOptimizer, BatchedSGD
+from recbole_fedkd.federated.knowledge import KNOWLEDGE, Knowledge
 from recbole_fedkd.federated.strategy import STRATEGIES
-from recbole_fedkd.federated.strategy.federated_averaging import (
-    FederatedAveraging,
-    MutualDistillation,
-)
-from recbole_fedkd.federated.strategy.knowledge_exchange import AttentiveFederatedDistillation, FederatedDistillation
-from recbole_fedkd.federated.strategy.local_training import LocalTraining
-
-BATCHED = (
-    LocalTraining,
-    AttentiveFederatedDistillation,
-    FederatedDistillation,
-    FederatedAveraging,
-    MutualDistillation,
-)
-"""Strategies whose messages this engine makes for many clients at once."""
 
 
 def obstacle(config: Any, clients: int) -> str | None:
@@ -40,25 +26,24 @@ def obstacle(config: Any, clients: int) -> str | None:
         return "a lone client trains as RecBole does, from the run's own streams"
     if not config.attentive and (hindrance := _foreign(config)) is not None:
         return hindrance
-    if strategy not in BATCHED:
-        return f"strategy '{config['strategy']}' makes its messages client by client"
-    if config["codecs"] or config["broadcast_codecs"]:
-        return "codecs encode message by message"
-    if strategy.exchanges_knowledge and config["knowledge"] != "label":
-        return f"knowledge '{config['knowledge']}' is collected client by client"
+    if strategy.exchanges_knowledge and _asks_clients(KNOWLEDGE[config["knowledge"]]):
+        return f"knowledge '{config['knowledge']}' asks every client's own network and samples"
     if str(config["learner"]).lower() not in ("adam", "sgd", "adam_to_sgd"):
         return f"learner '{config['learner']}' is not batched; adam, sgd and adam_to_sgd are"
     if config["learning_rates"] and str(config["learner"]).lower() == "adam_to_sgd":
         return "learner adam_to_sgd switches to one rate for all parameters, which learning_rates contradict"
     if strategy.shares_parameters and config["serve_after"] == "training" and config["clients_per_round"]:
         return "serve_after=training has clients that sit out keep the tables of the round they last took part in"
-    if config["serve_average"]:
-        return "serve_average is kept client by client"
     if config["weight_decay"]:
         return "weight_decay moves every row of every item table, which clients hold in part"
     if set(clipping) - {"max_norm", "norm_type"} or clipping.get("norm_type", 2) != 2:
         return "clip_grad_norm is batched for max_norm and the L2 norm alone"
     return None
+
+
+def _asks_clients(kind: type[Knowledge]) -> bool:
+    """Whether a kind of knowledge is made of anything but what a network says of a batch."""
+    return kind.statistics is not Knowledge.statistics or kind.taken_in is not Knowledge.taken_in
 
 
 def _foreign(config: Any) -> str | None:

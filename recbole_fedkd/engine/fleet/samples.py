@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -173,17 +173,18 @@ class LabelledSamples(FleetTask):
         return epoch.items
 
     def arguments(self, group: ClientGroup, pack: Pack, batch: Epoch) -> tuple[Any, ...]:
-        """Users ``[c, batch]``, items and context ``[c, batch, targets]``, labels and weights ``[c, batch * targets]``."""
+        """Users ``[c, batch]``, own items, context ``[c, batch, targets]``, labels, weights, items ``[c, batch * targets]``."""
         items, users = pack.local.gather(1, batch.items).long(), batch.fields["users"]
         axis = 1 if group.single_users else 2
         context = {name: batch.fields[f"{CONTEXT}{name}"].unsqueeze(axis) for name in self.samples.context}
         users = users[:, :1] if group.single_users else users
-        return users, items.unsqueeze(axis), batch.labels, batch.weights, context
+        return users, items.unsqueeze(axis), batch.labels, batch.weights, context, batch.items
 
     def step(self, network: nn.Module, with_logits: bool, *arguments: Any) -> Step:
-        """See :meth:`AttentiveTask.of_batch`."""
-        users, items, labels, weights, context = arguments
-        return self.kind.of_batch(network, users, items, labels, self.reg_weight, weights, context)
+        """See :meth:`AttentiveTask.of_batch`; the items of the step are those of everybody."""
+        users, items, labels, weights, context, known_as = arguments
+        step = self.kind.of_batch(network, users, items, labels, self.reg_weight, weights, context)
+        return replace(step, items=known_as)
 
     def blank(self, count: int, device: torch.device) -> Epoch:
         """Item 0 of user 1, in no context."""

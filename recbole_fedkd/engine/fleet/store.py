@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -108,9 +108,11 @@ class Pack:
 
     def first(self, count: int) -> Pack:
         """The first clients alone."""
-        parts = (self.clients, self.members, self.items, self.count, self.local, self.known)
-        clients, members, items, counts, local, known = (each[:count] for each in parts)
-        return Pack(clients, members, items, counts, local, known)
+        return self.select(slice(count))
+
+    def select(self, slots: Tensor | slice) -> Pack:
+        """Some of the clients."""
+        return Pack(*(getattr(self, part.name)[slots] for part in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,11 @@ class Weights:
 
     def first(self, count: int) -> Weights:
         """The first clients alone, in the same memory."""
-        return Weights(self.dense[:count], self.rows[:count], self.users[:count])
+        return self.select(slice(count))
+
+    def select(self, slots: Tensor | slice) -> Weights:
+        """Some of the clients; by numbers ``[n]`` in memory of their own."""
+        return Weights(self.dense[slots], self.rows[slots], self.users[slots])
 
     def zeros(self) -> Weights:
         """Zeros of the same shapes."""
@@ -137,4 +143,4 @@ class Weights:
 
     def tensors(self) -> list[Tensor]:
         """The three that hold anything."""
-        return [each for each in (self.dense, self.rows, self.users) if each.numel()]
+        return [part for part in (self.dense, self.rows, self.users) if part.numel()]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -78,7 +79,8 @@ class Knowledge(ABC):
             clients: whose each sample is ``[size]``, from 0.
             count: number of clients.
         """
-        raise NotImplementedError
+        of_clients = [self.collect(step.select(clients == client)) for client in range(count)]
+        return {name: torch.stack([collected[name] for collected in of_clients]) for name in of_clients[0]}
 
     @abstractmethod
     def upload(self, collected: Tensors, first: bool) -> Arrays:

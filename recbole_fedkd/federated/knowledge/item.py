@@ -57,13 +57,24 @@ class ItemKnowledge(Knowledge):
 
     def collect(self, step: Step) -> dict[str, Tensor]:
         """Sums of logits ``[I, T]``, samples ``[I]`` and label histogram ``[I, T]``."""
-        assert step.logits is not None and step.labels is not None and step.items is not None
+        assert step.items is not None
+        return self._collected(step, step.items, self.sizes.items)
+
+    def _collected(self, step: Step, items: Tensor, count: int) -> dict[str, Tensor]:
+        assert step.logits is not None and step.labels is not None
         collected = {}
         if self._distils:
-            collected["sums"], collected["seen"] = item_sums(step.logits, step.items, self.sizes.items)
+            collected["sums"], collected["seen"] = item_sums(step.logits, items, count)
         if self._uses_prior:
-            collected["histogram"] = item_histograms(step.items, step.labels, self.sizes.items, self.sizes.labels)
+            collected["histogram"] = item_histograms(items, step.labels, count, self.sizes.labels)
         return collected
+
+    def collect_of_many(self, step: Step, clients: Tensor, count: int) -> dict[str, Tensor]:
+        """The same ``[count, I, ...]``: every pair of client and item is an item of its own."""
+        assert step.items is not None
+        items = self.sizes.items
+        collected = self._collected(step, clients * items + step.items, count * items)
+        return {name: value.view(count, items, *value.shape[1:]) for name, value in collected.items()}
 
     def upload(self, collected: Tensors, first: bool) -> Arrays:
         """What is used; the histogram does not change and is sent once."""

@@ -1,0 +1,114 @@
+"""What one engine does the other does: every entry of the registries, on both, without a test of its own."""
+
+import os
+from itertools import product
+
+import pytest
+import torch
+from conftest import SMALL, write_dataset
+
+from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.data.partition import PARTITIONS
+from recbole_fedkd.federated.codec import CODECS
+from recbole_fedkd.federated.knowledge import KNOWLEDGE
+from recbole_fedkd.federated.strategy import STRATEGIES
+from recbole_fedkd.quick_start import _prepare_data, _prepare_model, build_trainer
+from recbole_fedkd.trainer import FedKDTrainer
+
+ARGUMENTS = {"attribute": "attribute:group", "dirichlet": "dirichlet:0.3", "quantity": "quantity:0.5"}
+"""Partitions that need an argument, with one."""
+
+KEYS = {"learner": "sgd", "learning_rate": 0.2, "train_batch_size": 16, "client_num": 5, "label_mode": "rating"}
+
+
+def kinds(strategy):
+    """Kinds of knowledge that a strategy can exchange."""
+    return [kind for kind in KNOWLEDGE if kind != "factors"] if STRATEGIES[strategy].exchanges_knowledge else ["label"]
+
+
+LEARNT = [(strategy, knowledge) for strategy in STRATEGIES for knowledge in kinds(strategy)]
+
+
+def cases():
+    """Every strategy and kind of knowledge with every codec and with every partition; with ``AGREE=all`` with every pair."""
+    for number, (strategy, knowledge) in enumerate(LEARNT):
+        pairs = list(product([None, *CODECS], PARTITIONS))
+        if os.environ.get("AGREE") != "all":
+            codecs, partitions = [None, *CODECS], list(PARTITIONS)
+            turns = range(max(len(codecs), len(partitions)))
+            pairs = [(codecs[turn % len(codecs)], partitions[(turn + number) % len(partitions)]) for turn in turns]
+        for codec, partition in pairs:
+            yield f"{strategy}-{knowledge}-{codec}-{partition}", (strategy, knowledge, codec, partition)
+
+
+CASES = dict(cases())
+
+
+@pytest.fixture(scope="module")
+def data_of(tmp_path_factory):
+    """Data of a partition, prepared once."""
+    folder, known = write_dataset(tmp_path_factory.mktemp("agree"), users=12, items=10, rows=7), {}
+
+    def data(config):
+        key = config["partition"], config["label_mode"]
+        if key not in known:
+            known[key] = _prepare_data(config)
+        return known[key]
+
+    return folder, data
+
+
+def trainers(data_of, **keys):
+    """The same federation on both engines."""
+    folder, data = data_of
+    made = []
+    for engine in ("local", "fleet"):
+        config = FedKDConfig(
+            "AttnFedKD", "tiny", config_dict={"data_path": str(folder), **SMALL, **KEYS, **keys, "engine": engine}
+        )
+        prepared = data(config)
+        trainer = build_trainer(config, _prepare_model(config, prepared))
+        assert isinstance(trainer, FedKDTrainer)
+        trainer.engine = trainer.prepare(prepared.loaders[0])
+        assert trainer.engine.name == engine
+        made.append(trainer)
+    return made
+
+
+def apart(found, expected):
+    """How far two tensors are apart, as a share of the larger one's norm."""
+    difference, whole = (found.double() - expected.double()).norm(), expected.double().norm()
+    return float(difference / whole.clamp(min=1e-3))
+
+
+def assert_agree(local, fleet, rounds, lossy):
+    """The same rounds: bytes, loss, the server's state, and what every user is served.
+
+    A codec that drops numbers drops others where rounding turns the balance.
+    """
+    tolerance = 2e-2 if lossy else 1e-3
+    for index in range(rounds):
+        one, other = local.engine.run_round(index), fleet.engine.run_round(index)
+        assert other.loss == pytest.approx(one.loss, rel=tolerance)
+        assert not one.missing and not other.missing
+        assert other.codec_error == pytest.approx(one.codec_error, rel=0.1, abs=1e-6)
+        for mine, theirs in ((one.bytes_down, other.bytes_down), (one.bytes_up, other.bytes_up)):
+            assert theirs.keys() == mine.keys()
+            assert sum(theirs.values()) == pytest.approx(sum(mine.values()), rel=tolerance if lossy else 0)
+        assert fleet.engine.server.state.keys() == local.engine.server.state.keys()
+        for name, value in local.engine.server.state.items():
+            assert apart(fleet.engine.server.state[name], value) < tolerance, name
+    users = torch.arange(1, len(local.model.client_of_user))
+    items = torch.arange(1, local.model.item_num).expand(len(users), -1)
+    with torch.no_grad():
+        expected, found = (trainer.model.eval().logits(users, items) for trainer in (local, fleet))
+    assert apart(found.softmax(-1), expected.softmax(-1)) < tolerance
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_fleet_does_what_the_local_engine_does(data_of, case):
+    strategy, knowledge, codec, partition = CASES[case]
+    keys = {"strategy": strategy, "knowledge": knowledge, "partition": ARGUMENTS.get(partition, partition)}
+    keys["codecs"] = [codec] if codec else []
+    local, fleet = trainers(data_of, **keys)
+    assert_agree(local, fleet, 2, lossy=bool(codec) and not CODECS[codec].lossless)
