@@ -16,8 +16,9 @@ from torch import Tensor
 
 from recbole_fedkd.engine.base import ClientError, Round
 from recbole_fedkd.engine.fleet.group import ClientGroup
+from recbole_fedkd.engine.fleet.heard import Heard
 from recbole_fedkd.engine.fleet.messages import MeanOfClients, SharedTensors
-from recbole_fedkd.engine.fleet.training import Heard, Trained, Training
+from recbole_fedkd.engine.fleet.training import Trained, Training
 from recbole_fedkd.federated.aggregate import MeanOfChangedRows, WeightedMean
 from recbole_fedkd.federated.dialogue import answer, on_device, understood
 from recbole_fedkd.federated.message import LARGEST, Message, MessageError, check_arrays

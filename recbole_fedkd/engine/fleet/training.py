@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from recbole_fedkd.engine.base import ClientError
 from recbole_fedkd.engine.fleet.draws import Streams
 from recbole_fedkd.engine.fleet.group import ClientGroup
+from recbole_fedkd.engine.fleet.heard import Heard, Received
 from recbole_fedkd.engine.fleet.memory import OptimizerMemory
 from recbole_fedkd.engine.fleet.messages import SharedTensors
 from recbole_fedkd.engine.fleet.optimizers import BatchedOptimizer, clip_norms
@@ -30,50 +31,6 @@ from recbole_fedkd.model.shared import Rows
 
 Clients = np.ndarray[Any, np.dtype[np.int64]]
 """Places of clients in their group ``[c]``."""
-
-
-class Received(Mapping[str, Tensor]):
-    """What one client of a pack has been told, with the item rows that it holds.
-
-    Args:
-        told: by name.
-        tables: names of what has a row per item of a network; only rows of the client's own are asked for.
-        items: the client's items ``[rows]``.
-    """
-
-    def __init__(self, told: Mapping[str, Tensor], tables: frozenset[str], items: Tensor) -> None:
-        self._told, self._tables, self._items = told, tables, items
-
-    def __getitem__(self, name: str) -> Tensor:
-        value = self._told[name]
-        return value[self._items] if name in self._tables else value
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._told)
-
-    def __len__(self) -> int:
-        return len(self._told)
-
-
-@dataclass(frozen=True)
-class Heard:
-    """What packed clients have been told.
-
-    Attributes:
-        common: what all have been told alike, by name.
-        own: what each has been told, ``[c, ...]``.
-        tables: names of what has a row per item of a network.
-        installed: parameters and buffers that each takes over of it, ``[c, ...]``.
-        whole_tables: whether these hold item tables, of which a client then keeps every row.
-        learns: whether the clients have something to train by; if not, their loss is only measured.
-    """
-
-    common: Mapping[str, Tensor] = field(default_factory=dict)
-    own: Mapping[str, Tensor] = field(default_factory=dict)
-    tables: frozenset[str] = frozenset()
-    installed: Mapping[str, Tensor] = field(default_factory=dict)
-    whole_tables: bool = False
-    learns: bool = True
 
 
 @dataclass(frozen=True)
