@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.engine import FleetEngine, FleetPopulation, LabelledSamples
 from recbole_fedkd.engine.fleet.optimizers import BatchedSGD
 from recbole_fedkd.federated.client import ClientSettings
@@ -97,17 +98,11 @@ def power_law_counts(users: int, generator: np.random.Generator) -> np.ndarray:
     return np.minimum(counts, SYNTHETIC_ITEMS // 10).astype(np.int64)
 
 
-class SyntheticDataset:
+def synthetic_schema(users: int) -> DataSchema:
     """As much of a dataset as a population of ``PFedRec`` reads."""
-
-    label_values = (0.0, 1.0)
-
-    def __init__(self, users: int) -> None:
-        self.user_num, self.item_num = users + 1, SYNTHETIC_ITEMS + 1
-
-    def num(self, field: str) -> int:
-        """Number of ids."""
-        return self.item_num
+    names = {"uid_field": "user_id", "iid_field": "item_id", "label_field": None, "time_field": None}
+    sizes = users + 1, SYNTHETIC_ITEMS + 1
+    return DataSchema("synthetic", users, *sizes, names, {}, (0.0, 1.0), True, (), (), (), {})
 
 
 def run_synthetic(users: int, arguments: argparse.Namespace) -> dict[str, float]:
@@ -120,7 +115,8 @@ def run_synthetic(users: int, arguments: argparse.Namespace) -> dict[str, float]
     rank = generator.random(int(sizes.sum())) ** 3
     items = torch.from_numpy(popularity[(rank * SYNTHETIC_ITEMS).astype(np.int64)])
     ones = torch.ones_like(items)
-    population = FleetPopulation(config, SyntheticDataset(users), torch.arange(-1, users))
+    rows = ClientRows(torch.arange(1, users + 1), {}, {})
+    population = FleetPopulation(config, synthetic_schema(users), rows, torch.arange(-1, users))
     strategy = settings_of(config, users)
     server = Server(strategy, 0)
     server.state = strategy.initial_state(

@@ -30,29 +30,25 @@ from recbole_fedkd.compat import (
 )
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.data.creation import create_dataset, samples_made
-from recbole_fedkd.data.dataset import of_users, population
+from recbole_fedkd.data.dataset import population
 from recbole_fedkd.data.features import features_of
 from recbole_fedkd.data.fingerprint import Fingerprint
 from recbole_fedkd.data.known import check_dataset
 from recbole_fedkd.data.partition import held_out_clients, partition_users
 from recbole_fedkd.data.preparation import Loaders, data_preparation
-from recbole_fedkd.engine import CompactPopulation, FleetPopulation, obstacle
+from recbole_fedkd.engine import CompactPopulation
 from recbole_fedkd.errors import InputError, TrainingError, listed
 from recbole_fedkd.evaluation import EvaluationData, evaluation_data, with_candidates
-from recbole_fedkd.federation import fleet_of_recbole
+from recbole_fedkd.federation import build_population, federated_class
 from recbole_fedkd.files import writable_file, writable_folder, write_json
 from recbole_fedkd.limits import check_clients_per_round, check_limits, memory_watched
 from recbole_fedkd.logs import board_errors_raised, check_folders, start_logging
 from recbole_fedkd.model import (
-    AttnFedKD,
-    NetworkPopulation,
-    RecBolePopulation,
     building,
     check_columns,
     check_data,
     check_labels,
     normalise_single_rows,
-    with_attention,
 )
 from recbole_fedkd.result import (
     cold_rows,
@@ -67,11 +63,10 @@ from recbole_fedkd.result import (
     timing,
 )
 from recbole_fedkd.rounds import told
-from recbole_fedkd.strangers import judge_strangers, owners_among
+from recbole_fedkd.strangers import judge_strangers
 from recbole_fedkd.trainer import (
     CheckpointTrainer,
     FedKDTrainer,
-    Population,
     new_run_name,
     trainer_class,
 )
@@ -153,8 +148,7 @@ def run_recbole_fedkd(
         test_result = trainer.evaluate(evaluations[1], load_best_model=saved, show_progress=show_progress)
         judged_rows, strangers = trainer.judged_rows, None
         if data.strangers is not None and isinstance(trainer, FedKDTrainer):
-            newcomers = _newcomers(config, data, trainer.strangers)
-            strangers = judge_strangers(trainer, newcomers, loaders[0], data.strangers, best=saved)
+            strangers = judge_strangers(trainer, loaders[0]._dataset, data.strangers, best=saved)
     protocols = {name: trainer.protocols[name] for name in test_result or {}}
     result: dict[str, Any] = {
         "best_valid_score": float(best_valid_score) if best_valid_result is not None else None,
@@ -348,52 +342,9 @@ def _prepare_model(config: FedKDConfig, data: _Data) -> torch.nn.Module:
     """The model of a config, untrained: a network, or the population of a federation."""
     train_dataset, client_of_user = data.loaders[0]._dataset, data.client_of_user
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    model_class = _model_class(config)
     if client_of_user is None:
-        return _central_model(config, model_class, train_dataset)
-    count = int(client_of_user.max()) + 1
-    hindrance = obstacle(config, count) if config["engine"] == "fleet" else None
-    model: Population | None = None
-    if config["engine"] == "fleet" and hindrance is None:
-        if config.attentive:
-            model = FleetPopulation(config, train_dataset, client_of_user)
-        else:
-            model, hindrance = fleet_of_recbole(config, train_dataset, client_of_user, model_class)
-    if hindrance is not None:
-        getLogger().warning(f"engine fleet cannot run this, engine local does: {hindrance}")
-    if model is None:
-        model = _population(config, train_dataset, client_of_user)
-    return model.to(config["device"])
-
-
-def _model_class(config: FedKDConfig) -> type:
-    """The class of a config's model, with attention in front of it where that is asked for."""
-    return with_attention(config.model_class) if config["attention"] and not config.attentive else config.model_class
-
-
-def _population(
-    config: FedKDConfig, train_dataset: Any, client_of_user: torch.Tensor, numbers: list[int] | None = None
-) -> NetworkPopulation | RecBolePopulation:
-    """One network per client, untrained; ``numbers`` as of ``NetworkPopulation``."""
-    model_class = _model_class(config)
-    if config.attentive:
-        kind = model_class if issubclass(model_class, AttnFedKD) else NetworkPopulation
-        return kind(config, train_dataset, client_of_user, numbers)
-    count = int(client_of_user.max()) + 1
-    parts = [of_users(train_dataset, client_of_user == client) for client in range(count)]
-    with building(config):
-        return RecBolePopulation(config, parts, client_of_user, model_class)
-
-
-@recbole_warnings_silenced()
-def _newcomers(config: FedKDConfig, data: _Data, numbers: list[int]) -> NetworkPopulation | RecBolePopulation:
-    """The networks of clients that were held out, as they would have been from the start."""
-    assert data.client_of_user is not None
-    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    homes = owners_among(data.client_of_user, numbers)
-    population = _population(config, data.loaders[0]._dataset, homes, numbers)
-    population.to(config["device"])
-    return population
+        return _central_model(config, train_dataset)
+    return build_population(config, train_dataset, client_of_user).population
 
 
 def _prepare_trainer(config: FedKDConfig, data: _Data) -> CheckpointTrainer:
@@ -418,10 +369,10 @@ def _client_of_user(config: FedKDConfig, train_dataset: Any) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([[-1], clients]))
 
 
-def _central_model(config: FedKDConfig, model_class: type, train_dataset: Any) -> torch.nn.Module:
+def _central_model(config: FedKDConfig, train_dataset: Any) -> torch.nn.Module:
     """One model on all data, on its device."""
     with building(config), log_arguments_placed():
-        model: torch.nn.Module = model_class(config, train_dataset).to(config["device"])
+        model: torch.nn.Module = federated_class(config)(config, train_dataset).to(config["device"])
     normalise_single_rows(model)
     return model
 

@@ -12,7 +12,8 @@ from recbole.utils import EvaluatorType, InputType
 from texttable import Texttable
 
 from recbole_fedkd import __version__
-from recbole_fedkd.data.dataset import label_values, population
+from recbole_fedkd.data.dataset import population
+from recbole_fedkd.data.schema import label_values
 from recbole_fedkd.evaluation import JudgedRows
 from recbole_fedkd.rounds import EpochRecord
 from recbole_fedkd.trainer import CheckpointTrainer, FedKDTrainer

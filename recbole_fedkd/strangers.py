@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from recbole_fedkd.checkpoint import best_checkpoint
+from recbole_fedkd.data.schema import read_schema, rows_of_clients
 from recbole_fedkd.engine import ClientError
 from recbole_fedkd.evaluation import EvaluationData
 from recbole_fedkd.federated.newcomer import settle
-from recbole_fedkd.model import NetworkPopulation, RecBolePopulation
+from recbole_fedkd.federation import build_clients, build_server, population_of
 from recbole_fedkd.trainer import FedKDTrainer
 
 
@@ -30,18 +31,13 @@ def owners_among(client_of_user: Tensor, numbers: list[int]) -> Tensor:
 
 
 def judge_strangers(
-    trainer: FedKDTrainer,
-    population: NetworkPopulation | RecBolePopulation,
-    train_data: Any,
-    evaluation: EvaluationData,
-    best: bool,
+    trainer: FedKDTrainer, train_dataset: Any, evaluation: EvaluationData, best: bool
 ) -> dict[str, Any]:
     """Have the strangers settle, and judge them.
 
     Args:
         trainer: of the federation, trained.
-        population: the strangers' networks, fresh from the seed; they are trained here.
-        train_data: the training loader.
+        train_dataset: the training split, of which each stranger gets its own rows.
         evaluation: the strangers' test rows.
         best: whether the server of the best round is asked, or that of the last.
 
@@ -50,12 +46,15 @@ def judge_strangers(
         ``test_result``, and ``user_metrics`` where the key of that name asks for them.
     """
     assert trainer.engine is not None
-    numbers, homes = trainer.strangers, trainer.model.client_of_user
+    config, numbers, homes = trainer.config, trainer.strangers, trainer.model.client_of_user.cpu()
     state, rounds = trainer.engine.server.state_dict(), len(trainer.records)
     if best:
         checkpoint = best_checkpoint(trainer.run_folder).state
         state, rounds = checkpoint["training"]["server"], checkpoint["epoch"] + 1
-    server, clients = trainer.federation(train_data._dataset, population, numbers, int(homes.max()) + 1)
+    schema = read_schema(train_dataset, int(homes.max()) + 1)
+    parts = rows_of_clients(train_dataset, homes, numbers)
+    clients = build_clients(config, schema, dict(zip(numbers, parts, strict=True)))
+    server = build_server(config, schema)
     server.load_state_dict(state)
     moved = 0
     for client in clients:
@@ -64,7 +63,8 @@ def judge_strangers(
         except Exception as error:
             raise ClientError(f"client {client.number}, held out and new to the server: {error}") from error
     kept = trainer.model, trainer.user_metrics
-    trainer.model = population.eval()
+    networks = [client.task.network for client in clients]
+    trainer.model = population_of(config, schema, networks, owners_among(homes, numbers)).eval()
     try:
         judged = trainer.evaluate(evaluation, load_best_model=False)
         users = trainer.user_metrics
@@ -72,7 +72,7 @@ def judge_strangers(
         trainer.model, trainer.user_metrics = kept
     return {
         "clients": len(numbers),
-        "users": int(np.isin(homes.cpu().numpy(), numbers).sum()),
+        "users": int(np.isin(homes.numpy(), numbers).sum()),
         "rounds": rounds,
         "bytes_down": moved,
         "test_result": {name: float(value) for name, value in (judged or {}).items()},

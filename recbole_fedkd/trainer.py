@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -52,16 +51,9 @@ from recbole_fedkd.data.fingerprint import Fingerprint
 from recbole_fedkd.data.partition import held_out_clients
 from recbole_fedkd.engine import (
     FleetEngine,
-    FleetPopulation,
-    FleetTask,
-    LabelledSamples,
     LocalEngine,
-    RecBoleFleetPopulation,
-    RecBoleSamples,
     RoundReport,
-    batched_optimizer,
 )
-from recbole_fedkd.engine.fleet.threads import cores
 from recbole_fedkd.errors import InputError, TrainingError, listed
 from recbole_fedkd.evaluation import (
     DISTRIBUTION,
@@ -73,28 +65,14 @@ from recbole_fedkd.evaluation import (
     merged,
     user_values,
 )
-from recbole_fedkd.federated.client import Client, ClientSettings
-from recbole_fedkd.federated.codec import WireCodecs
-from recbole_fedkd.federated.knowledge import Sizes
-from recbole_fedkd.federated.server import Server
-from recbole_fedkd.federated.strategy import STRATEGIES, Strategy
-from recbole_fedkd.federated.task import AttentiveTask, FactorTask, MutualTask, RecBoleTask, Samples, Task, click_loss
-from recbole_fedkd.federation import recbole_task
+from recbole_fedkd.federation import Population, build_engine
 from recbole_fedkd.files import remove_temporaries, writable_folder, write_bytes
 from recbole_fedkd.finite import NotFiniteError, check_trained, learner_of
 from recbole_fedkd.model import (
-    AttnFedKD,
     Bias,
-    NetworkPopulation,
-    RecBolePopulation,
-    TeacherAndStudent,
 )
-from recbole_fedkd.model.factor_head import FactorHead
 from recbole_fedkd.model.learner import build_optimizer
-from recbole_fedkd.model.shared import SharedState, check_patterns, stateful
 from recbole_fedkd.rounds import Epoch, EpochRecord, NumberedBoard, NumberedCurves, NumberedLogger, record_of, told
-
-Population = FleetPopulation | RecBoleFleetPopulation | NetworkPopulation | RecBolePopulation
 
 
 def new_run_name(config: Any) -> str:
@@ -555,191 +533,23 @@ class FedKDTrainer(CheckpointTrainer):
         Raises:
             InputError: a strategy that distils, over a model without a click probability to distil.
         """
-        config, model = self.config, self.model
-        clients = int(model.client_of_user.max()) + 1
+        config = self.config
+        engine = build_engine(config, self.model, train_data._dataset)
+        clients = int(self.model.client_of_user.max()) + 1
         self.strangers = held_out_clients(clients, config["holdout_clients"], config["seed"]).tolist()
-        if isinstance(model, FleetPopulation | RecBoleFleetPopulation):
-            engine: LocalEngine | FleetEngine = self._fleet(train_data._dataset, model)
-        else:
-            server, built = self.federation(train_data._dataset, model, range(clients), clients)
-            engine = LocalEngine(server, built, config["min_clients"])
         engine.held_out = frozenset(self.strangers)
         if not engine.samples:
             raise InputError(
                 f"holdout_clients={config['holdout_clients']} keeps every client that has a training sample out of training"
             )
-        self._tell_idle([number for number, size in engine.sizes.items() if not size], engine.server.strategy)
-        return engine
-
-    def federation(
-        self, dataset: Any, population: NetworkPopulation | RecBolePopulation, numbers: Sequence[int], clients: int
-    ) -> tuple[Server, list[Client]]:
-        """The server, and clients with their users' samples, networks and optimisers.
-
-        Args:
-            dataset: the training split.
-            population: the networks of these clients.
-            numbers: of the clients.
-            clients: how many there are in the whole federation.
-        """
-        config = self.config
-        settings = self._client_settings(clients)
-        kinds = population.networks[: len(config["student_pool"] or [{}])]
-        shared = [population.shared(place) for place in range(len(numbers))]
-        self._check_private(list(kinds), shared[0])
-        if isinstance(population, NetworkPopulation):
-            tasks: list[Task] = list(self._attentive_tasks(dataset, population, shared))
-        else:
-            each = zip(population.networks, shared, population.datasets, strict=True)
-            tasks = [recbole_task(config, *parts) for parts in each]
-        first = tasks[0]
-        self._check_distillable(not isinstance(first, RecBoleTask) or first.is_click_model)
-        strategy = self._strategy(clients, tasks[0].labels, tasks[0].network)
-        server = self._server(strategy, shared[0])
-        built = []
-        for number, task in zip(numbers, tasks, strict=True):
-            build = partial(build_optimizer, config, name=f"client {number}")
-            built.append(Client(number, task, build, strategy, settings, self.device, server.codecs))
-        return server, built
-
-    def _server(self, strategy: Strategy, shared: SharedState) -> Server:
-        """The server of a strategy, which starts with a client's network."""
-        config = self.config
-        server = Server(strategy, config["seed"], config["clients_per_round"], WireCodecs.of(config))
-        server.start(shared)
-        return server
-
-    def _check_private(self, networks: Sequence[nn.Module], shared: SharedState) -> None:
-        """Raise :class:`InputError` for a private pattern that fits nothing, and for a mean that has nothing left."""
-        names = [name for network in networks for name in stateful(network)]
-        check_patterns("private_parameters", self.config["private_parameters"], names)
-        if STRATEGIES[self.config["strategy"]].shares_parameters and not shared.parameters():
-            raise InputError("private_parameters leaves nothing that could be averaged; use strategy=local")
-
-    def _fleet(self, dataset: Any, model: FleetPopulation | RecBoleFleetPopulation) -> FleetEngine:
-        """The engine that runs all clients side by side."""
-        config = self.config
-        network = model.client_groups[0].whole
-        task: FleetTask
-        if isinstance(model, FleetPopulation):
-            task = self._labelled_samples(dataset, model)
-            labels = len(model.label_values)
-        else:
-            task = RecBoleSamples(config, dataset, model)
-            labels = RecBoleTask.labels
-            self._check_distillable(click_loss(network) is not None)
-        strategy = self._strategy(model.clients, labels, network)
-        shared = SharedState(network, partial(model.private_rows, 0))
-        self._check_private([group.whole for group in model.groups if isinstance(group.whole, nn.Module)], shared)
-        server = self._server(strategy, shared)
-        optimizer, settings = batched_optimizer(config), self._client_settings(model.clients)
-        rates = config["learning_rates"]
-        check_patterns("learning_rates", rates, [name for name, _ in network.named_parameters()])
-        threads = config["fleet_threads"] or (1 if self.device.type == "cuda" else cores())
-        least = config["min_clients"]
-        return FleetEngine(server, model, task, settings, optimizer, model.memory, threads, rates, least)
-
-    def _labelled_samples(self, dataset: Any, model: FleetPopulation) -> LabelledSamples:
-        config = self.config
-        samples, rows = self._samples_by_client(dataset, model, model.clients)
-        kind = MutualTask if isinstance(model.client_groups[0].whole, TeacherAndStudent) else AttentiveTask
-        batch_size, reg_weight = config["train_batch_size"], config["reg_weight"]
-        labels, negatives = len(model.label_values), self._negatives()
-        return LabelledSamples(kind, samples, rows, labels, batch_size, reg_weight, negatives, model.item_num)
-
-    def _client_settings(self, clients: int) -> ClientSettings:
-        config = self.config
-        return ClientSettings(
-            local_epochs=config["local_epochs"],
-            clean_pass=config["knowledge_pass"] == "clean",
-            reset_optimizer=config["reset_optimizer"],
-            # A lone client draws from the run's streams: a federation of one is RecBole's own training.
-            seed=config["seed"] if clients > 1 else None,
-            clip_grad_norm=config["clip_grad_norm"],
-            error_feedback=config["error_feedback"],
-            enable_amp=config["enable_amp"],
-            serve_average=config["serve_average"],
-        )
-
-    def _tell_idle(self, idle: list[int], strategy: Strategy) -> None:
-        self.idle_clients = idle
-        if idle:
-            served = "the server's" if strategy.serves_aggregate else "the initial"
+        self.idle_clients = [number for number, size in engine.sizes.items() if not size]
+        if self.idle_clients:
+            served = "the server's" if engine.server.strategy.serves_aggregate else "the initial"
             self.logger.warning(
-                f"{len(idle)} client(s) hold no training sample ({listed(idle)}): they take part in no round, "
-                f"their users are served by {served} network"
+                f"{len(self.idle_clients)} client(s) hold no training sample ({listed(self.idle_clients)}): they take part in "
+                f"no round, their users are served by {served} network"
             )
-
-    def _check_distillable(self, has_logits: bool) -> None:
-        config = self.config
-        kind = STRATEGIES[config["strategy"]]
-        if kind.exchanges_knowledge and not has_logits:
-            raise InputError(
-                f"strategy '{config['strategy']}' distils the click probability of a model with a binary cross-entropy, "
-                f"which model '{config['model']}' does not minimise; use fedavg or local"
-            )
-        uses_prior = config["knowledge"] == "item" and config["knowledge_use"] != "distil"
-        if kind.exchanges_knowledge and not isinstance(self.model, AttnFedKD) and uses_prior:
-            raise InputError(
-                f"knowledge_use is '{config['knowledge_use']}', but only AttnFedKD adds a log-prior to its logits; model "
-                f"'{config['model']}' takes knowledge_use=distil"
-            )
-
-    def _strategy(self, clients: int, labels: int, network: nn.Module) -> Strategy:
-        config = self.config
-        kind = STRATEGIES[config["strategy"]]
-        learned = [name for name, _ in network.named_parameters() if name != "dummy_param"]
-        if not learned:
-            raise InputError(
-                f"model '{config['model']}' learns nothing by gradient, so there is nothing for clients to train"
-            )
-        if kind.shares_parameters and config["row_mean"] == "changed" and config["codecs"]:
-            raise InputError(
-                "row_mean=changed sees which rows a client left as they were, which codecs blur; unset one of them"
-            )
-        return kind.of(config, Sizes(clients, labels, self.model.item_num))
-
-    def _attentive_tasks(self, dataset: Any, model: NetworkPopulation, shared: Sequence[SharedState]) -> Iterator[Task]:
-        config = self.config
-        if config.learns_factors:
-            for head, part in zip(model.networks, shared, strict=True):
-                assert isinstance(head, FactorHead)
-                yield FactorTask(head, part, config["train_batch_size"], config["reg_weight"], config["seed"])
-            return
-        samples, sizes = self._samples_by_client(dataset, model, len(model.networks))
-        rows = torch.arange(len(samples), device=self.device).split(sizes.tolist())
-        for network, part, own in zip(model.networks, shared, rows, strict=True):
-            kind = MutualTask if isinstance(network, TeacherAndStudent) else AttentiveTask
-            yield kind(
-                network,
-                part,
-                samples.select(own),
-                labels=len(model.label_values),
-                batch_size=config["train_batch_size"],
-                reg_weight=config["reg_weight"],
-                negatives=self._negatives(),
-                item_count=model.item_num,
-                seed=config["seed"],
-            )
-
-    def _negatives(self) -> int:
-        """Sampled negatives per training row."""
-        config = self.config
-        return int(config["train_neg_sample_args"]["sample_num"]) if config["label_mode"] == "implicit" else 0
-
-    def _samples_by_client(
-        self, dataset: Any, model: FleetPopulation | NetworkPopulation, clients: int
-    ) -> tuple[Samples, Tensor]:
-        """Training samples client by client, users by their local ids, and their number per client ``[K]``."""
-        users = dataset.inter_feat[dataset.uid_field].to(self.device)
-        items = dataset.inter_feat[dataset.iid_field].to(self.device)
-        targets = dataset.label_indices().to(self.device)
-        # One stable sort by client instead of one scan of all samples per client.
-        owner = model.client_of_user[users]
-        order = torch.argsort(owner, stable=True)[int((owner < 0).sum()) :]  # users of no client of this population
-        context = {name: values.to(self.device) for name, values in model.context_of(dataset.inter_feat).items()}
-        samples = Samples(model.local_id[users], items, targets, context).select(order)
-        return samples, torch.bincount(owner[owner >= 0], minlength=clients)
+        return engine
 
     def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:
         """Train by rounds; arguments and result as in RecBole."""

@@ -12,6 +12,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_fedkd import load_data_and_model, run_recbole_fedkd
 from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.data.schema import all_rows, history_of, read_schema
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.model.network import AttentiveNetwork
 from recbole_fedkd.quick_start import _prepare
@@ -151,8 +152,7 @@ def test_the_history_holds_the_context_of_every_past_row(daily):
     past = defaultdict(list)
     for row in range(len(rows)):
         past[int(rows["user_id"][row])].append(row)
-    found = dataset.history_context(5)
-    items, _ = dataset.history(5)
+    items, _, found = history_of(read_schema(dataset), all_rows(dataset), 6)
     for user in range(dataset.user_num):
         latest = sorted(past[user], key=lambda row: -int(rows["recency_rank"][row]))[:6]
         for slot in range(6):
@@ -191,8 +191,7 @@ def test_a_past_interaction_is_the_sum_of_its_item_label_and_context(daily, monk
         trainer.model.predict(row)
         query, keys = seen[0]
         user = int(row["user_id"])
-        items, labels = dataset.history(5)
-        context = dataset.history_context(5)
+        items, labels, context = history_of(read_schema(dataset), all_rows(dataset), 6)
         for slot in range(6):
             expected = (
                 vector_by_hand(network, "item_id", items[user, slot])
@@ -329,10 +328,11 @@ def test_the_regulariser_counts_the_context_rows_of_batch_and_history_once(daily
     batch = dataset[torch.tensor([0, 1, 2])]
     users, items, context = batch["user_id"], batch["item_id"].unsqueeze(1), trainer.model.context_of(batch)
     context = {name: values.unsqueeze(1) for name, values in context.items()}
-    touched = set(batch["tags"].flatten().tolist()) | set(dataset.history_context(5)["tags"][users].flatten().tolist())
+    past_items, _, past_context = history_of(read_schema(dataset), all_rows(dataset), 6)
+    touched = set(batch["tags"].flatten().tolist()) | set(past_context["tags"][users].flatten().tolist())
     expected = network.embeddings["field_tags"].weight[sorted(touched)].pow(2).sum()
     expected += network.embeddings["field_user_id"].weight[users.unique()].pow(2).sum()
-    past = torch.cat([items.flatten(), dataset.history(5)[0][users].flatten()]).unique()
+    past = torch.cat([items.flatten(), past_items[users].flatten()]).unique()
     expected += network.embeddings["field_item_id"].weight[past].pow(2).sum()
     expected += sum(
         weight.pow(2).sum() for name, weight in network.named_parameters() if not name.startswith("embeddings.")

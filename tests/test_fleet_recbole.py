@@ -129,7 +129,7 @@ def test_users_are_judged_as_on_the_local_engine(prepared, model, keys, strategy
 )
 def test_scores_are_those_of_the_local_engine(prepared, model, keys, method, strategy):
     local, fleet = engines_of(prepared, model, **keys, strategy=strategy, partition="user")
-    dataset = local.model.datasets[0]
+    dataset = local.engine.clients[0].task._build_loader.args[1]
     users, items = torch.tensor([5, 3, 3, 30, 8]), torch.tensor([1, 9, 39, 4, 12])
     interaction = dataset.join(Interaction({"user_id": users, "item_id": items}))
     found = []

@@ -316,13 +316,3 @@ def test_order_by_time_without_a_time_is_refused_by_name(tmp_path):
     for eval_args in (LEAVE_ONE_OUT, BY_TIME):
         with pytest.raises(InputError, match="needs timestamps, but no column 'timestamp' is loaded"):
             _prepare(config_of(folder, load_col=load, eval_args=eval_args))
-
-
-def test_a_client_knows_no_times_and_no_counts_of_others(tmp_path):
-    from recbole_fedkd.data.dataset import of_users
-
-    _, splits = built(write(tmp_path, newest_first(MOMENTS["seconds"])), label_mode="implicit")
-    members = torch.zeros(21, dtype=torch.bool)
-    members[3] = True
-    own = of_users(splits[0], members)
-    assert own._all_rows is None and own.item_interactions is None

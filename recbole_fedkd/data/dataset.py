@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from logging import getLogger
 from typing import Any
 
@@ -14,12 +13,13 @@ from recbole.utils import FeatureSource, FeatureType
 from torch import Tensor
 
 from recbole_fedkd.data.columns import loads_what_is_there
-from recbole_fedkd.data.features import FeatureField, Features, choose_features, deciding_columns
+from recbole_fedkd.data.features import Features, choose_features, deciding_columns
 from recbole_fedkd.data.labels import declared_labels, encode_labels
-from recbole_fedkd.data.loading import AtomicFiles
+from recbole_fedkd.data.loading import AtomicFiles, recbole_dataset_class
 from recbole_fedkd.data.order import RECENCY_FIELD, TimeOrder
 from recbole_fedkd.data.partition import Population
 from recbole_fedkd.data.rows import Rows
+from recbole_fedkd.data.schema import ClientRows, DataSchema, label_values, latest_rows, of_rows
 from recbole_fedkd.data.threshold import ThresholdLabels
 
 
@@ -125,20 +125,6 @@ class FedKDDataset(TimeOrder, ThresholdLabels, AtomicFiles):
         values = self.inter_feat[self.config["LABEL_FIELD"]].numpy()
         return torch.from_numpy(encode_labels(values, self.label_values))
 
-    def side_fields(self, source: str) -> tuple[list[FeatureField], dict[str, Tensor]]:
-        """Feature columns of the ``user`` or ``item`` file: the fields, and their values ``[rows]`` or ``[rows, length]``."""
-        assert self.features is not None
-        names = self.features.user if source == "user" else self.features.item
-        return self._read(names, self.user_feat if source == "user" else self.item_feat)
-
-    def context_fields(self) -> list[FeatureField]:
-        """Feature columns of rows. Call it on the training split, whose numbers have mean 0 and deviation 1."""
-        return self._read(self.features.context if self.features is not None else (), self.inter_feat)[0]
-
-    def _read(self, names: Sequence[str], table: Any) -> tuple[list[FeatureField], dict[str, Tensor]]:
-        fields = [FeatureField.of(self, name, table[name]) for name in names]
-        return fields, {field.name: field.read(table[field.name]) for field in fields}
-
     def history(self, length: int) -> tuple[Tensor, Tensor]:
         """The latest interactions of every user, most recent first. Call it on the training split only.
 
@@ -149,40 +135,9 @@ class FedKDDataset(TimeOrder, ThresholdLabels, AtomicFiles):
         Returns:
             Item ids and label indices, both ``[users, L + 1]`` with padding users and slots 0.
         """
-        rows = self.history_rows(length)
-        return _of_rows(self.inter_feat[self.iid_field], rows), _of_rows(self.label_indices(), rows)
-
-    def history_context(self, length: int) -> dict[str, Tensor]:
-        """Context of the interactions of :meth:`history`, ``[users, L + 1, ...]`` for each context column."""
-        fields = self.context_fields()
-        rows = self.history_rows(length) if fields else torch.empty(0)
-        return {field.name: _of_rows(field.read(self.inter_feat[field.name]), rows) for field in fields}
-
-    def history_rows(self, length: int) -> Tensor:
-        """Row numbers of the interactions of :meth:`history`, ``[users, L + 1]``; -1 where there is none."""
-        users = self.inter_feat[self.uid_field].numpy()
-        recency = self.inter_feat[RECENCY_FIELD].numpy() if RECENCY_FIELD in self.inter_feat else np.arange(len(users))
-        order = np.lexsort((-recency, users))
-        users = users[order]
-        starts = np.searchsorted(users, np.arange(self.user_num))
-        slot = np.arange(len(users)) - starts[users]
-        kept = slot <= length
-        rows = torch.full((self.user_num, length + 1), -1)
-        rows[users[kept], slot[kept]] = torch.from_numpy(order[kept])
-        return rows
-
-
-def _of_rows(column: Tensor, rows: Tensor) -> Tensor:
-    """The values of the rows ``[users, slots]`` in a column ``[n, ...]``, 0 where there is no row."""
-    return torch.cat([column, column.new_zeros(1, *column.shape[1:])])[rows]
-
-
-def label_values(dataset: Any) -> list[float]:
-    """The ordered label set of any RecBole dataset; without labels, one: that there was an interaction."""
-    if isinstance(dataset, FedKDDataset):
-        return dataset.label_values
-    field = dataset.label_field
-    return [0.0, 1.0] if field in dataset.inter_feat else [1.0]
+        columns = self.inter_feat.interaction
+        rows = latest_rows(columns[self.uid_field], columns.get(RECENCY_FIELD), self.user_num, length + 1)
+        return of_rows(self.inter_feat[self.iid_field], rows), of_rows(self.label_indices(), rows)
 
 
 def population(dataset: Any) -> Population:
@@ -206,28 +161,47 @@ def population(dataset: Any) -> Population:
     return Population(histograms[1:], attributes, dataset.config["client_num"])
 
 
-def of_users(dataset: Any, members: Tensor) -> Any:
-    """A training split as one client holds it: the rows, features and histories of its own users alone.
+def client_dataset(config: Any, schema: DataSchema, rows: ClientRows) -> Any:
+    """A training split as one client holds it, of the class that the config's model is trained on.
 
-    Args:
-        dataset: the training split, of any RecBole kind.
-        members: bool ``[users]``.
-
-    Returns:
-        A dataset with the same vocabulary; other users' features and histories are padding.
+    Users keep the numbers of the schema; features and histories of those who live elsewhere are padding.
     """
-    # RecBole makes a list of what it is given: of the client's few rows, not of a truth value for every row there is.
-    rows = torch.nonzero(members[dataset.inter_feat[dataset.uid_field]]).flatten()
-    own = dataset.copy(dataset.inter_feat[rows])
-    # RecBole's loaders register the label that they sample, in these.
-    for name in ("field2type", "field2source", "field2seqlen", "field2id_token"):
-        setattr(own, name, dict(getattr(dataset, name)))
-    if dataset.user_feat is not None:
-        hidden = {}
-        for field, column in dataset.user_feat.interaction.items():
-            mask = members.view(-1, *[1] * (column.dim() - 1))
-            hidden[field] = column if field == dataset.uid_field else torch.where(mask, column, 0)
-        own.user_feat = Rows(hidden)
-    if getattr(dataset, "history_columns", None) is not None:
-        own.history_columns = torch.where(members.unsqueeze(1), dataset.history_columns, 0)
+    kind = FedKDDataset if config["label_mode"] is not None else recbole_dataset_class(config)
+    own: Any = object.__new__(kind)
+    own.__dict__.update(
+        schema.more,
+        config=config,
+        logger=getLogger(),
+        dataset_name=schema.name,
+        **schema.fields,
+        alias={name: np.array([name]) for name in (schema.user_field, schema.item_field)},
+        benchmark_filename_list=None,
+        field2bucketnum={},
+        field2type={name: FeatureType(column.kind) for name, column in schema.columns.items()},
+        field2source={name: FeatureSource(column.source) for name, column in schema.columns.items()},
+        field2seqlen={name: column.length for name, column in schema.columns.items()},
+        field2id_token={
+            name: range(column.tokens) if isinstance(column.tokens, int) else np.array(column.tokens)
+            for name, column in schema.columns.items()
+            if column.tokens is not None
+        },
+        field2token_id=schema.numbers_of_tokens,
+        _preloaded_weight=dict(schema.vectors),
+        inter_feat=Rows(dict(rows.interactions)),
+        user_feat=_profiles_of_all(schema, rows) if rows.profiles else None,
+        item_feat=Rows(dict(schema.items)) if schema.items else None,
+    )
+    own.feat_name_list = [name for name in ("inter_feat", "user_feat", "item_feat") if getattr(own, name) is not None]
+    if isinstance(own, FedKDDataset):
+        own.label_values = list(schema.label_values)
+        if config.reads_history:
+            own.history_columns, _ = own.history(config["MAX_ITEM_LIST_LENGTH"])
     return own
+
+
+def _profiles_of_all(schema: DataSchema, rows: ClientRows) -> Rows:
+    columns = {}
+    for name, own in rows.profiles.items():
+        columns[name] = own.new_zeros(schema.user_num, *own.shape[1:])
+        columns[name][rows.users] = own[1:]
+    return Rows({**columns, schema.user_field: torch.arange(schema.user_num)})

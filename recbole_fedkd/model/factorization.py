@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from recbole_fedkd.data.schema import ClientRows, DataSchema, all_rows, read_schema
 from recbole_fedkd.distillation.losses import touched_squared_norm
 from recbole_fedkd.model.network import NO_CONTEXT, Context, expect_unknown
-from recbole_fedkd.model.student import NetworkBuilder, NetworkRecommender, touched
+from recbole_fedkd.model.student import NetworkBuilder, NetworkRecommender
 
 
 def click_logits(scores: Tensor) -> Tensor:
@@ -94,31 +95,27 @@ class ScoreFunctionNetwork(nn.Module):
 class _FactorizationBuilder:
     """Builds ``MF``'s networks."""
 
-    def __init__(self, config: Any, dataset: Any) -> None:
-        self.items, self.width, self.biases = dataset.item_num, config["embedding_size"], config["biases"]
-        self.users = touched(dataset, dataset.uid_field)
-        self.known_items = touched(dataset, dataset.iid_field)
+    def __init__(self, config: Any, schema: DataSchema) -> None:
+        self.schema, self.width, self.biases = schema, config["embedding_size"], config["biases"]
 
-    def build(self, members: Tensor) -> FactorizationNetwork:
-        """The network of the users ``members``."""
-        network = FactorizationNetwork(len(members) + 1, self.items, self.width, self.biases)
-        padded = torch.cat([members.new_zeros(1), members])
-        expect_unknown(network.user_embedding, self.users[padded] if self.users is not None else None)
-        expect_unknown(network.item_embedding, self.known_items)
+    def build(self, rows: ClientRows) -> FactorizationNetwork:
+        """The network of a client's users."""
+        network = FactorizationNetwork(len(rows.users) + 1, self.schema.item_num, self.width, self.biases)
+        expect_unknown(network.user_embedding, self.schema.known_users(rows))
+        expect_unknown(network.item_embedding, self.schema.known_items)
         return network
 
 
 class _ScoreFunctionBuilder:
     """Builds ``PFedRec``'s networks."""
 
-    def __init__(self, config: Any, dataset: Any) -> None:
-        self.items, self.width = dataset.item_num, config["embedding_size"]
-        self.known_items = touched(dataset, dataset.iid_field)
+    def __init__(self, config: Any, schema: DataSchema) -> None:
+        self.schema, self.width = schema, config["embedding_size"]
 
-    def build(self, members: Tensor) -> ScoreFunctionNetwork:
-        """The network of the users ``members``: one function for all of them."""
-        network = ScoreFunctionNetwork(self.items, self.width)
-        expect_unknown(network.item_embedding, self.known_items)
+    def build(self, rows: ClientRows) -> ScoreFunctionNetwork:
+        """The network of a client's users: one function for all of them."""
+        network = ScoreFunctionNetwork(self.schema.item_num, self.width)
+        expect_unknown(network.item_embedding, self.schema.known_items)
         return network
 
 
@@ -129,8 +126,9 @@ class FactorizationRecommender(NetworkRecommender):
     builder: ClassVar[type[_FactorizationBuilder] | type[_ScoreFunctionBuilder]]
 
     def __init__(self, config: Any, dataset: Any) -> None:
-        builder: NetworkBuilder = self.builder(config, dataset)
-        super().__init__(config, dataset, builder.build(torch.arange(1, dataset.user_num)))
+        schema = read_schema(dataset)
+        builder: NetworkBuilder = self.builder(config, schema)
+        super().__init__(config, schema, builder.build(all_rows(dataset)))
 
 
 class MF(FactorizationRecommender):

@@ -42,13 +42,6 @@ class FeatureTable:
     vocabulary: Mapping[str, int]
     known: Tensor | None = None
 
-    def select(self, ids: Tensor) -> FeatureTable:
-        """The rows ``ids`` alone, renumbered from 1 behind a padding row."""
-        padded = torch.cat([ids.new_zeros(1), ids])
-        columns = {field: column[padded] for field, column in self.columns.items()}
-        known = self.known[padded] if self.known is not None else None
-        return FeatureTable(self.id_field, len(padded), columns, self.vocabulary, known)
-
 
 @dataclass(frozen=True)
 class History:
@@ -63,12 +56,6 @@ class History:
     items: Tensor
     labels: Tensor
     context: Context = dataclass_field(default_factory=dict)
-
-    def select(self, ids: Tensor) -> History:
-        """The histories of the users ``ids`` alone, renumbered from 1 behind a padding row."""
-        padded = torch.cat([ids.new_zeros(1), ids])
-        context = {name: values[padded] for name, values in self.context.items()}
-        return History(self.items[padded], self.labels[padded], context)
 
 
 @dataclass(frozen=True)

@@ -10,52 +10,41 @@ import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor, nn
 
+from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings
 from recbole_fedkd.distillation.factors import Rows as InteractionRows
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.model.batch_norm import normalise_single_rows
 from recbole_fedkd.model.catalogue import rank_items
 from recbole_fedkd.model.factor_head import FactorHead
 from recbole_fedkd.model.factorization import FactorizationRecommender
 from recbole_fedkd.model.network import NO_CONTEXT, AttentiveNetwork, Context
 from recbole_fedkd.model.pair import TeacherAndStudent, names_of
 from recbole_fedkd.model.shared import Rows, SharedState, forget_cached, private_slices
-from recbole_fedkd.model.student import LabelledRecommender, NetworkBuilder, read_architecture, read_tables
+from recbole_fedkd.model.student import LabelledRecommender, NetworkBuilder, attentive_network, read_architecture
 from recbole_fedkd.registry import read_settings
 
 
 class NetworkPopulation(LabelledRecommender):
     """One network per client; every user is served by the network of the client the user lives on.
 
-    Each network holds the tables, histories and user rows of its own users only. All of one architecture start from one
-    network of all users, of which each client has the rows of its own users; several architectures are dealt out to the
-    clients in turn. The population is trained by ``FedKDTrainer``, not by ``calculate_loss``.
+    Each network holds the tables, histories and user rows of its own users only, see :func:`client_network`. The population
+    is trained by ``FedKDTrainer``, not by ``calculate_loss``.
 
     Args:
         config: the run's config.
-        dataset: the training split, a ``FedKDDataset``.
-        client_of_user: ``[users]``, padding user 0 and users of no client: -1.
-        numbers: of the clients in the whole federation, where these are some of them.
+        schema: what is public of the dataset.
+        networks: of the clients in turn.
+        client_of_user: ``[users]``, padding user 0: -1.
     """
 
     client_of_user: Tensor
     local_id: Tensor
     networks: nn.ModuleList
 
-    def __init__(self, config: Any, dataset: Any, client_of_user: Tensor, numbers: Sequence[int] | None = None) -> None:
-        super().__init__(config, dataset)
+    def __init__(self, config: Any, schema: DataSchema, networks: Sequence[nn.Module], client_of_user: Tensor) -> None:
+        super().__init__(config, schema)
         self.private_parameters = config["private_parameters"]
-        builders = _builders(config, dataset, len(self.label_values))
-        wholes = [builder.build(torch.arange(1, len(client_of_user))) for builder in builders]
-        self.networks = nn.ModuleList()
-        # What the clients' networks draw is overwritten, and must not move anybody else's draws.
-        with torch.random.fork_rng([]):
-            for client in range(int(client_of_user.max()) + 1):
-                members = torch.nonzero(client_of_user == client).flatten()
-                kind = (client if numbers is None else numbers[client]) % len(builders)
-                network = builders[kind].build(members)
-                _copy_weights(wholes[kind], network, members)
-                self.networks.append(network)
+        self.networks = nn.ModuleList(networks)
         self.register_buffer("client_of_user", client_of_user, persistent=False)
         self.register_buffer("local_id", local_ids(client_of_user), persistent=False)
 
@@ -65,8 +54,7 @@ class NetworkPopulation(LabelledRecommender):
 
     def shared(self, client: int) -> SharedState:
         """What of a client's network a strategy may send; it knows that network alone."""
-        network = self.networks[client]
-        return SharedState(network, partial(rows_that_stay, network, self.private_parameters))
+        return shared_part(self.networks[client], self.private_parameters)
 
     def logits(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Route each user to the network of its client; see :meth:`LabelledRecommender.logits`."""
@@ -112,41 +100,36 @@ def rows_that_stay(network: nn.Module, patterns: Sequence[str]) -> dict[str, Row
     return private_slices(network, rows, patterns)
 
 
+def shared_part(network: nn.Module, patterns: Sequence[str]) -> SharedState:
+    """What of one of the package's networks may be sent."""
+    return SharedState(network, partial(rows_that_stay, network, patterns))
+
+
 class _Builder:
-    """Builds clients' networks of one architecture; the tables are read once."""
+    """Builds clients' networks of one architecture."""
 
-    def __init__(self, config: Any, dataset: Any, labels: int, different: Mapping[str, Any]) -> None:
-        self.architecture = read_architecture(config, labels, different)
-        self.tables = read_tables(dataset, self.architecture.history_length)
+    def __init__(self, config: Any, schema: DataSchema, different: Mapping[str, Any]) -> None:
+        self.schema, self.architecture = schema, read_architecture(config, len(schema.label_values), different)
 
-    def build(self, members: Tensor) -> AttentiveNetwork:
-        """The network of a client with the users ``members``."""
-        return self.tables.network(self.architecture, members)
+    def build(self, rows: ClientRows) -> AttentiveNetwork:
+        """The network of a client's users."""
+        return attentive_network(self.architecture, self.schema, rows)
 
 
 class _HeadBuilder:
     """Builds clients' heads on item factors, each with the rows of its own users."""
 
-    def __init__(self, config: Any, dataset: Any) -> None:
-        self.settings = read_settings(FactorSettings, config)
-        self.hidden = self.settings.head_size
-        self.values = torch.tensor(dataset.label_values)
-        self.users, self.items = dataset.inter_feat[dataset.uid_field], dataset.inter_feat[dataset.iid_field]
-        self.labels = dataset.label_indices()
-        self.user_count, self.item_count = dataset.user_num, dataset.item_num
-        order = torch.argsort(self.users, stable=True)
-        self.order, self.starts = order, torch.searchsorted(self.users[order], torch.arange(self.user_count + 1))
+    def __init__(self, config: Any, schema: DataSchema) -> None:
+        self.schema, self.settings = schema, read_settings(FactorSettings, config)
+        self.hidden, self.values = self.settings.head_size, torch.tensor(schema.label_values)
 
-    def build(self, members: Tensor) -> FactorHead:
-        """The head of a client with the users ``members``, whom it knows as 1 to n."""
-        own = [self.order[self.starts[user] : self.starts[user + 1]] for user in members.tolist()]
-        rows = torch.cat(own) if own else self.order[:0]
-        users = torch.arange(1, len(members) + 1).repeat_interleave(
-            torch.tensor([len(each) for each in own], dtype=torch.long)
-        )
-        labels = self.labels[rows]
+    def build(self, rows: ClientRows) -> FactorHead:
+        """The head of a client's users; rows by user."""
+        users, items = self.schema.own_numbers(rows), rows.interactions[self.schema.item_field]
+        order = torch.argsort(users, stable=True)
+        labels = self.schema.label_indices(rows)[order]
         values = self.values.double()[labels]
-        known = InteractionRows(users, self.items[rows], values, len(members) + 1, self.item_count)
+        known = InteractionRows(users[order], items[order], values, len(rows.users) + 1, self.schema.item_num)
         return FactorHead(FactorExchange(self.settings, known, labels, self.values), self.hidden)
 
 
@@ -156,38 +139,52 @@ class _PairBuilder:
     def __init__(self, student: _Builder, teacher: _Builder, serve: str) -> None:
         self.student, self.teacher, self.serve = student, teacher, serve
 
-    def build(self, members: Tensor) -> TeacherAndStudent:
-        """Both networks of a client with the users ``members``."""
-        return TeacherAndStudent(self.student.build(members), self.teacher.build(members), self.serve)
+    def build(self, rows: ClientRows) -> TeacherAndStudent:
+        """Both networks of a client's users."""
+        return TeacherAndStudent(self.student.build(rows), self.teacher.build(rows), self.serve)
 
 
-def _builders(config: Any, dataset: Any, labels: int) -> Sequence[NetworkBuilder]:
-    """Builders of the networks that are dealt out to the clients in turn."""
+def network_builders(config: Any, schema: DataSchema) -> Sequence[NetworkBuilder]:
+    """Builders of the package's networks that are dealt out to the clients in turn."""
     if config.learns_factors:
-        return [_HeadBuilder(config, dataset)]
+        return [_HeadBuilder(config, schema)]
     if issubclass(config.model_class, FactorizationRecommender):
-        return [config.model_class.builder(config, dataset)]
-    students = [_Builder(config, dataset, labels, each) for each in config["student_pool"] or [{}]]
+        return [config.model_class.builder(config, schema)]
+    students = [_Builder(config, schema, each) for each in config["student_pool"] or [{}]]
     if not config.trains_teacher:
         return students
-    teacher = _Builder(config, dataset, labels, config["teacher"])
+    teacher = _Builder(config, schema, config["teacher"])
     return [_PairBuilder(student, teacher, config["serve"]) for student in students]
 
 
-def whole_networks(config: Any, dataset: Any, labels: int) -> list[nn.Module]:
-    """One network of all users per architecture: what clients start from."""
-    everybody = torch.arange(1, dataset.user_num)
-    return [builder.build(everybody) for builder in _builders(config, dataset, labels)]
+def whole_networks(config: Any, schema: DataSchema, rows: ClientRows) -> list[nn.Module]:
+    """One network of all users per architecture: what clients start from.
+
+    Args:
+        config: the run's config.
+        schema: what is public of the dataset.
+        rows: of everybody, or :meth:`DataSchema.everybody`, who start from the same weights.
+    """
+    return [builder.build(rows) for builder in network_builders(config, schema)]
 
 
 @torch.no_grad()
-def _copy_weights(whole: nn.Module, target: nn.Module, members: Tensor) -> None:
-    """Copy every weight, of the user tables the padding row and the rows of ``members``."""
-    weights = dict(whole.named_parameters())
-    of_users = names_of(target, "user_rows")
-    rows = torch.cat([members.new_zeros(1), members])
-    for name, weight in target.named_parameters():
-        weight.copy_(weights[name][rows] if name in of_users else weights[name])
+def client_network(builder: NetworkBuilder, schema: DataSchema, rows: ClientRows, whole: nn.Module) -> nn.Module:
+    """A client's network: every weight of the network of all users, of the user tables the rows of its own.
+
+    Users without a row keep the expected vector, as of :func:`~recbole_fedkd.model.network.expect_unknown`.
+    """
+    # What is drawn here is overwritten, and must not move anybody else's draws.
+    with torch.random.fork_rng([]):
+        network = builder.build(rows)
+    weights, of_users = dict(whole.named_parameters()), names_of(network, "user_rows")
+    own, known = torch.cat([rows.users.new_zeros(1), rows.users]), schema.known_users(rows)
+    for name, weight in network.named_parameters():
+        if name in of_users:
+            weight.copy_(weights[name][own] * known.view(-1, *[1] * (weight.dim() - 1)))
+        else:
+            weight.copy_(weights[name])
+    return network
 
 
 class RecBolePopulation(AbstractRecommender):
@@ -198,29 +195,20 @@ class RecBolePopulation(AbstractRecommender):
 
     Args:
         config: the run's config.
-        datasets: each client's part of the training split.
+        schema: what is public of the dataset.
+        networks: POINTWISE or PAIRWISE models of the clients in turn.
         client_of_user: ``[users]``, padding user 0: -1.
-        model_class: a POINTWISE or PAIRWISE model.
-
-    Attributes:
-        datasets: as given.
     """
 
     client_of_user: Tensor
 
-    def __init__(self, config: Any, datasets: Sequence[Any], client_of_user: Tensor, model_class: type) -> None:
+    def __init__(self, config: Any, schema: DataSchema, networks: Sequence[nn.Module], client_of_user: Tensor) -> None:
         super().__init__()
         self.type, self.input_type = config["MODEL_TYPE"], config["MODEL_INPUT_TYPE"]
-        self.user_field = config["USER_ID_FIELD"]
-        self.user_num, self.item_num = len(client_of_user), datasets[0].item_num
+        self.schema, self.user_field = schema, schema.user_field
+        self.user_num, self.item_num = schema.user_num, schema.item_num
         self.private_parameters = config["private_parameters"]
-        self.datasets = list(datasets)
-        self.networks = nn.ModuleList()
-        stream = torch.get_rng_state()
-        for dataset in datasets:
-            torch.set_rng_state(stream)
-            self.networks.append(model_class(config, dataset))
-        normalise_single_rows(self)
+        self.networks = nn.ModuleList(networks)
         self.register_buffer("client_of_user", client_of_user, persistent=False)
 
     def private_rows(self, client: int) -> dict[str, Rows]:
@@ -229,10 +217,7 @@ class RecBolePopulation(AbstractRecommender):
 
     def shared(self, client: int) -> SharedState:
         """What of a client's instance a strategy may send; it knows that instance alone."""
-        network, sizes = self.networks[client], (self.user_num, self.item_num)
-        return SharedState(
-            network, partial(recbole_rows_that_stay, network, self.private_parameters, self.user_field, *sizes)
-        )
+        return recbole_shared_part(self.networks[client], self.private_parameters, self.schema)
 
     def predict(self, interaction: Any) -> Tensor:
         """Scores ``[batch]``, as the model's own."""
@@ -264,10 +249,16 @@ class RecBolePopulation(AbstractRecommender):
         return out.flatten()
 
 
-def recbole_rows_that_stay(
+def recbole_shared_part(network: nn.Module, patterns: Sequence[str], schema: DataSchema) -> SharedState:
+    """What of a RecBole model may be sent: all but :func:`user_rows`, and what a pattern matches."""
+    return SharedState(
+        network, partial(_rows_of_model, network, patterns, schema.user_field, schema.user_num, schema.item_num)
+    )
+
+
+def _rows_of_model(
     model: nn.Module, patterns: Sequence[str], user_field: str, user_num: int, item_num: int
 ) -> dict[str, Rows]:
-    """What of a RecBole model stays on its client: :func:`user_rows`, and what a pattern matches."""
     return private_slices(model, user_rows(model, user_field, user_num, item_num), patterns)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -12,6 +11,8 @@ from recbole.utils import InputType, ModelType
 from torch import Tensor, nn
 from torch.nn import functional
 
+from recbole_fedkd.data.features import FeatureField
+from recbole_fedkd.data.schema import ClientRows, DataSchema, all_rows, history_of, read_schema
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.model.catalogue import rank_items
 from recbole_fedkd.model.network import NO_CONTEXT, Architecture, AttentiveNetwork, Context, FeatureTable, History
@@ -38,52 +39,24 @@ def read_architecture(config: Any, labels: int, different: Mapping[str, Any] | N
     )
 
 
-@dataclass(frozen=True)
-class Tables:
-    """What networks look up of a training split, and what they are told of a row.
-
-    Attributes:
-        users: of all users.
-        items: of all items.
-        history: of all users; None without one.
-        context: as of ``AttentiveNetwork``.
-    """
-
-    users: FeatureTable
-    items: FeatureTable
-    history: History | None
-    context: Mapping[str, int | None]
-
-    def network(self, architecture: Architecture, members: Tensor | None = None) -> AttentiveNetwork:
-        """The network of the users ``members [n]``, or of all."""
-        users, history = self.users, self.history
-        if members is not None:
-            users = users.select(members)
-            history = history.select(members) if history is not None else None
-        return AttentiveNetwork(architecture, users, self.items, history, self.context)
-
-
-def read_tables(dataset: Any, history_length: int) -> Tables:
-    """The tables of a training split (a ``FedKDDataset``)."""
-    tables = []
-    for source, id_field in (("user", dataset.uid_field), ("item", dataset.iid_field)):
-        fields, columns = dataset.side_fields(source)
-        vocabulary = {field.name: field.tokens for field in fields if field.tokens is not None}
-        tables.append(FeatureTable(id_field, dataset.num(id_field), columns, vocabulary, touched(dataset, id_field)))
+def attentive_network(architecture: Architecture, schema: DataSchema, rows: ClientRows) -> AttentiveNetwork:
+    """The network of the users who live on a client, whom it knows as 1 to m."""
+    columns = {field.name: field.read(rows.profiles[field.name]) for field in schema.user}
+    users = FeatureTable(
+        schema.user_field, len(rows.users) + 1, columns, _vocabulary(schema.user), schema.known_users(rows)
+    )
+    vocabulary, known = _vocabulary(schema.item), schema.known_items
+    items = FeatureTable(schema.item_field, schema.item_num, schema.item_columns, vocabulary, known)
     history = None
-    if history_length > 0:
-        past_items, past_labels = dataset.history(history_length)
-        history = History(past_items, past_labels, dataset.history_context(history_length))
-    return Tables(tables[0], tables[1], history, {field.name: field.tokens for field in dataset.context_fields()})
+    if architecture.history_length > 0:
+        # One more, for the row that may not see itself.
+        history = History(*history_of(schema, rows, architecture.history_length + 1))
+    context = {field.name: field.tokens for field in schema.context}
+    return AttentiveNetwork(architecture, users, items, history, context)
 
 
-def touched(dataset: Any, id_field: str) -> Tensor | None:
-    """Ids that training on a split touches, bool ``[ids]``; None: all, as of items that are sampled as negatives."""
-    if dataset.config["label_mode"] == "implicit" and id_field == dataset.iid_field:
-        return None
-    known = torch.zeros(dataset.num(id_field), dtype=torch.bool)
-    known[dataset.inter_feat[id_field]] = True
-    return known
+def _vocabulary(fields: Sequence[FeatureField]) -> dict[str, int]:
+    return {field.name: field.tokens for field in fields if field.tokens is not None}
 
 
 class LabelledRecommender(AbstractRecommender):
@@ -93,7 +66,7 @@ class LabelledRecommender(AbstractRecommender):
 
     Args:
         config: the run's config.
-        dataset: the training split, a ``FedKDDataset``.
+        dataset: the training split, a ``FedKDDataset``, or what is public of it.
     """
 
     type = ModelType.CONTEXT
@@ -107,10 +80,11 @@ class LabelledRecommender(AbstractRecommender):
         super().__init__()
         self.user_field, self.item_field = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
         self.label_field = config["LABEL_FIELD"]
-        self.item_num = dataset.num(self.item_field)
+        schema = dataset if isinstance(dataset, DataSchema) else read_schema(dataset)
+        self.item_num = schema.item_num
         self.device = config["device"]
-        self.context_fields = dataset.context_fields()
-        self.register_buffer("label_values", torch.tensor(dataset.label_values), persistent=False)
+        self.context_fields = schema.context
+        self.register_buffer("label_values", torch.tensor(schema.label_values), persistent=False)
 
     def logits(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Raw logits ``[batch, targets, T]`` of users ``[batch]`` and items ``[batch, targets]``, in dataset ids.
@@ -162,10 +136,10 @@ def one_target(context: Context) -> dict[str, Tensor]:
 
 
 class NetworkBuilder(Protocol):
-    """Builds networks of one kind, for any users."""
+    """Builds networks of one kind, for any client."""
 
-    def build(self, members: Tensor) -> nn.Module:
-        """A network for the users ``members [n]``, which it knows as 1 to n.
+    def build(self, rows: ClientRows) -> nn.Module:
+        """A network for the users who live on a client, whom it knows as 1 to m.
 
         It is called ``network(users [batch], items [batch, targets], context)`` for logits ``[batch, targets, T]``, has
         ``touched_squared_norm`` of the same arguments, and names its parameters with one row per local user in ``user_rows``.
@@ -211,8 +185,9 @@ class AttnStudent(NetworkRecommender):
     """The compact attentive network of AFD; alone and centrally trained it is the ceiling of the federation."""
 
     def __init__(self, config: Any, dataset: Any) -> None:
-        architecture = read_architecture(config, len(dataset.label_values))
-        super().__init__(config, dataset, read_tables(dataset, architecture.history_length).network(architecture))
+        schema = read_schema(dataset)
+        architecture = read_architecture(config, len(schema.label_values))
+        super().__init__(config, schema, attentive_network(architecture, schema, all_rows(dataset)))
 
 
 class AttnTeacher(AttnStudent):

@@ -14,6 +14,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.engine.fleet.batching import BatchedModel
 from recbole_fedkd.engine.fleet.group import Caller, ClientGroup
 from recbole_fedkd.model.catalogue import rank_items
@@ -66,11 +67,18 @@ class CompactPopulation(nn.Module):
 
 
 class FleetPopulation(CompactPopulation, LabelledRecommender):
-    """The population of :class:`~recbole_fedkd.model.AttnFedKD` in compact form; arguments as there."""
+    """The population of :class:`~recbole_fedkd.model.AttnFedKD` in compact form.
 
-    def __init__(self, config: Any, dataset: Any, client_of_user: Tensor) -> None:
-        super().__init__(config, dataset)
-        self.settle(config, whole_networks(config, dataset, len(self.label_values)), client_of_user)
+    Args:
+        config: the run's config.
+        schema: what is public of the dataset.
+        rows: the rows of all clients together.
+        client_of_user: ``[users]``, padding user 0: -1.
+    """
+
+    def __init__(self, config: Any, schema: DataSchema, rows: ClientRows, client_of_user: Tensor) -> None:
+        super().__init__(config, schema)
+        self.settle(config, whole_networks(config, schema, rows), client_of_user)
 
     @torch.no_grad()
     def logits(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
