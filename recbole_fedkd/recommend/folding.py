@@ -33,7 +33,7 @@ from recbole_fedkd.model import Bias
 from recbole_fedkd.model import FoldIn as FloorOfVectors
 from recbole_fedkd.model.factor_head import FactorHead
 from recbole_fedkd.model.pair import names_of
-from recbole_fedkd.model.population import recbole_rows_that_stay
+from recbole_fedkd.model.population import user_rows
 from recbole_fedkd.model.shared import forget_cached, matching
 from recbole_fedkd.model.student import LabelledRecommender
 from recbole_fedkd.recommend.scoring import Scorer
@@ -288,7 +288,7 @@ class FoldIn:
         """The padding user's rows stand for the new one's, and are learned by the model's own loss."""
         dataset = self.dataset
         weights = {**dict(model.named_parameters()), **weights}
-        slices = recbole_rows_that_stay(model, (), dataset.uid_field, dataset.user_num, dataset.item_num)
+        slices = user_rows(model, dataset.uid_field, dataset.user_num, dataset.item_num)
         places = {name: start for name, (start, _) in slices.items() if name in weights}
         if not places:
             raise InputError(
