@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from recbole_fedkd.errors import InputError, TrainingError
 
 _PROBE = b"\0" * 65536
@@ -150,6 +152,17 @@ def json_ready(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [json_ready(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def config_text(about: str, keys: Mapping[str, Any]) -> str:
+    """A config file of keys, texts or values, that begins with a sentence on it and says how it is used."""
+    usage = (
+        "python run_recbole_fedkd.py --config_files=FILE, and --data_path=FOLDER for data that do not lie in dataset/"
+    )
+    lines = [f"# {' '.join(text.split())}\n" for text in (about, usage)]
+    return "".join(lines) + yaml.safe_dump(
+        json.loads(json.dumps(keys, default=str)), sort_keys=False, allow_unicode=True
+    )
 
 
 def write_json(content: Mapping[str, Any], file: Path) -> None:

@@ -50,6 +50,7 @@ from recbole_fedkd.model import (
     check_labels,
     normalise_single_rows,
 )
+from recbole_fedkd.record import RUN_RECORD, RUN_USERS, write_record
 from recbole_fedkd.result import (
     cold_rows,
     communication,
@@ -145,7 +146,7 @@ def run_recbole_fedkd(
         best_valid_score, best_valid_result = trainer.fit(
             loaders[0], evaluations[0], saved=saved, show_progress=show_progress
         )
-        test_result = trainer.evaluate(evaluations[1], load_best_model=saved, show_progress=show_progress)
+        test_result, of_users = _judged(trainer, evaluations[1], saved)
         judged_rows, strangers = trainer.judged_rows, None
         if data.strangers is not None and isinstance(trainer, FedKDTrainer):
             strangers = judge_strangers(trainer, loaders[0]._dataset, data.strangers, best=saved)
@@ -163,20 +164,41 @@ def run_recbole_fedkd(
         "strangers": strangers,
         "cold": cold_rows(config, judged_rows),
         "spread": spread(config, judged_rows),
-        "user_metrics": trainer.user_metrics,
+        "user_metrics": of_users if config["user_metrics"] else None,
         "environment": environment(),
         "protocols": protocols,
         "config": config.plain_values(),
         "run_folder": str(trainer.run_folder) if saved else None,
     }
     _tell(config, result)
-    if result_file is not None:
-        with _told_how_to_go_on(trainer, saved):
+    with _told_how_to_go_on(trainer, saved):
+        if saved:
+            _keep_record(trainer.run_folder, given, {**result, "user_metrics": of_users})
+        if result_file is not None:
             write_json(result, result_file)
-        logger.info(f"Result written to {result_file}")
+            logger.info(f"Result written to {result_file}")
     if queue is not None:
         queue.put(result)
     return result
+
+
+def _judged(trainer: CheckpointTrainer, evaluation: EvaluationData, saved: bool) -> tuple[Any, Any]:
+    """Test metrics, and those of single users: the record of a federation knows its clients by them."""
+    wanted = trainer.keeps_users
+    trainer.keeps_users = wanted or (saved and isinstance(trainer, FedKDTrainer))
+    result = trainer.evaluate(evaluation, load_best_model=saved, show_progress=bool(trainer.config["show_progress"]))
+    trainer.keeps_users = wanted
+    return result, trainer.user_metrics
+
+
+def _keep_record(folder: Path, given: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    """Keep in the run's folder what ``recbole-fedkd report`` makes a page of."""
+    config = result["config"]
+    strategy = "" if config["strategy"] is None else f" ({config['strategy']})"
+    row = f"{config['model']}{strategy} on {config['dataset']}"
+    keys = {name: value for name, value in given.items() if name != "resume"}
+    head = {"cell": folder.name, "row": row, "group": {}, "seed": config["seed"], "keys": keys, "config": config}
+    write_record(folder / RUN_RECORD, folder / RUN_USERS, head, result)
 
 
 def _tell(config: FedKDConfig, result: Mapping[str, Any]) -> None:

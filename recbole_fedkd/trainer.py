@@ -116,6 +116,7 @@ class CheckpointTrainer(Trainer):
         self._fingerprint: Fingerprint | None = None
         self.best_epoch: int | None = None
         self.protocols: dict[str, str] = {}
+        self.keeps_users = bool(config["user_metrics"])
         self.user_metrics: dict[str, list[float]] | None = None
         self.judged_rows: JudgedRows | None = None
         self.on_round: Callable[[int, int, dict[str, Any]], None] | None = None
@@ -308,7 +309,7 @@ class CheckpointTrainer(Trainer):
                 self.protocols.update(dict.fromkeys(part, protocol.name))
                 rows = rows or self.eval_collector.judged_rows
                 result.update(part)
-                if self.config["user_metrics"]:
+                if self.keeps_users:
                     of_users.append(self._user_values(protocol))
         self.judged_rows = rows
         self.user_metrics = merged(of_users, self._client_of_user()) if of_users else None

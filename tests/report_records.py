@@ -45,7 +45,7 @@ class Records:
             "row": row,
             "group": group,
             "seed": seed,
-            "keys": {"strategy": strategy},
+            "keys": more.pop("keys", {"strategy": strategy}),
             "config": {"strategy": strategy, "student_pool": more.pop("student_pool", None), **more.pop("config", {})},
             "environment": {"python": "3.11", "torch": "2"},
             "partition": None if strategy == "central" else more.pop("partition", PARTITION),

@@ -23,6 +23,7 @@ from recbole_fedkd.experiment import expand, read_experiment, run_experiment
 from recbole_fedkd.experiment.grid import KEYS_WITHOUT_EFFECT
 from recbole_fedkd.experiment.records import is_finished, log_file, run_file, users_file
 from recbole_fedkd.experiment.runner import Outcome, Pace, Progress
+from recbole_fedkd.quick_start import load_data_and_model
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
@@ -477,7 +478,9 @@ def test_a_failing_run_is_told_and_the_others_survive(tmp_path, data_path, capsy
     rows = {"bad": {"preset": "local", "gamma": -1}, "good": {"preset": "local", "epochs": 1}}
     file = write_experiment(tmp_path / "mixed.yaml", data_path, rows, [2020])
     bad, good = read_experiment(file).cells
-    assert command_line.main([f"--experiment={file}", "--out=out", "--workers=1"]) == 1
+    assert command_line.main([f"--experiment={file}", "--keep_checkpoints=yes"]) == 2
+    assert "keep_checkpoints is 'yes'; it must be True or False" in capsys.readouterr().err
+    assert command_line.main([f"--experiment={file}", "--out=out", "--workers=1", "--keep_checkpoints=True"]) == 1
     printed = capsys.readouterr()
     assert "1 done, 1 failed (see failures/)" in printed.out
     assert "bad tiny seed 2020: failed: gamma is -1; it must be a number >= 0" in printed.err
@@ -494,6 +497,10 @@ def test_a_failing_run_is_told_and_the_others_survive(tmp_path, data_path, capsy
     page = Path(reported.removeprefix("report: "))
     written = page.read_text()
     assert "gamma is -1" in written
+    # What was asked for is kept of the run that was good, and its config runs by itself.
+    assert [each.name for each in Path("out/checkpoints").iterdir()] == [good.id]
+    assert load_data_and_model(f"out/checkpoints/{good.id}")[0]["epochs"] == 1
+    assert FedKDConfig(config_file_list=[str(page.parent / "best.yaml")])["strategy"] == "local"
     page.unlink()
     assert command_line.main(["report", "out"]) == 0
     assert page.read_text()
@@ -534,7 +541,7 @@ def test_an_orphan_ends_at_its_next_round(tmp_path, data_path):
     cell = experiment.cells[0]
     description = tmp_path / "cell.json"
     content = {"id": cell.id, "row": cell.row, "group": cell.group, "seed": cell.seed, "keys": cell.keys}
-    description.write_text(json.dumps({"folder": str(tmp_path), "cell": content}))
+    description.write_text(json.dumps({"folder": str(tmp_path), "cell": content, "keep": False}))
     command = [sys.executable, "-m", "recbole_fedkd.experiment.cell", str(description)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     event = json.loads(child.stdout.readline())

@@ -11,10 +11,11 @@ from conftest import SMALL
 from filelock import FileLock
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from recbole_fedkd import search as search_module
 from recbole_fedkd.command_line import main
+from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.search import Parameter, Search, read_parameters, run_search, search_table
+from recbole_fedkd.search import trials as search_module
 
 
 def parameters(text: str) -> list[Parameter]:
@@ -142,6 +143,10 @@ def test_the_better_of_two_learning_rates_is_found(data_path, capsys):
     # One numbering: the line, the table and the file.
     assert [each["trial"] for each in content["trials"]] == [1, 2] and content["best"]["trial"] == 2
     assert not list(Path().glob("saved/*")), "checkpoints of trials are left behind"
+    # The best is handed on as a config file.
+    best = FedKDConfig(config_file_list=["found/best.yaml"])
+    assert (best["model"], best["dataset"], best["learning_rate"], best["epochs"]) == ("AttnFedKD", "tiny", 0.01, 4)
+    assert "config of the best: found/best.yaml" in printed.out
     # The same command again has nothing to do.
     assert main([*command, "--out=found/best.json", *arguments]) == 0
     assert "trial" not in capsys.readouterr().err

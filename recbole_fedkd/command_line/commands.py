@@ -40,21 +40,24 @@ def _compare(file: str, keys: dict[str, str]) -> int:
     """Run an experiment and make its report; the exit code is 1 if a run failed."""
     out = Path(keys.pop("out", f"results/{Path(file).stem}"))
     workers = take_count(keys, "workers", most=1024) or os.cpu_count() or 1
+    keep = keys.pop("keep_checkpoints", "False")
+    if keep not in ("True", "False"):
+        raise InputError(f"keep_checkpoints is '{keep[:40]}'; it must be True or False")
     from recbole_fedkd.experiment import read_experiment, run_experiment
     from recbole_fedkd.report import write_report
 
-    outcome = run_experiment(read_experiment(file, keys), out, workers)
+    outcome = run_experiment(read_experiment(file, keys), out, workers, keep=keep == "True")
     print(outcome)
     print(f"report: {write_report(out)}")
     return 1 if outcome.failed else 0
 
 
 def report(arguments: Sequence[str]) -> int:
-    """Make the report of an experiment again."""
+    """Make the report of an experiment again, or the page of a run."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise InputError("report needs the folder of one experiment; write report <folder>")
+        raise InputError("report needs the folder of one experiment or run; write report <folder>")
     if not Path(arguments[0]).is_dir():
-        raise InputError(f"folder '{arguments[0]}' does not exist; report needs the folder of an experiment")
+        raise InputError(f"folder '{arguments[0]}' does not exist; report needs the folder of an experiment or a run")
     from recbole_fedkd.report import write_report
 
     print(f"report: {write_report(Path(arguments[0]))}")
@@ -71,12 +74,13 @@ def search(arguments: Sequence[str]) -> int:
     trials = take_count(keys, "trials")
     file, files = keys.pop("params_file"), keys.pop("config_files", "").split()
     algorithm = keys.pop("algorithm", "tpe")
-    from recbole_fedkd.search import Search, read_parameters, run_search, search_table
+    from recbole_fedkd.search import Search, config_of, read_parameters, run_search, search_table
 
     search = Search.prepare(read_parameters(file), keys, files, algorithm)
     content = run_search(search, out, trials)
     print(search_table(content))
     print(f"result: {out}")
+    print(f"config of the best: {config_of(out)}")
     return 0
 
 

@@ -41,6 +41,7 @@ are never repeated: the same command goes on after an interruption, and tries ag
 
   --out=FOLDER     where records and report go (default: results/<name of the yaml file>)
   --workers=N      runs at a time (default: the number of processors)
+  --keep_checkpoints=True   keep the best checkpoint of every run that runs now, in <out>/checkpoints/<run>
   --key=value      a config key that wins in every cell, such as --data_path=... or --epochs=2
 
 The yaml file:
@@ -72,7 +73,9 @@ a publication on to the report.
 REPORT = """\
 usage: recbole-fedkd report FOLDER
 
-Makes the report of an experiment again, from the records in its folder alone.
+Makes the report of an experiment again, from the records in its folder alone (results/<name>), or the page of a single run
+(saved/<run>): learning curve, bytes, clients and the worst of them, protocols, and how the run goes on. Of an unfinished run
+its checkpoint is read.
 """
 
 SEARCH = """\
@@ -85,7 +88,8 @@ The same command goes on after an interruption; nothing is tried twice.
   --params_file=FILE   one parameter a line, as RecBole's hyper.test
   --trials=N           trials in all (default: 10; of an exhaustive search, every combination)
   --algorithm=NAME     tpe (default), random, or exhaustive (choice and quniform only)
-  --out=FILE.json      the result (default: results/search-<model>-<dataset>.json), with FILE.json.journal beside it
+  --out=FILE.json      the result (default: results/search-<model>-<dataset>.json), with FILE.json.journal beside it,
+                       and FILE.yaml, the best as a file for --config_files
 
 Lines of the parameter file:
 

@@ -124,7 +124,7 @@ class LabelCollector(Collector):
             # Where there are fewer candidates than places, RecBole fills up with what is masked.
             items = struct.get("rec.items")[-len(scores_tensor) :]
             items.masked_fill_(scores_tensor.gather(1, items) == -torch.inf, EMPTY)
-        if need("data.user") or self.config["user_metrics"]:
+        if self.config["USER_ID_FIELD"] in interaction.interaction:
             struct.update_tensor("data.user", interaction[self.config["USER_ID_FIELD"]])
         if need("data.label_set"):
             struct.set("data.label_set", values)

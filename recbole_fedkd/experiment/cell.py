@@ -16,18 +16,19 @@ from typing import Any, TextIO
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.experiment.grid import Cell
-from recbole_fedkd.experiment.records import write_run
+from recbole_fedkd.experiment.records import keep_checkpoint, write_run
 from recbole_fedkd.files import json_ready
 from recbole_fedkd.quick_start import run_recbole_fedkd
 
 
-def run_cell(cell: Cell, folder: Path, tell: Callable[[Mapping[str, Any]], None]) -> None:
+def run_cell(cell: Cell, folder: Path, tell: Callable[[Mapping[str, Any]], None], keep: bool = False) -> None:
     """Train and judge a cell and write its record into the experiment's folder.
 
     Args:
         cell: the run.
         folder: the experiment's folder.
         tell: takes a progress line after every round, and one before the record is written.
+        keep: whether the best checkpoint is kept.
 
     Raises:
         InputError, TrainingError: the run cannot start or go on.
@@ -42,6 +43,8 @@ def run_cell(cell: Cell, folder: Path, tell: Callable[[Mapping[str, Any]], None]
     result = run_recbole_fedkd(config_dict=keys, on_round=on_round)
     # An orphan must not write what a new runner's process may be about to write.
     tell({"finished": True})
+    if keep:
+        keep_checkpoint(folder, cell, Path(result["run_folder"]))
     write_run(folder, cell, result)
 
 
@@ -62,7 +65,7 @@ def main(file: str) -> int:
 
     content = json.loads(Path(file).read_text(encoding="utf-8"))
     try:
-        run_cell(Cell(**content["cell"]), Path(content["folder"]), tell)
+        run_cell(Cell(**content["cell"]), Path(content["folder"]), tell, content["keep"])
     except (InputError, TrainingError) as error:
         print(error, file=sys.stderr)
         return 1

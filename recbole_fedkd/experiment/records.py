@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recbole_fedkd.checkpoint import BEST, ROWS
 from recbole_fedkd.experiment.grid import KEYS_WITHOUT_EFFECT, Cell, Experiment, digest_of
-from recbole_fedkd.files import json_ready, write_json, written_whole
+from recbole_fedkd.files import json_ready, write_bytes, write_json, written_whole
 from recbole_fedkd.record import RECORD_VERSION, RECORD_VERSIONS, write_record
 from recbole_fedkd.report.records import differing_keys
 
@@ -66,6 +67,20 @@ def log_file(folder: Path, cell: Cell) -> Path:
     return folder / "logs" / f"{cell.id}.log"
 
 
+def checkpoint_folder(folder: Path, cell: Cell) -> Path:
+    """The best checkpoint of a finished run, where checkpoints are kept."""
+    return folder / "checkpoints" / cell.id
+
+
+def keep_checkpoint(folder: Path, cell: Cell, run_folder: Path) -> None:
+    """Take over the best checkpoint of a run, and what is needed to load it."""
+    place = checkpoint_folder(folder, cell)
+    place.mkdir(parents=True, exist_ok=True)
+    for name in (BEST, ROWS, "partition.json"):
+        if (run_folder / name).is_file():
+            write_bytes((run_folder / name).read_bytes(), place / name)
+
+
 def work_folder(folder: Path, cell: Cell) -> Path:
     """Current folder of a run's process."""
     return folder / "work" / cell.id
@@ -108,6 +123,10 @@ def adopt_run(folder: Path, cell: Cell, config: Mapping[str, Any]) -> bool:
         users = folder / "users" / f"{file.stem}.npz"
         if users.is_file():
             users.replace(users_file(folder, cell))
+        checkpoints = folder / "checkpoints" / file.stem
+        if checkpoints.is_dir() and file != run_file(folder, cell):
+            shutil.rmtree(checkpoint_folder(folder, cell), ignore_errors=True)
+            checkpoints.replace(checkpoint_folder(folder, cell))
         with written_whole(run_file(folder, cell)) as temporary:
             temporary.write_text(json.dumps(head, allow_nan=False) + "\n" + "".join(others), encoding="utf-8")
         if file != run_file(folder, cell):

@@ -61,7 +61,9 @@ class Outcome:
         return f"{self.earlier + self.finished} done{before}, {self.failed} failed{after}"
 
 
-def run_experiment(experiment: Experiment, folder: Path, workers: int, stream: TextIO | None = None) -> Outcome:
+def run_experiment(
+    experiment: Experiment, folder: Path, workers: int, stream: TextIO | None = None, keep: bool = False
+) -> Outcome:
     """Run every cell that has no complete record yet. A cell without a config or a dataset fails without being started.
 
     Args:
@@ -69,6 +71,7 @@ def run_experiment(experiment: Experiment, folder: Path, workers: int, stream: T
         folder: where records go; made if it is not there.
         workers: number of processes at a time.
         stream: where progress goes; not set: standard error.
+        keep: whether the best checkpoint of every run that runs now is kept in ``checkpoints/<cell>``.
 
     Raises:
         InputError: no cell's keys make a config, another runner is at work in the folder, or it cannot be written.
@@ -104,7 +107,7 @@ def run_experiment(experiment: Experiment, folder: Path, workers: int, stream: T
                     failed += 1
             with ThreadPoolExecutor(workers) as pool:
                 futures = [
-                    pool.submit(_run_cell, cell, folder, children, progress)
+                    pool.submit(_run_cell, cell, folder, children, progress, keep)
                     for cell in open_cells
                     if cell.id not in refused
                 ]
@@ -264,14 +267,14 @@ class _Children:
                 process.kill()
 
 
-def _run_cell(cell: Cell, folder: Path, children: _Children, progress: Progress) -> str | None:
+def _run_cell(cell: Cell, folder: Path, children: _Children, progress: Progress, keep: bool) -> str | None:
     """Run one cell in its process; returns what made it fail, None if nothing did."""
     work, log = work_folder(folder, cell), log_file(folder, cell)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     failure_file(folder, cell).unlink(missing_ok=True)
     description = work / "cell.json"
-    write_json({"folder": str(folder), "cell": asdict(cell)}, description)
+    write_json({"folder": str(folder), "cell": asdict(cell), "keep": keep}, description)
     command = [sys.executable, "-m", "recbole_fedkd.experiment.cell", str(description)]
     # In a process group of its own: Ctrl-C is the runner's to handle.
     with (

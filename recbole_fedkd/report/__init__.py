@@ -8,22 +8,25 @@ __all__ = ["write_report"]
 
 
 def write_report(folder: Path) -> Path:
-    """Write the report of an experiment into ``<folder>/report``; a report that is already there is replaced.
+    """Write the report of an experiment or of a run into ``<folder>/report``; a report that is already there is replaced.
 
     Nothing is measured here, so the same records give the same tables again.
 
     Args:
         folder: the experiment's folder, with ``runs``, and where they exist ``users``, ``failures`` and
-            ``experiment.json``.
+            ``experiment.json``; or the folder of a run, with its record, or where it is unfinished its checkpoint.
 
     Returns:
         The path of the page, ``<folder>/report/index.html``.
 
     Raises:
-        InputError: the folder holds no finished run and no failure.
+        InputError: the folder holds no finished run, no failure and no checkpoint.
     """
     # The plots bring matplotlib, which only a report needs.
     from recbole_fedkd.report.experiment import read_experiment
-    from recbole_fedkd.report.files import write_all
+    from recbole_fedkd.report.files import write_all, write_run_page
+    from recbole_fedkd.report.single import is_run_folder, read_single
 
+    if is_run_folder(Path(folder)):
+        return write_run_page(*read_single(Path(folder)), Path(folder))
     return write_all(read_experiment(Path(folder)), Path(folder) / "report")

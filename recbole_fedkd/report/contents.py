@@ -65,11 +65,13 @@ class Table:
     kind: str = "numbers"
 
     @classmethod
-    def of_columns(cls, rows: Sequence[str], columns: Mapping[str, Sequence[Cell | str]], label: str = "") -> Table:
+    def of_columns(
+        cls, rows: Sequence[str], columns: Mapping[str, Sequence[Cell | str]], label: str = "", first: str = "row"
+    ) -> Table:
         """A table from its columns, in the order of the rows' names."""
         cells = [[Cell(row) for row in rows]]
         cells += [[cell if isinstance(cell, Cell) else Cell(cell) for cell in column] for column in columns.values()]
-        return cls(("row", *columns), tuple(zip(*cells, strict=True)), label)
+        return cls((first, *columns), tuple(zip(*cells, strict=True)), label)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ _THEME = {INK: "currentColor", HAIRLINE: "var(--line)"}
 _DOTS_PER_INCH = 110
 _WIDTH = 6.4
 # Room around the panels, in inches; a layout engine would draw every figure twice more to find it.
-_LEFT, _RIGHT, _BOTTOM, _TOP = 0.82, 0.15, 0.68, 0.12
+_LEFT, _RIGHT, _BOTTOM, _TOP = 0.92, 0.15, 0.68, 0.12
 _FONTS: Any = {"font.size": 9.5, "svg.fonttype": "none", "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
           "xtick.color": INK, "ytick.color": INK, "grid.color": HAIRLINE, "grid.linewidth": 0.7}  # fmt: skip
 

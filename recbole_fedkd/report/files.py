@@ -12,6 +12,8 @@ from recbole_fedkd.report.experiment import Experiment, Group
 from recbole_fedkd.report.page import experiment_page
 from recbole_fedkd.report.plots import plots_of
 from recbole_fedkd.report.quality import metrics_of, quality_blocks, quality_lines, significance_lines
+from recbole_fedkd.report.records import Run
+from recbole_fedkd.report.run_page import run_page
 from recbole_fedkd.report.statistics import compare
 from recbole_fedkd.report.tables import (
     client_blocks,
@@ -21,6 +23,7 @@ from recbole_fedkd.report.tables import (
     scale_blocks,
     scale_lines,
 )
+from recbole_fedkd.report.winner import winner, winner_config
 from recbole_fedkd.report.writers import csv_file, html, markdown_file
 
 FILES = {
@@ -49,13 +52,23 @@ def write_all(experiment: Experiment, folder: Path) -> Path:
     pictures = {f"{each.name}.png": each for drawn in plots for each in drawn}
     texts = table_texts(experiment, lambda group: list(significance_lines(comparisons[id(group)])))
     beside = {name: what for name, what in FILES.items() if texts[name] is not None}
+    configs = {
+        f"best{'' if len(groups) == 1 else f'-{number}'}.yaml": (group, text)
+        for number, group in enumerate(groups, start=1)
+        if (text := winner_config(group)) is not None
+    }
+    texts |= {name: text for name, (_, text) in configs.items()}
+    beside |= {
+        name: f"config of “{winner(group)}”, best in validation of {group.title}"
+        for name, (group, _) in configs.items()
+    }
     beside |= {f"plots/{name}": each.title for name, each in pictures.items()}
     texts["index.html"] = html(experiment_page(experiment, list(comparisons.values()), plots, beside))
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         write_bytes(picture.png, folder / "plots" / name)
-    for file in (folder / "plots").glob("*.png"):
-        if file.name not in pictures:
+    for file in [*(folder / "plots").glob("*.png"), *folder.glob("best*.yaml")]:
+        if file.name not in pictures and file.name not in configs:
             file.unlink()
     for name, text in texts.items():
         if text is None:
@@ -63,6 +76,14 @@ def write_all(experiment: Experiment, folder: Path) -> Path:
         else:
             write_bytes(text.encode(), folder / name)
     return folder / "index.html"
+
+
+def write_run_page(run: Run, finished: bool, folder: Path) -> Path:
+    """Write the page of a single run into ``<folder>/report``; returns its path."""
+    page = folder / "report" / "index.html"
+    page.parent.mkdir(exist_ok=True)
+    write_bytes(html(run_page(run, folder, finished)).encode(), page)
+    return page
 
 
 def table_texts(experiment: Experiment, tests_of: Callable[[Group], list[dict[str, Any]]]) -> dict[str, str | None]:

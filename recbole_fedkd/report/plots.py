@@ -108,10 +108,10 @@ def _learning_curve(group: Group, metric: str, name: str) -> Canvas | None:
     for row in still:
         (value, _) = canvas.lines[row].get_ydata()
         canvas.tell(axes.get_xlim()[0], value, group.rows.index(row), f"{row}, sends nothing: {value:.4f}")
+    spread = ": mean over seeds, band of one sample standard deviation, as far as all seeds of a row ran"
     caption = (
-        f"Validation {usual_name(metric)} against {'rounds' if name == 'rounds' else label}: mean over seeds, band of "
-        "one sample standard deviation, as far as all seeds of a row ran. The axis is fitted to what follows each row's "
-        "first quarter."
+        f"Validation {usual_name(metric)} against {'rounds' if name == 'rounds' else label}"
+        f"{spread if len(group.all_runs) > 1 else ''}. The axis is fitted to what follows each row's first quarter."
     )
     if name == "bytes":
         caption += " Dashed lines over the whole width: the best of rows that send nothing."

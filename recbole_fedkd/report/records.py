@@ -201,13 +201,23 @@ def read_run(file: Path, users: pd.DataFrame | None = None) -> Run:
     if version not in RECORD_VERSIONS:
         known = " and ".join(map(str, RECORD_VERSIONS))
         raise ValueError(f"its version is {version}, and only {known} are known")
-    first = 1 if version == 1 else 0
+    return run_of({"cell": file.stem, **head}, rounds, result, users, 1 if version == 1 else 0)
+
+
+def run_of(
+    head: Mapping[str, Any],
+    rounds: Mapping[int, Mapping[str, Any]],
+    result: Mapping[str, Any],
+    users: pd.DataFrame | None = None,
+    first: int = 0,
+) -> Run:
+    """A run from the lines of its record, the rounds by their number; ``first`` is added to these."""
     config, partition = head.get("config") or {}, _partition(head.get("partition"))
     communication, timing = result.get("communication") or {}, result.get("timing") or {}
     strategy, best_round = config.get("strategy"), result.get("best_round")
     ordered = tuple(_round(rounds[number], first) for number in sorted(rounds))
     return Run(
-        cell=str(head.get("cell", file.stem)),
+        cell=str(head["cell"]),
         row=str(head["row"]),
         group=dict(head.get("group") or {}),
         seed=int(head["seed"]),

@@ -1,0 +1,47 @@
+"""The records of a single run: those of its folder, or of an unfinished run what its checkpoint knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recbole_fedkd.checkpoint import BEST, LAST, read_checkpoint
+from recbole_fedkd.errors import InputError
+from recbole_fedkd.record import RUN_RECORD, RUN_USERS
+from recbole_fedkd.report.records import UNREADABLE, Run, one_line, read_run, read_users, run_of
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a folder is that of a run, and not of an experiment."""
+    return any((folder / name).is_file() for name in (RUN_RECORD, LAST, BEST)) and not (folder / "runs").is_dir()
+
+
+def read_single(folder: Path) -> tuple[Run, bool]:
+    """The run of a folder, and whether it has a result.
+
+    Raises:
+        InputError: what it holds cannot be read.
+    """
+    file = folder / RUN_RECORD
+    if file.is_file():
+        try:
+            return read_run(file, read_users(folder / RUN_USERS, [])), True
+        except UNREADABLE as error:
+            raise InputError(f"record '{file}' cannot be used: {one_line(error)}") from error
+    return _unfinished(folder, read_checkpoint(folder)), False
+
+
+def _unfinished(folder: Path, state: Mapping[str, Any]) -> Run:
+    """The run of a checkpoint, so far as it has come."""
+    config, best = state["config"], state["best_epoch"]
+    head = {
+        "row": f"{config.get('model')} on {config.get('dataset')}", "cell": folder.name, "seed": config.get("seed", 0),
+        "config": config, "partition": {"clients": []} if config.get("strategy") != "central" else None,
+    }  # fmt: skip
+    result = {
+        "test": {}, "best_round": None if best is None else best + 1,
+        "valid_metric": config.get("valid_metric", ""), "valid_score_bigger": config.get("valid_metric_bigger", True),
+    }  # fmt: skip
+    rounds = [{"round": number, **each} for number, each in enumerate(state["records"], start=1)]
+    return run_of(head, {each["round"]: each for each in rounds}, result)
