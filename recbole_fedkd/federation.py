@@ -236,9 +236,9 @@ def build_strategy(config: Any, schema: DataSchema, network: nn.Module) -> Strat
             f"model '{config['model']}' learns nothing by gradient, so there is nothing for clients to train"
         )
     _check_distillable(config, config.attentive or click_loss(network) is not None)
-    if kind.shares_parameters and config["row_mean"] == "changed" and config["codecs"]:
+    if kind.shares_parameters and config["row_mean"] == "changed" and WireCodecs.of(config).changes_uploads:
         raise InputError(
-            "row_mean=changed sees which rows a client left as they were, which codecs blur; unset one of them"
+            "row_mean=changed sees which rows a client left as they were, which codecs and stages blur; unset one of them"
         )
     labels = len(schema.label_values) if config.attentive else RecBoleTask.labels
     return kind.of(config, Sizes(schema.clients, labels, schema.item_num))

@@ -7,9 +7,11 @@ Whatever is registered, also by a module of the user's own, is known to the conf
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
@@ -136,7 +138,7 @@ class Registry(dict[str, T]):
     def _add(self, name: str, entry: T, settings: type) -> T:
         other = self.get(name)
         if other is not None and _home(other) != _home(entry):
-            raise InputError(f"{self.kind} '{name}' is registered already, by {_home(other)}; choose another name")
+            raise InputError(f"{self.kind} '{name}' is registered already ({_home(other)}); choose another name")
         for key in settings_of(settings).values():
             for registry in _ALL:
                 for owner, known in registry.declared():
@@ -152,11 +154,26 @@ class Registry(dict[str, T]):
 
 
 def _home(entry: Any) -> str:
-    """Where something is defined; a cell that is run again defines the same thing."""
-    return f"{entry.__module__}.{entry.__qualname__}"
+    """Where something is defined, whatever its module is called: a file that is imported again defines the same things."""
+    module = sys.modules.get(entry.__module__)
+    return f"{getattr(module, '__file__', None) or entry.__module__}, {entry.__qualname__}"
 
 
 _ALL: list[Registry[Any]] = []
+
+
+@contextmanager
+def all_or_nothing() -> Iterator[None]:
+    """What is registered inside is forgotten if an error comes out."""
+    before = [(each, dict(each), dict(each.settings)) for each in _ALL]
+    try:
+        yield
+    except BaseException:
+        for each, entries, settings in before:
+            each.clear()
+            each.update(entries)
+            each.settings = settings
+        raise
 
 
 def registries() -> dict[str, Registry[Any]]:

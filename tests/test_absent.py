@@ -267,11 +267,11 @@ def test_an_update_that_got_lost_leaves_versions_and_feedback_whole(prepared, co
     engine = trainer.engine
     engine.run_round(0)
     client = engine.clients[2]
-    residual = {name: array.copy() for name, array in client.link.encoding.residual.items()}
+    residual = {name: array.copy() for name, array in client.link.stages[-1].residual.items()}
     send = client.send
     client.send = lambda index: send(index)[:-3]
     assert engine.run_round(1).missing.keys() == {2}
-    assert all(np.array_equal(array, client.link.encoding.residual[name]) for name, array in residual.items())
+    assert all(np.array_equal(array, client.link.stages[-1].residual[name]) for name, array in residual.items())
     client.send = send
     for index in (2, 3):
         assert not engine.run_round(index).missing

@@ -73,7 +73,17 @@ MAY_KNOW = {
     "experiment": {"checkpoint", "config", "files", "quick_start", "record", "report"},
     "recommend": {"data", "distillation", "engine", "federated", "files", "model", "quick_start"},
     "search": {"config", "files", "quick_start"},
-    "command_line": {"config", "experiment", "files", "model", "quick_start", "recommend", "report", "search"},
+    "command_line": {
+        "config",
+        "experiment",
+        "files",
+        "model",
+        "quick_start",
+        "recommend",
+        "registry",
+        "report",
+        "search",
+    },
 }
 # Rooms of pure mathematics know no recommender library.
 TORCH_ONLY = {"distillation", "optim"}

@@ -15,7 +15,8 @@ from recbole_fedkd.federated.codec import (
 )
 from recbole_fedkd.federated.encoding import LowRank, LowRankSettings, bridged, energy_rank
 from recbole_fedkd.federated.message import Message, MessageError, decoded
-from recbole_fedkd.federated.wire import Broadcast, applied, difference, named
+from recbole_fedkd.federated.stage import applied, difference, named
+from recbole_fedkd.federated.wire import Broadcast
 
 FLOATS = st.floats(-1e4, 1e4, width=32)
 SHAPES = arrays_of.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=12)
@@ -242,9 +243,9 @@ def test_a_client_adds_what_was_dropped_to_its_next_update(prepared):
         _, trainer, _, _ = prepared(strategy="fedavg", codecs=["top_k"], error_feedback=feedback, **WIDE)
         trainer.engine.run_round(0)
         client = trainer.engine.clients[0]
-        dropped[feedback] = sum(float(np.abs(value).sum()) for value in client.link.encoding.residual.values())
+        dropped[feedback] = sum(float(np.abs(value).sum()) for value in client.link.stages[-1].residual.values())
         if feedback:
-            before = named(client.link.encoding.residual, client.received)
+            before = named(client.link.stages[-1].residual, client.received)
             start = {name: value.numpy().copy() for name, value in client.received.items()}
             client.train(1)
             own = {f"p:{name}": value.detach().numpy() for name, value in client.task.shared.parameters().items()}
@@ -252,7 +253,7 @@ def test_a_client_adds_what_was_dropped_to_its_next_update(prepared):
             sent = named(wire.arrays, start)
             for name, value in applied(difference(own, start), before).items():
                 np.testing.assert_allclose(
-                    sent[name] + named(client.link.encoding.residual, start)[name], value, atol=1e-6
+                    sent[name] + named(client.link.stages[-1].residual, start)[name], value, atol=1e-6
                 )
     assert dropped[True] > 0 and dropped[False] == 0
 

@@ -110,7 +110,7 @@ def test_private_parameters_survive_a_resume(run):
         ({"private_parameters": ["*"]}, "leaves nothing that could be averaged; use strategy=local"),
         ({"learning_rates": {"item.*": 1.0}}, r"learning_rates: no parameter of the network matches 'item.\*'"),
         ({"learning_rates": {"score.*": -1.0}}, r"learning_rates.score.\* is -1.0; it must be a number >= 0"),
-        ({"row_mean": "changed", "codecs": ["int8"]}, "which codecs blur; unset one of them"),
+        ({"row_mean": "changed", "codecs": ["int8"]}, "which codecs and stages blur; unset one of them"),
         ({"row_mean": "some"}, "row_mean is 'some'; it must be one of all, changed"),
     ],
 )

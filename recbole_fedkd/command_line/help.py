@@ -15,12 +15,14 @@ from recbole_fedkd.config.defaults import default_values
 from recbole_fedkd.config.early import recbole_arguments
 from recbole_fedkd.config.files import FILES_OF_EVERY_RUN, PROPERTIES, RECBOLE_PROPERTIES, files_of_model
 from recbole_fedkd.config.given import values_of_preset
-from recbole_fedkd.config.keys import Key, read_keys, read_sections
+from recbole_fedkd.config.keys import Key, declared_keys, read_keys, read_sections
 from recbole_fedkd.config.known import KnownKeys
 from recbole_fedkd.config.models import check_model_name
+from recbole_fedkd.config.plugins import import_plugins, model_of
 from recbole_fedkd.config.synonyms import called_here
 from recbole_fedkd.config.values import read_yaml
 from recbole_fedkd.errors import InputError, nearest
+from recbole_fedkd.registry import declared_settings
 
 WIDTH = 100
 _COLUMN = 34
@@ -50,9 +52,14 @@ def help_text(arguments: Iterable[str]) -> str:
     given = parse_arguments([argument for argument in rest if argument not in words])
     preset_values = values_of_preset(given)
     model = given.get("model") or preset_values.get("model") or _MODEL
-    check_model_name(model)
+    if model_of(import_plugins(given.get("plugins")), model) is None:
+        check_model_name(model)
     defaults = default_values(model, given.get("preset"))
     sections = _sections(model)
+    if given.get("plugins"):
+        own = _keys_of_plugins(sections)
+        sections = {"Keys of plugins": own, **sections}
+        defaults = {**{name: declared_settings()[name].default for name in own}, **defaults}
     if words:
         return _found(words[0].lstrip("-"), sections, defaults)
     preset = f" --preset={given['preset']}" if given.get("preset") else ""
@@ -116,6 +123,12 @@ def _sections(model: str) -> dict[str, dict[str, Key]]:
     for heading, names in _RECBOLE_SECTIONS.items():
         sections[heading] = {name: recbole[name] for name in names if name not in of_model}
     return sections
+
+
+def _keys_of_plugins(sections: Mapping[str, Mapping[str, Key]]) -> dict[str, Key]:
+    """Keys that are declared and stand in no section."""
+    told = {name for keys in sections.values() for name in keys}
+    return {name: key for name, key in declared_keys().items() if name not in told}
 
 
 def _found(word: str, sections: Mapping[str, Mapping[str, Key]], defaults: Mapping[str, Any]) -> str:

@@ -45,7 +45,7 @@ _FEDERATION_KEYS = {
     "server_optimizer", "server_learning_rate", "server_momentum", "server_beta2", "server_tau", "knowledge_use",
     "prior_strength", "attention_temperature", "trim_ratio", "factor_size", "sketch_width", "sketch_passes", "em_steps",
     "bias_shrinkage", "count_shrinkage", "vector_shrinkage", "noise_share", "head_size", "codec_arrays",
-    "codecs", "broadcast_codecs", "error_feedback",
+    "codecs", "broadcast_codecs", "error_feedback", "stages",
     "low_rank_start", "low_rank_end", "low_rank_rounds", "top_k_share", "teacher", "serve", "student_pool",
     "private_parameters", "client_weights", "row_mean", "serve_after", "serve_average",
 }  # fmt: skip

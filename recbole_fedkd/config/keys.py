@@ -86,7 +86,7 @@ class Key:
         return Key(setting.name, default, setting.kinds, rule, setting.sentence, setting.elements, setting.roles)
 
     def read(self, value: Any) -> Any:
-        """The value as this key takes it: ``'1e-3'`` as a number, ``'yes'`` as True, ``4.0`` as 4, 2024 as a text.
+        """The value as this key takes it: ``'1e-3'`` as a number, ``'yes'`` as True, 2024 as a text, ``'a,b'`` as a list.
 
         Raises:
             InputError: the value is not allowed.
@@ -104,6 +104,8 @@ class Key:
             return str(value)  # a folder may be called 2024
         if isinstance(value, tuple) and str in kinds and not kinds & {list, tuple}:
             return ",".join(map(str, value))  # a text such as 500,100 reads as two numbers
+        if isinstance(value, str) and value.strip() and kinds == {list, tuple} and self.elements == (str,):
+            return [part.strip() for part in value.split(",")]
         if isinstance(value, str) and kinds and kinds <= {int, float}:
             value = _number(value)
         if int in kinds and float not in kinds and isinstance(value, float) and value.is_integer():

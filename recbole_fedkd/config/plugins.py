@@ -1,4 +1,4 @@
-"""Models of the user's own: modules that the key ``plugins`` names, imported before a model is looked for by its name."""
+"""Plugins: modules of the user's own, with models or with whatever they register, imported before any key is looked at."""
 
 from __future__ import annotations
 
@@ -9,20 +9,37 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+from recbole_fedkd.config.files import PROPERTIES
+from recbole_fedkd.config.keys import declared_keys, read_keys
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.registry import all_or_nothing
 
 
-def import_plugins(names: str | Sequence[str] | None) -> list[ModuleType]:
-    """Import modules by name, or by a file that ends in ``.py``; each once in a process.
+def plugin_names(value: Any) -> list[str]:
+    """The modules and files that the key ``plugins`` names, files by their whole path.
+
+    Raises:
+        InputError: it is no list of texts.
+    """
+    names = read_keys(PROPERTIES / "overall.yaml")["plugins"].read(value) or []
+    return [str(Path(name).resolve()) if name.endswith(".py") else name for name in names]
+
+
+def import_plugins(value: Any) -> list[ModuleType]:
+    """Import what the key ``plugins`` names: modules, or files that end in ``.py``; each once in a process.
 
     Raises:
         InputError: one is not there, or fails while it is imported.
     """
     modules = []
-    for name in [names] if isinstance(names, str) else names or []:
+    for name in plugin_names(value):
         try:
-            modules.append(_from_file(Path(name)) if str(name).endswith(".py") else importlib.import_module(str(name)))
+            with all_or_nothing():
+                modules.append(_from_file(Path(name)) if name.endswith(".py") else importlib.import_module(name))
+        except InputError as error:
+            raise InputError(f"plugins names '{name}': {error}") from error
         except Exception as error:  # a module of anybody's raises whatever comes
             raise InputError(
                 f"plugins names '{name}', which cannot be imported ({type(error).__name__}: {error}); name a module that "
@@ -43,6 +60,7 @@ def _from_file(file: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
+        declared_keys()
     except BaseException:
         del sys.modules[name]
         raise

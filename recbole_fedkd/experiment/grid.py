@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_fedkd.config import FedKDConfig, parse_value, read_yaml
+from recbole_fedkd.config.plugins import plugin_names
 from recbole_fedkd.errors import InputError, nearest
 
 DEFAULT_MODEL = "AttnFedKD"
@@ -325,6 +326,8 @@ def _checked_keys(given: Any, where: str) -> dict[str, Any]:
         keys[name] = parse_value(value) if isinstance(value, str) else value
         if name in _PATH_KEYS and value is not None:
             keys[name] = str(Path(str(value)).resolve())
+        if name == "plugins":
+            keys[name] = plugin_names(value)
         try:
             # What a cell's process will read.
             keys[name] = json.loads(canonical(keys[name]))

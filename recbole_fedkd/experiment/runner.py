@@ -339,11 +339,13 @@ class Pace:
 
 
 def _environment() -> dict[str, str]:
-    """Environment of a cell's process: one thread, and the package where this process found it."""
+    """Environment of a cell's process: one thread, and modules, plugins among them, where this process finds them."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if _PACKAGE_PARENT.name not in ("site-packages", "dist-packages"):
-        paths = [str(_PACKAGE_PARENT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment["PYTHONPATH"] = os.pathsep.join(paths)
+    paths = [] if _PACKAGE_PARENT.name in ("site-packages", "dist-packages") else [_PACKAGE_PARENT]
+    paths += [Path(path).resolve() for path in sys.path]
+    outside = [str(path) for path in paths if path.is_dir() and not path.is_relative_to(sys.base_prefix)]
+    outside = [path for path in outside if not Path(path).is_relative_to(sys.prefix)]
+    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(outside))
     return environment
 
 

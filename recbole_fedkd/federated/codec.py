@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recbole_fedkd.errors import InputError, shown
 from recbole_fedkd.federated.encoding import CODECS, Arrays, Codec
-from recbole_fedkd.registry import read_settings, setting
+from recbole_fedkd.registry import read_settings, registries, setting
 
 UNFOLDED = 4096
 """Numbers that a byte may stand for where nobody knows how large an array is."""
@@ -39,6 +40,12 @@ class WireSettings:
         "",
         "Which arrays a codec takes, a shell-style pattern of their names, such as {int4: 'product_*'}; codecs that are not "
         "named take any.",
+    )
+    stages: list[str] = setting(
+        ["codecs"],
+        "each, if any, one of <stages>",
+        "What a client's message passes on its way to the wire, in this order. With more than the codecs, a network travels as "
+        "what changed of it.",
     )
     error_feedback: bool = setting(True, "", "What encoding takes from a client's update is added to its next one.")
 
@@ -113,26 +120,42 @@ class CodecStack:
 
 @dataclass(frozen=True)
 class WireCodecs:
-    """The codecs of a federation, which both ends of the wire know.
+    """What both ends of the wire know of the messages between them.
 
     Attributes:
-        up: of what clients say.
+        up: codecs of what clients say.
         down: of what the server says.
+        stages: what a client's message passes, by name with its settings; the stage ``codecs`` is ``up``.
     """
 
     up: CodecStack = CodecStack()
     down: CodecStack = CodecStack()
+    stages: tuple[tuple[str, Any], ...] = (("codecs", None),)
 
     @staticmethod
     def of(config: Any) -> WireCodecs:
-        """The codecs that a config names."""
-        wire = read_settings(WireSettings, config)
+        """What a config names.
+
+        Raises:
+            InputError: codecs, and stages without them.
+        """
+        wire, known = read_settings(WireSettings, config), registries()["stages"].settings
+        if wire.codecs and "codecs" not in wire.stages:
+            raise InputError(
+                f"codecs is {shown(wire.codecs)}, but stages is {shown(wire.stages)}; name codecs where they belong among them"
+            )
         down = wire.codecs if wire.broadcast_codecs is None else wire.broadcast_codecs
-        return WireCodecs(CodecStack.of(wire.codecs, config), CodecStack.of(down, config))
+        stages: tuple[tuple[str, Any], ...] = tuple((name, read_settings(known[name], config)) for name in wire.stages)
+        return WireCodecs(CodecStack.of(wire.codecs, config), CodecStack.of(down, config), stages)
+
+    @property
+    def changes_uploads(self) -> bool:
+        """Whether anything happens to a message between a client and the wire."""
+        return bool(self.up.codecs) or any(name != "codecs" for name, _ in self.stages)
 
     def __bool__(self) -> bool:
-        """Whether anything is encoded."""
-        return bool(self.up.codecs or self.down.codecs)
+        """Whether anything happens to a message between a client and the server, in either direction."""
+        return bool(self.down.codecs) or self.changes_uploads
 
 
 def _bytes(arrays: Iterable[NDArray[np.generic]]) -> int:

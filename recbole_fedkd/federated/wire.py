@@ -10,29 +10,26 @@ network from the run's seed.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recbole_fedkd.federated.codec import CodecStack, WireCodecs, WireSettings, squared_error
+from recbole_fedkd.federated.codec import CodecStack, WireCodecs
 from recbole_fedkd.federated.message import (
     SERVER,
     ArraySpec,
     Message,
     MessageError,
     Schema,
-    check_arrays,
     decoded,
 )
+from recbole_fedkd.federated.stage import Updates, difference, numbered, received_through, stages_of, updated
 from recbole_fedkd.federated.strategy import ServerState, Strategy, to_tensors
 from recbole_fedkd.finite import check_arrays as check_finite
-from recbole_fedkd.registry import NoSettings, Registry
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -41,163 +38,8 @@ UPDATE, NETWORK, VERSION = "update", "network", "version"
 
 
 def travels_as_update(strategy: Strategy, codecs: WireCodecs) -> bool:
-    """Whether networks travel as what changed of them: where one is shared and codecs are set, which may drop something."""
+    """Whether networks travel as what changed of them: where one is shared and stages change something."""
     return strategy.shares_parameters and bool(codecs)
-
-
-def difference(arrays: Mapping[str, NDArray[np.generic]], reference: Mapping[str, NDArray[np.generic]]) -> Arrays:
-    """Arrays minus those of the same name in ``reference``; what has no reference stays as it is."""
-    return {
-        name: np.asarray(array - reference[name]) if name in reference else array  # type: ignore[operator]
-        for name, array in arrays.items()
-    }
-
-
-def applied(arrays: Mapping[str, NDArray[np.generic]], reference: Mapping[str, NDArray[np.generic]]) -> Arrays:
-    """Arrays plus those of the same name in ``reference``; what has no reference stays as it is."""
-    return {
-        name: np.asarray(reference[name] + array) if name in reference else array  # type: ignore[operator]
-        for name, array in arrays.items()
-    }
-
-
-def numbered(arrays: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrays under the number of their name among those of ``reference``, which both sides know: a few bytes each."""
-    numbers = {name: str(number) for number, name in enumerate(sorted(reference))}
-    return {numbers.get(name, name): array for name, array in arrays.items()}
-
-
-def named(arrays: Mapping[str, NDArray[np.generic]], reference: Mapping[str, NDArray[np.generic]]) -> Arrays:
-    """The way back from :func:`numbered`."""
-    names = {str(number): name for number, name in enumerate(sorted(reference))}
-    return {names.get(number, number): array for number, array in arrays.items()}
-
-
-def updated(update: Mapping[str, NDArray[np.generic]], reference: Mapping[str, NDArray[np.generic]]) -> Arrays:
-    """``reference`` moved on by a decoded update, whose arrays are numbered."""
-    return applied(named(update, reference), reference)
-
-
-class Stage(ABC):
-    """What stands between what a client says and the wire. Either end has one of its own; both know what it does.
-
-    Attributes:
-        name: element of the config key ``stages``.
-        settings_type: dataclass of its keys.
-    """
-
-    name: str
-    settings_type: type = NoSettings
-
-    @abstractmethod
-    def encode(self, message: Message) -> Message:
-        """The message as it goes on towards the wire."""
-
-    @abstractmethod
-    def decode(self, message: Message, schema: Schema | None) -> Message:
-        """The way back.
-
-        Args:
-            message: as it came; anybody may have made it.
-            schema: what the message must be then.
-
-        Raises:
-            MessageError: no sender of the same stages makes this message.
-        """
-
-    def schema_behind(self, schema: Schema) -> Schema:
-        """What :meth:`encode` makes of a message of this schema, as far as the stage changes what arrays there are."""
-        return schema
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the stage remembers between rounds, as plain values and tensors."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        assert not state
-
-
-class Updates(Stage):
-    """A network as what changed of it.
-
-    Attributes:
-        reference: the network that both ends hold, and what a change is a change of.
-    """
-
-    def __init__(self, reference: Arrays) -> None:
-        self.reference = reference
-
-    def encode(self, message: Message) -> Message:
-        """The network minus the reference, arrays by number."""
-        arrays = numbered(difference(message.arrays, self.reference), self.reference)
-        return replace(message, arrays=arrays)
-
-    def decode(self, message: Message, schema: Schema | None) -> Message:
-        """The whole network."""
-        return replace(message, arrays=updated(message.arrays, self.reference))
-
-    def schema_behind(self, schema: Schema) -> Schema:
-        """The arrays by number."""
-        return replace(schema, arrays=numbered(schema.arrays, self.reference))
-
-
-STAGES: Registry[type[Stage]] = Registry("stage", "stages")
-register_stage = STAGES.register
-
-
-@register_stage
-class Encoding(Stage):
-    """Codecs, and what they dropped.
-
-    Args:
-        codecs: of the sender.
-        feedback: whether what encoding takes from a message is added to the next one; for messages of the same arrays.
-
-    Attributes:
-        residual: what encoding took from the last message.
-    """
-
-    name = "codecs"
-    settings_type = WireSettings
-
-    def __init__(self, codecs: CodecStack, feedback: bool = False) -> None:
-        self.codecs, self.feedback = codecs, feedback
-        self.residual: Arrays = {}
-
-    def encode(self, message: Message) -> Message:
-        """Fewer bytes; the message says what they lack."""
-        whole = applied(message.arrays, self.residual)
-        encoded = self.codecs.encode(whole, message.round)
-        if not self.codecs.codecs:
-            return replace(message, arrays=encoded)
-        seen = self.codecs.decode(encoded)
-        if self.feedback:
-            self.residual = difference(whole, seen)
-        return replace(message, arrays=encoded, codec_error=squared_error(whole, seen))
-
-    def decode(self, message: Message, schema: Schema | None) -> Message:
-        """The arrays, but for what encoding took from them."""
-        return decoded(message, self.codecs, schema)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What was dropped."""
-        return {"residual": {name: torch.tensor(array) for name, array in self.residual.items()}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        self.residual = {name: tensor.numpy() for name, tensor in state["residual"].items()}
-
-
-def received_through(stages: list[Stage], message: Message, schema: Schema | None) -> Message:
-    """A message as its sender had it before these stages."""
-    schemas = [schema]
-    for stage in stages[:-1]:
-        schema = stage.schema_behind(schema) if schema is not None else None
-        schemas.append(schema)
-    for stage, expected in zip(reversed(stages), reversed(schemas), strict=True):
-        message = stage.decode(message, expected)
-    return message
 
 
 class ClientLink:
@@ -212,6 +54,7 @@ class ClientLink:
         follows: another client's end, whose network this one holds: it is kept there. None: its own.
 
     Attributes:
+        stages: from the client to the wire.
         version: of the network that the client holds, where networks travel as updates.
         sent: the latest arrays of every name that the client has sent, as the server saw them; kept where the strategy
             wants to take them off what comes down.
@@ -232,16 +75,12 @@ class ClientLink:
         self.schema = strategy.download_schema(network)
         own = Updates(arrays_of(network)) if travels_as_update(strategy, codecs) else None
         self.updates: Updates | None = own if follows is None else follows.updates
-        self.encoding = Encoding(codecs.up, feedback and self.updates is not None)
+        built = stages_of(codecs, feedback and self.updates is not None)
+        self.stages = [self.updates, *built] if self.updates is not None else built
         self.version = 0
         self.sent: dict[str, Tensor] = {}
         self.sent_in: int | None = None
         self.codec_error = (0.0, 0.0)
-
-    @property
-    def stages(self) -> list[Stage]:
-        """From the client to the wire."""
-        return [self.updates, self.encoding] if self.updates is not None else [self.encoding]
 
     def read(self, payload: bytes) -> Message | None:
         """The server's message; None where it says nothing that the client does not have.
@@ -283,7 +122,7 @@ class ClientLink:
         self.codec_error = wire.codec_error
         if self.strategy.remembers_sent:
             # What the server will see is what is taken off what it says.
-            seen = received_through(self.stages, wire, None) if self.codecs.up.codecs else message
+            seen = received_through(self.stages, wire, None) if self.codecs.changes_uploads else message
             self.sent = {**self.sent, **to_tensors(seen.arrays)}
         self.sent_in = message.round
         return wire
@@ -295,7 +134,7 @@ class ClientLink:
             "reference": to_tensors(self.updates.reference) if self.updates and not self.follows else {},
             "sent": dict(self.sent),
             "sent_in": self.sent_in,
-            "encoding": self.encoding.state_dict(),
+            "stages": {stage.name: stage.state_dict() for stage in self.stages if stage is not self.updates},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -303,7 +142,9 @@ class ClientLink:
         self.version, self.sent, self.sent_in = state["version"], dict(state["sent"]), state["sent_in"]
         if self.updates is not None and self.follows is None:
             self.updates.reference = arrays_of(state["reference"])
-        self.encoding.load_state_dict(state["encoding"])
+        for stage in self.stages:
+            if stage is not self.updates:
+                stage.load_state_dict(state["stages"][stage.name])
 
 
 @dataclass
@@ -353,6 +194,7 @@ class ServerLink:
         updates = travels_as_update(strategy, codecs)
         self.broadcast = Broadcast(arrays_of(network)) if updates else None
         self.schema = strategy.upload_schema(network)
+        self.stages = stages_of(codecs)
         self._written: dict[tuple[int, int], bytes] = {}
 
     def write(self, message: Message | None) -> bytes:
@@ -397,12 +239,8 @@ class ServerLink:
             raise MessageError("sender", f"it says that it is {_name(message.sender)}")
         if message.round != round_index:
             raise MessageError("round", f"its message is of round {message.round + 1}")
-        stages: list[Stage] = [Encoding(self.codecs.up)]
-        if self.broadcast is not None:
-            stages.insert(0, Updates(self.broadcast.replica))
-        message = received_through(stages, message, self.schema)
-        if self.broadcast is not None:
-            check_arrays(message.arrays, self.schema)
+        updates = [Updates(self.broadcast.replica)] if self.broadcast is not None else []
+        message = received_through([*updates, *self.stages], message, self.schema)
         self.acknowledge(client)
         return message
 

@@ -370,7 +370,7 @@ class MeanUplink(Uplink):
     def fits(server: Server) -> bool:
         """Whether the strategy asks for nothing but the mean of whole networks that nothing has been taken from."""
         strategy = server.strategy
-        if not isinstance(strategy, FederatedAveraging) or server.codecs.up.codecs:
+        if not isinstance(strategy, FederatedAveraging) or server.codecs.changes_uploads:
             return False
         whole = type(strategy).upload is FederatedAveraging.upload
         return whole and type(strategy.empty(server.state, {0: 1})) in (WeightedMean, MeanOfChangedRows)

@@ -52,7 +52,7 @@ class LabelKnowledge(Knowledge):
     @classmethod
     def of(cls, config: Any, sizes: Sizes) -> Self:
         """With the aggregation that the config names, and its keys."""
-        settings = read_settings(LabelSettings, config)
+        settings = read_settings(cls.settings_type, config)
         kind = AGGREGATIONS[settings.aggregation]
         return cls(settings, sizes, kind(read_settings(kind.settings_type, config)))
 

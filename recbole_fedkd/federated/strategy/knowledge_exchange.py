@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recbole_fedkd.distillation.losses import joint_loss
 from recbole_fedkd.federated.aggregate import Fold
-from recbole_fedkd.federated.knowledge import Knowledge, LabelKnowledge, LabelSettings
+from recbole_fedkd.federated.knowledge import Knowledge, LabelKnowledge
 from recbole_fedkd.federated.message import SERVER, Message, Schema
 from recbole_fedkd.federated.strategy.base import LocalResult, ServerState, Strategy
 from recbole_fedkd.federated.task import Step
@@ -121,5 +121,5 @@ class FederatedDistillation(AttentiveFederatedDistillation):
 
     def __init__(self, settings: Any = None, knowledge: Knowledge | None = None) -> None:
         if isinstance(knowledge, LabelKnowledge):
-            knowledge = LabelKnowledge(LabelSettings("uniform"), knowledge.sizes)
+            knowledge = type(knowledge)(replace(knowledge.settings, aggregation="uniform"), knowledge.sizes)
         super().__init__(replace(settings or ExchangeSettings(), alpha=0.0), knowledge)

@@ -1,0 +1,209 @@
+"""Stages: what becomes of a client's message between what it says and the wire, and the way back at the server's end.
+
+With more than nothing to do a network travels as what changed of it (:class:`Updates`); the codecs (:class:`Encoding`) make
+fewer bytes of any message, and keep what they dropped for the next one (error feedback: Seide et al., Interspeech 2014;
+Karimireddy et al., ICML 2019).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recbole_fedkd.federated.codec import CodecStack, WireCodecs, WireSettings, squared_error
+from recbole_fedkd.federated.message import (
+    Message,
+    Schema,
+    check_arrays,
+    decoded,
+)
+from recbole_fedkd.registry import NoSettings, Registry
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+def difference(arrays: Mapping[str, NDArray[np.generic]], reference: Mapping[str, NDArray[np.generic]]) -> Arrays:
+    """Arrays minus those of the same name in ``reference``; what has no reference stays as it is."""
+    return {
+        name: np.asarray(array - reference[name]) if name in reference else array  # type: ignore[operator]
+        for name, array in arrays.items()
+    }
+
+
+def applied(arrays: Mapping[str, NDArray[np.generic]], reference: Mapping[str, NDArray[np.generic]]) -> Arrays:
+    """Arrays plus those of the same name in ``reference``; what has no reference stays as it is."""
+    return {
+        name: np.asarray(reference[name] + array) if name in reference else array  # type: ignore[operator]
+        for name, array in arrays.items()
+    }
+
+
+def numbered(arrays: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays under the number of their name among those of ``reference``, which both sides know: a few bytes each."""
+    numbers = {name: str(number) for number, name in enumerate(sorted(reference))}
+    return {numbers.get(name, name): array for name, array in arrays.items()}
+
+
+def named(arrays: Mapping[str, NDArray[np.generic]], reference: Mapping[str, NDArray[np.generic]]) -> Arrays:
+    """The way back from :func:`numbered`."""
+    names = {str(number): name for number, name in enumerate(sorted(reference))}
+    return {names.get(number, number): array for number, array in arrays.items()}
+
+
+def updated(update: Mapping[str, NDArray[np.generic]], reference: Mapping[str, NDArray[np.generic]]) -> Arrays:
+    """``reference`` moved on by a decoded update, whose arrays are numbered."""
+    return applied(named(update, reference), reference)
+
+
+class Stage(ABC):
+    """What stands between what a client says and the wire. Either end has one of its own; both know what it does.
+
+    Args:
+        settings: of ``settings_type``; None: its defaults.
+
+    Attributes:
+        name: element of the config key ``stages``.
+        settings_type: dataclass of its keys.
+    """
+
+    name: str
+    settings_type: type = NoSettings
+
+    def __init__(self, settings: Any = None) -> None:
+        self.settings = settings if settings is not None else self.settings_type()
+
+    @abstractmethod
+    def encode(self, message: Message) -> Message:
+        """The message as it goes on towards the wire."""
+
+    @abstractmethod
+    def decode(self, message: Message, schema: Schema | None) -> Message:
+        """The way back.
+
+        Args:
+            message: as it came; anybody may have made it.
+            schema: what the message must be then.
+
+        Raises:
+            MessageError: no sender of the same stages makes this message.
+        """
+
+    def schema_behind(self, schema: Schema) -> Schema | None:
+        """What :meth:`encode` makes of a message of this schema; None: nobody can tell before it is there."""
+        return schema
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the stage remembers between rounds, as plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        assert not state
+
+
+class Updates(Stage):
+    """A network as what changed of it.
+
+    Attributes:
+        reference: the network that both ends hold, and what a change is a change of.
+    """
+
+    def __init__(self, reference: Arrays) -> None:
+        super().__init__()
+        self.reference = reference
+
+    def encode(self, message: Message) -> Message:
+        """The network minus the reference, arrays by number."""
+        arrays = numbered(difference(message.arrays, self.reference), self.reference)
+        return replace(message, arrays=arrays)
+
+    def decode(self, message: Message, schema: Schema | None) -> Message:
+        """The whole network."""
+        return replace(message, arrays=updated(message.arrays, self.reference))
+
+    def schema_behind(self, schema: Schema) -> Schema:
+        """The arrays by number."""
+        return replace(schema, arrays=numbered(schema.arrays, self.reference))
+
+
+STAGES: Registry[type[Stage]] = Registry("stage", "stages")
+register_stage = STAGES.register
+
+
+@register_stage
+class Encoding(Stage):
+    """Codecs, and what they dropped.
+
+    Args:
+        codecs: of the sender.
+        feedback: whether what encoding takes from a message is added to the next one; for messages of the same arrays.
+
+    Attributes:
+        residual: what encoding took from the last message.
+    """
+
+    name = "codecs"
+    settings_type = WireSettings
+
+    def __init__(self, codecs: CodecStack, feedback: bool = False) -> None:
+        super().__init__()
+        self.codecs, self.feedback = codecs, feedback
+        self.residual: Arrays = {}
+
+    def encode(self, message: Message) -> Message:
+        """Fewer bytes; the message says what they lack."""
+        whole = applied(message.arrays, self.residual)
+        encoded = self.codecs.encode(whole, message.round)
+        if not self.codecs.codecs:
+            return replace(message, arrays=encoded)
+        seen = self.codecs.decode(encoded)
+        if self.feedback:
+            self.residual = difference(whole, seen)
+        return replace(message, arrays=encoded, codec_error=squared_error(whole, seen))
+
+    def decode(self, message: Message, schema: Schema | None) -> Message:
+        """The arrays, but for what encoding took from them."""
+        return decoded(message, self.codecs, schema)
+
+    def schema_behind(self, schema: Schema) -> Schema | None:
+        """Codecs make what arrays they like."""
+        return None if self.codecs.codecs else schema
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was dropped."""
+        return {"residual": {name: torch.tensor(array) for name, array in self.residual.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.residual = {name: tensor.numpy() for name, tensor in state["residual"].items()}
+
+
+def received_through(stages: Sequence[Stage], message: Message, schema: Schema | None) -> Message:
+    """A message as its sender had it before these stages.
+
+    Raises:
+        MessageError: it is not what they make of a message of this schema.
+    """
+    schemas = [schema]
+    for stage in stages[:-1]:
+        known = schemas[-1]
+        schemas.append(stage.schema_behind(known) if known is not None else None)
+    for stage, expected in zip(reversed(stages), reversed(schemas), strict=True):
+        message = stage.decode(message, expected)
+    if len(stages) != 1 or not isinstance(stages[0], Encoding):  # which has looked at them
+        check_arrays(message.arrays, schema)
+    return message
+
+
+def stages_of(codecs: WireCodecs, feedback: bool = False) -> list[Stage]:
+    """One end's stages of a client's messages, from the client to the wire."""
+    return [
+        Encoding(codecs.up, feedback) if name == Encoding.name else STAGES[name](settings)
+        for name, settings in codecs.stages
+    ]

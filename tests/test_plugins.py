@@ -1,0 +1,150 @@
+"""Plugins: a file outside the package brings a strategy, a codec and the like, on every engine and in every process."""
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import SMALL
+
+from recbole_fedkd import load_data_and_model
+from recbole_fedkd.command_line import main
+from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.errors import InputError
+from recbole_fedkd.registry import NoSettings, Registry, all_or_nothing
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs" / "plugins"
+# Plugin to its own key with two values, and the other keys that have it run.
+RUNS = {
+    "damped": ("damping", 0.7, 0.1, {"strategy": "damped"}),
+    "steps": ("step_size", 0.01, 0.05, {"strategy": "fedavg", "codecs": ["steps"]}),
+    "shorten": ("longest", 0.5, 0.1, {"strategy": "fedavg", "stages": ["shorten", "codecs"]}),
+    "powers": ("sample_power", 0.3, 0.9, {"strategy": "afd", "aggregation": "powers"}),
+    "sharpened": ("sharpness", 2.0, 5.0, {"strategy": "afd", "knowledge": "sharpened"}),
+    "blocks": ("block_size", 6, 15, {"strategy": "local", "partition": "blocks"}),
+}
+ALL = [str(FOLDER / f"{name}.py") for name in RUNS]
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    """What a test registers is gone after it, so that plugins are known where they are named alone."""
+    modules = set(sys.modules)
+    with suppress(EOFError), all_or_nothing():
+        yield
+        raise EOFError
+    for name in set(sys.modules) - modules:
+        if str(FOLDER) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def test_every_plugin_of_the_docs_is_tried_and_short():
+    assert {file.stem for file in FOLDER.glob("*.py")} == RUNS.keys()
+    assert all(len(file.read_text().splitlines()) < 40 for file in FOLDER.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("engine", ["local", "fleet"])
+def test_a_plugin_runs_and_its_key_counts(run, name, engine, caplog):
+    key, value, other, rest = RUNS[name]
+    keys = {"plugins": [str(FOLDER / f"{name}.py")], "epochs": 2, "engine": engine, "saved": False, **rest}
+    found, changed = run(**keys, **{key: value}), run(**keys, **{key: other})
+    assert found["config"][key] == value
+    assert "engine local does" not in caplog.text
+    assert [found["best_valid_score"], found["rounds"][-1]["loss"]] != [
+        changed["best_valid_score"],
+        changed["rounds"][-1]["loss"],
+    ]
+
+
+def test_all_of_them_run_together_from_the_command_line_and_go_on_from_a_checkpoint(run, data_path, capsys):
+    together = {"plugins": ALL, "strategy": "damped", "partition": "blocks", "block_size": 10, "damping": 0.7}
+    together |= {"codecs": ["steps"], "stages": ["shorten", "codecs"], "longest": 0.5}
+    whole = run(**together, epochs=2)
+    typed = {**SMALL, **together, "plugins": ",".join(ALL), "data_path": data_path, "epochs": 1, "checkpoint_dir": "c"}
+    named = ["--model=AttnFedKD", "--dataset=tiny"]
+    assert main([*named, *(f"--{name}={value}" for name, value in typed.items())]) == 0
+    (folder,) = Path("c").iterdir()
+    with pytest.raises(InputError, match="plugins"):
+        run(resume=str(folder))
+    resumed = run(resume=str(folder), plugins=ALL, epochs=2)
+    assert resumed["test_result"] == whole["test_result"]
+    assert load_data_and_model(folder, {"plugins": ALL})[0]["damping"] == 0.7
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("damping", 1.5, "damping is 1.5; it must be a number in (0, 1]"),
+        ("damping", "x", "damping is 'x'; it must be a number"),
+        ("dampin", 0.5, "did you mean 'damping'"),
+        ("strategy", "dampd", "did you mean 'damped'"),
+    ],
+)
+def test_a_plugins_key_is_checked_as_any_other(name, value, says):
+    with pytest.raises(InputError) as refused:
+        FedKDConfig("AttnFedKD", "ml-100k", config_dict={"plugins": ALL, "strategy": "damped", name: value})
+    assert says in str(refused.value)
+
+
+def test_help_tells_a_plugins_keys_and_names_where_it_is_given(capsys):
+    assert main(["--help", f"--plugins={ALL[0]}"]) == 0
+    told = capsys.readouterr().out
+    assert "--damping=0.5" in told and "Share of the way to the clients' mean" in told
+    assert main(["--help"]) == 0
+    assert "--damping" not in capsys.readouterr().out
+
+
+def test_cells_of_compare_have_the_plugins_of_its_file(tmp_path, data_path):
+    """In processes of their own, in another folder, also where a plugin is named by a path from here."""
+    (tmp_path / "mine.py").write_text((FOLDER / "damped.py").read_text())
+    small = {name: value for name, value in SMALL.items() if name != "state"}
+    experiment = {
+        "keys": {
+            **small,
+            "plugins": "mine.py",
+            "epochs": 1,
+            "data_path": str(data_path),
+            "model": "AttnFedKD",
+            "dataset": "tiny",
+        },
+        "rows": {"half": {"strategy": "damped"}, "most": {"strategy": "damped", "damping": 0.9}},
+    }
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(experiment))
+    assert main(["compare", "e.yaml", "--out=out", "--workers=1"]) == 0
+    assert len(list((tmp_path / "out" / "runs").iterdir())) == 2
+
+
+def test_bad_plugins_are_told_in_one_sentence(tmp_path):
+    (tmp_path / "twice.py").write_text((FOLDER / "damped.py").read_text().replace('"damped"', '"fedavg"'))
+    (tmp_path / "taken.py").write_text((FOLDER / "damped.py").read_text().replace("damping:", "epochs:"))
+    (tmp_path / "other.py").write_text((FOLDER / "damped.py").read_text().replace("damping:", "gamma:"))
+    for value, says in (
+        ("twice.py", "strategy 'fedavg' is registered already"),
+        ("taken.py", "key 'epochs', which every run has"),
+        ("other.py", "declares the key 'gamma', which strategy 'afd' declares in another way"),
+        (3, "plugins is 3; it must be a list of texts"),
+        ([3], "plugins is [3]; it must be a list of texts"),
+        ("nowhere.py", "plugins names"),
+    ):
+        with pytest.raises(InputError) as refused:
+            FedKDConfig("AttnFedKD", "ml-100k", config_dict={"plugins": value})
+        assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_cell_of_a_notebook_that_runs_again_registers_again():
+    registry = Registry("thing", "things")
+
+    def define(number):
+        class Thing:
+            name = "one"
+            value = number
+
+        return Thing
+
+    registry.register(define(1))
+    registry.register(define(2))
+    assert registry["one"].value == 2 and registry.settings["one"] is NoSettings
+    with pytest.raises(InputError, match="thing 'one' is registered already"):
+        registry.register("one")(print)
