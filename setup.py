@@ -49,6 +49,7 @@ setup(
         "dev": [
             "hypothesis>=6.100,<7",
             "mypy>=1.15,<3",
+            "pyarrow>=14,<30",
             "pytest>=8,<10",
             "ruff>=0.9,<1",
             "types-PyYAML",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from recbole.utils import get_environment, init_seed, set_color
 
@@ -33,6 +34,7 @@ from recbole_fedkd.data.creation import create_dataset, samples_made
 from recbole_fedkd.data.dataset import population
 from recbole_fedkd.data.features import features_of
 from recbole_fedkd.data.fingerprint import Fingerprint
+from recbole_fedkd.data.importing import frame_as_dataset
 from recbole_fedkd.data.known import check_dataset
 from recbole_fedkd.data.partition import held_out_clients, partition_users
 from recbole_fedkd.data.preparation import Loaders, data_preparation
@@ -76,7 +78,7 @@ from recbole_fedkd.trainer import (
 @board_errors_raised()
 def run_recbole_fedkd(
     model: str | type | None = None,
-    dataset: str | None = None,
+    dataset: str | pd.DataFrame | None = None,
     config_file_list: list[str] | None = None,
     config_dict: Mapping[str, Any] | None = None,
     saved: bool = True,
@@ -89,7 +91,8 @@ def run_recbole_fedkd(
 
     Args:
         model: model name or class.
-        dataset: dataset name.
+        dataset: dataset name; or a pandas data frame with a row per interaction, of which a dataset is made that lies in
+            ``data_path`` (``dataset/``) beside the others, and without ``saved`` vanishes after the run.
         config_file_list: config files.
         config_dict: keys that win over the files.
         saved: whether to write checkpoints; without them the last epoch is judged, not the best.
@@ -111,14 +114,12 @@ def run_recbole_fedkd(
         InputError: bad input of any kind, in one sentence.
     """
     given = FedKDConfig.read_given(config_file_list, config_dict, command_line)
-    found = None
-    if given.get("resume"):
-        source = str(given["resume"])
-        found = last_and_best(source)
-        config = resumed_config(found[0], model, dataset, config_file_list, config_dict, command_line, source)
-        config.fingerprint = _known_data(found[0])
-    else:
-        config = FedKDConfig(model, dataset, config_file_list, config_dict, command_line)
+    if isinstance(dataset, pd.DataFrame):
+        with frame_as_dataset(dataset, given, saved) as (name, folder):
+            lies = {**(command_line or {}), "data_path": folder}
+            keys = (config_file_list, config_dict, saved, queue)
+            return run_recbole_fedkd(model, name, *keys, command_line=lies, on_round=on_round)
+    config, found = _configured(given, model, dataset, config_file_list, config_dict, command_line)
     result_file = writable_file(config["result_file"], "result_file") if config["result_file"] is not None else None
     check_dataset(config["dataset"], Path(config["data_path"]))
     config["run_name"] = new_run_name(config)
@@ -213,6 +214,24 @@ def _tell(config: FedKDConfig, result: Mapping[str, Any]) -> None:
     if strangers is not None:
         who = f"strangers ({strangers['clients']} clients, {strangers['users']} users)"
         logger.info(set_color(who, "yellow") + ":\n" + result_table(strangers["test_result"], protocols))
+
+
+def _configured(
+    given: Mapping[str, Any],
+    model: str | type | None,
+    dataset: str | None,
+    config_file_list: list[str] | None,
+    config_dict: Mapping[str, Any] | None,
+    command_line: Mapping[str, Any] | None,
+) -> tuple[FedKDConfig, Any]:
+    """The config of a run, and the checkpoints that it goes on with; None of a new one."""
+    if not given.get("resume"):
+        return FedKDConfig(model, dataset, config_file_list, config_dict, command_line), None
+    source = str(given["resume"])
+    found = last_and_best(source)
+    config = resumed_config(found[0], model, dataset, config_file_list, config_dict, command_line, source)
+    config.fingerprint = _known_data(found[0])
+    return config, found
 
 
 @contextmanager

@@ -75,6 +75,7 @@ MAY_KNOW = {
     "search": {"config", "files", "quick_start"},
     "command_line": {
         "config",
+        "data",
         "experiment",
         "files",
         "model",

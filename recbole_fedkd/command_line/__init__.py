@@ -19,6 +19,7 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "compare": (commands.compare, usage.COMPARE),
     "report": (commands.report, usage.REPORT),
     "search": (commands.search, usage.SEARCH),
+    "import": (commands.import_file, usage.IMPORT),
     "recommend": (commands.recommend, usage.RECOMMEND),
     "presets": (commands.presets, usage.PRESETS),
     "completion": (commands.completion, usage.COMPLETION),

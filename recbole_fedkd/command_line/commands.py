@@ -12,7 +12,7 @@ from recbole_fedkd.command_line.completion import SHELLS, completion_script
 from recbole_fedkd.command_line.help import presets_text
 from recbole_fedkd.command_line.tables import listed_tokens, rated_tokens, writable_table, write_table
 from recbole_fedkd.config.early import check_early
-from recbole_fedkd.errors import InputError
+from recbole_fedkd.errors import InputError, nearest
 
 
 def run(keys: dict[str, str]) -> int:
@@ -127,4 +127,34 @@ def recommend(arguments: Sequence[str]) -> int:
     else:
         write_table(table, out)
         print(f"{len(table)} rows: {out}")
+    return 0
+
+
+def import_file(arguments: Sequence[str]) -> int:
+    """Make a dataset of a table."""
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError("import needs a file; write import <file>.csv [--user=<column> --item=<column> ...]")
+    keys = parse_arguments(arguments[1:], flags=("overwrite",))
+    from recbole_fedkd.data import importing
+
+    file = arguments[0]
+    name = keys.pop("name", Path(file).stem)
+    folder = Path(keys.pop("data_path", "dataset"))
+    overwrite = keys.pop("overwrite", "False") == "True"
+    encoding, separator = keys.pop("encoding", None), keys.pop("separator", None)
+    named = {role: keys.pop(role) for role in importing.ROLES if role in keys}
+    if keys:
+        known = (*importing.ROLES, "name", "data_path", "encoding", "separator", "overwrite")
+        wrong = next(iter(keys))
+        raise InputError(f"import does not know --{wrong}{nearest(wrong, known)}; it takes {', '.join(known)}")
+    table = importing.read_table(file, encoding, separator)
+    importing.check_name(name)
+    if (folder / name).exists() and not overwrite:
+        raise InputError(f"dataset '{folder / name}' is there already; choose another --name, or add --overwrite")
+    imported = importing.import_table(table, named, f"'{file}'")
+    target = importing.write_atomic(imported.table, folder, name)
+    print(imported)
+    mode = "" if "rating" in imported.table else " --label_mode=implicit"
+    place = "" if str(folder) == "dataset" else f" --data_path={folder}"
+    print(f"written: {target}\nnext: recbole-fedkd --model=AttnFedKD --dataset={name}{place}{mode}")
     return 0

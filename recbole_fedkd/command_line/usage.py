@@ -10,6 +10,7 @@ Trains a model on a dataset and judges it by RecBole's evaluator. In a checkout 
 python run_recbole_fedkd.py.
 
 Commands (each has a --help of its own):
+  import FILE               make a dataset of a CSV, TSV or parquet file
   compare EXPERIMENT.yaml   run a grid of models, datasets and seeds and make a report of it
   report FOLDER             make that report again from the records alone
   search                    search for hyper-parameters by validation
@@ -97,6 +98,23 @@ Lines of the parameter file:
   dropout_prob uniform 0,0.5
   learning_rate loguniform -8,-4       # exponents of e
   embedding_size quniform 8,64,8       # multiples of 8
+"""
+
+IMPORT = """\
+usage: recbole-fedkd import FILE [--user=COLUMN] [--item=COLUMN] [--rating=COLUMN] [--time=COLUMN]
+                            [--name=NAME] [--data_path=dataset] [--overwrite]
+
+Makes a dataset of a CSV, TSV or parquet file with a row per interaction, and tells what it took for
+what, and which rows it dropped and why. Columns that are not named are guessed by their names.
+
+  --user, --item     columns of the two ids, taken as texts
+  --rating=COLUMN    numbers; --rating= leaves ratings out: then every row is a click
+  --time=COLUMN      numbers of any unit, or dates; --time= leaves times out
+  --name=NAME        of the dataset (default: that of the file)
+  --data_path=DIR    where datasets lie (default: dataset)
+  --separator=MARK   of columns, where it is not found: one character, or tab
+  --encoding=NAME    of the text (default: utf-8)
+  --overwrite        replace a dataset of that name
 """
 
 RECOMMEND = """\
