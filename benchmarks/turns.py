@@ -61,10 +61,8 @@ class Others:
         seconds = perf_counter() - self.started
         cores: dict[str, float] = {}
         for key, (name, used) in _used_by_others().items():
-            share = (used - self.before.get(key, (name, 0.0))[1]) / seconds
-            if share >= 0.1:
-                cores[name] = round(cores.get(name, 0.0) + share, 2)
-        return cores
+            cores[name] = cores.get(name, 0.0) + (used - self.before.get(key, (name, 0.0))[1]) / seconds
+        return {name: round(share, 2) for name, share in cores.items() if share >= 0.1}
 
 
 def _used_by_others() -> dict[int, tuple[str, float]]:

@@ -40,6 +40,21 @@ def test_works_take_turns_and_the_first_is_not_counted(benchmarks):
     assert {name: len(each) for name, each in costs.items()} == {"a": 2, "b": 2}
 
 
+def test_many_small_processes_of_one_name_are_told_together(benchmarks, monkeypatch):
+    import turns
+
+    now = iter([0.0, 10.0])
+    used = iter(
+        [
+            {1: ("python", 5.0), 2: ("shell", 1.0)},
+            {1: ("python", 5.8), 3: ("python", 0.7), 2: ("shell", 1.1)},
+        ]
+    )
+    monkeypatch.setattr(turns, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(turns, "_used_by_others", lambda: next(used))
+    assert turns.Others().told() == {"python": 0.15}
+
+
 def test_the_short_form_of_a_run_is_measured_in_all_its_parts(benchmarks, data_path, monkeypatch, tmp_path, capsys):
     import round_time
 
