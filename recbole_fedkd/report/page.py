@@ -21,8 +21,6 @@ from recbole_fedkd.report.contents import (
 from recbole_fedkd.report.drawing import Drawing, keys_of
 from recbole_fedkd.report.experiment import Experiment, Group, titled
 from recbole_fedkd.report.quality import (
-    difference_table,
-    metrics_of,
     quality_blocks,
     significance_sentences,
     significance_table,
@@ -87,25 +85,16 @@ def _group_section(
     experiment: Experiment, number: int, group: Group, comparisons: Sequence[Comparison], plots: Sequence[Drawing]
 ) -> Section:
     scale, named = experiment.scale, experiment.named_reference
-    table, *explained = quality_blocks(group, experiment.published)
     blocks: list[Block] = [
         overview_table(group, comparisons, scale),
         Paragraph(overview_sentence(group, bool(comparisons))),
     ]
     if plots:
         blocks.append(Figures(tuple(plots), keys_of(group.rows)))
-    blocks += [Heading("Quality, every metric"), table, *explained]
+    blocks += [Heading("Quality, every metric"), *quality_blocks(group, experiment.published, comparisons)]
     if comparisons:
         every = (Bullets(tuple(significance_sentences(group, comparisons, named))), significance_table(comparisons))
-        blocks += [
-            Heading(f"Differences from {group.reference}"),
-            difference_table(group, comparisons, metrics_of(group)),
-            Paragraph(
-                "Mean difference over seeds. † below 0.05 in the paired t-test over seeds, * below 0.05 in Wilcoxon's test "
-                "over users, both corrected; ▲ is better, ▼ worse than the reference, whichever sign is good."
-            ),
-            Folded("Every test, with its p-values", every),
-        ]
+        blocks.append(Folded(f"Every test against {group.reference}, with its p-values", every))
     clients = client_blocks(group)
     blocks += [Heading("Clients"), *clients] if clients else []
     blocks += [Heading("Cost"), *cost_blocks(group, named)]

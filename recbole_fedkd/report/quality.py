@@ -24,7 +24,6 @@ from recbole_fedkd.report.contents import (
 from recbole_fedkd.report.experiment import Group, Published
 from recbole_fedkd.report.records import as_text, comparable_protocol, parted_protocol
 from recbole_fedkd.report.statistics import (
-    MARKS,
     Comparison,
     Summary,
     lower_is_better,
@@ -132,9 +131,9 @@ def protocol_sentences(group: Group) -> list[str]:
     return [f"{', '.join(names)}: {text}." for text, names in shared.items()] + differing
 
 
-def quality_table(group: Group) -> Table:
+def quality_table(group: Group, comparisons: Sequence[Comparison] = ()) -> Table:
     """The quality of each row by every metric; it holds no times, so that it does not depend on the machine."""
-    found, best = quality(group), best_rows(group)
+    found, best, tests = quality(group), best_rows(group), by_place(comparisons)
     columns: dict[str, Sequence[Cell | str]] = {}
     for metric in metrics_of(group):
         cells = columns[heading(metric)] = []
@@ -143,19 +142,24 @@ def quality_table(group: Group) -> Table:
             text = NONE if mine is None else mean_and_deviation(mine)
             if mine is not None and mine.count != len(group.runs[row]):
                 text += f" (n = {mine.count})"
-            cells.append(Cell(text, row in best[metric]))
+            of_cell = tests.get((row, metric), ())
+            cells.append(Cell(text, row in best[metric], trend=trend(of_cell), hint=hint(of_cell)))
     columns["seeds"] = [str(len(group.runs[row])) for row in group.rows]
     return Table.of_columns(group.rows, columns, f"Quality, {group.title}")
 
 
-def quality_blocks(group: Group, published: Published | None) -> list[Block]:
+def quality_blocks(group: Group, published: Published | None, comparisons: Sequence[Comparison] = ()) -> list[Block]:
     """The quality table, what its numbers are, and what was published."""
     seeds = ", ".join(map(str, sorted({run.seed for run in group.all_runs})))
     sentence = (
         f"Mean ± sample standard deviation over the seeds ({seeds}); a row has as many as its column “seeds” says. "
         "Best mean in bold."
     )
-    blocks: list[Block] = [quality_table(group), Paragraph(sentence), Bullets(tuple(protocol_sentences(group)))]
+    blocks: list[Block] = [
+        quality_table(group, comparisons),
+        Paragraph(sentence),
+        Bullets(tuple(protocol_sentences(group))),
+    ]
     table = published_table(group, published) if published else None
     if published and table:
         source = f" ({published.source})" if published.source else ""
@@ -186,27 +190,21 @@ def trend(tests: Sequence[Comparison]) -> str:
     return "" if told is None else "better" if told.better else "worse"
 
 
+def hint(tests: Sequence[Comparison]) -> str:
+    """The difference from the reference, and whether a test shows it; empty without a test."""
+    if not tests:
+        return ""
+    units = " and over ".join(significant_units(tests))
+    told = f"significant over {units}" if units else "not significant"
+    return f"{signed(tests[0].difference)} against {tests[0].reference}, {told}"
+
+
 def by_place(comparisons: Sequence[Comparison]) -> dict[tuple[str, str], list[Comparison]]:
     """The comparisons of each row and metric."""
     found: dict[tuple[str, str], list[Comparison]] = {}
     for each in comparisons:
         found.setdefault((each.row, each.metric), []).append(each)
     return found
-
-
-def difference_table(group: Group, comparisons: Sequence[Comparison], metrics: Sequence[str]) -> Table:
-    """Mean difference from the reference per row and metric, marked where a corrected p-value is below 0.05."""
-    rows, tests = [row for row in group.rows if row != group.reference], by_place(comparisons)
-    columns: dict[str, Sequence[Cell | str]] = {}
-    for metric in metrics:
-        cells = columns[heading(metric)] = []
-        for row in rows:
-            found = tests.get((row, metric))
-            units = significant_units(found or ())
-            marks = "".join(mark for (unit, _), mark in MARKS.items() if unit in units)
-            text = f"{signed(found[0].difference)} {marks}".strip() if found else NONE
-            cells.append(Cell(text, bool(marks), trend=trend(found or ())))
-    return Table.of_columns(rows, columns, f"Differences from {group.reference}, {group.title}")
 
 
 def significance_table(comparisons: Sequence[Comparison]) -> Table:

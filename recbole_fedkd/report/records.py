@@ -226,7 +226,7 @@ def run_of(
         environment=dict(head.get("environment") or {}),
         partition=partition,
         rounds=ordered,
-        test=scores(result["test"]),
+        test=scores(result["test"] or {}),
         best_round=None if best_round is None else int(best_round) + first,
         valid_metric=str(result["valid_metric"]).lower(),
         valid_bigger=bool(result["valid_score_bigger"]),

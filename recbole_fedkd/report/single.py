@@ -37,7 +37,7 @@ def _unfinished(folder: Path, state: Mapping[str, Any]) -> Run:
     config, best = state["config"], state["best_epoch"]
     head = {
         "row": f"{config.get('model')} on {config.get('dataset')}", "cell": folder.name, "seed": config.get("seed", 0),
-        "config": config, "partition": {"clients": []} if config.get("strategy") != "central" else None,
+        "config": config, "partition": None if config.get("strategy") in (None, "central") else {"clients": []},
     }  # fmt: skip
     result = {
         "test": {}, "best_round": None if best is None else best + 1,

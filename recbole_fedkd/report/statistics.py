@@ -139,13 +139,13 @@ class Comparison:
         return self.difference < 0 if lower_is_better(self.metric) else self.difference > 0
 
 
-MARKS = {("seeds", "paired t"): "†", ("users", "Wilcoxon"): "*"}
-"""The two tests by which a difference is called significant, and their marks in tables."""
+DECIDING = frozenset({("seeds", "paired t"), ("users", "Wilcoxon")})
+"""What is paired, and the test by which a difference is called significant."""
 
 
 def significant_units(tests: Sequence[Comparison]) -> list[str]:
-    """Over what, ``seeds`` or ``users``, a row and metric differ by the tests of :data:`MARKS`; empty if over neither."""
-    return [each.unit for each in tests if each.significant and (each.unit, each.test) in MARKS]
+    """Over what, ``seeds`` or ``users``, a row and metric differ by the tests of :data:`DECIDING`; empty if over neither."""
+    return [each.unit for each in tests if each.significant and (each.unit, each.test) in DECIDING]
 
 
 def compare(group: Group, metrics: Sequence[str], reference: str | None = None) -> list[Comparison]:

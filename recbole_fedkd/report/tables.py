@@ -42,6 +42,7 @@ from recbole_fedkd.report.quality import (
     best_rows,
     by_place,
     direction,
+    hint,
     main_metrics,
     metrics_of,
     protocols_of,
@@ -49,7 +50,7 @@ from recbole_fedkd.report.quality import (
     trend,
 )
 from recbole_fedkd.report.records import as_text
-from recbole_fedkd.report.statistics import Comparison, Summary, lower_is_better, significant_units, summary
+from recbole_fedkd.report.statistics import Comparison, Summary, lower_is_better, summary
 
 # The overview
 
@@ -87,13 +88,8 @@ def overview_table(group: Group, comparisons: Sequence[Comparison], scale: Scale
 def _quality_cell(found: Summary | None, best: bool, tests: Sequence[Comparison]) -> Cell:
     if found is None:
         return Cell(NONE)
-    hint = ""
-    if tests:
-        units = " and over ".join(significant_units(tests))
-        told = f"significant over {units}" if units else "not significant"
-        hint = f"{signed(tests[0].difference)} against {tests[0].reference}, {told}"
     spread = "" if math.isnan(found.deviation) else f"±{found.deviation:.4f}"
-    return Cell(f"{found.mean:.4f}", best, spread, trend(tests), hint)
+    return Cell(f"{found.mean:.4f}", best, spread, trend(tests), hint(tests))
 
 
 def _extra_columns(group: Group) -> dict[str, Sequence[Cell | str]]:
