@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recbole_fedkd.checkpoint import BEST, LAST, read_checkpoint
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.record import RUN_RECORD, RUN_USERS
 from recbole_fedkd.report.records import UNREADABLE, Run, one_line, read_run, read_users, run_of
@@ -14,7 +13,7 @@ from recbole_fedkd.report.records import UNREADABLE, Run, one_line, read_run, re
 
 def is_run_folder(folder: Path) -> bool:
     """Whether a folder is that of a run, and not of an experiment."""
-    return any((folder / name).is_file() for name in (RUN_RECORD, LAST, BEST)) and not (folder / "runs").is_dir()
+    return ((folder / RUN_RECORD).is_file() or any(folder.glob("*.pth"))) and not (folder / "runs").is_dir()
 
 
 def read_single(folder: Path) -> tuple[Run, bool]:
@@ -29,6 +28,9 @@ def read_single(folder: Path) -> tuple[Run, bool]:
             return read_run(file, read_users(folder / RUN_USERS, [])), True
         except UNREADABLE as error:
             raise InputError(f"record '{file}' cannot be used: {one_line(error)}") from error
+    # It brings torch, which no other report needs.
+    from recbole_fedkd.checkpoint import read_checkpoint
+
     return _unfinished(folder, read_checkpoint(folder)), False
 
 
