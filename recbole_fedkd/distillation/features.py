@@ -18,6 +18,9 @@ from recbole_fedkd.distillation.factors import Curvature, FoldedUsers, Rows
 HISTOGRAM_STRENGTH = 5.0
 """Rows of the common label histogram that a user's or an item's own leans on."""
 
+FEATURE_REACH = 5.0
+"""Standardised features are cut here: an item that nobody else has rated must not throw a network off."""
+
 
 @dataclass(frozen=True)
 class ItemTables:
@@ -54,6 +57,24 @@ class ItemTables:
 def feature_count(labels: int) -> int:
     """Number of features with ``T`` labels."""
     return 8 + 2 * labels
+
+
+def standardised(features: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """Features ``[n, F]`` at mean 0 and deviation 1, within :data:`FEATURE_REACH`, in single precision."""
+    standard: Tensor = (features - mean) / scale
+    return standard.clamp(-FEATURE_REACH, FEATURE_REACH).float()
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and deviations ``[F]`` of features ``[n, F]``; one that hardly varies among few rows must not be blown up."""
+    if not len(features):
+        return features.new_zeros(features.shape[1]), features.new_ones(features.shape[1])
+    return features.mean(0), features.std(0, correction=0).clamp(min=0.05)
+
+
+def normal_logits(values: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+    """Logits ``[n, T]`` of a normal distribution cut into the label values ``[T]``, around means ``[n]``."""
+    return -((values - mean.unsqueeze(1)) ** 2) / (2 * spread * spread)
 
 
 class KnownUsers:

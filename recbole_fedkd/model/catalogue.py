@@ -36,7 +36,7 @@ def rank_items(network: Any, users: Tensor, context: Mapping[str, Tensor], items
         context: of each user, with an axis of one target.
         items: number of items, padding included.
     """
-    if hasattr(network, "rank") and not network.training and not torch.is_grad_enabled():
+    if getattr(network, "ranks", False) and not network.training and not torch.is_grad_enabled():
         ranked: Tensor = network.rank(users, context)
         return ranked
     catalogue, parts = torch.arange(items, device=users.device), []

@@ -10,11 +10,15 @@ from torch import Tensor, nn
 
 from recbole_fedkd.distillation.exchange import FactorExchange, item_tables
 from recbole_fedkd.distillation.factors import Curvature
-from recbole_fedkd.distillation.features import ItemTables, KnownUsers, feature_count
+from recbole_fedkd.distillation.features import (
+    ItemTables,
+    KnownUsers,
+    feature_count,
+    moments,
+    normal_logits,
+    standardised,
+)
 from recbole_fedkd.model.network import NO_CONTEXT, Context
-
-FEATURE_REACH = 5.0
-"""Standardised features are cut here: an item that nobody else has rated must not throw a head off."""
 
 
 class FactorHead(nn.Module):
@@ -89,9 +93,8 @@ class FactorHead(nn.Module):
             return  # nothing is trained before the exchange is over, and leaving every row out takes its time
         others = exchange.known_users(item_tables(exchange.settings, totals, own, exchange.values))
         mean, features = others.of_rows()
-        self.feature_mean.copy_(features.mean(0))
-        # A feature that hardly varies among few rows must not be blown up.
-        self.feature_scale.copy_(features.std(0, correction=0).clamp(min=0.05))
+        for kept, moment in zip((self.feature_mean, self.feature_scale), moments(features), strict=True):
+            kept.copy_(moment)
         self._of_rows = mean.float(), self._standardised(features)
 
     def rows(self, index: Tensor) -> Tensor:
@@ -127,12 +130,11 @@ class FactorHead(nn.Module):
         return torch.stack([weight.square().sum() for weight in self.parameters()]).sum()
 
     def _standardised(self, features: Tensor) -> Tensor:
-        standard: Tensor = (features - self.feature_mean) / self.feature_scale
-        return standard.clamp(-FEATURE_REACH, FEATURE_REACH).float()
+        return standardised(features, self.feature_mean, self.feature_scale)
 
     def _logits(self, mean: Tensor, features: Tensor) -> Tensor:
         spread = self.known_scalars[1].sqrt().float() * self.log_scale.exp()
-        normal = -((self.exchange.values.float() - mean.unsqueeze(1)) ** 2) / (2 * spread * spread)
+        normal = normal_logits(self.exchange.values.float(), mean, spread)
         logits: Tensor = normal + self.linear(features) + self.perceptron(features)
         return logits
 

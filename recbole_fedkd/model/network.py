@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from recbole_fedkd.distillation.exchange import FactorSettings
 from recbole_fedkd.distillation.losses import touched_squared_norm
 from recbole_fedkd.model.attention import TargetAttention
 from recbole_fedkd.model.backbone import BACKBONES
 from recbole_fedkd.model.catalogue import BLOCK, Keys, Queries, attended_fields
+from recbole_fedkd.model.known import KnownPairs
 
 Context = Mapping[str, Tensor]
 """Features of rows: field name to token ids or numbers, ``[batch, targets]`` or ``[batch, targets, length]`` (several tokens,
@@ -62,7 +64,8 @@ class History:
 class Architecture:
     """The part of the config that shapes a network; see ``properties/model`` for every key.
 
-    ``item_prior``: whether a log-prior per item is added to the logits.
+    ``item_prior``: whether a log-prior per item is added to the logits. ``factors``: how to
+    find what the rows of its users say of a pair; None: the network is not told.
     """
 
     labels: int
@@ -75,6 +78,7 @@ class Architecture:
     use_user_id: bool
     history_length: int
     item_prior: bool
+    factors: FactorSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,8 @@ class AttentiveNetwork(nn.Module):
         items: features of all items.
         history: histories of the same users, or None to do without.
         context: fields of rows to the numbers of their tokens, padding included; None: a number.
+        known: what the rows of the same users say of a pair, or None to do without. Its features are one field more, its logits
+            are added to the network's, which start at zero, and its item vectors to what the history is asked for and by.
     """
 
     history_items: Tensor
@@ -178,9 +184,10 @@ class AttentiveNetwork(nn.Module):
         items: FeatureTable,
         history: History | None,
         context: Mapping[str, int | None] = MappingProxyType({}),
+        known: KnownPairs | None = None,
     ) -> None:
         super().__init__()
-        self.architecture = architecture
+        self.architecture, self.known = architecture, known
         width = architecture.embedding_size
         self.user_id_field, self.item_id_field = users.id_field, items.id_field
         self.item_count = items.rows
@@ -210,6 +217,10 @@ class AttentiveNetwork(nn.Module):
             self.label_embedding = nn.Linear(architecture.labels, width, bias=False)
             self.history_attention = TargetAttention(width, architecture.attention_heads, history.items.shape[1])
             fields += 1
+        if known is not None:
+            self.known_field = nn.Linear(known.width, width)
+            self.known_vectors = nn.Linear(known.exchange.settings.factor_size, width, bias=False)
+            fields += 2
         self.field_attention = TargetAttention(width, architecture.attention_heads) if architecture.attention else None
         self.backbone = BACKBONES[architecture.backbone](
             fields, width, architecture.hidden_sizes, architecture.labels, architecture.dropout_prob
@@ -217,6 +228,10 @@ class AttentiveNetwork(nn.Module):
         if architecture.item_prior:
             # Filled by what clients tell each other, never learned; part of the state, because judging needs it.
             self.register_buffer("item_prior", torch.zeros(items.rows, architecture.labels))
+        if known is not None:
+            # The network starts at what is known, and learns what differs from it.
+            for weight in self.backbone.layers[-1].parameters():
+                nn.init.zeros_(weight)
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.1)
@@ -267,6 +282,8 @@ class AttentiveNetwork(nn.Module):
         )
         for field in self.context_fields:
             keys = keys + self._embed_values(field, getattr(self, _history_name(field)).index_select(0, users), 2)
+        if self.known is not None:
+            keys = keys + self.known_vectors(self.known.vectors(past))
         return past, keys
 
     def observe(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Observation:
@@ -276,6 +293,8 @@ class AttentiveNetwork(nn.Module):
         of_rows = [
             self._embed_values(field, context[field], 2).expand(-1, targets, -1) for field in self.context_fields
         ]
+        if self.known is not None:
+            of_rows.append(self.known_vectors(self.known.vectors(items)))
         item_vectors = torch.stack([*(self._embed(field, items) for field in self.item_fields), *of_rows], 2)
         query = item_vectors.mean(2)
         parts = [item_vectors]
@@ -287,13 +306,18 @@ class AttentiveNetwork(nn.Module):
             past, weights = self._attend_history(users, items, query)
             attention["history"] = weights.flatten(0, 1)
             parts.append(past.unsqueeze(2))
+        shortcut: Tensor | float = 0.0
+        if self.known is not None:
+            mean, features = self.known.described(users.repeat_interleave(targets), items.flatten())
+            parts.append(self.known_field(features).view(batch, targets, 1, width))
+            shortcut = self.known(mean, features).view(batch, targets, -1)
         fields = torch.cat(parts, 2).flatten(0, 1)
         if self.field_attention is not None:
             attended, weights = self.field_attention(query.reshape(-1, 1, width), fields)
             attention["fields"] = weights.squeeze(1)
             fields = fields + attended
         hidden: Tensor = self.backbone.hidden(fields)
-        logits: Tensor = self.backbone.logits(hidden).view(batch, targets, -1)
+        logits: Tensor = self.backbone.logits(hidden).view(batch, targets, -1) + shortcut
         if self.architecture.item_prior:
             logits = logits + self.item_prior[items]
         return Observation(logits, hidden, attention)
@@ -310,6 +334,11 @@ class AttentiveNetwork(nn.Module):
             Raw logits ``[batch, targets, T]``.
         """
         return self.observe(users, items, context).logits
+
+    @property
+    def ranks(self) -> bool:
+        """Whether it has :meth:`rank`; what rows say of a pair is the pair's own, and none of its parts'."""
+        return self.known is None
 
     def rank(self, users: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Logits ``[users, items, T]`` of every item, as :meth:`forward` has them but for the last bits; no gradient.

@@ -11,12 +11,12 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor, nn
 
 from recbole_fedkd.data.schema import ClientRows, DataSchema
-from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings
-from recbole_fedkd.distillation.factors import Rows as InteractionRows
+from recbole_fedkd.distillation.exchange import FactorSettings
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.model.catalogue import rank_items
 from recbole_fedkd.model.factor_head import FactorHead
 from recbole_fedkd.model.factorization import FactorizationRecommender
+from recbole_fedkd.model.known import exchange_of
 from recbole_fedkd.model.network import NO_CONTEXT, AttentiveNetwork, Context
 from recbole_fedkd.model.pair import TeacherAndStudent, names_of
 from recbole_fedkd.model.shared import Rows, SharedState, forget_cached, private_slices
@@ -121,16 +121,10 @@ class _HeadBuilder:
 
     def __init__(self, config: Any, schema: DataSchema) -> None:
         self.schema, self.settings = schema, read_settings(FactorSettings, config)
-        self.hidden, self.values = self.settings.head_size, torch.tensor(schema.label_values)
 
     def build(self, rows: ClientRows) -> FactorHead:
         """The head of a client's users; rows by user."""
-        users, items = self.schema.own_numbers(rows), rows.interactions[self.schema.item_field]
-        order = torch.argsort(users, stable=True)
-        labels = self.schema.label_indices(rows)[order]
-        values = self.values.double()[labels]
-        known = InteractionRows(users[order], items[order], values, len(rows.users) + 1, self.schema.item_num)
-        return FactorHead(FactorExchange(self.settings, known, labels, self.values), self.hidden)
+        return FactorHead(exchange_of(self.settings, self.schema, rows), self.settings.head_size)
 
 
 class _PairBuilder:

@@ -13,9 +13,12 @@ from torch.nn import functional
 
 from recbole_fedkd.data.features import FeatureField
 from recbole_fedkd.data.schema import ClientRows, DataSchema, all_rows, history_of, read_schema
+from recbole_fedkd.distillation.exchange import FactorSettings
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.model.catalogue import rank_items
+from recbole_fedkd.model.known import KnownPairs, exchange_of
 from recbole_fedkd.model.network import NO_CONTEXT, Architecture, AttentiveNetwork, Context, FeatureTable, History
+from recbole_fedkd.registry import read_settings
 
 ARCHITECTURE_KEYS = (
     "embedding_size",
@@ -26,16 +29,27 @@ ARCHITECTURE_KEYS = (
     "attention_heads",
     "use_user_id",
     "history_length",
+    "known_features",
 )
 
 
 def read_architecture(config: Any, labels: int, different: Mapping[str, Any] | None = None) -> Architecture:
-    """The network's keys of the config, ``properties/model`` documents each; ``different`` holds those of a teacher."""
-    values = {key: config[key] for key in ARCHITECTURE_KEYS}
+    """The network's keys of the config, ``properties/model`` documents each; ``different`` holds those of a teacher.
+
+    Raises:
+        InputError: features of labels where there is only one.
+    """
+    values = {key: config[key] for key in ARCHITECTURE_KEYS} | dict(different or {})
+    known = values.pop("known_features")
+    if known and config["label_mode"] == "implicit":
+        raise InputError(
+            "known_features is made of labels, and label_mode=implicit has one; unset it, or use label_mode=rating or threshold"
+        )
     return Architecture(
         labels=labels,
-        **{**values, **(different or {})},
+        **values,
         item_prior=config["knowledge"] == "item" and config["knowledge_use"] in ("prior", "both"),
+        factors=read_settings(FactorSettings, config) if known else None,
     )
 
 
@@ -52,7 +66,9 @@ def attentive_network(architecture: Architecture, schema: DataSchema, rows: Clie
         # One more, for the row that may not see itself.
         history = History(*history_of(schema, rows, architecture.history_length + 1))
     context = {field.name: field.tokens for field in schema.context}
-    return AttentiveNetwork(architecture, users, items, history, context)
+    factors = architecture.factors
+    of_rows = KnownPairs(exchange_of(factors, schema, rows)) if factors is not None else None
+    return AttentiveNetwork(architecture, users, items, history, context, of_rows)
 
 
 def _vocabulary(fields: Sequence[FeatureField]) -> dict[str, int]:

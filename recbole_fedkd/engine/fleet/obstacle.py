@@ -34,6 +34,8 @@ def obstacle(config: Any, clients: int) -> str | None:
         return "learner adam_to_sgd switches to one rate for all parameters, which learning_rates contradict"
     if strategy.shares_parameters and config["serve_after"] == "training" and config["clients_per_round"]:
         return "serve_after=training has clients that sit out keep the tables of the round they last took part in"
+    if config.reads_features and config["known_features"]:
+        return "known_features are found client by client"
     if config["weight_decay"]:
         return "weight_decay moves every row of every item table, which clients hold in part"
     if set(clipping) - {"max_norm", "norm_type"} or clipping.get("norm_type", 2) != 2:

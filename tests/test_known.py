@@ -1,0 +1,97 @@
+"""Features that a network's own rows say of a pair: nothing leaks, training starts there, and a loaded model has them again."""
+
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_fedkd import load_data_and_model
+from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings
+from recbole_fedkd.distillation.factors import Rows
+from recbole_fedkd.errors import InputError
+from recbole_fedkd.model.known import KnownPairs
+from recbole_fedkd.model.network import Architecture, AttentiveNetwork, FeatureTable
+
+VALUES = torch.tensor([1.0, 2.0, 3.0])
+USERS, ITEMS = 40, 15
+SETTINGS = FactorSettings(factor_size=3, sketch_width=4, sketch_passes=2, em_steps=2)
+
+
+def noise_rows() -> tuple[KnownPairs, Rows, torch.Tensor]:
+    """Labels without any pattern: whoever predicts them on rows has seen them."""
+    generator = torch.Generator().manual_seed(1)
+    users, items = torch.nonzero(torch.rand(USERS, ITEMS, generator=generator) < 0.5, as_tuple=True)
+    labels = torch.randint(0, 3, (len(users),), generator=generator)
+    rows = Rows(users + 1, items, VALUES.double()[labels], USERS + 1, ITEMS)
+    return KnownPairs(FactorExchange(SETTINGS, rows, labels, VALUES)), rows, labels
+
+
+def correlation(predicted: torch.Tensor, labels: torch.Tensor) -> float:
+    return float(torch.corrcoef(torch.stack([predicted.float(), labels.float()]))[0, 1])
+
+
+def test_a_row_that_is_trained_on_is_described_without_its_label():
+    known, rows, labels = noise_rows()
+    mean, features = known.described(rows.users, rows.items)
+    fitted, _ = known.found.users.of_pairs(rows.users, rows.items)
+    assert correlation(fitted, labels) > 0.3 > 0.1 > correlation(mean, labels)
+    histograms = features[:, 8:].T
+    assert all(correlation(column, labels) < 0.15 for column in histograms)
+
+
+def test_a_pair_that_is_no_row_is_described_by_all_rows():
+    known, rows, _ = noise_rows()
+    taken = set((rows.users * ITEMS + rows.items).tolist())
+    user, item = next((u, i) for u in range(1, 5) for i in range(ITEMS) if u * ITEMS + i not in taken)
+    mean, _ = known.described(torch.tensor([user]), torch.tensor([item]))
+    expected, _ = known.found.users.of_pairs(torch.tensor([user]), torch.tensor([item]))
+    torch.testing.assert_close(mean, expected.float())
+
+
+@pytest.mark.parametrize("backbone", ["cnn", "mlp"])
+def test_a_network_starts_at_what_is_known(backbone):
+    known, _, _ = noise_rows()
+    architecture = Architecture(3, 4, backbone, [6, 8], 0.0, True, 2, True, 0, False, SETTINGS)
+    tables = FeatureTable("user_id", USERS + 1, {}, {}), FeatureTable("item_id", ITEMS, {}, {})
+    network = AttentiveNetwork(architecture, *tables, None, known=known).eval()
+    users, items = torch.tensor([3, 7]), torch.tensor([[1, 2], [3, 4]])
+    mean, features = known.described(users.repeat_interleave(2), items.flatten())
+    torch.testing.assert_close(network(users, items).flatten(0, 1), known(mean, features))
+
+
+def test_nobody_and_one_user_are_described_too():
+    nobody = torch.zeros(0, dtype=torch.long)
+    empty = KnownPairs(FactorExchange(SETTINGS, Rows(nobody, nobody, nobody.double(), 3, ITEMS), nobody, VALUES))
+    one = torch.tensor([1, 1])
+    alone = KnownPairs(FactorExchange(SETTINGS, Rows(one, one + 1, one.double(), 2, ITEMS), one * 0, VALUES))
+    for known in (empty, alone):
+        mean, features = known.described(torch.tensor([1]), torch.tensor([2]))
+        assert torch.isfinite(mean).all() and torch.isfinite(known(mean, features)).all()
+
+
+KNOWN = {"known_features": True, "metrics": ["MAE"], "valid_metric": "MAE", "epochs": 2, "factor_size": 3}
+
+
+@pytest.mark.parametrize(("model", "keys"), [
+    ("AttnStudent", {}),
+    ("AttnFedKD", {}),
+    ("AttnFedKD", {"strategy": "fedavg", "partition": "user"}),
+    ("AttnFedKD", {"strategy": "fedkd", "metrics": ["MAE", "NDCG"]}),
+    ("AttnFedKD", {"label_mode": "threshold", "metrics": ["AUC"], "valid_metric": "AUC"}),
+])  # fmt: skip
+def test_a_model_that_is_loaded_knows_the_same(run, tmp_path, model, keys):
+    result = run(model, checkpoint_dir=str(tmp_path), **{**KNOWN, **keys})
+    _, first, _, *_ = load_data_and_model(result["run_folder"])
+    _, again, _, *_ = load_data_and_model(result["run_folder"])
+    pairs = Interaction({"user_id": torch.tensor([1, 2, 3]), "item_id": torch.tensor([1, 2, 3])})
+    assert torch.equal(first.predict(pairs), again.predict(pairs))
+
+
+def test_known_features_need_labels(run):
+    keys = {**KNOWN, "label_mode": "implicit", "metrics": ["AUC"], "valid_metric": "AUC"}
+    with pytest.raises(InputError, match="known_features is made of labels"):
+        run("AttnFedKD", saved=False, **keys)
+
+
+def test_the_fleet_hands_known_features_on_to_the_local_engine(run, caplog):
+    run("AttnFedKD", saved=False, engine="fleet", **KNOWN)
+    assert "known_features are found client by client" in caplog.text
