@@ -25,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
+from recbole_fedkd.compat import keep_freed_memory
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.engine import FleetEngine, FleetPopulation, LabelledSamples
@@ -117,6 +118,7 @@ def run_synthetic(users: int, arguments: argparse.Namespace) -> dict[str, float]
     ones = torch.ones_like(items)
     rows = ClientRows(torch.arange(1, users + 1), {}, {})
     population = FleetPopulation(config, synthetic_schema(users), rows, torch.arange(-1, users))
+    keep_freed_memory()
     strategy = settings_of(config, users)
     server = Server(strategy, 0)
     server.state = strategy.initial_state(

@@ -38,6 +38,7 @@ from recbole_fedkd.data.importing import frame_as_dataset
 from recbole_fedkd.data.known import check_dataset
 from recbole_fedkd.data.partition import held_out_clients, partition_users
 from recbole_fedkd.data.preparation import Loaders, data_preparation
+from recbole_fedkd.data.schema import read_schema
 from recbole_fedkd.engine import CompactPopulation
 from recbole_fedkd.errors import InputError, TrainingError, listed
 from recbole_fedkd.evaluation import EvaluationData, evaluation_data, with_candidates
@@ -56,6 +57,7 @@ from recbole_fedkd.record import RUN_RECORD, RUN_USERS, write_record
 from recbole_fedkd.result import (
     cold_rows,
     communication,
+    engine_that_ran,
     environment,
     flat_sentence,
     floats,
@@ -104,7 +106,8 @@ def run_recbole_fedkd(
     Returns:
         RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result``, and
         ``communication`` (bytes), ``timing`` (seconds), ``partition``, ``protocols`` (result key to how it was judged),
-        ``rounds`` (one record each, counted from 1), ``best_round``, ``strangers`` (of ``holdout_clients``, else None: how many
+        ``rounds`` (one record each, counted from 1), ``best_round``, ``engine`` (that ran the clients, None centrally) and
+        ``engine_fallback`` (why not the one asked for, else None), ``strangers`` (of ``holdout_clients``, else None: how many
         clients and users, and the same metrics of these), ``cold`` (test rows of a user or an item without a training row: how
         many, and their error; None where rows carry no labels), ``spread`` (how much predictions and labels vary),
         ``user_metrics`` (if the key of that name is True: lists ``user``, in a federation ``client``, and one per metric),
@@ -141,7 +144,7 @@ def run_recbole_fedkd(
     if isinstance(trainer, FedKDTrainer):
         logger.info(_plan(config, trainer))
         if saved:
-            _save_partition(trainer, loaders[0]._dataset)
+            _save_federation(trainer, loaders[0]._dataset)
     show_progress = bool(config["show_progress"])
     with _told_how_to_go_on(trainer, saved), processor_settings(config["torch_threads"]), memory_watched(config):
         best_valid_score, best_valid_result = trainer.fit(
@@ -161,6 +164,7 @@ def run_recbole_fedkd(
         "timing": timing(trainer.records),
         "rounds": rounds(trainer.records),
         "best_round": None if trainer.best_epoch is None else told(trainer.best_epoch),
+        **engine_that_ran(trainer),
         "partition": partition_summary(config, trainer, loaders[0]._dataset),
         "strangers": strangers,
         "cold": cold_rows(config, judged_rows),
@@ -292,7 +296,7 @@ def load_data_and_model(
     config = resumed_config(checkpoint, model, None, None, config_dict, None, model_file)
     config.fingerprint = _known_data(checkpoint)
     data = _prepare_data(config)
-    loaded = _prepare_model(config, data)
+    loaded, _ = _prepare_model(config, data)
     if isinstance(loaded, CompactPopulation):
         build_trainer(config, loaded).prepare(data.loaders[0])  # the strategy says what a client keeps for itself
     load_parameters(loaded, checkpoint.state, checkpoint.file)
@@ -379,19 +383,22 @@ def _held_out_users(config: FedKDConfig, client_of_user: torch.Tensor | None) ->
 
 @recbole_warnings_silenced()
 @pickles_refused()
-def _prepare_model(config: FedKDConfig, data: _Data) -> torch.nn.Module:
-    """The model of a config, untrained: a network, or the population of a federation."""
+def _prepare_model(config: FedKDConfig, data: _Data) -> tuple[torch.nn.Module, str | None]:
+    """The model of a config, untrained, a network or the population of a federation; and why another engine runs it."""
     train_dataset, client_of_user = data.loaders[0]._dataset, data.client_of_user
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     if client_of_user is None:
-        return _central_model(config, train_dataset)
-    return build_population(config, train_dataset, client_of_user).population
+        return _central_model(config, train_dataset), None
+    built = build_population(config, train_dataset, client_of_user)
+    return built.population, built.fallback
 
 
 def _prepare_trainer(config: FedKDConfig, data: _Data) -> CheckpointTrainer:
     """Trainer of a config with its model."""
-    trainer = build_trainer(config, _prepare_model(config, data))
+    model, fallback = _prepare_model(config, data)
+    trainer = build_trainer(config, model)
     if isinstance(trainer, FedKDTrainer):
+        trainer.fallback = fallback
         trainer.engine = trainer.prepare(data.loaders[0])
     return trainer
 
@@ -427,12 +434,13 @@ def _split(config: FedKDConfig, dataset: Any) -> tuple[Any, Any, Any]:
     return loaders
 
 
-def _save_partition(trainer: FedKDTrainer, dataset: Any) -> None:
-    """Write the map from user (the dataset's own token) to client beside the checkpoints."""
+def _save_federation(trainer: FedKDTrainer, dataset: Any) -> None:
+    """Write beside the checkpoints which user (the dataset's own token) is at which client, and what is public of the data."""
     folder = writable_folder(trainer.run_folder, f"run folder '{trainer.run_folder}'")
     users = dataset.field2id_token[dataset.uid_field][1:].tolist()
     clients = trainer.model.client_of_user[1:].tolist()
     write_json(dict(zip(users, clients, strict=True)), folder / "partition.json")
+    read_schema(dataset, max(clients) + 1).save(folder)
 
 
 def _plan(config: FedKDConfig, trainer: FedKDTrainer) -> str:

@@ -75,6 +75,13 @@ def environment() -> dict[str, str]:
     return found
 
 
+def engine_that_ran(trainer: CheckpointTrainer) -> dict[str, str | None]:
+    """The engine that ran the clients, and why it was not the one that was asked for."""
+    if not isinstance(trainer, FedKDTrainer) or trainer.engine is None:
+        return {"engine": None, "engine_fallback": None}
+    return {"engine": trainer.engine.name, "engine_fallback": trainer.fallback}
+
+
 def partition_summary(config: Any, trainer: CheckpointTrainer, dataset: Any) -> dict[str, Any] | None:
     """Users, samples and labels of every client; None without a federation."""
     if not isinstance(trainer, FedKDTrainer):

@@ -507,6 +507,7 @@ class FedKDTrainer(CheckpointTrainer):
         idle_clients: clients without a training sample. They take part in no round; their users are served by the
             initial network, or by the server's where the strategy shares one.
         strangers: clients that are held out; they come when training is over (``strangers.py``).
+        fallback: why another engine than the one asked for runs the rounds; None where it does.
     """
 
     model: Population
@@ -518,6 +519,7 @@ class FedKDTrainer(CheckpointTrainer):
         self.engine: LocalEngine | FleetEngine | None = None
         self.idle_clients: list[int] = []
         self.strangers: list[int] = []
+        self.fallback: str | None = None
         self._resumed_training: dict[str, Any] | None = None
         self._report = RoundReport(0.0)
 

@@ -70,10 +70,11 @@ MAY_KNOW = {
     },
     "record": {"files"},
     "report": {"checkpoint", "files", "record"},
-    "experiment": {"checkpoint", "config", "files", "quick_start", "record", "report"},
+    "experiment": {"checkpoint", "compat", "config", "files", "quick_start", "record", "report"},
     "recommend": {"data", "distillation", "engine", "federated", "files", "model", "quick_start"},
     "search": {"config", "files", "quick_start"},
     "command_line": {
+        "compat",
         "config",
         "data",
         "experiment",

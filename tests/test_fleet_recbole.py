@@ -1,5 +1,6 @@
 """RecBole's own models on the fleet engine: what the local engine gives, or that engine and one line that says why."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from recbole.model.general_recommender.bpr import BPR
 from recbole_fedkd.checkpoint import read_checkpoint
 from recbole_fedkd.engine.fleet.agreement import TOLERANCES, _difference
 from recbole_fedkd.engine.fleet.batching import ClientTable, HandedAttention, WeightedLoss
+from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.federated.client import own_streams
 from recbole_fedkd.model.population import user_rows
+from recbole_fedkd.record import write_record
 
 SAMPLING = {"distribution": "uniform", "sample_num": 2, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
 IMPLICIT = {"label_mode": "implicit", "train_neg_sample_args": SAMPLING}
@@ -210,6 +213,36 @@ def test_a_model_that_cannot_be_batched_runs_on_the_local_engine_as_if_never_tri
     assert trainer.engine.run_round(0) == local.engine.run_round(0)
     for one, other in zip(local.model.parameters(), trainer.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("place", ["pack", "base", "called"])
+def test_a_fault_of_the_package_is_not_taken_for_the_models(prepared, monkeypatch, place):
+    def broken(*_arguments, **_keys):
+        raise KeyError("a fault of our own")
+
+    monkeypatch.setattr(ClientGroup, place, broken)
+    with pytest.raises(KeyError, match="a fault of our own"):
+        prepared("BPR", **IMPLICIT, strategy="fedavg", learner="adam", engine="fleet")
+
+
+class ReadingBPR(BPR):
+    """Looks at a number of the batch, which nobody can do for many clients at once."""
+
+    def calculate_loss(self, interaction):
+        return super().calculate_loss(interaction) * (1.0 if float(interaction["item_id"].sum()) > 0 else 2.0)
+
+
+def test_a_result_and_its_record_name_the_engine_that_ran_and_why(run, tmp_path):
+    keys = {**IMPLICIT, "strategy": "fedavg", "learner": "adam", "epochs": 1}
+    asked = [run("BPR", **keys), run("BPR", **keys, engine="fleet"), run(ReadingBPR, **keys, engine="fleet")]
+    assert [result["engine"] for result in asked] == ["local", "fleet", "local"]
+    assert [result["engine_fallback"] for result in asked[:2]] == [None, None]
+    assert asked[2]["engine_fallback"].startswith("model 'ReadingBPR' cannot be called for many clients at once: ")
+    central = run("BPR", **IMPLICIT, epochs=1)
+    assert central["engine"] is None and central["engine_fallback"] is None
+    write_record(tmp_path / "record.jsonl", tmp_path / "users.npz", {"cell": "one"}, asked[2])
+    last = json.loads((tmp_path / "record.jsonl").read_text().splitlines()[-1])
+    assert (last["engine"], last["engine_fallback"]) == ("local", asked[2]["engine_fallback"])
 
 
 def test_the_number_of_threads_changes_no_bit(run):

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recbole_fedkd.distillation import knowledge
 from recbole_fedkd.distillation.knowledge import (
     Attentive,
     AttentiveSettings,
@@ -219,3 +220,27 @@ def test_every_aggregation_runs_by_config(run, aggregation):
     result = run(strategy="afd", aggregation=aggregation, epochs=2, client_num=5)
     assert result["config"]["aggregation"] == aggregation
     assert np.isfinite(list(result["test_result"].values())).all()
+
+
+def means_in_order_slowly(means, counts, trim):
+    """Every client's others taken by a loop, ordered anew for each."""
+    found = torch.zeros_like(means, dtype=torch.float64)
+    for client in range(len(means)):
+        for label in range(means.shape[1]):
+            others = [each for each in range(len(means)) if each != client and counts[each, label] > 0]
+            cut = min(int(len(others) * trim), max(len(others) - 1, 0) // 2)
+            if others:
+                ordered = means[others, label].double().sort(0).values
+                found[client, label] = ordered[cut : len(others) - cut].mean(0)
+    return found
+
+
+@given(st.integers(1, 9), st.integers(1, 3), st.sampled_from([0.0, 0.1, 0.3, 0.5]), st.integers(0, 999), st.booleans())
+def test_ordered_means_are_those_of_a_slow_loop(clients, labels, trim, seed, few_at_a_time):
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(clients, labels, labels, generator=generator).round(decimals=1)
+    counts = torch.randint(0, 3, (clients, labels), generator=generator)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(knowledge, "_AT_A_TIME", 20 if few_at_a_time else 2**22)
+        found = knowledge._ordered_means(means, counts > 0, trim)
+    torch.testing.assert_close(found, means_in_order_slowly(means, counts, trim))

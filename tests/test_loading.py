@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import subprocess
+import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from slow_reader import random_file, read_slowly
 
 from recbole_fedkd import run_recbole_fedkd
 from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.data import creation
 from recbole_fedkd.data.loading import AtomicFiles, recbole_dataset_class
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.quick_start import _prepare, create_dataset
@@ -367,3 +370,32 @@ def test_the_csv_file_of_the_page_on_data_runs(tmp_path):
     model, dataset, *keys = (word.removeprefix("--").partition("=") for word in commands[-1].split()[1:])
     config = FedKDConfig(model[2], dataset[2], command_line={key: value for key, _, value in keys})
     assert len(create_dataset(config).inter_feat) == 120
+
+
+def test_no_lock_is_left_behind_and_a_dataset_that_is_there_needs_none(data_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "locks"))
+    (tmp_path / "locks").mkdir()
+    config = FedKDConfig("BPR", "tiny", config_dict={"data_path": str(data_path), "state": "ERROR"})
+    create_dataset(config)
+    away = FedKDConfig("BPR", "no-such", config_dict={"data_path": str(tmp_path), "state": "ERROR"})
+    with pytest.raises(InputError, match="unknown"):
+        create_dataset(away)
+    assert not list((tmp_path / "locks").iterdir())
+
+
+def test_who_comes_while_a_dataset_is_made_waits_and_finds_it_whole(tmp_path):
+    folder, order = tmp_path / "there", []
+
+    def second():
+        with creation._sole_download(folder) as existed:
+            order.append(("second", existed, (folder / "whole").exists()))
+
+    with creation._sole_download(folder) as existed:
+        folder.mkdir()
+        other = threading.Thread(target=second)
+        other.start()
+        other.join(0.2)
+        (folder / "whole").touch()
+        order.append(("first", existed, True))
+    other.join()
+    assert order == [("first", False, True), ("second", True, True)]

@@ -23,8 +23,10 @@ def run(keys: dict[str, str]) -> int:
     model, dataset = keys.pop("model", None), keys.pop("dataset", None)
     if "torch" not in sys.modules:  # else the full check comes at once
         check_early(model, dataset, files, keys)
+    from recbole_fedkd.compat import keep_freed_memory
     from recbole_fedkd.quick_start import run_recbole_fedkd
 
+    keep_freed_memory()
     run_recbole_fedkd(model, dataset, files, command_line=keys)
     return 0
 

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import urllib.error
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,22 @@ def create_dataset(config: Any) -> Any:
 def _sole_download(folder: Path) -> Iterator[bool]:
     """Tell whether a dataset's folder is there; while it is not, no other process goes on.
 
-    RecBole makes the folder before it has what belongs into it: who comes second waits, and finds it whole.
+    RecBole makes the folder before it has what belongs into it: who comes second waits, and finds it whole. The lock is there
+    before the folder is, and goes when that is whole: nothing of it is left behind.
     """
     digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     user = os.getuid() if hasattr(os, "getuid") else ""
-    lock = FileLock(Path(tempfile.gettempdir()) / f"recbole_fedkd-{user}-{digest}.lock")
-    with lock:
-        existed = folder.exists()
-        if not existed:
-            yield False
+    file = Path(tempfile.gettempdir()) / f"recbole_fedkd-{user}-{digest}.lock"
+    existed = folder.exists() and not file.exists()  # in this order
+    if not existed:
+        with FileLock(file):
+            existed = folder.exists()
+            try:
+                if not existed:
+                    yield False
+            finally:
+                with suppress(OSError):
+                    file.unlink()
     if existed:
         yield True
 

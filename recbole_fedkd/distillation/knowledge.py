@@ -141,7 +141,7 @@ class Median(Aggregation):
 
     def teachers(self, means: Tensor, counts: Tensor) -> Tensor:
         """Medians; of an even number of clients the mean of the middle two."""
-        return _ordered_means(means, heard_from(counts), 0.5)
+        return _ordered_means(means, counts > 0, 0.5)
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,11 @@ class TrimmedMean(Aggregation):
 
     def teachers(self, means: Tensor, counts: Tensor) -> Tensor:
         """Means of what lies between."""
-        return _ordered_means(means, heard_from(counts), self.settings.trim_ratio)
+        return _ordered_means(means, counts > 0, self.settings.trim_ratio)
+
+
+_AT_A_TIME = 2**22
+"""Numbers that are ordered at a time."""
 
 
 def leave_one_out_teachers(means: Tensor, counts: Tensor, aggregation: Aggregation) -> tuple[Tensor, Tensor]:
@@ -224,17 +228,34 @@ def similarity_weights(means: Tensor, present: Tensor, temperature: float) -> Te
     return (cosine / temperature).masked_fill(itself, -torch.inf).softmax(1) if len(means) > 1 else cosine * 0.0
 
 
-def _ordered_means(means: Tensor, heard: Tensor, trim: float) -> Tensor:
-    """Mean of each logit over the heard clients without the share ``trim`` at each end, ``[K, T, T]``; 0.5: the median."""
-    values = means.double().unsqueeze(0).expand(len(means), -1, -1, -1)
-    ordered = values.masked_fill(~heard.unsqueeze(-1), torch.inf).sort(1).values
-    count = heard.sum(1)
-    # At least one (odd) or two (even count) in the middle always stay.
-    cut = torch.minimum((count * trim).floor().long(), (count - 1).clamp(min=0) // 2).unsqueeze(1)
-    rank = torch.arange(len(means), device=means.device).view(1, -1, 1)
-    kept = (rank >= cut) & (rank < count.unsqueeze(1) - cut)
-    total = ordered.masked_fill(~kept.unsqueeze(-1), 0.0).sum(1)
-    return total / kept.sum(1).clamp(min=1).unsqueeze(-1)
+def _ordered_means(means: Tensor, present: Tensor, trim: float) -> Tensor:
+    """For each client the mean of each logit over the others, without the share ``trim`` at each end; 0.5: the median.
+
+    All are sorted once; the others of a client are all but the place that is its own. Clients are taken some at a time, so that
+    memory is linear in their number.
+
+    Args:
+        means: ``[K, T, T]``.
+        present: bool ``[K, T]``, the labels that a client has.
+        trim: share of the others.
+    """
+    clients = len(means)
+    ordered, holder = means.double().masked_fill(~present.unsqueeze(-1), torch.inf).sort(0)
+    numbers = torch.arange(clients, device=means.device)
+    own_place = torch.empty_like(holder).scatter_(0, holder, numbers.view(-1, 1, 1).expand_as(holder))
+    ranks = numbers[:-1]
+    found = torch.zeros_like(means, dtype=torch.float64)
+    for some in numbers.split(max(1, _AT_A_TIME // means.numel())):
+        count = present.sum(0) - present[some].long()
+        # At least one (odd) or two (even count) in the middle always stay.
+        cut = torch.minimum((count * trim).floor().long(), (count - 1).clamp(min=0) // 2)
+        rank = ranks.view(1, -1, 1, 1)
+        others = rank + (rank >= own_place[some].unsqueeze(1))
+        values = ordered.unsqueeze(0).expand(len(some), -1, -1, -1).gather(1, others)
+        kept = (ranks.view(1, -1, 1) >= cut.unsqueeze(1)) & (ranks.view(1, -1, 1) < (count - cut).unsqueeze(1))
+        total = values.masked_fill(~kept.unsqueeze(-1), 0.0).sum(1)
+        found[some] = total / kept.sum(1).clamp(min=1).unsqueeze(-1)
+    return found
 
 
 def item_sums(logits: Tensor, items: Tensor, item_count: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from recbole_fedkd.compat import keep_freed_memory
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.experiment.grid import Cell
@@ -63,6 +64,7 @@ def main(file: str) -> int:
     def tell(line: Mapping[str, Any]) -> None:
         print(json.dumps(json_ready(line)), file=pipe, flush=True)
 
+    keep_freed_memory()
     content = json.loads(Path(file).read_text(encoding="utf-8"))
     try:
         run_cell(Cell(**content["cell"]), Path(content["folder"]), tell, content["keep"])

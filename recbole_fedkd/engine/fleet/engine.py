@@ -31,7 +31,7 @@ from recbole_fedkd.engine.fleet.packing import packed, slots
 from recbole_fedkd.engine.fleet.population import CompactPopulation
 from recbole_fedkd.engine.fleet.samples import FleetTask
 from recbole_fedkd.engine.fleet.serving import GroupAverage
-from recbole_fedkd.engine.fleet.threads import SideBySide, keep_freed_memory
+from recbole_fedkd.engine.fleet.threads import SideBySide
 from recbole_fedkd.engine.fleet.training import Clients, PackTraining, Trained
 from recbole_fedkd.federated.client import ClientSettings
 from recbole_fedkd.federated.message import SERVER
@@ -101,7 +101,6 @@ class FleetEngine(Engine):
             self.uplink = MeanUplink(server, self.groups[0], private[0], self.links)
         self._plans: dict[int, tuple[list[list[int]], list[Clients]]] = {}
         self.padding = 0.0
-        keep_freed_memory()
         self._side_by_side = SideBySide(threads)
 
     @property

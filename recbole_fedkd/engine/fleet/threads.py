@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,9 +10,6 @@ from typing import TypeVar
 
 import torch
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-"""Options of glibc's ``mallopt`` (malloc.h)."""
-
 Given = TypeVar("Given")
 Result = TypeVar("Result")
 
@@ -21,20 +17,6 @@ Result = TypeVar("Result")
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep what is freed for what is allocated next, in one arena for all threads; nothing elsewhere.
-
-    By default large blocks go back to the system at once and are faulted in anew, page by page, under one lock: a tenth of
-    a round with one thread, more with two.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    for option, value in ((_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**30), (_M_ARENA_MAX, 1)):
-        mallopt(option, value)
 
 
 def _start() -> None:

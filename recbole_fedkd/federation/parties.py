@@ -1,4 +1,4 @@
-"""A federation, put together: a server and clients, each from what is public and from nobody else's rows.
+"""One party: a server or a client, each from what is public and from nobody else's rows.
 
 Everything that starts from the run's seed starts alike wherever it is built, so that clients and server agree on the first
 network without a word.
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from logging import getLogger
 from typing import Any
 
 import torch
@@ -21,20 +19,7 @@ from torch import Tensor, nn
 from recbole_fedkd.compat import pickles_refused, recbole_warnings_silenced
 from recbole_fedkd.data.dataset import client_dataset
 from recbole_fedkd.data.rows import sampler_of
-from recbole_fedkd.data.schema import ClientRows, DataSchema, all_rows, read_schema, rows_of_clients
-from recbole_fedkd.engine import (
-    FleetEngine,
-    FleetPopulation,
-    FleetTask,
-    LabelledSamples,
-    LocalEngine,
-    RecBoleFleetPopulation,
-    RecBoleSamples,
-    batched_optimizer,
-    disagreement,
-    obstacle,
-)
-from recbole_fedkd.engine.fleet.threads import cores
+from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.client import Client, ClientSettings, streams_kept
 from recbole_fedkd.federated.codec import WireCodecs
@@ -44,8 +29,6 @@ from recbole_fedkd.federated.strategy import STRATEGIES, Strategy
 from recbole_fedkd.federated.task import AttentiveTask, FactorTask, MutualTask, RecBoleTask, Samples, Task, click_loss
 from recbole_fedkd.model import (
     AttnFedKD,
-    NetworkPopulation,
-    RecBolePopulation,
     TeacherAndStudent,
     building,
     normalise_single_rows,
@@ -61,11 +44,6 @@ from recbole_fedkd.model.population import (
     whole_networks,
 )
 from recbole_fedkd.model.shared import SharedState, check_patterns, stateful
-
-Population = FleetPopulation | RecBoleFleetPopulation | NetworkPopulation | RecBolePopulation
-
-
-# One party
 
 
 @recbole_warnings_silenced()
@@ -84,7 +62,7 @@ def build_server(config: Any, schema: DataSchema) -> Server:
         networks = _seed_networks(config, schema)
     shared = [_shared(config, schema, network.to(config["device"])) for network in networks]
     check_private(config, networks, shared[0])
-    return _server(config, build_strategy(config, schema, networks[0]), shared[0])
+    return server_of(config, build_strategy(config, schema, networks[0]), shared[0])
 
 
 def build_client(config: Any, schema: DataSchema, rows: ClientRows, number: int) -> Client:
@@ -104,7 +82,7 @@ def build_client(config: Any, schema: DataSchema, rows: ClientRows, number: int)
 def build_clients(config: Any, schema: DataSchema, parts: Mapping[int, ClientRows]) -> list[Client]:
     """Several clients in one place, by their numbers; arguments as of :func:`build_client`."""
     with _from_the_seed(config, schema):
-        networks = _client_networks(config, schema, parts)
+        networks = client_networks(config, schema, parts)
     device = config["device"]
     each = zip(parts.items(), networks, strict=True)
     return [client_of(config, schema, rows, number, network.to(device)) for (number, rows), network in each]
@@ -143,7 +121,7 @@ def federated_class(config: Any) -> type:
     return with_attention(kind) if config["attention"] and not config.attentive else kind
 
 
-def _recbole_network(config: Any, schema: DataSchema, rows: ClientRows) -> nn.Module:
+def recbole_network(config: Any, schema: DataSchema, rows: ClientRows) -> nn.Module:
     """A RecBole model, built by its own constructor on what one client holds."""
     network: nn.Module = federated_class(config)(config, client_dataset(config, schema, rows))
     normalise_single_rows(network)
@@ -155,10 +133,10 @@ def _seed_networks(config: Any, schema: DataSchema) -> Sequence[nn.Module]:
     if config.attentive:
         return whole_networks(config, schema, schema.everybody())
     with building(config):
-        return [_recbole_network(config, schema, schema.everybody())]
+        return [recbole_network(config, schema, schema.everybody())]
 
 
-def _client_networks(config: Any, schema: DataSchema, parts: Mapping[int, ClientRows]) -> list[nn.Module]:
+def client_networks(config: Any, schema: DataSchema, parts: Mapping[int, ClientRows]) -> list[nn.Module]:
     """Networks of clients, by their numbers; called where the random streams are at the run's seed."""
     networks: list[nn.Module] = []
     if config.attentive:
@@ -171,8 +149,8 @@ def _client_networks(config: Any, schema: DataSchema, parts: Mapping[int, Client
         *others, last = parts.values()
         for rows in others:
             with streams_kept(config["device"]):
-                networks.append(_recbole_network(config, schema, rows))
-        return [*networks, _recbole_network(config, schema, last)]
+                networks.append(recbole_network(config, schema, rows))
+        return [*networks, recbole_network(config, schema, last)]
 
 
 def _shared(config: Any, schema: DataSchema, network: nn.Module) -> SharedState:
@@ -190,19 +168,19 @@ def build_task(config: Any, schema: DataSchema, rows: ClientRows, network: nn.Mo
     if isinstance(network, FactorHead):
         return FactorTask(network, shared, batch_size, reg_weight, seed)
     kind = MutualTask if isinstance(network, TeacherAndStudent) else AttentiveTask
-    samples = _samples(schema, rows, schema.own_numbers(rows), config["device"])
-    labels, negatives = len(schema.label_values), _negatives(config)
+    samples = samples_of(schema, rows, schema.own_numbers(rows), config["device"])
+    labels, negatives = len(schema.label_values), negatives_per_row(config)
     return kind(network, shared, samples, labels, batch_size, reg_weight, negatives, schema.item_num, seed)
 
 
-def _samples(schema: DataSchema, rows: ClientRows, users: Tensor, device: torch.device) -> Samples:
+def samples_of(schema: DataSchema, rows: ClientRows, users: Tensor, device: torch.device) -> Samples:
     """Training rows as labelled samples of users by their local numbers ``[n]``."""
     context = {name: values.to(device) for name, values in schema.context_of(rows).items()}
     items, labels = rows.interactions[schema.item_field], schema.label_indices(rows)
     return Samples(users.to(device), items.to(device), labels.to(device), context)
 
 
-def _negatives(config: Any) -> int:
+def negatives_per_row(config: Any) -> int:
     """Sampled negatives per training row."""
     return int(config["train_neg_sample_args"]["sample_num"]) if config["label_mode"] == "implicit" else 0
 
@@ -283,168 +261,8 @@ def client_settings(config: Any, clients: int) -> ClientSettings:
     )
 
 
-def _server(config: Any, strategy: Strategy, shared: SharedState) -> Server:
+def server_of(config: Any, strategy: Strategy, shared: SharedState) -> Server:
     """The server of a strategy, which starts with a network of the run's seed."""
     server = Server(strategy, config["seed"], config["clients_per_round"], WireCodecs.of(config))
     server.start(shared)
     return server
-
-
-# All parties in one process
-
-
-@dataclass(frozen=True)
-class Built:
-    """All clients' networks, and what runs them.
-
-    Attributes:
-        population: the networks, untrained, as one model.
-        fallback: why ``engine=fleet`` cannot run them, so that ``local`` does; None where the engine asked for runs.
-    """
-
-    population: Population
-    fallback: str | None = None
-
-
-def build_population(config: Any, dataset: Any, client_of_user: Tensor) -> Built:
-    """All clients' networks, for the engine that the config asks for where it can run them, else for ``local``.
-
-    Called where the random streams are at the run's seed; they are left where the construction of one network leaves them.
-
-    Args:
-        config: the run's config.
-        dataset: the training split.
-        client_of_user: ``[users]``, padding user 0: -1.
-    """
-    clients = int(client_of_user.max()) + 1
-    hindrance = obstacle(config, clients) if config["engine"] == "fleet" else None
-    fleet: FleetPopulation | RecBoleFleetPopulation | None = None
-    if config["engine"] == "fleet" and hindrance is None:
-        if config.attentive:
-            fleet = FleetPopulation(config, read_schema(dataset, clients), all_rows(dataset), client_of_user)
-        else:
-            fleet, hindrance = _fleet_of_recbole(config, dataset, client_of_user)
-    if fleet is not None:
-        return Built(fleet.to(config["device"]))
-    if hindrance is not None:
-        getLogger().warning(f"engine fleet cannot run this, engine local does: {hindrance}")
-    schema, parts = read_schema(dataset, clients), rows_of_clients(dataset, client_of_user)
-    networks = _client_networks(config, schema, dict(enumerate(parts)))
-    return Built(population_of(config, schema, networks, client_of_user), hindrance)
-
-
-def population_of(
-    config: Any, schema: DataSchema, networks: Sequence[nn.Module], client_of_user: Tensor
-) -> NetworkPopulation | RecBolePopulation:
-    """Networks as one model; ``client_of_user [users]`` is the place among them, -1 for users of none."""
-    kind: type[NetworkPopulation | RecBolePopulation] = RecBolePopulation
-    if config.attentive:
-        kind = config.model_class if issubclass(config.model_class, AttnFedKD) else NetworkPopulation
-    population = kind(config, schema, networks, client_of_user)
-    population.to(config["device"])
-    return population
-
-
-def build_engine(config: Any, population: Population, dataset: Any) -> LocalEngine | FleetEngine:
-    """The engine that runs a population.
-
-    Args:
-        config: the run's config.
-        population: all clients' networks.
-        dataset: the training split.
-
-    Raises:
-        InputError: a strategy that distils, over a model without a click probability to distil.
-    """
-    clients = int(population.client_of_user.max()) + 1
-    schema = read_schema(dataset, clients)
-    if isinstance(population, FleetPopulation | RecBoleFleetPopulation):
-        return _fleet_engine(config, schema, population, dataset)
-    server = build_server(config, schema)
-    parts = rows_of_clients(dataset, population.client_of_user)
-    built = [
-        client_of(config, schema, rows, number, network)
-        for number, (rows, network) in enumerate(zip(parts, population.networks, strict=True))
-    ]
-    return LocalEngine(server, built, config["min_clients"])
-
-
-def _fleet_engine(
-    config: Any, schema: DataSchema, population: FleetPopulation | RecBoleFleetPopulation, dataset: Any
-) -> FleetEngine:
-    """The engine that runs all clients side by side."""
-    device = config["device"]
-    network = population.client_groups[0].whole
-    strategy = build_strategy(config, schema, network)
-    task: FleetTask
-    if isinstance(population, FleetPopulation):
-        task = _labelled_samples(config, schema, population, dataset)
-    else:
-        task = RecBoleSamples(config, dataset, population)
-    shared = SharedState(network, partial(population.private_rows, 0))
-    check_private(
-        config, [each.whole for each in population.client_groups if isinstance(each.whole, nn.Module)], shared
-    )
-    server = _server(config, strategy, shared)
-    rates = config["learning_rates"]
-    check_patterns("learning_rates", rates, [name for name, _ in network.named_parameters()])
-    threads = config["fleet_threads"] or (1 if device.type == "cuda" else cores())
-    settings, optimizer = client_settings(config, schema.clients), batched_optimizer(config)
-    least, memory = config["min_clients"], population.memory
-    return FleetEngine(server, population, task, settings, optimizer, memory, threads, rates, least)
-
-
-def _labelled_samples(config: Any, schema: DataSchema, population: FleetPopulation, dataset: Any) -> LabelledSamples:
-    """Samples client by client, users by their local numbers."""
-    rows = all_rows(dataset)
-    users = rows.interactions[schema.user_field].to(config["device"])
-    # One stable sort by client instead of one scan of all samples per client.
-    owner = population.client_of_user[users]
-    samples = _samples(schema, rows, population.local_id[users], config["device"])
-    samples = samples.select(torch.argsort(owner, stable=True))
-    kind = MutualTask if isinstance(population.client_groups[0].whole, TeacherAndStudent) else AttentiveTask
-    held, labels = torch.bincount(owner, minlength=schema.clients), len(schema.label_values)
-    batch_size, reg_weight, negatives = config["train_batch_size"], config["reg_weight"], _negatives(config)
-    return LabelledSamples(kind, samples, held, labels, batch_size, reg_weight, negatives, schema.item_num)
-
-
-def _fleet_of_recbole(
-    config: Any, dataset: Any, client_of_user: Tensor
-) -> tuple[RecBoleFleetPopulation | None, str | None]:
-    """All clients' instances of a RecBole model side by side, or why that cannot be.
-
-    The process's random stream is then where one instance leaves it, as on the local engine; without a fleet it stays.
-    """
-    name = f"model '{config['model']}'"
-    try:
-        with streams_kept(config["device"]):
-            population = RecBoleFleetPopulation(config, dataset, client_of_user, federated_class(config))
-            after = torch.get_rng_state()
-        differs = _disagreement(config, dataset, client_of_user, population)
-    except Exception as error:  # whatever a model of anybody's raises that is called in a way it was not written for
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        if "called random operation" in reason:
-            reason = "it draws random numbers elsewhere than in dropout layers"
-        return None, f"{name} cannot be called for many clients at once: {reason}"
-    if differs is not None:
-        return None, f"{name} is not the same for many clients at once: {differs}"
-    torch.set_rng_state(after)
-    return population, None
-
-
-def _disagreement(config: Any, dataset: Any, client_of_user: Tensor, population: RecBoleFleetPopulation) -> str | None:
-    """What differs between a client by itself and among all: of the client with the most samples, and that with the fewest."""
-    population.to(config["device"])
-    task = RecBoleSamples(config, dataset, population)
-    active = torch.nonzero(task.sizes).flatten()
-    order = active[torch.argsort(task.sizes[active])].tolist()
-    numbers = list(dict.fromkeys([order[-1], order[0]]))
-    schema = read_schema(dataset, population.clients)
-    for number, rows in zip(numbers, rows_of_clients(dataset, client_of_user, numbers), strict=True):
-        with streams_kept(config["device"]):
-            alone = _recbole_network(config, schema, rows).to(config["device"])
-        local = recbole_task(config, alone, SharedState(alone, dict), client_dataset(config, schema, rows))
-        differs = disagreement(population, task, local, number, config["seed"])
-        if differs is not None:
-            return differs
-    return None

@@ -1,0 +1,229 @@
+"""All parties in one process: their networks as one model, and the engine that runs them, with the one that steps in for it."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from logging import getLogger
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recbole_fedkd.data.dataset import client_dataset
+from recbole_fedkd.data.schema import DataSchema, all_rows, read_schema, rows_of_clients
+from recbole_fedkd.engine import (
+    FleetEngine,
+    FleetPopulation,
+    FleetTask,
+    LabelledSamples,
+    LocalEngine,
+    RecBoleFleetPopulation,
+    RecBoleSamples,
+    batched_optimizer,
+    disagreement,
+    obstacle,
+)
+from recbole_fedkd.engine.fleet.batching import NotBatchedError
+from recbole_fedkd.engine.fleet.threads import cores
+from recbole_fedkd.federated.client import streams_kept
+from recbole_fedkd.federated.task import AttentiveTask, MutualTask
+from recbole_fedkd.federation.parties import (
+    build_server,
+    build_strategy,
+    check_private,
+    client_networks,
+    client_of,
+    client_settings,
+    federated_class,
+    negatives_per_row,
+    recbole_network,
+    recbole_task,
+    samples_of,
+    server_of,
+)
+from recbole_fedkd.model import (
+    AttnFedKD,
+    NetworkPopulation,
+    RecBolePopulation,
+    TeacherAndStudent,
+)
+from recbole_fedkd.model.shared import SharedState, check_patterns
+
+Population = FleetPopulation | RecBoleFleetPopulation | NetworkPopulation | RecBolePopulation
+
+
+@dataclass(frozen=True)
+class Built:
+    """All clients' networks, and what runs them.
+
+    Attributes:
+        population: the networks, untrained, as one model.
+        fallback: why ``engine=fleet`` cannot run them, so that ``local`` does; None where the engine asked for runs.
+    """
+
+    population: Population
+    fallback: str | None = None
+
+
+def build_population(config: Any, dataset: Any, client_of_user: Tensor) -> Built:
+    """All clients' networks, for the engine that the config asks for where it can run them, else for ``local``.
+
+    Called where the random streams are at the run's seed; they are left where the construction of one network leaves them.
+
+    Args:
+        config: the run's config.
+        dataset: the training split.
+        client_of_user: ``[users]``, padding user 0: -1.
+    """
+    clients = int(client_of_user.max()) + 1
+    hindrance = obstacle(config, clients) if config["engine"] == "fleet" else None
+    fleet: FleetPopulation | RecBoleFleetPopulation | None = None
+    if config["engine"] == "fleet" and hindrance is None:
+        if config.attentive:
+            fleet = FleetPopulation(config, read_schema(dataset, clients), all_rows(dataset), client_of_user)
+        else:
+            fleet, hindrance = _fleet_of_recbole(config, dataset, client_of_user)
+    if fleet is not None:
+        return Built(fleet.to(config["device"]))
+    if hindrance is not None:
+        getLogger().warning(f"engine fleet cannot run this, engine local does: {hindrance}")
+    schema, parts = read_schema(dataset, clients), rows_of_clients(dataset, client_of_user)
+    networks = client_networks(config, schema, dict(enumerate(parts)))
+    return Built(population_of(config, schema, networks, client_of_user), hindrance)
+
+
+def population_of(
+    config: Any, schema: DataSchema, networks: Sequence[nn.Module], client_of_user: Tensor
+) -> NetworkPopulation | RecBolePopulation:
+    """Networks as one model; ``client_of_user [users]`` is the place among them, -1 for users of none."""
+    kind: type[NetworkPopulation | RecBolePopulation] = RecBolePopulation
+    if config.attentive:
+        kind = config.model_class if issubclass(config.model_class, AttnFedKD) else NetworkPopulation
+    population = kind(config, schema, networks, client_of_user)
+    population.to(config["device"])
+    return population
+
+
+def build_engine(config: Any, population: Population, dataset: Any) -> LocalEngine | FleetEngine:
+    """The engine that runs a population.
+
+    Args:
+        config: the run's config.
+        population: all clients' networks.
+        dataset: the training split.
+
+    Raises:
+        InputError: a strategy that distils, over a model without a click probability to distil.
+    """
+    clients = int(population.client_of_user.max()) + 1
+    schema = read_schema(dataset, clients)
+    if isinstance(population, FleetPopulation | RecBoleFleetPopulation):
+        return _fleet_engine(config, schema, population, dataset)
+    server = build_server(config, schema)
+    parts = rows_of_clients(dataset, population.client_of_user)
+    built = [
+        client_of(config, schema, rows, number, network)
+        for number, (rows, network) in enumerate(zip(parts, population.networks, strict=True))
+    ]
+    return LocalEngine(server, built, config["min_clients"])
+
+
+def _fleet_engine(
+    config: Any, schema: DataSchema, population: FleetPopulation | RecBoleFleetPopulation, dataset: Any
+) -> FleetEngine:
+    """The engine that runs all clients side by side."""
+    device = config["device"]
+    network = population.client_groups[0].whole
+    strategy = build_strategy(config, schema, network)
+    task: FleetTask
+    if isinstance(population, FleetPopulation):
+        task = _labelled_samples(config, schema, population, dataset)
+    else:
+        task = RecBoleSamples(config, dataset, population)
+    shared = SharedState(network, partial(population.private_rows, 0))
+    check_private(
+        config, [each.whole for each in population.client_groups if isinstance(each.whole, nn.Module)], shared
+    )
+    server = server_of(config, strategy, shared)
+    rates = config["learning_rates"]
+    check_patterns("learning_rates", rates, [name for name, _ in network.named_parameters()])
+    threads = config["fleet_threads"] or (1 if device.type == "cuda" else cores())
+    settings, optimizer = client_settings(config, schema.clients), batched_optimizer(config)
+    least, memory = config["min_clients"], population.memory
+    return FleetEngine(server, population, task, settings, optimizer, memory, threads, rates, least)
+
+
+def _labelled_samples(config: Any, schema: DataSchema, population: FleetPopulation, dataset: Any) -> LabelledSamples:
+    """Samples client by client, users by their local numbers."""
+    rows = all_rows(dataset)
+    users = rows.interactions[schema.user_field].to(config["device"])
+    # One stable sort by client instead of one scan of all samples per client.
+    owner = population.client_of_user[users]
+    samples = samples_of(schema, rows, population.local_id[users], config["device"])
+    samples = samples.select(torch.argsort(owner, stable=True))
+    kind = MutualTask if isinstance(population.client_groups[0].whole, TeacherAndStudent) else AttentiveTask
+    held, labels = torch.bincount(owner, minlength=schema.clients), len(schema.label_values)
+    batch_size, reg_weight, negatives = config["train_batch_size"], config["reg_weight"], negatives_per_row(config)
+    return LabelledSamples(kind, samples, held, labels, batch_size, reg_weight, negatives, schema.item_num)
+
+
+def _fleet_of_recbole(
+    config: Any, dataset: Any, client_of_user: Tensor
+) -> tuple[RecBoleFleetPopulation | None, str | None]:
+    """All clients' instances of a RecBole model side by side, or why that cannot be.
+
+    The process's random stream is then where one instance leaves it, as on the local engine; without a fleet it stays.
+    """
+    name = f"model '{config['model']}'"
+    try:
+        with streams_kept(config["device"]):
+            population = RecBoleFleetPopulation(config, dataset, client_of_user, federated_class(config))
+            after = torch.get_rng_state()
+        differs = _disagreement(config, dataset, client_of_user, population)
+    except NotBatchedError as error:
+        return None, f"{name} cannot be called for many clients at once: {error}"
+    except Exception as error:
+        if not _came_out_of(error, federated_class(config)):
+            raise
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if "called random operation" in reason:
+            reason = "it draws random numbers elsewhere than in dropout layers"
+        return None, f"{name} cannot be called for many clients at once: {reason}"
+    if differs is not None:
+        return None, f"{name} is not the same for many clients at once: {differs}"
+    torch.set_rng_state(after)
+    return population, None
+
+
+def _came_out_of(error: Exception, model_class: type) -> bool:
+    """Whether an error is that of a model which is called in a way it was not written for, or of torch's calls of it.
+
+    Whatever a model of anybody's raises has passed one of its functions; what vmap and autograd find wrong on the way back is
+    raised by torch's own Python code. All else is a fault of this package, which nobody must take for the model's.
+    """
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    of_model = {
+        each.__module__ for each in model_class.__mro__ if not each.__module__.startswith(("torch.", "builtins"))
+    }
+    return bool(of_model & set(modules)) or modules[-1].startswith(("torch._functorch", "torch.autograd"))
+
+
+def _disagreement(config: Any, dataset: Any, client_of_user: Tensor, population: RecBoleFleetPopulation) -> str | None:
+    """What differs between a client by itself and among all: of the client with the most samples, and that with the fewest."""
+    population.to(config["device"])
+    task = RecBoleSamples(config, dataset, population)
+    active = torch.nonzero(task.sizes).flatten()
+    order = active[torch.argsort(task.sizes[active])].tolist()
+    numbers = list(dict.fromkeys([order[-1], order[0]]))
+    schema = read_schema(dataset, population.clients)
+    for number, rows in zip(numbers, rows_of_clients(dataset, client_of_user, numbers), strict=True):
+        with streams_kept(config["device"]):
+            alone = recbole_network(config, schema, rows).to(config["device"])
+        local = recbole_task(config, alone, SharedState(alone, dict), client_dataset(config, schema, rows))
+        differs = disagreement(population, task, local, number, config["seed"])
+        if differs is not None:
+            return differs
+    return None
