@@ -121,19 +121,30 @@ class FactorExchange:
         return KnownUsers(self.rows, self.labels, tables, self.values, self.settings.bias_shrinkage)
 
 
-def item_tables(settings: FactorSettings, totals: Tensors, own: Tensors | None, values: Tensor) -> ItemTables:
+def item_tables(
+    settings: FactorSettings, totals: Tensors, own: Tensors | None, values: Tensor, items: Tensor | None = None
+) -> ItemTables:
     """What totals say of every item, as far as the exchange has come, without the part ``own`` of who reads them.
 
     The mean, the directions of the sketch, the curvature and the noise stay those of all: they are common to everybody, and no
     item's.
+
+    Args:
+        settings: the keys.
+        totals: of all stages so far.
+        own: what is taken off them, a row per item; None: nothing.
+        values: label values ``[T]``, ascending.
+        items: item of every row of ``own`` and of the tables, of several readers behind each other; None: each once.
     """
     values, own = values.double(), own or {}
-    others = {name: total - own[name] if name in own else total for name, total in totals.items()}
+    every = slice(None) if items is None else items
+    others = {name: totals[name][every] for name in settings.stages if name in totals}
+    others = {name: total - own[name] if name in own else total for name, total in others.items()}
     # Totals that travelled in few bits may be a little less than a client's own.
     others["histogram"] = others["histogram"].clamp(min=0)
     mean, noise, width = _mean(totals["histogram"], values), _noise(settings, totals, values), settings.factor_size
     bias, found = (item_biases(settings, each, values, mean) for each in (totals, others))
-    nothing = mean.new_zeros(len(bias), width)
+    nothing = mean.new_zeros(len(found), width)
     certain = Curvature(mean.new_zeros(width + 1, width + 1), mean.new_zeros(width + 1))
     if f"product_{settings.sketch_passes - 1}" not in totals:
         return ItemTables(mean, found, nothing, others["histogram"], noise, certain)
@@ -145,8 +156,9 @@ def item_tables(settings: FactorSettings, totals: Tensors, own: Tensors | None, 
             break
         following = stepped(settings, common, totals[f"gradient_{number}"], totals[f"curvature_{number}"])
         # The others' gradients were taken at the entries of all, so that is where their step starts from.
-        left = others[f"gradient_{number}"] - _precision(settings, common) * common.entries
-        entries = common.entries + following.curvature.solved(others["histogram"].sum(1), left)
+        before = common.entries[every]
+        left = others[f"gradient_{number}"] - _precision(settings, common) * before
+        entries = before + following.curvature.solved(others["histogram"].sum(1), left)
         common = following
     return replace(common, bias=entries[:, -1], vectors=entries[:, :-1], histogram=others["histogram"])
 

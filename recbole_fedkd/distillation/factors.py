@@ -45,6 +45,11 @@ class Rows:
     user_count: int
     item_count: int
 
+    @property
+    def answers(self) -> Tensor:
+        """Which of the sums per item every row is part of ``[n]``."""
+        return self.items
+
     def per_user(self, values: Tensor) -> Tensor:
         """Sums of values ``[n, ...]`` over every user's rows, ``[users, ...]``."""
         return _sums(self.users, values, self.user_count)
@@ -273,7 +278,7 @@ def em_statistics(fold: FoldedUsers) -> tuple[Tensor, Tensor]:
         items, users = rows.items[part], rows.users[part]
         drawn = torch.einsum("nij,nj->ni", posterior.covariance[users], fold.vectors[items])
         drawn[:, -1] = 0
-        gradient.index_add_(0, items, drawn, alpha=-1)
+        gradient.index_add_(0, rows.answers[part], drawn, alpha=-1)
     counts, _ = rows.counts()
     return gradient, (second * counts.view(-1, 1, 1)).sum(0)
 

@@ -21,6 +21,9 @@ HISTOGRAM_STRENGTH = 5.0
 FEATURE_REACH = 5.0
 """Standardised features are cut here: an item that nobody else has rated must not throw a network off."""
 
+LEAST_DEVIATION = 0.05
+"""A feature that hardly varies among few rows must not be blown up."""
+
 
 @dataclass(frozen=True)
 class ItemTables:
@@ -69,7 +72,7 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Means and deviations ``[F]`` of features ``[n, F]``; one that hardly varies among few rows must not be blown up."""
     if not len(features):
         return features.new_zeros(features.shape[1]), features.new_ones(features.shape[1])
-    return features.mean(0), features.std(0, correction=0).clamp(min=0.05)
+    return features.mean(0), features.std(0, correction=0).clamp(min=LEAST_DEVIATION)
 
 
 def normal_logits(values: Tensor, mean: Tensor, spread: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from recbole_fedkd.engine.base import ClientError, Engine, RoundReport
 from recbole_fedkd.engine.fleet import (
     CompactPopulation,
+    FactorFleetPopulation,
+    FactorSamples,
     FleetEngine,
     FleetPopulation,
     FleetTask,
@@ -22,6 +24,8 @@ __all__ = [
     "ClientError",
     "CompactPopulation",
     "Engine",
+    "FactorFleetPopulation",
+    "FactorSamples",
     "FleetEngine",
     "FleetPopulation",
     "FleetTask",

@@ -59,7 +59,7 @@ class LocalEngine(Engine):
         finally:
             if current.on_bytes is not None:
                 current.on_bytes(len(told) + current.report.bytes_up[client.number])
-        current.count(training.loss, training.seen, client.link.codec_error)
+        current.count(training.loss, training.seen, client.link.codec_error if answer else (0.0, 0.0))
 
     def _serve(self, round_index: int) -> None:
         if self.server.strategy.serves_aggregate:

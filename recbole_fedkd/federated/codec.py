@@ -17,7 +17,7 @@ from recbole_fedkd.registry import read_settings, registries, setting
 UNFOLDED = 4096
 """Numbers that a byte may stand for where nobody knows how large an array is."""
 
-_HEADER_BYTES = 24
+HEADER_BYTES = 24
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class WireCodecs:
 
 def _bytes(arrays: Iterable[NDArray[np.generic]]) -> int:
     """What arrays take in a message, with about what their names, types and shapes do."""
-    return sum(array.nbytes + _HEADER_BYTES for array in arrays)
+    return sum(array.nbytes + HEADER_BYTES for array in arrays)
 
 
 def squared_error(

@@ -344,7 +344,7 @@ class Sign(Codec):
         return np.asarray((signs.reshape(len(magnitudes), -1) * magnitudes[:, None]).reshape(shape))
 
 
-_NOTHING = 15
+LOWEST = 15
 """The step that stands for a magnitude of 0."""
 
 
@@ -359,17 +359,24 @@ def stepped(magnitudes: NDArray[np.float64], rounding: Callable[[NDArray[np.floa
         ``steps`` (two a byte) and ``largest`` ``[1]``.
     """
     largest = magnitudes.max()
+    steps = steps_below(magnitudes, largest, rounding)
+    return {"steps": _two_a_byte(steps), "largest": np.array([largest], dtype=np.float32)}
+
+
+def steps_below(
+    magnitudes: NDArray[np.float64], largest: Any, rounding: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+) -> NDArray[np.uint8]:
+    """Steps of ``sqrt(2)`` that magnitudes ``[n]`` are below the largest, one or ``[n]``; at most :data:`LOWEST`."""
     with np.errstate(divide="ignore", invalid="ignore"):
         below = rounding(-2 * np.log2(magnitudes / largest))
-    steps = np.where(below < _NOTHING, below, _NOTHING)  # nan and infinity are not less
-    return {"steps": _two_a_byte(steps.astype(np.uint8)), "largest": np.array([largest], dtype=np.float32)}
+    return np.where(below < LOWEST, below, LOWEST).astype(np.uint8)  # nan and infinity are not less
 
 
 def magnitudes_of(parts: Parts, count: int) -> NDArray[np.float32]:
     """The way back from :func:`stepped`: magnitudes ``[count]``."""
     steps = _one_of_two(parts["steps"], count).astype(float)
     largest: np.float32 = parts["largest"][0]
-    return np.where(steps == _NOTHING, 0.0, largest * 2.0 ** (-steps / 2)).astype(np.float32)
+    return np.where(steps == LOWEST, 0.0, largest * 2.0 ** (-steps / 2)).astype(np.float32)
 
 
 def _fits(true: bool) -> None:

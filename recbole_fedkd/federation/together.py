@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from recbole_fedkd.data.dataset import client_dataset
 from recbole_fedkd.data.schema import DataSchema, all_rows, read_schema, rows_of_clients
 from recbole_fedkd.engine import (
+    FactorFleetPopulation,
+    FactorSamples,
     FleetEngine,
     FleetPopulation,
     FleetTask,
@@ -50,6 +52,7 @@ from recbole_fedkd.model import (
     RecBolePopulation,
     TeacherAndStudent,
 )
+from recbole_fedkd.model.factor_head import FactorHead
 from recbole_fedkd.model.shared import SharedState, check_patterns
 
 Population = FleetPopulation | RecBoleFleetPopulation | NetworkPopulation | RecBolePopulation
@@ -83,7 +86,8 @@ def build_population(config: Any, dataset: Any, client_of_user: Tensor) -> Built
     fleet: FleetPopulation | RecBoleFleetPopulation | None = None
     if config["engine"] == "fleet" and hindrance is None:
         if config.attentive:
-            fleet = FleetPopulation(config, read_schema(dataset, clients), all_rows(dataset), client_of_user)
+            kind = FactorFleetPopulation if config.learns_factors else FleetPopulation
+            fleet = kind(config, read_schema(dataset, clients), all_rows(dataset), client_of_user)
         else:
             fleet, hindrance = _fleet_of_recbole(config, dataset, client_of_user)
     if fleet is not None:
@@ -140,7 +144,11 @@ def _fleet_engine(
     strategy = build_strategy(config, schema, network)
     task: FleetTask
     if isinstance(population, FleetPopulation):
-        task = _labelled_samples(config, schema, population, dataset)
+        if isinstance(network, FactorHead):
+            batch_size, reg_weight = config["train_batch_size"], config["reg_weight"]
+            task = FactorSamples(network, population.client_of_user, batch_size, reg_weight)
+        else:
+            task = _labelled_samples(config, schema, population, dataset)
     else:
         task = RecBoleSamples(config, dataset, population)
     shared = SharedState(network, partial(population.private_rows, 0))

@@ -34,6 +34,7 @@ class FactorHead(nn.Module):
 
     user_rows: ClassVar[tuple[str, ...]] = ()
     item_rows: ClassVar[tuple[str, ...]] = ()
+    told_buffers: ClassVar[tuple[str, ...]] = ("feature_mean", "feature_scale")
     known_scalars: Tensor
     item_bias: Tensor
     item_vectors: Tensor
@@ -81,14 +82,7 @@ class FactorHead(nn.Module):
             own: the client's own part of them, which is taken off for its own rows.
         """
         exchange = self.exchange
-        tables = item_tables(exchange.settings, totals, None, exchange.values)
-        self.known_scalars.copy_(torch.stack([tables.mean, tables.noise]))
-        self.item_bias.copy_(tables.bias)
-        self.item_vectors.copy_(tables.vectors)
-        self.item_histogram.copy_(tables.histogram)
-        self.curvature_root.copy_(tables.curvature.root)
-        self.curvature_values.copy_(tables.curvature.values)
-        self._users = None
+        self.know_items(totals)
         if exchange.settings.stages[-1] not in totals:
             return  # nothing is trained before the exchange is over, and leaving every row out takes its time
         others = exchange.known_users(item_tables(exchange.settings, totals, own, exchange.values))
@@ -97,22 +91,39 @@ class FactorHead(nn.Module):
             kept.copy_(moment)
         self._of_rows = mean.float(), self._standardised(features)
 
+    @torch.no_grad()
+    def know_items(self, totals: Mapping[str, Tensor]) -> None:
+        """Take in what totals say of every item."""
+        tables = item_tables(self.exchange.settings, totals, None, self.exchange.values)
+        self.known_scalars.copy_(torch.stack([tables.mean, tables.noise]))
+        self.item_bias.copy_(tables.bias)
+        self.item_vectors.copy_(tables.vectors)
+        self.item_histogram.copy_(tables.histogram)
+        self.curvature_root.copy_(tables.curvature.root)
+        self.curvature_values.copy_(tables.curvature.values)
+        self._users = None
+
     def rows(self, index: Tensor) -> Tensor:
         """Logits ``[n, T]`` of own rows, each as if it were not among them; before the exchange is over, all alike."""
         if self._of_rows is None:
-            return self._logits(
+            return self.logits(
                 self.known_scalars[0].float().expand(len(index)),
                 self.feature_mean.new_zeros(len(index), len(self.feature_mean)),
             )
         mean, features = self._of_rows
-        return self._logits(mean[index], features[index])
+        return self.logits(mean[index], features[index])
 
     def forward(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Logits ``[batch, targets, T]`` of local users ``[batch]``, from 1, and items ``[batch, targets]``, in any context."""
+        mean, features = self.known_users.of_pairs(users.repeat_interleave(items.shape[1]), items.flatten())
+        return self.described(mean, features).view(*items.shape, -1)
+
+    @property
+    def known_users(self) -> KnownUsers:
+        """What is known of the users, given what is known of the items."""
         if self._users is None:
             self._users = self.exchange.known_users(self.tables)
-        mean, features = self._users.of_pairs(users.repeat_interleave(items.shape[1]), items.flatten())
-        return self.described(mean, features).view(*items.shape, -1)
+        return self._users
 
     @property
     def tables(self) -> ItemTables:
@@ -123,7 +134,7 @@ class FactorHead(nn.Module):
 
     def described(self, mean: Tensor, features: Tensor) -> Tensor:
         """Logits ``[n, T]`` of pairs as :meth:`KnownUsers.of_pairs` describes them."""
-        return self._logits(mean.float(), self._standardised(features))
+        return self.logits(mean.float(), self._standardised(features))
 
     def squared_norm(self) -> Tensor:
         """``R(w)``: of the head's weights, all of which every batch touches."""
@@ -132,7 +143,8 @@ class FactorHead(nn.Module):
     def _standardised(self, features: Tensor) -> Tensor:
         return standardised(features, self.feature_mean, self.feature_scale)
 
-    def _logits(self, mean: Tensor, features: Tensor) -> Tensor:
+    def logits(self, mean: Tensor, features: Tensor) -> Tensor:
+        """Logits ``[n, T]`` given predicted labels ``[n]`` and standardised features ``[n, F]``."""
         spread = self.known_scalars[1].sqrt().float() * self.log_scale.exp()
         normal = normal_logits(self.exchange.values.float(), mean, spread)
         logits: Tensor = normal + self.linear(features) + self.perceptron(features)

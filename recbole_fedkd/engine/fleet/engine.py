@@ -25,6 +25,7 @@ from recbole_fedkd.engine.fleet.exchange import (
     OwnDownlink,
     Uplink,
 )
+from recbole_fedkd.engine.fleet.factors import FactorDownlink, FactorSamples, FactorUplink
 from recbole_fedkd.engine.fleet.memory import OptimizerMemory, RowChanges
 from recbole_fedkd.engine.fleet.optimizers import BatchedOptimizer
 from recbole_fedkd.engine.fleet.packing import packed, slots
@@ -97,7 +98,10 @@ class FleetEngine(Engine):
             server, self.groups, self.links, self.device
         )
         self.uplink: Uplink = MessageUplink(server, private, self.links)
-        if common and len(self.groups) == 1 and MeanUplink.fits(server):
+        if isinstance(task, FactorSamples):
+            self.downlink = FactorDownlink(server, self.groups, self.links, self.device, task)
+            self.uplink = FactorUplink(server, self.downlink)
+        elif common and len(self.groups) == 1 and MeanUplink.fits(server):
             self.uplink = MeanUplink(server, self.groups[0], private[0], self.links)
         self._plans: dict[int, tuple[list[list[int]], list[Clients]]] = {}
         self.padding = 0.0

@@ -10,6 +10,7 @@ from recbole.utils import ModelType
 
 from recbole_fedkd.engine.fleet.optimizers import BatchedAdam, BatchedAdamToSGD, BatchedOptimizer, BatchedSGD
 from recbole_fedkd.federated.knowledge import KNOWLEDGE, Knowledge
+from recbole_fedkd.federated.knowledge.factors import FactorKnowledge
 from recbole_fedkd.federated.strategy import STRATEGIES
 
 
@@ -45,6 +46,8 @@ def obstacle(config: Any, clients: int) -> str | None:
 
 def _asks_clients(kind: type[Knowledge]) -> bool:
     """Whether a kind of knowledge is made of anything but what a network says of a batch."""
+    if issubclass(kind, FactorKnowledge):
+        return False
     return kind.statistics is not Knowledge.statistics or kind.taken_in is not Knowledge.taken_in
 
 

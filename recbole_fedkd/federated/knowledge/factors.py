@@ -40,12 +40,12 @@ class FactorKnowledge(Knowledge):
 
     def learns(self, received: Tensors) -> bool:
         """Once the exchange is over."""
-        return self._next_stage(received) is None
+        return self.next_stage(received) is None
 
     def statistics(self, task: Task, received: Tensors) -> dict[str, Tensor]:
         """The next stage's sums."""
         assert isinstance(task, FactorTask)
-        stage = self._next_stage(received)
+        stage = self.next_stage(received)
         return {} if stage is None else task.head.exchange.answer(stage, _double(received))
 
     def taken_in(self, task: Task, received: Tensors, own: Tensors) -> None:
@@ -103,7 +103,8 @@ class FactorKnowledge(Knowledge):
     def _finished(self, totals: Tensors) -> list[str]:
         return [stage for stage in self.settings.stages if stage in totals]
 
-    def _next_stage(self, totals: Tensors) -> str | None:
+    def next_stage(self, totals: Tensors) -> str | None:
+        """What goes up next, given the totals so far; None once the exchange is over."""
         return next((stage for stage in self.settings.stages if stage not in totals), None)
 
 
