@@ -25,7 +25,7 @@ MAY_KNOW = {
     "data": {"compat", "files", "registry"},
     "model": {"data", "distillation", "optim", "registry"},
     "federated": {"distillation", "finite", "model", "optim", "registry"},
-    "engine": {"data", "federated", "finite", "model", "optim"},
+    "engine": {"distillation", "data", "federated", "finite", "model", "optim"},
     "evaluation": {"data", "finite"},
     "config": {"registry", "compat", "distillation", "engine", "evaluation", "federated", "model", "optim"},
     "checkpoint": {"config", "files"},
