@@ -12,7 +12,7 @@ from recbole_fedkd.data.partition import PARTITIONS
 from recbole_fedkd.federated.codec import CODECS
 from recbole_fedkd.federated.knowledge import KNOWLEDGE
 from recbole_fedkd.federated.strategy import STRATEGIES
-from recbole_fedkd.quick_start import _prepare_data, _prepare_model, build_trainer
+from recbole_fedkd.quick_start import _prepare_data, _prepare_trainer
 from recbole_fedkd.trainer import FedKDTrainer
 
 ARGUMENTS = {"attribute": "attribute:group", "dirichlet": "dirichlet:0.3", "quantity": "quantity:0.5"}
@@ -67,10 +67,8 @@ def trainers(data_of, **keys):
         config = FedKDConfig(
             "AttnFedKD", "tiny", config_dict={"data_path": str(folder), **SMALL, **KEYS, **keys, "engine": engine}
         )
-        prepared = data(config)
-        trainer = build_trainer(config, _prepare_model(config, prepared))
-        assert isinstance(trainer, FedKDTrainer)
-        trainer.engine = trainer.prepare(prepared.loaders[0])
+        trainer = _prepare_trainer(config, data(config))
+        assert isinstance(trainer, FedKDTrainer) and trainer.engine is not None
         assert trainer.engine.name == engine
         made.append(trainer)
     return made
