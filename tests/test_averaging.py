@@ -259,11 +259,11 @@ def test_chosen_clients_take_part_and_all_are_served(prepared):
 def test_a_client_that_is_not_chosen_keeps_its_last_word_in_afd(prepared):
     _, trainer, _, _ = prepared(strategy="afd", client_num=4, clients_per_round=2)
     for index in range(3):
-        before = copy.deepcopy(trainer.engine.server.state.get("means"))
+        before = copy.deepcopy(trainer.engine.server.state.get("latest_sums"))
         report = trainer.engine.run_round(index)
         for client in set(range(4)) - set(report.bytes_up):
             if before is not None:
-                assert torch.equal(trainer.engine.server.state["means"][client], before[client])
+                assert torch.equal(trainer.engine.server.state["latest_sums"][client], before[client])
 
 
 @pytest.mark.parametrize(
@@ -330,17 +330,17 @@ def test_afd_distils_the_click_probability_of_a_recbole_model(prepared, model):
     engine.run_round(0)
     client = engine.clients[1]
     arrays = Message.from_bytes(client.send(0)).arrays
-    assert arrays["means"].shape == (2, 2)
+    assert arrays["sums"].shape == (2, 2)
     (batch,) = client.task.clean_batches()
     network = client.task.network.eval()
     probability = network.predict(batch)
     logits = torch.stack([torch.zeros_like(probability), torch.logit(probability)], -1)
     for label in (0, 1):
         rows = batch["label"] == label
-        np.testing.assert_allclose(arrays["means"][label], logits[rows].mean(0).detach(), atol=1e-4)
-        assert arrays["counts"][label] == int(rows.sum())
-    teacher = Message.from_bytes(engine.server.send(1, 1)).arrays
-    assert teacher["teacher"].shape == (2, 2) and teacher["known"].all()
+        np.testing.assert_allclose(arrays["sums"][label], logits[rows].mean(0).detach(), atol=1e-4)
+        assert arrays["weights"][label] == int(rows.any())
+    client.receive(engine.server.send(1, 1))
+    assert client.received["teacher"].shape == (2, 2) and client.received["known"].all()
 
 
 def test_the_teacher_changes_what_a_click_model_learns(run):

@@ -13,6 +13,7 @@ from recbole_fedkd.distillation.knowledge import (
     label_means,
     label_sums,
     leave_one_out_teachers,
+    teacher_of_others,
 )
 from recbole_fedkd.distillation.losses import (
     joint_loss,
@@ -71,6 +72,20 @@ def test_a_clients_own_knowledge_never_reaches_its_teacher(own: int, aggregation
     after = leave_one_out_teachers(means, counts, aggregation)
     assert torch.equal(before[0][own], after[0][own])
     assert torch.equal(before[1][own], after[1][own])
+
+
+@pytest.mark.parametrize("how", [Uniform(), Weighted()])
+def test_totals_without_ones_own_part_are_the_others_sum_to_the_last_bit_of_single_precision(how):
+    generator = torch.Generator().manual_seed(3)
+    means = torch.randn(200, 4, 4, generator=generator) * torch.logspace(-3, 2, 200).view(-1, 1, 1)
+    counts = torch.randint(0, 5, (200, 4), generator=generator)
+    weights = how.weights(counts)
+    sums = weights.unsqueeze(-1) * means.double()
+    for own in (0, 7, 199):
+        others = torch.arange(200) != own
+        expected = (sums[others].sum(0) / weights[others].sum(0).unsqueeze(-1)).float()
+        teacher, known = teacher_of_others(sums.sum(0), weights.sum(0), sums[own], weights[own])
+        assert torch.equal(teacher.float(), expected) and known.all()
 
 
 def test_a_label_that_nobody_else_holds_is_unknown_and_gives_no_teacher_term():

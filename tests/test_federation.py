@@ -59,8 +59,7 @@ def test_only_label_knowledge_crosses_whatever_the_size_of_model_and_data(prepar
                 continue
             message = Message.from_bytes(payload)
             shapes = {name: array.shape for name, array in message.arrays.items()}
-            expected = {"teacher": (5, 5), "known": (5,)} if direction == "down" else {"means": (5, 5), "counts": (5,)}
-            assert shapes == expected
+            assert shapes == {"sums": (5, 5), "weights": (5,)}
             sizes.add((direction, len(payload)))
             assert len(payload) < 300
         counted = sum(len(payload) for _, _, payload in crossed[-2 * len(engine.clients) :])
@@ -159,7 +158,8 @@ def test_a_clients_teacher_does_not_depend_on_its_own_upload(prepared):
                 for parameter in engine.clients[0].task.network.parameters():
                     parameter.mul_(3.0)
         engine.run_round(0)
-        return Message.from_bytes(engine.server.send(0, 1)).arrays["teacher"]
+        engine.clients[0].receive(engine.server.send(0, 1))
+        return engine.clients[0].received["teacher"].numpy()
 
     np.testing.assert_array_equal(teacher_of_client_0(False), teacher_of_client_0(True))
 
@@ -226,8 +226,9 @@ def test_two_rounds_equal_a_slow_version_in_plain_loops(prepared):
     for client, network in zip(engine.clients, networks, strict=True):
         for (name, fast), slow in zip(client.task.network.named_parameters(), network.parameters(), strict=True):
             torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-    sent = Message.from_bytes(engine.server.send(1, 2)).arrays
-    torch.testing.assert_close(torch.tensor(sent["teacher"]), teachers[1][0], rtol=1e-4, atol=1e-4)
+    assert engine.server.send(0, 2) == engine.server.send(1, 2)
+    engine.clients[1].receive(engine.server.send(1, 2))
+    torch.testing.assert_close(engine.clients[1].received["teacher"], teachers[1][0], rtol=1e-4, atol=1e-4)
 
 
 def test_the_order_in_which_clients_run_changes_nothing(prepared):
@@ -265,16 +266,16 @@ def test_knowledge_is_the_mean_of_one_clean_pass_however_many_local_epochs(prepa
         logits = client.task.network(client.task.samples.users, client.task.samples.items[:, None])[:, 0]
     for label in range(5):
         rows = client.task.samples.labels == label
-        assert sent["counts"][label] == int(rows.sum())
+        assert sent["weights"][label] == int(rows.any())
         if rows.any():
-            np.testing.assert_allclose(sent["means"][label], logits[rows].mean(0).numpy(), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(sent["sums"][label], logits[rows].mean(0).numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_last_epoch_knowledge_counts_every_sample_once(prepared):
-    _, engine = engine_of(prepared, strategy="afd", local_epochs=3, knowledge_pass="last_epoch")
+    _, engine = engine_of(prepared, strategy="afd", aggregation="weighted", local_epochs=3, knowledge_pass="last_epoch")
     client = engine.clients[0]
     client.train(0)
-    assert Message.from_bytes(client.send(0)).arrays["counts"].sum() == len(client.task.samples)
+    assert Message.from_bytes(client.send(0)).arrays["weights"].sum() == len(client.task.samples)
 
 
 def test_an_error_inside_a_client_names_client_round_and_stage(prepared):

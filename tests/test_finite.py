@@ -130,8 +130,8 @@ class TestOneClient:
         _, trainer, _, _ = prepared(strategy="afd")
         engine = trainer.engine
         engine.run_round(0)
-        engine.server.state["teacher"][1, 0, 0] = INF
-        with pytest.raises(TrainingError, match=r"client 1, round \d, receiving: not finite: 'teacher' holds inf"):
+        engine.server.state["sums"][0, 0] = INF
+        with pytest.raises(TrainingError, match=r"client 0, round \d, receiving: not finite: 'sums' holds inf"):
             engine.run_round(1)
 
 

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,19 +71,42 @@ register_aggregation = AGGREGATIONS.register
 
 
 class WeightedAggregation(Aggregation):
-    """A mean with weights that a client knows by itself, so that the sums of weights and of weighted means are enough."""
+    """A mean with weights that a client knows by itself, so that sums of weights and of weighted means are enough.
+
+    Attributes:
+        weight_type: of the weights on the wire.
+    """
 
     additive = True
+    weight_type: type[np.generic] = np.float64
 
     @abstractmethod
     def weights(self, counts: Tensor) -> Tensor:
         """What a client counts for in the mean of a label, of its samples ``[..., T]``, in double precision; 0 without any."""
 
     def teachers(self, means: Tensor, counts: Tensor) -> Tensor:
-        """The sums of the others, one by the other."""
+        """What every client makes of the totals."""
         weights = self.weights(counts)
-        totals = of_others(weights.unsqueeze(-1) * torch.where((counts > 0).unsqueeze(-1), means.double(), 0.0))
-        return totals / of_others(weights).clamp(min=1e-300).unsqueeze(-1)
+        sums = weights.unsqueeze(-1) * torch.where((counts > 0).unsqueeze(-1), means.double(), 0.0)
+        return teacher_of_others(sums.sum(0), weights.sum(0), sums, weights)[0]
+
+
+def teacher_of_others(sums: Tensor, weights: Tensor, own_sums: Tensor, own_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The teacher ``[..., T, T]`` and the mask ``[..., T]`` of known labels that are left of totals without one's own part.
+
+    In double precision the totals of a few thousand clients hold single precision without loss, as good as always, so that
+    nothing of the own part is left.
+
+    Args:
+        sums: weighted means of all clients ``[T, T]``, double precision.
+        weights: weights of all clients ``[T]``.
+        own_sums: a client's own part of the sums ``[..., T, T]``.
+        own_weights: and of the weights ``[..., T]``.
+    """
+    left = weights.double() - own_weights.double()
+    known = left > 1e-9 * weights.double()  # sums of weights that are no whole numbers leave something of rounding
+    teacher = (sums.double() - own_sums.double()) / torch.where(known, left, 1.0).unsqueeze(-1)
+    return torch.where(known.unsqueeze(-1), teacher, 0.0), known
 
 
 @register_aggregation
@@ -90,6 +114,7 @@ class Uniform(WeightedAggregation):
     """Clients alike (FD: Jeong et al.)."""
 
     name = "uniform"
+    weight_type = np.int32
 
     def weights(self, counts: Tensor) -> Tensor:
         """1."""
@@ -101,6 +126,7 @@ class Weighted(WeightedAggregation):
     """Clients by their number of samples of the label."""
 
     name = "weighted"
+    weight_type = np.int32
 
     def weights(self, counts: Tensor) -> Tensor:
         """The samples."""
@@ -181,7 +207,8 @@ def leave_one_out_teachers(means: Tensor, counts: Tensor, aggregation: Aggregati
         Teachers ``[K, T, T]`` and the mask ``[K, T]`` of the labels that at least one other client holds; rows outside
         the mask are 0.
     """
-    known = of_others((counts > 0).double()) > 0
+    present = (counts > 0).int()
+    known = present.sum(0) > present
     teachers = aggregation.teachers(means, counts)
     return torch.where(known.unsqueeze(-1), teachers, 0.0).float(), known
 
@@ -193,18 +220,6 @@ def heard_from(counts: Tensor) -> Tensor:
     """
     others = ~torch.eye(len(counts), dtype=torch.bool, device=counts.device)
     return others.unsqueeze(-1) & (counts > 0)
-
-
-def of_others(values: Tensor) -> Tensor:
-    """For each client the sum over all others: ``[K, ...]`` to the same shape, in time linear in ``K``.
-
-    A sum of those before and of those behind, not a total minus the own part: what a client adds changes the others' sums
-    and never its own, to the last bit.
-    """
-    before, behind = torch.zeros_like(values), torch.zeros_like(values)
-    before[1:] = values[:-1].cumsum(0)
-    behind[:-1] = values[1:].flip(0).cumsum(0).flip(0)
-    return before + behind
 
 
 def similarity_weights(means: Tensor, present: Tensor, temperature: float) -> Tensor:

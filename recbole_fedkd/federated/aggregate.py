@@ -62,14 +62,19 @@ class EveryUpload(Fold):
 
 
 class Sums(Fold):
-    """The sum of every array."""
+    """The sum of every array.
 
-    def __init__(self) -> None:
+    Args:
+        dtype: in which numbers are added up; None: in their own.
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
         self.sums: Tensors = {}
+        self.dtype = dtype
 
     def add(self, upload: Message) -> None:
         """Add its arrays."""
-        self._add({name: torch.tensor(array) for name, array in upload.arrays.items()})
+        self._add({name: torch.tensor(array, dtype=self.dtype) for name, array in upload.arrays.items()})
 
     def merge(self, other: Self) -> None:
         """Add the other's sums."""

@@ -279,7 +279,7 @@ def check_arrays(arrays: Arrays, schema: Schema | None = None) -> None:
                     what += ", of which single precision does not hold the square"
                 raise MessageError("not finite", f"'{_shortened(name)}' holds {what}")
         if spec is not None and spec.counts:
-            if array.size and (least := int(array.min())) < 0:
+            if array.size and (least := array.min()) < 0:
                 raise MessageError("counts", f"'{name}' holds {least}, and a count is not negative")
             if not array.any():
                 raise MessageError("counts", f"'{name}' sums to 0, of which no mean can be taken")

@@ -215,8 +215,11 @@ class ServerLink:
         if self.broadcast is not None and client != SERVER:
             behind = min(self.broadcast.version - self.broadcast.acknowledged.get(client, 0), 2)
         if (behind, round_index) not in self._written:
-            found = message() if self.broadcast is None else self.broadcast.message(behind, round_index)
-            self._written[behind, round_index] = found.to_bytes() if found is not None else b""
+            if self.broadcast is None:
+                self._written[behind, round_index] = self.write(message())
+            else:
+                found = self.broadcast.message(behind, round_index)
+                self._written[behind, round_index] = found.to_bytes() if found is not None else b""
         return self._written[behind, round_index]
 
     def read(self, client: int, message: Message | None, round_index: int) -> Message | None:

@@ -219,7 +219,8 @@ def build_strategy(config: Any, schema: DataSchema, network: nn.Module) -> Strat
             "row_mean=changed sees which rows a client left as they were, which codecs and stages blur; unset one of them"
         )
     labels = len(schema.label_values) if config.attentive else RecBoleTask.labels
-    return kind.of(config, Sizes(schema.clients, labels, schema.item_num))
+    everybody = config["clients_per_round"] is None and config["min_clients"] is None
+    return kind.of(config, Sizes(schema.clients, labels, schema.item_num, everybody))
 
 
 def _check_distillable(config: Any, has_logits: bool) -> None:

@@ -29,11 +29,13 @@ class Sizes:
         clients: number of clients ``K``.
         labels: number of labels ``T``.
         items: number of items ``I``, padding included.
+        everybody: whether every client answers in every round.
     """
 
     clients: int
     labels: int
     items: int
+    everybody: bool = True
 
 
 class Knowledge(ABC):
@@ -46,7 +48,6 @@ class Knowledge(ABC):
     Attributes:
         name: value of the config key ``knowledge``.
         settings_type: dataclass of its keys.
-        additive: whether sums over the clients are all that the server needs.
         of_network: whether it is collected of what a trained network says, batch by batch.
         accumulates: whether a message adds to what the client has been told before.
         exchange_rounds: rounds before there is anything to train by.
@@ -54,7 +55,6 @@ class Knowledge(ABC):
 
     name: str
     settings_type: type = NoSettings
-    additive = False
     of_network = True
     accumulates = False
     exchange_rounds = 0
@@ -66,6 +66,16 @@ class Knowledge(ABC):
     def of(cls, config: Any, sizes: Sizes) -> Self:
         """The kind of knowledge as a config has it."""
         return cls(read_settings(cls.settings_type, config), sizes)
+
+    @property
+    def needs_each(self) -> str | None:
+        """What needs every client's own upload; None: sums over the clients are all that the server needs."""
+        return f"knowledge={self.name}"
+
+    @property
+    def same_for_all(self) -> bool:
+        """Whether the server says the same to every client of a round."""
+        return False
 
     @abstractmethod
     def collect(self, step: Step) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ class FactorKnowledge(Knowledge):
 
     name = "factors"
     settings_type = FactorSettings
-    additive = True
+    needs_each = None
     of_network = False
     accumulates = True
 

@@ -45,7 +45,7 @@ class ItemKnowledge(Knowledge):
 
     name = "item"
     settings_type = ItemSettings
-    additive = True
+    needs_each = None
 
     @property
     def _distils(self) -> bool:

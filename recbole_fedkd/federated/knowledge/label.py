@@ -12,11 +12,13 @@ from torch import Tensor
 from recbole_fedkd.distillation.knowledge import (
     AGGREGATIONS,
     Aggregation,
+    WeightedAggregation,
     label_means,
     label_sums,
     leave_one_out_teachers,
+    teacher_of_others,
 )
-from recbole_fedkd.federated.aggregate import Fold, LatestOfEach
+from recbole_fedkd.federated.aggregate import Fold, LatestOfEach, Sums
 from recbole_fedkd.federated.knowledge.base import Arrays, Knowledge, Sizes, Tensors, register_knowledge
 from recbole_fedkd.federated.message import ArraySpec
 from recbole_fedkd.federated.task import Step
@@ -38,8 +40,10 @@ class LabelSettings:
 class LabelKnowledge(Knowledge):
     """Mean logits per label, ``T x T`` numbers (AFD, FD).
 
-    Up: ``means`` ``[T, T]`` and ``counts`` ``[T]`` (0: absent). Down: ``teacher`` ``[T, T]`` and ``known`` ``[T]``, made of
-    the other clients. A client that is silent is remembered.
+    Where the aggregation is additive, up go ``sums`` ``[T, T]`` (of weighted means) and ``weights`` ``[T]`` (0: absent), down
+    their totals over the clients, the same for all: a client takes its own part off. Else up go ``means`` ``[T, T]`` and
+    ``counts`` ``[T]``, down each client's own ``teacher`` ``[T, T]`` and ``known`` ``[T]``, made of the others. Where not
+    everybody answers, a client that is silent is remembered.
     """
 
     name = "label"
@@ -69,41 +73,84 @@ class LabelKnowledge(Knowledge):
         sums, counts = label_sums(step.logits, clients * labels + step.labels, count * labels)
         return {"sums": sums.view(count, labels, -1), "counts": counts.view(count, labels)}
 
+    @property
+    def needs_each(self) -> str | None:
+        """An aggregation that needs all, or memory of those that are silent."""
+        if not self.aggregation.additive:
+            return f"aggregation={self.settings.aggregation}"
+        return (
+            None
+            if self.sizes.everybody
+            else "knowledge=label, which remembers who is silent (clients_per_round, min_clients),"
+        )
+
+    @property
+    def same_for_all(self) -> bool:
+        """Totals are."""
+        return self.aggregation.additive
+
     def upload(self, collected: Tensors, first: bool) -> Arrays:
-        """Means and counts."""
-        means = label_means(collected["sums"], collected["counts"])
-        return {"means": means.cpu().numpy(), "counts": collected["counts"].int().cpu().numpy()}
+        """Means, or sums of them."""
+        counts, how = collected["counts"], self.aggregation
+        means = label_means(collected["sums"], counts)
+        if not isinstance(how, WeightedAggregation):
+            return {"means": means.cpu().numpy(), "counts": counts.int().cpu().numpy()}
+        weights = how.weights(counts)
+        sums = (weights.unsqueeze(-1) * means.double()).float()
+        return {"sums": sums.cpu().numpy(), "weights": weights.cpu().numpy().astype(how.weight_type)}
 
     def upload_arrays(self) -> dict[str, ArraySpec]:
-        """Means and counts."""
-        labels = self.sizes.labels
+        """Means, or sums of them."""
+        labels, how = self.sizes.labels, self.aggregation
+        if isinstance(how, WeightedAggregation):
+            return {"sums": ArraySpec((labels, labels)), "weights": ArraySpec((labels,), how.weight_type, counts=True)}
         return {"means": ArraySpec((labels, labels)), "counts": ArraySpec((labels,), np.int32, counts=True)}
 
     def empty(self, state: Tensors) -> Fold:
-        """Everybody's latest knowledge."""
-        clients, labels = self.sizes.clients, self.sizes.labels
+        """Totals, or everybody's latest knowledge."""
+        if self.needs_each is None:
+            return Sums(torch.float64)
+        clients = self.sizes.clients
         nothing = {
-            "means": torch.zeros(clients, labels, labels),
-            "counts": torch.zeros(clients, labels, dtype=torch.int32),
+            name: torch.from_numpy(np.zeros((clients, *spec.shape), spec.dtype))
+            for name, spec in self.upload_arrays().items()
         }
-        return LatestOfEach({name: state.get(name, value) for name, value in nothing.items()})
+        return LatestOfEach({name: state.get(f"latest_{name}", value) for name, value in nothing.items()})
 
     def step(self, state: Tensors, statistics: Tensors) -> dict[str, Tensor]:
-        """Every client's teacher, made of the others."""
-        means, counts = statistics["means"], statistics["counts"]
-        teachers, known = leave_one_out_teachers(means, counts, self.aggregation)
-        return {"means": means, "counts": counts, "teacher": teachers, "known": known}
+        """Totals, or every client's teacher, made of the others."""
+        if self.needs_each is None:
+            return dict(statistics)
+        latest = {f"latest_{name}": value for name, value in statistics.items()}
+        if self.same_for_all:
+            return latest | {name: value.double().sum(0) for name, value in statistics.items()}
+        teachers, known = leave_one_out_teachers(statistics["means"], statistics["counts"], self.aggregation)
+        return latest | {"teacher": teachers, "known": known}
 
     def download_arrays(self) -> dict[str, ArraySpec]:
-        """A teacher."""
-        labels = self.sizes.labels
+        """Totals, or a teacher."""
+        labels, how = self.sizes.labels, self.aggregation
+        if isinstance(how, WeightedAggregation):
+            return {"sums": ArraySpec((labels, labels), np.float64), "weights": ArraySpec((labels,), how.weight_type)}
         return {"teacher": ArraySpec((labels, labels)), "known": ArraySpec((labels,), np.bool_)}
 
     def download(self, state: Tensors, client: int, round_index: int) -> Arrays:
-        """The client's teacher."""
-        if "teacher" not in state:
+        """Totals, or the client's teacher."""
+        arrays = self.download_arrays()
+        if not arrays.keys() <= state.keys():
             return {}
-        return {"teacher": state["teacher"][client].cpu().numpy(), "known": state["known"][client].cpu().numpy()}
+        said = {name: state[name] if self.same_for_all else state[name][client] for name in arrays}
+        return {name: value.cpu().numpy().astype(arrays[name].dtype) for name, value in said.items()}
+
+    def understood(self, received: Tensors, own: Tensors, fresh: bool) -> dict[str, Tensor]:
+        """The teacher that the other clients make."""
+        if "sums" not in received:
+            return dict(received)
+        sums, weights = received["sums"], received["weights"]
+        nothing = torch.zeros_like(sums), torch.zeros_like(weights)
+        own_part = (own["sums"], own["weights"]) if "sums" in own else nothing
+        teacher, known = teacher_of_others(sums, weights, *own_part)
+        return {"teacher": teacher.float(), "known": known}
 
     def teacher(self, received: Tensors, step: Step) -> tuple[Tensor | None, Tensor | None]:
         """The row of the sample's label."""

@@ -1,6 +1,6 @@
 """Strategies: how clients learn together. A new one registers itself here and nowhere else."""
 
-from recbole_fedkd.federated.strategy.base import LocalResult, ServerState, Strategy, to_tensors
+from recbole_fedkd.federated.strategy.base import LocalResult, ServerState, Strategy, check_additive, to_tensors
 from recbole_fedkd.federated.strategy.federated_averaging import (
     FederatedAveraging,
     GlobalDistillation,
@@ -23,4 +23,4 @@ for _strategy in (
 ):
     register_strategy(_strategy)
 
-__all__ = ["STRATEGIES", "LocalResult", "ServerState", "Strategy", "register_strategy", "to_tensors"]
+__all__ = ["STRATEGIES", "LocalResult", "ServerState", "Strategy", "check_additive", "register_strategy", "to_tensors"]

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.aggregate import EveryUpload, Fold
 from recbole_fedkd.federated.knowledge import KNOWLEDGE, Knowledge, Sizes
 from recbole_fedkd.federated.message import Message, Schema
@@ -57,7 +58,6 @@ class Strategy(ABC):
         trains_teacher: whether every client keeps a larger network that never leaves it beside the one that travels.
         taught_by_received: whether the network that came down teaches the one that is trained; needs ``AttentiveTask``.
         remembers_sent: whether clients keep what they have sent, to take it off what comes down.
-        same_for_all: whether the server says the same to every client of a round.
     """
 
     name: str
@@ -67,7 +67,6 @@ class Strategy(ABC):
     trains_teacher = False
     taught_by_received = False
     remembers_sent = False
-    same_for_all = False
 
     def __init__(self, settings: Any = None, knowledge: Knowledge | None = None) -> None:
         self.settings = settings if settings is not None else self.settings_type()
@@ -84,6 +83,11 @@ class Strategy(ABC):
         """What clients exchange, where they do."""
         assert self._knowledge is not None
         return self._knowledge
+
+    @property
+    def same_for_all(self) -> bool:
+        """Whether the server says the same to every client of a round."""
+        return False
 
     @property
     def serves_aggregate(self) -> bool:
@@ -103,9 +107,9 @@ class Strategy(ABC):
         """What goes up after local training; None if the client has nothing to say."""
 
     @property
-    def additive(self) -> bool:
-        """Whether sums over the clients are all that the server needs; if not, it needs every client's own upload."""
-        return False
+    def needs_each(self) -> str | None:
+        """What needs every client's own upload; None: sums over the clients are all that the server needs."""
+        return f"strategy={self.name}"
 
     def aggregate(self, state: ServerState, uploads: list[Message]) -> ServerState:
         """The server's next state from this round's uploads; clients that sent nothing keep their last word."""
@@ -176,6 +180,15 @@ class Strategy(ABC):
     def installed(self, received: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Parameters and buffers that a client takes over from what it understood, before it trains."""
         return {}
+
+
+def check_additive(strategy: Strategy, asked: str) -> None:
+    """Raise :class:`InputError` if a strategy needs every client's own upload, where ``asked`` lets sums alone through."""
+    if strategy.needs_each is not None:
+        raise InputError(
+            f"{asked} tells the server sums over the clients and nothing else, but {strategy.needs_each} needs every client's "
+            "own; unset one of them"
+        )
 
 
 def to_tensors(arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, Tensor]:

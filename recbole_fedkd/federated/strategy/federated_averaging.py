@@ -76,9 +76,9 @@ class FederatedAveraging(Strategy):
         return bool(self.settings.serve_after == "aggregation")
 
     @property
-    def additive(self) -> bool:
-        """Unless rows count where a client has changed them, which nothing but the client's own network tells."""
-        return bool(self.settings.row_mean == "all")
+    def needs_each(self) -> str | None:
+        """Rows that count where a client has changed them, which nothing but the client's own network tells."""
+        return "row_mean=changed" if self.settings.row_mean == "changed" else None
 
     def initial_state(self, shared: SharedState) -> ServerState:
         """The network that every client starts from."""

@@ -93,9 +93,14 @@ class AttentiveFederatedDistillation(Strategy):
         return Message("knowledge", round_index, client, arrays) if arrays else None
 
     @property
-    def additive(self) -> bool:
+    def needs_each(self) -> str | None:
         """As the kind of knowledge says."""
-        return self.knowledge.additive
+        return self.knowledge.needs_each
+
+    @property
+    def same_for_all(self) -> bool:
+        """As the kind of knowledge says."""
+        return self.knowledge.same_for_all
 
     def empty(self, state: ServerState, samples: Mapping[int, int]) -> Fold:
         """As the kind of knowledge says."""

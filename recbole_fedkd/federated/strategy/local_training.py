@@ -16,6 +16,7 @@ class LocalTraining(Strategy):
     """No exchange: no message in either direction, the network's own loss as objective."""
 
     name = "local"
+    needs_each = None
 
     def download(self, state: ServerState, client: int, round_index: int) -> Message | None:
         """Nothing."""
