@@ -41,17 +41,17 @@ def forgotten():
 
 def test_every_plugin_of_the_docs_is_tried_and_short():
     assert {file.stem for file in FOLDER.glob("*.py")} == RUNS.keys()
-    assert all(len(file.read_text().splitlines()) < 40 for file in FOLDER.glob("*.py"))
+    assert all(len(file.read_text().splitlines()) < 45 for file in FOLDER.glob("*.py"))
 
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("engine", ["local", "fleet"])
-def test_a_plugin_runs_and_its_key_counts(run, name, engine, caplog):
+def test_a_plugin_runs_and_its_key_counts(run, name, engine):
     key, value, other, rest = RUNS[name]
     keys = {"plugins": [str(FOLDER / f"{name}.py")], "epochs": 2, "engine": engine, "saved": False, **rest}
     found, changed = run(**keys, **{key: value}), run(**keys, **{key: other})
     assert found["config"][key] == value
-    assert "engine local does" not in caplog.text
+    assert found["engine"] == engine
     assert [found["best_valid_score"], found["rounds"][-1]["loss"]] != [
         changed["best_valid_score"],
         changed["rounds"][-1]["loss"],

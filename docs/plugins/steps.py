@@ -28,6 +28,10 @@ class Steps(Codec):
         codes = np.rint(array / np.float32(self.settings.step_size))
         return {"codes": codes.astype(np.int8)} if array.size and np.abs(codes).max() <= 127 else None
 
+    def error_bound(self, array):
+        """Half a step a number."""
+        return np.sqrt(array.size) * self.settings.step_size / 2 * (1 + 1e-4)
+
     def shape_of(self, parts):
         """As it came."""
         return parts["codes"].shape
