@@ -74,3 +74,13 @@ def memory_watched(config: Any) -> Iterator[None]:
         )
         given = ", ".join(f"{key}={shown(config[key])}" for key in keys if config[key] is not None)
         raise TrainingError(f"memory has ended; smaller values of these need less: {given}") from error
+
+
+def refuse_mixed_precision(config: Any, error: Exception) -> None:
+    """Raise :class:`TrainingError` if an error is that of operations that torch has in single precision only."""
+    reason = str(error)
+    if config["enable_amp"] and ("dtype" in reason or "scalar type" in reason):
+        raise TrainingError(
+            f"enable_amp=True does not go with model '{config['model']}', parts of which are computed in single precision only "
+            f"({reason}); set enable_amp=False"
+        ) from error

@@ -6,10 +6,11 @@ lines and curves in many places, of which several lie in the middle of long meth
 
 from __future__ import annotations
 
+import json
 import logging
 import re
-from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 _TOLD = re.compile(r"(?<=epoch )\d+(?=(?: training| evaluating)?\b)")
@@ -103,3 +104,31 @@ def record_of(values: Mapping[str, Any]) -> EpochRecord:
     if any(len(pair) != 2 for pair in record.clients.values()):
         raise ValueError("a record of an epoch has other than two byte counts for a client")
     return record
+
+
+OF_CLIENTS = ("clients", "missing")
+"""Parts of a record that say something of every client, and are kept apart from checkpoints."""
+
+
+def without_clients(record: EpochRecord) -> dict[str, Any]:
+    """What a checkpoint holds of a record."""
+    return {name: value for name, value in asdict(record).items() if name not in OF_CLIENTS}
+
+
+def client_line(number: int, record: EpochRecord) -> dict[str, Any] | None:
+    """What a round cost every client, as a line of JSON; None if there is nothing to say."""
+    parts = {name: getattr(record, name) for name in OF_CLIENTS if getattr(record, name)}
+    return {"round": number, **parts} if parts else None
+
+
+def add_clients(records: Sequence[EpochRecord], lines: bytes) -> list[EpochRecord]:
+    """Records with what :func:`client_line` has said of their rounds; raises TypeError or ValueError for other lines."""
+    found = list(records)
+    for line in lines.splitlines():
+        told_of = json.loads(line)
+        place = told_of["round"] - 1
+        if place < 0:
+            raise ValueError("a line speaks of a round before the first")
+        parts = {name: {int(number): value for number, value in told_of.get(name, {}).items()} for name in OF_CLIENTS}
+        found[place] = record_of({**without_clients(found[place]), **parts})
+    return found

@@ -240,3 +240,21 @@ def test_the_split_is_the_same_for_every_model(prepared):
 
     rows = test_rows("AttnFedKD")
     assert rows == test_rows("AttnStudent") == test_rows("WideDeep", label_mode="threshold")
+
+
+def test_nothing_of_a_trainer_changes_while_a_protocol_judges(prepared, monkeypatch):
+    from recbole_fedkd.evaluation import Judge
+
+    config, trainer, _, evaluations = prepared("AttnFedKD", metrics=["MAE", "NDCG"])
+    before, seen = dict(vars(trainer)), []
+    kept = ("config", "eval_collector", "evaluator", "eval_type")
+
+    def judged(self, *arguments):
+        seen.append((self.config, [vars(trainer)[name] is before[name] for name in kept]))
+        return original(self, *arguments)
+
+    original = Judge.judged
+    monkeypatch.setattr(Judge, "judged", judged)
+    trainer.evaluate(evaluations[1], load_best_model=False)
+    assert [told is protocol.config for (told, _), protocol in zip(seen, evaluations[1], strict=True)] == [True, True]
+    assert all(all(same) for _, same in seen) and trainer.config is config

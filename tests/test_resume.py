@@ -219,7 +219,7 @@ def test_a_checkpoint_holds_no_interaction_row(run, data_path, model):
 
 
 def test_two_runs_started_in_the_same_second_share_no_folder(run, monkeypatch):
-    import recbole_fedkd.trainer as trainer
+    import recbole_fedkd.trainer.checkpointed as trainer
 
     monkeypatch.setattr(trainer, "get_local_time", lambda: "Jan-01-2026_00-00-00")
     one, other = run(epochs=1), run(epochs=1)
@@ -335,3 +335,53 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path):
     assert torch.load(file, weights_only=True) == {"epoch": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["last.pth"]
     shutil.rmtree(tmp_path)
+
+
+class TestWhatSingleClientsCost:
+    """It lies beside the checkpoints, a line a round, and is that of a run never stopped."""
+
+    KEYS = {"strategy": "afd", "clients_per_round": 2}
+
+    def test_a_checkpoint_does_not_grow_by_it(self, run):
+        result = run(epochs=3, **self.KEYS)
+        folder = Path(result["run_folder"])
+        lines = (folder / "clients.jsonl").read_text().splitlines()
+        assert [json.loads(line)["round"] for line in lines] == [1, 2, 3]
+        told = [{int(number): pair for number, pair in json.loads(line)["clients"].items()} for line in lines]
+        assert told == result["communication"]["clients_per_round"]
+        for record in read_checkpoint(folder)["records"]:
+            assert "clients" not in record and "missing" not in record
+
+    def test_a_resumed_run_knows_it_of_all_rounds(self, run):
+        whole, part = run(epochs=4, **self.KEYS), run(epochs=2, **self.KEYS)
+        folder = Path(part["run_folder"])
+        # A round that was not finished: its line was written and the checkpoint was not.
+        with (folder / "clients.jsonl").open("a") as file:
+            file.write('{"round": 3, "clients": {"0": [1')
+        before = (folder / "clients.jsonl").read_bytes()
+        resumed = run(epochs=4, resume=str(folder), **self.KEYS)
+        assert resumed["communication"] == whole["communication"]
+        assert (folder / "clients.jsonl").read_bytes() == before
+        of_both = [(Path(each["run_folder"]) / "clients.jsonl").read_bytes() for each in (whole, resumed)]
+        assert of_both[0] == of_both[1]
+
+    def test_a_checkpoint_that_was_copied_alone_goes_on_without_it(self, run, tmp_path, caplog):
+        whole, part = run(epochs=3, **self.KEYS), run(epochs=2, **self.KEYS)
+        copy = tmp_path / "copy"
+        copy.mkdir()
+        for file in Path(part["run_folder"]).glob("*.pth"):
+            shutil.copy(file, copy)
+        resumed = run(epochs=3, resume=str(copy), **self.KEYS)
+        assert "lies no clients.jsonl" in caplog.text
+        assert resumed["test_result"] == whole["test_result"]
+        per_round = resumed["communication"]["clients_per_round"]
+        assert per_round[:2] == [{}, {}] and per_round[2] == whole["communication"]["clients_per_round"][2]
+        again = run(epochs=4, resume=resumed["run_folder"], **self.KEYS)
+        assert again["communication"]["clients_per_round"][:3] == per_round
+
+    @pytest.mark.parametrize("damage", [b"", b"{}", b"\x00", b'{"round": 1, "clients": {}}\n'])
+    def test_another_file_in_its_place_is_refused(self, run, damage):
+        part = run(epochs=2, **self.KEYS)
+        (Path(part["run_folder"]) / "clients.jsonl").write_bytes(damage * 3)
+        with pytest.raises(InputError, match=r"clients.jsonl' is damaged, or that of another run"):
+            run(epochs=3, resume=part["run_folder"], **self.KEYS)

@@ -4,6 +4,7 @@ Nothing in a checkpoint is trusted: it is read without running code, checked aga
 file to open.
 """
 
+from recbole_fedkd.checkpoint.growing import CLIENTS, GrowingRecord, read_growing
 from recbole_fedkd.checkpoint.reading import (
     BEST,
     CHECKPOINT_VERSION,
@@ -24,10 +25,12 @@ from recbole_fedkd.checkpoint.state import check_optimizer, load_parameters, ran
 __all__ = [
     "BEST",
     "CHECKPOINT_VERSION",
+    "CLIENTS",
     "LAST",
     "RESUMABLE_KEYS",
     "ROWS",
     "Checkpoint",
+    "GrowingRecord",
     "best_checkpoint",
     "check_optimizer",
     "check_same_config",
@@ -38,6 +41,7 @@ __all__ = [
     "places_beside",
     "random_state",
     "read_checkpoint",
+    "read_growing",
     "read_sealed",
     "restore_random",
     "restored",

@@ -79,6 +79,16 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: isinstance(value, list) and all(isinstance(each, dict) for each in value),
         "a list of dicts",
     ),
+    "clients": (
+        lambda value: (
+            isinstance(value, dict)
+            and value.keys() == {"bytes", "digest"}
+            and isinstance(value["bytes"], int)
+            and value["bytes"] >= 0
+            and isinstance(value["digest"], str)
+        ),
+        "the length and digest of a file",
+    ),
     "state_dict": (_tensors, "tensors by name"),
     "other_parameter": (
         lambda value: isinstance(value, dict) and _tensors({k: v for k, v in value.items() if v is not None}),

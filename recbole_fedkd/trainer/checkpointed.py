@@ -1,4 +1,4 @@
-"""Trainers: RecBole's ``Trainer`` with safe checkpoints, resume and several protocols; ``FedKDTrainer`` trains by rounds.
+"""RecBole's ``Trainer`` with safe checkpoints, resume and several protocols.
 
 RecBole writes a checkpoint only when the best epoch improves, pickles the config (and, for DIN, the training set) into
 it, and resumes from the best epoch. Here ``best.pth`` and ``last.pth`` are plain dictionaries in a folder of the run's
@@ -19,19 +19,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from recbole.data.interaction import Interaction
-from recbole.trainer import PretrainTrainer, TraditionalTrainer, Trainer
-from recbole.utils import EvaluatorType, get_local_time, get_trainer, set_color
+from recbole.trainer import PretrainTrainer, Trainer
+from recbole.utils import get_local_time, set_color
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from recbole_fedkd.checkpoint import (
     BEST,
     CHECKPOINT_VERSION,
+    CLIENTS,
     LAST,
     ROWS,
     Checkpoint,
+    GrowingRecord,
     best_checkpoint,
     check_optimizer,
     check_same_config,
@@ -40,6 +40,7 @@ from recbole_fedkd.checkpoint import (
     load_parameters,
     random_state,
     read_checkpoint,
+    read_growing,
     restore_random,
     restored,
     sealed,
@@ -48,31 +49,24 @@ from recbole_fedkd.checkpoint import (
 )
 from recbole_fedkd.compat import recbole_warnings_silenced
 from recbole_fedkd.data.fingerprint import Fingerprint
-from recbole_fedkd.data.partition import held_out_clients
-from recbole_fedkd.engine import (
-    FleetEngine,
-    LocalEngine,
-    RoundReport,
-)
-from recbole_fedkd.errors import InputError, TrainingError, listed
-from recbole_fedkd.evaluation import (
-    DISTRIBUTION,
-    EvaluationData,
-    JudgedRows,
-    LabelCollector,
-    PlainEvaluator,
-    Protocol,
-    merged,
-    user_values,
-)
-from recbole_fedkd.federation import Population, build_engine
+from recbole_fedkd.errors import InputError, TrainingError
+from recbole_fedkd.evaluation import EvaluationData, Judge, JudgedRows, LabelCollector, merged
 from recbole_fedkd.files import remove_temporaries, writable_folder, write_bytes
 from recbole_fedkd.finite import NotFiniteError, check_trained, learner_of
-from recbole_fedkd.model import (
-    Bias,
-)
+from recbole_fedkd.limits import refuse_mixed_precision
 from recbole_fedkd.model.learner import build_optimizer
-from recbole_fedkd.rounds import Epoch, EpochRecord, NumberedBoard, NumberedCurves, NumberedLogger, record_of, told
+from recbole_fedkd.rounds import (
+    Epoch,
+    EpochRecord,
+    NumberedBoard,
+    NumberedCurves,
+    NumberedLogger,
+    add_clients,
+    client_line,
+    record_of,
+    told,
+    without_clients,
+)
 
 
 def new_run_name(config: Any) -> str:
@@ -105,7 +99,7 @@ class CheckpointTrainer(Trainer):
         self.run_folder = Path(config["checkpoint_dir"]) / (config["run_name"] or new_run_name(config))
         self.saved_model_file = str(self.run_folder / BEST)
         self.records: list[EpochRecord] = []
-        self._judges: dict[str, tuple[LabelCollector, PlainEvaluator]] = {}
+        self._judges: dict[str, Judge] = {}
         self._train_data: Any = None
         self._resumed_random: dict[str, Any] | None = None
         self._latest_valid_result: dict[str, float] | None = None
@@ -113,6 +107,7 @@ class CheckpointTrainer(Trainer):
         self._has_valid_data = False
         self._resumed_from: tuple[Checkpoint, Checkpoint | None] | None = None
         self._best_digest: str | None = None
+        self._of_clients = GrowingRecord()
         self._fingerprint: Fingerprint | None = None
         self.best_epoch: int | None = None
         self.protocols: dict[str, str] = {}
@@ -125,7 +120,6 @@ class CheckpointTrainer(Trainer):
         # RecBole takes min(eval_step, epochs): a run stopped early would evaluate where the whole run does not.
         self.eval_step = config["eval_step"]
         self.eval_collector = self._collector(config)
-        self.evaluator = PlainEvaluator(config)
 
     def _build_optimizer(self, **kwargs: Any) -> Optimizer:
         if str(self.learner).lower() == "sparse_adam" or kwargs:
@@ -216,6 +210,9 @@ class CheckpointTrainer(Trainer):
             improved = self.best_epoch == epoch
             if improved:
                 self._best_digest = None
+            line = client_line(told(epoch), self.records[-1])
+            if line is not None:
+                self._of_clients.append(line, self.run_folder / CLIENTS)
             content = sealed(self._state(epoch))
             write_bytes(content, self.run_folder / LAST)
             if improved:
@@ -248,20 +245,11 @@ class CheckpointTrainer(Trainer):
                     f"learner '{self.config['learner']}' does not go with the gradients of model '{self.config['model']}' "
                     f"({reason}); set another learner"
                 ) from error
-            self._refuse_mixed_precision(error)
+            refuse_mixed_precision(self.config, error)
             if "overflow" not in reason:  # what torch says of a step too large for its numbers
                 raise
             raise NotFiniteError(f"epoch {told(epoch_idx)}: {reason} ({learner_of(self.optimizer)})") from error
         return loss
-
-    def _refuse_mixed_precision(self, error: Exception) -> None:
-        """Raise :class:`TrainingError` if an error is that of operations that torch has in single precision only."""
-        reason = str(error)
-        if self.config["enable_amp"] and ("dtype" in reason or "scalar type" in reason):
-            raise TrainingError(
-                f"enable_amp=True does not go with model '{self.config['model']}', parts of which are computed in single "
-                f"precision only ({reason}); set enable_amp=False"
-            ) from error
 
     def _record(self, seconds: float, loss: float) -> EpochRecord:
         return EpochRecord(seconds, loss)
@@ -296,33 +284,32 @@ class CheckpointTrainer(Trainer):
             pretrained = Path(self.saved_model_file).parent != self.run_folder
             self.load_model(model_file or (self.saved_model_file if pretrained else self.run_folder))
         if not isinstance(eval_data, EvaluationData):
-            plain: OrderedDict[str, float] = super().evaluate(
-                eval_data, load_best_model=False, show_progress=show_progress
-            )
-            return plain
+            return self._judge(self.config, self.eval_collector).judged(self.model, eval_data, show_progress)
         result: OrderedDict[str, float] = OrderedDict()
         of_users = []
         rows = None
         for protocol in eval_data:
-            with self._judged_by(protocol, eval_data.train_data):
-                part = super().evaluate(protocol.loader, load_best_model=False, show_progress=show_progress) or {}
-                self.protocols.update(dict.fromkeys(part, protocol.name))
-                rows = rows or self.eval_collector.judged_rows
-                result.update(part)
-                if self.keeps_users:
-                    of_users.append(self._user_values(protocol))
+            judge = self._judges.get(protocol.name)
+            if judge is None:
+                collector = self._collector(protocol.config, protocol.labels)
+                collector.data_collect(eval_data.train_data)
+                judge = self._judges[protocol.name] = self._judge(protocol.config, collector)
+            part = judge.judged(self.model, protocol.loader, show_progress)
+            self.protocols.update(dict.fromkeys(part, protocol.name))
+            rows = rows or judge.eval_collector.judged_rows
+            result.update(part)
+            if protocol.config["user_metrics"]:
+                of_users.append(judge.of_users(protocol.loader))
         self.judged_rows = rows
         self.user_metrics = merged(of_users, self._client_of_user()) if of_users else None
         return result
 
+    def _judge(self, config: Any, collector: LabelCollector) -> Judge:
+        return Judge(config, collector, self.device, self.wandblogger)
+
     def _client_of_user(self) -> NDArray[np.int64] | None:
         """Client of every user id, ``[users]``; None without a federation."""
         return None
-
-    def _user_values(self, protocol: Protocol) -> Any:
-        evaluator, ranked = self.evaluator, protocol.config["eval_type"] == EvaluatorType.RANKING
-        users = np.asarray(protocol.loader.uid_list, dtype=np.int64) if ranked else None
-        return user_values(evaluator.metric_class, evaluator.judged, protocol.config["topk"], users)
 
     def load_model(self, file: str | Path) -> None:
         """Load the parameters of a checkpoint file, or of a run folder's best one, into the model, ready to predict.
@@ -334,57 +321,6 @@ class CheckpointTrainer(Trainer):
         load_parameters(self.model, checkpoint.state, checkpoint.file)
         self.model.eval()
         self.logger.info(f"Loading model structure and parameters from {checkpoint.file}")
-
-    @contextmanager
-    def _judged_by(self, protocol: Protocol, train_data: Any) -> Iterator[None]:
-        """RecBole's evaluation reads these attributes; a protocol has its own."""
-        if protocol.name not in self._judges:
-            collector = self._collector(protocol.config, protocol.labels)
-            collector.data_collect(train_data)
-            self._judges[protocol.name] = (collector, PlainEvaluator(protocol.config))
-        kept: tuple[Any, ...] = self.config, self.eval_collector, self.evaluator, self.eval_type
-        self.config, self.eval_type = protocol.config, protocol.config["eval_type"]
-        self.eval_collector, self.evaluator = self._judges[protocol.name]
-        try:
-            yield
-        finally:
-            self.config, self.eval_collector, self.evaluator, self.eval_type = kept
-
-    def _full_sort_batch_eval(self, batched_data: Any) -> Any:
-        judged = super()._full_sort_batch_eval(batched_data)
-        scores, history = judged[1], batched_data[1]
-        masked = len(scores) + (len(history[0]) if history is not None else 0)  # the padding item, and what users know
-        self.eval_collector.see_scores(scores, batched_data[0][self.config["USER_ID_FIELD"]], masked)
-        return judged
-
-    def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
-        if self.config["eval_type"] != EvaluatorType.VALUE:
-            return self._rank_candidates(batched_data)
-        if not hasattr(self.model, "predict_distribution"):
-            interaction, scores, positive_u, positive_i = super()._neg_sample_batch_eval(batched_data)
-            scores = scores.flatten()  # some models score [batch, 1]
-        else:
-            interaction, _, positive_u, positive_i = batched_data
-            interaction = interaction.to(self.device)
-            distribution: Tensor = self.model.predict_distribution(interaction)
-            interaction.update(Interaction({DISTRIBUTION: distribution}))
-            scores = distribution @ self.model.label_values
-        self.eval_collector.see_scores(scores, interaction[self.config["USER_ID_FIELD"]])
-        return interaction, scores, positive_u, positive_i
-
-    def _rank_candidates(self, batched_data: Any) -> Any:
-        """As RecBole's, which takes scores ``[batch]`` of 32 bits only; those of some models have 64, or are ``[batch, 1]``."""
-        interaction, places, positive_users, positive_items = batched_data
-        if interaction.length <= self.test_batch_size:
-            given = self.model.predict(interaction.to(self.device))
-        else:
-            given = self._spilt_predict(interaction, interaction.length)
-        given = given.flatten()
-        self.eval_collector.see_scores(given, interaction[self.config["USER_ID_FIELD"]])
-        shape = int(positive_users[-1]) + 1, self.tot_item_num
-        scores = torch.full(shape, -torch.inf, dtype=given.dtype, device=self.device)
-        scores[places, interaction[self.config["ITEM_ID_FIELD"]]] = given
-        return interaction, scores, positive_users, positive_items
 
     # Checkpoints
 
@@ -404,7 +340,8 @@ class CheckpointTrainer(Trainer):
             "best_digest": self._best_digest,
             "best_valid_result": dict(self.best_valid_result) if self.best_valid_result is not None else None,
             "train_loss": dict(self.train_loss_dict),
-            "records": [asdict(record) for record in self.records],
+            "records": [without_clients(record) for record in self.records],
+            "clients": self._of_clients.state(),
             "state_dict": self.model.state_dict(),
             "other_parameter": other,
             "training": self._training_state(),
@@ -450,6 +387,8 @@ class CheckpointTrainer(Trainer):
             return
         last, best = self._resumed_from
         self._resumed_from = None
+        if self._of_clients.begun:
+            write_bytes(self._of_clients.begun, self.run_folder / CLIENTS)
         # As after an epoch: the state first where it is its own best, and its best one first where it is not.
         if best is not None and best is not last:
             write_bytes(best.content, Path(self.saved_model_file))
@@ -476,6 +415,7 @@ class CheckpointTrainer(Trainer):
         with restored(last.file):
             self._restore_training(state["training"])
             self.records = [record_of(record) for record in state["records"]]
+            self._take_clients(last)
         self.start_epoch = state["epoch"] + 1
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
@@ -489,151 +429,17 @@ class CheckpointTrainer(Trainer):
             remove_temporaries(Path(resume_file))
         self.logger.info(f"Checkpoint loaded. Training goes on with number {told(self.start_epoch)}")
 
+    def _take_clients(self, checkpoint: Checkpoint) -> None:
+        """What single clients cost in the rounds of a checkpoint, from the file beside it."""
+        lines = read_growing(checkpoint.file.with_name(CLIENTS), checkpoint.state["clients"])
+        if lines is None:
+            self.logger.warning(
+                f"beside '{checkpoint.file}' lies no {CLIENTS}: what single clients cost so far is not known"
+            )
+        self._of_clients = GrowingRecord(lines or b"")
+        self.records = add_clients(self.records, self._of_clients.begun)
+
     def _loader_generators(self) -> list[torch.Generator]:
         """Generators of the training loader and of the loaders inside it (knowledge-aware models have two)."""
         loaders = [self._train_data, *vars(self._train_data).values()] if self._train_data is not None else []
         return [loader.generator for loader in loaders if isinstance(loader, torch.utils.data.DataLoader)]
-
-
-class FedKDTrainer(CheckpointTrainer):
-    """Trains a population: one epoch is one communication round.
-
-    Args:
-        config: the run's ``FedKDConfig``.
-        model: the population.
-
-    Attributes:
-        engine: runs the rounds; built by :meth:`prepare`.
-        idle_clients: clients without a training sample. They take part in no round; their users are served by the
-            initial network, or by the server's where the strategy shares one.
-        strangers: clients that are held out; they come when training is over (``strangers.py``).
-        fallback: why another engine than the one asked for runs the rounds; None where it does.
-    """
-
-    model: Population
-    epoch_word = "round"
-
-    def __init__(self, config: Any, model: Population) -> None:
-        self._homes = model.client_of_user
-        super().__init__(config, model)
-        self.engine: LocalEngine | FleetEngine | None = None
-        self.idle_clients: list[int] = []
-        self.strangers: list[int] = []
-        self.fallback: str | None = None
-        self._resumed_training: dict[str, Any] | None = None
-        self._report = RoundReport(0.0)
-
-    def _build_optimizer(self, **kwargs: Any) -> Any:
-        """None: every client has an optimiser of its own."""
-        return None
-
-    def prepare(self, train_data: Any) -> LocalEngine | FleetEngine:
-        """Give every client its users' samples, its network and its optimiser; the engine that runs them.
-
-        Args:
-            train_data: the training loader.
-
-        Raises:
-            InputError: a strategy that distils, over a model without a click probability to distil.
-        """
-        config = self.config
-        engine = build_engine(config, self.model, train_data._dataset)
-        clients = int(self.model.client_of_user.max()) + 1
-        self.strangers = held_out_clients(clients, config["holdout_clients"], config["seed"]).tolist()
-        engine.held_out = frozenset(self.strangers)
-        if not engine.samples:
-            raise InputError(
-                f"holdout_clients={config['holdout_clients']} keeps every client that has a training sample out of training"
-            )
-        self.idle_clients = [number for number, size in engine.sizes.items() if not size]
-        if self.idle_clients:
-            served = "the server's" if engine.server.strategy.serves_aggregate else "the initial"
-            self.logger.warning(
-                f"{len(self.idle_clients)} client(s) hold no training sample ({listed(self.idle_clients)}): they take part in "
-                f"no round, their users are served by {served} network"
-            )
-        return engine
-
-    def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:
-        """Train by rounds; arguments and result as in RecBole."""
-        if self.engine is None:
-            self.engine = self.prepare(train_data)
-        if self._resumed_training is not None:
-            with restored(self.config["resume"]):
-                self.engine.load_state_dict(self._resumed_training)
-            self._resumed_training = None
-        return super().fit(train_data, *args, **kwargs)
-
-    def _train_once(self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool) -> float:
-        assert self.engine is not None
-        samples = self.engine.samples
-        chosen = self.engine.server.choose(list(samples), epoch_idx)
-        bar = tqdm(
-            total=sum(samples[number] for number in chosen) * self.config["local_epochs"],
-            ncols=100,
-            desc=set_color(f"Round {told(epoch_idx):>5}", "pink"),
-            unit="sample",
-            unit_scale=True,
-            disable=not show_progress,
-        )
-        moved = 0
-
-        def on_step(count: int) -> None:
-            bar.update(count)
-
-        def on_bytes(count: int) -> None:
-            nonlocal moved
-            moved += count
-            bar.set_postfix_str(f"{moved} B")
-
-        with bar:
-            try:
-                report = self.engine.run_round(epoch_idx, on_step, on_bytes)
-            except RuntimeError as error:
-                self._refuse_mixed_precision(error)
-                raise
-            left = np.mean([record.seconds for record in self.records] or [bar.format_dict["elapsed"]])
-            left *= self.epochs - epoch_idx - 1
-            bar.set_postfix_str(f"loss {report.loss:.4f}, {moved} B, <= {left:.0f} s left")
-        self._report = report
-        if report.missing:
-            left_out = f"{len(report.missing)} of {len(chosen)} clients left out"
-            self.logger.warning(f"round {told(epoch_idx)}: {left_out}: {report.reasons}")
-        self.tensorboard.add_scalar("Bytes/Round", report.total_bytes, epoch_idx)
-        return report.loss
-
-    def _client_of_user(self) -> NDArray[np.int64] | None:
-        # Anything with `predict` may be judged in the population's place, strangers are.
-        return self._homes.cpu().numpy() if hasattr(self.model, "client_of_user") else None
-
-    def _record(self, seconds: float, loss: float) -> EpochRecord:
-        report = self._report
-        down, up = sum(report.bytes_down.values()), sum(report.bytes_up.values())
-        clients = {number: [report.bytes_down[number], report.bytes_up[number]] for number in report.bytes_down}
-        return EpochRecord(
-            seconds, loss, down, up, clients, codec_error=report.codec_error, missing=dict(report.missing)
-        )
-
-    def _training_state(self) -> dict[str, Any]:
-        assert self.engine is not None
-        return self.engine.state_dict()
-
-    def _restore_training(self, state: dict[str, Any]) -> None:
-        # The clients exist only once fit has the training data.
-        self._resumed_training = state
-
-
-def trainer_class(config: Any) -> type[CheckpointTrainer]:
-    """Trainer of a config's model: ours for the federation, RecBole's with our checkpoints for everything else."""
-    if config["strategy"] != "central":
-        return FedKDTrainer
-    recbole_trainer = get_trainer(config["MODEL_TYPE"], config["model"])
-    if issubclass(config.model_class, Bias):
-        recbole_trainer = TraditionalTrainer  # one epoch, whatever the config says: there is nothing to train
-    if recbole_trainer is Trainer:
-        return CheckpointTrainer
-    if not issubclass(recbole_trainer, Trainer):
-        raise InputError(
-            f"model '{config['model']}' needs RecBole's {recbole_trainer.__name__}, which is not supported"
-        )
-    return type(recbole_trainer.__name__, (CheckpointTrainer, recbole_trainer), {})

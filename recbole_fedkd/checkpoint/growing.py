@@ -1,0 +1,76 @@
+"""What every client cost in every round: a file that grows by one line a round, beside the checkpoints that speak of it.
+
+A checkpoint holds how long the file was and the digest of it, so that writing one takes the same time in every round. Lines
+behind that length are those of a round that was not finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recbole_fedkd.errors import InputError, TrainingError
+
+CLIENTS = "clients.jsonl"
+
+
+class GrowingRecord:
+    """Lines of JSON, written one by one; :meth:`state` is what a checkpoint keeps of them.
+
+    Args:
+        begun: lines that are there already.
+    """
+
+    def __init__(self, begun: bytes = b"") -> None:
+        self.begun = begun
+        self._length, self._digest = len(begun), hashlib.sha256(begun)
+
+    def append(self, line: Mapping[str, Any], file: Path) -> None:
+        """Add a line, on the disk before this returns; raises :class:`TrainingError` if it cannot be written."""
+        content = (json.dumps(line) + "\n").encode()
+        try:
+            with file.open("r+b" if file.exists() else "wb") as stream:
+                stream.truncate(self._length)
+                stream.seek(self._length)
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise TrainingError(f"'{file}' cannot be written: {error.strerror or error}") from error
+        self._length += len(content)
+        self._digest.update(content)
+
+    def state(self) -> dict[str, Any]:
+        """Its length in bytes, and the digest of them."""
+        return {"bytes": self._length, "digest": self._digest.hexdigest()}
+
+
+def read_growing(file: Path, state: Mapping[str, Any]) -> bytes | None:
+    """The lines that a checkpoint speaks of; None where the file is not there, as beside a checkpoint that was copied alone.
+
+    Args:
+        file: of a :class:`GrowingRecord`.
+        state: what :meth:`GrowingRecord.state` was.
+
+    Raises:
+        InputError: the file is not the one that the checkpoint speaks of.
+    """
+    if not state["bytes"]:
+        return b""
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(state["bytes"])
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"'{file}' cannot be read: {error.strerror or error}") from error
+    if len(content) != state["bytes"] or hashlib.sha256(content).hexdigest() != state["digest"]:
+        raise InputError(
+            f"'{file}' is damaged, or that of another run: its first {state['bytes']} bytes are not what the checkpoint says; "
+            "take another copy of it, or remove it to go on without what single clients cost so far"
+        )
+    return content

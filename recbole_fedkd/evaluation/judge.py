@@ -1,0 +1,88 @@
+"""RecBole's evaluation loop, with a config of its own: nothing of a trainer changes while one is at work."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.trainer import Trainer
+from recbole.utils import EvaluatorType
+from torch import Tensor
+
+from recbole_fedkd.evaluation.collector import DISTRIBUTION, LabelCollector, PlainEvaluator
+from recbole_fedkd.evaluation.per_user import user_values
+
+
+class Judge(Trainer):
+    """Judges models by one protocol.
+
+    Args:
+        config: the protocol's: the run's config, with its metrics and its mode.
+        collector: keeps what the metrics need.
+        device: where models live.
+        board: RecBole's logger for Weights & Biases.
+    """
+
+    eval_collector: LabelCollector
+
+    def __init__(self, config: Any, collector: LabelCollector, device: torch.device, board: Any) -> None:
+        # Not RecBole's own, which makes a folder, boards and an optimiser. These are what its evaluation reads.
+        self.config, self.eval_collector, self.evaluator = config, collector, PlainEvaluator(config)
+        self.device, self.wandblogger = device, board
+        self.test_batch_size = config["eval_batch_size"]
+        self.gpu_available = torch.cuda.is_available() and config["use_gpu"]
+        self.item_tensor: Any = None
+        self.tot_item_num: Any = None
+
+    def judged(self, model: Any, loader: Any, show_progress: bool) -> OrderedDict[str, float]:
+        """Metrics of a model on the rows of a RecBole loader."""
+        self.model = model
+        result: OrderedDict[str, float] | None = self.evaluate(
+            loader, load_best_model=False, show_progress=show_progress
+        )
+        return result or OrderedDict()
+
+    def of_users(self, loader: Any) -> Any:
+        """Metrics of every user of what was judged last."""
+        ranked = self.config["eval_type"] == EvaluatorType.RANKING
+        users = np.asarray(loader.uid_list, dtype=np.int64) if ranked else None
+        return user_values(self.evaluator.metric_class, self.evaluator.judged, self.config["topk"], users)
+
+    def _full_sort_batch_eval(self, batched_data: Any) -> Any:
+        judged = super()._full_sort_batch_eval(batched_data)
+        scores, history = judged[1], batched_data[1]
+        masked = len(scores) + (len(history[0]) if history is not None else 0)  # the padding item, and what users know
+        self.eval_collector.see_scores(scores, batched_data[0][self.config["USER_ID_FIELD"]], masked)
+        return judged
+
+    def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
+        if self.config["eval_type"] != EvaluatorType.VALUE:
+            return self._rank_candidates(batched_data)
+        if not hasattr(self.model, "predict_distribution"):
+            interaction, scores, positive_u, positive_i = super()._neg_sample_batch_eval(batched_data)
+            scores = scores.flatten()  # some models score [batch, 1]
+        else:
+            interaction, _, positive_u, positive_i = batched_data
+            interaction = interaction.to(self.device)
+            distribution: Tensor = self.model.predict_distribution(interaction)
+            interaction.update(Interaction({DISTRIBUTION: distribution}))
+            scores = distribution @ self.model.label_values
+        self.eval_collector.see_scores(scores, interaction[self.config["USER_ID_FIELD"]])
+        return interaction, scores, positive_u, positive_i
+
+    def _rank_candidates(self, batched_data: Any) -> Any:
+        """As RecBole's, which takes scores ``[batch]`` of 32 bits only; those of some models have 64, or are ``[batch, 1]``."""
+        interaction, places, positive_users, positive_items = batched_data
+        if interaction.length <= self.test_batch_size:
+            given = self.model.predict(interaction.to(self.device))
+        else:
+            given = self._spilt_predict(interaction, interaction.length)
+        given = given.flatten()
+        self.eval_collector.see_scores(given, interaction[self.config["USER_ID_FIELD"]])
+        shape = int(positive_users[-1]) + 1, self.tot_item_num
+        scores = torch.full(shape, -torch.inf, dtype=given.dtype, device=self.device)
+        scores[places, interaction[self.config["ITEM_ID_FIELD"]]] = given
+        return interaction, scores, positive_users, positive_items

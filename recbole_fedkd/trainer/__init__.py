@@ -1,0 +1,6 @@
+"""Trainers: RecBole's ``Trainer`` with safe checkpoints; ``FedKDTrainer`` trains by rounds."""
+
+from recbole_fedkd.trainer.by_rounds import FedKDTrainer, trainer_class
+from recbole_fedkd.trainer.checkpointed import CheckpointTrainer, new_run_name
+
+__all__ = ["CheckpointTrainer", "FedKDTrainer", "new_run_name", "trainer_class"]

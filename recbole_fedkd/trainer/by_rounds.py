@@ -1,0 +1,165 @@
+"""Training by rounds: one epoch of RecBole's is one communication round of a federation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from recbole.trainer import TraditionalTrainer, Trainer
+from recbole.utils import get_trainer, set_color
+from tqdm import tqdm
+
+from recbole_fedkd.checkpoint import restored
+from recbole_fedkd.data.partition import held_out_clients
+from recbole_fedkd.engine import FleetEngine, LocalEngine, RoundReport
+from recbole_fedkd.errors import InputError, listed
+from recbole_fedkd.federation import Population, build_engine
+from recbole_fedkd.limits import refuse_mixed_precision
+from recbole_fedkd.model import Bias
+from recbole_fedkd.rounds import EpochRecord, told
+from recbole_fedkd.trainer.checkpointed import CheckpointTrainer
+
+
+class FedKDTrainer(CheckpointTrainer):
+    """Trains a population: one epoch is one communication round.
+
+    Args:
+        config: the run's ``FedKDConfig``.
+        model: the population.
+
+    Attributes:
+        engine: runs the rounds; built by :meth:`prepare`.
+        idle_clients: clients without a training sample. They take part in no round; their users are served by the
+            initial network, or by the server's where the strategy shares one.
+        strangers: clients that are held out; they come when training is over (``strangers.py``).
+        fallback: why another engine than the one asked for runs the rounds; None where it does.
+    """
+
+    model: Population
+    epoch_word = "round"
+
+    def __init__(self, config: Any, model: Population) -> None:
+        self._homes = model.client_of_user
+        super().__init__(config, model)
+        self.engine: LocalEngine | FleetEngine | None = None
+        self.idle_clients: list[int] = []
+        self.strangers: list[int] = []
+        self.fallback: str | None = None
+        self._resumed_training: dict[str, Any] | None = None
+        self._report = RoundReport(0.0)
+
+    def _build_optimizer(self, **kwargs: Any) -> Any:
+        """None: every client has an optimiser of its own."""
+        return None
+
+    def prepare(self, train_data: Any) -> LocalEngine | FleetEngine:
+        """Give every client its users' samples, its network and its optimiser; the engine that runs them.
+
+        Args:
+            train_data: the training loader.
+
+        Raises:
+            InputError: a strategy that distils, over a model without a click probability to distil.
+        """
+        config = self.config
+        engine = build_engine(config, self.model, train_data._dataset)
+        clients = int(self.model.client_of_user.max()) + 1
+        self.strangers = held_out_clients(clients, config["holdout_clients"], config["seed"]).tolist()
+        engine.held_out = frozenset(self.strangers)
+        if not engine.samples:
+            raise InputError(
+                f"holdout_clients={config['holdout_clients']} keeps every client that has a training sample out of training"
+            )
+        self.idle_clients = [number for number, size in engine.sizes.items() if not size]
+        if self.idle_clients:
+            served = "the server's" if engine.server.strategy.serves_aggregate else "the initial"
+            self.logger.warning(
+                f"{len(self.idle_clients)} client(s) hold no training sample ({listed(self.idle_clients)}): they take part in "
+                f"no round, their users are served by {served} network"
+            )
+        return engine
+
+    def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:
+        """Train by rounds; arguments and result as in RecBole."""
+        if self.engine is None:
+            self.engine = self.prepare(train_data)
+        if self._resumed_training is not None:
+            with restored(self.config["resume"]):
+                self.engine.load_state_dict(self._resumed_training)
+            self._resumed_training = None
+        return super().fit(train_data, *args, **kwargs)
+
+    def _train_once(self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool) -> float:
+        assert self.engine is not None
+        samples = self.engine.samples
+        chosen = self.engine.server.choose(list(samples), epoch_idx)
+        bar = tqdm(
+            total=sum(samples[number] for number in chosen) * self.config["local_epochs"],
+            ncols=100,
+            desc=set_color(f"Round {told(epoch_idx):>5}", "pink"),
+            unit="sample",
+            unit_scale=True,
+            disable=not show_progress,
+        )
+        moved = 0
+
+        def on_step(count: int) -> None:
+            bar.update(count)
+
+        def on_bytes(count: int) -> None:
+            nonlocal moved
+            moved += count
+            bar.set_postfix_str(f"{moved} B")
+
+        with bar:
+            try:
+                report = self.engine.run_round(epoch_idx, on_step, on_bytes)
+            except RuntimeError as error:
+                refuse_mixed_precision(self.config, error)
+                raise
+            left = np.mean([record.seconds for record in self.records] or [bar.format_dict["elapsed"]])
+            left *= self.epochs - epoch_idx - 1
+            bar.set_postfix_str(f"loss {report.loss:.4f}, {moved} B, <= {left:.0f} s left")
+        self._report = report
+        if report.missing:
+            left_out = f"{len(report.missing)} of {len(chosen)} clients left out"
+            self.logger.warning(f"round {told(epoch_idx)}: {left_out}: {report.reasons}")
+        self.tensorboard.add_scalar("Bytes/Round", report.total_bytes, epoch_idx)
+        return report.loss
+
+    def _client_of_user(self) -> NDArray[np.int64] | None:
+        # Anything with `predict` may be judged in the population's place, strangers are.
+        return self._homes.cpu().numpy() if hasattr(self.model, "client_of_user") else None
+
+    def _record(self, seconds: float, loss: float) -> EpochRecord:
+        report = self._report
+        down, up = sum(report.bytes_down.values()), sum(report.bytes_up.values())
+        clients = {number: [report.bytes_down[number], report.bytes_up[number]] for number in report.bytes_down}
+        return EpochRecord(
+            seconds, loss, down, up, clients, codec_error=report.codec_error, missing=dict(report.missing)
+        )
+
+    def _training_state(self) -> dict[str, Any]:
+        assert self.engine is not None
+        return self.engine.state_dict()
+
+    def _restore_training(self, state: dict[str, Any]) -> None:
+        # The clients exist only once fit has the training data.
+        self._resumed_training = state
+
+
+def trainer_class(config: Any) -> type[CheckpointTrainer]:
+    """Trainer of a config's model: ours for the federation, RecBole's with our checkpoints for everything else."""
+    if config["strategy"] != "central":
+        return FedKDTrainer
+    recbole_trainer = get_trainer(config["MODEL_TYPE"], config["model"])
+    if issubclass(config.model_class, Bias):
+        recbole_trainer = TraditionalTrainer  # one epoch, whatever the config says: there is nothing to train
+    if recbole_trainer is Trainer:
+        return CheckpointTrainer
+    if not issubclass(recbole_trainer, Trainer):
+        raise InputError(
+            f"model '{config['model']}' needs RecBole's {recbole_trainer.__name__}, which is not supported"
+        )
+    return type(recbole_trainer.__name__, (CheckpointTrainer, recbole_trainer), {})
