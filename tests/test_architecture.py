@@ -1,16 +1,13 @@
 """The house: imports point one way, and the package is what the wheel holds."""
 
-import ast
+import importlib
 import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = ROOT / "recbole_fedkd"
+from rooms import PAGE, ROOT, drawn, imports_of, reduced, rooms, with_drawing
 
 # A room may import itself, `errors`, and what stands here.
 MAY_KNOW = {
@@ -91,24 +88,6 @@ MAY_KNOW = {
 TORCH_ONLY = {"distillation", "optim"}
 
 
-def imports_of(file: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
-
-
-def rooms() -> dict[str, list[Path]]:
-    found = {}
-    for file in PACKAGE.rglob("*.py"):
-        found.setdefault(file.relative_to(PACKAGE).parts[0].removesuffix(".py"), []).append(file)
-    found.pop("__init__")
-    return found
-
-
 def test_every_room_is_in_the_law():
     assert rooms().keys() == MAY_KNOW.keys()
 
@@ -148,6 +127,32 @@ def test_the_law_has_no_circle():
 
     for room in MAY_KNOW:
         reachable(room)
+
+
+def test_the_picture_of_the_house_is_that_of_the_code():
+    page = PAGE.read_text(encoding="utf-8")
+    assert with_drawing(page) == page, "python tests/rooms.py draws it anew"
+    assert "federation --> engine" in drawn() and "engine --> federation" not in drawn()
+
+
+def test_an_arrow_that_follows_from_others_is_not_drawn():
+    assert reduced({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == {"a": {"b"}, "b": {"c"}, "c": set()}
+
+
+def test_whatever_the_page_of_the_house_names_is_there():
+    named = re.findall(r"`((?:\w+\.)+\w+)`", PAGE.read_text(encoding="utf-8").partition("## One interaction")[2])
+    assert len(named) > 15
+    for name in named:
+        parts = name.split(".")
+        for length in range(len(parts), 0, -1):
+            try:
+                found = importlib.import_module(".".join(["recbole_fedkd", *parts[:length]]))
+            except ModuleNotFoundError:
+                continue
+            break
+        for attribute in parts[length:]:
+            assert hasattr(found, attribute), name
+            found = getattr(found, attribute)
 
 
 def test_recboles_quick_start_and_its_ray_are_never_imported():

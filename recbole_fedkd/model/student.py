@@ -55,7 +55,8 @@ def read_architecture(config: Any, labels: int, different: Mapping[str, Any] | N
 
 def attentive_network(architecture: Architecture, schema: DataSchema, rows: ClientRows) -> AttentiveNetwork:
     """The network of the users who live on a client, whom it knows as 1 to m."""
-    columns = {field.name: field.read(rows.profiles[field.name]) for field in schema.user}
+    # Copies: the buffers of two networks of one client are two.
+    columns = {field.name: field.read(rows.profiles[field.name]).clone() for field in schema.user}
     users = FeatureTable(
         schema.user_field, len(rows.users) + 1, columns, _vocabulary(schema.user), schema.known_users(rows)
     )
