@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -10,12 +11,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from recbole.utils import init_logger
+import colorlog
+import recbole.trainer.trainer as recbole_trainer
+from torch.utils.tensorboard import SummaryWriter
 
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.files import writable_folder
-
-_run_handlers: list[logging.Handler] = []
 
 
 class _RunLog(logging.FileHandler):
@@ -74,40 +75,95 @@ def board_errors_raised() -> Iterator[None]:
         threading.excepthook = before
 
 
-def start_logging(config: Any) -> None:
-    """RecBole's logger, with a file of this run's own.
+@contextmanager
+def run_log(config: Any) -> Iterator[None]:
+    """The run's own log file, for as long as it runs, with what RecBole and this package log to the root logger.
 
-    RecBole names the file by the second, and sets up nothing where the root logger has a handler already, be it that of
-    an earlier run or of the program around. Here an earlier run's handlers go and everybody else's stay.
+    Whoever else listens there hears what they would without it: levels are as before afterwards, and until then nothing
+    reaches a handler that would not have reached it before. A run that keeps no logs has none.
     """
+    if not config.keeps_logs:
+        yield
+        return
     root = logging.getLogger()
-    for handler in _run_handlers:
-        root.removeHandler(handler)
-        handler.close()
-    _run_handlers.clear()
-    others = list(root.handlers)
-    root.handlers = []
+    handlers, level, heard = list(root.handlers), root.level, root.getEffectiveLevel()
+    own = _RunLog(log_file(config), encoding="utf-8")
+    own.setLevel(str(config["state"] or "INFO").upper())
+    own.setFormatter(logging.Formatter("%(asctime)-15s %(levelname)s  %(message)s", "%a %d %b %Y %H:%M:%S"))
+    own.addFilter(_plain)
+
+    def as_before(record: logging.LogRecord) -> bool:
+        each: logging.Logger | None = logging.getLogger(record.name)
+        while each is not None and each is not root and not each.level:
+            each = each.parent
+        return each is not root or record.levelno >= heard
+
+    for handler in handlers:
+        handler.addFilter(as_before)
+    root.handlers.insert(0, own)
+    root.setLevel(min(heard, own.level))
     try:
-        init_logger(config)
-        for handler in root.handlers:
-            _run_handlers.append(_in_own_file(handler, config["run_name"]))
+        yield
     finally:
-        # First, because RecBole names the TensorBoard folder after the first file that it finds here.
-        root.handlers = [*_run_handlers, *others]
+        root.setLevel(level)
+        root.removeHandler(own)
+        own.close()
+        for handler in handlers:
+            handler.removeFilter(as_before)
 
 
-def _in_own_file(handler: logging.Handler, run_name: str) -> logging.Handler:
-    """The handler itself, or for RecBole's log file one that writes into a file of this run's name."""
-    if not isinstance(handler, logging.FileHandler):
-        return handler
-    handler.close()
-    shared = Path(handler.baseFilename)
-    with suppress(FileNotFoundError):  # a run that started in the same second has removed it
-        if shared.stat().st_size == 0:
-            shared.unlink()
-    own = _RunLog(shared.with_name(f"{run_name}.log"))
-    own.setLevel(handler.level)
-    own.setFormatter(handler.formatter)
-    for each in handler.filters:
-        own.addFilter(each)
-    return own
+def log_file(config: Any) -> Path:
+    """Where a run logs."""
+    return Path("log", str(config["model"]), f"{config['run_name']}.log")
+
+
+_COLOURS = re.compile(r"\x1B(?:[@-Z\\-_]|\[[0-?]*[ -/]*[@-~])")
+
+
+def _plain(record: logging.LogRecord) -> bool:
+    """Take RecBole's colours out of a message."""
+    record.msg, record.args = _COLOURS.sub("", record.getMessage()), None
+    return True
+
+
+class _NoBoard:
+    """TensorBoard's writer of a run that keeps no logs."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **keys: None
+
+
+@contextmanager
+def own_folders(config: Any) -> Iterator[None]:
+    """Inside, RecBole's trainers make no folder but that of their curves, which has the run's name, if logs are kept at all."""
+    before = recbole_trainer.get_tensorboard, recbole_trainer.ensure_dir
+
+    def board(logger: Any) -> Any:
+        return SummaryWriter(str(Path("log_tensorboard") / config["run_name"])) if config.keeps_logs else _NoBoard()
+
+    recbole_trainer.get_tensorboard, recbole_trainer.ensure_dir = board, lambda folder: None
+    try:
+        yield
+    finally:
+        recbole_trainer.get_tensorboard, recbole_trainer.ensure_dir = before
+
+
+@contextmanager
+def screen(level: int) -> Iterator[None]:
+    """Inside, what is logged from a level on is on the screen as RecBole shows it: for ``--verbose``, and else warnings."""
+    root, handler = logging.getLogger(), logging.StreamHandler()
+    handler.setLevel(level)
+    colours = "%(log_color)s%(asctime)-15s %(levelname)s  %(message)s"
+    formatter: logging.Formatter = colorlog.ColoredFormatter(colours, "%d %b %H:%M", log_colors=_OF_LEVELS)
+    handler.setFormatter(formatter if level < logging.WARNING else logging.Formatter("%(levelname)s: %(message)s"))
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(min(level, root.getEffectiveLevel()))
+    try:
+        yield
+    finally:
+        root.setLevel(before)
+        root.removeHandler(handler)
+
+
+_OF_LEVELS = {"DEBUG": "cyan", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}

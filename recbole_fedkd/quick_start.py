@@ -45,7 +45,7 @@ from recbole_fedkd.evaluation import EvaluationData, evaluation_data, with_candi
 from recbole_fedkd.federation import build_population, federated_class
 from recbole_fedkd.files import writable_file, writable_folder, write_json
 from recbole_fedkd.limits import check_clients_per_round, check_limits, memory_watched
-from recbole_fedkd.logs import board_errors_raised, check_folders, start_logging
+from recbole_fedkd.logs import board_errors_raised, check_folders, run_log
 from recbole_fedkd.model import (
     building,
     check_columns,
@@ -69,6 +69,7 @@ from recbole_fedkd.result import (
 )
 from recbole_fedkd.rounds import told
 from recbole_fedkd.strangers import judge_strangers
+from recbole_fedkd.telling import RoundLines, Tell, end_lines, floors, plan, start_lines
 from recbole_fedkd.trainer import (
     CheckpointTrainer,
     FedKDTrainer,
@@ -88,6 +89,7 @@ def run_recbole_fedkd(
     *,
     command_line: Mapping[str, Any] | None = None,
     on_round: Callable[[int, int, dict[str, Any]], None] | None = None,
+    tell: Tell | None = None,
 ) -> dict[str, Any]:
     """Train a model on a dataset and judge it; the first six arguments are those of RecBole's ``run_recbole``.
 
@@ -102,14 +104,18 @@ def run_recbole_fedkd(
         command_line: keys that win over ``config_dict``, texts or values; ``sys.argv`` is never read here.
         on_round: called after every epoch (one round of a federation) with its number from 1, the number of epochs and
             its record: seconds, loss, bytes and validation metrics.
+        tell: takes the lines that a person wants to read, such as ``print``: what is about to run, a line per round, the result
+            and its cost. Logging is nobody's but the caller's: RecBole's records go to the run's own file, and to whom the
+            caller has told to listen.
 
     Returns:
         RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result``, and
         ``communication`` (bytes), ``timing`` (seconds), ``partition``, ``protocols`` (result key to how it was judged),
         ``rounds`` (one record each, counted from 1), ``best_round``, ``engine`` (that ran the clients, None centrally) and
         ``engine_fallback`` (why not the one asked for, else None), ``strangers`` (of ``holdout_clients``, else None: how many
-        clients and users, and the same metrics of these), ``cold`` (test rows of a user or an item without a training row: how
-        many, and their error; None where rows carry no labels), ``spread`` (how much predictions and labels vary),
+        clients and users, and the same metrics of these), ``floors`` (what ``Bias`` or ``Pop`` reaches; empty without
+        ``tell``), ``cold`` (test rows of a user or an item without a training row: how many, and their error; None where rows
+        carry no labels), ``spread`` (how much predictions and labels vary),
         ``user_metrics`` (if the key of that name is True: lists ``user``, in a federation ``client``, and one per metric),
         ``environment``, ``config`` and ``run_folder``.
 
@@ -121,31 +127,53 @@ def run_recbole_fedkd(
         with frame_as_dataset(dataset, given, saved) as (name, folder):
             lies = {**(command_line or {}), "data_path": folder}
             keys = (config_file_list, config_dict, saved, queue)
-            return run_recbole_fedkd(model, name, *keys, command_line=lies, on_round=on_round)
+            return run_recbole_fedkd(model, name, *keys, command_line=lies, on_round=on_round, tell=tell)
     config, found = _configured(given, model, dataset, config_file_list, config_dict, command_line)
     result_file = writable_file(config["result_file"], "result_file") if config["result_file"] is not None else None
     check_dataset(config["dataset"], Path(config["data_path"]))
     config["run_name"] = new_run_name(config)
-    check_folders(config)
-    start_logging(config)
-    logger = getLogger()
-    logger.info(config)
-    if config.unread_keys:
-        logger.warning(f"model {config['model']} does not read: {listed(config.unread())}")
+    config.keeps_logs = saved
+    if saved:
+        check_folders(config)
+    with run_log(config):
+        result = _run(config, found, given, saved, (on_round, tell), result_file)
+    if queue is not None:
+        queue.put(result)
+    return result
 
+
+def _run(
+    config: FedKDConfig,
+    found: Any,
+    given: Mapping[str, Any],
+    saved: bool,
+    told_to: tuple[Callable[[int, int, dict[str, Any]], None] | None, Tell | None],
+    result_file: Path | None,
+) -> dict[str, Any]:
+    """The run of a config; arguments and result as of :func:`run_recbole_fedkd`."""
+    logger, (on_round, tell) = getLogger(), told_to
+    logger.info(config)
+    if config.unread_keys and tell is None:
+        logger.warning(f"model {config['model']} does not read: {listed(config.unread())}")
     with memory_watched(config):
         data = _prepare_data(config)
         trainer = _prepare_trainer(config, data)
     loaders, evaluations = data.loaders, data.evaluations
     logger.info(trainer.model)
     trainer.on_round = on_round
+    if tell is not None:
+        splits = tuple(loader._dataset for loader in loaders)
+        for line in start_lines(config, data.dataset, splits, trainer):
+            tell(line)
+        lines = RoundLines(trainer.epoch_word, config["valid_metric"].lower(), config["valid_metric_bigger"], tell)
+        trainer.on_round = lines if on_round is None else _both(on_round, lines)
     if found is not None:
         trainer.resume_checkpoint(config["resume"], found)
     if isinstance(trainer, FedKDTrainer):
-        logger.info(_plan(config, trainer))
+        logger.info(plan(config, trainer))
         if saved:
             _save_federation(trainer, loaders[0]._dataset)
-    show_progress = bool(config["show_progress"])
+    show_progress, below = bool(config["show_progress"]), {}
     with _told_how_to_go_on(trainer, saved), processor_settings(config["torch_threads"]), memory_watched(config):
         best_valid_score, best_valid_result = trainer.fit(
             loaders[0], evaluations[0], saved=saved, show_progress=show_progress
@@ -154,7 +182,8 @@ def run_recbole_fedkd(
         judged_rows, strangers = trainer.judged_rows, None
         if data.strangers is not None and isinstance(trainer, FedKDTrainer):
             strangers = judge_strangers(trainer, loaders[0]._dataset, data.strangers, best=saved)
-    protocols = {name: trainer.protocols[name] for name in test_result or {}}
+        if tell is not None:
+            below = floors(config, trainer, loaders[0]._dataset, evaluations[1])
     result: dict[str, Any] = {
         "best_valid_score": float(best_valid_score) if best_valid_result is not None else None,
         "valid_score_bigger": bool(config["valid_metric_bigger"]),
@@ -167,24 +196,33 @@ def run_recbole_fedkd(
         **engine_that_ran(trainer),
         "partition": partition_summary(config, trainer, loaders[0]._dataset),
         "strangers": strangers,
+        "floors": below,
         "cold": cold_rows(config, judged_rows),
         "spread": spread(config, judged_rows),
         "user_metrics": of_users if config["user_metrics"] else None,
         "environment": environment(),
-        "protocols": protocols,
+        "protocols": {name: trainer.protocols[name] for name in test_result or {}},
         "config": config.plain_values(),
         "run_folder": str(trainer.run_folder) if saved else None,
     }
-    _tell(config, result)
+    _log(config, result)
     with _told_how_to_go_on(trainer, saved):
         if saved:
             _keep_record(trainer.run_folder, given, {**result, "user_metrics": of_users})
         if result_file is not None:
             write_json(result, result_file)
             logger.info(f"Result written to {result_file}")
-    if queue is not None:
-        queue.put(result)
+    if tell is not None:
+        tell("\n".join(end_lines(config, result, trainer.epoch_word)))
     return result
+
+
+def _both(first: Callable[..., None], second: Callable[..., None]) -> Callable[..., None]:
+    def call(*arguments: Any) -> None:
+        first(*arguments)
+        second(*arguments)
+
+    return call
 
 
 def _judged(trainer: CheckpointTrainer, evaluation: EvaluationData, saved: bool) -> tuple[Any, Any]:
@@ -206,8 +244,8 @@ def _keep_record(folder: Path, given: Mapping[str, Any], result: Mapping[str, An
     write_record(folder / RUN_RECORD, folder / RUN_USERS, head, result)
 
 
-def _tell(config: FedKDConfig, result: Mapping[str, Any]) -> None:
-    """The result on the screen."""
+def _log(config: FedKDConfig, result: Mapping[str, Any]) -> None:
+    """The result in the log."""
     logger, protocols, strangers = getLogger(), result["protocols"], result["strangers"]
     if logger.isEnabledFor(logging.INFO):  # it measures the processor for a second
         logger.info("The running environment of this training is as follows:\n" + get_environment(config).draw())
@@ -247,14 +285,15 @@ def _told_how_to_go_on(trainer: CheckpointTrainer, saved: bool) -> Iterator[None
     """
     try:
         yield
-    except (KeyboardInterrupt, OSError, TrainingError) as error:
+    except (KeyboardInterrupt, Exception) as error:
         note = trainer.how_to_go_on() if saved else "without checkpoints, it can only be started again"
         if isinstance(error, OSError):
             where = f" ('{error.filename}')" if error.filename else ""
             told = TrainingError(f"the run cannot go on: {error.strerror or error}{where}")
             told.add_note(note)
             raise told from error
-        if isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, OSError):
+        stopped = isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, OSError)
+        if stopped or note.startswith("--resume"):
             error.add_note(note)
         raise
 
@@ -441,18 +480,6 @@ def _save_federation(trainer: FedKDTrainer, dataset: Any) -> None:
     clients = trainer.model.client_of_user[1:].tolist()
     write_json(dict(zip(users, clients, strict=True)), folder / "partition.json")
     read_schema(dataset, max(clients) + 1).save(folder)
-
-
-def _plan(config: FedKDConfig, trainer: FedKDTrainer) -> str:
-    """One line on what is about to run."""
-    assert trainer.engine is not None
-    sizes = list(trainer.engine.samples.values())
-    share = "" if config["clients_per_round"] is None else f", {config['clients_per_round']} of them in a round"
-    return (
-        f"strategy {config['strategy']} on engine {trainer.engine.name}: {len(sizes)} clients{share} (partition "
-        f"{config['partition']}) with {min(sizes)} to {max(sizes)} samples, up to {config['epochs']} rounds of "
-        f"{config['local_epochs']} local epoch(s)"
-    )
 
 
 __all__ = ["build_trainer", "check_dataset", "create_dataset", "load_data_and_model", "run_recbole_fedkd"]

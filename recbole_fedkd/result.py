@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -128,16 +129,28 @@ def flat_sentence(found: Mapping[str, Any]) -> str:
     )
 
 
-def result_table(result: Mapping[str, float], protocols: Mapping[str, str]) -> str:
-    """A text table of metrics, values and the protocol behind each number."""
-    table = Texttable(max_width=120)
+def result_table(
+    result: Mapping[str, float],
+    protocols: Mapping[str, str],
+    floors: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+) -> str:
+    """A text table of metrics, values, those of floors, and the protocol behind each number."""
+    table = Texttable(max_width=120 + 10 * len(floors))
     table.set_deco(Texttable.HEADER)
-    table.set_cols_dtype(["t", "t", "t"])
-    table.set_cols_align(["l", "r", "l"])
-    rows = [
-        [name, f"{value:.4f}" if not np.isnan(value) else "undefined", protocols.get(name, "")]
-        for name, value in result.items()
-    ]
-    table.add_rows([["metric", "value", "protocol"], *rows])
+    table.set_cols_dtype(["t"] * (3 + len(floors)))
+    table.set_cols_align(["l", "r", *"r" * len(floors), "l"])
+    rows, above = [], ""
+    for name, value in result.items():
+        protocol = protocols.get(name, "")
+        # What stands there once counts until something else does.
+        told, above = "" if protocol == above else protocol, protocol
+        rows.append([name, _number(value), *(_number(floor.get(name)) for floor in floors.values()), told])
+    table.add_rows([["metric", "value", *floors, "protocol"], *rows])
     drawn: str = table.draw()
     return drawn
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if not np.isnan(value) else "undefined"

@@ -34,6 +34,7 @@ MAY_KNOW = {
         "federation",
         "rounds",
         "limits",
+        "logs",
         "checkpoint",
         "data",
         "engine",
@@ -44,6 +45,7 @@ MAY_KNOW = {
         "model",
         "optim",
     },
+    "telling": {"data", "evaluation", "model", "result", "trainer"},
     "result": {"data", "evaluation", "rounds", "trainer"},
     "strangers": {"checkpoint", "data", "engine", "evaluation", "federated", "federation", "trainer"},
     "quick_start": {
@@ -63,6 +65,7 @@ MAY_KNOW = {
         "model",
         "record",
         "strangers",
+        "telling",
         "trainer",
     },
     "record": {"files"},
@@ -76,12 +79,14 @@ MAY_KNOW = {
         "data",
         "experiment",
         "files",
+        "logs",
         "model",
         "quick_start",
         "recommend",
         "registry",
         "report",
         "search",
+        "telling",
     },
 }
 # Rooms of pure mathematics know no recommender library.

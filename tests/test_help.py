@@ -47,9 +47,7 @@ def test_help_needs_no_torch(arguments):
 )
 def test_lines_fit_a_hundred_columns(capsys, arguments):
     text = told(capsys, *arguments)
-    assert [
-        line for line in text.splitlines() if len(line) > (128 if arguments[0] in ("compare", "search") else WIDTH)
-    ] == []
+    assert [line for line in text.splitlines() if len(line) > WIDTH] == []
 
 
 def test_keys_stand_in_the_sections_of_the_yaml(capsys):
@@ -97,8 +95,10 @@ def test_defaults_that_are_told_are_those_of_the_config(model, preset):
 
 def test_defaults_of_the_chosen_model_are_shown(capsys):
     assert "--mlp_hidden_size=[32, 16, 8]" in told(capsys, "--help", "--model=WideDeep")
-    assert "--factor_size=6" in told(capsys, "--help", "--preset=factors")
-    assert "--factor_size=12" in told(capsys, "--help")
+    assert "--sketch_passes=3" in told(capsys, "--help", "--preset=factors")
+    assert "--learner=adam_to_sgd" in told(capsys, "--help") and "--learner=sgd" in told(
+        capsys, "--help", "--preset=fedmf"
+    )
 
 
 def test_a_word_finds_keys_values_and_presets(capsys):

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with signals_that_stop():
             return _run(command, arguments)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {'; '.join([str(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
         return 2
     except TrainingError as error:
         print(f"error: {'; '.join([str(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
@@ -75,7 +75,7 @@ def _run(command: str, arguments: list[str]) -> int:
             f"'{arguments[0][:100]}' is no command{nearest(arguments[0], _COMMANDS)}; commands are {known}; without one, "
             "--model=<name> --dataset=<name> runs a model"
         )
-    return commands.run(parse_arguments(arguments))
+    return commands.run(parse_arguments(arguments, flags=("quiet", "verbose")))
 
 
 def console() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from recbole_fedkd.command_line.arguments import parse_arguments, take_count
@@ -12,6 +14,7 @@ from recbole_fedkd.command_line.completion import SHELLS, completion_script
 from recbole_fedkd.command_line.help import presets_text
 from recbole_fedkd.command_line.tables import listed_tokens, rated_tokens, writable_table, write_table
 from recbole_fedkd.config.early import check_early
+from recbole_fedkd.config.given import read_given
 from recbole_fedkd.errors import InputError, nearest
 
 
@@ -21,13 +24,27 @@ def run(keys: dict[str, str]) -> int:
         return _compare(keys.pop("experiment"), keys)
     files = keys.pop("config_files", "").split()
     model, dataset = keys.pop("model", None), keys.pop("dataset", None)
+    quiet, verbose = (keys.pop(name, "False") == "True" for name in ("quiet", "verbose"))
+    if quiet and verbose:
+        raise InputError("--quiet and --verbose are both given; one run cannot be both")
     if "torch" not in sys.modules:  # else the full check comes at once
         check_early(model, dataset, files, keys)
+    given = read_given(files, None, keys)
+    if not verbose and "show_progress" not in given:
+        keys["show_progress"] = "False"
     from recbole_fedkd.compat import keep_freed_memory
+    from recbole_fedkd.logs import screen
     from recbole_fedkd.quick_start import run_recbole_fedkd
+    from recbole_fedkd.telling import table
 
     keep_freed_memory()
-    run_recbole_fedkd(model, dataset, files, command_line=keys)
+    silent = quiet or str(given.get("state")).upper() in ("ERROR", "CRITICAL")
+    level = logging.INFO if verbose else logging.ERROR if silent else logging.WARNING
+    with screen(level):
+        tell = None if quiet or verbose else partial(print, flush=True)
+        result = run_recbole_fedkd(model, dataset, files, command_line=keys, tell=tell)
+    if quiet:
+        print(table(result), flush=True)
     return 0
 
 
@@ -76,10 +93,12 @@ def search(arguments: Sequence[str]) -> int:
     trials = take_count(keys, "trials")
     file, files = keys.pop("params_file"), keys.pop("config_files", "").split()
     algorithm = keys.pop("algorithm", "tpe")
+    from recbole_fedkd.logs import screen
     from recbole_fedkd.search import Search, config_of, read_parameters, run_search, search_table
 
     search = Search.prepare(read_parameters(file), keys, files, algorithm)
-    content = run_search(search, out, trials)
+    with screen(logging.WARNING):
+        content = run_search(search, out, trials)
     print(search_table(content))
     print(f"result: {out}")
     print(f"config of the best: {config_of(out)}")

@@ -23,6 +23,7 @@ Commands (each has a --help of its own):
                           or are downloaded
   --config_files=FILES    yaml files, separated by spaces; later ones win, the command line wins
                           over all
+  --quiet, --verbose      print the result's table alone; or all that RecBole logs
   --help [WORD]           this text, with the defaults of --model and --preset; what WORD finds,
                           such as attention
   --version               the version
@@ -35,14 +36,16 @@ Examples:
 
 COMPARE = """\
 usage: recbole-fedkd compare EXPERIMENT.yaml [--out=FOLDER] [--workers=N] [--key=value ...]
-       python run_recbole_fedkd.py --experiment=EXPERIMENT.yaml [--out=FOLDER] [--workers=N] [--key=value ...]
+       python run_recbole_fedkd.py --experiment=EXPERIMENT.yaml [the same]
 
-Runs every cell of an experiment in a process of its own, keeps a record of each, and makes a report. Runs that are finished
-are never repeated: the same command goes on after an interruption, and tries again what failed.
+Runs every cell of an experiment in a process of its own, keeps a record of each, and makes a
+report. Runs that are finished are never repeated: the same command goes on after an interruption,
+and tries again what failed.
 
   --out=FOLDER     where records and report go (default: results/<name of the yaml file>)
   --workers=N      runs at a time (default: the number of processors)
-  --keep_checkpoints=True   keep the best checkpoint of every run that runs now, in <out>/checkpoints/<run>
+  --keep_checkpoints=True   keep the best checkpoint of every run that runs now, in
+                            <out>/checkpoints/<run>
   --key=value      a config key that wins in every cell, such as --data_path=... or --epochs=2
 
 The yaml file:
@@ -53,44 +56,48 @@ The yaml file:
     partition: [random, "dirichlet:0.3"]
     label_mode: [threshold, rating]
     seed: [2020, 2021, 2022]             # default: [2020]
-  rows:                                  # name in the table -> config keys of that row, which win over keys and grid
+  rows:                                  # name in the table -> its keys, which win over all
     local: {preset: local}
     central: {preset: central}
     AFD+CNN: {preset: afd}
-    FD+CNN: {preset: fd, by: {label_mode: {threshold: {gamma: 0.3}}}}   # by: keys that hold for this value of a grid key
-    WideDeep: {model: WideDeep, only: {label_mode: [threshold]}}   # only: the row exists for these values of the grid
-  reference: FD+CNN                      # the row that the others are tested against; may be left out
-  scale:                                 # for a table of bytes against quality; each part may be left out
+    # by: keys that hold for this value of a grid key
+    FD+CNN: {preset: fd, by: {label_mode: {threshold: {gamma: 0.3}}}}
+    # only: the row exists for these values of the grid
+    WideDeep: {model: WideDeep, only: {label_mode: [threshold]}}
+  reference: FD+CNN                      # the row that others are tested against; may be left out
+  scale:                                 # bytes against quality; each part may be left out
     floor: local                         # the row whose quality is 0 % ...
     ceiling: central                     # ... and the one whose quality is 100 %
     bytes: FD+CNN                        # the row whose bytes are 100 %
 
-Without rows, the values of model, preset and strategy name a row. Without model and preset, the model is AttnFedKD. A row that
-sets a key of the grid has that one value on the axis. config_files (in keys, in a row or on the command line) names config
-files. published, published_as, published_for (the values of grid keys that they are about) and published_source hand numbers of
-a publication on to the report.
+Without rows, the values of model, preset and strategy name a row. Without model and preset, the
+model is AttnFedKD. A row that sets a key of the grid has that one value on the axis. config_files
+(in keys, in a row or on the command line) names config files. published, published_as,
+published_for (the values of grid keys that they are about) and published_source hand numbers of a
+publication on to the report.
 """
 
 REPORT = """\
 usage: recbole-fedkd report FOLDER
 
-Makes the report of an experiment again, from the records in its folder alone (results/<name>), or the page of a single run
-(saved/<run>): learning curve, bytes, clients and the worst of them, protocols, and how the run goes on. Of an unfinished run
-its checkpoint is read.
+Makes the report of an experiment again, from the records in its folder alone (results/<name>), or
+the page of a single run (saved/<run>): learning curve, bytes, clients and the worst of them,
+protocols, and how the run goes on. Of an unfinished run its checkpoint is read.
 """
 
 SEARCH = """\
-usage: recbole-fedkd search --params_file=FILE --model=MODEL --dataset=DATASET [--config_files="A.yaml B.yaml"]
-                            [--trials=N] [--algorithm=tpe|random|exhaustive] [--out=FILE.json] [--key=value ...]
+usage: recbole-fedkd search --params_file=FILE --model=MODEL --dataset=DATASET
+                            [--config_files="A.yaml B.yaml"] [--trials=N] [--out=FILE.json]
+                            [--algorithm=tpe|random|exhaustive] [--key=value ...]
 
-Searches for hyper-parameters by the validation score of each trial's best epoch; the test result is that of the best trial.
-The same command goes on after an interruption; nothing is tried twice.
+Searches for hyper-parameters by the validation score of each trial's best epoch; the test result is
+that of the best trial. The same command goes on after an interruption; nothing is tried twice.
 
   --params_file=FILE   one parameter a line, as RecBole's hyper.test
   --trials=N           trials in all (default: 10; of an exhaustive search, every combination)
   --algorithm=NAME     tpe (default), random, or exhaustive (choice and quniform only)
-  --out=FILE.json      the result (default: results/search-<model>-<dataset>.json), with FILE.json.journal beside it,
-                       and FILE.yaml, the best as a file for --config_files
+  --out=FILE.json      the result (default: results/search-<model>-<dataset>.json), with
+                       FILE.json.journal beside it, and FILE.yaml, the best as a config file
 
 Lines of the parameter file:
 

@@ -79,6 +79,7 @@ class FedKDConfig(JudgedConfig):
         learns_factors: whether clients exchange item factors and train heads on them.
         reads_history: whether the model gets the user's training history as columns of every row.
         reads_features: whether the model is one of this package that embeds features of users, items and rows.
+        keeps_logs: whether a run of it has a log file and TensorBoard's curves.
         fingerprint: what the data set is held against when it is loaded; None unless a checkpoint says so.
     """
 
@@ -90,6 +91,7 @@ class FedKDConfig(JudgedConfig):
     trains_teacher: bool
     learns_factors: bool
     fingerprint: Any = None
+    keeps_logs: bool = False
     _known: KnownKeys
 
     def __init__(

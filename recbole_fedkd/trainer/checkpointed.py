@@ -54,6 +54,7 @@ from recbole_fedkd.evaluation import EvaluationData, Judge, JudgedRows, LabelCol
 from recbole_fedkd.files import remove_temporaries, writable_folder, write_bytes
 from recbole_fedkd.finite import NotFiniteError, check_trained, learner_of
 from recbole_fedkd.limits import refuse_mixed_precision
+from recbole_fedkd.logs import own_folders
 from recbole_fedkd.model.learner import build_optimizer
 from recbole_fedkd.rounds import (
     Epoch,
@@ -92,7 +93,8 @@ class CheckpointTrainer(Trainer):
     epoch_word = "epoch"
 
     def __init__(self, config: Any, model: nn.Module) -> None:
-        super().__init__(config, model)
+        with own_folders(config):
+            super().__init__(config, model)
         self.logger = NumberedLogger(self.logger)
         self.tensorboard = NumberedCurves(self.tensorboard)
         self.wandblogger = NumberedBoard(self.wandblogger)
