@@ -46,9 +46,12 @@ setup(
     extras_require={
         # Looks at the pages of reports in a headless browser; the browser is the system's (Debian: chromium) or playwright's.
         "browser": ["playwright>=1.40,<2"],
+        # Counts what sampling of clients is worth to differential privacy.
+        "privacy": ["opacus>=1.5,<2"],
         "dev": [
             "hypothesis>=6.100,<7",
             "mypy>=1.15,<3",
+            "opacus>=1.5,<2",
             "pyarrow>=14,<30",
             "pytest>=8,<10",
             "ruff>=0.9,<1",

@@ -59,6 +59,7 @@ from recbole_fedkd.result import (
     communication,
     engine_that_ran,
     environment,
+    epsilon,
     flat_sentence,
     floats,
     partition_summary,
@@ -115,7 +116,7 @@ def run_recbole_fedkd(
         ``engine_fallback`` (why not the one asked for, else None), ``strangers`` (of ``holdout_clients``, else None: how many
         clients and users, and the same metrics of these), ``floors`` (what ``Bias`` or ``Pop`` reaches; empty without
         ``tell``), ``cold`` (test rows of a user or an item without a training row: how many, and their error; None where rows
-        carry no labels), ``spread`` (how much predictions and labels vary),
+        carry no labels), ``spread`` (how much predictions and labels vary), ``epsilon`` (spent under ``privacy``, else None),
         ``user_metrics`` (if the key of that name is True: lists ``user``, in a federation ``client``, and one per metric),
         ``environment``, ``config`` and ``run_folder``.
 
@@ -199,6 +200,7 @@ def _run(
         "floors": below,
         "cold": cold_rows(config, judged_rows),
         "spread": spread(config, judged_rows),
+        "epsilon": epsilon(trainer.records),
         "user_metrics": of_users if config["user_metrics"] else None,
         "environment": environment(),
         "protocols": {name: trainer.protocols[name] for name in test_result or {}},

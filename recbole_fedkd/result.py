@@ -62,9 +62,15 @@ def rounds(records: Sequence[EpochRecord]) -> list[dict[str, Any]]:
             "valid": record.valid,
             "codec_error": record.codec_error,
             "missing": record.missing,
+            **({} if record.epsilon is None else {"epsilon": record.epsilon}),
         }
         for number, record in enumerate(records, start=1)
     ]
+
+
+def epsilon(records: Sequence[EpochRecord]) -> float | None:
+    """What all rounds have spent under ``privacy``; None without."""
+    return records[-1].epsilon if records else None
 
 
 def environment() -> dict[str, str]:

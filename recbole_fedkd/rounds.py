@@ -82,6 +82,7 @@ class EpochRecord:
         valid: metrics of the validation after it; None where there was none.
         codec_error: what encoding took from the uploads, as a share of their L2 norm.
         missing: client number to why it was left out of the round.
+        epsilon: of ``privacy``, spent by this round and those before; None without.
     """
 
     seconds: float
@@ -92,12 +93,13 @@ class EpochRecord:
     valid: dict[str, float] | None = None
     codec_error: float = 0.0
     missing: dict[int, str] = field(default_factory=dict)
+    epsilon: float | None = None
 
 
 def record_of(values: Mapping[str, Any]) -> EpochRecord:
     """The record that a checkpoint holds as a dictionary; raises TypeError or ValueError for any other."""
     record = EpochRecord(**values)
-    numbers = (record.seconds, record.loss, record.codec_error, *(record.valid or {}).values())
+    numbers = (record.seconds, record.loss, record.codec_error, record.epsilon or 0, *(record.valid or {}).values())
     counts = (record.bytes_down, record.bytes_up, *(count for pair in record.clients.values() for count in pair))
     if not all(isinstance(each, int | float) for each in numbers) or not all(isinstance(each, int) for each in counts):
         raise TypeError("a record of an epoch holds something else than numbers")

@@ -35,6 +35,7 @@ from recbole_fedkd.config.values import ConfigLoader, merged_layers, plain
 from recbole_fedkd.errors import InputError, shown
 from recbole_fedkd.federated.strategy import STRATEGIES
 from recbole_fedkd.model import MODELS, AttnFedKD, Bias, FactorizationRecommender, corrected
+from recbole_fedkd.privacy.settings import check_privacy
 from recbole_fedkd.registry import declared_settings
 
 # Keys that only a federation reads, unless a RecBole model has one of the same name.
@@ -47,7 +48,7 @@ _FEDERATION_KEYS = {
     "bias_shrinkage", "count_shrinkage", "vector_shrinkage", "noise_share", "head_size", "codec_arrays",
     "codecs", "broadcast_codecs", "error_feedback", "stages",
     "low_rank_start", "low_rank_end", "low_rank_rounds", "top_k_share", "teacher", "serve", "student_pool",
-    "private_parameters", "client_weights", "row_mean", "serve_after", "serve_average",
+    "private_parameters", "client_weights", "row_mean", "serve_after", "serve_average", "clip_norm",
 }  # fmt: skip
 # Keys of the federation that some RecBole models use for something else; a strategy that reads them cannot run over those.
 _DISTILLATION_KEYS = {"gamma", "alpha", "temperature", "knowledge", "aggregation"}
@@ -114,6 +115,7 @@ class FedKDConfig(JudgedConfig):
         self._check_valid_metric()
         check_fields(self)
         check_transform(self)
+        check_privacy(self)
 
     @classmethod
     def read_given(

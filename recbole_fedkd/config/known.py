@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,9 @@ from recbole_fedkd.config.keys import Key, check_size, declared_keys, read_keys,
 from recbole_fedkd.config.shapes import check_shape
 from recbole_fedkd.config.synonyms import called_here
 from recbole_fedkd.config.transforms import TRANSFORM_KEYS, WRITTEN_KEYS
-from recbole_fedkd.errors import InputError, nearest, shown
+from recbole_fedkd.errors import InputError, listed, nearest, shown
+from recbole_fedkd.privacy import PrivacySettings
+from recbole_fedkd.registry import settings_of
 
 # Keys of RecBole for files that it pickles.
 _PICKLES = {"dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders"}
@@ -181,6 +183,8 @@ class KnownKeys:
             if name == "learning_rates":
                 for pattern, rate in value.items():
                     Key(f"learning_rates.{pattern}", "0", (float, int), ">= 0", "").check(rate)
+            if name == "privacy" and value is not None:
+                values[name] = _read_parts(name, value, PrivacySettings)
             if name == "teacher":
                 self._check_architecture(name, value)
             if name == "student_pool":
@@ -198,3 +202,17 @@ class KnownKeys:
                 raise InputError(f"key '{name}.{key}' is unknown{nearest(str(key), allowed)}")
             if key in self.keys:
                 replace(self.keys[key], name=f"{name}.{key}").check(value)
+
+
+def _read_parts(name: str, value: Mapping[Any, Any], settings_type: type) -> dict[str, Any]:
+    """A dictionary whose keys a settings dataclass declares, as they take it.
+
+    Raises:
+        InputError: an unknown part, or one whose value is not allowed.
+    """
+    parts = {part: replace(Key.of(each), name=f"{name}.{part}") for part, each in settings_of(settings_type).items()}
+    for part in value:
+        if part not in parts:
+            hint = nearest(str(part), parts) or f"; allowed are {listed(parts)}"
+            raise InputError(f"key '{name}.{part}' is unknown{hint}")
+    return {part: parts[part].read(each) for part, each in value.items()}

@@ -144,7 +144,7 @@ class Engine(ABC):
         intake.finish(statistics)
         self._serve(round_index)
         report, (lost, whole) = current.report, current.lost
-        report.loss = report.loss / current.seen
+        report.loss = report.loss / max(current.seen, 1)  # a secret draw may choose nobody
         report.codec_error = (lost / whole) ** 0.5 if whole else 0.0
         return report
 
@@ -172,7 +172,7 @@ class Engine(ABC):
 
     def _check_enough(self, current: Round) -> None:
         answered = len(current.chosen) - len(current.report.missing)
-        if answered < (self.min_clients or 0):
+        if answered < min(self.min_clients or 0, len(current.chosen)):
             raise ClientError(
                 f"round {current.index + 1}: {answered} of {len(current.chosen)} clients answered, min_clients asks for "
                 f"{self.min_clients} ({current.report.reasons})"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+from recbole_fedkd.federated.aggregate import Fold
 from recbole_fedkd.federated.codec import WireCodecs
 from recbole_fedkd.federated.message import SERVER, Message, MessageError
 from recbole_fedkd.federated.strategy import ServerState, Strategy
@@ -19,6 +22,53 @@ _CHOICE = 0x5A3D
 """Parts the seeds of the choice of clients from all other seeds of a run."""
 
 
+class Release(ABC):
+    """What a server lets out of a round, where that is not all that the uploads come to; see ``privacy/release.py``."""
+
+    @abstractmethod
+    def choose(self, clients: Sequence[int], round_index: int) -> list[int] | None:
+        """Clients that take part in a round, in ascending order."""
+
+    @abstractmethod
+    def of_round(
+        self,
+        fold: Fold,
+        statistics: Mapping[str, Tensor] | None,
+        answers: int,
+        reference: Mapping[str, NDArray[np.generic]],
+    ) -> Mapping[str, Tensor] | None:
+        """What is let out of a round.
+
+        Args:
+            fold: that has taken in the uploads.
+            statistics: what they come to; None: nobody has said anything.
+            answers: how many have.
+            reference: the network that the uploads are changes of; empty where none travels.
+        """
+
+    @abstractmethod
+    def start(self, clients: int, rounds: int) -> int:
+        """Before the first round: clients that train, rounds that are to let something out. Returns how many of them may."""
+
+    @property
+    @abstractmethod
+    def samples(self) -> bool:
+        """Whether who takes part is drawn, and secret."""
+
+    @property
+    @abstractmethod
+    def epsilon(self) -> float:
+        """Spent so far."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on with, plain values only."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+
+
 class Server:
     """Holds what the strategy aggregates; it never sees a client, only the bytes that one sent.
 
@@ -27,6 +77,7 @@ class Server:
         seed: the run's seed; decides which clients take part in a round.
         clients_per_round: number of clients that take part in a round; None: all.
         codecs: how messages are encoded, the same on both sides.
+        release: what is let out of a round; None: all.
     """
 
     def __init__(
@@ -35,8 +86,9 @@ class Server:
         seed: int = 0,
         clients_per_round: int | None = None,
         codecs: WireCodecs | None = None,
+        release: Release | None = None,
     ) -> None:
-        self.strategy = strategy
+        self.strategy, self.release = strategy, release
         self.codecs = codecs or WireCodecs()
         self.seed = seed
         self.clients_per_round = clients_per_round
@@ -45,6 +97,8 @@ class Server:
 
     def choose(self, clients: Sequence[int], round_index: int) -> list[int]:
         """Numbers of the clients that take part in a round, drawn uniformly, in ascending order."""
+        if self.release is not None and (drawn := self.release.choose(clients, round_index)) is not None:
+            return drawn
         if self.clients_per_round is None or self.clients_per_round >= len(clients):
             return list(clients)
         generator = np.random.default_rng(np.random.SeedSequence([self.seed, round_index, _CHOICE]))
@@ -106,12 +160,15 @@ class Server:
 
     def state_dict(self) -> dict[str, Any]:
         """The strategy's state, and what is known of the clients' copies; plain values and tensors only."""
-        return {"strategy": dict(self.state), "broadcast": self.link.state_dict()}
+        state = {"strategy": dict(self.state), "broadcast": self.link.state_dict()}
+        return state | ({"release": self.release.state_dict()} if self.release is not None else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.state = dict(state["strategy"])
         self.link.load_state_dict(state["broadcast"])
+        if self.release is not None:
+            self.release.load_state_dict(state["release"])
 
 
 class Intake:
@@ -175,10 +232,15 @@ class Intake:
         Raises:
             NotFiniteError: what it makes of them is not finite; the state is that of before.
         """
-        server = self.server
-        state = server.strategy.delivered(server.state, list(self.answered))
-        if statistics is not None or any(self.answered.values()):
-            state = server.strategy.step(state, self.fold.finish() if statistics is None else statistics)
+        server, strategy, answers = self.server, self.server.strategy, sum(self.answered.values())
+        state = strategy.delivered(server.state, list(self.answered))
+        if statistics is None and answers:
+            statistics = self.fold.finish()
+        if server.release is not None:
+            released = server.release.of_round(self.fold, statistics, answers, server.link.reference)
+            statistics = strategy.possible(released) if released is not None else None
+        if statistics is not None:
+            state = strategy.step(state, statistics)
         check_state(state, f"round {self.round_index + 1}")
         server.state = state
         server.link.advance(lambda: server.message_for(SERVER, self.round_index), self.round_index)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from recbole_fedkd.federated.message import (
     check_arrays,
     decoded,
 )
-from recbole_fedkd.registry import NoSettings, Registry
+from recbole_fedkd.registry import NoSettings, Registry, setting
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -182,6 +182,50 @@ class Encoding(Stage):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.residual = {name: tensor.numpy() for name, tensor in state["residual"].items()}
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """The key of :class:`Clip`."""
+
+    clip_norm: float = setting(
+        1.0,
+        "> 0",
+        "Stage clip: largest L2 norm of all numbers of a client's message, of a network of what changed of it; a longer "
+        "message is shortened to it.",
+    )
+
+
+@register_stage
+class Clip(Stage):
+    """A message no longer than a bound: what any one client can change, and what noise has to hide.
+
+    Either end shortens: the client, so that codecs encode no more than is taken; the server, which trusts nobody.
+    """
+
+    name = "clip"
+    settings_type = ClipSettings
+
+    def encode(self, message: Message) -> Message:
+        """The same direction, no longer than the bound."""
+        return replace(message, arrays=clipped(message.arrays, self.settings.clip_norm))
+
+    def decode(self, message: Message, schema: Schema | None) -> Message:
+        """As the other end: whatever comes is no longer."""
+        check_arrays(message.arrays, schema)
+        return self.encode(message)
+
+
+def clipped(arrays: Mapping[str, NDArray[np.generic]], bound: float) -> Arrays:
+    """Float arrays times the largest factor up to 1 with which their joint L2 norm is within ``bound``; others stay."""
+    floats = {name: array.astype(np.float64) for name, array in arrays.items() if array.dtype.kind == "f"}
+    norm = float(np.sqrt(sum((array**2).sum() for array in floats.values())))
+    if norm <= bound:
+        return dict(arrays)
+    return {
+        name: (floats[name] * (bound / norm)).astype(arrays[name].dtype) if name in floats else arrays[name]
+        for name in arrays
+    }
 
 
 def received_through(stages: Sequence[Stage], message: Message, schema: Schema | None) -> Message:

@@ -197,6 +197,11 @@ class ServerLink:
         self.stages = stages_of(codecs)
         self._written: dict[tuple[int, int], bytes] = {}
 
+    @property
+    def reference(self) -> Arrays:
+        """The network that clients say what changed of; empty where none travels as an update."""
+        return self.broadcast.replica if self.broadcast is not None else {}
+
     def write(self, message: Message | None) -> bytes:
         """What goes down to one client alone; nothing where there is nothing to say."""
         if message is None:

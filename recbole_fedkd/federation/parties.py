@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ from recbole_fedkd.federated.client import Client, ClientSettings, streams_kept
 from recbole_fedkd.federated.codec import WireCodecs
 from recbole_fedkd.federated.knowledge import Sizes
 from recbole_fedkd.federated.server import Server
+from recbole_fedkd.federated.stage import Clip, ClipSettings
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy
 from recbole_fedkd.federated.task import AttentiveTask, FactorTask, MutualTask, RecBoleTask, Samples, Task, click_loss
 from recbole_fedkd.model import (
@@ -44,6 +46,7 @@ from recbole_fedkd.model.population import (
     whole_networks,
 )
 from recbole_fedkd.model.shared import SharedState, check_patterns, stateful
+from recbole_fedkd.privacy import PrivacySettings, PrivateRelease, check_strategy
 
 
 @recbole_warnings_silenced()
@@ -98,7 +101,7 @@ def client_of(config: Any, schema: DataSchema, rows: ClientRows, number: int, ne
         build_strategy(config, schema, network),
         client_settings(config, schema.clients),
         config["device"],
-        WireCodecs.of(config),
+        wire_of(config),
     )
 
 
@@ -214,7 +217,7 @@ def build_strategy(config: Any, schema: DataSchema, network: nn.Module) -> Strat
             f"model '{config['model']}' learns nothing by gradient, so there is nothing for clients to train"
         )
     _check_distillable(config, config.attentive or click_loss(network) is not None)
-    if kind.shares_parameters and config["row_mean"] == "changed" and WireCodecs.of(config).changes_uploads:
+    if kind.shares_parameters and config["row_mean"] == "changed" and wire_of(config).changes_uploads:
         raise InputError(
             "row_mean=changed sees which rows a client left as they were, which codecs and stages blur; unset one of them"
         )
@@ -264,6 +267,18 @@ def client_settings(config: Any, clients: int) -> ClientSettings:
 
 def server_of(config: Any, strategy: Strategy, shared: SharedState) -> Server:
     """The server of a strategy, which starts with a network of the run's seed."""
-    server = Server(strategy, config["seed"], config["clients_per_round"], WireCodecs.of(config))
+    privacy = PrivacySettings.of(config)
+    release = PrivateRelease(privacy, config["clients_per_round"]) if privacy is not None else None
+    server = Server(strategy, config["seed"], config["clients_per_round"], wire_of(config), release)
     server.start(shared)
+    if release is not None:
+        check_strategy(strategy, server.state, "privacy")
     return server
+
+
+def wire_of(config: Any) -> WireCodecs:
+    """What both ends of the wire know; under ``privacy`` every message is clipped before anything else happens to it."""
+    wire, privacy = WireCodecs.of(config), PrivacySettings.of(config)
+    if privacy is None or privacy.clip is None:
+        return wire
+    return replace(wire, stages=((Clip.name, ClipSettings(privacy.clip)), *wire.stages))

@@ -14,6 +14,7 @@ from recbole_fedkd.checkpoint import restored
 from recbole_fedkd.data.partition import held_out_clients
 from recbole_fedkd.engine import FleetEngine, LocalEngine, RoundReport
 from recbole_fedkd.errors import InputError, listed
+from recbole_fedkd.federated.server import Release
 from recbole_fedkd.federation import Population, build_engine
 from recbole_fedkd.limits import refuse_mixed_precision
 from recbole_fedkd.model import Bias
@@ -88,7 +89,22 @@ class FedKDTrainer(CheckpointTrainer):
             with restored(self.config["resume"]):
                 self.engine.load_state_dict(self._resumed_training)
             self._resumed_training = None
+        self._start_release(self.engine)
         return super().fit(train_data, *args, **kwargs)
+
+    def _start_release(self, engine: LocalEngine | FleetEngine) -> None:
+        """Under ``privacy`` the run ends with its budget."""
+        release, strategy = engine.server.release, engine.server.strategy
+        if release is None:
+            return
+        exchanges = strategy.knowledge.exchange_rounds if strategy.exchanges_knowledge else 0
+        rounds = min(self.epochs, exchanges or self.epochs)
+        lasts = release.start(len(engine.samples), rounds)
+        if lasts < rounds:
+            self.epochs = lasts
+        self.logger.info(
+            f"privacy: {release}; the budget lasts for {lasts} of {rounds} rounds in which something is let out"
+        )
 
     def _train_once(self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool) -> float:
         assert self.engine is not None
@@ -124,7 +140,8 @@ class FedKDTrainer(CheckpointTrainer):
         self._report = report
         if report.missing:
             left_out = f"{len(report.missing)} of {len(chosen)} clients left out"
-            self.logger.warning(f"round {told(epoch_idx)}: {left_out}: {report.reasons}")
+            secret = self._release is not None and self._release.samples
+            self.logger.warning(f"round {told(epoch_idx)}: {left_out}{'' if secret else f': {report.reasons}'}")
         self.tensorboard.add_scalar("Bytes/Round", report.total_bytes, epoch_idx)
         return report.loss
 
@@ -136,9 +153,18 @@ class FedKDTrainer(CheckpointTrainer):
         report = self._report
         down, up = sum(report.bytes_down.values()), sum(report.bytes_up.values())
         clients = {number: [report.bytes_down[number], report.bytes_up[number]] for number in report.bytes_down}
-        return EpochRecord(
+        record = EpochRecord(
             seconds, loss, down, up, clients, codec_error=report.codec_error, missing=dict(report.missing)
         )
+        if (release := self._release) is not None:
+            record.epsilon = release.epsilon
+            if release.samples:  # who took part is the secret on which the epsilon stands
+                record.clients, record.missing = {}, {}
+        return record
+
+    @property
+    def _release(self) -> Release | None:
+        return self.engine.server.release if self.engine is not None else None
 
     def _training_state(self) -> dict[str, Any]:
         assert self.engine is not None

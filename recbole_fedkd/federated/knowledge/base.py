@@ -108,6 +108,10 @@ class Knowledge(ABC):
     def step(self, state: Tensors, statistics: Tensors) -> dict[str, Tensor]:
         """The server's next state, given what the uploads of a round have come to."""
 
+    def possible(self, statistics: Tensors) -> Tensors:
+        """Statistics that noise was added to, as near as they can be to some that uploads might come to."""
+        return statistics
+
     @abstractmethod
     def download_arrays(self) -> dict[str, ArraySpec]:
         """What a download may hold."""

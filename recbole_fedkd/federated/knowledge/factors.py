@@ -79,6 +79,17 @@ class FactorKnowledge(Knowledge):
         told = state.get("told", torch.zeros(self.sizes.clients, dtype=torch.int64))
         return {**state, **statistics, "told": told}
 
+    def possible(self, statistics: Tensors) -> Tensors:
+        """Counts and squares are not negative, a curvature is symmetric and positive semi-definite."""
+        made = dict(statistics)
+        for name, value in statistics.items():
+            if name in ("histogram", "squares"):
+                made[name] = value.clamp(min=0)
+            elif name.startswith("curvature"):
+                levels, directions = torch.linalg.eigh((value + value.T) / 2)
+                made[name] = directions * levels.clamp(min=0) @ directions.T
+        return made
+
     def download_arrays(self) -> dict[str, ArraySpec]:
         """Totals of any stages."""
         return self.upload_arrays()

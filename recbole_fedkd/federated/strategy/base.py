@@ -128,6 +128,10 @@ class Strategy(ABC):
         """The server's next state, given what the uploads of a round have come to."""
         return dict(statistics)
 
+    def possible(self, statistics: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Statistics that noise was added to, as near as they can be to some that uploads might come to."""
+        return self.knowledge.possible(statistics) if self.exchanges_knowledge else statistics
+
     def upload_schema(self, state: ServerState) -> Schema | None:
         """What an upload must hold, given the state that the server starts from; None: any finite arrays."""
         return None

@@ -122,6 +122,13 @@ class FederatedAveraging(Strategy):
             weights = (lambda upload: float(upload.training.samples), float(sum(samples.values())))
         return WeightedMean(*weights) if self.settings.row_mean == "all" else MeanOfChangedRows(*weights, state)
 
+    def possible(self, statistics: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A running variance (of batch normalisation) is not negative."""
+        return {
+            name: value.clamp(min=0) if name.startswith(BUFFER) and name.endswith("running_var") else value
+            for name, value in statistics.items()
+        }
+
     def step(self, state: ServerState, statistics: Mapping[str, Tensor]) -> ServerState:
         """The server's optimiser on the mean of the parameters; buffers take the mean."""
         mean = dict(statistics)

@@ -1,0 +1,196 @@
+"""What a server lets out of a round under differential privacy: a bounded sum over clients, with noise.
+
+A message changes the sum by ``clip`` at most, since the stage ``clip`` shortens it at either end; the server adds Gaussian
+noise to the sum before it, or anybody, looks at it (McMahan, Ramage, Talwar, Zhang, ICLR 2018). A mean is that sum over the
+number of clients that are expected, never over those that came, which would tell. Who takes part is drawn by independent
+coins of the operating system (Poisson sampling): a fixed number out of a public seed hides nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recbole_fedkd.errors import InputError, TrainingError
+from recbole_fedkd.federated.aggregate import Fold, MeanOfChangedRows, Sums, WeightedMean
+from recbole_fedkd.federated.message import Message, Training
+from recbole_fedkd.federated.server import Release
+from recbole_fedkd.federated.strategy import ServerState, Strategy
+from recbole_fedkd.privacy.accountant import epsilon_of, noise_for, rounds_within
+from recbole_fedkd.privacy.noise import gaussian, uniform
+from recbole_fedkd.privacy.settings import PrivacySettings
+
+Statistics = Mapping[str, Tensor]
+
+
+class PrivateRelease(Release):
+    """Noise on the sums of a run's rounds, and the account of what they have spent.
+
+    Args:
+        settings: the parts of the key ``privacy``.
+        expected: clients that take part in a round on average; None: all, always.
+
+    Attributes:
+        clients: of the federation; how many there are is no secret.
+        noise_multiplier: standard deviation of the noise, in units of the clip.
+        releases: rounds that something was let out of.
+    """
+
+    def __init__(self, settings: PrivacySettings, expected: int | None = None) -> None:
+        assert settings.clip is not None
+        self.settings, self.expected, self.clip = settings, expected, settings.clip
+        self.clients, self.releases = 0, 0
+        self.noise_multiplier = settings.noise_multiplier or 0.0
+        self._drawn: tuple[int, list[int]] = (-1, [])
+
+    def __str__(self) -> str:
+        settings, drawn = self.settings, f", {self.rate:.4g} of them drawn in a round" if self.samples else ""
+        return (
+            f"unit {settings.unit}, clip {self.clip:g}, noise_multiplier {self.noise_multiplier:.4g}, "
+            f"delta {settings.delta:g}, {self.clients} clients{drawn}"
+        )
+
+    @property
+    def samples(self) -> bool:
+        """Whether who takes part is drawn, and secret."""
+        return self.expected is not None and self.expected < self.clients
+
+    @property
+    def rate(self) -> float:
+        """Probability of a client to take part in a round."""
+        return self.expected / self.clients if self.expected is not None and self.samples else 1.0
+
+    @property
+    def epsilon(self) -> float:
+        """Spent so far."""
+        return self.spent_by(self.releases)
+
+    def spent_by(self, releases: int) -> float:
+        """Epsilon of so many rounds."""
+        return epsilon_of(self.noise_multiplier, releases, self.settings.delta, self.rate, self.settings.accountant)
+
+    def start(self, clients: int, rounds: int) -> int:
+        """Before the first round: find the noise, where it follows from the budget.
+
+        Args:
+            clients: that train.
+            rounds: that are to let something out.
+
+        Returns:
+            The number of them that the budget lasts for.
+
+        Raises:
+            InputError: not even one; or opacus is needed and not installed.
+        """
+        self.clients, settings = clients, self.settings
+        if settings.noise_multiplier is None and not self.releases:  # a resumed run goes on with the noise that it had
+            assert settings.epsilon is not None
+            self.noise_multiplier = noise_for(settings.epsilon, rounds, settings.delta, self.rate, settings.accountant)
+        if settings.epsilon is None:
+            return rounds
+        lasts = rounds_within(settings.epsilon, self.spent_by, rounds)
+        if not lasts:
+            raise InputError(
+                f"privacy.epsilon is {settings.epsilon:g}, and with noise_multiplier {self.noise_multiplier:g} a single round "
+                f"spends {self.spent_by(1):.4g}; raise one of them"
+            )
+        return lasts
+
+    def choose(self, clients: Sequence[int], round_index: int) -> list[int] | None:
+        """Each by a coin of its own; the same however often a round is asked for, and another one if the round is run again."""
+        self.clients = self.clients or len(clients)
+        if not self.samples:
+            return list(clients)
+        if self._drawn[0] != round_index:
+            self._drawn = round_index, np.asarray(clients)[uniform(len(clients)) < self.rate].tolist()
+        return self._drawn[1]
+
+    def of_round(
+        self,
+        fold: Fold,
+        statistics: Statistics | None,
+        answers: int,
+        reference: Mapping[str, NDArray[np.generic]],
+    ) -> Statistics | None:
+        """What the uploads of a round come to, with noise.
+
+        Args:
+            fold: of the round, a sum or a mean.
+            statistics: of those that answered; None: nobody has.
+            answers: how many have.
+            reference: what the mean is one of changes of.
+
+        Raises:
+            TrainingError: the budget is spent.
+        """
+        self._drawn = (-1, [])
+        if statistics is None and not reference:
+            return None  # nothing was due: a strategy in which a client may be silent has all silent, or none
+        budget = self.settings.epsilon
+        if budget is not None and self.spent_by(self.releases + 1) > budget:
+            raise TrainingError(f"privacy.epsilon={budget:g} is spent; a further round would spend more")
+        self.releases += 1
+        start = {name: torch.tensor(value) for name, value in reference.items()}
+        found = dict(start) if statistics is None else dict(statistics)
+        share, deviation = 1.0, self.noise_multiplier * self.clip
+        if isinstance(fold, WeightedMean):
+            share, deviation = answers / (self.rate * self.clients), deviation / (self.rate * self.clients)
+        return {name: _noised(value, start.get(name), share, deviation) for name, value in found.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been let out, and with which noise."""
+        return {"releases": self.releases, "noise_multiplier": self.noise_multiplier}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.releases, self.noise_multiplier = int(state["releases"]), float(state["noise_multiplier"])
+
+
+def _noised(value: Tensor, start: Tensor | None, share: float, deviation: float) -> Tensor:
+    """``start`` plus what changed of it, times a share, plus noise; of the type of the value."""
+    exact = value.double()
+    origin = start.double() if start is not None else torch.zeros_like(exact)
+    noise = torch.from_numpy(gaussian(tuple(value.shape), deviation))
+    return (origin + (exact - origin) * share + noise).to(value.dtype)
+
+
+def check_strategy(strategy: Strategy, state: ServerState, name: str) -> None:
+    """Check that what a client adds to a round is bounded by the clip, and covered by the noise.
+
+    Args:
+        strategy: whose sums are to be let out.
+        state: that the server starts with.
+        name: what asks, such as ``privacy``.
+
+    Raises:
+        InputError: a strategy of which that is not so, and what would be another one.
+    """
+    called = f"strategy '{strategy.name}'"
+    if strategy.exchanges_knowledge:
+        called += f" with knowledge={strategy.knowledge.name}"
+    if not strategy.additive:
+        raise InputError(
+            f"{name} works on sums over clients, and {called} needs every client's own upload; use fedavg with row_mean=all, "
+            "or afd with knowledge=factors"
+        )
+    fold = strategy.empty(state, {0: 1, 1: 1})
+    schema = strategy.upload_schema(state)
+    if not isinstance(fold, Sums | WeightedMean) or isinstance(fold, MeanOfChangedRows) or schema is None:
+        raise InputError(f"{name} needs to know what is summed, and {called} has sums of its own making")
+    counts = [array for array, spec in schema.arrays.items() if not np.issubdtype(spec.dtype, np.floating)]
+    if counts:
+        raise InputError(
+            f"{name} takes sums of numbers, and {called} sends counts ('{counts[0]}'); use knowledge=factors"
+        )
+    if isinstance(fold, WeightedMean):
+        weights = {fold.weight_of(Message("", 0, 0, {}, Training(samples))) for samples in (1, 2)}
+        if len(weights) > 1:
+            raise InputError(
+                f"{name} bounds what one client changes, and {called} counts a client by its samples; set "
+                "client_weights=uniform"
+            )

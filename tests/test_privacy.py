@@ -1,0 +1,306 @@
+"""Differential privacy: the account, the bound on what one user changes, and noise that no seed knows."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recbole_fedkd import run_recbole_fedkd
+from recbole_fedkd.errors import InputError, TrainingError
+from recbole_fedkd.federated.message import Message, Training
+from recbole_fedkd.federated.stage import Clip, ClipSettings, clipped
+from recbole_fedkd.privacy import epsilon_of, noise_for, rounds_within
+from recbole_fedkd.privacy.noise import gaussian, uniform
+
+FEDAVG = {
+    "strategy": "fedavg",
+    "partition": "user",
+    "client_weights": "uniform",
+    "epochs": 3,
+    "privacy": {"clip": 0.05, "noise_multiplier": 1.0},
+}
+FACTORS = {
+    "strategy": "afd",
+    "knowledge": "factors",
+    "partition": "user",
+    "factor_size": 2,
+    "sketch_width": 3,
+    "sketch_passes": 2,
+    "em_steps": 1,
+    "epochs": 6,
+    "label_mode": "rating",
+    "privacy": {"clip": 0.5, "noise_multiplier": 1.0},
+}
+
+
+# The account
+
+
+@pytest.mark.parametrize(("noise", "releases", "epsilon"), [(4.0, 40, 7.5113), (1.0, 1, 4.3772)])
+def test_without_sampling_the_account_is_exact(noise, releases, epsilon):
+    assert epsilon_of(noise, releases, 1e-5) == pytest.approx(epsilon, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("noise", "rate", "releases", "prv", "rdp"), [(2.0, 0.25, 100, 6.460, 7.033), (1.0, 0.01, 1000, 1.838, 2.101)]
+)
+def test_with_sampling_the_accounts_are_those_of_opacus(noise, rate, releases, prv, rdp):
+    pytest.importorskip("opacus")
+    assert epsilon_of(noise, releases, 1e-5, rate, "prv") == pytest.approx(prv, abs=1e-3)
+    assert epsilon_of(noise, releases, 1e-5, rate, "rdp") == pytest.approx(rdp, abs=1e-3)
+
+
+def test_the_exact_account_agrees_with_integration_over_the_privacy_loss():
+    noise, releases, epsilon = 3.0, 5, 2.0
+    mean = math.sqrt(releases) / noise
+    grid = np.linspace(-20, 20, 400_001)
+    with_unit, without = (np.exp(-((grid - centre) ** 2) / 2) / math.sqrt(2 * math.pi) for centre in (mean, 0.0))
+    delta = np.maximum(with_unit - math.exp(epsilon) * without, 0).sum() * (grid[1] - grid[0])
+    assert epsilon_of(noise, releases, float(delta)) == pytest.approx(epsilon, abs=1e-4)
+
+
+def test_nothing_let_out_spends_nothing_and_no_noise_hides_nothing():
+    assert epsilon_of(1.0, 0, 1e-5) == 0.0
+    assert epsilon_of(0.0, 1, 1e-5) == math.inf
+
+
+@given(st.floats(0.05, 50), st.integers(1, 500), st.floats(1e-9, 0.1))
+def test_the_noise_for_a_budget_spends_it_and_hardly_less(epsilon, releases, delta):
+    noise = noise_for(epsilon, releases, delta)
+    assert epsilon_of(noise, releases, delta) <= epsilon
+    assert epsilon_of(noise * 0.999, releases, delta) > epsilon
+
+
+@given(st.integers(0, 60), st.floats(0, 70))
+def test_a_budget_lasts_until_the_next_round_would_spend_more(most, budget):
+    lasts = rounds_within(budget, float, most)
+    assert lasts == min(int(budget), most)
+
+
+# Noise
+
+
+def test_the_noise_has_its_deviation_and_is_normal():
+    drawn = gaussian((500, 1000), 3.0)
+    assert drawn.std() == pytest.approx(3.0, rel=0.01)
+    assert drawn.mean() == pytest.approx(0.0, abs=0.03)
+    assert (np.abs(drawn) < 3.0).mean() == pytest.approx(math.erf(1 / math.sqrt(2)), abs=0.005)
+
+
+def test_noise_does_not_follow_a_seed():
+    drawn = []
+    for _ in range(2):
+        np.random.seed(1)
+        torch.manual_seed(1)
+        drawn.append(gaussian((4,), 1.0))
+    assert not np.array_equal(*drawn)
+    assert (uniform(1000) > 0).all() and (uniform(1000) < 1).all()
+
+
+# The bound
+
+
+arrays = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=8).map(lambda each: np.array(each, np.float32))
+
+
+@given(arrays, arrays, st.floats(1e-3, 1e3))
+def test_a_clipped_message_is_no_longer_than_the_bound_and_points_where_it_did(first, second, bound):
+    made = clipped({"a": first, "b": second, "n": np.array([7])}, bound)
+    before, after = np.concatenate([first, second]), np.concatenate([made["a"], made["b"]])
+    length = np.linalg.norm(before.astype(np.float64))
+    assert np.linalg.norm(after.astype(np.float64)) <= bound * (1 + 1e-6)
+    np.testing.assert_allclose(after, before * min(1.0, bound / length if length else 1.0), rtol=1e-5, atol=1e-30)
+    assert made["n"] == 7
+
+
+def test_the_server_shortens_what_a_client_did_not():
+    long = Message("model", 0, 3, {"w": np.full(4, 10, np.float32)}, Training(1, 1, 0.0))
+    np.testing.assert_allclose(Clip(ClipSettings(2.0)).decode(long, None).arrays["w"], 1.0, rtol=1e-6)
+
+
+def state_after_a_round(prepared, without, engine, keys):
+    """The server's state after a round before noise, with one client less where ``without`` names it."""
+    _, trainer, _, _ = prepared(**{**keys, "engine": engine})
+    running = trainer.engine
+    running.server.release.start(len(running.samples), 3)
+    running.server.release.noise_multiplier = 0.0
+    running.held_out = frozenset(without)
+    before = {name: value.double().clone() for name, value in running.server.state.items()}
+    running.run_round(0)
+    after = {name: value.double() for name, value in running.server.state.items() if name != "told"}
+    return {name: value - before[name] if name in before else value for name, value in after.items()}
+
+
+def distance(one, other):
+    return float(sum(((one[name] - other[name]) ** 2).sum() for name in one) ** 0.5)
+
+
+@pytest.mark.parametrize("engine", ["local", "fleet"])
+def test_of_a_mean_one_user_changes_the_clip_over_the_clients_and_no_more(prepared, engine):
+    whole = state_after_a_round(prepared, (), engine, FEDAVG)
+    less = state_after_a_round(prepared, (4,), engine, FEDAVG)
+    bound = 0.05 / 30
+    assert 0.9 * bound < distance(whole, less) <= bound * (1 + 1e-3)
+
+
+def test_of_the_sums_for_factors_one_user_changes_the_clip_and_no_more(prepared):
+    whole = state_after_a_round(prepared, (), "local", FACTORS)
+    less = state_after_a_round(prepared, (4,), "local", FACTORS)
+    assert distance(whole, less) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_the_noise_of_a_round_has_the_deviation_that_is_accounted(prepared):
+    _, trainer, _, _ = prepared(**{**FEDAVG, "learning_rate": 0.0, "privacy": {"clip": 2.0, "noise_multiplier": 3.0}})
+    engine = trainer.engine
+    engine.server.release.start(30, 3)
+    before = {name: value.clone() for name, value in engine.server.state.items()}
+    changes = []
+    for index in range(2):
+        engine.run_round(index)
+        changes += [(value - before[name]).flatten() for name, value in engine.server.state.items()]
+        before = {name: value.clone() for name, value in engine.server.state.items()}
+    changed = torch.cat(changes).double()
+    assert float(changed.std()) == pytest.approx(3.0 * 2.0 / 30, rel=6 / len(changed) ** 0.5)
+
+
+# Runs
+
+
+def test_every_round_and_the_result_tell_what_is_spent(run):
+    result = run(**FEDAVG)
+    spent = [each["epsilon"] for each in result["rounds"]]
+    assert spent == pytest.approx([epsilon_of(1.0, count, 1e-5) for count in (1, 2, 3)])
+    assert result["epsilon"] == spent[-1]
+
+
+def test_without_privacy_nothing_is_said_of_epsilon(run):
+    result = run(strategy="fedavg", epochs=1)
+    assert result["epsilon"] is None and "epsilon" not in result["rounds"][0]
+
+
+def test_two_runs_of_one_seed_differ_by_their_noise_alone(run):
+    quiet = {**FEDAVG, "privacy": {"clip": 0.05, "noise_multiplier": 1e-9}, "epochs": 1}
+    first, second = run(**FEDAVG, saved=False), run(**FEDAVG, saved=False)
+    assert first["rounds"][1]["loss"] != second["rounds"][1]["loss"]
+    assert run(**quiet, saved=False)["test_result"] == run(**quiet, saved=False)["test_result"]
+
+
+def test_a_budget_finds_the_noise_and_is_spent_at_the_last_round(run):
+    result = run(**{**FEDAVG, "privacy": {"clip": 0.05, "epsilon": 8.0}})
+    assert len(result["rounds"]) == 3
+    assert 7.99 < result["epsilon"] <= 8.0
+
+
+def test_a_run_ends_before_the_round_that_would_spend_too_much(run):
+    result = run(**{**FEDAVG, "epochs": 9, "privacy": {"clip": 0.05, "noise_multiplier": 1.0, "epsilon": 7.0}})
+    assert len(result["rounds"]) == rounds_within(7.0, lambda count: epsilon_of(1.0, count, 1e-5), 9) == 2
+    assert result["test_result"]
+
+
+def test_a_resumed_run_goes_on_counting(run):
+    keys = {**FEDAVG, "epochs": 4, "privacy": {"clip": 0.05, "noise_multiplier": 1.0, "epsilon": 9.0}}
+    first = run(**{**keys, "epochs": 2})
+    second = run_recbole_fedkd(config_dict={"resume": first["run_folder"], "epochs": 9})
+    spent = [each["epsilon"] for each in second["rounds"]]
+    assert spent == pytest.approx([epsilon_of(1.0, count, 1e-5) for count in range(1, len(spent) + 1)])
+    assert spent[:2] == [each["epsilon"] for each in first["rounds"]]
+    assert 2 < len(spent) == rounds_within(9.0, lambda count: epsilon_of(1.0, count, 1e-5), 9)
+
+
+def test_a_resumed_run_keeps_the_noise_that_its_budget_was_dealt_out_by(run):
+    """More rounds do not buy less noise afterwards: what is spent is spent."""
+    first = run(**{**FEDAVG, "epochs": 2, "privacy": {"clip": 0.05, "epsilon": 8.0}})
+    second = run_recbole_fedkd(config_dict={"resume": first["run_folder"], "epochs": 5})
+    assert len(second["rounds"]) == 2
+    assert second["epsilon"] == first["epsilon"] <= 8.0
+
+
+def test_factors_spend_in_their_exchange_alone(run):
+    result = run(**FACTORS)
+    spent = [each["epsilon"] for each in result["rounds"]]
+    assert spent == pytest.approx([epsilon_of(1.0, min(count, 5), 1e-5) for count in range(1, 7)])
+    assert all(math.isfinite(value) for value in result["test_result"].values())
+
+
+def test_a_release_beyond_the_budget_is_refused_wherever_it_is_asked_for(prepared):
+    _, trainer, _, _ = prepared(**{**FEDAVG, "privacy": {"clip": 0.05, "noise_multiplier": 1.0, "epsilon": 5.0}})
+    trainer.engine.server.release.start(30, 3)
+    trainer.engine.run_round(0)
+    with pytest.raises(TrainingError, match=r"privacy\.epsilon=5 is spent"):
+        trainer.engine.run_round(1)
+
+
+# Sampling
+
+
+def test_clients_are_drawn_by_coins_that_no_seed_knows(prepared):
+    pytest.importorskip("opacus")
+    servers = [prepared(**FEDAVG, clients_per_round=10)[1].engine.server for _ in range(2)]
+    everybody = list(range(30))
+    draws = [[server.choose(everybody, index) for index in range(40)] for server in servers]
+    assert servers[0].choose(everybody, 39) == draws[0][-1]
+    assert draws[0] != draws[1]
+    counts = [len(each) for part in draws for each in part]
+    assert np.mean(counts) == pytest.approx(10, abs=1.5) and len(set(counts)) > 3
+
+
+def test_a_run_with_sampling_accounts_for_it_and_does_not_tell_who_took_part(run):
+    pytest.importorskip("opacus")
+    result = run(**FEDAVG, clients_per_round=3)
+    assert result["epsilon"] == pytest.approx(epsilon_of(1.0, 3, 1e-5, 0.1))
+    assert result["epsilon"] < epsilon_of(1.0, 3, 1e-5)
+    assert result["communication"]["clients_per_round"] == [{}, {}, {}]
+
+
+@pytest.mark.parametrize("engine", ["local", "fleet"])
+def test_a_round_without_anybody_lets_noise_out_all_the_same(prepared, engine, monkeypatch):
+    _, trainer, _, _ = prepared(**FEDAVG, clients_per_round=3, engine=engine, min_clients=2)
+    release = trainer.engine.server.release
+    release.start(30, 3)
+    monkeypatch.setattr(release, "choose", lambda clients, index: [])
+    before = {name: value.clone() for name, value in trainer.engine.server.state.items()}
+    report = trainer.engine.run_round(0)
+    assert report.loss == 0.0 and release.releases == 1
+    assert any((value != before[name]).any() for name, value in trainer.engine.server.state.items())
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"privacy": {"noise_multiplier": 1.0}}, r"privacy\.clip is not set"),
+        ({"privacy": {"clip": 1.0}}, "neither noise_multiplier nor epsilon"),
+        ({"privacy": {"clip": 0, "epsilon": 1.0}}, r"privacy\.clip is 0; it must be a number > 0"),
+        ({"privacy": {"clip": 1.0, "epsilon": -1}}, r"privacy\.epsilon is -1"),
+        ({"privacy": {"clip": 1.0, "epsilon": "much"}}, r"privacy\.epsilon is 'much'"),
+        ({"privacy": {"clip": 1.0, "delta": 1.0, "epsilon": 1.0}}, r"privacy\.delta is 1"),
+        ({"privacy": {"clip": 1.0, "epsilon": 1.0, "unit": "row"}}, r"privacy\.unit is 'row'; it must be one of user, client"),
+        ({"privacy": {"clip": 1.0, "epsilom": 1.0}}, r"key 'privacy\.epsilom' is unknown.*epsilon"),
+        ({"privacy": [1.0]}, "privacy is"),
+        ({"partition": "random"}, "set partition=user, or privacy.unit=client"),
+        ({"strategy": "local"}, "strategy=local they send nothing"),
+        ({"strategy": "afd"}, "knowledge=label needs every client's own upload"),
+        ({"strategy": "afd", "knowledge": "item", "knowledge_use": "distil"}, r"sends counts \('seen'\)"),
+        ({"row_mean": "changed"}, "codecs and stages blur"),
+        ({"client_weights": "samples"}, "set client_weights=uniform"),
+        ({"privacy": {"clip": 1.0, "noise_multiplier": 0.1, "epsilon": 1.0}}, "a single round spends"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_refused_in_a_sentence(run, changes, said):
+    with pytest.raises(InputError, match=said):
+        run(**{**FEDAVG, **changes})
+
+
+def test_a_central_run_is_not_private(run):
+    with pytest.raises(InputError, match="strategy=central they send nothing"):
+        run("AttnStudent", privacy={"clip": 1.0, "epsilon": 1.0})
+
+
+def test_clients_may_be_the_unit(run):
+    result = run(**{**FEDAVG, "partition": "random", "privacy": {**FEDAVG["privacy"], "unit": "client"}})
+    assert result["epsilon"] > 0
