@@ -106,14 +106,24 @@ def test_noise_does_not_follow_a_seed():
 arrays = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=8).map(lambda each: np.array(each, np.float32))
 
 
+@given(arrays, st.lists(st.integers(-1000, 1000), min_size=1, max_size=6), st.floats(1e-3, 1e4))
+def test_counts_stay_counts_and_within_the_bound(numbers, counts, bound):
+    whole = np.array(counts, np.int32)
+    made = clipped({"n": whole, "x": numbers}, bound)
+    length = float(np.linalg.norm(np.concatenate([made["n"], made["x"]]).astype(np.float64)))
+    assert made["n"].dtype == np.int32 and length <= bound * (1 + 1e-6)
+    if np.linalg.norm(whole) <= bound:
+        assert np.array_equal(made["n"], whole)
+
+
 @given(arrays, arrays, st.floats(1e-3, 1e3))
 def test_a_clipped_message_is_no_longer_than_the_bound_and_points_where_it_did(first, second, bound):
-    made = clipped({"a": first, "b": second, "n": np.array([7])}, bound)
+    made = clipped({"a": first, "b": second, "n": np.array([True])}, bound)
     before, after = np.concatenate([first, second]), np.concatenate([made["a"], made["b"]])
     length = np.linalg.norm(before.astype(np.float64))
     assert np.linalg.norm(after.astype(np.float64)) <= bound * (1 + 1e-6)
     np.testing.assert_allclose(after, before * min(1.0, bound / length if length else 1.0), rtol=1e-5, atol=1e-30)
-    assert made["n"] == 7
+    assert made["n"].all()
 
 
 def test_the_server_shortens_what_a_client_did_not():
@@ -121,8 +131,8 @@ def test_the_server_shortens_what_a_client_did_not():
     np.testing.assert_allclose(Clip(ClipSettings(2.0)).decode(long, None).arrays["w"], 1.0, rtol=1e-6)
 
 
-def state_after_a_round(prepared, without, engine, keys):
-    """The server's state after a round before noise, with one client less where ``without`` names it."""
+def told_by_a_round(prepared, without, engine, keys):
+    """What the clients say in a round, as the server has it before noise; ``without`` are not there."""
     _, trainer, _, _ = prepared(**{**keys, "engine": engine})
     running = trainer.engine
     running.server.release.start(len(running.samples), 3)
@@ -130,26 +140,28 @@ def state_after_a_round(prepared, without, engine, keys):
     running.held_out = frozenset(without)
     before = {name: value.double().clone() for name, value in running.server.state.items()}
     running.run_round(0)
-    after = {name: value.double() for name, value in running.server.state.items() if name != "told"}
-    return {name: value - before[name] if name in before else value for name, value in after.items()}
+    after = {name: value.double() for name, value in running.server.state.items()}
+    return {name: after[name] - before.get(name, 0) for name in running.server.link.schema.arrays if name in after}
 
 
 def distance(one, other):
     return float(sum(((one[name] - other[name]) ** 2).sum() for name in one) ** 0.5)
 
 
+LABEL = {**FEDAVG, "strategy": "afd", "privacy": {"clip": 2.05, "noise_multiplier": 1.0}}
+ITEM = {**LABEL, "knowledge": "item", "privacy": {"clip": 5.4, "noise_multiplier": 1.0}}
+
+
 @pytest.mark.parametrize("engine", ["local", "fleet"])
-def test_of_a_mean_one_user_changes_the_clip_over_the_clients_and_no_more(prepared, engine):
-    whole = state_after_a_round(prepared, (), engine, FEDAVG)
-    less = state_after_a_round(prepared, (4,), engine, FEDAVG)
-    bound = 0.05 / 30
-    assert 0.9 * bound < distance(whole, less) <= bound * (1 + 1e-3)
-
-
-def test_of_the_sums_for_factors_one_user_changes_the_clip_and_no_more(prepared):
-    whole = state_after_a_round(prepared, (), "local", FACTORS)
-    less = state_after_a_round(prepared, (4,), "local", FACTORS)
-    assert distance(whole, less) == pytest.approx(0.5, rel=1e-4)
+@pytest.mark.parametrize(
+    ("keys", "bound"),
+    [(FEDAVG, 0.05 / 30), (FACTORS, 0.5), (LABEL, 2.05), (ITEM, 5.4)],
+    ids=["mean", "factors", "label", "item"],
+)
+def test_one_user_changes_no_more_than_the_clip(prepared, engine, keys, bound):
+    """Of a sum the clip, of a mean the clip over the clients; the messages here are longer than that."""
+    whole, less = (told_by_a_round(prepared, without, engine, keys) for without in ((), (4,)))
+    assert whole and 0.9 * bound < distance(whole, less) <= bound * (1 + 1e-3)
 
 
 def test_the_noise_of_a_round_has_the_deviation_that_is_accounted(prepared):
@@ -218,6 +230,15 @@ def test_a_resumed_run_keeps_the_noise_that_its_budget_was_dealt_out_by(run):
     assert second["epsilon"] == first["epsilon"] <= 8.0
 
 
+@pytest.mark.parametrize("keys", [LABEL, ITEM], ids=["label", "item"])
+@pytest.mark.parametrize("engine", ["local", "fleet"])
+def test_knowledge_of_labels_and_items_goes_on_under_noise(run, keys, engine):
+    result = run(**keys, engine=engine, saved=False)
+    assert result["engine"] == engine
+    assert result["epsilon"] == pytest.approx(epsilon_of(1.0, 3, 1e-5))
+    assert all(math.isfinite(value) for value in result["test_result"].values())
+
+
 def test_factors_spend_in_their_exchange_alone(run):
     result = run(**FACTORS)
     spent = [each["epsilon"] for each in result["rounds"]]
@@ -284,8 +305,9 @@ def test_a_round_without_anybody_lets_noise_out_all_the_same(prepared, engine, m
         ({"privacy": [1.0]}, "privacy is"),
         ({"partition": "random"}, "set partition=user, or privacy.unit=client"),
         ({"strategy": "local"}, "strategy=local they send nothing"),
-        ({"strategy": "afd"}, "knowledge=label needs every client's own upload"),
-        ({"strategy": "afd", "knowledge": "item", "knowledge_use": "distil"}, r"sends counts \('seen'\)"),
+        ({"strategy": "afd", "aggregation": "median"}, "aggregation=median needs every client's own"),
+        ({"strategy": "afd", "clients_per_round": 5}, "knowledge=label, which remembers who is silent"),
+        ({"strategy": "afd", "knowledge": "item", "clients_per_round": 5}, "unset clients_per_round"),
         ({"row_mean": "changed"}, "codecs and stages blur"),
         ({"client_weights": "samples"}, "set client_weights=uniform"),
         ({"privacy": {"clip": 1.0, "noise_multiplier": 0.1, "epsilon": 1.0}}, "a single round spends"),

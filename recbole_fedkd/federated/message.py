@@ -72,7 +72,8 @@ class ArraySpec(NamedTuple):
     Attributes:
         shape: its shape.
         dtype: its type.
-        counts: whether it holds counts: none negative, and not all 0.
+        counts: whether it holds counts: none negative, and not all 0 unless ``empty``.
+        empty: whether counts may all be 0.
         optional: whether it may be left out.
     """
 
@@ -80,6 +81,7 @@ class ArraySpec(NamedTuple):
     dtype: type[np.generic] = np.float32
     counts: bool = False
     optional: bool = False
+    empty: bool = False
 
 
 @dataclass(frozen=True)
@@ -281,7 +283,7 @@ def check_arrays(arrays: Arrays, schema: Schema | None = None) -> None:
         if spec is not None and spec.counts:
             if array.size and (least := array.min()) < 0:
                 raise MessageError("counts", f"'{name}' holds {least}, and a count is not negative")
-            if not array.any():
+            if not spec.empty and not array.any():
                 raise MessageError("counts", f"'{name}' sums to 0, of which no mean can be taken")
 
 

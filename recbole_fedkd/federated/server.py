@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedkd.federated.aggregate import Fold
@@ -35,7 +34,7 @@ class Release(ABC):
         fold: Fold,
         statistics: Mapping[str, Tensor] | None,
         answers: int,
-        reference: Mapping[str, NDArray[np.generic]],
+        link: ServerLink,
     ) -> Mapping[str, Tensor] | None:
         """What is let out of a round.
 
@@ -43,7 +42,7 @@ class Release(ABC):
             fold: that has taken in the uploads.
             statistics: what they come to; None: nobody has said anything.
             answers: how many have.
-            reference: the network that the uploads are changes of; empty where none travels.
+            link: the server's end of the wire, through which they came.
         """
 
     @abstractmethod
@@ -237,7 +236,7 @@ class Intake:
         if statistics is None and answers:
             statistics = self.fold.finish()
         if server.release is not None:
-            released = server.release.of_round(self.fold, statistics, answers, server.link.reference)
+            released = server.release.of_round(self.fold, statistics, answers, server.link)
             statistics = strategy.possible(released) if released is not None else None
         if statistics is not None:
             state = strategy.step(state, statistics)

@@ -98,6 +98,10 @@ class Stage(ABC):
         """What :meth:`encode` makes of a message of this schema; None: nobody can tell before it is there."""
         return schema
 
+    def taken(self, schema: Schema) -> Schema:
+        """What the server takes, where a message of this schema may come out of the stage with less in it."""
+        return schema
+
     def state_dict(self) -> dict[str, Any]:
         """What the stage remembers between rounds, as plain values and tensors."""
         return {}
@@ -215,16 +219,28 @@ class Clip(Stage):
         check_arrays(message.arrays, schema)
         return self.encode(message)
 
+    def taken(self, schema: Schema) -> Schema:
+        """Counts that do not fit into the bound may be 0."""
+        return replace(schema, arrays={name: spec._replace(empty=True) for name, spec in schema.arrays.items()})
+
 
 def clipped(arrays: Mapping[str, NDArray[np.generic]], bound: float) -> Arrays:
-    """Float arrays times the largest factor up to 1 with which their joint L2 norm is within ``bound``; others stay."""
-    floats = {name: array.astype(np.float64) for name, array in arrays.items() if array.dtype.kind == "f"}
-    norm = float(np.sqrt(sum((array**2).sum() for array in floats.values())))
-    if norm <= bound:
-        return dict(arrays)
+    """Arrays whose joint L2 norm is within ``bound``.
+
+    Whole numbers come first, since a count times a factor is none: where they fit they stay, and the others are shortened to
+    what is left; else they are shortened towards 0, and the others are 0.
+    """
+    exact = {name: array.astype(np.float64) for name, array in arrays.items() if array.dtype.kind in "fiu"}
+    room, factors = bound, dict[str, float]()
+    for whole in (True, False):
+        names = [name for name in exact if (arrays[name].dtype.kind != "f") == whole]
+        norm = float(np.sqrt(sum((exact[name] ** 2).sum() for name in names)))
+        factors |= dict.fromkeys(names, min(1.0, room / norm) if norm else 1.0)
+        room = float(np.sqrt(max(room**2 - norm**2, 0.0)))
+    # A cast to whole numbers drops what follows the point.
     return {
-        name: (floats[name] * (bound / norm)).astype(arrays[name].dtype) if name in floats else arrays[name]
-        for name in arrays
+        name: (exact[name] * factors[name]).astype(array.dtype) if factors.get(name, 1.0) < 1.0 else array
+        for name, array in arrays.items()
     }
 
 

@@ -195,6 +195,8 @@ class ServerLink:
         self.broadcast = Broadcast(arrays_of(network)) if updates else None
         self.schema = strategy.upload_schema(network)
         self.stages = stages_of(codecs)
+        for stage in self.stages:
+            self.schema = stage.taken(self.schema) if self.schema is not None else None
         self._written: dict[tuple[int, int], bytes] = {}
 
     @property

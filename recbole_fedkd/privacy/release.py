@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.federated.aggregate import Fold, MeanOfChangedRows, Sums, WeightedMean
-from recbole_fedkd.federated.message import Message, Training
+from recbole_fedkd.federated.message import ArraySpec, Message, Training
 from recbole_fedkd.federated.server import Release
-from recbole_fedkd.federated.strategy import ServerState, Strategy
+from recbole_fedkd.federated.strategy import ServerState, Strategy, check_additive
+from recbole_fedkd.federated.wire import ServerLink
 from recbole_fedkd.privacy.accountant import epsilon_of, noise_for, rounds_within
 from recbole_fedkd.privacy.noise import gaussian, uniform
 from recbole_fedkd.privacy.settings import PrivacySettings
@@ -115,7 +115,7 @@ class PrivateRelease(Release):
         fold: Fold,
         statistics: Statistics | None,
         answers: int,
-        reference: Mapping[str, NDArray[np.generic]],
+        link: ServerLink,
     ) -> Statistics | None:
         """What the uploads of a round come to, with noise.
 
@@ -123,24 +123,29 @@ class PrivateRelease(Release):
             fold: of the round, a sum or a mean.
             statistics: of those that answered; None: nobody has.
             answers: how many have.
-            reference: what the mean is one of changes of.
+            link: knows what the mean is one of changes of, and which statistics are of what clients say.
 
         Raises:
             TrainingError: the budget is spent.
         """
         self._drawn = (-1, [])
-        if statistics is None and not reference:
+        start = {name: torch.tensor(value) for name, value in link.reference.items()}
+        if statistics is None and not start:
             return None  # nothing was due: a strategy in which a client may be silent has all silent, or none
         budget = self.settings.epsilon
         if budget is not None and self.spent_by(self.releases + 1) > budget:
             raise TrainingError(f"privacy.epsilon={budget:g} is spent; a further round would spend more")
         self.releases += 1
-        start = {name: torch.tensor(value) for name, value in reference.items()}
         found = dict(start) if statistics is None else dict(statistics)
         share, deviation = 1.0, self.noise_multiplier * self.clip
         if isinstance(fold, WeightedMean):
             share, deviation = answers / (self.rate * self.clients), deviation / (self.rate * self.clients)
-        return {name: _noised(value, start.get(name), share, deviation) for name, value in found.items()}
+        specs = link.schema.arrays if link.schema is not None else {}
+        return {
+            # What else a fold says, such as who has spoken, is the server's own affair and goes nowhere.
+            name: _noised(value, start.get(name), share, deviation, specs[name]) if name in specs else value
+            for name, value in found.items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """What has been let out, and with which noise."""
@@ -151,46 +156,44 @@ class PrivateRelease(Release):
         self.releases, self.noise_multiplier = int(state["releases"]), float(state["noise_multiplier"])
 
 
-def _noised(value: Tensor, start: Tensor | None, share: float, deviation: float) -> Tensor:
-    """``start`` plus what changed of it, times a share, plus noise; of the type of the value."""
+def _noised(value: Tensor, start: Tensor | None, share: float, deviation: float, spec: ArraySpec) -> Tensor:
+    """``start`` plus what changed of it, times a share, plus noise; of the type of the value, and where it counts a count."""
     exact = value.double()
     origin = start.double() if start is not None else torch.zeros_like(exact)
-    noise = torch.from_numpy(gaussian(tuple(value.shape), deviation))
-    return (origin + (exact - origin) * share + noise).to(value.dtype)
+    made = origin + (exact - origin) * share + torch.from_numpy(gaussian(tuple(value.shape), deviation))
+    if np.issubdtype(spec.dtype, np.integer):
+        made = made.round()
+    return (made.clamp(min=0) if spec.counts else made).to(value.dtype)
 
 
-def check_strategy(strategy: Strategy, state: ServerState, name: str) -> None:
+def check_strategy(strategy: Strategy, state: ServerState, samples: bool) -> None:
     """Check that what a client adds to a round is bounded by the clip, and covered by the noise.
 
     Args:
         strategy: whose sums are to be let out.
         state: that the server starts with.
-        name: what asks, such as ``privacy``.
+        samples: whether clients are drawn for a round.
 
     Raises:
-        InputError: a strategy of which that is not so, and what would be another one.
+        InputError: a strategy of which that is not so.
     """
-    called = f"strategy '{strategy.name}'"
-    if strategy.exchanges_knowledge:
-        called += f" with knowledge={strategy.knowledge.name}"
-    if not strategy.additive:
-        raise InputError(
-            f"{name} works on sums over clients, and {called} needs every client's own upload; use fedavg with row_mean=all, "
-            "or afd with knowledge=factors"
-        )
+    check_additive(strategy, "privacy")
     fold = strategy.empty(state, {0: 1, 1: 1})
     schema = strategy.upload_schema(state)
     if not isinstance(fold, Sums | WeightedMean) or isinstance(fold, MeanOfChangedRows) or schema is None:
-        raise InputError(f"{name} needs to know what is summed, and {called} has sums of its own making")
-    counts = [array for array, spec in schema.arrays.items() if not np.issubdtype(spec.dtype, np.floating)]
-    if counts:
         raise InputError(
-            f"{name} takes sums of numbers, and {called} sends counts ('{counts[0]}'); use knowledge=factors"
+            f"privacy needs to know what is summed, and strategy '{strategy.name}' says it not by a schema of its uploads, and "
+            "by Sums or WeightedMean"
         )
     if isinstance(fold, WeightedMean):
         weights = {fold.weight_of(Message("", 0, 0, {}, Training(samples))) for samples in (1, 2)}
         if len(weights) > 1:
             raise InputError(
-                f"{name} bounds what one client changes, and {called} counts a client by its samples; set "
+                f"privacy bounds what one client changes, and strategy '{strategy.name}' counts a client by its samples; set "
                 "client_weights=uniform"
             )
+    if samples and any(spec.optional for spec in schema.arrays.values()):
+        raise InputError(
+            "privacy with clients_per_round hides who takes part, which a client tells that says more in its first round than "
+            f"later, as strategy '{strategy.name}' with this knowledge has it; unset clients_per_round"
+        )
