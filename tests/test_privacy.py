@@ -12,7 +12,7 @@ from recbole_fedkd import run_recbole_fedkd
 from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.federated.message import Message, Training
 from recbole_fedkd.federated.stage import Clip, ClipSettings, clipped
-from recbole_fedkd.privacy import epsilon_of, noise_for, rounds_within
+from recbole_fedkd.privacy.accountant import epsilon_of, noise_for, rounds_within
 from recbole_fedkd.privacy.noise import gaussian, uniform
 
 FEDAVG = {

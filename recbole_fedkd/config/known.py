@@ -18,7 +18,7 @@ from recbole_fedkd.config.shapes import check_shape
 from recbole_fedkd.config.synonyms import called_here
 from recbole_fedkd.config.transforms import TRANSFORM_KEYS, WRITTEN_KEYS
 from recbole_fedkd.errors import InputError, listed, nearest, shown
-from recbole_fedkd.privacy import PrivacySettings
+from recbole_fedkd.privacy.settings import PrivacySettings
 from recbole_fedkd.registry import settings_of
 
 # Keys of RecBole for files that it pickles.

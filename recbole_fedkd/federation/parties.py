@@ -46,7 +46,8 @@ from recbole_fedkd.model.population import (
     whole_networks,
 )
 from recbole_fedkd.model.shared import SharedState, check_patterns, stateful
-from recbole_fedkd.privacy import PrivacySettings, PrivateRelease, check_strategy
+from recbole_fedkd.privacy.release import PrivateRelease, check_strategy
+from recbole_fedkd.privacy.settings import PrivacySettings
 
 
 @recbole_warnings_silenced()
