@@ -30,9 +30,11 @@ MAY_KNOW = {
     "rounds": set(),
     "limits": set(),
     "federation": {"compat", "data", "engine", "federated", "model", "privacy"},
+    "machines": {"checkpoint", "config", "data", "engine", "federated", "federation", "files", "finite"},
     "trainer": {
         "compat",
         "federation",
+        "machines",
         "rounds",
         "limits",
         "logs",

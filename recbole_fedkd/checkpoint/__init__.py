@@ -18,7 +18,13 @@ from recbole_fedkd.checkpoint.reading import (
     read_checkpoint,
     write_places,
 )
-from recbole_fedkd.checkpoint.resumed import RESUMABLE_KEYS, check_same_config, resumed_config
+from recbole_fedkd.checkpoint.resumed import (
+    RESUMABLE_KEYS,
+    check_names_no_file,
+    check_same_config,
+    resumed_config,
+    values_to_read,
+)
 from recbole_fedkd.checkpoint.sealed import digest, read_sealed, sealed, write_sealed
 from recbole_fedkd.checkpoint.state import check_optimizer, load_parameters, random_state, restore_random, restored
 
@@ -32,6 +38,7 @@ __all__ = [
     "Checkpoint",
     "GrowingRecord",
     "best_checkpoint",
+    "check_names_no_file",
     "check_optimizer",
     "check_same_config",
     "digest",
@@ -47,6 +54,7 @@ __all__ = [
     "restored",
     "resumed_config",
     "sealed",
+    "values_to_read",
     "write_places",
     "write_sealed",
 ]

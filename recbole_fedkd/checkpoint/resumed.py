@@ -15,7 +15,7 @@ from recbole_fedkd.errors import InputError
 # Keys that a resumed run may change: how long, where and how loud, not what is computed.
 RESUMABLE_KEYS = frozenset({
     "epochs", "stopping_step", "show_progress", "state", "data_path", "checkpoint_dir", "result_file", "resume",
-    "plugins", "torch_threads", "gpu_id", "use_gpu", "device", "log_wandb", "wandb_project", "run_name",
+    "plugins", "torch_threads", "client_timeout", "gpu_id", "use_gpu", "device", "log_wandb", "wandb_project", "run_name",
     "metrics", "judged_metrics", "topk", "metric_decimal_place", "eval_batch_size",
 })  # fmt: skip
 # Keys that RecBole computes from others; a resumed run computes them again.
@@ -79,14 +79,8 @@ def resumed_config(
         name = getattr(wanted, "__name__", wanted)
         if name is not None and name != saved[key]:
             raise InputError(f"checkpoint '{source}' is that of {key} {saved[key]}, not of {name}")
-    _check_names_no_file(saved, given, source)
-    base = {key: value for key, value in saved.items() if key not in _DERIVED_KEYS | _OF_ONE_RUN}
-    base["metrics"] = saved["judged_metrics"]
-    if saved["train_neg_sample_args"].get("distribution") == "none":
-        # RecBole writes "no sampling" in a form that it does not read.
-        base["train_neg_sample_args"] = None
-    # RecBole appends the dataset's name to the path when it reads it.
-    base["data_path"] = str(Path(saved["data_path"]).parent)
+    check_names_no_file(saved, given, source)
+    base = values_to_read(saved)
     folder = checkpoint.file.resolve().parent.parent
     if isinstance(saved.get("checkpoint_dir"), str) and Path(saved["checkpoint_dir"]).resolve() == folder:
         # Beside the run that goes on; anywhere else is for the user to say.
@@ -111,7 +105,19 @@ def resumed_config(
     return config
 
 
-def _check_names_no_file(saved: Mapping[str, Any], given: Mapping[str, Any], source: str | Path) -> None:
+def values_to_read(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain values of a config, as far as another that is to be the same reads them."""
+    base = {key: value for key, value in saved.items() if key not in _DERIVED_KEYS | _OF_ONE_RUN}
+    base["metrics"] = saved["judged_metrics"]
+    if saved["train_neg_sample_args"].get("distribution") == "none":
+        # RecBole writes "no sampling" in a form that it does not read.
+        base["train_neg_sample_args"] = None
+    # RecBole appends the dataset's name to the path when it reads it.
+    base["data_path"] = str(Path(saved["data_path"]).parent)
+    return base
+
+
+def check_names_no_file(saved: Mapping[str, Any], given: Mapping[str, Any], source: str | Path) -> None:
     """Raise :class:`InputError` where the checkpoint alone says which file, beside the dataset's own, is to be opened."""
     for key in _PARTS_OF_NAMES:
         values = saved.get(key) if isinstance(saved.get(key), list) else [saved.get(key)]

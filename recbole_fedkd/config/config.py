@@ -41,7 +41,7 @@ from recbole_fedkd.registry import declared_settings
 # Keys that only a federation reads, unless a RecBole model has one of the same name.
 _FEDERATION_KEYS = {
     "engine", "fleet_memory", "fleet_threads", "partition", "client_num", "clients_per_round", "local_epochs",
-    "min_clients", "holdout_clients", "reset_optimizer",
+    "min_clients", "client_timeout", "holdout_clients", "reset_optimizer",
     "gamma", "alpha", "temperature", "knowledge", "aggregation", "knowledge_pass", "proximal_weight",
     "server_optimizer", "server_learning_rate", "server_momentum", "server_beta2", "server_tau", "knowledge_use",
     "prior_strength", "attention_temperature", "trim_ratio", "factor_size", "sketch_width", "sketch_passes", "em_steps",

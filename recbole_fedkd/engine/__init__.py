@@ -16,8 +16,9 @@ from recbole_fedkd.engine.fleet import (
     obstacle,
 )
 from recbole_fedkd.engine.local import LocalEngine
+from recbole_fedkd.engine.remote import InProcess, RemoteEngine, Transport
 
-ENGINES = {"local": LocalEngine, "fleet": FleetEngine}
+ENGINES = {"local": LocalEngine, "fleet": FleetEngine, "processes": RemoteEngine}
 
 __all__ = [
     "ENGINES",
@@ -29,11 +30,14 @@ __all__ = [
     "FleetEngine",
     "FleetPopulation",
     "FleetTask",
+    "InProcess",
     "LabelledSamples",
     "LocalEngine",
     "RecBoleFleetPopulation",
     "RecBoleSamples",
+    "RemoteEngine",
     "RoundReport",
+    "Transport",
     "batched_optimizer",
     "disagreement",
     "obstacle",

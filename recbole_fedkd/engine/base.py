@@ -164,6 +164,9 @@ class Engine(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
 
+    def close(self) -> None:  # noqa: B027
+        """No more rounds: let go of what is held outside of this process."""
+
     def _leave_out(self, current: Round, client: int, reason: str, error: ClientError) -> None:
         """A client is missing in the round; where everybody has to answer, that ends the run."""
         if self.min_clients is None:

@@ -238,11 +238,11 @@ class Client:
         return network, copy.deepcopy(self.state_dict())
 
     def restore(self, snapshot: tuple[dict[str, Tensor], dict[str, Any]]) -> None:
-        """Be as at the time of a snapshot again."""
+        """Be as at the time of a snapshot again, which stays as it is: an optimiser changes in place what it is given."""
         network, state = snapshot
         self.task.network.load_state_dict(network)
         forget_cached(self.task.network)
-        self.load_state_dict(state)
+        self.load_state_dict(copy.deepcopy(state))
 
     def state_dict(self) -> dict[str, Any]:
         """Optimiser, what was last heard and said, and the task's generator; the network is saved with the model."""

@@ -115,9 +115,14 @@ class Server:
             return self.link.write_once(client, round_index, lambda: self.message_for(SERVER, round_index))
         return self.link.write(self.message_for(client, round_index))
 
-    def serve(self, round_index: int) -> bytes:
-        """What every client takes in to serve its users, the same for all, where the strategy shares parameters."""
-        return self.link.write_once(SERVER, round_index, lambda: self.message_for(SERVER, round_index))
+    def serve(self, round_index: int, whole: bool = False) -> bytes:
+        """What every client takes in to serve its users, the same for all, where the strategy shares parameters.
+
+        Args:
+            round_index: of the round that begins.
+            whole: as of :meth:`ServerLink.write_once`.
+        """
+        return self.link.write_once(SERVER, round_index, lambda: self.message_for(SERVER, round_index), whole)
 
     def message_for(self, client: int, round_index: int) -> Message | None:
         """Message for one client, before it is encoded."""
@@ -208,6 +213,7 @@ class Intake:
             found, known = message.training.samples, self.samples[client]
             raise MessageError("samples", f"it speaks for {found} samples where it has {known}")
         self.take(client, message)
+        self.server.link.acknowledge(client)
         return message
 
     def _check_due(self, client: int) -> None:

@@ -210,15 +210,18 @@ class ServerLink:
             return b""
         return replace(message, arrays=self.codecs.down.encode(message.arrays, message.round)).to_bytes()
 
-    def write_once(self, client: int, round_index: int, message: Callable[[], Message | None]) -> bytes:
+    def write_once(
+        self, client: int, round_index: int, message: Callable[[], Message | None], whole: bool = False
+    ) -> bytes:
         """What goes down to every client alike, but for the version that it holds; made for the first that needs it.
 
         Args:
             client: the client; ``SERVER``: all of them at the end of a round, when each holds the version before.
             round_index: the round.
             message: says the strategy's message.
+            whole: whether it is for a client of which nobody knows what it holds.
         """
-        behind = 1
+        behind = 2 if whole else 1
         if self.broadcast is not None and client != SERVER:
             behind = min(self.broadcast.version - self.broadcast.acknowledged.get(client, 0), 2)
         if (behind, round_index) not in self._written:
@@ -243,21 +246,23 @@ class ServerLink:
         if message is None:
             if self.schema is not None and not self.schema.may_be_silent:
                 raise MessageError("silent", f"it says nothing where '{self.schema.kind}' was due")
-            self.acknowledge(client)
             return None
         if message.sender != client:
             raise MessageError("sender", f"it says that it is {_name(message.sender)}")
         if message.round != round_index:
             raise MessageError("round", f"its message is of round {message.round + 1}")
         updates = [Updates(self.broadcast.replica)] if self.broadcast is not None else []
-        message = received_through([*updates, *self.stages], message, self.schema)
-        self.acknowledge(client)
-        return message
+        return received_through([*updates, *self.stages], message, self.schema)
 
     def acknowledge(self, client: int) -> None:
-        """A client that answers has taken in what it was told."""
+        """A client whose answer counts has taken in what it was told."""
         if self.broadcast is not None:
             self.broadcast.acknowledged[client] = self.broadcast.version
+
+    def forget(self, client: int) -> None:
+        """What a client holds is not known any more: the next time it is told the whole network."""
+        if self.broadcast is not None:
+            self.broadcast.acknowledged[client] = self.broadcast.version - 2
 
     def advance(self, message: Callable[[], Message | None], round_index: int) -> None:
         """After a round: what the strategy says now is the next version."""

@@ -17,6 +17,7 @@ from recbole_fedkd.errors import InputError, listed
 from recbole_fedkd.federated.server import Release
 from recbole_fedkd.federation import Population, build_engine
 from recbole_fedkd.limits import refuse_mixed_precision
+from recbole_fedkd.machines.processes import ProcessesEngine, obstacle
 from recbole_fedkd.model import Bias
 from recbole_fedkd.rounds import EpochRecord, told
 from recbole_fedkd.trainer.checkpointed import CheckpointTrainer
@@ -43,7 +44,7 @@ class FedKDTrainer(CheckpointTrainer):
     def __init__(self, config: Any, model: Population) -> None:
         self._homes = model.client_of_user
         super().__init__(config, model)
-        self.engine: LocalEngine | FleetEngine | None = None
+        self.engine: LocalEngine | FleetEngine | ProcessesEngine | None = None
         self.idle_clients: list[int] = []
         self.strangers: list[int] = []
         self.fallback: str | None = None
@@ -54,7 +55,7 @@ class FedKDTrainer(CheckpointTrainer):
         """None: every client has an optimiser of its own."""
         return None
 
-    def prepare(self, train_data: Any) -> LocalEngine | FleetEngine:
+    def prepare(self, train_data: Any) -> LocalEngine | FleetEngine | ProcessesEngine:
         """Give every client its users' samples, its network and its optimiser; the engine that runs them.
 
         Args:
@@ -64,8 +65,14 @@ class FedKDTrainer(CheckpointTrainer):
             InputError: a strategy that distils, over a model without a click probability to distil.
         """
         config = self.config
-        engine = build_engine(config, self.model, train_data._dataset)
+        engine: LocalEngine | FleetEngine | ProcessesEngine = build_engine(config, self.model, train_data._dataset)
         clients = int(self.model.client_of_user.max()) + 1
+        if config["engine"] == "processes" and isinstance(engine, LocalEngine):
+            self.fallback = obstacle(config, clients)
+            if self.fallback is None:
+                engine = ProcessesEngine(config, self.model, train_data._dataset, engine)
+            else:
+                self.logger.warning(f"engine processes cannot run this, engine local does: {self.fallback}")
         self.strangers = held_out_clients(clients, config["holdout_clients"], config["seed"]).tolist()
         engine.held_out = frozenset(self.strangers)
         if not engine.samples:
@@ -90,9 +97,12 @@ class FedKDTrainer(CheckpointTrainer):
                 self.engine.load_state_dict(self._resumed_training)
             self._resumed_training = None
         self._start_release(self.engine)
-        return super().fit(train_data, *args, **kwargs)
+        try:
+            return super().fit(train_data, *args, **kwargs)
+        finally:
+            self.engine.close()
 
-    def _start_release(self, engine: LocalEngine | FleetEngine) -> None:
+    def _start_release(self, engine: LocalEngine | FleetEngine | ProcessesEngine) -> None:
         """Under ``privacy`` the run ends with its budget."""
         release, strategy = engine.server.release, engine.server.strategy
         if release is None:

@@ -1,0 +1,247 @@
+"""The ``processes`` engine: every client is a party of its own, somewhere else; only bytes go there and come back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from logging import getLogger
+from typing import Any, Protocol
+
+from recbole_fedkd.engine.base import ClientError, Engine, Round, reason
+from recbole_fedkd.errors import TrainingError, listed
+from recbole_fedkd.federated.envelope import JUDGE, NEVER, TRAIN, Answer, Request, digest
+from recbole_fedkd.federated.message import MessageError
+from recbole_fedkd.federated.server import Server
+from recbole_fedkd.finite import NotFiniteError
+
+
+class Transport(Protocol):
+    """Carries bytes to parties and back."""
+
+    def exchange(self, requests: Mapping[int, bytes], timeout: float) -> Iterator[tuple[int, bytes]]:
+        """Ask parties, and hand over what comes from them, whenever it was meant to come.
+
+        A party that cannot be reached is asked when it can be, a party that went away while it was asked is asked again.
+
+        Args:
+            requests: party to what it is asked.
+            timeout: seconds after which there is nothing more to wait for.
+        """
+        ...
+
+
+class PartyError(TrainingError):
+    """What a party did not do, and keeps the reason of to itself."""
+
+
+class RemoteEngine(Engine):
+    """Runs the rounds of a federation whose clients are elsewhere.
+
+    What a party says is taken in in the order of the clients, so that a round comes to the same bits as on engine ``local``.
+    A party that does not answer, or not as it should, is left out of the round: it is told in its next request which of its
+    answers was counted last, and is then as it was before the others. Where it must not be missing (``min_clients`` not set),
+    the round ends the run.
+
+    Args:
+        server: the server.
+        transport: how parties are reached.
+        run: name of the run; a later run sorts behind an earlier one.
+        sizes: samples of an epoch of every party, by its number.
+        timeout: seconds that a party has to answer.
+        min_clients: as of :class:`Engine`.
+
+    Attributes:
+        counted: the latest round of which a party's answer was counted, by its number.
+        ignored: party and kind of fault to how often an answer came that nobody waited for: late, doubled, of another run.
+        closing: what the parties answered at the end of the latest round.
+        phase: rows that parties judge at the end of a round, see :class:`Request`.
+        closed: called at the end of a round.
+    """
+
+    name = "processes"
+
+    def __init__(
+        self,
+        server: Server,
+        transport: Transport,
+        run: str,
+        sizes: Mapping[int, int],
+        timeout: float,
+        min_clients: int | None = None,
+    ) -> None:
+        super().__init__(server, min_clients)
+        self.transport, self.run, self.timeout = transport, run, timeout
+        self._sizes = dict(sizes)
+        self.counted: dict[int, int] = {}
+        self.ignored: Counter[tuple[int, str]] = Counter()
+        self.closing: dict[int, Answer] = {}
+        self.phase = ""
+        self.closed: Callable[[int], None] | None = None
+        self._absent: set[int] = set()
+
+    @property
+    def sizes(self) -> Mapping[int, int]:
+        """Samples of an epoch of every party, by its number."""
+        return self._sizes
+
+    def _run_clients(self, current: Round) -> None:
+        told = {number: self.server.send(number, current.index) for number in current.chosen}
+        answers = self._asked(TRAIN, current.index, told, lambda number: self._told_whole(number, current.index))
+        self._absent = set(current.chosen) - answers.keys()
+        for number in current.chosen:
+            current.report.bytes_down[number], current.report.bytes_up[number] = len(told[number]), 0
+            try:
+                self._take(number, answers.get(number), current)
+            except ClientError as error:
+                self._leave_out(current, number, reason(error), error)
+
+    def _take(self, number: int, answer: Answer | MessageError | None, current: Round) -> None:
+        """One party's part of a round. Raises :class:`ClientError`, of which the cause is what happened."""
+        stage = "training"
+        try:
+            answered = self._checked(number, answer)
+            stage, said = "answering", answered.said
+            current.report.bytes_up[number] = len(said)
+            numbers = answered.numbers or {}
+            training = [float(numbers[name]) for name in ("loss", "seen", "dropped", "whole")]
+            if current.on_step is not None:
+                current.on_step(self.samples[number])
+            current.intake.add(number, said)
+        except Exception as error:
+            raise ClientError(f"client {number}, round {current.index + 1}, {stage}: {error}") from error
+        finally:
+            if current.on_bytes is not None:
+                current.on_bytes(current.report.bytes_down[number] + current.report.bytes_up[number])
+        self.counted[number] = current.index
+        current.count(training[0], int(training[1]), (training[2], training[3]))
+
+    def _checked(self, number: int, answer: Answer | MessageError | None) -> Answer:
+        """An answer that says that what was asked for was done; raises what it says otherwise."""
+        if answer is None:
+            raise MessageError("absent", f"it has not answered within {self.timeout:g} s")
+        if isinstance(answer, MessageError):
+            raise answer
+        if answer.party != number:
+            raise MessageError("sender", f"it says that it is client {answer.party}")
+        if answer.fault == "not finite":
+            raise NotFiniteError(answer.detail)
+        if answer.fault == "failed":
+            raise PartyError(answer.detail)
+        if answer.fault:
+            raise MessageError(answer.fault, answer.detail.removeprefix(f"{answer.fault}: "))
+        return answer
+
+    def _serve(self, round_index: int) -> None:
+        told = self.server.serve(round_index + 1) if self.server.strategy.serves_aggregate else b""
+        present = [number for number in self._sizes if number not in self._absent]  # nobody is waited for twice
+        self.closing = self.judged(round_index, dict.fromkeys(present, told), self.phase)
+        if self.closed is not None:
+            self.closed(round_index)
+
+    def judged(self, round_index: int, told: Mapping[int, bytes], phase: str) -> dict[int, Answer]:
+        """Have the parties take in what serves their users, and judge rows of theirs.
+
+        Args:
+            round_index: from 0.
+            told: party to the server's message.
+            phase: see :class:`Request`.
+
+        Raises:
+            ClientError: a party is missing, and must not be.
+        """
+        whole = self.server.serve(round_index + 1, whole=True) if any(told.values()) else b""
+        answers = self._asked(JUDGE, round_index, told, lambda number: whole, phase)
+        good: dict[int, Answer] = {}
+        missing: dict[int, str] = {}
+        for number in told:
+            try:
+                good[number] = self._checked(number, answers.get(number))
+            except Exception as error:
+                failed = ClientError(f"client {number}, round {round_index + 1}, serving its users: {error}")
+                failed.__cause__ = error
+                if self.min_clients is None:
+                    raise failed from error
+                missing[number] = reason(failed)
+        if missing:
+            told_why = "; ".join(f"client {number}, {why}" for number, why in list(missing.items())[:5])
+            getLogger().warning(
+                f"round {round_index + 1}: {len(missing)} clients did not take in what serves their users: {told_why}"
+            )
+        return good
+
+    def _told_whole(self, number: int, round_index: int) -> bytes:
+        """The server's message to a party that does not hold what it was thought to hold."""
+        self.server.link.forget(number)
+        return self.server.send(number, round_index)
+
+    def _asked(
+        self,
+        operation: str,
+        round_index: int,
+        told: Mapping[int, bytes],
+        whole: Callable[[int], bytes],
+        phase: str = "",
+    ) -> dict[int, Answer | MessageError]:
+        """What parties answer; a party that holds another version than it was told a change of is told the whole."""
+        answers = self._round_trip(operation, round_index, told, phase)
+        behind = [
+            number for number, answer in answers.items() if isinstance(answer, Answer) and answer.fault == "version"
+        ]
+        if behind:
+            getLogger().warning(f"client(s) {listed(behind)} hold an older network and are told all of the latest")
+            answers |= self._round_trip(operation, round_index, {number: whole(number) for number in behind}, phase)
+        return answers
+
+    def _round_trip(
+        self, operation: str, round_index: int, told: Mapping[int, bytes], phase: str
+    ) -> dict[int, Answer | MessageError]:
+        requests = {
+            number: Request(self.run, operation, round_index, self.counted.get(number, NEVER), text, phase).to_bytes()
+            for number, text in told.items()
+        }
+        due = {number: digest(request) for number, request in requests.items()}
+        answers: dict[int, Answer | MessageError] = {}
+        if not requests:
+            return answers
+        for number, packed in self.transport.exchange(requests, self.timeout):
+            try:
+                answer: Answer | MessageError = Answer.from_bytes(packed)
+            except MessageError as error:
+                answer = error
+            stale = isinstance(answer, Answer) and bool(answer.request) and answer.request != due.get(number)
+            if stale or number not in due or number in answers:
+                self._ignore(number, "doubled" if number in answers and not stale else "late")
+                continue
+            answers[number] = answer
+            if len(answers) == len(requests):
+                break
+        return answers
+
+    def _ignore(self, number: int, fault: str) -> None:
+        self.ignored[number, fault] += 1
+        getLogger().warning(f"an answer of client {number} is not counted, it is {fault}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The server's state, and what it has counted; the parties keep theirs."""
+        return {"server": self.server.state_dict(), "counted": dict(self.counted)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.server.load_state_dict(state["server"])
+        self.counted = dict(state["counted"])
+
+
+class InProcess:
+    """A transport to parties of this process.
+
+    Args:
+        parties: number to what answers.
+    """
+
+    def __init__(self, parties: Mapping[int, Callable[[bytes], bytes]]) -> None:
+        self.answering = dict(parties)
+
+    def exchange(self, requests: Mapping[int, bytes], timeout: float) -> Iterator[tuple[int, bytes]]:
+        """As of :class:`Transport`; nothing is waited for."""
+        for number, request in requests.items():
+            yield number, self.answering[number](request)

@@ -1,0 +1,1 @@
+"""Parties on machines of their own, and what asks them: folders, processes and sockets."""

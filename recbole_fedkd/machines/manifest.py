@@ -1,0 +1,116 @@
+"""The manifest: what all parties of a federation and its server know alike, in one folder; and a folder per party.
+
+A party's folder holds its number, the digest of the manifest, and its own rows; nobody else's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from recbole_fedkd.checkpoint import check_names_no_file, values_to_read
+from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.data.schema import SCHEMA, TABLES, ClientRows, DataSchema
+from recbole_fedkd.errors import InputError
+from recbole_fedkd.files import regular_file, write_json
+
+CONFIG, PARTY, ROWS = "config.json", "party.json", "rows.npz"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is public of a federation.
+
+    Attributes:
+        folder: where it lies.
+        config: of the run.
+        schema: of the data.
+    """
+
+    folder: Path
+    config: FedKDConfig
+    schema: DataSchema
+
+    @classmethod
+    def load(cls, folder: str | Path, given: Mapping[str, Any] | None = None) -> Manifest:
+        """Read what :func:`write_manifest` has written.
+
+        Args:
+            folder: the manifest's.
+            given: keys that are not for others to say: where a file lies, and which code is run (``plugins``).
+
+        Raises:
+            InputError: it is no manifest, or it names files to open or code to run that ``given`` does not name.
+        """
+        folder, given = Path(folder), dict(given or {})
+        file = regular_file(folder / CONFIG)
+        try:
+            saved = json.loads(file.read_text(encoding="utf-8"))
+            check_names_no_file(saved, given, file)
+            config = FedKDConfig(saved["model"], saved["dataset"], None, None, given, values_to_read(saved))
+        except InputError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            raise InputError(f"'{file}' is not the config of a manifest: {reason}") from error
+        return cls(folder, config, DataSchema.load(folder))
+
+    @cached_property
+    def digest(self) -> bytes:
+        """What tells this manifest from others, 16 bytes."""
+        return digest_of(self.folder)
+
+    def number_of(self, folder: Path) -> int:
+        """The number of the party that a folder is of.
+
+        Raises:
+            InputError: the folder is that of none, or of another federation.
+        """
+        file = regular_file(folder / PARTY)
+        try:
+            told = json.loads(file.read_text(encoding="utf-8"))
+            number, manifest = int(told["number"]), str(told["manifest"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            raise InputError(f"'{file}' does not say which party it is: {reason}") from error
+        if manifest != self.digest.hex():
+            raise InputError(f"party '{folder}' belongs to another manifest than that in '{self.folder}'")
+        if not 0 <= number < self.schema.clients:
+            raise InputError(f"'{file}' says that it is party {number} of {self.schema.clients}")
+        return number
+
+
+def digest_of(folder: Path) -> bytes:
+    """The digest of a manifest's folder, 16 bytes."""
+    found = hashlib.blake2b(digest_size=16)
+    for name in (CONFIG, SCHEMA, TABLES):
+        content = (folder / name).read_bytes()
+        found.update(len(content).to_bytes(8, "little") + content)
+    return found.digest()
+
+
+def write_manifest(config: FedKDConfig, schema: DataSchema, folder: Path) -> None:
+    """Write what is public into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    schema.save(folder)
+    values = config.plain_values()
+    # Whose machine it was is nobody's business.
+    write_json({**values, "data_path": f"dataset/{values['dataset']}"}, folder / CONFIG)
+
+
+def write_party(manifest: Path, number: int, rows: ClientRows, folder: Path) -> None:
+    """Write what one party begins with into a folder of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows.save(folder / ROWS)
+    write_json({"number": number, "manifest": digest_of(manifest).hex()}, folder / PARTY)
+
+
+def party_folders(folder: Path, numbers: Sequence[int]) -> dict[int, Path]:
+    """Where the folders of parties lie beside a manifest."""
+    width = len(str(max(numbers, default=0)))
+    return {number: folder / f"party-{number:0{width}d}" for number in numbers}

@@ -1,0 +1,148 @@
+"""``engine=processes``: a process per client on this machine, cut from one data set; the bits are those of engine ``local``."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from time import monotonic, time
+from typing import Any
+
+from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.data.schema import read_schema, rows_of_clients
+from recbole_fedkd.engine import LocalEngine, RemoteEngine
+from recbole_fedkd.engine.base import Round
+from recbole_fedkd.errors import InputError, TrainingError, listed
+from recbole_fedkd.federated.client import Client
+from recbole_fedkd.federated.server import Server
+from recbole_fedkd.federation import Population
+from recbole_fedkd.machines.manifest import Manifest, party_folders, write_manifest, write_party
+from recbole_fedkd.machines.nursery import FAILED, Nursery
+from recbole_fedkd.machines.party import STATE, begin_as, served
+from recbole_fedkd.machines.sockets import SocketTransport
+
+
+def new_run() -> str:
+    """Name of a run, that sorts behind those of all earlier ones."""
+    return f"{int(time() * 1000):014d}-{uuid.uuid4().hex[:8]}"
+
+
+def obstacle(config: Any, clients: int) -> str | None:
+    """Why clients cannot run in processes of their own; None if they can.
+
+    Args:
+        config: the run's config.
+        clients: number of clients.
+    """
+    if clients == 1:
+        return "a lone client trains as RecBole does, from the run's own streams"
+    try:
+        again = FedKDConfig(config["model"], config["dataset"], config_dict={"plugins": config["plugins"]})
+        found = f"{again.model_class.__module__}.{again.model_class.__qualname__}"
+    except InputError as error:
+        found = str(error)
+    own = config.model_class
+    if found != f"{own.__module__}.{own.__qualname__}":
+        return f"model '{config['model']}' is a class that only this process knows; name its module by plugins"
+    return None
+
+
+class _Running:
+    """Processes, a socket and a folder, for as long as they are needed."""
+
+    def __init__(self, config: Any, dataset: Any, client_of_user: Any, clients: Sequence[Client], run: str) -> None:
+        # Whatever is made of users' rows is gone when the run is; nobody else on this machine may read it.
+        self._folder = tempfile.TemporaryDirectory(prefix="recbole_fedkd-")
+        folder = Path(self._folder.name)
+        manifest = folder / "manifest"
+        write_manifest(config, read_schema(dataset, len(clients)), manifest)
+        self.folders = party_folders(folder, range(len(clients)))
+        for number, rows in enumerate(rows_of_clients(dataset, client_of_user)):
+            write_party(manifest, number, rows, self.folders[number])
+            begin_as(clients[number].snapshot(), run, self.folders[number] / STATE)
+        given = {"plugins": config["plugins"]} if config["plugins"] else {}
+        read = Manifest.load(manifest, {**given, "state": "ERROR"})
+        address = str(folder / "server")
+        self.transport = SocketTransport(address, read.digest)
+        self.nursery = Nursery(manifest, {**given, "state": "ERROR"}, address)
+        for number, own in self.folders.items():
+            self.nursery.start(number, own)
+
+    def await_parties(self, timeout: float) -> None:
+        """Wait until all parties are there; raises :class:`TrainingError` where one cannot come."""
+        wanted, end = set(self.folders), monotonic() + timeout
+        while missing := wanted - self.transport.await_parties(wanted, 1.0):
+            for number in sorted(missing):
+                if (file := self.folders[number] / FAILED).is_file():
+                    raise TrainingError(
+                        f"client {number} cannot start in a process of its own: {file.read_text()[:500]}"
+                    )
+            if self.nursery.ended() or monotonic() > end:
+                raise TrainingError(f"client(s) {listed(sorted(missing))} have not started in processes of their own")
+
+    def close(self) -> None:
+        """End all that runs, and remove all that was written."""
+        self.transport.close()
+        self.nursery.close()
+        self._folder.cleanup()
+
+
+class ProcessesEngine(RemoteEngine):
+    """Clients in local processes, with mirrors of them here by which RecBole judges and checkpoints are written.
+
+    Args:
+        config: the run's config.
+        population: all clients' networks.
+        dataset: the training split.
+        local: the engine that would run them here: its server is the server, its clients are the mirrors.
+    """
+
+    def __init__(self, config: Any, population: Population, dataset: Any, local: LocalEngine) -> None:
+        self._cut = config, dataset, population.client_of_user.cpu()
+        self.clients: list[Client] = local.clients
+        self._running: _Running | None = None
+        self._closing: Any = None
+        server: Server = local.server
+        super().__init__(server, None, new_run(), local.sizes, config["client_timeout"], config["min_clients"])  # type: ignore[arg-type]
+        self.closed = self._mirror
+
+    def _run_clients(self, current: Round) -> None:
+        self._start()
+        super()._run_clients(current)
+
+    def _start(self) -> None:
+        """Start the parties, as the mirrors are."""
+        if self._running is not None:
+            return
+        self.run, self.counted = new_run(), {}
+        self._running = running = _Running(*self._cut, self.clients, self.run)
+        self._closing = weakref.finalize(self, running.close)
+        running.await_parties(self.timeout)
+        self.transport = running.transport
+
+    def _mirror(self, _round_index: int) -> None:
+        """At the end of a round the mirrors are what the parties are."""
+        assert self._running is not None
+        for client in self.clients:
+            file = self._running.folders[client.number] / STATE
+            if file.is_file() and (found := served(file)) is not None:
+                client.restore(found)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As that of engine ``local``."""
+        clients = {client.number: client.state_dict() for client in self.clients}
+        return {"server": self.server.state_dict(), "clients": clients}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.server.load_state_dict(state["server"])
+        for client in self.clients:
+            client.load_state_dict(state["clients"][client.number])
+
+    def close(self) -> None:
+        """End the processes; the next round would start them anew."""
+        if self._closing is not None:
+            self._closing()
+        self._running = self._closing = None
