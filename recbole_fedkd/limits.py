@@ -84,3 +84,19 @@ def refuse_mixed_precision(config: Any, error: Exception) -> None:
             f"enable_amp=True does not go with model '{config['model']}', parts of which are computed in single precision only "
             f"({reason}); set enable_amp=False"
         ) from error
+
+
+@contextmanager
+def processor_settings(threads: int) -> Iterator[None]:
+    """Threads of torch, and denormals flushed to zero, for as long as a run takes; the process is left as it was.
+
+    Moments of rarely touched embedding rows decay into denormals, which are slow and worth nothing.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(before)

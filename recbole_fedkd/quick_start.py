@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from recbole.utils import get_environment, init_seed, set_color
+from recbole.utils import init_seed
 
 from recbole_fedkd.checkpoint import (
     Checkpoint,
@@ -38,13 +37,12 @@ from recbole_fedkd.data.importing import frame_as_dataset
 from recbole_fedkd.data.known import check_dataset
 from recbole_fedkd.data.partition import held_out_clients, partition_users
 from recbole_fedkd.data.preparation import Loaders, data_preparation
-from recbole_fedkd.data.schema import read_schema
 from recbole_fedkd.engine import CompactPopulation
 from recbole_fedkd.errors import InputError, TrainingError, listed
 from recbole_fedkd.evaluation import EvaluationData, evaluation_data, with_candidates
-from recbole_fedkd.federation import build_population, federated_class
+from recbole_fedkd.federation import build_population, federated_class, save_federation
 from recbole_fedkd.files import writable_file, writable_folder, write_json
-from recbole_fedkd.limits import check_clients_per_round, check_limits, memory_watched
+from recbole_fedkd.limits import check_clients_per_round, check_limits, memory_watched, processor_settings
 from recbole_fedkd.logs import board_errors_raised, check_folders, run_log
 from recbole_fedkd.model import (
     building,
@@ -60,10 +58,9 @@ from recbole_fedkd.result import (
     engine_that_ran,
     environment,
     epsilon,
-    flat_sentence,
     floats,
+    log_result,
     partition_summary,
-    result_table,
     rounds,
     spread,
     timing,
@@ -173,7 +170,8 @@ def _run(
     if isinstance(trainer, FedKDTrainer):
         logger.info(plan(config, trainer))
         if saved:
-            _save_federation(trainer, loaders[0]._dataset)
+            folder = writable_folder(trainer.run_folder, f"run folder '{trainer.run_folder}'")
+            save_federation(folder, loaders[0]._dataset, trainer.model.client_of_user)
     show_progress, below = bool(config["show_progress"]), {}
     with _told_how_to_go_on(trainer, saved), processor_settings(config["torch_threads"]), memory_watched(config):
         best_valid_score, best_valid_result = trainer.fit(
@@ -207,7 +205,7 @@ def _run(
         "config": config.plain_values(),
         "run_folder": str(trainer.run_folder) if saved else None,
     }
-    _log(config, result)
+    log_result(config, result)
     with _told_how_to_go_on(trainer, saved):
         if saved:
             _keep_record(trainer.run_folder, given, {**result, "user_metrics": of_users})
@@ -244,20 +242,6 @@ def _keep_record(folder: Path, given: Mapping[str, Any], result: Mapping[str, An
     keys = {name: value for name, value in given.items() if name != "resume"}
     head = {"cell": folder.name, "row": row, "group": {}, "seed": config["seed"], "keys": keys, "config": config}
     write_record(folder / RUN_RECORD, folder / RUN_USERS, head, result)
-
-
-def _log(config: FedKDConfig, result: Mapping[str, Any]) -> None:
-    """The result in the log."""
-    logger, protocols, strangers = getLogger(), result["protocols"], result["strangers"]
-    if logger.isEnabledFor(logging.INFO):  # it measures the processor for a second
-        logger.info("The running environment of this training is as follows:\n" + get_environment(config).draw())
-    logger.info(set_color("best valid ", "yellow") + f": {result['best_valid_result']}")
-    logger.info(set_color("test result", "yellow") + ":\n" + result_table(result["test_result"] or {}, protocols))
-    if result["spread"] is not None and result["spread"]["flat"]:
-        logger.warning(flat_sentence(result["spread"]))
-    if strangers is not None:
-        who = f"strangers ({strangers['clients']} clients, {strangers['users']} users)"
-        logger.info(set_color(who, "yellow") + ":\n" + result_table(strangers["test_result"], protocols))
 
 
 def _configured(
@@ -298,22 +282,6 @@ def _told_how_to_go_on(trainer: CheckpointTrainer, saved: bool) -> Iterator[None
         if stopped or note.startswith("--resume"):
             error.add_note(note)
         raise
-
-
-@contextmanager
-def processor_settings(threads: int) -> Iterator[None]:
-    """Threads of torch, and denormals flushed to zero, for as long as a run takes; the process is left as it was.
-
-    Moments of rarely touched embedding rows decay into denormals, which are slow and worth nothing.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-        torch.set_num_threads(before)
 
 
 def load_data_and_model(
@@ -473,15 +441,6 @@ def _split(config: FedKDConfig, dataset: Any) -> tuple[Any, Any, Any]:
     splits = zip(("train", "valid", "test"), (each._dataset.inter_feat for each in loaders), strict=True)
     dataset.fingerprint.take_splits(splits, (dataset.uid_field, dataset.iid_field))
     return loaders
-
-
-def _save_federation(trainer: FedKDTrainer, dataset: Any) -> None:
-    """Write beside the checkpoints which user (the dataset's own token) is at which client, and what is public of the data."""
-    folder = writable_folder(trainer.run_folder, f"run folder '{trainer.run_folder}'")
-    users = dataset.field2id_token[dataset.uid_field][1:].tolist()
-    clients = trainer.model.client_of_user[1:].tolist()
-    write_json(dict(zip(users, clients, strict=True)), folder / "partition.json")
-    read_schema(dataset, max(clients) + 1).save(folder)
 
 
 __all__ = ["build_trainer", "check_dataset", "create_dataset", "load_data_and_model", "run_recbole_fedkd"]

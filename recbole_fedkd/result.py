@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import platform
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from recbole.utils import EvaluatorType, InputType
+from recbole.utils import EvaluatorType, InputType, get_environment, set_color
 from texttable import Texttable
 
 from recbole_fedkd import __version__
@@ -160,3 +161,17 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.4f}" if not np.isnan(value) else "undefined"
+
+
+def log_result(config: Any, result: Mapping[str, Any]) -> None:
+    """The result in the log."""
+    logger, protocols, strangers = logging.getLogger(), result["protocols"], result["strangers"]
+    if logger.isEnabledFor(logging.INFO):  # it measures the processor for a second
+        logger.info("The running environment of this training is as follows:\n" + get_environment(config).draw())
+    logger.info(set_color("best valid ", "yellow") + f": {result['best_valid_result']}")
+    logger.info(set_color("test result", "yellow") + ":\n" + result_table(result["test_result"] or {}, protocols))
+    if result["spread"] is not None and result["spread"]["flat"]:
+        logger.warning(flat_sentence(result["spread"]))
+    if strangers is not None:
+        who = f"strangers ({strangers['clients']} clients, {strangers['users']} users)"
+        logger.info(set_color(who, "yellow") + ":\n" + result_table(strangers["test_result"], protocols))

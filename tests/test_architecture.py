@@ -29,7 +29,7 @@ MAY_KNOW = {
     "checkpoint": {"config", "files"},
     "rounds": set(),
     "limits": set(),
-    "federation": {"compat", "data", "engine", "federated", "model", "privacy"},
+    "federation": {"compat", "data", "engine", "federated", "files", "model", "privacy"},
     "machines": {"checkpoint", "config", "data", "engine", "federated", "federation", "files", "finite"},
     "trainer": {
         "compat",

@@ -180,11 +180,7 @@ def client_dataset(config: Any, schema: DataSchema, rows: ClientRows) -> Any:
         field2type={name: FeatureType(column.kind) for name, column in schema.columns.items()},
         field2source={name: FeatureSource(column.source) for name, column in schema.columns.items()},
         field2seqlen={name: column.length for name, column in schema.columns.items()},
-        field2id_token={
-            name: range(column.tokens) if isinstance(column.tokens, int) else np.array(column.tokens)
-            for name, column in schema.columns.items()
-            if column.tokens is not None
-        },
+        field2id_token=dict(schema.vocabularies),
         field2token_id=schema.numbers_of_tokens,
         _preloaded_weight=dict(schema.vectors),
         inter_feat=Rows(dict(rows.interactions)),

@@ -151,6 +151,15 @@ class DataSchema:
         return {each.name: each.read(self.items[each.name]) for each in self.item}
 
     @cached_property
+    def vocabularies(self) -> dict[str, Any]:
+        """RecBole's ``field2id_token``; of the users as many numbers."""
+        return {
+            name: range(column.tokens) if isinstance(column.tokens, int) else np.array(column.tokens)
+            for name, column in self.columns.items()
+            if column.tokens is not None
+        }
+
+    @cached_property
     def numbers_of_tokens(self) -> dict[str, dict[str, int]]:
         """RecBole's ``field2token_id``, but for the users."""
         return {

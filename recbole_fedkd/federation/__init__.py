@@ -1,7 +1,7 @@
 """A federation, put together: parties one by one, or all of them in one process."""
 
 from recbole_fedkd.federation.parties import build_client, build_clients, build_server, federated_class
-from recbole_fedkd.federation.together import Population, build_engine, build_population, population_of
+from recbole_fedkd.federation.together import Population, build_engine, build_population, population_of, save_federation
 
 __all__ = [
     "Population",
@@ -12,4 +12,5 @@ __all__ = [
     "build_server",
     "federated_class",
     "population_of",
+    "save_federation",
 ]

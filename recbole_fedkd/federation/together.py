@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from logging import getLogger
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ from recbole_fedkd.federation.parties import (
     samples_of,
     server_of,
 )
+from recbole_fedkd.files import write_json
 from recbole_fedkd.model import (
     AttnFedKD,
     NetworkPopulation,
@@ -109,6 +111,13 @@ def population_of(
     population = kind(config, schema, networks, client_of_user)
     population.to(config["device"])
     return population
+
+
+def save_federation(folder: Path, dataset: Any, client_of_user: Tensor) -> None:
+    """Write which user, by the dataset's own token, lives on which client, and what is public of the data."""
+    users, clients = dataset.field2id_token[dataset.uid_field][1:].tolist(), client_of_user[1:].tolist()
+    write_json(dict(zip(users, clients, strict=True)), folder / "partition.json")
+    read_schema(dataset, max(clients) + 1).save(folder)
 
 
 def build_engine(config: Any, population: Population, dataset: Any) -> LocalEngine | FleetEngine:
