@@ -121,6 +121,7 @@ def test_mathematics_knows_torch_only(room):
                 "math",
                 "logging",
                 "collections",
+                "functools",
                 "typing",
                 "__future__",
                 "recbole_fedkd",

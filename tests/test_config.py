@@ -39,7 +39,7 @@ def config(model="AttnFedKD", dataset="ml-100k", **keys) -> FedKDConfig:
         ({"temperature": 0}, "temperature is 0; it must be a number > 0"),
         (
             {"strategy": "afdd"},
-            "strategy is 'afdd'; it must be one of afd, fd, fedavg, fedgkd, fedkd, local, central; did you mean 'afd'",
+            "strategy is 'afdd'; it must be one of afd, fd, fedavg, fedgkd, fedkd, local, sums, central; did you mean 'afd'",
         ),
         ({"backbone": "rnn"}, "backbone is 'rnn'; it must be one of cnn, mlp"),
         ({"engine": "fast"}, "engine is 'fast'"),

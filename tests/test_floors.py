@@ -59,5 +59,52 @@ def test_vectors_find_tastes_that_biases_cannot_tell(prepared, model):
 def test_floors_refuse_labels_without_ratings_and_strategies(run):
     with pytest.raises(InputError, match="predicts ratings"):
         run("Bias", label_mode="implicit", saved=False)
-    with pytest.raises(InputError, match="computed from all data at once"):
+    with pytest.raises(InputError, match="made of sums"):
         run("Bias", strategy="fedavg", saved=False)
+    with pytest.raises(InputError, match="FoldIn takes its steps"):
+        run("MFEM", strategy="sums", saved=False)
+
+
+@pytest.mark.parametrize("model", ["Bias", "FoldIn"])
+@pytest.mark.parametrize("partition", ["user", "random"])
+def test_a_floor_over_clients_is_that_of_one_place(run, model, partition):
+    keys = {"sketch_width": 4, "sketch_passes": 2, "factor_size": 3, "em_steps": 2, "metrics": ["MAE", "RMSE"]}
+    central = run(model, valid_metric="MAE", **keys)
+    clients = run(model, valid_metric="MAE", strategy="sums", partition=partition, **keys)
+    stages = 2 if model == "Bias" else 6
+    assert [bool(each["bytes_up"]) for each in clients["rounds"]] == [True] * stages + [False]
+    everybody = torch.arange(1, 31).repeat_interleave(40).tolist(), torch.arange(1, 41).repeat(30).tolist()
+    found = [predict(load_data_and_model(each["run_folder"])[1], *everybody) for each in (central, clients)]
+    # In one place biases are alternated until they stand still, over clients twice.
+    torch.testing.assert_close(found[0], found[1], atol=2e-2 if model == "Bias" else 1e-4, rtol=0)
+    assert clients["test_result"]["mae"] == pytest.approx(central["test_result"]["mae"], abs=5e-3)
+
+
+def test_floors_of_single_clients_know_nothing_of_others(run):
+    alone = run("FoldIn", strategy="local", partition="user", metrics=["MAE"], valid_metric="MAE")
+    together = run(
+        "FoldIn", strategy="sums", partition="user", metrics=["MAE"], valid_metric="MAE", holdout_clients=0.2
+    )
+    assert alone["communication"]["total_bytes"] == 0 and len(alone["rounds"]) == 1
+    assert together["test_result"]["mae"] < alone["test_result"]["mae"]
+    assert together["strangers"]["test_result"]["mae"] < 1.2 and together["strangers"]["bytes_down"]
+
+
+def test_a_floor_that_was_stopped_in_its_exchange_goes_on(run, tmp_path, monkeypatch):
+    from recbole_fedkd.trainer import FedKDTrainer
+
+    keys = {"strategy": "sums", "metrics": ["MAE"], "valid_metric": "MAE", "codecs": ["row_sparse", "int8"]}
+    whole = run("FoldIn", checkpoint_dir=str(tmp_path / "whole"), **keys)
+    kept, stopped = FedKDTrainer._train_once, []
+
+    def stop(self, data, epoch, *rest):
+        if epoch == 4 and not stopped:
+            stopped.append(self.run_folder)
+            raise KeyboardInterrupt
+        return kept(self, data, epoch, *rest)
+
+    monkeypatch.setattr(FedKDTrainer, "_train_once", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run("FoldIn", checkpoint_dir=str(tmp_path / "part"), **keys)
+    again = run("FoldIn", checkpoint_dir=str(tmp_path / "part"), resume=str(stopped[0]), **keys)
+    assert again["test_result"] == whole["test_result"]

@@ -34,7 +34,7 @@ from recbole_fedkd.config.transforms import check_transform
 from recbole_fedkd.config.values import ConfigLoader, merged_layers, plain
 from recbole_fedkd.errors import InputError, shown
 from recbole_fedkd.federated.strategy import STRATEGIES
-from recbole_fedkd.model import MODELS, AttnFedKD, Bias, FactorizationRecommender, corrected
+from recbole_fedkd.model import MFEM, MODELS, AttnFedKD, Bias, FactorizationRecommender, GramRecommender, corrected
 from recbole_fedkd.privacy.settings import check_privacy
 from recbole_fedkd.registry import declared_settings
 
@@ -241,7 +241,7 @@ class FedKDConfig(JudgedConfig):
     def _set_label_field(self, mode: str, model_class: type) -> None:
         rating = self._chosen("RATING_FIELD")
         if mode == "rating":
-            if not self.attentive or issubclass(model_class, FactorizationRecommender):
+            if not self.attentive or issubclass(model_class, FactorizationRecommender | GramRecommender):
                 raise InputError(
                     f"label_mode=rating needs a model with one output per rating, which {model_class.__name__} is not; "
                     "use label_mode=threshold"
@@ -289,10 +289,13 @@ class FedKDConfig(JudgedConfig):
         if self.attentive and not getattr(model_class, "embeds_features", False) and not self._checkpoint_values:
             # They stand in properties/overall.yaml, and these models embed no feature fields that could be encoded.
             self.unread_keys += [key for key in ("attention", "attention_heads") if key in self.external_config_dict]
-        if not self.federated or population:
+        if issubclass(model_class, Bias) and self._chosen("label_mode") == "implicit":
+            raise InputError(
+                f"model '{model}' predicts ratings, and label_mode=implicit has none; use label_mode=rating or threshold, or "
+                "the models Pop, EASE and GramEASE"
+            )
+        if not self.federated or self._exchanges_sums(model, model_class, strategy) or population:
             return
-        if issubclass(model_class, Bias):
-            raise InputError(f"model '{model}' is computed from all data at once; leave strategy unset (central)")
         if self.attentive and not small:
             raise InputError(
                 f"strategy '{strategy}' of {model} over clients: use --model=AttnFedKD, the population of it"
@@ -325,6 +328,30 @@ class FedKDConfig(JudgedConfig):
                 f"strategy '{strategy}' and model '{model}' both read {', '.join(other_meaning)} and mean different things"
             )
 
+    def _exchanges_sums(self, model: str, model_class: type, strategy: str) -> bool:
+        """Whether the model is one of sums over clients; refuses what cannot go with them."""
+        of_sums = [name for name, kind in MODELS.items() if hasattr(kind, "sums") and kind is not MFEM]
+        if not hasattr(model_class, "sums"):
+            if strategy == "sums":
+                raise InputError(
+                    f"strategy 'sums' exchanges the sums that a model is made of, and {model} is trained; it runs over "
+                    f"{', '.join(of_sums)}"
+                )
+            return False
+        if strategy not in ("sums", "local"):
+            raise InputError(
+                f"model '{model}' is made of sums and trains nothing, so that strategy '{strategy}' has nothing to do; use "
+                "strategy=sums, or local for every client by itself"
+            )
+        if issubclass(model_class, MFEM):
+            raise InputError(
+                f"model '{model}' starts from random vectors in one place; over clients, FoldIn takes its steps from better "
+                "ones (em_steps)"
+            )
+        if self._chosen("clients_per_round"):
+            raise InputError("strategy=sums needs every client in its exchange; unset clients_per_round")
+        return True
+
     def gives(self, key: str) -> bool:
         """Whether the user's files, dictionary or command line set a key; a checkpoint's value is not the user's."""
         values, saved = self.external_config_dict, self._checkpoint_values
@@ -332,7 +359,11 @@ class FedKDConfig(JudgedConfig):
 
     def _learns_factors(self, population: bool, strategy: str) -> bool:
         """Whether clients exchange item factors; refuses what cannot go with them."""
-        exchanges = self.federated and STRATEGIES[strategy].exchanges_knowledge
+        exchanges = self.federated and STRATEGIES[strategy].exchanges_knowledge and strategy != "sums"
+        if exchanges and self._chosen("knowledge") == "gram":
+            raise InputError(
+                "knowledge=gram is what strategy=sums exchanges; use that, with --model=GramEASE or PureSVD"
+            )
         if not exchanges or self._chosen("knowledge") != "factors":
             return False
         if not population:

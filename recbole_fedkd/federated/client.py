@@ -153,6 +153,8 @@ class Client:
             self.average.restore()
         self.task.shared.install(self.strategy.installed(self.received))
         self.strategy.taken_in(self.task, self.received, on_device(self.link.sent, self.device))
+        if not self.strategy.keeps:
+            self.received = {}
 
     def train(self, round_index: int, on_step: Callable[[int], None] | None = None) -> Training:
         """Train for the round's local epochs.
@@ -187,7 +189,7 @@ class Client:
             teacher = {name: value.detach().clone() for name, value in network.named_parameters()}
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         seen = 0
-        learns = strategy.learns(self.received)
+        learns = task.learns and strategy.learns(self.received)
         for epoch in range(self.settings.local_epochs if learns else 0):
             total = torch.zeros_like(total)
             seen = 0

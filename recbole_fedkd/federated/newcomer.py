@@ -28,7 +28,7 @@ def settle(client: Client, server: Server, rounds: int) -> int:
     told = server.send(client.number, rounds)
     client.receive(told)
     fits = not strategy.serves_aggregate or bool(shared.private)
-    learned = rounds - (strategy.knowledge.exchange_rounds if strategy.exchanges_knowledge else 0)
+    learned = rounds - strategy.exchange_rounds
     keep: Callable[[int], None] | None = None
     if strategy.shares_parameters:
 

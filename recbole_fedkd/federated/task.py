@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from recbole_fedkd.distillation.losses import label_cross_entropy
 from recbole_fedkd.model.factor_head import FactorHead
+from recbole_fedkd.model.gram import GramNetwork
 from recbole_fedkd.model.network import NO_CONTEXT, Context
 from recbole_fedkd.model.shared import SharedState
 from recbole_fedkd.model.student import one_target
@@ -63,8 +64,10 @@ class Task(ABC):
         shared: the part of the network that a strategy may send.
         labels: number of labels ``T``.
         generator: decides the order of the samples, and what else the task draws by itself.
+        learns: whether there is anything to train by gradient.
     """
 
+    learns = True
     network: nn.Module
     shared: SharedState
     labels: int
@@ -262,6 +265,50 @@ class FactorTask(Task):
         if self.reg_weight and torch.is_grad_enabled():
             loss = loss + self.reg_weight * self.head.squared_norm()
         return Step(loss, len(batch), logits, labels, exchange.rows.items[batch])
+
+
+class FloorTask(FactorTask):
+    """A head that predicts what it knows; nothing is trained, its loss is measured."""
+
+    learns = False
+
+
+class SumTask(Task):
+    """A network of sums on the rows that it knows; nothing is trained, its loss is measured.
+
+    Args:
+        network: of sums.
+        shared: the part that may be sent, which is none.
+
+    Attributes:
+        heard: what has come down and is not answered yet.
+    """
+
+    learns = False
+    labels = 2
+
+    def __init__(self, network: GramNetwork, shared: SharedState) -> None:
+        self.network: GramNetwork = network
+        self.shared, self.heard = shared, dict[str, Tensor]()
+        self.generator = torch.Generator()
+
+    def __len__(self) -> int:
+        return len(self.network.rows.items)
+
+    def batches(self) -> Iterator[Tensor]:
+        """None: there is nothing to train."""
+        return iter(())
+
+    def clean_batches(self) -> Iterator[Tensor]:
+        """Numbers of all rows."""
+        return iter(torch.arange(len(self)).split(CLEAN_BATCH))
+
+    def step(self, batch: Tensor, with_logits: bool) -> Step:
+        """Cross-entropy of interactions."""
+        rows = self.network.rows
+        items, labels = rows.items[batch], torch.ones_like(batch)
+        logits = self.network(rows.users[batch], items.unsqueeze(1)).squeeze(1)
+        return Step(label_cross_entropy(logits, labels, None), len(batch), logits, labels, items)
 
 
 class MutualTask(AttentiveTask):

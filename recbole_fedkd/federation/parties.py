@@ -28,15 +28,27 @@ from recbole_fedkd.federated.knowledge import Sizes
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.stage import Clip, ClipSettings
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy
-from recbole_fedkd.federated.task import AttentiveTask, FactorTask, MutualTask, RecBoleTask, Samples, Task, click_loss
+from recbole_fedkd.federated.task import (
+    AttentiveTask,
+    FactorTask,
+    FloorTask,
+    MutualTask,
+    RecBoleTask,
+    Samples,
+    SumTask,
+    Task,
+    click_loss,
+)
 from recbole_fedkd.model import (
     AttnFedKD,
+    GramNetwork,
     TeacherAndStudent,
     building,
     normalise_single_rows,
     with_attention,
 )
 from recbole_fedkd.model.factor_head import FactorHead
+from recbole_fedkd.model.floors import FloorHead
 from recbole_fedkd.model.learner import build_optimizer
 from recbole_fedkd.model.population import (
     client_network,
@@ -169,8 +181,11 @@ def build_task(config: Any, schema: DataSchema, rows: ClientRows, network: nn.Mo
     if not config.attentive:
         return recbole_task(config, network, shared, client_dataset(config, schema, rows))
     batch_size, reg_weight, seed = config["train_batch_size"], config["reg_weight"], config["seed"]
+    if isinstance(network, GramNetwork):
+        return SumTask(network, shared)
     if isinstance(network, FactorHead):
-        return FactorTask(network, shared, batch_size, reg_weight, seed)
+        kind_of_head = FloorTask if isinstance(network, FloorHead) else FactorTask
+        return kind_of_head(network, shared, batch_size, reg_weight, seed)
     kind = MutualTask if isinstance(network, TeacherAndStudent) else AttentiveTask
     samples = samples_of(schema, rows, schema.own_numbers(rows), config["device"])
     labels, negatives = len(schema.label_values), negatives_per_row(config)
@@ -213,7 +228,8 @@ def build_strategy(config: Any, schema: DataSchema, network: nn.Module) -> Strat
         InputError: it distils what the network does not say, or averages what there is not.
     """
     kind = STRATEGIES[config["strategy"]]
-    if not any(name != "dummy_param" for name, _ in network.named_parameters()):
+    of_sums = hasattr(config.model_class, "sums")
+    if not of_sums and not any(name != "dummy_param" for name, _ in network.named_parameters()):
         raise InputError(
             f"model '{config['model']}' learns nothing by gradient, so there is nothing for clients to train"
         )

@@ -5,6 +5,7 @@ from recbole_fedkd.model.corrected import corrected
 from recbole_fedkd.model.encoding import with_attention
 from recbole_fedkd.model.factorization import MF, FactorizationRecommender, PFedRec
 from recbole_fedkd.model.floors import MFEM, Bias, FoldIn
+from recbole_fedkd.model.gram import GramEASE, GramNetwork, GramRecommender, PureSVD
 from recbole_fedkd.model.pair import TeacherAndStudent
 from recbole_fedkd.model.population import AttnFedKD, NetworkPopulation, RecBolePopulation
 from recbole_fedkd.model.requirements import (
@@ -17,7 +18,8 @@ from recbole_fedkd.model.requirements import (
 )
 from recbole_fedkd.model.student import AttnStudent, AttnTeacher
 
-MODELS = {model.__name__: model for model in (AttnFedKD, AttnStudent, AttnTeacher, MF, PFedRec, Bias, FoldIn, MFEM)}
+_OF_FEATURES, _OF_CLICKS, _OF_RATINGS = (AttnFedKD, AttnStudent, AttnTeacher), (MF, PFedRec), (Bias, FoldIn, MFEM)
+MODELS = {model.__name__: model for model in (*_OF_FEATURES, *_OF_CLICKS, *_OF_RATINGS, GramEASE, PureSVD)}
 
 __all__ = [
     "MF",
@@ -29,8 +31,12 @@ __all__ = [
     "Bias",
     "FactorizationRecommender",
     "FoldIn",
+    "GramEASE",
+    "GramNetwork",
+    "GramRecommender",
     "NetworkPopulation",
     "PFedRec",
+    "PureSVD",
     "RecBolePopulation",
     "TeacherAndStudent",
     "building",

@@ -8,17 +8,20 @@ once, when the model is built; there is nothing to train by gradient.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.distillation import factors
 from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings, item_tables, stepped
 from recbole_fedkd.distillation.factors import Rows
 from recbole_fedkd.distillation.features import ItemTables
-from recbole_fedkd.errors import InputError
+from recbole_fedkd.model.factor_head import FactorHead
+from recbole_fedkd.model.known import exchange_of
 from recbole_fedkd.model.network import NO_CONTEXT, Context
 from recbole_fedkd.model.student import LabelledRecommender
 from recbole_fedkd.registry import read_settings
@@ -50,8 +53,56 @@ def spread_of(errors: Tensor) -> Tensor:
     return errors.square().mean().sqrt().clamp(min=1e-3)
 
 
+SPREAD_ROWS = 20
+"""Rows of the common deviation that a client's own leans on."""
+
 BIAS_SWEEPS = 5
 """Alternations of user and item biases; they stand still to the fourth digit after two."""
+
+
+class FloorHead(FactorHead):
+    """A floor over clients: the users' predicted means as label distributions of exactly these means; nothing is learned.
+
+    Args:
+        exchange: of the users that the network serves.
+        alone: whether it knows their rows and no others; else it waits for totals.
+    """
+
+    spread: Tensor
+
+    def __init__(self, exchange: FactorExchange, alone: bool) -> None:
+        super().__init__(exchange, 1)
+        self.register_buffer("spread", torch.ones(1).double())
+        if alone:
+            totals: dict[str, Tensor] = {}
+            for stage in exchange.settings.stages:
+                totals.update(exchange.answer(stage, totals))
+            self.know(totals, {})
+
+    @torch.no_grad()
+    def know(self, totals: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+        """As of a head; the deviation is that of the own rows, each predicted without itself, leaning on everybody's."""
+        super().know(totals, own)
+        squares, noise = self.known_scalars.new_zeros(0), self.known_scalars[1]
+        if self._of_rows is not None:
+            squares = (self._of_rows[0].double() - self.exchange.rows.values).square()
+        self.spread.copy_(((squares.sum() + SPREAD_ROWS * noise) / (len(squares) + SPREAD_ROWS)).sqrt().clamp(min=1e-3))
+
+    def _logits(self, mean: Tensor, features: Tensor) -> Tensor:
+        found = factors.distribution_of_mean(mean.double(), float(self.spread), self.exchange.values)
+        return found.clamp(min=1e-12).log().float()
+
+
+class FloorBuilder:
+    """Builds the floors of clients, each of the rows of its own users."""
+
+    def __init__(self, config: Any, schema: DataSchema) -> None:
+        self.schema, self.settings = schema, config.model_class.sum_settings(config)
+        self.alone = config["strategy"] == "local"
+
+    def build(self, rows: ClientRows) -> FloorHead:
+        """The floor of a client's users."""
+        return FloorHead(exchange_of(self.settings, self.schema, rows), self.alone)
 
 
 class Bias(LabelledRecommender):
@@ -62,6 +113,8 @@ class Bias(LabelledRecommender):
     """
 
     embeds_features = False
+    builder = FloorBuilder
+    sums: ClassVar[str] = "factors"
     score_mean: Tensor
     user_bias: Tensor
     item_bias: Tensor
@@ -69,13 +122,13 @@ class Bias(LabelledRecommender):
     item_vectors: Tensor
     spread: Tensor
 
+    @classmethod
+    def sum_settings(cls, config: Any) -> FactorSettings:
+        """The exchange over clients: label histograms and the items' residuals, and no vectors."""
+        return replace(read_settings(FactorSettings, config), sketch_passes=0, em_steps=0)
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        if config["label_mode"] == "implicit":
-            raise InputError(
-                f"model '{config['model']}' predicts ratings, and label_mode=implicit has none; use label_mode=rating or "
-                "threshold, or the models Pop and EASE"
-            )
         self.dummy_param = nn.Parameter(torch.zeros(1))  # RecBole's trainer wants something to optimise
         users, items = dataset.inter_feat[dataset.uid_field], dataset.inter_feat[dataset.iid_field]
         labels = dataset.label_indices()
@@ -120,6 +173,11 @@ class FoldIn(Bias):
     It is the exchange of item factors (:mod:`recbole_fedkd.distillation.exchange`) in one place that has all rows: passes of a
     block-Krylov range finder over the Gram matrix of the residuals, then ``em_steps`` steps of expectation-maximisation.
     """
+
+    @classmethod
+    def sum_settings(cls, config: Any) -> FactorSettings:
+        """The whole exchange."""
+        return read_settings(FactorSettings, config)
 
     def _found(self, config: Any, rows: Rows, labels: Tensor) -> Found:
         exchange = FactorExchange(read_settings(FactorSettings, config), rows, labels, self.label_values)

@@ -15,7 +15,6 @@ from recbole_fedkd.distillation.exchange import FactorSettings
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.model.catalogue import rank_items
 from recbole_fedkd.model.factor_head import FactorHead
-from recbole_fedkd.model.factorization import FactorizationRecommender
 from recbole_fedkd.model.known import exchange_of
 from recbole_fedkd.model.network import NO_CONTEXT, AttentiveNetwork, Context
 from recbole_fedkd.model.pair import TeacherAndStudent, names_of
@@ -142,7 +141,7 @@ def network_builders(config: Any, schema: DataSchema) -> Sequence[NetworkBuilder
     """Builders of the package's networks that are dealt out to the clients in turn."""
     if config.learns_factors:
         return [_HeadBuilder(config, schema)]
-    if issubclass(config.model_class, FactorizationRecommender):
+    if hasattr(config.model_class, "builder"):
         return [config.model_class.builder(config, schema)]
     students = [_Builder(config, schema, each) for each in config["student_pool"] or [{}]]
     if not config.trains_teacher:

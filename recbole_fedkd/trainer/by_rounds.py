@@ -18,7 +18,6 @@ from recbole_fedkd.federated.server import Release
 from recbole_fedkd.federation import Population, build_engine
 from recbole_fedkd.limits import refuse_mixed_precision
 from recbole_fedkd.machines.processes import ProcessesEngine, obstacle
-from recbole_fedkd.model import Bias
 from recbole_fedkd.rounds import EpochRecord, told
 from recbole_fedkd.trainer.checkpointed import CheckpointTrainer
 
@@ -79,6 +78,9 @@ class FedKDTrainer(CheckpointTrainer):
             raise InputError(
                 f"holdout_clients={config['holdout_clients']} keeps every client that has a training sample out of training"
             )
+        if hasattr(config.model_class, "sums"):
+            # As many rounds as the exchange takes, and none of them is better than the last.
+            self.epochs = self.eval_step = 1 + engine.server.strategy.exchange_rounds
         self.idle_clients = [number for number, size in engine.sizes.items() if not size]
         if self.idle_clients:
             served = "the server's" if engine.server.strategy.serves_aggregate else "the initial"
@@ -190,7 +192,7 @@ def trainer_class(config: Any) -> type[CheckpointTrainer]:
     if config["strategy"] != "central":
         return FedKDTrainer
     recbole_trainer = get_trainer(config["MODEL_TYPE"], config["model"])
-    if issubclass(config.model_class, Bias):
+    if hasattr(config.model_class, "sums"):
         recbole_trainer = TraditionalTrainer  # one epoch, whatever the config says: there is nothing to train
     if recbole_trainer is Trainer:
         return CheckpointTrainer

@@ -27,6 +27,8 @@ def obstacle(config: Any, clients: int) -> str | None:
         return "a lone client trains as RecBole does, from the run's own streams"
     if not config.attentive and (hindrance := _foreign(config)) is not None:
         return hindrance
+    if hasattr(config.model_class, "sums"):
+        return f"model '{config['model']}' is made of sums over every client's own rows"
     if strategy.exchanges_knowledge and _asks_clients(KNOWLEDGE[config["knowledge"]]):
         return f"knowledge '{config['knowledge']}' asks every client's own network and samples"
     if str(config["learner"]).lower() not in ("adam", "sgd", "adam_to_sgd"):

@@ -51,6 +51,7 @@ class Knowledge(ABC):
         of_network: whether it is collected of what a trained network says, batch by batch.
         accumulates: whether a message adds to what the client has been told before.
         exchange_rounds: rounds before there is anything to train by.
+        keeps: whether a client keeps what it is told; if not, its network has what it needs once that is taken in.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Knowledge(ABC):
     of_network = True
     accumulates = False
     exchange_rounds = 0
+    keeps = True
 
     def __init__(self, settings: Any, sizes: Sizes) -> None:
         self.settings, self.sizes = settings, sizes

@@ -8,6 +8,7 @@ from recbole_fedkd.federated.strategy.federated_averaging import (
 )
 from recbole_fedkd.federated.strategy.knowledge_exchange import AttentiveFederatedDistillation, FederatedDistillation
 from recbole_fedkd.federated.strategy.local_training import LocalTraining
+from recbole_fedkd.federated.strategy.sum_exchange import SumExchange
 from recbole_fedkd.registry import Registry
 
 STRATEGIES: Registry[type[Strategy]] = Registry("strategy", "strategies")
@@ -20,6 +21,7 @@ for _strategy in (
     GlobalDistillation,
     MutualDistillation,
     LocalTraining,
+    SumExchange,
 ):
     register_strategy(_strategy)
 

@@ -168,6 +168,16 @@ class Strategy(ABC):
         """Whether a message adds to what a client has been told before."""
         return self.exchanges_knowledge and self.knowledge.accumulates
 
+    @property
+    def keeps(self) -> bool:
+        """Whether a client keeps what it has been told."""
+        return not self.exchanges_knowledge or self.knowledge.keeps
+
+    @property
+    def exchange_rounds(self) -> int:
+        """Rounds before there is anything to train by."""
+        return self.knowledge.exchange_rounds if self.exchanges_knowledge else 0
+
     def learns(self, received: Mapping[str, Tensor]) -> bool:
         """Whether a client has something to train by, given what it has been told; if not, its loss is only measured."""
         return not self.exchanges_knowledge or self.knowledge.learns(received)

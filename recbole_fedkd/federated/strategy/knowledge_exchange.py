@@ -50,7 +50,7 @@ class AttentiveFederatedDistillation(Strategy):
     """
 
     name = "afd"
-    settings_type = ExchangeSettings
+    settings_type: type = ExchangeSettings
     exchanges_knowledge = True
     remembers_sent = True
 
