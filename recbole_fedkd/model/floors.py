@@ -88,7 +88,8 @@ class FloorHead(FactorHead):
             squares = (self._of_rows[0].double() - self.exchange.rows.values).square()
         self.spread.copy_(((squares.sum() + SPREAD_ROWS * noise) / (len(squares) + SPREAD_ROWS)).sqrt().clamp(min=1e-3))
 
-    def _logits(self, mean: Tensor, features: Tensor) -> Tensor:
+    def logits(self, mean: Tensor, features: Tensor) -> Tensor:
+        """Logits ``[n, T]`` of distributions with exactly the predicted labels ``[n]`` for means."""
         found = factors.distribution_of_mean(mean.double(), float(self.spread), self.exchange.values)
         return found.clamp(min=1e-12).log().float()
 
