@@ -71,7 +71,7 @@ def plan(config: Any, trainer: FedKDTrainer) -> str:
     share = "" if config["clients_per_round"] is None else f", {config['clients_per_round']} of them in a round"
     return (
         f"strategy {config['strategy']} on engine {trainer.engine.name}: {len(sizes)} clients{share} (partition "
-        f"{config['partition']}) with {min(sizes)} to {max(sizes)} samples, up to {config['epochs']} rounds of "
+        f"{config['partition']}) with {min(sizes)} to {max(sizes)} samples, up to {trainer.epochs} rounds of "
         f"{config['local_epochs']} local epoch(s)"
     )
 
