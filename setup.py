@@ -48,7 +48,10 @@ setup(
         "browser": ["playwright>=1.40,<2"],
         # Counts what sampling of clients is worth to differential privacy.
         "privacy": ["opacus>=1.5,<2"],
+        # Keys, ciphers and key derivation of secure aggregation.
+        "secagg": ["cryptography>=43,<60"],
         "dev": [
+            "cryptography>=43,<60",
             "hypothesis>=6.100,<7",
             "mypy>=1.15,<3",
             "opacus>=1.5,<2",

@@ -1,0 +1,61 @@
+"""Cost of secure aggregation by itself: seconds of a client and of the server, and bytes, for some clients and numbers."""
+
+import argparse
+from time import process_time
+
+import numpy as np
+
+from recbole_fedkd.privacy.masking import MaskingClient, MaskingServer
+
+
+def measured(count: int, length: int, lost_share: float) -> dict[str, float]:
+    """Processor seconds of the slowest client and of the server, bytes per client; some clients are lost before they send."""
+    generator = np.random.default_rng(0)
+    server = MaskingServer(length)
+    clients = {number: MaskingClient(number) for number in range(count)}
+    vectors = generator.integers(-(2**40), 2**40, (count, length))
+    lost = set(generator.choice(count, int(count * lost_share), replace=False).tolist())
+    spent, up, down = dict.fromkeys(clients, 0.0), dict.fromkeys(clients, 0), dict.fromkeys(clients, 0)
+    server_spent = 0.0
+
+    def said(step, told):
+        answers = {}
+        for number, each in told.items():
+            started = process_time()
+            answers[number] = step(clients[number], number, each)
+            spent[number] += process_time() - started
+            up[number] += len(answers[number])
+            down[number] += len(each)
+        return answers
+
+    def taken(step, answers):
+        nonlocal server_spent
+        started = process_time()
+        made = step(answers)
+        server_spent += process_time() - started
+        return made
+
+    told = taken(server.keys, said(lambda client, number, each: client.keys(), dict.fromkeys(clients, b"")))
+    told = taken(server.shares, said(lambda client, number, each: client.shares(each), told))
+    told = {number: each for number, each in told.items() if number not in lost}
+    told = taken(server.masked, said(lambda client, number, each: client.masked(each, vectors[number]), told))
+    total = taken(server.unmasked, said(lambda client, number, each: client.unmasking(each), told))
+    there = sorted(set(clients) - lost)
+    assert np.array_equal(total, vectors[there].sum(0))
+    return {
+        "client s": max(spent.values()),
+        "server s": server_spent,
+        "up bytes": max(up.values()),
+        "down bytes": max(down.values()),
+        "plain bytes (float32)": 4 * length,
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, default=100)
+    parser.add_argument("--numbers", type=int, default=100_000)
+    parser.add_argument("--lost", type=float, default=0.1)
+    arguments = parser.parse_args()
+    for name, value in measured(arguments.clients, arguments.numbers, arguments.lost).items():
+        print(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")

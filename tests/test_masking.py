@@ -1,0 +1,163 @@
+"""Secure aggregation: the sum and nothing else, whoever falls silent."""
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+
+pytest.importorskip("cryptography")
+
+from recbole_fedkd.privacy.masking import MaskingClient, MaskingError, MaskingServer, neighbours_of, usual_degree
+from recbole_fedkd.privacy.shamir import PRIME, secret_of, shares_of
+
+
+def kept(told, lost):
+    return {number: each for number, each in told.items() if number not in lost}
+
+
+def masked_sum(vectors, lost=((), (), ()), least_share=0.5, degree=None, least=3, seen=None):
+    """The protocol over bytes; ``lost`` are the clients that fall silent before shares, masked vectors and unmasking."""
+    length = len(next(iter(vectors.values())))
+    server = MaskingServer(length, least, least_share, degree)
+    clients = {number: MaskingClient(number, least_share) for number in vectors}
+    told = kept(server.keys({number: each.keys() for number, each in clients.items()}), lost[0])
+    told = kept(server.shares({number: clients[number].shares(each) for number, each in told.items()}), lost[1])
+    masked = {number: clients[number].masked(each, vectors[number]) for number, each in told.items()}
+    if seen is not None:
+        seen.append(masked)
+    told = kept(server.masked(masked), lost[2])
+    total = server.unmasked({number: clients[number].unmasking(each) for number, each in told.items()})
+    return server.summed, total
+
+
+def vectors_of(count, length=7, seed=3):
+    drawn = np.random.default_rng(seed).integers(-(2**40), 2**40, (count, length))
+    return dict(enumerate(drawn))
+
+
+def some(numbers, share, seed):
+    generator = np.random.default_rng(seed)
+    return set(generator.choice(sorted(numbers), int(share * len(numbers)), replace=False).tolist())
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 16, 33, 60])
+@pytest.mark.parametrize("step", [None, 0, 1, 2])
+def test_the_sum_is_that_of_those_who_sent_with_three_in_ten_lost_at_any_step(count, step):
+    vectors = vectors_of(count)
+    # Of three clients none may be lost: the two that are left would know each other's vectors.
+    gone = some(vectors, 0.3 if count > 5 else 0.2, count) if step is not None and count > 3 else set()
+    lost = [gone if place == step else set() for place in range(3)]
+    summed, total = masked_sum(vectors, lost, degree=count - 1)
+    assert summed == sorted(set(vectors) - (gone if step in (0, 1) else set()))
+    assert np.array_equal(total, sum(vectors[number] for number in summed))
+
+
+def test_the_sum_is_right_with_three_in_ten_lost_at_every_step():
+    vectors, lost = vectors_of(30), []
+    there = set(vectors)
+    for step in range(3):
+        lost.append(some(there, 0.3, step))
+        there -= lost[-1]
+    summed, total = masked_sum(vectors, lost, least_share=0.2, degree=29)
+    assert summed == sorted(set(vectors) - lost[0] - lost[1])
+    assert np.array_equal(total, sum(vectors[number] for number in summed))
+
+
+def test_a_thousand_clients_on_a_sparse_graph():
+    vectors = vectors_of(1000, 3)
+    gone = some(vectors, 0.1, 1)
+    summed, total = masked_sum(vectors, ((), gone, ()), degree=12, least_share=0.3)
+    assert summed == sorted(set(vectors) - gone)
+    assert np.array_equal(total, sum(vectors[number] for number in summed))
+
+
+def test_a_single_upload_looks_like_noise_whatever_is_in_it():
+    seen = []
+    masked_sum({number: np.zeros(20_000, np.int64) for number in range(4)}, seen=seen)
+    for content in seen[0].values():
+        counts = np.bincount(np.frombuffer(content, np.uint8), minlength=256)
+        assert chisquare(counts).pvalue > 1e-6
+    first, second = (np.frombuffer(seen[0][number], "<u8") for number in (0, 1))
+    assert abs(np.corrcoef(first.astype(float), second.astype(float))[0, 1]) < 0.05
+
+
+def test_a_round_that_is_run_again_has_other_masks():
+    seen = []
+    for _ in range(2):
+        masked_sum(vectors_of(4), seen=seen)
+    assert all(seen[0][number] != seen[1][number] for number in range(4))
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_below_the_threshold_a_round_ends_with_a_sentence_and_no_sum(step):
+    vectors = vectors_of(10)
+    lost = [set(range(8)) if place == step else set() for place in range(3)]
+    with pytest.raises(MaskingError, match=r"needed|needs") as caught:
+        masked_sum(vectors, lost)
+    assert "\n" not in str(caught.value)
+
+
+def test_fewer_clients_than_are_asked_for_are_no_sum():
+    with pytest.raises(MaskingError, match="5 clients have sent keys, 8 are needed; nothing is revealed"):
+        masked_sum(vectors_of(5), least=8)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_or_two_clients_hide_nothing_and_are_refused(count):
+    with pytest.raises(MaskingError, match="3 are needed"):
+        masked_sum(vectors_of(count))
+
+
+def test_a_client_gives_one_share_of_a_neighbour_and_never_both():
+    server = MaskingServer(3)
+    clients = {number: MaskingClient(number) for number in range(5)}
+    told = server.keys({number: each.keys() for number, each in clients.items()})
+    told = server.shares({number: clients[number].shares(each) for number, each in told.items()})
+    told = server.masked({number: clients[number].masked(each, np.zeros(3, np.int64)) for number, each in told.items()})
+    clients[0].unmasking(told[0])
+    with pytest.raises(MaskingError, match="never answered twice"):
+        clients[0].unmasking(told[0])
+
+
+def test_a_share_that_the_server_changed_is_found():
+    server = MaskingServer(3)
+    clients = {number: MaskingClient(number) for number in range(4)}
+    told = server.keys({number: each.keys() for number, each in clients.items()})
+    told = server.shares({number: clients[number].shares(each) for number, each in told.items()})
+    with pytest.raises(MaskingError, match="was changed"):
+        clients[0].masked(told[0][:-1] + bytes([told[0][-1] ^ 1]), np.zeros(3, np.int64))
+
+
+def test_any_shares_above_the_threshold_give_the_secret_and_one_less_does_not():
+    secret = bytes(range(32))
+    shares = shares_of(secret, list(range(9)), 4)
+    for holders in ((0, 1, 2, 3), (8, 5, 2, 7), (1, 3, 4, 5, 6)):
+        assert secret_of({holder: shares[holder] for holder in holders}) == secret
+    assert secret_of({holder: shares[holder] for holder in (0, 1, 2)}) != secret
+
+
+def test_the_field_is_one():
+    sympy = pytest.importorskip("sympy")
+    assert sympy.isprime(PRIME)
+
+
+@pytest.mark.parametrize("count", [3, 10, 100, 1000])
+def test_everybody_has_about_as_many_neighbours_and_ties_go_both_ways(count):
+    degree = usual_degree(count)
+    tied = neighbours_of(list(range(count)), degree)
+    assert all(number in tied[other] and other != number for number, others in tied.items() for other in others)
+    assert {len(others) for others in tied.values()} <= {degree, degree + 1}
+
+
+@pytest.mark.parametrize("spoiled", [b"", b"\xff", b"\x93\x01\x02\x03", b"\x91\x92\x01\x02", b"\x80", bytes(50)])
+def test_bytes_that_are_no_answer_are_told_in_a_sentence(spoiled):
+    server = MaskingServer(3)
+    clients = {number: MaskingClient(number) for number in range(4)}
+    keys = {number: each.keys() for number, each in clients.items()}
+    with pytest.raises(MaskingError, match="are no answer"):
+        MaskingServer(3).keys({**keys, 2: spoiled})
+    told = server.keys(keys)
+    with pytest.raises(MaskingError, match="are no answer"):
+        MaskingClient(0).shares(spoiled)
+    shares = {number: clients[number].shares(each) for number, each in told.items()}
+    with pytest.raises(MaskingError, match="are no answer"):
+        server.shares({**shares, 2: spoiled})
