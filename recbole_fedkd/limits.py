@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import torch
 
+from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.errors import InputError, TrainingError, shown
 
 
@@ -64,14 +65,7 @@ def memory_watched(config: Any) -> Iterator[None]:
             "can't allocate memory|not enough memory|calculation overflow|out of memory", told
         ):
             raise
-        keys = (
-            "embedding_size",
-            "hidden_sizes",
-            "attention_heads",
-            "history_length",
-            "train_batch_size",
-            "eval_batch_size",
-        )
+        keys = sorted(keys_with("memory") & set(config.plain_values()))
         given = ", ".join(f"{key}={shown(config[key])}" for key in keys if config[key] is not None)
         raise TrainingError(f"memory has ended; smaller values of these need less: {given}") from error
 

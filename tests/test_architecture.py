@@ -28,7 +28,7 @@ MAY_KNOW = {
     "config": {"registry", "compat", "distillation", "engine", "evaluation", "federated", "model", "optim", "privacy"},
     "checkpoint": {"config", "files"},
     "rounds": set(),
-    "limits": set(),
+    "limits": {"config"},
     "federation": {"compat", "data", "engine", "federated", "files", "model", "privacy"},
     "machines": {"checkpoint", "config", "data", "engine", "federated", "federation", "files", "finite"},
     "trainer": {
@@ -72,7 +72,7 @@ MAY_KNOW = {
         "trainer",
     },
     "record": {"files"},
-    "report": {"checkpoint", "files", "record"},
+    "report": {"checkpoint", "config", "files", "record"},
     "experiment": {"checkpoint", "compat", "config", "files", "quick_start", "record", "report"},
     "recommend": {"data", "distillation", "engine", "federated", "files", "model", "quick_start"},
     "search": {"config", "files", "quick_start"},

@@ -200,8 +200,7 @@ def test_an_aggregation_is_additive_where_it_says_so(name):
         weights = how.weights(counts)
         assert (weights >= 0).all() and ((weights > 0) == (counts > 0)).all()
         assert torch.equal(how.weights(counts[2]), weights[2])
-        sent = weights.numpy().astype(how.weight_type)
-        assert np.array_equal(sent.astype(float), weights.numpy())
+        assert torch.equal(weights.to(how.weight_type).double(), weights)
 
 
 # Stages
@@ -230,7 +229,6 @@ def test_a_stage_keeps_the_header_and_the_other_end_knows_what_came(name):
         check_arrays(wire.arrays, known)
     back = there.decode(wire, SAID)
     check_arrays(back.arrays, SAID)
-    assert np.array_equal(back.arrays["n"], message.arrays["n"])
     assert not any(np.shares_memory(array, message.arrays[key]) and (array != message.arrays[key]).any()
                    for key, array in wire.arrays.items() if key in message.arrays)  # fmt: skip
 

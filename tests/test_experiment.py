@@ -18,9 +18,9 @@ from conftest import SMALL
 
 from recbole_fedkd import command_line
 from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.experiment import expand, read_experiment, run_experiment
-from recbole_fedkd.experiment.grid import KEYS_WITHOUT_EFFECT
 from recbole_fedkd.experiment.records import is_finished, log_file, run_file, users_file
 from recbole_fedkd.experiment.runner import Outcome, Pace, Progress
 from recbole_fedkd.quick_start import load_data_and_model
@@ -337,7 +337,7 @@ def test_a_run_leaves_its_whole_record(never_killed):
     run, *rounds, result = lines_of(out, cell)
     assert (run["kind"], run["version"], run["cell"], run["row"]) == ("run", 2, cell.id, "AFD")
     assert (run["group"], run["seed"]) == ({"dataset": "tiny"}, 2020)
-    assert run["keys"] == {key: value for key, value in cell.keys.items() if key not in KEYS_WITHOUT_EFFECT}
+    assert run["keys"] == {key: value for key, value in cell.keys.items() if key not in keys_with("aside")}
     assert run["config"]["strategy"] == "afd"
     # A record may be published: it says what was computed, not where it lay.
     assert str(out.parent) not in json.dumps(run)

@@ -163,7 +163,7 @@ def test_each_shell_gets_a_completion(capsys, shell):
     ("line", "expected"),
     [
         ("recbole-fedkd com", {"compare", "completion"}),
-        ("recbole-fedkd --client", {"--client_num", "--client_weights", "--clients_per_round"}),
+        ("recbole-fedkd --client", {"--client_num", "--client_timeout", "--client_weights", "--clients_per_round"}),
         ("recbole-fedkd --strategy=fedk", {"fedkd"}),
         ("recbole-fedkd --learner=adam_", {"adam_to_sgd"}),
         ("recbole-fedkd --user_metrics=T", {"True"}),

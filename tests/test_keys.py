@@ -1,5 +1,6 @@
 """Keys and values: whatever a user writes is read as he means it, or refused in one sentence before anything runs."""
 
+import ast
 import importlib.util
 import itertools
 import sys
@@ -13,11 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_fedkd import run_recbole_fedkd
+from recbole_fedkd.checkpoint import resumable_keys
 from recbole_fedkd.command_line import main, parse_arguments
 from recbole_fedkd.config import FedKDConfig, parse_value, read_yaml
-from recbole_fedkd.config.known import _keys_of_all_models
+from recbole_fedkd.config.early import recbole_arguments
+from recbole_fedkd.config.files import DESCRIBED, PROPERTIES, files_of_model
+from recbole_fedkd.config.keys import ROLES, keys_with, read_keys
+from recbole_fedkd.config.known import KnownKeys, _keys_of_all_models
 from recbole_fedkd.config.synonyms import SYNONYMS
 from recbole_fedkd.errors import NAMED, InputError, TrainingError, listed, shown
+from recbole_fedkd.registry import declared_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -543,3 +549,33 @@ def test_random_configs_are_run_or_refused_in_a_sentence(tmp_path):
     spec.loader.exec_module(fuzz_configs)
     broken = fuzz_configs.fuzz(cases=120, runs=40, seed=7, folder=tmp_path / "data")
     assert not broken, broken[0]
+
+
+class TestRoles:
+    def test_every_role_that_a_line_names_is_one_and_every_one_is_named(self):
+        files = (DESCRIBED, *PROPERTIES.glob("model/*.yaml"), PROPERTIES / "overall.yaml")
+        named = {role for file in files for key in read_keys(file).values() for role in key.roles}
+        assert named == ROLES.keys()
+
+    def test_where_a_run_lies_and_how_fast_it_is_is_the_same_list_for_everybody(self):
+        aside = keys_with("aside")
+        assert {"data_path", "checkpoint_dir", "state", "torch_threads", "fleet_threads", "gpu_id", "device"} <= aside
+        assert not aside & {"seed", "epochs", "learning_rate", "strategy", "gamma", "model", "dataset", "metrics"}
+        assert aside <= resumable_keys() and {"epochs", "plugins", "topk"} <= resumable_keys()
+        assert not resumable_keys() & {"seed", "learning_rate", "gamma", "client_num", "dataset", "model"}
+
+    def test_whatever_is_declared_in_python_is_the_federations(self):
+        assert declared_settings().keys() <= keys_with("federation")
+        assert not keys_with("federation") & {"epochs", "label_mode", "attention", "reg_weight", "learning_rates"}
+
+    def test_no_module_keeps_a_list_of_key_names_beside_the_declarations(self):
+        """What else is told of a key is one of its roles."""
+        known = set(KnownKeys(recbole_arguments(), "AttnFedKD", "ml-100k", files_of_model("AttnFedKD")).keys)
+        # Synonyms, checks by key, columns and files as parts of code.
+        apart = {"synonyms.py", "shapes.py", "columns.py", "completion.py", "collector.py", "student.py"}
+        for file in sorted((ROOT / "recbole_fedkd").rglob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text())) if file.name not in apart else ():
+                names = node.elts if isinstance(node, ast.Tuple | ast.Set | ast.List) else []
+                texts = [each.value for each in names if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+                lowered = [text for text in texts if text in known and not text.isupper()]
+                assert len(lowered) < 4 or len(lowered) < len(texts), f"{file}, line {node.lineno}: {texts}"

@@ -19,9 +19,9 @@ from recbole_fedkd.checkpoint.reading import (
     write_places,
 )
 from recbole_fedkd.checkpoint.resumed import (
-    RESUMABLE_KEYS,
     check_names_no_file,
     check_same_config,
+    resumable_keys,
     resumed_config,
     values_to_read,
 )
@@ -33,7 +33,6 @@ __all__ = [
     "CHECKPOINT_VERSION",
     "CLIENTS",
     "LAST",
-    "RESUMABLE_KEYS",
     "ROWS",
     "Checkpoint",
     "GrowingRecord",
@@ -52,6 +51,7 @@ __all__ = [
     "read_sealed",
     "restore_random",
     "restored",
+    "resumable_keys",
     "resumed_config",
     "sealed",
     "values_to_read",

@@ -10,35 +10,24 @@ from typing import Any
 
 from recbole_fedkd.checkpoint.reading import Checkpoint
 from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.errors import InputError
 
-# Keys that a resumed run may change: how long, where and how loud, not what is computed.
-RESUMABLE_KEYS = frozenset({
-    "epochs", "stopping_step", "show_progress", "state", "data_path", "checkpoint_dir", "result_file", "resume",
-    "plugins", "torch_threads", "client_timeout", "gpu_id", "use_gpu", "device", "log_wandb", "wandb_project", "run_name",
-    "metrics", "judged_metrics", "topk", "metric_decimal_place", "eval_batch_size",
-})  # fmt: skip
-# Keys that RecBole computes from others; a resumed run computes them again.
-_DERIVED_KEYS = frozenset({
-    "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "device", "single_spec", "local_rank", "valid_metric_bigger",
-    "valid_neg_sample_args", "test_neg_sample_args", "run_name", "metrics", "judged_metrics", "model", "dataset",
-})  # fmt: skip
-# Keys that belong to one run and not to the one that goes on after it.
-_OF_ONE_RUN = frozenset({"resume", "result_file", "checkpoint_dir"})
-# Keys whose value is a file to open or code to run, beside all that are named like one.
-_FILE_KEYS = frozenset({"plugins", "warm_up"})
 _FILE_NAME = re.compile(r"(^|_)(path|file|files|dir|folder)$")
-# Keys that are parts of file names in the dataset's folder.
-_PARTS_OF_NAMES = ("dataset", "benchmark_filename", "additional_feat_suffix")
 _NEEDED: dict[str, type | tuple[type, ...]] = {
     "model": str, "dataset": str, "data_path": str, "judged_metrics": list, "train_neg_sample_args": dict,
 }  # fmt: skip
 
 
+def resumable_keys() -> frozenset[str]:
+    """Keys that a resumed run may change: how long, where and how loud, not what is computed."""
+    return keys_with("aside") | keys_with("resumable")
+
+
 def check_same_config(saved: Mapping[str, Any], current: Mapping[str, Any], source: str | Path) -> None:
-    """Raise :class:`InputError` for the first key, outside ``RESUMABLE_KEYS``, that differs from the checkpoint's."""
-    for key in sorted(saved.keys() | current.keys()):
-        if key not in RESUMABLE_KEYS and saved.get(key) != current.get(key):
+    """Raise :class:`InputError` for the first key, outside :func:`resumable_keys`, that differs from the checkpoint's."""
+    for key in sorted((saved.keys() | current.keys()) - resumable_keys()):
+        if saved.get(key) != current.get(key):
             raise InputError(
                 f"checkpoint '{source}' is that of another config: {key} is {saved.get(key)!r} there "
                 f"and {current.get(key)!r} here"
@@ -107,7 +96,8 @@ def resumed_config(
 
 def values_to_read(saved: Mapping[str, Any]) -> dict[str, Any]:
     """The plain values of a config, as far as another that is to be the same reads them."""
-    base = {key: value for key, value in saved.items() if key not in _DERIVED_KEYS | _OF_ONE_RUN}
+    made_again = keys_with("derived") | keys_with("one_run")
+    base = {key: value for key, value in saved.items() if key not in made_again}
     base["metrics"] = saved["judged_metrics"]
     if saved["train_neg_sample_args"].get("distribution") == "none":
         # RecBole writes "no sampling" in a form that it does not read.
@@ -119,7 +109,7 @@ def values_to_read(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_names_no_file(saved: Mapping[str, Any], given: Mapping[str, Any], source: str | Path) -> None:
     """Raise :class:`InputError` where the checkpoint alone says which file, beside the dataset's own, is to be opened."""
-    for key in _PARTS_OF_NAMES:
+    for key in keys_with("in_dataset"):
         values = saved.get(key) if isinstance(saved.get(key), list) else [saved.get(key)]
         for value in values or []:
             if isinstance(value, str) and (not value or set(value) & set("/\\\0") or value in (".", "..")):
@@ -127,11 +117,11 @@ def check_names_no_file(saved: Mapping[str, Any], given: Mapping[str, Any], sour
                     f"checkpoint '{source}' cannot be used: {key} is {value!r}, which leaves the dataset's folder"
                 )
     for key, value in saved.items():
-        if key in _OF_ONE_RUN or key == "data_path" or not value or key in given:
+        if key in keys_with("one_run") or key == "data_path" or not value or key in given:
             continue
         if key == "plugins" and isinstance(value, list) and all(name in sys.modules for name in value):
             continue  # already at work in this process
-        if key in _FILE_KEYS or _FILE_NAME.search(key):
+        if key in keys_with("opens") or _FILE_NAME.search(key):
             raise InputError(
                 f"checkpoint '{source}' names something to open or to run, {key}={value!r}; if you trust it, name it "
                 f"yourself by {key}"

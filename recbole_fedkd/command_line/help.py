@@ -13,7 +13,7 @@ from recbole_fedkd.command_line.usage import USAGE
 from recbole_fedkd.config.choices import choices, shipped
 from recbole_fedkd.config.defaults import default_values
 from recbole_fedkd.config.early import recbole_arguments
-from recbole_fedkd.config.files import FILES_OF_EVERY_RUN, PROPERTIES, RECBOLE_PROPERTIES, files_of_model
+from recbole_fedkd.config.files import DESCRIBED, FILES_OF_EVERY_RUN, PROPERTIES, RECBOLE_PROPERTIES, files_of_model
 from recbole_fedkd.config.given import values_of_preset
 from recbole_fedkd.config.keys import Key, declared_keys, read_keys, read_sections
 from recbole_fedkd.config.known import KnownKeys
@@ -27,18 +27,6 @@ from recbole_fedkd.registry import declared_settings
 WIDTH = 100
 _COLUMN = 34
 _MODEL = "AttnFedKD"
-# RecBole's keys that everybody needs; `--help <word>` finds the others.
-_RECBOLE_SECTIONS = {
-    "RecBole: where and how it runs": ("data_path", "gpu_id", "seed", "checkpoint_dir", "show_progress"),
-    "RecBole: training": (
-        "epochs", "train_batch_size", "learner", "learning_rate", "weight_decay", "train_neg_sample_args", "stopping_step",
-    ),
-    "RecBole: judging": ("eval_args", "metrics", "topk", "valid_metric", "eval_batch_size"),
-    "RecBole: columns and filters of the data": (
-        "USER_ID_FIELD", "ITEM_ID_FIELD", "RATING_FIELD", "TIME_FIELD", "load_col", "val_interval",
-        "user_inter_num_interval", "item_inter_num_interval", "rm_dup_inter",
-    ),
-}  # fmt: skip
 
 
 def help_text(arguments: Iterable[str]) -> str:
@@ -120,8 +108,9 @@ def _sections(model: str) -> dict[str, dict[str, Key]]:
             del keys[name]
     sections = {f"Model {model}": of_model, **sections}
     recbole = {name: key for file in FILES_OF_EVERY_RUN[1:] for name, key in read_keys(file).items()}
-    for heading, names in _RECBOLE_SECTIONS.items():
-        sections[heading] = {name: recbole[name] for name in names if name not in of_model}
+    for heading, described in read_sections(DESCRIBED).items():
+        names = [name for name, key in described.items() if "usual" in key.roles and name not in of_model]
+        sections |= {heading: {name: recbole[name] for name in names}} if names else {}
     return sections
 
 

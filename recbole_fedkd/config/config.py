@@ -24,7 +24,7 @@ from recbole.utils import InputType, ModelType, get_trainer
 from recbole_fedkd.config.files import PROPERTIES, RECBOLE_PROPERTIES, files_of_model, preset_file
 from recbole_fedkd.config.given import convert_given, named, read_files, read_given, values_of_preset
 from recbole_fedkd.config.judging import JudgedConfig
-from recbole_fedkd.config.keys import read_keys
+from recbole_fedkd.config.keys import keys_with, read_keys
 from recbole_fedkd.config.known import KnownKeys, keys_in_source
 from recbole_fedkd.config.models import find_model
 from recbole_fedkd.config.plugins import import_plugins, model_of
@@ -33,29 +33,11 @@ from recbole_fedkd.config.synonyms import called_here
 from recbole_fedkd.config.transforms import check_transform
 from recbole_fedkd.config.values import ConfigLoader, merged_layers, plain
 from recbole_fedkd.errors import InputError, shown
+from recbole_fedkd.federated.knowledge import KNOWLEDGE
 from recbole_fedkd.federated.strategy import STRATEGIES
 from recbole_fedkd.model import MFEM, MODELS, AttnFedKD, Bias, FactorizationRecommender, GramRecommender, corrected
 from recbole_fedkd.privacy.settings import check_privacy
-from recbole_fedkd.registry import declared_settings
-
-# Keys that only a federation reads, unless a RecBole model has one of the same name.
-_FEDERATION_KEYS = {
-    "engine", "fleet_memory", "fleet_threads", "partition", "client_num", "clients_per_round", "local_epochs",
-    "min_clients", "client_timeout", "holdout_clients", "reset_optimizer",
-    "gamma", "alpha", "temperature", "knowledge", "aggregation", "knowledge_pass", "proximal_weight",
-    "server_optimizer", "server_learning_rate", "server_momentum", "server_beta2", "server_tau", "knowledge_use",
-    "prior_strength", "attention_temperature", "trim_ratio", "factor_size", "sketch_width", "sketch_passes", "em_steps",
-    "bias_shrinkage", "count_shrinkage", "vector_shrinkage", "noise_share", "head_size", "codec_arrays",
-    "codecs", "broadcast_codecs", "error_feedback", "stages",
-    "low_rank_start", "low_rank_end", "low_rank_rounds", "top_k_share", "teacher", "serve", "student_pool",
-    "private_parameters", "client_weights", "row_mean", "serve_after", "serve_average", "clip_norm",
-}  # fmt: skip
-# Keys of the federation that some RecBole models use for something else; a strategy that reads them cannot run over those.
-_DISTILLATION_KEYS = {"gamma", "alpha", "temperature", "knowledge", "aggregation"}
-# Keys of the federation that decide how AttnFedKD is built.
-_ATTENTIVE_KEYS = {"student_pool", "teacher", "serve"}
-# Keys of RecBole that its own trainer and loader read, and the clients of a federation do not.
-_CENTRAL_KEYS = {"enable_scaler", "shuffle", "worker"}
+from recbole_fedkd.registry import declared_settings, settings_of
 
 
 class FedKDConfig(JudgedConfig):
@@ -274,9 +256,9 @@ class FedKDConfig(JudgedConfig):
             )
         self.trains_teacher = self.federated and STRATEGIES[strategy].trains_teacher
         self.learns_factors = self._learns_factors(population, strategy)
-        unread = _CENTRAL_KEYS if self.federated else _FEDERATION_KEYS - self._known.of_model
+        unread = keys_with("central") if self.federated else keys_with("federation") - self._known.of_model
         if self.federated and not population:
-            unread = unread | _ATTENTIVE_KEYS - self._known.of_model
+            unread = unread | keys_with("attentive") - self._known.of_model
         if not self._checkpoint_values:
             self.unread_keys += [key for key in self.external_config_dict if key in unread]
         pool = self._chosen("student_pool")
@@ -288,7 +270,7 @@ class FedKDConfig(JudgedConfig):
         small = issubclass(model_class, FactorizationRecommender)
         if self.attentive and not getattr(model_class, "embeds_features", False) and not self._checkpoint_values:
             # They stand in properties/overall.yaml, and these models embed no feature fields that could be encoded.
-            self.unread_keys += [key for key in ("attention", "attention_heads") if key in self.external_config_dict]
+            self.unread_keys += [key for key in self.external_config_dict if key in keys_with("fields")]
         if issubclass(model_class, Bias) and self._chosen("label_mode") == "implicit":
             raise InputError(
                 f"model '{model}' predicts ratings, and label_mode=implicit has none; use label_mode=rating or threshold, or "
@@ -322,8 +304,8 @@ class FedKDConfig(JudgedConfig):
             raise InputError(
                 f"strategy '{strategy}' teaches an AttnStudent by the server's; use --model=AttnFedKD for it"
             )
-        other_meaning = sorted(_DISTILLATION_KEYS & self._known.of_model)
-        if STRATEGIES[strategy].exchanges_knowledge and other_meaning:
+        other_meaning = sorted(self._keys_of_strategy(strategy) & self._known.of_model)
+        if other_meaning:
             raise InputError(
                 f"strategy '{strategy}' and model '{model}' both read {', '.join(other_meaning)} and mean different things"
             )
@@ -351,6 +333,13 @@ class FedKDConfig(JudgedConfig):
         if self._chosen("clients_per_round"):
             raise InputError("strategy=sums needs every client in its exchange; unset clients_per_round")
         return True
+
+    def _keys_of_strategy(self, strategy: str) -> set[str]:
+        """The keys that a strategy reads, and what it exchanges."""
+        owners = [STRATEGIES.settings[strategy]]
+        if STRATEGIES[strategy].exchanges_knowledge:
+            owners.append(KNOWLEDGE.settings[self._chosen("knowledge")])
+        return {name for owner in owners for name in settings_of(owner)}
 
     def gives(self, key: str) -> bool:
         """Whether the user's files, dictionary or command line set a key; a checkpoint's value is not the user's."""

@@ -20,6 +20,9 @@ FILES_OF_EVERY_RUN = (
 )
 """Files whose keys every run knows, whatever its model and dataset."""
 
+DESCRIBED = PROPERTIES / "described" / "recbole.yaml"
+"""What RecBole's files do not say of its keys."""
+
 # Models of this package whose networks have the keys of AttnStudent.yaml.
 _STUDENTS = ("AttnFedKD", "AttnStudent", "AttnTeacher")
 

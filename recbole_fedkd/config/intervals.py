@@ -7,11 +7,6 @@ from typing import Any
 
 from recbole_fedkd.errors import InputError
 
-INTERVAL_KEYS = frozenset({
-    "user_inter_num_interval", "item_inter_num_interval", "entity_kg_num_interval", "relation_kg_num_interval",
-})  # fmt: skip
-"""Keys of RecBole that hold intervals of a count; ``val_interval`` holds one per column."""
-
 
 def interval_text(name: str, value: Any) -> str | None:
     """The text of one or more intervals, which is what RecBole reads; None stays None.

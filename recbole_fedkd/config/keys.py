@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from recbole_fedkd.config.choices import spelled_out
-from recbole_fedkd.config.files import FILES_OF_EVERY_RUN, PROPERTIES, RECBOLE_PROPERTIES
+from recbole_fedkd.config.files import DESCRIBED, FILES_OF_EVERY_RUN, PROPERTIES, RECBOLE_PROPERTIES
 from recbole_fedkd.config.values import excess, parse_value
 from recbole_fedkd.errors import InputError, nearest, shown
 from recbole_fedkd.registry import Setting, declared_settings
@@ -25,23 +25,28 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "list": (list, tuple),
     "dict": (dict,),
 }
-# RecBole's files name types and no ranges.
-_RULES_OF_RECBOLE_KEYS = {
-    "epochs": ">= 1",
-    "train_batch_size": ">= 1",
-    "eval_batch_size": ">= 1",
-    "eval_step": ">= 0",
-    "stopping_step": ">= 0",
-    "learning_rate": ">= 0",
-    "weight_decay": ">= 0",
-    "seed": f"in [0, {2**32 - 1}]",  # numpy's range
-    "loss_decimal_place": "in [0, 20]",
-    "metric_decimal_place": "in [0, 20]",
-    "rm_dup_inter": "one of first|last",
-    "worker": "in [0, 128]",  # a process each
-    "embedding_size": "in [1, 65536]",
-    "MAX_ITEM_LIST_LENGTH": "in [1, 65536]",
+ROLES = {
+    "aside": "Where a run lies, how loud and how fast it is; its numbers do not depend on it.",
+    "resumable": "A run that goes on may change it, beside what is aside.",
+    "one_run": "It belongs to one run, and not to the one that goes on after it.",
+    "derived": "Made of other keys, by a run that goes on once more.",
+    "computed": "Made of other keys, and never set.",
+    "question": "What a search or an experiment asks.",
+    "federation": "Read by a federation alone, unless a model has a key of this name; all that is declared in Python is.",
+    "attentive": "Decides how the population of the attentive model is built.",
+    "fields": "Encodes feature fields, which not every model embeds.",
+    "central": "Read by RecBole's own trainer and loader, and not by the clients of a federation.",
+    "memory": "A smaller value needs less memory.",
+    "folder": "A folder.",
+    "opens": "A file to open or code to run, however it is called.",
+    "in_dataset": "Part of the names of files in the dataset's folder.",
+    "interval": "An interval of a count.",
+    "pickle": "A file that RecBole pickles.",
+    "fallback": "Holds where no file of RecBole defines the key.",
+    "usual": "One of RecBole's keys that everybody needs.",
 }
+"""What can be known of a key beside its type and range, declared with them."""
+
 _LARGEST_LAYER = 65536
 # Sizes that make a machine stop, in keys of RecBole's models: by what their names speak of, the first that fits.
 _MOST: tuple[tuple[re.Pattern[str], int | None], ...] = (
@@ -67,7 +72,8 @@ class Key:
             (which also means: not empty; ``each, if any, one of a|b`` does not); may be empty.
         sentence: what the key is.
         elements: allowed types of a list's elements; empty if any will do.
-        roles: what else there is to know of it.
+        roles: what else there is to know of it, see ``ROLES``.
+        untyped: whether it takes anything, whatever another declaration says.
     """
 
     name: str
@@ -77,6 +83,15 @@ class Key:
     sentence: str
     elements: tuple[type, ...] = ()
     roles: frozenset[str] = frozenset()
+    untyped: bool = False
+
+    def over(self, other: Key) -> Key:
+        """Another declaration of the key, as far as this one says nothing."""
+        if self.untyped:
+            return replace(self, default=other.default, sentence=self.sentence)
+        types, elements = (self.types, self.elements) if self.types else (other.types, other.elements)
+        sentence = other.sentence or self.sentence
+        return Key(self.name, other.default, types, self.rule or other.rule, sentence, elements, self.roles)
 
     @staticmethod
     def of(setting: Setting) -> Key:
@@ -218,32 +233,59 @@ def _satisfies(value: Any, rule: str) -> bool:
 
 def read_keys(file: Path) -> dict[str, Key]:
     """The keys that a properties file defines, from its lines and their comments."""
-    keys: dict[str, Key] = {}
     own = file.is_relative_to(PROPERTIES)
+    described = {} if own else _described()
+    keys: dict[str, Key] = {}
     for line in file.read_text(encoding="utf-8").splitlines():
         matched = _PATTERN_LINE.match(line)
         if matched:
-            name, default, bracket, sentence = matched.groups()
-            kinds, _, rule = bracket.partition(", ")
-            rule = spelled_out(rule)
-            types: list[type] = []
-            elements: tuple[type, ...] = ()
-            for kind in re.split(r" or ", kinds):
-                outer, _, inner = kind.strip().partition(" of ")
-                types += _TYPES.get(outer, ())
-                elements = _TYPES.get(inner, ()) if own else ()
-            if types and default and not own:
-                # Some of RecBole's comments contradict their own defaults.
-                found = type(parse_value(default))
-                types += [found] if found not in types and found is not type(None) else []
-            if "None" in kinds:
-                rule = rule or "None"
-            rule = rule if own else rule or _RULES_OF_RECBOLE_KEYS.get(name, "")
-            keys[name] = Key(name, default, tuple(types), rule, sentence, elements)
+            keys[matched[1]] = _key_of_line(matched, own)
         elif re.match(r"^[\w-]+:", line):
             name = line.split(":")[0]
             keys[name] = Key(name, "", (), "", "")
+        else:
+            continue
+        name = matched[1] if matched else name
+        if name in described and "fallback" not in described[name].roles:
+            keys[name] = described[name].over(keys[name])
     return keys
+
+
+def _key_of_line(line: re.Match[str], own: bool) -> Key:
+    name, default, bracket, sentence = line.groups()
+    told, _, roles = bracket.partition("; ")
+    kinds, _, rule = told.removesuffix(";").partition(", ")
+    types: list[type] = []
+    elements: tuple[type, ...] = ()
+    for kind in re.split(r" or ", kinds):
+        outer, _, inner = kind.strip().partition(" of ")
+        types += _TYPES.get(outer, ())
+        elements = _TYPES.get(inner, ()) if own else ()
+    if types and default and not own:
+        # Some of RecBole's comments contradict their own defaults.
+        found = type(parse_value(default))
+        types += [found] if found not in types and found is not type(None) else []
+    rule = spelled_out(rule) or ("None" if "None" in kinds else "")
+    return Key(name, default, tuple(types), rule, sentence, elements, frozenset(roles.split()), kinds.strip() == "any")
+
+
+@lru_cache
+def _described() -> dict[str, Key]:
+    return read_keys(DESCRIBED)
+
+
+def described_keys() -> dict[str, Key]:
+    """What this package says of RecBole's keys, whether RecBole's files define them or not."""
+    return dict(_described())
+
+
+def keys_with(role: str) -> frozenset[str]:
+    """Names of the keys that have a role (see ``ROLES``), of every run, of RecBole and of what is registered."""
+    assert role in ROLES, role
+    declared = {name: each.roles | {"federation"} for name, each in declared_settings().items()}
+    files = (DESCRIBED, PROPERTIES / "model" / "AttnStudent.yaml", PROPERTIES / "overall.yaml")
+    of_files = [(name, key.roles) for file in files for name, key in read_keys(file).items()]
+    return frozenset(name for name, roles in [*of_files, *declared.items()] if role in roles)
 
 
 def declared_keys() -> dict[str, Key]:
@@ -280,7 +322,7 @@ def sizes_of_models() -> frozenset[str]:
     """Keys that RecBole defines in the files of its models alone."""
     of_all = {name for file in FILES_OF_EVERY_RUN for name in read_keys(file)}
     of_models = {name for file in (RECBOLE_PROPERTIES / "model").glob("*.yaml") for name in read_keys(file)}
-    return frozenset(of_models - of_all - _RULES_OF_RECBOLE_KEYS.keys())
+    return frozenset(of_models - of_all - _described().keys())
 
 
 def check_size(name: str, value: Any) -> None:

@@ -12,36 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from recbole_fedkd.config.files import FILES_OF_EVERY_RUN, PROPERTIES, RECBOLE_PROPERTIES
-from recbole_fedkd.config.intervals import INTERVAL_KEYS, column_intervals, interval_text
-from recbole_fedkd.config.keys import Key, check_size, declared_keys, read_keys, read_sections, sizes_of_models
+from recbole_fedkd.config.intervals import column_intervals, interval_text
+from recbole_fedkd.config.keys import (
+    Key,
+    check_size,
+    declared_keys,
+    described_keys,
+    read_keys,
+    read_sections,
+    sizes_of_models,
+)
 from recbole_fedkd.config.shapes import check_shape
 from recbole_fedkd.config.synonyms import called_here
-from recbole_fedkd.config.transforms import TRANSFORM_KEYS, WRITTEN_KEYS
 from recbole_fedkd.errors import InputError, listed, nearest, shown
 from recbole_fedkd.privacy.settings import PrivacySettings
 from recbole_fedkd.registry import settings_of
-
-# Keys of RecBole for files that it pickles.
-_PICKLES = {"dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders"}
-# Keys that RecBole reads but defines in none of its files.
-_UNDOCUMENTED_KEYS = {
-    "model", "dataset", "config_files", "encoding", "numerical_features", "tail_ratio", "nproc", "world_size", "ip", "port",
-    "offset", "local_rank", "neg_sampling", "training_neg_sample_num", "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type",
-    "device", "single_spec", "valid_neg_sample_args", "test_neg_sample_args", "config_file", "reg_weight",
-}  # fmt: skip
-
-# Keys that are made of others, or that belong to RecBole's own way of using several GPUs.
-_COMPUTED_KEYS = {
-    "device": "; it follows from gpu_id (such as 0; empty for the processor)",
-    "eval_type": "; it follows from metrics and valid_metric",
-    "valid_neg_sample_args": "; it follows from eval_args.mode",
-    "test_neg_sample_args": "; it follows from eval_args.mode",
-    "judged_metrics": "; it follows from metrics",
-    "MODEL_TYPE": "; it follows from the model",
-    "MODEL_INPUT_TYPE": "; it follows from the model",
-    "single_spec": "; runs on several GPUs are not supported",
-    "local_rank": "; runs on several GPUs are not supported",
-}
 
 
 @lru_cache
@@ -95,9 +80,7 @@ class KnownKeys:
         mentioned: Iterable[str] = (),
         stock: bool = True,
     ) -> None:
-        keys = {name: Key(name, "~", (), "", "") for name in _UNDOCUMENTED_KEYS}
-        keys.update({name: Key(name, "~", (), "", "") for name in recbole_names})
-        keys.update(declared_keys())
+        keys = {name: Key(name, "~", (), "", "") for name in recbole_names} | described_keys() | declared_keys()
         recbole_files = [*FILES_OF_EVERY_RUN]
         recbole_files += [
             file
@@ -109,12 +92,8 @@ class KnownKeys:
         ]
         for file in recbole_files + files:
             for name, key in read_keys(file).items():
-                if key.types or name not in keys:
+                if key.types or name not in keys or "fallback" in keys[name].roles:
                     keys[name] = key
-        for name, key in TRANSFORM_KEYS.items():
-            keys.setdefault(name, key)
-        keys.update({name: Key(name, "~", (), "", "") for name in WRITTEN_KEYS})
-        keys["gpu_id"] = Key("gpu_id", "~", (), "", "")  # '0', 0 and (0, 1) all mean something to RecBole
         own = RECBOLE_PROPERTIES / "model" / f"{model}.yaml"
         self.of_model = set(read_keys(own)) if own.is_file() else set()
         for name in mentioned:
@@ -126,7 +105,7 @@ class KnownKeys:
 
     def knows(self, name: str) -> bool:
         """Whether a name is that of a key, of this model or of another one."""
-        return name in self.keys or name in _COMPUTED_KEYS or name in _keys_of_all_models()
+        return name in self.keys or name in _keys_of_all_models()
 
     def check_names(self, names: Iterable[Any]) -> None:
         """Check that each is the name of a key.
@@ -138,8 +117,8 @@ class KnownKeys:
         for name in names:
             if not isinstance(name, str):
                 raise InputError(f"key {shown(name)} is not a text; keys are names such as learning_rate")
-            if name in _COMPUTED_KEYS:
-                raise InputError(f"key '{name}' cannot be set{_COMPUTED_KEYS[name]}")
+            if name in self.keys and "computed" in self.keys[name].roles:
+                raise InputError(f"key '{name}' cannot be set; {self.keys[name].sentence}")
             if name not in self.keys and name not in elsewhere:
                 told = called_here(name, self.keys) or nearest(name, {*self.keys, *elsewhere})
                 raise InputError(f"key '{name[:100]}' is unknown{told}")
@@ -165,12 +144,13 @@ class KnownKeys:
                 continue
             if name in ("model", "dataset"):
                 continue
-            if name in _PICKLES and given:
+            roles = self.keys[name].roles
+            if "pickle" in roles and given:
                 raise InputError(
                     f"{name} is {shown(given)}: RecBole keeps datasets and loaders as pickles, which run code when they are "
                     "opened, so none is written or opened here; leave it unset"
                 )
-            if name in INTERVAL_KEYS:
+            if "interval" in roles:
                 values[name] = interval_text(name, given)
                 continue
             if name == "val_interval":

@@ -18,13 +18,13 @@ from recbole_fedkd.registry import all_or_nothing
 
 
 def plugin_names(value: Any) -> list[str]:
-    """The modules and files that the key ``plugins`` names, files by their whole path.
+    """The modules and files that the key ``plugins`` names; raises :class:`InputError` if it is no list of texts."""
+    return read_keys(PROPERTIES / "overall.yaml")["plugins"].read(value) or []
 
-    Raises:
-        InputError: it is no list of texts.
-    """
-    names = read_keys(PROPERTIES / "overall.yaml")["plugins"].read(value) or []
-    return [str(Path(name).resolve()) if name.endswith(".py") else name for name in names]
+
+def plugins_from_anywhere(value: Any) -> list[str]:
+    """As :func:`plugin_names`, files by their whole path."""
+    return [str(Path(name).resolve()) if name.endswith(".py") else name for name in plugin_names(value)]
 
 
 def import_plugins(value: Any) -> list[ModuleType]:

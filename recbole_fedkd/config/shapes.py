@@ -18,11 +18,6 @@ _NESTED_KEYS = {
     "unload_col": _SUFFIXES,
     "unused_col": _SUFFIXES,
 }
-# Keys that hold names of columns, files or the like.
-_NAMES = (
-    "alias_of_user_id", "alias_of_item_id", "alias_of_entity_id", "alias_of_relation_id", "normalize_field",
-    "numerical_features", "feature_fields", "benchmark_filename",
-)  # fmt: skip
 _LEAVE_ONE_OUT = ("valid_and_test", "valid_only", "test_only")
 _SUM_OF_SHARES = 1e-6
 _LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -71,15 +66,15 @@ def _columns(name: str, value: Any) -> None:
             raise InputError(f"{name}.{suffix} is {shown(columns)}; it must be a list of column names")
 
 
-def _names(name: str, value: Any) -> None:
-    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-        raise InputError(f"{name} is {shown(value)}; it must be a list of texts")
-    if name == "benchmark_filename" and len(value) != 3:
+def _three(name: str, value: Any) -> None:
+    if len(value) != 3:
         raise InputError(f"{name} is {shown(value)}; it must name three files, such as ['train', 'valid', 'test']")
 
 
 def _name_or_names(name: str, value: Any) -> None:
-    _names(name, [value] if isinstance(value, str) else value)
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(each, str) for each in names):
+        raise InputError(f"{name} is {shown(names)}; it must be a list of texts")
 
 
 def _whole(value: Any, low: int) -> bool:
@@ -212,7 +207,7 @@ def _state(name: str, value: Any) -> None:
 
 _CHECKS: dict[str, Callable[[str, Any], None]] = {
     **dict.fromkeys(("load_col", "unload_col", "unused_col"), _columns),
-    **dict.fromkeys(_NAMES, _names),
+    "benchmark_filename": _three,
     "additional_feat_suffix": _name_or_names,
     "threshold": _threshold,
     "seq_len": _lengths,

@@ -1,24 +1,11 @@
-"""RecBole's transforms of item sequences (``transform``): the keys that they read, and whether a config can run them."""
+"""RecBole's transforms of item sequences (``transform``): whether a config can run them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from recbole_fedkd.config.keys import Key
 from recbole_fedkd.errors import InputError, nearest
 
-# RecBole defines the keys of its transforms in no file but those of two models. Other models have a `beta` of their own.
-TRANSFORM_KEYS = {
-    "eta": Key("eta", "~", (float, int), "in [0, 1]", "Share of a sequence that crop_itemseq keeps."),
-    "beta": Key("beta", "~", (), "", "Share of a sequence that reorder_itemseq shuffles."),
-    "mask_ratio": Key("mask_ratio", "~", (float, int), "in [0, 1]", "Share of the items that mask_itemseq hides."),
-    "ft_ratio": Key("ft_ratio", "~", (float, int), "in [0, 1]", "Share of batches with only the last item hidden."),
-}
-# What the transforms write into the config: a checkpoint names them.
-WRITTEN_KEYS = frozenset({
-    "MASK_INDEX", "MASK_ITEM_SEQ", "POS_ITEMS", "NEG_ITEMS", "INVERSE_ITEM_SEQ", "CROP_ITEM_SEQ", "CROP_ITEM_SEQ_LEN",
-    "REORDER_ITEM_SEQ",
-})  # fmt: skip
 # Transform to the key that it cannot do without.
 _NEEDS = {"mask_itemseq": "mask_ratio", "inverse_itemseq": None, "crop_itemseq": "eta", "reorder_itemseq": "beta"}
 # Model to the transform whose columns it reads.

@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,7 +77,7 @@ class WeightedAggregation(Aggregation):
     """
 
     additive = True
-    weight_type: type[np.generic] = np.float64
+    weight_type = torch.float64
 
     @abstractmethod
     def weights(self, counts: Tensor) -> Tensor:
@@ -114,7 +113,7 @@ class Uniform(WeightedAggregation):
     """Clients alike (FD: Jeong et al.)."""
 
     name = "uniform"
-    weight_type = np.int32
+    weight_type = torch.int32
 
     def weights(self, counts: Tensor) -> Tensor:
         """1."""
@@ -126,7 +125,7 @@ class Weighted(WeightedAggregation):
     """Clients by their number of samples of the label."""
 
     name = "weighted"
-    weight_type = np.int32
+    weight_type = torch.int32
 
     def weights(self, counts: Tensor) -> Tensor:
         """The samples."""

@@ -12,17 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from recbole_fedkd.config import FedKDConfig, parse_value, read_yaml
-from recbole_fedkd.config.plugins import plugin_names
+from recbole_fedkd.config.keys import keys_with
+from recbole_fedkd.config.plugins import plugins_from_anywhere
 from recbole_fedkd.errors import InputError, nearest
 
 DEFAULT_MODEL = "AttnFedKD"
 DEFAULT_SEED = 2020
 
-# Where a run lies, how loud and how fast it is, and not what it computes.
-KEYS_WITHOUT_EFFECT = frozenset({"data_path", "torch_threads", "show_progress", "state", "checkpoint_dir"})
-# Keys that one run has for itself.
-_REFUSED_KEYS = ("resume", "result_file", "user_metrics")
-_PATH_KEYS = ("data_path", "checkpoint_dir")
 _PUBLISHED_PARTS = ("published", "published_as", "published_for", "published_source")
 # All after the rows is the report's: what to compare with, and numbers of a publication to stand beside the measured ones.
 _PARTS = ("keys", "grid", "rows", "reference", "scale", *_PUBLISHED_PARTS)
@@ -197,7 +193,7 @@ def canonical(value: Any) -> str:
 
 def _identity(keys: Mapping[str, Any]) -> str:
     """Hash of what a run computes."""
-    told = {key: value for key, value in keys.items() if key not in KEYS_WITHOUT_EFFECT}
+    told = {key: value for key, value in keys.items() if key not in keys_with("aside")}
     return hashlib.sha256(canonical(told).encode()).hexdigest()
 
 
@@ -312,7 +308,7 @@ def _checked_keys(given: Any, where: str) -> dict[str, Any]:
     for name in given:
         if not isinstance(name, str):
             raise InputError(f"{where}: {name!r} is no name of a config key")
-        if name in _REFUSED_KEYS:
+        if name == "user_metrics" or name in keys_with("one_run") - keys_with("folder"):
             raise InputError(f"{where}: key '{name}' is that of a single run and cannot be in an experiment")
     told = dict(given)
     files = told.pop("config_files", None) or []
@@ -324,10 +320,10 @@ def _checked_keys(given: Any, where: str) -> dict[str, Any]:
     keys = {**FedKDConfig.read_given([str(file) for file in files], None, None), **told}
     for name, value in keys.items():
         keys[name] = parse_value(value) if isinstance(value, str) else value
-        if name in _PATH_KEYS and value is not None:
+        if name in keys_with("folder") and value is not None:
             keys[name] = str(Path(str(value)).resolve())
         if name == "plugins":
-            keys[name] = plugin_names(value)
+            keys[name] = plugins_from_anywhere(value)
         try:
             # What a cell's process will read.
             keys[name] = json.loads(canonical(keys[name]))

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from recbole_fedkd.checkpoint import BEST, ROWS
-from recbole_fedkd.experiment.grid import KEYS_WITHOUT_EFFECT, Cell, Experiment, digest_of
+from recbole_fedkd.config.keys import keys_with
+from recbole_fedkd.experiment.grid import Cell, Experiment, digest_of
 from recbole_fedkd.files import json_ready, write_bytes, write_json, written_whole
 from recbole_fedkd.record import RECORD_VERSION, RECORD_VERSIONS, write_record
 from recbole_fedkd.report.records import differing_keys
@@ -166,7 +167,7 @@ def write_run(folder: Path, cell: Cell, result: Mapping[str, Any]) -> None:
 
 def _without_place(keys: Mapping[str, Any]) -> dict[str, Any]:
     """What a run computes, and not where it lay: a record may be published."""
-    return {name: value for name, value in keys.items() if name not in KEYS_WITHOUT_EFFECT and name != "run_name"}
+    return {name: value for name, value in keys.items() if name not in keys_with("aside")}
 
 
 def write_failure(folder: Path, cell: Cell, error: str) -> None:

@@ -21,8 +21,9 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.experiment.grid import KEYS_WITHOUT_EFFECT, Cell, Experiment, canonical
+from recbole_fedkd.experiment.grid import Cell, Experiment, canonical
 from recbole_fedkd.experiment.records import (
     adopt_run,
     failure_file,
@@ -131,7 +132,7 @@ def _configs(cells: Sequence[Cell]) -> tuple[dict[str, dict[str, Any]], dict[str
     built: dict[str, dict[str, Any] | InputError] = {}
     configs, refused = {}, {}
     for cell in cells:
-        told = {name: value for name, value in cell.keys.items() if name != "seed" and name not in KEYS_WITHOUT_EFFECT}
+        told = {name: value for name, value in cell.keys.items() if name != "seed" and name not in keys_with("aside")}
         text = canonical(told)
         if text not in built:
             try:

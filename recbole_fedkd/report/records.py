@@ -14,15 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.record import OPTIONAL_PARTS, RECORD_VERSIONS
 
-# Keys of a config on which a run's numbers do not depend (where, how loud and how fast it is), and the seed.
-_KEYS_OF_A_RUN = frozenset(
-    {
-        "data_path", "checkpoint_dir", "run_name", "state", "show_progress", "user_metrics", "seed",
-        "torch_threads", "fleet_threads", "fleet_memory", "device", "gpu_id",
-    }
-)  # fmt: skip
 # Where the threshold of a label comes from; older records do not say it, and it judges nothing else.
 _ORIGIN = re.compile(r", three quarters of the scale \S+")
 # What may go wrong with a file that another program, or another version of this one, has written.
@@ -154,7 +148,7 @@ def differing_keys(config: Mapping[str, Any], other: Mapping[str, Any]) -> list[
     A key that only one has does not count: it came, or went, with a version of the package. Nor does a threshold of the
     ratings that nobody has set: a run settles it when it has its data, one for each dataset.
     """
-    shared = sorted(config.keys() & other.keys() - _KEYS_OF_A_RUN)
+    shared = sorted(config.keys() & other.keys() - keys_with("aside") - {"seed"})
     alike = config.get("dataset") == other.get("dataset")
     return [
         key

@@ -17,14 +17,12 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from recbole_fedkd.config import parse_value
+from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.errors import InputError, nearest
 
 # How many numbers stand behind the kind of a parameter.
 _NUMBERS = {"uniform": 2, "loguniform": 2, "quniform": 3}
 _KINDS = ("choice", *_NUMBERS)
-# Keys that a trial has for itself, or that decide what is searched for.
-REFUSED_KEYS = ("resume", "result_file", "checkpoint_dir")
-_FIXED_KEYS = ("model", "dataset", "valid_metric", "metrics", "config_files", *REFUSED_KEYS)
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def read_parameters(file: str | Path) -> list[Parameter]:
         parameter = _parameter(line, where)
         if parameter.name in parameters:
             raise InputError(f"{where}: parameter '{parameter.name}' stands there twice")
-        if parameter.name in _FIXED_KEYS:
+        if parameter.name in keys_with("question") | keys_with("one_run"):
             raise InputError(f"{where}: key '{parameter.name}' cannot be searched; every trial has the same")
         parameters[parameter.name] = parameter
     if not parameters:

@@ -21,16 +21,14 @@ from optuna.trial import FrozenTrial, TrialState
 from texttable import Texttable
 
 from recbole_fedkd.config import FedKDConfig, parse_value
+from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.errors import InputError, TrainingError, nearest
 from recbole_fedkd.files import config_text, regular_file, write_bytes, write_json
 from recbole_fedkd.quick_start import run_recbole_fedkd
-from recbole_fedkd.search.parameters import REFUSED_KEYS, Parameter
+from recbole_fedkd.search.parameters import Parameter
 
 ALGORITHMS = ("tpe", "random", "exhaustive")
 DEFAULT_TRIALS = 10
-
-# Where a run lies, how loud and how fast it is, and not what it computes.
-_KEYS_WITHOUT_EFFECT = frozenset({"data_path", "torch_threads", "show_progress", "state"})
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class Search:
                 raise InputError(f"key '{parameter.name}' is set and searched; it can be one of them only")
             if algorithm == "exhaustive":
                 parameter.all_draws()
-        for name in REFUSED_KEYS:
+        for name in keys_with("one_run"):
             if name in keys:
                 raise InputError(f"key '{name}' is that of a single run and cannot be in a search")
         config = FedKDConfig(config_file_list=list(config_files), command_line=keys)
@@ -95,7 +93,7 @@ class Search:
     def identity(self) -> str:
         """What a search that goes on must share with the one before; the number of trials may grow."""
         given = FedKDConfig.read_given(list(self.config_files), None, self.keys)
-        told = {key: value for key, value in given.items() if key not in _KEYS_WITHOUT_EFFECT}
+        told = {key: value for key, value in given.items() if key not in keys_with("aside")}
         lines = sorted(f"{each.name} {each.kind} {each.choices or each.numbers}" for each in self.parameters)
         return json.dumps([self.algorithm, lines, told], sort_keys=True, default=str)
 
@@ -198,7 +196,7 @@ def _config_of_best(search: Search, best: Mapping[str, Any]) -> str:
     """The keys of the best trial, as a config file that a run takes."""
     about = f"best of a search by validation {search.metric}, {best['score']:.6g}: {_spelled(best['parameters'])}"
     given = FedKDConfig.read_given(list(search.config_files), None, {**search.keys, **best["parameters"]})
-    keys = {name: value for name, value in given.items() if name not in _KEYS_WITHOUT_EFFECT}
+    keys = {name: value for name, value in given.items() if name not in keys_with("aside")}
     return config_text(
         about, {name: parse_value(each) if isinstance(each, str) else each for name, each in keys.items()}
     )

@@ -97,13 +97,16 @@ class LabelKnowledge(Knowledge):
             return {"means": means.cpu().numpy(), "counts": counts.int().cpu().numpy()}
         weights = how.weights(counts)
         sums = (weights.unsqueeze(-1) * means.double()).float()
-        return {"sums": sums.cpu().numpy(), "weights": weights.cpu().numpy().astype(how.weight_type)}
+        return {"sums": sums.cpu().numpy(), "weights": weights.to(how.weight_type).cpu().numpy()}
 
     def upload_arrays(self) -> dict[str, ArraySpec]:
         """Means, or sums of them."""
         labels, how = self.sizes.labels, self.aggregation
         if isinstance(how, WeightedAggregation):
-            return {"sums": ArraySpec((labels, labels)), "weights": ArraySpec((labels,), how.weight_type, counts=True)}
+            return {
+                "sums": ArraySpec((labels, labels)),
+                "weights": ArraySpec((labels,), _numpy(how.weight_type), counts=True),
+            }
         return {"means": ArraySpec((labels, labels)), "counts": ArraySpec((labels,), np.int32, counts=True)}
 
     def empty(self, state: Tensors) -> Fold:
@@ -131,7 +134,10 @@ class LabelKnowledge(Knowledge):
         """Totals, or a teacher."""
         labels, how = self.sizes.labels, self.aggregation
         if isinstance(how, WeightedAggregation):
-            return {"sums": ArraySpec((labels, labels), np.float64), "weights": ArraySpec((labels,), how.weight_type)}
+            return {
+                "sums": ArraySpec((labels, labels), np.float64),
+                "weights": ArraySpec((labels,), _numpy(how.weight_type)),
+            }
         return {"teacher": ArraySpec((labels, labels)), "known": ArraySpec((labels,), np.bool_)}
 
     def download(self, state: Tensors, client: int, round_index: int) -> Arrays:
@@ -157,3 +163,8 @@ class LabelKnowledge(Knowledge):
         if "teacher" not in received or step.labels is None:
             return None, None
         return received["teacher"][step.labels], received["known"][step.labels]
+
+
+def _numpy(dtype: torch.dtype) -> type[np.generic]:
+    kind: type[np.generic] = torch.empty(0, dtype=dtype).numpy().dtype.type
+    return kind
