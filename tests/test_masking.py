@@ -161,3 +161,129 @@ def test_bytes_that_are_no_answer_are_told_in_a_sentence(spoiled):
     shares = {number: clients[number].shares(each) for number, each in told.items()}
     with pytest.raises(MaskingError, match="are no answer"):
         server.shares({**shares, 2: spoiled})
+
+
+# In runs
+
+
+def kind_of_run(**keys):
+    return {"epochs": 2, "client_num": 4, "secure_aggregation": True, **keys}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"strategy": "fedavg"},
+        {"strategy": "fedavg", "client_weights": "uniform", "server_optimizer": "fedadam"},
+        {"strategy": "fedgkd", "broadcast_codecs": ["fp16"], "stages": ["clip", "codecs"], "clip_norm": 0.1},
+        {"strategy": "afd"},
+        {"strategy": "afd", "aggregation": "weighted"},
+        {"strategy": "afd", "knowledge": "factors", "factor_size": 2, "sketch_width": 3, "sketch_passes": 1, "em_steps": 1},
+    ],
+)  # fmt: skip
+def test_a_run_with_masks_ends_where_one_without_does(run, keys):
+    masked, plain = (run(**{**kind_of_run(**keys), "secure_aggregation": each}) for each in (True, False))
+    for name, value in plain["test_result"].items():
+        assert masked["test_result"][name] == pytest.approx(value, abs=2e-3, nan_ok=True)
+    for with_masks, without in zip(masked["rounds"], plain["rounds"], strict=True):
+        assert with_masks["loss"] == pytest.approx(without["loss"], rel=1e-4)
+        if without["bytes_up"]:
+            assert with_masks["bytes_up"] > without["bytes_up"]
+
+
+def test_the_server_of_a_run_never_gets_a_clients_own_upload(prepared, monkeypatch):
+    from recbole_fedkd.federated.aggregate import WeightedMean
+
+    _, trainer, _, _ = prepared(**kind_of_run(strategy="fedavg"))
+    server = trainer.engine.server
+    folds, taken = [], []
+    empty = server.strategy.empty
+    monkeypatch.setattr(server.strategy, "empty", lambda *given: folds.append(empty(*given)) or folds[-1])
+    add = WeightedMean.add
+    monkeypatch.setattr(WeightedMean, "add", lambda fold, upload: taken.append(fold) or add(fold, upload))
+    trainer.engine.run_round(0)
+    assert len(taken) == 4 and all(each is not folds[0] for each in taken)
+    assert folds[0].sums and folds[0].weight == sum(trainer.engine.samples.values())
+
+
+def test_a_client_that_fails_is_not_in_the_sum(prepared):
+    found = []
+    for secure in (True, False):
+        _, trainer, _, _ = prepared(**kind_of_run(strategy="fedavg", min_clients=3, secure_aggregation=secure))
+        trainer.engine.clients[1].train = lambda *given: 1 / 0
+        report = trainer.engine.run_round(0)
+        assert list(report.missing) == [1]
+        found.append(trainer.engine.server.state)
+    for name, value in found[1].items():
+        np.testing.assert_allclose(found[0][name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_masks_and_noise_go_together(run):
+    privacy = {"clip": 0.5, "noise_multiplier": 1.0}
+    result = run(**kind_of_run(strategy="fedavg", partition="user", client_weights="uniform", privacy=privacy))
+    assert result["epsilon"] > 0
+
+
+def test_the_fleet_leaves_masks_to_the_local_engine(run):
+    result = run(**kind_of_run(strategy="fedavg", engine="fleet"))
+    assert result["engine"] == "local" and "masks" in result["engine_fallback"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"client_num": 2}, "needs three clients"),
+        ({"clients_per_round": 2}, "clients_per_round is 2"),
+        ({"min_clients": 1}, "min_clients is 1"),
+        ({"strategy": "local"}, "clients send nothing"),
+        ({"codecs": ["int8"]}, "codec 'int8' has one of its own"),
+        ({"codecs": ["row_sparse", "fp16"]}, "codec 'row_sparse'"),
+        ({"row_mean": "changed"}, "needs every client's own"),
+        ({"strategy": "afd", "aggregation": "attentive"}, "aggregation=attentive needs every client's own"),
+        ({"strategy": "afd", "knowledge": "item", "knowledge_use": "distil"}, "keeps who has said"),
+        ({"engine": "processes"}, "use engine=local"),
+        (
+            {"privacy": {"clip": 1.0, "epsilon": 1.0, "unit": "client"}, "client_weights": "uniform", "clients_per_round": 3},
+            "may draw fewer",
+        ),
+    ],
+)  # fmt: skip
+def test_what_masks_cannot_hide_is_refused_in_a_sentence(run, changes, said):
+    from recbole_fedkd.errors import InputError
+
+    with pytest.raises(InputError, match=said) as caught:
+        run(**{**kind_of_run(strategy="fedavg"), **changes})
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_beyond_the_fixed_point_are_told(prepared):
+    from recbole_fedkd.engine import ClientError
+
+    _, trainer, _, _ = prepared(**kind_of_run(strategy="fedavg"))
+    network = trainer.engine.clients[2].task.network
+    train = trainer.engine.clients[2].train
+
+    def too_far(*given):
+        training = train(*given)
+        for parameter in network.parameters():
+            parameter.data += 1e9
+        return training
+
+    trainer.engine.clients[2].train = too_far
+    with pytest.raises(ClientError, match="masks take numbers below"):
+        trainer.engine.run_round(0)
+
+
+@pytest.mark.parametrize("count", [3, 20, 100])
+def test_the_masked_sum_is_the_sum_within_half_a_step_a_client(count):
+    from recbole_fedkd.federated.aggregate import Sums
+    from recbole_fedkd.federated.message import Message
+    from recbole_fedkd.privacy.secure_sum import SecureSum, fraction_bits
+
+    drawn = np.random.default_rng(count).normal(size=(count, 5)) * 1000
+    hidden, fold = SecureSum(Sums, count), Sums()
+    for number, each in enumerate(drawn):
+        hidden.add(Message("knowledge", 0, number, {"x": each}))
+    hidden.into(fold)
+    error = np.abs(fold.finish()["x"].numpy() - drawn.sum(0))
+    assert error.max() <= count / 2 * 2.0 ** -fraction_bits(count) + 1e-9

@@ -142,6 +142,9 @@ class Engine(ABC):
         statistics = self._run_clients(current)
         self._check_enough(current)
         intake.finish(statistics)
+        for number, (down, up) in (intake.hidden.traffic if intake.hidden is not None else {}).items():
+            current.report.bytes_down[number] += down
+            current.report.bytes_up[number] = up  # in place of the message that nobody has seen
         self._serve(round_index)
         report, (lost, whole) = current.report, current.lost
         report.loss = report.loss / max(current.seen, 1)  # a secret draw may choose nobody

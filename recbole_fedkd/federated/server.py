@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,24 @@ class Release(ABC):
         """Restore what :meth:`state_dict` returned."""
 
 
+class Hidden(ABC):
+    """Uploads of a round of which the server sees the sum alone; see ``privacy/secure_sum.py``.
+
+    Attributes:
+        traffic: client to the bytes that it has heard and said for it; nothing before :meth:`into`.
+    """
+
+    traffic: dict[int, tuple[int, int]]
+
+    @abstractmethod
+    def add(self, upload: Message) -> None:
+        """Take one client's upload in, on its own side. Raises :class:`MessageError` for one that is not taken."""
+
+    @abstractmethod
+    def into(self, fold: Fold) -> None:
+        """The fold takes in the sum."""
+
+
 class Server:
     """Holds what the strategy aggregates; it never sees a client, only the bytes that one sent.
 
@@ -77,6 +96,8 @@ class Server:
         clients_per_round: number of clients that take part in a round; None: all.
         codecs: how messages are encoded, the same on both sides.
         release: what is let out of a round; None: all.
+        hides: makes what keeps a round's uploads from the server, of what makes an empty fold and the number of clients; None:
+            it sees every one.
     """
 
     def __init__(
@@ -86,8 +107,9 @@ class Server:
         clients_per_round: int | None = None,
         codecs: WireCodecs | None = None,
         release: Release | None = None,
+        hides: Callable[[Callable[[], Fold], int], Hidden] | None = None,
     ) -> None:
-        self.strategy, self.release = strategy, release
+        self.strategy, self.release, self.hides = strategy, release, hides
         self.codecs = codecs or WireCodecs()
         self.seed = seed
         self.clients_per_round = clients_per_round
@@ -186,7 +208,9 @@ class Intake:
 
     def __init__(self, server: Server, round_index: int, samples: Mapping[int, int]) -> None:
         self.server, self.round_index, self.samples = server, round_index, samples
-        self.fold = server.strategy.empty(server.state, samples)
+        empty = partial(server.strategy.empty, server.state, samples)
+        self.fold = empty()
+        self.hidden = server.hides(empty, len(samples)) if server.hides is not None else None
         self.answered: dict[int, bool] = {}
 
     def add(self, client: int, payload: bytes) -> Message | None:
@@ -225,7 +249,7 @@ class Intake:
     def take(self, client: int, message: Message | None) -> None:
         """Take in the answer of a client, checked or made on this side of the wire; None: it has nothing to say."""
         if message is not None:
-            self.fold.add(message)
+            (self.fold if self.hidden is None else self.hidden).add(message)
         self.answered[client] = message is not None
 
     def finish(self, statistics: Mapping[str, Tensor] | None = None) -> None:
@@ -240,6 +264,8 @@ class Intake:
         server, strategy, answers = self.server, self.server.strategy, sum(self.answered.values())
         state = strategy.delivered(server.state, list(self.answered))
         if statistics is None and answers:
+            if self.hidden is not None:
+                self.hidden.into(self.fold)
             statistics = self.fold.finish()
         if server.release is not None:
             released = server.release.of_round(self.fold, statistics, answers, server.link)

@@ -286,8 +286,15 @@ def server_of(config: Any, strategy: Strategy, shared: SharedState) -> Server:
     """The server of a strategy, which starts with a network of the run's seed."""
     privacy = PrivacySettings.of(config)
     release = PrivateRelease(privacy, config["clients_per_round"]) if privacy is not None else None
-    server = Server(strategy, config["seed"], config["clients_per_round"], wire_of(config), release)
+    hides = None
+    if config["secure_aggregation"]:
+        from recbole_fedkd.privacy.secure_sum import SecureSum, check_secure  # needs an extra
+
+        hides = partial(SecureSum, least=config["min_clients"] or 0)
+    server = Server(strategy, config["seed"], config["clients_per_round"], wire_of(config), release, hides)
     server.start(shared)
+    if hides is not None:
+        check_secure(config, strategy, server.state, [codec.name for codec in server.codecs.up.codecs])
     if release is not None:
         check_strategy(strategy, server.state, config["clients_per_round"] is not None)
     return server

@@ -41,6 +41,8 @@ class PrivacySettings:
 
 def check_privacy(config: Any) -> None:
     """Raise :class:`InputError` for parts of ``privacy`` that do not go with each other, or with other keys."""
+    if config["secure_aggregation"]:
+        _check_secure(config)
     given: Mapping[str, Any] | None = config["privacy"]
     if given is None:
         return
@@ -60,4 +62,17 @@ def check_privacy(config: Any) -> None:
         raise InputError(
             f"privacy.unit is 'user', but with partition={config['partition']} a client may hold many users, whose part in its "
             "message is not bounded; set partition=user, or privacy.unit=client"
+        )
+
+
+def _check_secure(config: Any) -> None:
+    if config["strategy"] in ("central", "local"):
+        raise InputError(
+            f"secure_aggregation is True, but with strategy={config['strategy']} clients send nothing; unset it, or use a "
+            "strategy that sums over clients, such as fedavg"
+        )
+    if config["engine"] not in ("local", "fleet"):
+        raise InputError(
+            f"secure_aggregation runs in one process so far, and engine is {config['engine']}; use engine=local, which "
+            "measures it"
         )

@@ -107,6 +107,11 @@ class FedKDTrainer(CheckpointTrainer):
     def _start_release(self, engine: LocalEngine | FleetEngine | ProcessesEngine) -> None:
         """Under ``privacy`` the run ends with its budget."""
         release, strategy = engine.server.release, engine.server.strategy
+        if engine.server.hides is not None and len(engine.samples) < 3:
+            raise InputError(
+                f"secure_aggregation=True needs three clients, of two each knows the other's part of the sum; there are "
+                f"{len(engine.samples)} that train"
+            )
         if release is None:
             return
         exchanges = strategy.knowledge.exchange_rounds if strategy.exchanges_knowledge else 0

@@ -25,6 +25,8 @@ def obstacle(config: Any, clients: int) -> str | None:
     clipping = config["clip_grad_norm"] or {}
     if clients == 1:
         return "a lone client trains as RecBole does, from the run's own streams"
+    if config["secure_aggregation"]:
+        return "secure_aggregation masks every client's own message"
     if not config.attentive and (hindrance := _foreign(config)) is not None:
         return hindrance
     if hasattr(config.model_class, "sums"):
