@@ -131,7 +131,7 @@ def end_lines(config: Any, result: Mapping[str, Any], word: str) -> list[str]:
     if folder is not None:
         lines += [
             f"folder   {folder}, log: log/{config['model']}/{config['run_name']}.log",
-            f"next     recbole-fedkd recommend {folder} --users=all -k 10",
+            f"next     recbole-fedkd recommend {folder} --users=all -k 10 --exclude-seen",
             f"         recbole-fedkd --resume={folder} --epochs={2 * config['epochs']}",
         ]
     return lines

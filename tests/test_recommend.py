@@ -8,6 +8,7 @@ from recbole.utils.case_study import full_sort_scores
 
 import recbole_fedkd
 from recbole_fedkd.command_line import main
+from recbole_fedkd.command_line.tables import listed_tokens, rated_tokens
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.quick_start import load_data_and_model
 from recbole_fedkd.recommend import Recommender
@@ -305,3 +306,8 @@ def test_a_wrong_question_on_the_command_line_is_one_sentence(folder, arguments,
     assert main(["recommend", *(argument.format(folder=folder) for argument in arguments)]) == 2
     printed = capsys.readouterr().err
     assert says in printed and printed.count("\n") == 1
+
+
+def test_tokens_with_commas_are_quoted():
+    assert listed_tokens('"Thin Man, The", b,,c') == ["Thin Man, The", "b", "c"] and listed_tokens("all") is None
+    assert rated_tokens('"Thin Man, The:5",a:b:2.5,c') == [("Thin Man, The", 5.0), ("a:b", 2.5), ("c", None)]

@@ -134,9 +134,11 @@ def recommend(arguments: Sequence[str]) -> int:
     ((what, given),) = asked.items()
     out = writable_table(keys.pop("out")) if "out" in keys else None
     users = listed_tokens(given) if what == "users" else None
+    from recbole_fedkd.logs import screen
     from recbole_fedkd.recommend import load
 
-    found = load(arguments[0], keys)
+    with screen(logging.ERROR):  # what may be thought of the data and how they are judged was said by the run
+        found = load(arguments[0], keys)
     if what == "users":
         table = found.recommend(users, k, exclude_seen=exclude)
     elif what == "history":
@@ -175,7 +177,7 @@ def import_file(arguments: Sequence[str]) -> int:
     imported = importing.import_table(table, named, f"'{file}'")
     target = importing.write_atomic(imported.table, folder, name)
     print(imported)
-    mode = "" if "rating" in imported.table else " --label_mode=implicit"
+    preset = "factors --client_num=16" if "rating" in imported.table else "fedmf"
     place = "" if str(folder) == "dataset" else f" --data_path={folder}"
-    print(f"written: {target}\nnext: recbole-fedkd --model=AttnFedKD --dataset={name}{place}{mode}")
+    print(f"written: {target}\nnext: recbole-fedkd --preset={preset} --dataset={name}{place}")
     return 0

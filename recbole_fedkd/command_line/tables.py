@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,22 @@ def listed_tokens(text: str) -> list[str] | None:
             ) from error
         tokens = [line for line in lines if line.strip()]
     else:
-        tokens = [token.strip() for token in text.split(",") if token.strip()]
+        tokens = parted(text)
     if not tokens:
         raise InputError(f"users is {'empty' if not text else shown(text)}; it must be tokens, @<file of them> or all")
     return tokens
 
 
+def parted(text: str) -> list[str]:
+    """What stands between commas; a token with a comma in it is quoted, as in a CSV file."""
+    (parts,) = csv.reader([text], skipinitialspace=True)
+    return [part.strip() for part in parts if part.strip()]
+
+
 def rated_tokens(text: str) -> list[tuple[str, Any]]:
     """``item:rating,item:rating``, or items alone, to pairs; what is no number stays a text, for others to refuse."""
     pairs: list[tuple[str, Any]] = []
-    for part in filter(None, map(str.strip, text.split(","))):
+    for part in parted(text):
         token, colon, rating = part.rpartition(":")
         if not colon:
             pairs.append((part, None))

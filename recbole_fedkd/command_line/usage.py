@@ -132,7 +132,7 @@ usage: recbole-fedkd recommend RUN --users=USERS [-k 10] [--exclude-seen] [--out
 Prints the best items for users, for somebody who was never there, or most like an item. RUN is a
 run folder or a checkpoint file; users and items are the dataset's own.
 
-  --users=USERS      a,b,c; @FILE, one user a line; or all
+  --users=USERS      a,b,c; @FILE, one user a line; or all. Quotes keep a comma: '"x, y",z'
   --history=ITEMS    what somebody new rated (items alone where the model learns from clicks)
   --similar=ITEM     an item
   -k N               items per user (default: 10)

@@ -7,6 +7,7 @@ import hashlib
 import io
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -133,14 +134,17 @@ def read_table(path: str | Path, encoding: str | None = None, separator: str | N
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:  # pandas would give the second another name
             raise InputError(f"'{file}' has two columns '{twice[:100]}'; rename one")
-        return pd.read_csv(
-            io.StringIO(text), sep=mark, dtype=str, keep_default_na=False, na_filter=False, engine="c",
-            skip_blank_lines=True, index_col=False, on_bad_lines="error",
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # of rows that are longer than the header
+            return pd.read_csv(
+                io.StringIO(text), sep=mark, dtype=str, keep_default_na=False, na_filter=False, engine="c",
+                skip_blank_lines=True, index_col=False, on_bad_lines="error",
+            )  # fmt: skip
     except InputError:
         raise
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError, csv.Error) as error:
+    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, ValueError, csv.Error) as error:
         reason = str(error).strip().removeprefix("Error tokenizing data. C error: ")
+        reason = "rows have more fields than the header" if isinstance(error, pd.errors.ParserWarning) else reason
         raise InputError(f"'{file}' cannot be read as a table with the separator {mark!r}: {reason}") from error
 
 
