@@ -189,3 +189,17 @@ def test_with_two_labels_the_mean_is_the_probability_and_nothing_is_certain():
     mean = torch.tensor([-0.5, 0.0, 0.3, 0.99, 1.7], dtype=torch.double)
     found = factors.distribution_of_mean(mean, 0.4, values)[:, 1]
     np.testing.assert_allclose(found, [0.01, 0.01, 0.3, 0.99, 0.99], atol=2e-3)
+
+
+def test_items_of_a_user_in_a_row_are_predicted_as_pairs_by_themselves():
+    generator = torch.Generator().manual_seed(3)
+    users, items = torch.randint(3, (60,), generator=generator), torch.randint(40, (60,), generator=generator)
+    values = torch.randn(60, generator=generator, dtype=torch.double)
+    vectors = torch.randn(40, 4, generator=generator, dtype=torch.double)
+    fold = factors.FoldedUsers(factors.Rows(users, items, values, 3, 40), vectors, 0.7)
+    asked, everything = torch.arange(3).repeat_interleave(40), torch.arange(40).repeat(3)
+    together = fold.of_pairs(asked, everything)
+    order = torch.randperm(120, generator=generator)
+    alone = fold.of_pairs(asked[order], everything[order])
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one[order], other, rtol=1e-12, atol=1e-12)

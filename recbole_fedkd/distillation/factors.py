@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -222,9 +223,14 @@ class FoldedUsers:
         """Expected residual ``v_i m_u`` and its variance as a share of the noise, both ``[n]``, of users and items ``[n]``."""
         posterior, found = self.posterior, self.vectors[items]
         mean = (found * posterior.mean[users]).sum(1)
-        leverage = (torch.einsum("nij,nj->ni", posterior.covariance[users], found) * found).sum(1)
-        of_items = (self._along(posterior.second)[users] * self.uncertainty.scales[items]).sum(1)
-        return mean, (leverage + of_items) / self.noise
+        runs, counts = torch.unique_consecutive(users, return_counts=True)
+        if len(runs) * 16 > len(users):
+            drawn = torch.einsum("nij,nj->ni", posterior.covariance[users], found)
+        else:  # a ranking asks for many items of a user in a row: one product, in place of a matrix for every pair
+            parts = zip(found.split(counts.tolist()), posterior.covariance[runs], strict=True)
+            drawn = torch.cat([part @ covariance for part, covariance in parts])
+        of_items = (self._along_users[users] * self.uncertainty.scales[items]).sum(1)
+        return mean, ((drawn * found).sum(1) + of_items) / self.noise
 
     def of_rows(self) -> tuple[Tensor, Tensor]:
         """The same of every row ``[n]`` by the user's *other* rows, exactly: what the row adds is taken off its user's sums."""
@@ -245,6 +251,10 @@ class FoldedUsers:
         """``root diag(scales) root^T`` ``[n, k, k]`` of scales ``[n, r]``."""
         root = self.uncertainty.root
         return (root * scales.unsqueeze(1)) @ root.T
+
+    @cached_property
+    def _along_users(self) -> Tensor:
+        return self._along(self.posterior.second)
 
     def _along(self, second: Tensor) -> Tensor:
         """``root^T E[p p^T] root``, of which the diagonal ``[n, r]``."""
