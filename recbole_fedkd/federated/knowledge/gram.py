@@ -26,7 +26,7 @@ class GramKnowledge(Knowledge):
 
     name = "gram"
     settings_type = GramSettings
-    additive = True
+    needs_each = None
     of_network = False
     keeps = False
 
