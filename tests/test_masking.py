@@ -1,5 +1,6 @@
 """Secure aggregation: the sum and nothing else, whoever falls silent."""
 
+import msgpack
 import numpy as np
 import pytest
 from scipy.stats import chisquare
@@ -125,6 +126,16 @@ def test_a_share_that_the_server_changed_is_found():
     told = server.shares({number: clients[number].shares(each) for number, each in told.items()})
     with pytest.raises(MaskingError, match="was changed"):
         clients[0].masked(told[0][:-1] + bytes([told[0][-1] ^ 1]), np.zeros(3, np.int64))
+
+
+@pytest.mark.parametrize("key", [b"", bytes(31), bytes(32)])
+def test_a_key_that_is_none_is_told_in_a_sentence(key):
+    server = MaskingServer(3)
+    clients = {number: MaskingClient(number) for number in range(4)}
+    keys = {number: each.keys() for number, each in clients.items()}
+    told = server.keys({**keys, 2: msgpack.packb([[key, key]])})
+    with pytest.raises(MaskingError, match="are no public key"):
+        clients[0].shares(told[0])
 
 
 def test_any_shares_above_the_threshold_give_the_secret_and_one_less_does_not():

@@ -157,8 +157,7 @@ class MaskingClient:
         self._done += 1
 
     def _cipher(self, other: int) -> ChaCha20Poly1305:
-        agreed = self._sealing.exchange(X25519PublicKey.from_public_bytes(self._public[other][0]))
-        return ChaCha20Poly1305(_derived(agreed, b"recbole-fedkd seal"))
+        return ChaCha20Poly1305(_derived(self._sealing, self._public[other][0], b"recbole-fedkd seal"))
 
 
 class MaskingServer:
@@ -284,10 +283,15 @@ def stream(key: bytes, length: int) -> NDArray[np.uint64]:
 
 def pair_mask(key: X25519PrivateKey, other: bytes, length: int) -> NDArray[np.uint64]:
     """The mask that two clients have in common, of the key of one and the public key of the other."""
-    return stream(_derived(key.exchange(X25519PublicKey.from_public_bytes(other)), b"recbole-fedkd mask"), length)
+    return stream(_derived(key, other, b"recbole-fedkd mask"), length)
 
 
-def _derived(agreed: bytes, use: bytes) -> bytes:
+def _derived(key: X25519PrivateKey, other: bytes, use: bytes) -> bytes:
+    """What two clients have in common for one use; raises :class:`MaskingError` for bytes that are no public key."""
+    try:
+        agreed = key.exchange(X25519PublicKey.from_public_bytes(other))
+    except ValueError as error:
+        raise MaskingError(f"secure aggregation: {len(other)} bytes are no public key: {error}") from error
     return HKDF(algorithm=SHA256(), length=32, salt=None, info=use).derive(agreed)
 
 
