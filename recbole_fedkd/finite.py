@@ -37,12 +37,11 @@ def finite_clients(tensors: Iterable[Tensor]) -> Tensor:
     """Which clients' numbers are all finite, bool ``[c]``, from tensors ``[c, ...]``; costs what :func:`all_finite` does."""
     finite: Tensor | None = None
     for tensor in tensors:
-        if tensor.is_floating_point():
-            flat = tensor.detach().flatten(1)
-            told = torch.isfinite(flat.sum(1))
-            if not bool(told.all()):
-                told = torch.isfinite(flat).all(1)
-            finite = told if finite is None else finite & told
+        flat = tensor.detach().flatten(1)
+        told = torch.isfinite(flat.sum(1))  # whole numbers are
+        if not bool(told.all()):
+            told = torch.isfinite(flat).all(1)
+        finite = told if finite is None else finite & told
     assert finite is not None
     return finite
 

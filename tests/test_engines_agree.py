@@ -139,3 +139,42 @@ def test_stacks_of_codecs_over_item_factors_say_the_same_to_the_byte(data_of, st
         assert (other.bytes_up, other.bytes_down) == (one.bytes_up, one.bytes_down)
         for name, value in local.engine.server.state.items():
             assert apart(fleet.engine.server.state[name], value) < 1e-2, name
+
+
+CHOICES = [
+    {"strategy": "fedavg", "serve_average": 0.7},
+    {"strategy": "local", "serve_average": 0.7, "clients_per_round": 3},
+    {"strategy": "afd", "serve_average": 0.7, "knowledge": "item"},
+    {"strategy": "fedgkd", "serve_average": 0.5, "private_parameters": ["backbone.*"], "gamma": 0.5},
+    {"strategy": "fedgkd", "clients_per_round": 3, "codecs": ["int8"], "alpha": 0.5},
+    {"strategy": "fedavg", "codecs": ["row_sparse", "int8"], "broadcast_codecs": [], "clients_per_round": 2},
+    {"strategy": "fedavg", "codecs": [], "broadcast_codecs": ["int8"], "proximal_weight": 0.3},
+    {"strategy": "fedavg", "codecs": ["fp16"], "serve_after": "training"},
+    {
+        "strategy": "fedavg",
+        "codecs": ["int8"],
+        "error_feedback": False,
+        "server_momentum": 0.5,
+        "server_optimizer": "fedavgm",
+    },
+    {"strategy": "afd", "knowledge": "item", "clients_per_round": 3, "codecs": ["fp16"]},
+    {
+        "strategy": "afd",
+        "knowledge": "item",
+        "knowledge_use": "prior",
+        "local_epochs": 2,
+        "knowledge_pass": "last_epoch",
+    },
+    {"strategy": "afd", "knowledge": "item", "knowledge_use": "distil", "min_clients": 2},
+    {"strategy": "fd", "knowledge": "item", "student_pool": [{"embedding_size": 3}, {"backbone": "mlp"}]},
+    {"strategy": "afd", "student_pool": [{"embedding_size": 3}, {}], "codecs": ["fp16"], "serve_average": 0.4},
+    {"strategy": "afd", "knowledge": "factors", "serve_average": 0.5, "reg_weight": 0.01},
+    {"strategy": "afd", "knowledge": "item", "label_mode": "implicit"},
+]
+
+
+@pytest.mark.parametrize("keys", CHOICES, ids=str)
+@pytest.mark.parametrize("partition", ["user", "random"])
+def test_every_choice_that_meets_others_is_the_same_on_both(data_of, keys, partition):
+    local, fleet = trainers(data_of, partition=partition, **keys)
+    assert_agree(local, fleet, 7 if keys.get("knowledge") == "factors" else 4, lossy=bool(keys.get("codecs")))

@@ -193,6 +193,11 @@ def test_scores_of_every_item_are_those_of_the_local_engine(prepared):
         {"switch_threshold": 0.05},
         {"strategy": "fedavg", "learner": "adam", "label_mode": "implicit", "clients_per_round": 9},
         {"strategy": "fedkd", "learner": "adam", "partition": "random"},
+        {"strategy": "fedavg", "codecs": ["row_sparse", "int8"], "serve_average": 0.5, "clients_per_round": 20},
+        {"strategy": "fedgkd", "learner": "adam", "serve_after": "training", "codecs": ["sign"]},
+        {"strategy": "afd", "knowledge": "item", "learner": "adam", "serve_average": 0.5},
+        {"strategy": "local", "serve_average": 0.5, "learner": "adam", "clients_per_round": 9},
+        {"preset": "factors", "sketch_passes": 1, "em_steps": 0, "factor_size": 3, "partition": "random"},
     ],
     ids=str,
 )
