@@ -162,10 +162,10 @@ class Encoding(Stage):
 
     def encode(self, message: Message) -> Message:
         """Fewer bytes; the message says what they lack."""
+        if not self.codecs.codecs:
+            return message
         whole = applied(message.arrays, self.residual)
         encoded = self.codecs.encode(whole, message.round)
-        if not self.codecs.codecs:
-            return replace(message, arrays=encoded)
         seen = self.codecs.decode(encoded)
         if self.feedback:
             self.residual = difference(whole, seen)

@@ -21,7 +21,7 @@ from recbole_fedkd.engine.fleet.messages import MeanOfClients, SharedTensors
 from recbole_fedkd.engine.fleet.training import Trained, Training
 from recbole_fedkd.federated.aggregate import MeanOfChangedRows, WeightedMean
 from recbole_fedkd.federated.dialogue import answer, on_device, understood
-from recbole_fedkd.federated.message import LARGEST, Message, MessageError, check_arrays
+from recbole_fedkd.federated.message import LARGEST, SERVER, Message, MessageError, check_arrays
 from recbole_fedkd.federated.message import Training as TrainedOn
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.strategy import LocalResult
@@ -209,14 +209,18 @@ class OwnDownlink(Downlink):
     def hear(self, chosen: Sequence[int], round_index: int) -> dict[int, int]:
         """To each its own."""
         self._fresh = set()
-        sizes, size_of = {}, Sizes()
+        server, sizes, size_of = self.server, {}, Sizes()
+        payload: bytes | None = None
+        common = server.message_for(SERVER, round_index) if server.strategy.same_for_all and not server.codecs else None
         for number in chosen:
-            if self.server.codecs:
-                payload = self.server.send(number, round_index)
+            if server.codecs:
+                before, payload = payload, server.send(number, round_index)
                 sizes[number] = len(payload)
-                self._read(number, self.links[number].read(payload) if payload else None)
+                if payload is not before or self.links[number].updates is not None:
+                    common = self.links[number].read(payload) if payload else None
+                self._read(number, common)
             else:
-                message = self.server.message_for(number, round_index)
+                message = common if server.strategy.same_for_all else server.message_for(number, round_index)
                 sizes[number] = size_of(message) if message is not None else 0
                 self._read(number, message)
         return sizes
