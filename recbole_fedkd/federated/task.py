@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from recbole_fedkd.distillation.losses import label_cross_entropy
-from recbole_fedkd.model.factor_head import FactorHead
-from recbole_fedkd.model.gram import GramNetwork
 from recbole_fedkd.model.network import NO_CONTEXT, Context
 from recbole_fedkd.model.shared import SharedState
 from recbole_fedkd.model.student import one_target
@@ -227,88 +225,6 @@ class AttentiveTask(Task):
             torch.cat([samples.labels, torch.zeros_like(users)]),
             {name: torch.cat([values] * (1 + self.negatives)) for name, values in samples.context.items()},
         )
-
-
-class FactorTask(Task):
-    """A ``FactorHead`` on the rows that it knows, each as if it were not among them: ``CE(y, p) + lambda R(w)``.
-
-    Args:
-        head: the network.
-        shared: the part that may be sent.
-        batch_size: rows in a step.
-        reg_weight: ``lambda``.
-        seed: of the generator.
-    """
-
-    def __init__(self, head: FactorHead, shared: SharedState, batch_size: int, reg_weight: float, seed: int) -> None:
-        self.network = self.head = head
-        self.shared, self.labels = shared, len(head.exchange.values)
-        self.batch_size, self.reg_weight = batch_size, reg_weight
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __len__(self) -> int:
-        return len(self.head.exchange.labels)
-
-    def batches(self) -> Iterator[Tensor]:
-        """Numbers of rows, in random order."""
-        return shuffled(len(self), self.batch_size, self.generator)
-
-    def clean_batches(self) -> Iterator[Tensor]:
-        """Numbers of all rows."""
-        return iter(torch.arange(len(self)).split(CLEAN_BATCH))
-
-    def step(self, batch: Tensor, with_logits: bool) -> Step:
-        """Cross-entropy of the rows' labels plus the regulariser."""
-        exchange = self.head.exchange
-        logits, labels = self.head.rows(batch), exchange.labels[batch]
-        loss = label_cross_entropy(logits, labels, None)
-        if self.reg_weight and torch.is_grad_enabled():
-            loss = loss + self.reg_weight * self.head.squared_norm()
-        return Step(loss, len(batch), logits, labels, exchange.rows.items[batch])
-
-
-class FloorTask(FactorTask):
-    """A head that predicts what it knows; nothing is trained, its loss is measured."""
-
-    learns = False
-
-
-class SumTask(Task):
-    """A network of sums on the rows that it knows; nothing is trained, its loss is measured.
-
-    Args:
-        network: of sums.
-        shared: the part that may be sent, which is none.
-
-    Attributes:
-        heard: what has come down and is not answered yet.
-    """
-
-    learns = False
-    labels = 2
-
-    def __init__(self, network: GramNetwork, shared: SharedState) -> None:
-        self.network: GramNetwork = network
-        self.shared, self.heard = shared, dict[str, Tensor]()
-        self.generator = torch.Generator()
-
-    def __len__(self) -> int:
-        return len(self.network.rows.items)
-
-    def batches(self) -> Iterator[Tensor]:
-        """None: there is nothing to train."""
-        return iter(())
-
-    def clean_batches(self) -> Iterator[Tensor]:
-        """Numbers of all rows."""
-        return iter(torch.arange(len(self)).split(CLEAN_BATCH))
-
-    def step(self, batch: Tensor, with_logits: bool) -> Step:
-        """Cross-entropy of interactions."""
-        rows = self.network.rows
-        items, labels = rows.items[batch], torch.ones_like(batch)
-        logits = self.network(rows.users[batch], items.unsqueeze(1)).squeeze(1)
-        return Step(label_cross_entropy(logits, labels, None), len(batch), logits, labels, items)
 
 
 class MutualTask(AttentiveTask):

@@ -28,14 +28,12 @@ from recbole_fedkd.federated.knowledge import Sizes
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.stage import Clip, ClipSettings
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy
+from recbole_fedkd.federated.sum_tasks import FactorTask, FloorTask, SumTask
 from recbole_fedkd.federated.task import (
     AttentiveTask,
-    FactorTask,
-    FloorTask,
     MutualTask,
     RecBoleTask,
     Samples,
-    SumTask,
     Task,
     click_loss,
 )

@@ -162,7 +162,7 @@ class FactorSamples(FleetTask):
     def draw(
         self, group: ClientGroup, numbers: Sequence[int], streams: Streams, epochs: int, clean: bool
     ) -> tuple[list[Epoch], Epoch | None]:
-        """As :class:`~recbole_fedkd.federated.task.FactorTask` draws them."""
+        """As :class:`~recbole_fedkd.federated.sum_tasks.FactorTask` draws them."""
         sizes, start = self.sizes[numbers], self._start[numbers].unsqueeze(1)
         position = torch.arange(int(sizes.max())).expand(len(numbers), -1)
         real = position < sizes.unsqueeze(1)
@@ -184,7 +184,7 @@ class FactorSamples(FleetTask):
         return self.mean[rows], self.features[rows], batch.labels, batch.weights
 
     def step(self, network: nn.Module, with_logits: bool, *arguments: Any) -> Step:
-        """As of :class:`~recbole_fedkd.federated.task.FactorTask`."""
+        """As of :class:`~recbole_fedkd.federated.sum_tasks.FactorTask`."""
         assert isinstance(network, FactorHead)
         mean, features, labels, weights = arguments
         logits = network.logits(mean, features)

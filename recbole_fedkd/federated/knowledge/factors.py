@@ -12,7 +12,8 @@ from recbole_fedkd.distillation.exchange import FactorSettings
 from recbole_fedkd.federated.aggregate import Fold, Sums
 from recbole_fedkd.federated.knowledge.base import Arrays, Knowledge, Tensors, register_knowledge
 from recbole_fedkd.federated.message import ArraySpec
-from recbole_fedkd.federated.task import FactorTask, Step, Task
+from recbole_fedkd.federated.sum_tasks import FactorTask
+from recbole_fedkd.federated.task import Step, Task
 
 
 @register_knowledge
