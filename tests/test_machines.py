@@ -1,10 +1,19 @@
 """Parties that are asked in bytes: the run of one process to the same bit, whatever is lost, late, doubled or wrong."""
 
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from recbole_fedkd.data.schema import read_schema, rows_of_clients
-from recbole_fedkd.engine import InProcess, RemoteEngine
+from recbole_fedkd.engine import ClientError, InProcess, RemoteEngine
+from recbole_fedkd.federated.envelope import Answer, Request
+from recbole_fedkd.federated.message import Message, MessageError
 from recbole_fedkd.federation import build_server
 from recbole_fedkd.machines.manifest import Manifest, party_folders, write_manifest, write_party
 from recbole_fedkd.machines.party import STATE, Party, served
@@ -110,3 +119,217 @@ def result_of(run, engine, case, **more):
 @pytest.mark.parametrize("case", ["afd", "codecs"])
 def test_the_command_lines_run_in_processes_is_that_of_one_process(run, case):
     assert result_of(run, "processes", case) == result_of(run, "local", case)
+
+
+class Unreliable(InProcess):
+    """Does to the answers of a round what ``faults[round][party]`` says: each is a function of bytes to a list of bytes."""
+
+    def __init__(self, answering):
+        super().__init__(answering)
+        self.faults, self.late = {}, {}
+
+    def exchange(self, requests, timeout):
+        for number, request in requests.items():
+            asked = Request.from_bytes(request)
+            fault = self.faults.get((asked.operation, asked.round), {}).get(number)
+            if fault == "away":
+                continue
+            yield from ((number, each) for each in self.late.pop(number, []))
+            answer = self.answering[number](request)
+            if fault == "late":
+                self.late[number] = [answer]
+            elif fault == "doubled":
+                assert self.answering[number](request) == answer
+                yield from ((number, answer), (number, answer))
+            else:
+                yield number, fault(answer) if fault is not None else answer
+
+
+def answered(**changes):
+    """An answer with other parts."""
+    return lambda packed: replace(Answer.from_bytes(packed), **changes).to_bytes()
+
+
+def said(change):
+    """An answer with another message inside."""
+
+    def changed(packed):
+        answer = Answer.from_bytes(packed)
+        return replace(answer, said=change(Message.from_bytes(answer.said)).to_bytes()).to_bytes()
+
+    return changed
+
+
+def arrays(change):
+    return said(lambda message: replace(message, arrays={name: change(each) for name, each in message.arrays.items()}))
+
+
+WRONG = {
+    "absent": "away",
+    "absent: it has not": "late",
+    "sender: it says that it is client 2": answered(party=2),
+    "malformed": lambda packed: packed[:-3],
+    "malformed: 0 bytes": lambda packed: b"",
+    "malformed: 9 bytes": answered(said=b"\x81\xa1v\x02rest."),
+    "sender: it says that it is client 0": said(lambda message: replace(message, sender=0)),
+    "round: its message": said(lambda message: replace(message, round=7)),
+    "samples": said(lambda message: replace(message, training=message.training._replace(samples=10**6))),
+    "not finite": arrays(lambda array: np.full_like(array, np.nan) if array.dtype.kind == "f" else array),
+    "arrays": arrays(lambda array: array[:1]),
+    "failed: KeyError": answered(fault="failed", detail="KeyError, of which the party's own log tells more"),
+}
+
+
+@pytest.mark.parametrize("case", ["codecs", "items"])
+def test_a_wrong_or_missing_answer_is_named_and_nothing_else_changes(federation, monkeypatch, case):
+    """One fault after the other, against clients of one process that fail at the end of the same rounds."""
+    remote, local = federation(case, Unreliable, min_clients=1)
+    local.min_clients = 1
+    run_client, faulty = local._run_client, {place + 1: wrong for place, wrong in enumerate(WRONG)}
+
+    def fails(client, told, current):
+        if client.number == 1 and current.index in faulty:
+            client.receive(told)
+            client.train(current.index)
+            client.send(current.index)
+            raise ClientError("lost")
+        run_client(client, told, current)
+
+    monkeypatch.setattr(local, "_run_client", fails)
+    remote.transport.faults = {("train", index): {1: WRONG[wrong]} for index, wrong in faulty.items()}
+    for index in range(max(faulty) + 2):
+        found, expected = remote.engine.run_round(index), local.run_round(index)
+        assert found.loss == expected.loss
+        assert list(found.missing) == list(expected.missing) == ([1] if index in faulty else [])
+        if index in faulty:
+            assert found.missing[1].startswith(faulty[index])
+    assert_same(state_of(remote), state_of(local))
+
+
+@pytest.mark.parametrize("case", ["codecs"])
+def test_what_is_late_doubled_or_replayed_is_counted_and_changes_nothing(federation, case):
+    remote, local = federation(case, Unreliable, min_clients=1)
+    replayed = {}
+
+    def keep(packed):
+        replayed.setdefault("answer", packed)
+        return packed
+
+    remote.transport.faults = {("train", 0): {0: "doubled", 1: keep}, ("train", 2): {2: "doubled"}}
+    for index in range(ROUNDS):
+        if index == 2:
+            remote.transport.late = {0: [replayed["answer"]], 1: [replayed["answer"]]}
+        assert remote.engine.run_round(index).loss == local.run_round(index).loss
+    # The last answer of a round ends it, and nobody hears it twice.
+    assert remote.engine.ignored == {(0, "doubled"): 1, (0, "late"): 1, (1, "late"): 1}
+    assert_same(state_of(remote), state_of(local))
+
+
+@pytest.mark.parametrize("case", ["codecs", "items"])
+def test_a_party_that_was_away_for_two_rounds_is_told_what_it_missed(federation, case):
+    remote, _ = federation(case, Unreliable, min_clients=1)
+    for index in (1, 2):
+        remote.transport.faults |= {("train", index): {1: "away"}, ("judge", index): {1: "away"}}
+    for index in range(ROUNDS):
+        report = remote.engine.run_round(index)
+        assert list(report.missing) == ([1] if index in (1, 2) else [])
+    clients = [party.client for party in remote.parties.values()]
+    assert clients[0].link.version == clients[1].link.version
+    if case == "codecs":
+        for name, value in clients[0].task.shared.parameters().items():
+            assert torch.equal(clients[1].task.shared.parameters()[name], value), name
+
+
+@pytest.mark.parametrize("case", ["codecs", "items"])
+def test_a_party_that_is_started_anew_at_any_moment_goes_on_from_its_folder(federation, case):
+    remote, local = federation(case)
+    ask = dict(remote.transport.answering)
+
+    def died(number):
+        def answer(request):
+            remote.start(number)  # killed before it was asked
+            first = ask[number](request)
+            remote.start(number)  # and before its answer had arrived
+            assert ask[number](request) == first
+            return first
+
+        return answer
+
+    remote.transport.answering = {number: died(number) for number in ask}
+    for index in range(ROUNDS):
+        assert remote.engine.run_round(index).loss == local.run_round(index).loss
+    assert_same(state_of(remote), state_of(local))
+
+
+def test_a_server_that_goes_back_to_its_checkpoint_asks_again_and_comes_to_the_same(federation):
+    remote, local = federation("codecs")
+    for index in range(ROUNDS):
+        before = copy.deepcopy(remote.engine.state_dict())
+        remote.engine.run_round(index)
+        remote.engine.load_state_dict(before)
+        remote.transport.answering = {number: remote.ask(number) for number in remote.parties}
+        assert remote.engine.run_round(index).loss == local.run_round(index).loss
+    assert_same(state_of(remote), state_of(local))
+
+
+def test_a_party_does_what_no_request_of_its_run_asks_for_never(federation):
+    remote, _ = federation("fedavg")
+    party = remote.parties[0]
+    for index in range(2):
+        remote.engine.run_round(index)
+    before = (remote.folders[0] / STATE).read_bytes()
+    good = Request(RUN, "train", 2, 1, b"", "")
+    wrong = {
+        "malformed": [b"", b"x", good.to_bytes()[:-1], good.to_bytes() + b"x", b"\x81\xa1v\x01", b"\x90"],
+        "round": [replace(good, round=0).to_bytes()],
+        "run": [replace(good, run="0-older").to_bytes()],
+    }
+    for fault, requests in wrong.items():
+        for request in requests:
+            assert Answer.from_bytes(party.answer(request)).fault == fault
+    assert (remote.folders[0] / STATE).read_bytes() == before
+
+
+@given(st.binary(max_size=60), st.integers(0, 200), st.integers(0, 255))
+def test_any_bytes_at_all_are_an_envelope_or_a_fault(packed, place, byte):
+    good = Request("1", "train", 3, 2, b"abc").to_bytes()
+    damaged = good[: place % len(good)] + bytes([byte]) + good[place % len(good) + 1 :]
+    for each in (packed, damaged):
+        for kind in (Request, Answer):
+            try:
+                assert isinstance(kind.from_bytes(each), kind)
+            except MessageError as error:
+                assert error.fault == "malformed"
+
+
+def test_nothing_of_a_party_is_on_the_wire_or_at_the_server(federation, tmp_path):
+    remote, _ = federation("fedavg")
+    captured = []
+    ask = dict(remote.transport.answering)
+
+    def listened(number):
+        def answer(request):
+            answered = ask[number](request)
+            captured.extend((request, answered))
+            return answered
+
+        return answer
+
+    remote.transport.answering = {number: listened(number) for number in ask}
+    for index in range(2):
+        remote.engine.run_round(index)
+    public = [file.read_bytes() for file in (tmp_path / "manifest").iterdir()]
+    for content in [*captured, *public]:
+        assert b"u17" not in content  # the token of a user
+        for party in remote.parties.values():
+            for name in ("item_id", "rating", "timestamp"):
+                column = party.rows.interactions[name].numpy()
+                assert column[:6].tobytes() not in content, name
+
+
+def test_parties_that_are_killed_at_any_moment_change_nothing(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    import kills
+
+    found = kills.measured({"strategy": "fedavg", **CODECS}, kills=6, seed=5, told=str)
+    assert (found["kills"], found["differences"]) == (6, 0)
