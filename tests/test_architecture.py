@@ -30,7 +30,7 @@ MAY_KNOW = {
     "rounds": set(),
     "limits": {"config"},
     "federation": {"compat", "data", "engine", "federated", "files", "model", "privacy"},
-    "machines": {"checkpoint", "config", "data", "engine", "federated", "federation", "files", "finite"},
+    "machines": {"checkpoint", "config", "data", "engine", "federated", "federation", "files", "finite", "rounds"},
     "trainer": {
         "compat",
         "federation",
@@ -71,6 +71,7 @@ MAY_KNOW = {
         "telling",
         "trainer",
     },
+    "splitting": {"config", "data", "files", "machines", "quick_start"},
     "record": {"files"},
     "report": {"checkpoint", "config", "files", "record"},
     "experiment": {"checkpoint", "compat", "config", "files", "quick_start", "record", "report"},

@@ -21,6 +21,9 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "search": (commands.search, usage.SEARCH),
     "import": (commands.import_file, usage.IMPORT),
     "recommend": (commands.recommend, usage.RECOMMEND),
+    "split-federation": (commands.split_federation, usage.SPLIT_FEDERATION),
+    "coordinate": (commands.coordinate, usage.COORDINATE),
+    "party": (commands.party, usage.PARTY),
     "presets": (commands.presets, usage.PRESETS),
     "completion": (commands.completion, usage.COMPLETION),
 }

@@ -181,3 +181,45 @@ def import_file(arguments: Sequence[str]) -> int:
     place = "" if str(folder) == "dataset" else f" --data_path={folder}"
     print(f"written: {target}\nnext: recbole-fedkd --preset={preset} --dataset={name}{place}")
     return 0
+
+
+def split_federation(arguments: Sequence[str]) -> int:
+    """Cut a data set into a folder per party."""
+    keys = parse_arguments(arguments)
+    out = Path(keys.pop("out", "federation"))
+    files = keys.pop("config_files", "").split()
+    model, dataset = keys.pop("model", None), keys.pop("dataset", None)
+    from recbole_fedkd.splitting import MANIFEST
+    from recbole_fedkd.splitting import split_federation as cut
+
+    folders = cut(model, dataset, out, files, keys)
+    print(f"{len(folders)} parties: {folders[0]} ... {folders[-1]}\nmanifest: {out / MANIFEST}")
+    return 0
+
+
+def coordinate(arguments: Sequence[str]) -> int:
+    """Run the server of a federation whose parties are elsewhere."""
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError("coordinate needs a manifest; write coordinate <manifest> --address=<address> --out=<folder>")
+    keys = parse_arguments(arguments[1:])
+    if "address" not in keys or "out" not in keys:
+        raise InputError("coordinate needs --address=<address> and --out=<folder>; see coordinate --help")
+    address, out, secret = keys.pop("address"), Path(keys.pop("out")), keys.pop("secret", None)
+    from recbole_fedkd.machines.running import coordinate as run_coordinator
+
+    run_coordinator(Path(arguments[0]), address, out, secret, keys)
+    return 0
+
+
+def party(arguments: Sequence[str]) -> int:
+    """Run one party of a federation."""
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError("party needs its folder; write party <folder> --manifest=<folder> --address=<address>")
+    keys = parse_arguments(arguments[1:])
+    if "address" not in keys or "manifest" not in keys:
+        raise InputError("party needs --manifest=<folder> and --address=<address>; see party --help")
+    address, manifest, secret = keys.pop("address"), Path(keys.pop("manifest")), keys.pop("secret", None)
+    from recbole_fedkd.machines.running import live
+
+    live(Path(arguments[0]), manifest, address, secret, keys)
+    return 0

@@ -15,6 +15,9 @@ Commands (each has a --help of its own):
   report FOLDER             make that report again from the records alone
   search                    search for hyper-parameters by validation
   recommend RUN             what a trained model recommends, to its users or to somebody new
+  split-federation          cut a data set into a folder per party and a manifest
+  coordinate MANIFEST       the server of a federation whose parties are other processes
+  party FOLDER              one party of it
   presets                   every preset: its question, its method, what was measured
   completion SHELL          completion of commands, keys and values for bash, zsh or fish
 
@@ -155,4 +158,31 @@ Prints what makes a shell complete commands, keys and the values that keys name.
   recbole-fedkd completion bash >> ~/.bashrc
   recbole-fedkd completion zsh >> ~/.zshrc
   recbole-fedkd completion fish > ~/.config/fish/completions/recbole-fedkd.fish
+"""
+
+SPLIT_FEDERATION = """\
+usage: recbole-fedkd split-federation --model=MODEL --dataset=DATASET [--out=FOLDER] [--key=value ...]
+
+Cuts a data set, as a run of the same keys would split and deal it out: FOLDER/manifest holds what
+is public, and each FOLDER/party-N the rows of one party alone. Metrics are MAE, RMSE, Accuracy and
+LogLoss, of models of this package.
+
+  --out=FOLDER   a new folder (default: federation)
+"""
+
+COORDINATE = """\
+usage: recbole-fedkd coordinate MANIFEST --address=ADDRESS --out=FOLDER [--secret=FILE]
+
+Waits for all parties, trains, and writes FOLDER/result.json. Killed at any moment, the same command
+goes on where it was. Nothing is encrypted: use it on one machine or in a network that you trust.
+
+  --address=ADDRESS   unix:FILE, or HOST:PORT
+  --secret=FILE       a key that parties must know, such as of: openssl rand -hex 32
+"""
+
+PARTY = """\
+usage: recbole-fedkd party FOLDER --manifest=FOLDER --address=ADDRESS [--secret=FILE]
+
+One party of a federation: goes to the coordinator and answers what it asks, until it is ended.
+Killed at any moment, the same command goes on where it was.
 """

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from recbole_fedkd.engine.base import ClientError, Engine, Round, reason
 from recbole_fedkd.errors import TrainingError, listed
-from recbole_fedkd.federated.envelope import JUDGE, NEVER, TRAIN, Answer, Request, digest
+from recbole_fedkd.federated.envelope import BEST, JUDGE, NEVER, TRAIN, Answer, Request, digest
 from recbole_fedkd.federated.message import MessageError
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.finite import NotFiniteError
@@ -168,6 +168,20 @@ class RemoteEngine(Engine):
                 f"round {round_index + 1}: {len(missing)} clients did not take in what serves their users: {told_why}"
             )
         return good
+
+    def keep_best(self, round_index: int) -> None:
+        """Have every party that serves its users by this round's network keep it as the best."""
+        asked = dict.fromkeys(self.closing, b"")
+        answers = self._asked(BEST, round_index, asked, lambda number: b"")
+        for number in asked:
+            try:
+                self._checked(number, answers.get(number))
+            except Exception as error:
+                getLogger().warning(f"client {number} has not kept round {round_index + 1} as its best: {error}")
+
+    def resize(self, sizes: Mapping[int, int]) -> None:
+        """Samples of an epoch of every party, as a run began that goes on."""
+        self._sizes = dict(sizes)
 
     def _told_whole(self, number: int, round_index: int) -> bytes:
         """The server's message to a party that does not hold what it was thought to hold."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
+import uuid
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -142,3 +144,8 @@ def digest(packed: bytes) -> bytes:
 def shortened(text: str) -> str:
     """A text as it fits into an envelope."""
     return " ".join(text.split())[:_LONGEST_TEXT]
+
+
+def new_run() -> str:
+    """Name of a run, that sorts behind those of all earlier ones."""
+    return f"{int(time.time() * 1000):014d}-{uuid.uuid4().hex[:8]}"

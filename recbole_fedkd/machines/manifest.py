@@ -103,10 +103,22 @@ def write_manifest(config: FedKDConfig, schema: DataSchema, folder: Path) -> Non
     write_json({**values, "data_path": f"dataset/{values['dataset']}"}, folder / CONFIG)
 
 
-def write_party(manifest: Path, number: int, rows: ClientRows, folder: Path) -> None:
-    """Write what one party begins with into a folder of its own."""
+def write_party(
+    manifest: Path, number: int, rows: ClientRows, folder: Path, held_out: Mapping[str, ClientRows] | None = None
+) -> None:
+    """Write what one party begins with into a folder of its own.
+
+    Args:
+        manifest: folder of the manifest.
+        number: of the party.
+        rows: its training rows.
+        folder: of the party.
+        held_out: rows that it judges by, ``valid`` and ``test``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows.save(folder / ROWS)
+    for phase, each in (held_out or {}).items():
+        each.save(folder / f"{phase}.npz")
     write_json({"number": number, "manifest": digest_of(manifest).hex()}, folder / PARTY)
 
 

@@ -8,7 +8,6 @@ an answer leaves, whole or not at all, so that a party may be killed at any mome
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -25,6 +24,7 @@ from recbole_fedkd.federated.message import MessageError
 from recbole_fedkd.federation import build_client
 from recbole_fedkd.files import remove_temporaries
 from recbole_fedkd.finite import NotFiniteError
+from recbole_fedkd.machines.judging import PartyJudge
 from recbole_fedkd.machines.manifest import Manifest
 
 STATE, BEST_STATE = "state.pth", "best.pth"
@@ -32,9 +32,6 @@ STATE, BEST_STATE = "state.pth", "best.pth"
 
 Snapshot = tuple[dict[str, Tensor], dict[str, Any]]
 """A client's network and state, see :meth:`Client.snapshot`."""
-
-Judge = Callable[[Client, str], dict[str, float]]
-"""Sums of metrics of a client on its rows of a phase."""
 
 
 @dataclass
@@ -80,7 +77,6 @@ class Party:
         folder: its rows, and what it remembers.
         manifest: what is public.
         keep: whether what it remembers is kept on the disk.
-        judge: sums of metrics, where it can judge.
 
     Attributes:
         number: of the client.
@@ -89,11 +85,12 @@ class Party:
         InputError: the folder holds no party, or one of another federation.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, keep: bool = True, judge: Judge | None = None) -> None:
-        self.folder, self.manifest, self.keep, self._judge = folder, manifest, keep, judge
+    def __init__(self, folder: Path, manifest: Manifest, keep: bool = True) -> None:
+        self.folder, self.manifest, self.keep = folder, manifest, keep
         self.number = manifest.number_of(folder)
         self.rows = ClientRows.load(folder / "rows.npz")
         self._client = self._built()
+        self._judge = PartyJudge(manifest.config, manifest.schema, self.rows, folder)
         self._place: Snapshot | None = None  # that the client is at; None: it is as it was built, or under way
         self._fresh = True
         self._state = _State()
@@ -159,6 +156,8 @@ class Party:
             self._begin(asked.run)
         elif asked.round < state.round:
             raise MessageError("round", f"round {asked.round + 1} is over here, which is in round {state.round + 1}")
+        if asked.operation == JUDGE and asked.phase == "test":
+            return self._test(asked, name)
         if self._state.round < asked.round:
             self._settle(asked)
         if asked.operation == BEST:
@@ -210,7 +209,7 @@ class Party:
         if asked.told:
             client.receive(asked.told)
         client.serve()
-        sums = self._judge(client, asked.phase) if asked.phase and self._judge is not None else {}
+        sums = self._judge.sums(client.task.network, asked.phase) if asked.phase else {}
         packed = Answer(self.number, asked.run, JUDGE, asked.round, name, numbers=sums).to_bytes()
         self._place = client.snapshot()
         self._state.judged = _Done(name, packed, self._place, asked.counted)
@@ -223,8 +222,21 @@ class Party:
         if served is None:
             raise MessageError("round", "nothing was taken in yet that could be the best")
         if self.keep:
-            write_sealed({"run": asked.run, "round": asked.round, "network": served.after[0]}, self.folder / BEST_STATE)
+            write_sealed({"run": asked.run, "round": asked.round, "client": served.after}, self.folder / BEST_STATE)
         return Answer(self.number, asked.run, BEST, asked.round, name).to_bytes()
+
+    def _test(self, asked: Request, name: bytes) -> bytes:
+        """Judge the test rows by the best round's network; nothing else changes."""
+        kept = self._client.snapshot()
+        if (self.folder / BEST_STATE).is_file():
+            best, _ = read_sealed(self.folder / BEST_STATE, "best network of a party")
+            if best["run"] == asked.run:
+                self._client.restore(best["client"])
+        try:
+            sums = self._judge.sums(self._client.task.network, asked.phase)
+        finally:
+            self._client.restore(kept)
+        return Answer(self.number, asked.run, JUDGE, asked.round, name, numbers=sums).to_bytes()
 
     def _go_to(self, snapshot: Snapshot | None) -> None:
         """Be as at the time of a snapshot."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-import uuid
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from time import monotonic, time
+from time import monotonic
 from typing import Any
 
 from recbole_fedkd.config import FedKDConfig
@@ -16,17 +15,13 @@ from recbole_fedkd.engine import LocalEngine, RemoteEngine
 from recbole_fedkd.engine.base import Round
 from recbole_fedkd.errors import InputError, TrainingError, listed
 from recbole_fedkd.federated.client import Client
+from recbole_fedkd.federated.envelope import new_run
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federation import Population
 from recbole_fedkd.machines.manifest import Manifest, party_folders, write_manifest, write_party
 from recbole_fedkd.machines.nursery import FAILED, Nursery
 from recbole_fedkd.machines.party import STATE, begin_as, served
 from recbole_fedkd.machines.sockets import SocketTransport
-
-
-def new_run() -> str:
-    """Name of a run, that sorts behind those of all earlier ones."""
-    return f"{int(time() * 1000):014d}-{uuid.uuid4().hex[:8]}"
 
 
 def obstacle(config: Any, clients: int) -> str | None:

@@ -1,0 +1,176 @@
+"""The coordinator: a server whose clients are elsewhere. It holds sums, versions and curves, and nobody's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from logging import getLogger
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from recbole.utils import early_stopping
+
+from recbole_fedkd.checkpoint import read_sealed, restored, write_sealed
+from recbole_fedkd.engine import RemoteEngine, Transport
+from recbole_fedkd.errors import InputError
+from recbole_fedkd.federated.envelope import Answer, new_run
+from recbole_fedkd.federation import build_server
+from recbole_fedkd.files import remove_temporaries, writable_folder
+from recbole_fedkd.machines.judging import added, check_judgeable, metrics_of
+from recbole_fedkd.machines.manifest import Manifest
+from recbole_fedkd.rounds import EpochRecord, record_of, told
+
+SERVER_STATE = "server.pth"
+"""File of the coordinator's folder: all that it knows."""
+
+
+class Coordinator:
+    """Draws clients, folds what they say, has them judged where they are, stops early, and can be killed at any moment.
+
+    Args:
+        manifest: what is public.
+        transport: how parties are reached.
+        sizes: samples of an epoch of every party; of a run that goes on those that it began with are taken.
+        folder: its own; a run that lies there goes on.
+
+    Raises:
+        InputError: parties cannot judge what the config asks for, or another federation's run lies in the folder.
+    """
+
+    def __init__(self, manifest: Manifest, transport: Transport, sizes: Mapping[int, int], folder: Path) -> None:
+        check_judgeable(manifest.config)
+        unsupported = {key: manifest.config[key] for key in ("privacy", "holdout_clients")}
+        for key, value in unsupported.items():
+            if value:
+                raise InputError(f"{key} is {value}, which a coordinator does not run; leave it out")
+        self.manifest, self.config, self.folder = manifest, manifest.config, folder
+        writable_folder(folder, f"folder '{folder}'")
+        remove_temporaries(folder)
+        config = self.config
+        server = build_server(config, manifest.schema)
+        self.engine = RemoteEngine(
+            server, transport, new_run(), dict(sizes), config["client_timeout"], config["min_clients"]
+        )
+        self.records: list[EpochRecord] = []
+        self.best_score = -float("inf") if config["valid_metric_bigger"] else float("inf")
+        self.best_result: dict[str, float] | None = None
+        self.best_round: int | None = None
+        self.waited, self.stopped = 0, False
+        self.test_sums: dict[int, dict[str, float]] = {}
+        if (folder / SERVER_STATE).is_file():
+            self._read(folder / SERVER_STATE)
+
+    @property
+    def round(self) -> int:
+        """The round that comes next, from 0."""
+        return len(self.records)
+
+    def fit(self, on_round: Callable[[int, dict[str, Any]], None] | None = None) -> dict[str, Any]:
+        """Train to the end, and have the best round's networks judged.
+
+        Args:
+            on_round: told the number of a round, from 1, and its record.
+
+        Returns:
+            The keys of any run's result that do not need anybody's rows, and ``parties``: each one's test metrics.
+
+        Raises:
+            ClientError: too few parties answered; the same folder goes on where that is.
+        """
+        while self.round < self.config["epochs"] and not self.stopped:
+            self._run_round()
+            if on_round is not None:
+                on_round(self.round, asdict(self.records[-1]))
+        if not self.test_sums and self.records:
+            last = dict.fromkeys(self.engine.sizes, b"")
+            self.test_sums = _numbers(self.engine.judged(self.round - 1, last, "test"))
+            self._write()
+        return self.result()
+
+    def _run_round(self) -> None:
+        index, every = self.round, self.config["eval_step"]
+        judged = bool(every) and (index + 1) % every == 0
+        # Without validation the latest round is the best.
+        self.engine.phase = "valid" if judged else ""
+        began = perf_counter()
+        report = self.engine.run_round(index)
+        if report.missing:
+            getLogger().warning(f"round {told(index)}: {len(report.missing)} clients left out: {report.reasons}")
+        down, up = report.bytes_down, report.bytes_up
+        record = EpochRecord(perf_counter() - began, report.loss, sum(down.values()), sum(up.values()))
+        record.clients = {number: [down[number], up[number]] for number in down}
+        record.codec_error, record.missing = report.codec_error, dict(report.missing)
+        improved = not every
+        if judged:
+            record.valid = metrics_of(added(_numbers(self.engine.closing)))
+            improved = self._judged(record.valid)
+        if improved:
+            self.best_round = index
+            self.engine.keep_best(index)
+        self.records.append(record)
+        self._write()
+
+    def _judged(self, found: dict[str, float]) -> bool:
+        """Whether a round is the best so far; says when to stop."""
+        name, bigger = str(self.config["valid_metric"]).lower(), self.config["valid_metric_bigger"]
+        if name not in found:
+            raise InputError(f"valid_metric is {name}, which parties do not judge; they judge {', '.join(found)}")
+        self.best_score, self.waited, self.stopped, improved = early_stopping(
+            found[name], self.best_score, self.waited, self.config["stopping_step"], bigger
+        )
+        if improved:
+            self.best_result = found
+        return bool(improved)
+
+    def result(self) -> dict[str, Any]:
+        """What a run returns, as far as the coordinator knows it."""
+        records = self.records
+        down, up = sum(each.bytes_down for each in records), sum(each.bytes_up for each in records)
+        digits = self.config["metric_decimal_place"]
+
+        def rounded(found: Mapping[str, float] | None) -> dict[str, float] | None:
+            asked = {name.lower() for name in self.config.judged_metrics}
+            return None if found is None else {k: round(v, digits) for k, v in found.items() if k in asked}
+
+        return {
+            "best_valid_score": None if self.best_result is None else self.best_score,
+            "valid_score_bigger": bool(self.config["valid_metric_bigger"]),
+            "best_valid_result": rounded(self.best_result),
+            "test_result": rounded(metrics_of(added(self.test_sums))),
+            "communication": {"total_bytes": down + up, "bytes_down": down, "bytes_up": up},
+            "rounds": [{"round": number, **asdict(record)} for number, record in enumerate(records, start=1)],
+            "best_round": None if self.best_round is None else told(self.best_round),
+            "engine": self.engine.name,
+            "parties": {str(number): rounded(metrics_of(sums)) for number, sums in sorted(self.test_sums.items())},
+            "config": self.config.plain_values(),
+            "run_folder": str(self.folder),
+        }
+
+    def _write(self) -> None:
+        state = {
+            "manifest": self.manifest.digest.hex(),
+            "run": self.engine.run,
+            "sizes": dict(self.engine.sizes),
+            "engine": self.engine.state_dict(),
+            "records": [asdict(record) for record in self.records],
+            "best": [float(self.best_score), self.best_result, self.best_round, self.waited, self.stopped],
+            "test_sums": self.test_sums,
+        }
+        write_sealed(state, self.folder / SERVER_STATE)
+
+    def _read(self, file: Path) -> None:
+        state, _ = read_sealed(file, "state of a coordinator")
+        if state.get("manifest") != self.manifest.digest.hex():
+            raise InputError(f"'{file}' is the run of another manifest; name another folder")
+        with restored(file):
+            self.engine.run, sizes = state["run"], state["sizes"]
+            self.engine.resize(sizes)
+            self.engine.load_state_dict(state["engine"])
+            self.records = [record_of(record) for record in state["records"]]
+            self.best_score, self.best_result, self.best_round, self.waited, self.stopped = state["best"]
+            self.test_sums = state["test_sums"]
+
+
+def _numbers(answers: Mapping[int, Answer]) -> dict[int, dict[str, float]]:
+    return {number: dict(answer.numbers or {}) for number, answer in answers.items()}

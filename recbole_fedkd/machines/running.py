@@ -1,0 +1,78 @@
+"""A coordinator and a party as programs of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recbole_fedkd.errors import TrainingError, listed
+from recbole_fedkd.files import write_json
+from recbole_fedkd.machines.coordinator import SERVER_STATE, Coordinator
+from recbole_fedkd.machines.manifest import Manifest
+from recbole_fedkd.machines.party import Party
+from recbole_fedkd.machines.sockets import SocketTransport, read_address, read_key, serve
+
+RESULT = "result.json"
+
+
+def _same_arithmetic(manifest: Manifest) -> None:
+    torch.set_num_threads(manifest.config["torch_threads"])
+    torch.set_flush_denormal(True)
+
+
+def coordinate(manifest: Path, address: str, out: Path, secret: str | None, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Wait for the parties, train, and write the result; a run that lies in the folder goes on.
+
+    Args:
+        manifest: folder of the manifest.
+        address: to listen at, see :func:`read_address`.
+        out: the coordinator's folder.
+        secret: file of the key that parties must know; None: whoever reaches the address is heard.
+        keys: see :meth:`Manifest.load`.
+
+    Raises:
+        TrainingError: not all parties came.
+    """
+    read = Manifest.load(manifest, keys)
+    _same_arithmetic(read)
+    place, key = read_address(address), read_key(secret)
+    if isinstance(place, str):
+        Path(place).unlink(missing_ok=True)  # left by one that was killed
+    transport = SocketTransport(place, read.digest, key)
+    try:
+        numbers, began = set(range(read.schema.clients)), (out / SERVER_STATE).is_file()
+        print(f"waiting for {len(numbers)} parties at {address}", flush=True)
+        missing = numbers - transport.await_parties(numbers, 1.0 if began else read.config["client_timeout"])
+        if missing and not began:
+            raise TrainingError(f"client(s) {listed(sorted(missing))} have not come; the run begins when all are there")
+        sizes = {number: int((hello.numbers or {})["samples"]) for number, hello in sorted(transport.greeted.items())}
+        coordinator = Coordinator(read, transport, sizes, out)
+        if coordinator.round:
+            print(f"going on after round {coordinator.round}", flush=True)
+        result = coordinator.fit(_tell)
+    finally:
+        transport.close()
+    write_json(result, out / RESULT)
+    print(f"best round {result['best_round']}, test {result['test_result']}\nresult: {out / RESULT}", flush=True)
+    return result
+
+
+def _tell(number: int, record: Mapping[str, Any]) -> None:
+    missing = f", missing {listed(list(record['missing']))}" if record["missing"] else ""
+    valid = ", ".join(f"{name} {value:.4f}" for name, value in (record["valid"] or {}).items())
+    moved = record["bytes_down"] + record["bytes_up"]
+    print(
+        f"round {number}: loss {record['loss']:.4f}, {valid}, {moved} B, {record['seconds']:.1f} s{missing}", flush=True
+    )
+
+
+def live(folder: Path, manifest: Path, address: str, secret: str | None, keys: Mapping[str, Any]) -> None:
+    """Answer what the coordinator asks, until somebody ends this process; arguments as of :func:`coordinate`."""
+    read = Manifest.load(manifest, keys)
+    _same_arithmetic(read)
+    party = Party(folder, read)
+    print(f"party {party.number}: {len(party.client.task)} samples, server at {address}", flush=True)
+    serve(party.answer, party.hello, read_address(address), read_key(secret))

@@ -1,0 +1,163 @@
+"""A coordinator and parties that know each other by bytes alone come to the run of one process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL
+
+from recbole_fedkd.engine import InProcess
+from recbole_fedkd.errors import InputError
+from recbole_fedkd.machines.coordinator import SERVER_STATE, Coordinator
+from recbole_fedkd.machines.manifest import Manifest
+from recbole_fedkd.machines.party import Party
+from recbole_fedkd.splitting import split_federation
+
+KEYS = {
+    "strategy": "fedavg",
+    "codecs": ["int8"],
+    "metrics": ["MAE", "RMSE", "Accuracy", "LogLoss"],
+    "valid_metric": "MAE",
+    "epochs": 4,
+    "metric_decimal_place": 7,
+}
+
+
+@pytest.fixture(scope="module")
+def cut(data_path, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cut") / "federation"
+    folders = split_federation("AttnFedKD", "tiny", folder, [], {"data_path": str(data_path), **SMALL, **KEYS})
+    return folder / "manifest", folders
+
+
+def parties_of(cut, tmp_path):
+    """Parties in copies of their folders."""
+    manifest = Manifest.load(cut[0])
+    parties = {}
+    for folder in cut[1]:
+        own = tmp_path / folder.name
+        own.mkdir(exist_ok=True)
+        for file in folder.iterdir():
+            (own / file.name).write_bytes(file.read_bytes())
+        party = Party(own, manifest)
+        parties[party.number] = party
+    return manifest, parties
+
+
+class Interrupted(InProcess):
+    """Breaks off after so many answers, as a coordinator that is killed."""
+
+    def __init__(self, answering, after):
+        super().__init__(answering)
+        self.after, self.captured = after, []
+
+    def exchange(self, requests, timeout):
+        for number, answer in super().exchange(requests, timeout):
+            self.captured += [requests[number], answer]
+            self.after -= 1
+            if self.after < 0:
+                raise KeyboardInterrupt
+            yield number, answer
+
+
+def finished(cut, folder, after=10**9):
+    """The result of a federation whose coordinator is killed after every so many answers; and all bytes that were seen."""
+    manifest, parties = parties_of(cut, folder)
+    sizes, captured = {number: len(party.client.task) for number, party in parties.items()}, []
+    while True:
+        transport = Interrupted({number: party.answer for number, party in parties.items()}, after)
+        try:
+            coordinator = Coordinator(manifest, transport, sizes, folder / "server")
+            result = coordinator.fit()
+        except KeyboardInterrupt:
+            after += 1  # else the test run of the same round would never end
+            continue
+        finally:
+            captured += transport.captured
+        for each in result["rounds"]:
+            each.pop("seconds")
+        return result, coordinator, captured
+
+
+def test_it_is_the_run_of_one_process(run, cut, tmp_path):
+    local = run(**KEYS)
+    found, _, captured = finished(cut, tmp_path)
+    assert found["best_round"] == local["best_round"]
+    for name in ("test_result", "best_valid_result"):
+        assert found[name] == pytest.approx(local[name], abs=2e-6), name
+    for one, other in zip(found["rounds"], local["rounds"], strict=True):
+        assert {name: one[name] for name in ("loss", "bytes_up", "bytes_down", "codec_error")} == {
+            name: other[name] for name in ("loss", "bytes_up", "bytes_down", "codec_error")
+        }
+    assert set(found["parties"]) == {"0", "1", "2"}
+    server = (tmp_path / "server" / SERVER_STATE).read_bytes()
+    assert not any(b"u17" in content or b"u2\x00" in content for content in [*captured, server])
+
+
+@pytest.mark.parametrize("after", [2, 5])
+def test_killed_in_training_and_in_judging_it_goes_on_to_the_same(cut, tmp_path, after):
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    whole, undisturbed, _ = finished(cut, tmp_path / "whole")
+    found, killed, _ = finished(cut, tmp_path / "killed", after)
+    for result in (found, whole):
+        result.pop("run_folder")
+    assert found == whole
+    for name, value in undisturbed.engine.server.state.items():
+        assert torch.equal(killed.engine.server.state[name], value), name
+
+
+def test_a_folder_of_another_federation_is_refused(cut, data_path, tmp_path):
+    manifest, _ = parties_of(cut, tmp_path)
+    Coordinator(manifest, InProcess({}), {0: 1}, tmp_path / "server")._write()
+    other = {"data_path": str(data_path), **SMALL, **KEYS, "seed": 5}
+    folders = split_federation("AttnFedKD", "tiny", tmp_path / "other", [], other)
+    with pytest.raises(InputError, match="is the run of another manifest"):
+        Coordinator(Manifest.load(tmp_path / "other" / "manifest"), InProcess({}), {0: 1}, tmp_path / "server")
+    with pytest.raises(InputError, match="belongs to another manifest"):
+        Party(folders[0], manifest)
+    with pytest.raises(InputError, match="not empty"):
+        split_federation("AttnFedKD", "tiny", tmp_path / "other", [], other)
+    with pytest.raises(InputError, match="metrics ndcg are not sums"):
+        split_federation("AttnFedKD", "tiny", tmp_path / "third", [], {**other, "metrics": ["NDCG", "MAE"]})
+
+
+def test_three_terminals_and_a_stranger(cut, tmp_path):
+    """The commands of docs/deploy.md; a party and the coordinator are killed on the way."""
+    _, parties = parties_of(cut, tmp_path)
+    key, wrong = tmp_path / "key", tmp_path / "wrong"
+    key.write_text("k" * 32)
+    wrong.write_text("w" * 32)
+    address = f"--address=unix:{tmp_path}/s"
+    command = [sys.executable, str(Path(__file__).parent.parent / "run_recbole_fedkd.py")]
+
+    def start(*arguments, secret=key):
+        told = [*command, *map(str, arguments), address, f"--secret={secret}"]
+        return subprocess.Popen(told, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    coordinate = ("coordinate", cut[0], f"--out={tmp_path / 'server'}")
+    ask = [("party", party.folder, f"--manifest={cut[0]}") for party in parties.values()]
+    running = [start(*coordinate)]
+    try:
+        assert "waiting" in running[0].stdout.readline()
+        stranger = start(*ask[0], secret=wrong)
+        assert "do not share a key" in stranger.communicate(timeout=120)[0] and stranger.returncode == 2
+        running += [start(*each) for each in ask]
+        assert "round 1" in running[0].stdout.readline()
+        for place, arguments in ((1, ask[0]), (0, coordinate)):
+            os.kill(running[place].pid, signal.SIGKILL)
+            running[place].wait()
+            running[place] = start(*arguments)
+        assert running[0].wait(timeout=300) == 0, running[0].stdout.read()
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    expected, _, _ = finished(cut, tmp_path)
+    found = json.loads((tmp_path / "server" / "result.json").read_text())
+    assert found["test_result"] == expected["test_result"]
