@@ -148,7 +148,8 @@ def test_three_terminals_and_a_stranger(cut, tmp_path):
         stranger = start(*ask[0], secret=wrong)
         assert "do not share a key" in stranger.communicate(timeout=120)[0] and stranger.returncode == 2
         running += [start(*each) for each in ask]
-        assert "round 1" in running[0].stdout.readline()
+        assert "does not know the key" in running[0].stdout.readline()
+        assert any("round 1" in line for line in iter(running[0].stdout.readline, ""))
         for place, arguments in ((1, ask[0]), (0, coordinate)):
             os.kill(running[place].pid, signal.SIGKILL)
             running[place].wait()
