@@ -91,6 +91,8 @@ MAY_KNOW = {
         "report",
         "search",
         "telling",
+        "machines",
+        "splitting",
     },
 }
 # Rooms of pure mathematics know no recommender library.
