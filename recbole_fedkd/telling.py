@@ -14,7 +14,6 @@ from recbole_fedkd.data.schema import label_values
 from recbole_fedkd.errors import listed
 from recbole_fedkd.evaluation import EvaluationData
 from recbole_fedkd.model import Bias
-from recbole_fedkd.model.without_gradients import Pop
 from recbole_fedkd.result import flat_sentence, floats, result_table
 from recbole_fedkd.trainer import CheckpointTrainer, FedKDTrainer
 
@@ -163,7 +162,12 @@ def floors(config: Any, trainer: CheckpointTrainer, training: Any, test: Evaluat
     if not test or len(training) > LARGEST_FLOOR or config["model"] in ("Bias", "Pop"):
         return {}
     rated = isinstance(training, FedKDDataset) and config["label_mode"] in ("rating", "threshold")
-    floor = (Bias if rated else Pop)(config, training).to(config["device"]).eval()
+    kind: Any = Bias
+    if not rated:  # RecBole's Pop lies in a package that imports sklearn
+        from recbole_fedkd.model.without_gradients import Pop
+
+        kind = Pop
+    floor = kind(config, training).to(config["device"]).eval()
     judged = test if rated else ranking_alone(test)
     kept = trainer.model, trainer.protocols, trainer.user_metrics, trainer.judged_rows, trainer.keeps_users
     trainer.model, trainer.protocols, trainer.keeps_users = floor, {}, False
