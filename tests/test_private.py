@@ -105,7 +105,7 @@ def test_private_parameters_survive_a_resume(run):
             r"private_parameters: no parameter .* matches 'scores.\*'; did you mean 'score.bias'",
         ),
         ({"private_parameters": ["zzz"]}, "matches 'zzz'; there are item_embedding.weight, score.weight, score.bias"),
-        ({"private_parameters": "score.*"}, "private_parameters is 'score.*'; it must be a list of texts"),
+        ({"private_parameters": ""}, "private_parameters is ''; it must be a list of texts"),
         ({"private_parameters": [3]}, r"private_parameters is \[3\]; it must be a list of texts"),
         ({"private_parameters": ["*"]}, "leaves nothing that could be averaged; use strategy=local"),
         ({"learning_rates": {"item.*": 1.0}}, r"learning_rates: no parameter of the network matches 'item.\*'"),
@@ -117,6 +117,11 @@ def test_private_parameters_survive_a_resume(run):
 def test_a_wrong_key_is_told(prepared, keys, sentence):
     with pytest.raises(InputError, match=sentence):
         prepared("PFedRec", strategy="fedavg", **keys)
+
+
+def test_a_text_is_a_list_of_what_stands_between_its_commas(prepared):
+    config = prepared("PFedRec", strategy="fedavg", private_parameters="score.*")[0]
+    assert config["private_parameters"] == ["score.*"]
 
 
 def test_patterns_know_upper_and_lower_case_and_the_first_one_counts():
