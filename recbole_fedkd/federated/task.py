@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from recbole_fedkd.distillation.losses import label_cross_entropy
+from recbole_fedkd.model.factorization import click_logits
 from recbole_fedkd.model.network import NO_CONTEXT, Context
 from recbole_fedkd.model.shared import SharedState
 from recbole_fedkd.model.student import one_target
@@ -325,7 +326,7 @@ class RecBoleTask(Task):
                 raise ValueError(
                     "the model hands values other than 0 and 1 to its cross-entropy; only clicks can be distilled"
                 )
-        logits = click_logits(self._loss_module, scores)
+        logits = handed_logits(self._loss_module, scores)
         return Step(loss, len(interaction), logits, labels.long(), interaction[self.item_field])
 
     def _keep_handed(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -343,11 +344,9 @@ def is_click(module: nn.Module) -> bool:
     return isinstance(module, nn.BCEWithLogitsLoss | nn.BCELoss)
 
 
-def click_logits(loss: nn.Module | None, scores: Tensor) -> Tensor:
+def handed_logits(loss: nn.Module | None, handed: Tensor) -> Tensor:
     """Logits ``[batch, 2]`` of no click and of a click, from what a model hands to its cross-entropy ``[batch]``."""
-    if isinstance(loss, nn.BCELoss):
-        scores = torch.logit(scores, 1e-6)
-    return torch.stack([torch.zeros_like(scores), scores], -1)
+    return click_logits(torch.logit(handed, 1e-6) if isinstance(loss, nn.BCELoss) else handed)
 
 
 def shuffled(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:

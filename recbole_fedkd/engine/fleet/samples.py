@@ -19,7 +19,7 @@ from recbole_fedkd.engine.fleet.draws import Streams
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.population import RecBoleFleetPopulation
 from recbole_fedkd.engine.fleet.store import Pack
-from recbole_fedkd.federated.task import AttentiveTask, Samples, Step, click_logits, click_loss, is_click, total_loss
+from recbole_fedkd.federated.task import AttentiveTask, Samples, Step, click_loss, handed_logits, is_click, total_loss
 
 CONTEXT = "context "
 """What an epoch's fields begin with that are the context of a row: a column may be called ``users``."""
@@ -315,7 +315,7 @@ class RecBoleSamples(FleetTask):
             # A network of another thread has another loss.
             seen = seen_by_losses(network)
             scores, labels = (part.flatten() for module, given in seen.items() for part in given if is_click(module))
-        logits = click_logits(self.click, scores)
+        logits = handed_logits(self.click, scores)
         return Step(loss, len(weights), logits, labels.long(), fields[self.item_field], weights)
 
     def blank(self, count: int, device: torch.device) -> Epoch:
