@@ -287,6 +287,13 @@ def test_an_error_inside_a_client_names_client_round_and_stage(prepared):
         engine.run_round(4)
 
 
+@pytest.mark.parametrize(("ratio", "trims"), [(0.3, False), (0.4, True)])
+def test_a_trimmed_mean_that_leaves_nobody_out_is_told(prepared, caplog, ratio, trims):
+    prepared("AttnFedKD", strategy="afd", client_num=4, aggregation="trimmed_mean", trim_ratio=ratio)
+    sentence = "trim_ratio=0.3 of 3 other client(s) is less than one: aggregation=trimmed_mean leaves nobody out"
+    assert (sentence in caplog.text) is not trims
+
+
 def test_a_client_without_a_training_sample_is_named_and_sits_out(prepared, monkeypatch, caplog):
     _, trainer, loaders, evaluations = prepared(strategy="afd", partition="user")
     dataset = loaders[0]._dataset

@@ -64,6 +64,10 @@ class Aggregation(ABC):
             counts: ``[K, T]``, samples per client and label; 0 marks an absent label, whose mean is ignored.
         """
 
+    def without_effect(self, others: int) -> str | None:
+        """What a setting does not do where a teacher is made of so many other clients; None: they all do something."""
+        return None
+
 
 AGGREGATIONS: Registry[type[Aggregation]] = Registry("aggregation", "aggregations")
 register_aggregation = AGGREGATIONS.register
@@ -188,6 +192,13 @@ class TrimmedMean(Aggregation):
     def teachers(self, means: Tensor, counts: Tensor) -> Tensor:
         """Means of what lies between."""
         return _ordered_means(means, counts > 0, self.settings.trim_ratio)
+
+    def without_effect(self, others: int) -> str | None:
+        """A share of less than one client is nobody."""
+        share = self.settings.trim_ratio
+        if int(others * share):
+            return None
+        return f"trim_ratio={share} of {others} other client(s) is less than one: aggregation=trimmed_mean leaves nobody out"
 
 
 _AT_A_TIME = 2**22

@@ -78,6 +78,9 @@ class FedKDTrainer(CheckpointTrainer):
             raise InputError(
                 f"holdout_clients={config['holdout_clients']} keeps every client that has a training sample out of training"
             )
+        idle_setting = engine.server.strategy.without_effect(len(engine.samples))
+        if idle_setting is not None:
+            self.logger.warning(idle_setting)
         if hasattr(config.model_class, "sums"):
             # As many rounds as the exchange takes, and none of them is better than the last.
             self.epochs = self.eval_step = 1 + engine.server.strategy.exchange_rounds

@@ -74,6 +74,10 @@ class Knowledge(ABC):
         """What needs every client's own upload; None: sums over the clients are all that the server needs."""
         return f"knowledge={self.name}"
 
+    def without_effect(self, clients: int) -> str | None:
+        """What a setting does not do with so many clients; None: they all do something."""
+        return None
+
     @property
     def same_for_all(self) -> bool:
         """Whether the server says the same to every client of a round."""

@@ -84,6 +84,10 @@ class LabelKnowledge(Knowledge):
             else "knowledge=label, which remembers who is silent (clients_per_round, min_clients),"
         )
 
+    def without_effect(self, clients: int) -> str | None:
+        """As the aggregation says."""
+        return self.aggregation.without_effect(clients - 1)
+
     @property
     def same_for_all(self) -> bool:
         """Totals are."""

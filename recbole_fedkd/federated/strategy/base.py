@@ -111,6 +111,10 @@ class Strategy(ABC):
         """What needs every client's own upload; None: sums over the clients are all that the server needs."""
         return f"strategy={self.name}"
 
+    def without_effect(self, clients: int) -> str | None:
+        """What a setting does not do with so many clients; None: they all do something."""
+        return None
+
     def aggregate(self, state: ServerState, uploads: list[Message]) -> ServerState:
         """The server's next state from this round's uploads; clients that sent nothing keep their last word."""
         raise NotImplementedError(f"strategy '{self.name}' neither aggregates nor folds")

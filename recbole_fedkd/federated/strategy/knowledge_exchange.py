@@ -97,6 +97,10 @@ class AttentiveFederatedDistillation(Strategy):
         """As the kind of knowledge says."""
         return self.knowledge.needs_each
 
+    def without_effect(self, clients: int) -> str | None:
+        """As the kind of knowledge says."""
+        return self.knowledge.without_effect(clients)
+
     @property
     def same_for_all(self) -> bool:
         """As the kind of knowledge says."""
