@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.federated.bits import bridged
 from recbole_fedkd.federated.codec import (
     CODECS,
     CodecStack,
     squared_error,
 )
-from recbole_fedkd.federated.encoding import LowRank, LowRankSettings, bridged, energy_rank
+from recbole_fedkd.federated.encoding import LowRank, LowRankSettings, energy_rank
 from recbole_fedkd.federated.message import Message, MessageError, decoded
 from recbole_fedkd.federated.stage import applied, difference, named
 from recbole_fedkd.federated.wire import Broadcast

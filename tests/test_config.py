@@ -449,3 +449,13 @@ def test_overall_yaml_says_of_a_key_what_its_owner_declares(name, key):
     told = read_keys(PROPERTIES / "overall.yaml")[name]
     assert dataclasses.replace(told, default="") == dataclasses.replace(key, default="")
     assert yaml.safe_load(told.default) == declared_settings()[name].default
+
+
+def test_a_model_of_sums_reads_the_keys_of_its_sums_on_all_data_too():
+    keys = {"sketch_width": 9, "em_steps": 2, "gram_size": 5, "head_size": 8}
+    unread = {
+        name: FedKDConfig(name, "ml-100k", config_dict=keys).unread_keys for name in ("FoldIn", "MFEM", "PureSVD")
+    }
+    assert unread["FoldIn"] == ["gram_size", "head_size"]
+    assert unread["MFEM"] == ["sketch_width", "gram_size", "head_size"]
+    assert unread["PureSVD"] == ["em_steps", "head_size"]

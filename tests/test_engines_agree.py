@@ -178,3 +178,27 @@ CHOICES = [
 def test_every_choice_that_meets_others_is_the_same_on_both(data_of, keys, partition):
     local, fleet = trainers(data_of, partition=partition, **keys)
     assert_agree(local, fleet, 7 if keys.get("knowledge") == "factors" else 4, lossy=bool(keys.get("codecs")))
+
+
+@pytest.mark.parametrize(
+    "keys", [{"clients_per_round": 3}, {"holdout_clients": 0.3, "rating_threshold": 2}, {}], ids=str
+)
+def test_clients_that_sit_out_are_served_by_their_own_tables(tmp_path, keys):
+    folder = write_dataset(tmp_path, users=12, items=120, rows=7)  # most items are touched by few
+    keys |= {
+        "strategy": "fedavg",
+        "serve_after": "training",
+        "partition": "user",
+        "learner": "adam",
+        "learning_rate": 0.05,
+    }
+    local, fleet = trainers((folder, _prepare_data), **keys)
+    assert fleet.engine.name == "fleet"
+    for trainer in (local, fleet):
+        for number in range(4):
+            trainer.engine.run_round(number)
+    users = torch.arange(1, len(local.model.client_of_user))
+    items = torch.arange(1, local.model.item_num).expand(len(users), -1)
+    with torch.no_grad():
+        expected, found = (trainer.model.eval().logits(users, items) for trainer in (local, fleet))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

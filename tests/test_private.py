@@ -342,7 +342,7 @@ def test_small_models_and_private_parameters_train_on_the_fleet_as_one_by_one(pr
     ("keys", "sentence"),
     [
         ({"learner": "adam_to_sgd", "learning_rates": {"item_*": 0.1}}, "which learning_rates contradict"),
-        ({"serve_after": "training", "clients_per_round": 5}, "serve_after=training has clients that sit out"),
+        ({"learner": "adagrad"}, "learner 'adagrad' is not batched"),
     ],
 )
 def test_what_the_fleet_cannot_do_runs_one_by_one_and_is_told(run, caplog, keys, sentence):

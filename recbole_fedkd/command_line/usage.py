@@ -161,7 +161,8 @@ Prints what makes a shell complete commands, keys and the values that keys name.
 """
 
 SPLIT_FEDERATION = """\
-usage: recbole-fedkd split-federation --model=MODEL --dataset=DATASET [--out=FOLDER] [--key=value ...]
+usage: recbole-fedkd split-federation --model=MODEL --dataset=DATASET [--out=FOLDER]
+                                      [--key=value ...]
 
 Cuts a data set, as a run of the same keys would split and deal it out: FOLDER/manifest holds what
 is public, and each FOLDER/party-N the rows of one party alone. Metrics are MAE, RMSE, Accuracy and

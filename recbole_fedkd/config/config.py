@@ -257,6 +257,7 @@ class FedKDConfig(JudgedConfig):
         self.trains_teacher = self.federated and STRATEGIES[strategy].trains_teacher
         self.learns_factors = self._learns_factors(population, strategy)
         unread = keys_with("central") if self.federated else keys_with("federation") - self._known.of_model
+        unread = unread - getattr(model_class, "reads", frozenset())
         if self.federated and not population:
             unread = unread | keys_with("attentive") - self._known.of_model
         if not self._checkpoint_values:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recbole_fedkd.federated.bits import bridged, one_of_two, two_a_byte
 from recbole_fedkd.registry import NoSettings, Registry, setting
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -166,7 +167,7 @@ class FourBits(Codec):
         magnitudes = magnitudes_of(parts, len(rows))[:, None]
         codes = np.rint(rows / np.where(magnitudes > 0, magnitudes, np.float32(np.inf)) * 7).clip(-7, 7)
         return {
-            "codes": _two_a_byte((codes.reshape(-1) + 8).astype(np.uint8)),
+            "codes": two_a_byte((codes.reshape(-1) + 8).astype(np.uint8)),
             **parts,
             "shape": np.array(array.shape, dtype=np.int32),
         }
@@ -188,7 +189,7 @@ class FourBits(Codec):
         """Codes times a seventh of the bound of their row."""
         shape = parts["shape"].tolist()
         magnitudes = magnitudes_of(parts, shape[0] if len(shape) > 1 else 1)
-        codes = _one_of_two(parts["codes"], math.prod(shape)).astype(np.float32) - 8
+        codes = one_of_two(parts["codes"], math.prod(shape)).astype(np.float32) - 8
         return np.asarray((codes.reshape(len(magnitudes), -1) * (magnitudes[:, None] / 7)).reshape(shape))
 
 
@@ -394,7 +395,7 @@ def stepped(magnitudes: NDArray[np.float64], rounding: Callable[[NDArray[np.floa
     """
     largest = magnitudes.max()
     steps = steps_below(magnitudes, largest, rounding)
-    return {"steps": _two_a_byte(steps), "largest": np.array([largest], dtype=np.float32)}
+    return {"steps": two_a_byte(steps), "largest": np.array([largest], dtype=np.float32)}
 
 
 def steps_below(
@@ -408,7 +409,7 @@ def steps_below(
 
 def magnitudes_of(parts: Parts, count: int) -> NDArray[np.float32]:
     """The way back from :func:`stepped`: magnitudes ``[count]``."""
-    steps = _one_of_two(parts["steps"], count).astype(float)
+    steps = one_of_two(parts["steps"], count).astype(float)
     largest: np.float32 = parts["largest"][0]
     return np.where(steps == LOWEST, 0.0, largest * 2.0 ** (-steps / 2)).astype(np.float32)
 
@@ -436,23 +437,3 @@ def _shape_with_steps(parts: Parts, codes: NDArray[Any], codes_a_byte: int) -> t
 
 def _rows(array: NDArray[np.float32]) -> NDArray[np.float32]:
     return array.reshape(len(array) if array.ndim > 1 else 1, -1)
-
-
-def _two_a_byte(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    padded = np.zeros(len(codes) + len(codes) % 2, dtype=np.uint8)
-    padded[: len(codes)] = codes
-    return np.asarray(padded[::2] * np.uint8(16) + padded[1::2], dtype=np.uint8)
-
-
-def _one_of_two(packed: NDArray[np.generic], count: int) -> NDArray[np.uint8]:
-    codes: NDArray[np.uint8] = np.stack(np.divmod(packed.astype(np.uint8), np.uint8(16)), 1).reshape(-1)
-    return codes[:count]
-
-
-def bridged(places: NDArray[np.int64], longest: int) -> NDArray[np.int64]:
-    """Ascending places with as few more in between as keep every gap (the first one from -1) within ``longest``."""
-    before = np.concatenate([[-1], places[:-1]])
-    missing = (places - before - 1) // longest
-    start = np.repeat(before, missing)
-    number = np.arange(missing.sum()) - np.repeat(np.cumsum(missing) - missing, missing) + 1
-    return np.sort(np.concatenate([places, start + number * longest]))

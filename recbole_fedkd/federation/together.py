@@ -170,7 +170,8 @@ def _fleet_engine(
     threads = config["fleet_threads"] or (1 if device.type == "cuda" else cores())
     settings, optimizer = client_settings(config, schema.clients), batched_optimizer(config)
     least, memory = config["min_clients"], population.memory
-    return FleetEngine(server, population, task, settings, optimizer, memory, threads, rates, least)
+    everybody = not (config["clients_per_round"] or config["holdout_clients"] or least)
+    return FleetEngine(server, population, task, settings, optimizer, memory, threads, rates, least, everybody)
 
 
 def _labelled_samples(config: Any, schema: DataSchema, population: FleetPopulation, dataset: Any) -> LabelledSamples:
@@ -222,6 +223,8 @@ def _came_out_of(error: Exception, model_class: type) -> bool:
     raised by torch's own Python code. All else is a fault of this package, which nobody must take for the model's.
     """
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if isinstance(error, NameError | ImportError) and modules[-1].startswith("recbole_fedkd."):
+        return False  # whoever called it
     of_model = {
         each.__module__ for each in model_class.__mro__ if not each.__module__.startswith(("torch.", "builtins"))
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -116,6 +116,7 @@ class Bias(LabelledRecommender):
     embeds_features = False
     builder = FloorBuilder
     sums: ClassVar[str] = "factors"
+    reads: ClassVar[frozenset[str]] = frozenset({"bias_shrinkage"})
     score_mean: Tensor
     user_bias: Tensor
     item_bias: Tensor
@@ -175,6 +176,8 @@ class FoldIn(Bias):
     block-Krylov range finder over the Gram matrix of the residuals, then ``em_steps`` steps of expectation-maximisation.
     """
 
+    reads = frozenset(each.name for each in fields(FactorSettings)) - {"head_size"}
+
     @classmethod
     def sum_settings(cls, config: Any) -> FactorSettings:
         """The whole exchange."""
@@ -203,6 +206,8 @@ class FoldIn(Bias):
 
 class MFEM(FoldIn):
     """Probabilistic matrix factorisation of the residuals by expectation-maximisation from small random item vectors."""
+
+    reads = FoldIn.reads - {"sketch_width", "sketch_passes"}
 
     def _tables(self, exchange: FactorExchange) -> ItemTables:
         settings = exchange.settings

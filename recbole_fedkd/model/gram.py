@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any, ClassVar
 
 import torch
@@ -132,6 +133,7 @@ class GramRecommender(LabelledRecommender):
     builder = GramBuilder
     kind: ClassVar[str]
     sums: ClassVar[str] = "gram"
+    reads: ClassVar[frozenset[str]] = frozenset(each.name for each in fields(GramSettings))
 
     @classmethod
     def sum_settings(cls, config: Any) -> GramSettings:
@@ -167,3 +169,4 @@ class PureSVD(GramRecommender):
     """PureSVD (Cremonesi, Koren, Turrin 2010)."""
 
     kind = "svd"
+    reads = GramRecommender.reads - {"gram_shrinkage"}

@@ -300,7 +300,7 @@ class CheckpointTrainer(Trainer):
             self.protocols.update(dict.fromkeys(part, protocol.name))
             rows = rows or judge.eval_collector.judged_rows
             result.update(part)
-            if protocol.config["user_metrics"]:
+            if self.keeps_users:
                 of_users.append(judge.of_users(protocol.loader))
         self.judged_rows = rows
         self.user_metrics = merged(of_users, self._client_of_user()) if of_users else None
@@ -376,6 +376,7 @@ class CheckpointTrainer(Trainer):
 
     def save_pretrained_model(self, epoch: int, saved_model_file: str) -> None:
         """Replaces that of RecBole's trainers with a pre-training stage, which pickles the config."""
+        writable_folder(Path(saved_model_file).parent, f"folder '{Path(saved_model_file).parent}'")
         write_sealed(self._state(epoch), Path(saved_model_file))
         self.saved_model_file = saved_model_file
 

@@ -54,6 +54,7 @@ class FleetEngine(Engine):
         threads: packs that are trained at a time; decides nothing but how long it takes.
         rates: pattern of parameter names to learning rate; empty: all learn at the optimiser's own.
         min_clients: as of :class:`Engine`.
+        everybody: whether every client takes part in every round.
     """
 
     name = "fleet"
@@ -69,6 +70,7 @@ class FleetEngine(Engine):
         threads: int = 1,
         rates: Mapping[str, float] | None = None,
         min_clients: int | None = None,
+        everybody: bool = True,
     ) -> None:
         super().__init__(server, min_clients)
         self.population, self.task = population, task
@@ -78,6 +80,9 @@ class FleetEngine(Engine):
         private = [population.private_rows(group_index) for group_index in range(len(self.groups))]
         strategy = server.strategy
         common = strategy.shares_parameters and strategy.same_for_all and not strategy.remembers_sent
+        if not strategy.serves_aggregate:
+            # Users are served by their client's own network: one that sits out keeps the tables of another round.
+            common = common and everybody and bool((task.sizes > 0).all())
         column_rates: list[list[Tensor]] = []
         for group, stays in zip(self.groups, private, strict=True):
             group.keep(stays, not common, not (common and strategy.serves_aggregate))

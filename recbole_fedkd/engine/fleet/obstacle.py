@@ -37,8 +37,6 @@ def obstacle(config: Any, clients: int) -> str | None:
         return f"learner '{config['learner']}' is not batched; adam, sgd and adam_to_sgd are"
     if config["learning_rates"] and str(config["learner"]).lower() == "adam_to_sgd":
         return "learner adam_to_sgd switches to one rate for all parameters, which learning_rates contradict"
-    if strategy.shares_parameters and config["serve_after"] == "training" and config["clients_per_round"]:
-        return "serve_after=training has clients that sit out keep the tables of the round they last took part in"
     if config.reads_features and config["known_features"]:
         return "known_features are found client by client"
     if config["weight_decay"]:
