@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -278,3 +279,16 @@ def test_an_update_that_got_lost_leaves_versions_and_feedback_whole(prepared, co
     replica = engine.server.link.broadcast.replica
     for name, value in client.task.shared.parameters().items():
         assert np.array_equal(value.detach().numpy(), replica[f"p:{name}"])
+
+
+@pytest.mark.parametrize("stages", [["codecs"], ["clip"], []], ids=str)
+def test_a_message_of_another_kind_is_refused_whatever_the_stages(prepared, monkeypatch, stages):
+    trainer = prepared(strategy="fedavg", client_num=3, min_clients=2, stages=stages)[1]
+    said = type(trainer.engine.clients[1].strategy).upload
+
+    def other(strategy, result, client, round_index):
+        message = said(strategy, result, client, round_index)
+        return replace(message, kind="label_knowledge") if client == 1 else message
+
+    monkeypatch.setattr(type(trainer.engine.clients[1].strategy), "upload", other)
+    assert trainer.engine.run_round(0).missing == {1: "kind: 'label_knowledge' came where 'model' was due"}
