@@ -48,7 +48,11 @@ class Judge(Trainer):
     def of_users(self, loader: Any) -> Any:
         """Metrics of every user of what was judged last."""
         ranked = self.config["eval_type"] == EvaluatorType.RANKING
-        users = np.asarray(loader.uid_list, dtype=np.int64) if ranked else None
+        users = None
+        if ranked:  # sequential models rank a list for every row
+            dataset = loader._dataset
+            found = loader.uid_list if hasattr(loader, "uid_list") else dataset.inter_feat[dataset.uid_field]
+            users = np.asarray(found, dtype=np.int64)
         return user_values(self.evaluator.metric_class, self.evaluator.judged, self.config["topk"], users)
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:

@@ -23,7 +23,8 @@ def user_values(
         metrics: result name to metric object of RecBole's kind.
         struct: RecBole's ``DataStruct`` of a sweep.
         topk: cut-offs.
-        users: user of every ranked list, for ranking metrics; None for value metrics, whose rows name theirs.
+        users: user of every ranked list, for ranking metrics, of whose lists the mean counts; None for value metrics,
+            whose rows name theirs.
 
     Returns:
         User ids ``[n]``, ascending, and metric name to values ``[n]``: ranking metrics at every cut-off, ``accuracy``, ``mae``
@@ -31,14 +32,14 @@ def user_values(
     """
     found: dict[str, NDArray[np.float64]] = {}
     if users is not None:
-        order = np.argsort(users)
+        lists_of, index, lists = np.unique(users, return_inverse=True, return_counts=True)
         for name, metric in metrics.items():
             if isinstance(metric, TopkMetric) and hasattr(metric, "metric_info"):
                 hits, lengths = metric.used_info(struct)
                 per_user = np.asarray(_metric_info(metric, hits, lengths), dtype=np.float64)
                 for k in topk:
-                    found[f"{name}@{k}"] = per_user[order, k - 1]
-        return users[order], found
+                    found[f"{name}@{k}"] = np.bincount(index, per_user[:, k - 1]) / lists
+        return lists_of, found
     rows = struct.get("data.user").numpy()
     ids, index = np.unique(rows, return_inverse=True)
     counts = np.bincount(index)
