@@ -232,6 +232,12 @@ def sizes_by_sender(message: Message, senders: Sequence[int]) -> list[int]:
     return [without_sender + len(msgpack.packb(sender)) for sender in senders]
 
 
+def check_kind(message: Message, schema: Schema | None) -> None:
+    """Raise :class:`MessageError` for a message of another kind than was asked for."""
+    if schema is not None and message.kind != schema.kind:
+        raise MessageError("kind", f"'{_shortened(message.kind)}' came where '{schema.kind}' was due")
+
+
 def decoded(message: Message, codecs: CodecStack, schema: Schema | None = None) -> Message:
     """A message as it was before its sender encoded it.
 
@@ -243,8 +249,7 @@ def decoded(message: Message, codecs: CodecStack, schema: Schema | None = None) 
     Raises:
         MessageError: the arrays are not what these codecs make, or not what was asked for.
     """
-    if schema is not None and message.kind != schema.kind:
-        raise MessageError("kind", f"'{_shortened(message.kind)}' came where '{schema.kind}' was due")
+    check_kind(message, schema)
     if codecs.codecs:
         sizes = None if schema is None else {name: math.prod(spec.shape) for name, spec in schema.arrays.items()}
         try:

@@ -250,14 +250,11 @@ def received_through(stages: Sequence[Stage], message: Message, schema: Schema |
     Raises:
         MessageError: it is not what they make of a message of this schema.
     """
-    if not stages:
-        check_arrays(message.arrays, schema)
-        return message
     schemas = [schema]
     for stage in stages[:-1]:
         known = schemas[-1]
         schemas.append(stage.schema_behind(known) if known is not None else None)
-    for stage, expected in zip(reversed(stages), reversed(schemas), strict=True):
+    for stage, expected in zip(reversed(stages), reversed(schemas[: len(stages)]), strict=True):
         message = stage.decode(message, expected)
     if len(stages) != 1 or not isinstance(stages[0], Encoding):  # which has looked at them
         check_arrays(message.arrays, schema)

@@ -25,6 +25,7 @@ from recbole_fedkd.federated.message import (
     Message,
     MessageError,
     Schema,
+    check_kind,
     decoded,
 )
 from recbole_fedkd.federated.stage import Updates, difference, numbered, received_through, stages_of, updated
@@ -251,8 +252,7 @@ class ServerLink:
             raise MessageError("sender", f"it says that it is {_name(message.sender)}")
         if message.round != round_index:
             raise MessageError("round", f"its message is of round {message.round + 1}")
-        if self.schema is not None and message.kind != self.schema.kind:
-            raise MessageError("kind", f"'{message.kind[:40]}' came where '{self.schema.kind}' was due")
+        check_kind(message, self.schema)
         updates = [Updates(self.broadcast.replica)] if self.broadcast is not None else []
         return received_through([*updates, *self.stages], message, self.schema)
 
