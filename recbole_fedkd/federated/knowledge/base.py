@@ -156,3 +156,19 @@ class Knowledge(ABC):
 
 KNOWLEDGE: Registry[type[Knowledge]] = Registry("knowledge", "knowledge")
 register_knowledge = KNOWLEDGE.register
+
+
+class StagedSums(Knowledge):
+    """Sums over clients in stages, a round each (``settings.stages``); the network is not asked."""
+
+    needs_each = None
+    of_network = False
+
+    @property
+    def exchange_rounds(self) -> int:  # type: ignore[override]
+        """One per stage."""
+        return len(self.settings.stages)
+
+    def collect(self, step: Step) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from recbole_fedkd.distillation.exchange import FactorSettings
 from recbole_fedkd.federated.aggregate import Fold, Sums
-from recbole_fedkd.federated.knowledge.base import Arrays, Knowledge, Tensors, register_knowledge
+from recbole_fedkd.federated.knowledge.base import Arrays, StagedSums, Tensors, register_knowledge
 from recbole_fedkd.federated.message import ArraySpec
 from recbole_fedkd.federated.sum_tasks import FactorTask
 from recbole_fedkd.federated.task import Step, Task
 
 
 @register_knowledge
-class FactorKnowledge(Knowledge):
+class FactorKnowledge(StagedSums):
     """Sums per item from which everybody computes the same item vectors, stage by stage (``distillation/exchange.py``).
 
     Up: in each round of the exchange the next stage's sums. Down: the totals of the stages that the client does not have. When
@@ -26,18 +26,7 @@ class FactorKnowledge(Knowledge):
 
     name = "factors"
     settings_type = FactorSettings
-    needs_each = None
-    of_network = False
     accumulates = True
-
-    @property
-    def exchange_rounds(self) -> int:  # type: ignore[override]
-        """One per stage."""
-        return len(self.settings.stages)
-
-    def collect(self, step: Step) -> dict[str, Tensor]:
-        """Nothing: the network is not asked."""
-        return {}
 
     def learns(self, received: Tensors) -> bool:
         """Once the exchange is over."""

@@ -10,14 +10,14 @@ from torch import Tensor
 from recbole_fedkd.distillation import gram
 from recbole_fedkd.distillation.gram import GramSettings
 from recbole_fedkd.federated.aggregate import Fold, Sums
-from recbole_fedkd.federated.knowledge.base import Arrays, Knowledge, Tensors, register_knowledge
+from recbole_fedkd.federated.knowledge.base import Arrays, StagedSums, Tensors, register_knowledge
 from recbole_fedkd.federated.message import ArraySpec
 from recbole_fedkd.federated.sum_tasks import SumTask
 from recbole_fedkd.federated.task import Step, Task
 
 
 @register_knowledge
-class GramKnowledge(Knowledge):
+class GramKnowledge(StagedSums):
     """A block-Krylov range finder over the interactions of all clients (``distillation/gram.py``); ``strategy: sums``.
 
     Up: in each pass the product of the client's part of the Gram matrix with the directions, and once how many interactions
@@ -27,18 +27,7 @@ class GramKnowledge(Knowledge):
 
     name = "gram"
     settings_type = GramSettings
-    needs_each = None
-    of_network = False
     keeps = False
-
-    @property
-    def exchange_rounds(self) -> int:  # type: ignore[override]
-        """One per pass."""
-        return len(self.settings.stages)
-
-    def collect(self, step: Step) -> dict[str, Tensor]:
-        """Nothing: the network is not asked."""
-        return {}
 
     def learns(self, received: Tensors) -> bool:
         """Never: scores follow from the sums."""
