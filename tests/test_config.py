@@ -14,6 +14,7 @@ from recbole_fedkd.command_line import main, parse_arguments
 from recbole_fedkd.config import PROPERTIES, FedKDConfig, Key, find_model, parse_value, read_keys
 from recbole_fedkd.config.keys import declared_keys
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.federated.strategy import STRATEGIES
 from recbole_fedkd.registry import declared_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +40,7 @@ def config(model="AttnFedKD", dataset="ml-100k", **keys) -> FedKDConfig:
         ({"temperature": 0}, "temperature is 0; it must be a number > 0"),
         (
             {"strategy": "afdd"},
-            "strategy is 'afdd'; it must be one of afd, fd, fedavg, fedgkd, fedkd, local, sums, central; did you mean 'afd'",
+            f"strategy is 'afdd'; it must be one of {', '.join(STRATEGIES)}, central; did you mean 'afd'",
         ),
         ({"backbone": "rnn"}, "backbone is 'rnn'; it must be one of cnn, mlp"),
         ({"engine": "fast"}, "engine is 'fast'"),
@@ -54,7 +55,7 @@ def config(model="AttnFedKD", dataset="ml-100k", **keys) -> FedKDConfig:
         ({"valid_metric": "NDCG@ten"}, "needs @k with a k of topk [10]"),
         ({"valid_metric": "LabelledNDCG"}, "needs @k with a k of topk [10]"),
         ({"valid_metric": "MAE@10"}, "has a k, which MAE does not take"),
-        ({"preset": None}, "strategy is not set; it must be one of afd, fd, fedavg, fedgkd, fedkd, local"),
+        ({"preset": None}, f"strategy is not set; it must be one of {', '.join(STRATEGIES)}"),
         ({"metrics": 5}, "metrics is 5; it must be a list of metric names"),
         ({"metrics": [5]}, "metric '5' is unknown"),
         ({"hidden_sizes": []}, "hidden_sizes is []; it must be a list of integers each in [1, 65536]"),

@@ -64,6 +64,7 @@ CASES = {
     "fedavg": {"preset": "fedavg"},
     "fedprox": {"preset": "fedavg", "proximal_weight": 0.5},
     "fedkd": {"preset": "fedkd", "teacher": {"embedding_size": 6, "history_length": 8}},
+    "fml": {"preset": "fml", "teacher": {"embedding_size": 6, "history_length": 8}},
 }
 
 

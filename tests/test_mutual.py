@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from recbole_fedkd.distillation.losses import matching_gap, mutual_loss
+from recbole_fedkd.distillation.losses import matching_gap, mutual_loss, weighted_mutual_loss
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.message import Message
 from recbole_fedkd.model.pair import TeacherAndStudent
@@ -154,6 +154,40 @@ def test_teacher_and_student_may_differ_in_every_key_of_the_network(prepared):
 def test_a_wrong_pair_is_told(run, keys, sentence):
     with pytest.raises(InputError, match=sentence):
         run(**{**FEDKD, **keys})
+
+
+# Mutual learning with fixed weights
+
+
+def test_mutual_learning_by_hand_and_the_peer_is_not_taught_by_it():
+    logits, peer = torch.tensor([[1.0, -1.0], [0.5, 2.0]]), torch.tensor([[0.0, 0.3], [1.0, -2.0]], requires_grad=True)
+    p, q = logits.softmax(-1).numpy(), peer.detach().softmax(-1).numpy()
+    label_loss, divergence = -np.log(p[[0, 1], [0, 1]]).mean(), (q * np.log(q / p)).sum(1).mean()
+    logits.requires_grad_()
+    loss = weighted_mutual_loss(logits, peer, torch.tensor([0, 1]), 0.3)
+    assert float(loss) == pytest.approx(0.3 * label_loss + 0.7 * divergence, rel=1e-5)
+    loss.backward()
+    assert peer.grad is None and logits.grad is not None
+
+
+FML = {**FEDKD, "strategy": "fml"}
+
+
+def test_a_network_that_listens_to_labels_alone_is_averaged_as_if_it_had_no_peer(run):
+    keys = {"epochs": 2, "dropout_prob": 0.0, "learner": "adam", "learning_rate": 0.03}
+    alone = run(**{**keys, "strategy": "fedavg"})
+    deaf = run(**keys, **FML, student_label_weight=1.0)
+    assert deaf["test_result"] == alone["test_result"]
+    heard = run(**keys, **FML, student_label_weight=0.5)
+    assert heard["test_result"] != alone["test_result"]
+    assert heard["communication"] == run(**keys, **FEDKD)["communication"]
+
+
+def test_a_network_that_stays_hears_its_peer_as_far_as_its_weight_says(run):
+    keys = {"epochs": 2, "dropout_prob": 0.0, "learner": "adam", "learning_rate": 0.03, "serve": "teacher", **FML}
+    deaf = [run(**keys, teacher_label_weight=1.0, student_label_weight=weight) for weight in (1.0, 0.2)]
+    heard = run(**keys, teacher_label_weight=0.2, student_label_weight=0.2)
+    assert deaf[0]["test_result"] == deaf[1]["test_result"] != heard["test_result"]
 
 
 # Students of several sizes

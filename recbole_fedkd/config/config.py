@@ -32,6 +32,7 @@ from recbole_fedkd.config.shapes import check_fields
 from recbole_fedkd.config.synonyms import called_here
 from recbole_fedkd.config.transforms import check_transform
 from recbole_fedkd.config.values import ConfigLoader, merged_layers, plain
+from recbole_fedkd.distillation.losses import MutualWeights
 from recbole_fedkd.errors import InputError, shown
 from recbole_fedkd.federated.knowledge import KNOWLEDGE
 from recbole_fedkd.federated.strategy import STRATEGIES
@@ -59,6 +60,7 @@ class FedKDConfig(JudgedConfig):
         attentive: whether the model is one of this package.
         federated: whether users live on clients.
         trains_teacher: whether clients keep a teacher beside the student.
+        learns_mutually: whether the two teach each other by weights that are keys.
         learns_factors: whether clients exchange item factors and train heads on them.
         reads_history: whether the model gets the user's training history as columns of every row.
         reads_features: whether the model is one of this package that embeds features of users, items and rows.
@@ -72,6 +74,7 @@ class FedKDConfig(JudgedConfig):
     reads_history: bool
     reads_features: bool
     trains_teacher: bool
+    learns_mutually: bool
     learns_factors: bool
     fingerprint: Any = None
     keeps_logs: bool = False
@@ -255,6 +258,7 @@ class FedKDConfig(JudgedConfig):
                 "out of training; set a strategy, or leave it unset"
             )
         self.trains_teacher = self.federated and STRATEGIES[strategy].trains_teacher
+        self.learns_mutually = self.trains_teacher and issubclass(STRATEGIES.settings[strategy], MutualWeights)
         self.learns_factors = self._learns_factors(population, strategy)
         unread = keys_with("central") if self.federated else keys_with("federation") - self._known.of_model
         unread = unread - getattr(model_class, "reads", frozenset())

@@ -4,16 +4,20 @@ The published AFD pairs ``CE(S, p)`` with ``KL(S || p)``, whose gradients are th
 reversed, so the two terms differ: the first pulls the student over the teacher's whole support, the second penalises
 mass where the teacher has none. FD (Jeong et al. 2018) is ``alpha = lambda = 0``.
 
-Networks that teach each other: adaptive mutual distillation (FedKD: Wu et al., Nature Communications 13:2032, 2022).
+Networks that teach each other: adaptive mutual distillation (FedKD: Wu et al., Nature Communications 13:2032, 2022), and
+mutual learning with fixed weights (FML: Shen et al., arXiv:2006.16765, 2020).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from recbole_fedkd.registry import setting
 
 
 def teacher_cross_entropy(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -101,12 +105,50 @@ def mutual_loss(
     peer = peer_logits.detach()
     own_loss = label_cross_entropy(logits, labels, weights)
     confidence = (own_loss + label_cross_entropy(peer, labels, weights)).detach()
-    taught, target = logits.log_softmax(-1), peer.log_softmax(-1)
+    return own_loss + (peer_divergence(logits, peer, weights) + gap) / confidence
+
+
+def peer_divergence(logits: Tensor, peer_logits: Tensor, weights: Tensor | None) -> Tensor:
+    """``KL(p_peer || p)`` of a batch: ``[batch, T]`` twice to a scalar; the peer teaches and is not taught by it."""
+    taught, target = logits.log_softmax(-1), peer_logits.detach().log_softmax(-1)
     if weights is None:
-        divergence = functional.kl_div(taught, target, reduction="batchmean", log_target=True)
-    else:
-        divergence = sample_mean((target.exp() * (target - taught)).sum(-1), weights)
-    return own_loss + (divergence + gap) / confidence
+        return functional.kl_div(taught, target, reduction="batchmean", log_target=True)
+    return sample_mean((target.exp() * (target - taught)).sum(-1), weights)
+
+
+@dataclass(frozen=True)
+class MutualWeights:
+    """The keys of :func:`weighted_mutual_loss`, one for each side."""
+
+    student_label_weight: float = setting(
+        0.5,
+        "in [0, 1]",
+        "Strategy fml: what labels count for in the loss of the network that travels; the rest is its peer's.",
+    )
+    teacher_label_weight: float = setting(
+        0.5,
+        "in [0, 1]",
+        "Strategy fml: what labels count for in the loss of the network that stays; the rest is its peer's.",
+    )
+
+
+def weighted_mutual_loss(
+    logits: Tensor, peer_logits: Tensor, labels: Tensor, label_weight: float, weights: Tensor | None = None
+) -> Tensor:
+    """One side of mutual learning: ``w CE + (1 - w) KL(p_peer || p)`` (FML, eq. 4 and 5; Zhang et al., CVPR 2018).
+
+    Args:
+        logits: ``[batch, T]``.
+        peer_logits: ``[batch, T]`` of the other network, which is not taught by this loss.
+        labels: label indices ``[batch]``.
+        label_weight: ``w``; FML's alpha for the network that stays, beta for the one that travels.
+        weights: as of :func:`sample_mean`.
+
+    Returns:
+        Scalar mean over the batch.
+    """
+    own_loss = label_cross_entropy(logits, labels, weights)
+    return label_weight * own_loss + (1 - label_weight) * peer_divergence(logits, peer_logits, weights)
 
 
 def matching_gap(

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from recbole_fedkd.distillation.losses import matching_gap, mutual_loss
+from recbole_fedkd.distillation.losses import MutualWeights, matching_gap, mutual_loss, weighted_mutual_loss
 from recbole_fedkd.model.network import NO_CONTEXT, AttentiveNetwork, Context
 from recbole_fedkd.model.shared import Rows
 
@@ -27,12 +27,16 @@ class TeacherAndStudent(nn.Module):
         student: what travels, but for its user rows.
         teacher: stays; any width, depth, heads and backbone.
         serve: ``student``, ``teacher``, or ``both``: the mean of their label distributions.
+        fixed: weights of mutual learning (FML); None: they teach each other by adaptive mutual distillation (FedKD).
     """
 
-    def __init__(self, student: AttentiveNetwork, teacher: AttentiveNetwork, serve: str) -> None:
+    def __init__(
+        self, student: AttentiveNetwork, teacher: AttentiveNetwork, serve: str, fixed: MutualWeights | None = None
+    ) -> None:
         super().__init__()
-        self.student, self.teacher, self.serve = student, teacher, serve
-        self.projection = nn.Linear(student.backbone.hidden_width, teacher.backbone.hidden_width, bias=False)
+        self.student, self.teacher, self.serve, self.fixed = student, teacher, serve, fixed
+        if fixed is None:
+            self.projection = nn.Linear(student.backbone.hidden_width, teacher.backbone.hidden_width, bias=False)
 
     @property
     def private_rows(self) -> dict[str, Rows]:
@@ -84,12 +88,17 @@ class TeacherAndStudent(nn.Module):
         """
         student, teacher = self.student.observe(users, items, context), self.teacher.observe(users, items, context)
         of_student, of_teacher = student.logits.flatten(0, 1), teacher.logits.flatten(0, 1)
+        served = self._served(of_student, of_teacher)
+        if self.fixed is not None:
+            of_labels = self.fixed.student_label_weight, self.fixed.teacher_label_weight
+            student_loss = weighted_mutual_loss(of_student, of_teacher, labels, of_labels[0], weights)
+            return student_loss, weighted_mutual_loss(of_teacher, of_student, labels, of_labels[1], weights), served
         projected = self.projection(student.hidden)
         student_gap = matching_gap(projected, teacher.hidden, student.attention, teacher.attention, weights)
         teacher_gap = matching_gap(teacher.hidden, projected, teacher.attention, student.attention, weights)
         student_loss = mutual_loss(of_student, of_teacher, labels, student_gap, weights)
         teacher_loss = mutual_loss(of_teacher, of_student, labels, teacher_gap, weights)
-        return student_loss, teacher_loss, self._served(of_student, of_teacher)
+        return student_loss, teacher_loss, served
 
     def touched_squared_norm(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """``R(w)`` of both."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.distillation.exchange import FactorSettings
+from recbole_fedkd.distillation.losses import MutualWeights
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.model.catalogue import rank_items
 from recbole_fedkd.model.factor_head import FactorHead
@@ -129,12 +130,12 @@ class _HeadBuilder:
 class _PairBuilder:
     """Builds the student and the teacher of a client; arguments as of ``TeacherAndStudent``, builders in place of networks."""
 
-    def __init__(self, student: _Builder, teacher: _Builder, serve: str) -> None:
-        self.student, self.teacher, self.serve = student, teacher, serve
+    def __init__(self, student: _Builder, teacher: _Builder, serve: str, fixed: MutualWeights | None) -> None:
+        self.student, self.teacher, self.serve, self.fixed = student, teacher, serve, fixed
 
     def build(self, rows: ClientRows) -> TeacherAndStudent:
         """Both networks of a client's users."""
-        return TeacherAndStudent(self.student.build(rows), self.teacher.build(rows), self.serve)
+        return TeacherAndStudent(self.student.build(rows), self.teacher.build(rows), self.serve, self.fixed)
 
 
 def network_builders(config: Any, schema: DataSchema) -> Sequence[NetworkBuilder]:
@@ -147,7 +148,8 @@ def network_builders(config: Any, schema: DataSchema) -> Sequence[NetworkBuilder
     if not config.trains_teacher:
         return students
     teacher = _Builder(config, schema, config["teacher"])
-    return [_PairBuilder(student, teacher, config["serve"]) for student in students]
+    fixed = read_settings(MutualWeights, config) if config.learns_mutually else None
+    return [_PairBuilder(student, teacher, config["serve"], fixed) for student in students]
 
 
 def whole_networks(config: Any, schema: DataSchema, rows: ClientRows) -> list[nn.Module]:

@@ -5,6 +5,7 @@ from recbole_fedkd.federated.strategy.federated_averaging import (
     FederatedAveraging,
     GlobalDistillation,
     MutualDistillation,
+    MutualLearning,
 )
 from recbole_fedkd.federated.strategy.knowledge_exchange import AttentiveFederatedDistillation, FederatedDistillation
 from recbole_fedkd.federated.strategy.local_training import LocalTraining
@@ -20,6 +21,7 @@ for _strategy in (
     FederatedAveraging,
     GlobalDistillation,
     MutualDistillation,
+    MutualLearning,
     LocalTraining,
     SumExchange,
 ):

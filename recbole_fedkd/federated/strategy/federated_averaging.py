@@ -1,4 +1,4 @@
-"""``fedavg``, ``fedgkd`` and ``fedkd``: clients send their networks, the server averages them.
+"""``fedavg``, ``fedgkd``, ``fedkd`` and ``fml``: clients send their networks, the server averages them.
 
 FedAvg: McMahan et al., AISTATS 2017. FedProx: Li et al., MLSys 2020.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_fedkd.distillation.losses import joint_loss
+from recbole_fedkd.distillation.losses import MutualWeights, joint_loss
 from recbole_fedkd.federated.aggregate import Fold, MeanOfChangedRows, WeightedMean
 from recbole_fedkd.federated.message import SERVER, ArraySpec, Message, Schema
 from recbole_fedkd.federated.strategy.base import LocalResult, ServerState, Strategy
@@ -179,6 +179,23 @@ class MutualDistillation(FederatedAveraging):
     """
 
     name = "fedkd"
+    trains_teacher = True
+
+
+@dataclass(frozen=True)
+class MutualLearningSettings(MutualWeights, AveragingSettings):
+    """The keys of :class:`MutualLearning`."""
+
+
+class MutualLearning(FederatedAveraging):
+    """``fml``: a small network (the "meme") is averaged, the client's own stays, and the two learn from each other.
+
+    ``L_own = alpha CE + (1 - alpha) KL(p_meme || p_own)``, ``L_meme = beta CE + (1 - beta) KL(p_own || p_meme)``. FML: Shen et
+    al., arXiv:2006.16765, 2020, eq. 4 and 5. alpha is ``teacher_label_weight``, beta ``student_label_weight``.
+    """
+
+    name = "fml"
+    settings_type = MutualLearningSettings
     trains_teacher = True
 
 
