@@ -41,6 +41,7 @@ from recbole_fedkd.engine import CompactPopulation
 from recbole_fedkd.errors import InputError, TrainingError, listed
 from recbole_fedkd.evaluation import EvaluationData, evaluation_data, with_candidates
 from recbole_fedkd.federation import build_population, federated_class, save_federation
+from recbole_fedkd.federation.members import held_out_users, others, poison, wrong_users
 from recbole_fedkd.files import writable_file, writable_folder, write_json
 from recbole_fedkd.limits import check_clients_per_round, check_limits, memory_watched, processor_settings
 from recbole_fedkd.logs import board_errors_raised, check_folders, run_log
@@ -369,8 +370,8 @@ def _prepare_data(config: FedKDConfig) -> _Data:
     check_limits(config, train_dataset)
     check_data(config, train_dataset)
     client_of_user = _client_of_user(config, train_dataset) if config.federated else None
-    apart = _held_out_users(config, client_of_user)
-    judged = None if apart is None else ~apart
+    apart, wrong = held_out_users(config, client_of_user), wrong_users(config, client_of_user)
+    judged = others(apart, wrong)
     with samples_made(config, dataset):
         evaluations = (
             evaluation_data(config, dataset, loaders, "valid", features.context, judged),
@@ -379,15 +380,8 @@ def _prepare_data(config: FedKDConfig) -> _Data:
         strangers = None
         if apart is not None:
             strangers = evaluation_data(config, dataset, loaders, "test", features.context, apart)
+    poison(config, train_dataset, wrong)
     return _Data(dataset, loaders, evaluations, client_of_user, strangers)
-
-
-def _held_out_users(config: FedKDConfig, client_of_user: torch.Tensor | None) -> torch.Tensor | None:
-    """Whose client is held out, bool ``[users]``; None where none is."""
-    if client_of_user is None or not config["holdout_clients"]:
-        return None
-    held_out = held_out_clients(int(client_of_user.max()) + 1, config["holdout_clients"], config["seed"])
-    return torch.isin(client_of_user, torch.from_numpy(held_out))
 
 
 @recbole_warnings_silenced()

@@ -37,6 +37,7 @@ from recbole_fedkd.errors import InputError, shown
 from recbole_fedkd.federated.knowledge import KNOWLEDGE
 from recbole_fedkd.federated.strategy import STRATEGIES
 from recbole_fedkd.model import MFEM, MODELS, AttnFedKD, Bias, FactorizationRecommender, GramRecommender, corrected
+from recbole_fedkd.privacy.attack import check_attack
 from recbole_fedkd.privacy.settings import check_privacy
 from recbole_fedkd.registry import declared_settings, settings_of
 
@@ -101,6 +102,7 @@ class FedKDConfig(JudgedConfig):
         check_fields(self)
         check_transform(self)
         check_privacy(self)
+        check_attack(self)
 
     @classmethod
     def read_given(

@@ -25,8 +25,12 @@ from recbole_fedkd.config.keys import (
 from recbole_fedkd.config.shapes import check_shape
 from recbole_fedkd.config.synonyms import called_here
 from recbole_fedkd.errors import InputError, listed, nearest, shown
+from recbole_fedkd.privacy.attack import AttackSettings
 from recbole_fedkd.privacy.settings import PrivacySettings
 from recbole_fedkd.registry import settings_of
+
+_PARTS = {"privacy": PrivacySettings, "attack": AttackSettings}
+"""Keys that are dicts whose parts a settings dataclass declares."""
 
 
 @lru_cache
@@ -163,8 +167,8 @@ class KnownKeys:
             if name == "learning_rates":
                 for pattern, rate in value.items():
                     Key(f"learning_rates.{pattern}", "0", (float, int), ">= 0", "").check(rate)
-            if name == "privacy" and value is not None:
-                values[name] = _read_parts(name, value, PrivacySettings)
+            if name in _PARTS and value is not None:
+                values[name] = _read_parts(name, value, _PARTS[name])
             if name == "teacher":
                 self._check_architecture(name, value)
             if name == "student_pool":

@@ -9,6 +9,7 @@ Item knowledge: sums and counts per item, so that the server needs their totals 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,11 +175,13 @@ class Median(Aggregation):
 
 
 @dataclass(frozen=True)
-class TrimmedMeanSettings:
-    """The key of :class:`TrimmedMean`."""
+class TrimSettings:
+    """The key of what leaves a share of the clients out."""
 
     trim_ratio: float = setting(
-        0.1, "in [0, 0.5)", "Share of the clients that aggregation trimmed_mean leaves out at each end."
+        0.1,
+        "in [0, 0.5)",
+        "Share of the clients that trimmed_mean leaves out at each end, and that krum and multi_krum take for wrong.",
     )
 
 
@@ -187,7 +190,7 @@ class TrimmedMean(Aggregation):
     """As :class:`Median`, with less left out."""
 
     name = "trimmed_mean"
-    settings_type = TrimmedMeanSettings
+    settings_type = TrimSettings
 
     def teachers(self, means: Tensor, counts: Tensor) -> Tensor:
         """Means of what lies between."""
@@ -198,7 +201,67 @@ class TrimmedMean(Aggregation):
         share = self.settings.trim_ratio
         if int(others * share):
             return None
-        return f"trim_ratio={share} of {others} other client(s) is less than one: aggregation=trimmed_mean leaves nobody out"
+        return f"trim_ratio={share} of {others} other client(s) is less than one: aggregation={self.name} leaves nobody out"
+
+
+@register_aggregation
+class Krum(TrimmedMean):
+    """The one other client whose knowledge is nearest to that of the others (Blanchard et al., NIPS 2017)."""
+
+    name = "krum"
+
+    def teachers(self, means: Tensor, counts: Tensor) -> Tensor:
+        """Its means; of labels that it does not have, those of the next one that has them."""
+        return self._nearest(means, counts, lambda others: 1)
+
+    def _nearest(self, means: Tensor, counts: Tensor, kept: Callable[[int], int]) -> Tensor:
+        """Means over so many others of the lowest scores that have a label, given how many others there are."""
+        present = counts > 0
+        values = torch.where(present.unsqueeze(-1), means.double(), 0.0)
+        distances = _distances(values, present)
+        teachers = torch.zeros_like(values)
+        for client in range(len(means)):
+            others = torch.tensor([other for other in range(len(means)) if other != client], dtype=torch.long)
+            scores = krum_scores(distances[others][:, others], int(len(others) * self.settings.trim_ratio))
+            order = others[scores.argsort(stable=True)]
+            have = present[order]
+            heard = have & (have.long().cumsum(0) <= kept(len(others)))
+            sums = (values[order] * heard.unsqueeze(-1)).sum(0)
+            teachers[client] = sums / heard.sum(0).clamp(min=1).unsqueeze(-1)
+        return teachers
+
+
+@register_aggregation
+class MultiKrum(Krum):
+    """As :class:`Krum`, of all others but as many as may be wrong."""
+
+    name = "multi_krum"
+
+    def teachers(self, means: Tensor, counts: Tensor) -> Tensor:
+        """Their means."""
+        return self._nearest(means, counts, lambda others: others - int(others * self.settings.trim_ratio))
+
+
+def krum_scores(distances: Tensor, wrong: int) -> Tensor:
+    """Sum of the squared distances of each of ``n`` clients to its ``n - wrong - 2`` nearest, at least one; ``[n]``.
+
+    Args:
+        distances: squared, ``[n, n]``.
+        wrong: how many of them may be wrong.
+    """
+    count = len(distances)
+    itself = torch.eye(count, dtype=torch.bool, device=distances.device)
+    others = distances.masked_fill(itself, torch.inf).sort(1).values[:, : max(count - wrong - 2, 1)]
+    return torch.where(others.isinf(), 0.0, others).sum(1)
+
+
+def _distances(values: Tensor, present: Tensor) -> Tensor:
+    """Squared distances between clients' means ``[K, T, T]``, on average over the labels that both have ``[K, K]``."""
+    squares, have = values.square().sum(-1), present.double()
+    products = torch.einsum("kts,jts->kj", values, values)
+    both = have @ have.T
+    summed = squares @ have.T + have @ squares.T - 2 * products
+    return torch.where(both > 0, summed.clamp(min=0) / both.clamp(min=1), summed.max().clamp(min=1.0))
 
 
 _AT_A_TIME = 2**22

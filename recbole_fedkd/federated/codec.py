@@ -125,12 +125,12 @@ class WireCodecs:
     Attributes:
         up: codecs of what clients say.
         down: of what the server says.
-        stages: what a client's message passes, by name with its settings; the stage ``codecs`` is ``up``.
+        stages: what a client's message passes, by name or as a class, with its settings; the stage ``codecs`` is ``up``.
     """
 
     up: CodecStack = CodecStack()
     down: CodecStack = CodecStack()
-    stages: tuple[tuple[str, Any], ...] = (("codecs", None),)
+    stages: tuple[tuple[Any, Any], ...] = (("codecs", None),)
 
     @staticmethod
     def of(config: Any) -> WireCodecs:

@@ -264,6 +264,8 @@ def received_through(stages: Sequence[Stage], message: Message, schema: Schema |
 def stages_of(codecs: WireCodecs, feedback: bool = False) -> list[Stage]:
     """One end's stages of a client's messages, from the client to the wire."""
     return [
-        Encoding(codecs.up, feedback) if name == Encoding.name else STAGES[name](settings)
-        for name, settings in codecs.stages
+        Encoding(codecs.up, feedback)
+        if stage == Encoding.name
+        else (STAGES[stage] if isinstance(stage, str) else stage)(settings)
+        for stage, settings in codecs.stages
     ]

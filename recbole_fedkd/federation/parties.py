@@ -26,7 +26,7 @@ from recbole_fedkd.federated.client import Client, ClientSettings, streams_kept
 from recbole_fedkd.federated.codec import WireCodecs
 from recbole_fedkd.federated.knowledge import Sizes
 from recbole_fedkd.federated.server import Server
-from recbole_fedkd.federated.stage import Clip, ClipSettings
+from recbole_fedkd.federated.stage import Clip, ClipSettings, Encoding
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy
 from recbole_fedkd.federated.sum_tasks import FactorTask, FloorTask, SumTask
 from recbole_fedkd.federated.task import (
@@ -56,6 +56,7 @@ from recbole_fedkd.model.population import (
     whole_networks,
 )
 from recbole_fedkd.model.shared import SharedState, check_patterns, stateful
+from recbole_fedkd.privacy.attack import attack_stages
 from recbole_fedkd.privacy.release import PrivateRelease, check_strategy
 from recbole_fedkd.privacy.settings import PrivacySettings
 
@@ -76,7 +77,7 @@ def build_server(config: Any, schema: DataSchema) -> Server:
         networks = _seed_networks(config, schema)
     shared = [_shared(config, schema, network.to(config["device"])) for network in networks]
     check_private(config, networks, shared[0])
-    return server_of(config, build_strategy(config, schema, networks[0]), shared[0])
+    return server_of(config, build_strategy(config, schema, networks[0]), shared[0], schema.clients)
 
 
 def build_client(config: Any, schema: DataSchema, rows: ClientRows, number: int) -> Client:
@@ -112,7 +113,7 @@ def client_of(config: Any, schema: DataSchema, rows: ClientRows, number: int, ne
         build_strategy(config, schema, network),
         client_settings(config, schema.clients),
         config["device"],
-        wire_of(config),
+        wire_of(config, schema.clients),
     )
 
 
@@ -232,9 +233,13 @@ def build_strategy(config: Any, schema: DataSchema, network: nn.Module) -> Strat
             f"model '{config['model']}' learns nothing by gradient, so there is nothing for clients to train"
         )
     _check_distillable(config, config.attentive or click_loss(network) is not None)
-    if kind.shares_parameters and config["row_mean"] == "changed" and wire_of(config).changes_uploads:
+    if kind.shares_parameters and config["row_mean"] == "changed" and wire_of(config, schema.clients).changes_uploads:
         raise InputError(
             "row_mean=changed sees which rows a client left as they were, which codecs and stages blur; unset one of them"
+        )
+    if kind.shares_parameters and config["row_mean"] == "changed" and config["robust_mean"] is not None:
+        raise InputError(
+            f"row_mean=changed is a mean, and robust_mean={config['robust_mean']} takes its place; unset one of them"
         )
     labels = len(schema.label_values) if config.attentive else RecBoleTask.labels
     everybody = config["clients_per_round"] is None and config["min_clients"] is None
@@ -280,8 +285,8 @@ def client_settings(config: Any, clients: int) -> ClientSettings:
     )
 
 
-def server_of(config: Any, strategy: Strategy, shared: SharedState) -> Server:
-    """The server of a strategy, which starts with a network of the run's seed."""
+def server_of(config: Any, strategy: Strategy, shared: SharedState, clients: int) -> Server:
+    """The server of a strategy over so many clients, which starts with a network of the run's seed."""
     privacy = PrivacySettings.of(config)
     release = PrivateRelease(privacy, config["clients_per_round"]) if privacy is not None else None
     hides = None
@@ -289,18 +294,27 @@ def server_of(config: Any, strategy: Strategy, shared: SharedState) -> Server:
         from recbole_fedkd.privacy.secure_sum import SecureSum, check_secure  # needs an extra
 
         hides = partial(SecureSum, least=config["min_clients"] or 0)
-    server = Server(strategy, config["seed"], config["clients_per_round"], wire_of(config), release, hides)
+    server = Server(strategy, config["seed"], config["clients_per_round"], wire_of(config, clients), release, hides)
     server.start(shared)
     if hides is not None:
+        server.link.stages = [
+            stage for stage in server.link.stages if not isinstance(stage, Clip)
+        ]  # it sees none of them
         check_secure(config, strategy, server.state, [codec.name for codec in server.codecs.up.codecs])
     if release is not None:
         check_strategy(strategy, server.state, config["clients_per_round"] is not None)
     return server
 
 
-def wire_of(config: Any) -> WireCodecs:
-    """What both ends of the wire know; under ``privacy`` every message is clipped before anything else happens to it."""
+def wire_of(config: Any, clients: int) -> WireCodecs:
+    """What both ends of the wire know, in a federation of so many.
+
+    Under ``privacy`` every message is clipped before anything else happens to it; a wrong client changes its own behind
+    whatever bounds it.
+    """
     wire, privacy = WireCodecs.of(config), PrivacySettings.of(config)
-    if privacy is None or privacy.clip is None:
-        return wire
-    return replace(wire, stages=((Clip.name, ClipSettings(privacy.clip)), *wire.stages))
+    stages = wire.stages
+    if privacy is not None and privacy.clip is not None:
+        stages = ((Clip.name, ClipSettings(privacy.clip)), *stages)
+    behind = next((place for place, (name, _) in enumerate(stages) if name == Encoding.name), len(stages))
+    return replace(wire, stages=(*stages[:behind], *attack_stages(config, clients), *stages[behind:]))

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_fedkd.distillation.knowledge import TrimSettings
 from recbole_fedkd.distillation.losses import MutualWeights, joint_loss
-from recbole_fedkd.federated.aggregate import Fold, MeanOfChangedRows, WeightedMean
+from recbole_fedkd.federated.aggregate import EveryUpload, Fold, MeanOfChangedRows, WeightedMean
 from recbole_fedkd.federated.message import SERVER, ArraySpec, Message, Schema
+from recbole_fedkd.federated.robust import ROBUST_MEANS, RobustMean
 from recbole_fedkd.federated.strategy.base import LocalResult, ServerState, Strategy
 from recbole_fedkd.federated.strategy.knowledge_exchange import DistillationSettings
 from recbole_fedkd.federated.task import Step
@@ -26,7 +28,7 @@ PARAMETER, BUFFER = "p:", "b:"
 
 
 @dataclass(frozen=True)
-class AveragingSettings:
+class AveragingSettings(TrimSettings):
     """The keys of :class:`FederatedAveraging`."""
 
     client_weights: str = setting(
@@ -38,6 +40,12 @@ class AveragingSettings:
         "all",
         "one of all|changed",
         "A row (of items, say) is averaged over all clients of the round, or over those that changed it.",
+    )
+    robust_mean: str | None = setting(
+        None,
+        "one of <robust means>",
+        "What stands for the clients' networks in place of their mean, so that a few wrong ones move it little; not set: the "
+        "mean.",
     )
     serve_after: str = setting(
         "aggregation",
@@ -78,7 +86,19 @@ class FederatedAveraging(Strategy):
     @property
     def needs_each(self) -> str | None:
         """Rows that count where a client has changed them, which nothing but the client's own network tells."""
+        if self.settings.robust_mean is not None:
+            return f"robust_mean={self.settings.robust_mean}"
         return "row_mean=changed" if self.settings.row_mean == "changed" else None
+
+    @property
+    def _robust(self) -> RobustMean | None:
+        """What stands for the mean, where anything does."""
+        settings = self.settings
+        return ROBUST_MEANS[settings.robust_mean](settings.trim_ratio) if settings.robust_mean is not None else None
+
+    def without_effect(self, clients: int) -> str | None:
+        """As the robust mean says."""
+        return self._robust.without_effect(clients) if self._robust is not None else None
 
     def initial_state(self, shared: SharedState) -> ServerState:
         """The network that every client starts from."""
@@ -120,6 +140,8 @@ class FederatedAveraging(Strategy):
             weights: tuple[Callable[[Message], float], float] = (lambda upload: 1.0, float(len(samples)))
         else:
             weights = (lambda upload: float(upload.training.samples), float(sum(samples.values())))
+        if (robust := self._robust) is not None:
+            return EveryUpload(lambda uploads: robust.of(uploads, state, [weights[0](each) for each in uploads]))
         return WeightedMean(*weights) if self.settings.row_mean == "all" else MeanOfChangedRows(*weights, state)
 
     def possible(self, statistics: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
