@@ -8,7 +8,8 @@ from recbole_fedkd.distillation.knowledge import AGGREGATIONS, TrimSettings, kru
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.message import Message, Training
 from recbole_fedkd.federated.robust import ROBUST_MEANS, squared_distances
-from recbole_fedkd.privacy.attack import Attack, AttackOfClients, AttackSettings, poisoned
+from recbole_fedkd.privacy.attack import Attack, AttackOfClients, poisoned
+from recbole_fedkd.privacy.settings import AttackSettings
 
 FEDAVG = {"strategy": "fedavg", "client_num": 5, "epochs": 1, "saved": False}
 

@@ -37,8 +37,7 @@ from recbole_fedkd.errors import InputError, shown
 from recbole_fedkd.federated.knowledge import KNOWLEDGE
 from recbole_fedkd.federated.strategy import STRATEGIES
 from recbole_fedkd.model import MFEM, MODELS, AttnFedKD, Bias, FactorizationRecommender, GramRecommender, corrected
-from recbole_fedkd.privacy.attack import check_attack
-from recbole_fedkd.privacy.settings import check_privacy
+from recbole_fedkd.privacy.settings import check_attack, check_privacy
 from recbole_fedkd.registry import declared_settings, settings_of
 
 

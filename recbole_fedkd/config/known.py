@@ -25,8 +25,7 @@ from recbole_fedkd.config.keys import (
 from recbole_fedkd.config.shapes import check_shape
 from recbole_fedkd.config.synonyms import called_here
 from recbole_fedkd.errors import InputError, listed, nearest, shown
-from recbole_fedkd.privacy.attack import AttackSettings
-from recbole_fedkd.privacy.settings import PrivacySettings
+from recbole_fedkd.privacy.settings import AttackSettings, PrivacySettings
 from recbole_fedkd.registry import settings_of
 
 _PARTS = {"privacy": PrivacySettings, "attack": AttackSettings}

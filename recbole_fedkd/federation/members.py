@@ -9,7 +9,8 @@ from torch import Tensor
 
 from recbole_fedkd.data.partition import held_out_clients
 from recbole_fedkd.data.schema import label_values
-from recbole_fedkd.privacy.attack import AttackSettings, poisoned
+from recbole_fedkd.privacy.attack import poisoned
+from recbole_fedkd.privacy.settings import AttackSettings
 
 
 def held_out_users(config: Any, client_of_user: Tensor | None) -> Tensor | None:

@@ -15,47 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.message import Message, Schema
 from recbole_fedkd.federated.stage import Arrays, Stage
-from recbole_fedkd.registry import setting
+from recbole_fedkd.privacy.settings import OF_MESSAGES, AttackSettings
 
-_WHO, _WHAT, _HOW = 0xA77A, 0xA77B, 0xA77C
+_WHAT, _HOW = 0xA77B, 0xA77C
 """Part the seeds of an attack from all other seeds of a run."""
-
-_OF_ROWS, _OF_MESSAGES = ("label_flip", "item_promotion"), ("sign_flip", "scale", "noise")
-
-
-@dataclass(frozen=True)
-class AttackSettings:
-    """Parts of the key ``attack``."""
-
-    share: float = setting(
-        0.1, "in (0, 1)", "Share of the clients that are wrong, at least one, drawn by the run's seed."
-    )
-    kind: str = setting(
-        "label_flip",
-        "one of none|label_flip|item_promotion|sign_flip|scale|noise",
-        "What they do; none: nothing, which is what the others are compared with.",
-    )
-    strength: float = setting(
-        10.0,
-        "> 0",
-        "Kind scale: factor of what a client says, of a network of what changed of it; kind noise: its length, in that of the "
-        "message.",
-    )
-    items: int = setting(1, ">= 1", "Kind item_promotion: how many items, the rarest, get the highest label.")
-
-    @staticmethod
-    def of(config: Any) -> AttackSettings | None:
-        """The settings of a config, whose parts have been checked one by one; None without any."""
-        return AttackSettings(**config["attack"]) if config["attack"] is not None else None
-
-    def wrong(self, clients: int, seed: int) -> frozenset[int]:
-        """Numbers of the wrong clients among so many."""
-        generator = np.random.default_rng(np.random.SeedSequence([seed, _WHO]))
-        count = max(1, round(self.share * clients))
-        return frozenset(generator.choice(clients, count, replace=False).tolist())
 
 
 @dataclass(frozen=True)
@@ -110,7 +75,7 @@ class Attack(Stage):
 def attack_stages(config: Any, clients: int) -> tuple[tuple[type[Stage], AttackOfClients], ...]:
     """The stage of an attack on messages, where a config has one."""
     settings = AttackSettings.of(config)
-    if settings is None or settings.kind not in _OF_MESSAGES:
+    if settings is None or settings.kind not in OF_MESSAGES:
         return ()
     seed = config["seed"]
     return ((Attack, AttackOfClients(settings.kind, settings.strength, settings.wrong(clients, seed), seed)),)
@@ -166,17 +131,3 @@ def _others(user: Tensor, item: Tensor, wrong: Tensor, seed: int) -> Tensor:
         drawn = generator.permutation(free)[: len(places)]
         made[places[: len(drawn)]] = torch.from_numpy(drawn)
     return made
-
-
-def check_attack(config: Any) -> None:
-    """Raise :class:`InputError` for an attack where there is no client."""
-    settings = AttackSettings.of(config)
-    if settings is not None and config["strategy"] == "central":
-        raise InputError(
-            "attack makes clients wrong, and with strategy=central there are none; unset it, or use fedavg"
-        )
-    if settings is not None and settings.kind in _OF_MESSAGES and config["strategy"] == "local":
-        raise InputError(
-            f"attack.kind={settings.kind} changes what clients send, and with strategy=local they send nothing; use "
-            "label_flip or item_promotion, or a strategy that exchanges something"
-        )

@@ -1,4 +1,4 @@
-"""The config key ``privacy``: its parts, and what of a config goes with them."""
+"""The config keys ``privacy`` and ``attack``: their parts, and what of a config goes with them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from typing import Any
 
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.registry import setting
+
+OF_MESSAGES = ("sign_flip", "scale", "noise")
+"""Attacks on what clients say; the others are on what they learn from."""
+
+_WHO = 0xA77A
+"""Parts the choice of wrong clients from all other draws of a run."""
 
 
 @dataclass(frozen=True)
@@ -75,4 +81,52 @@ def _check_secure(config: Any) -> None:
         raise InputError(
             f"secure_aggregation runs in one process so far, and engine is {config['engine']}; use engine=local, which "
             "measures it"
+        )
+
+
+@dataclass(frozen=True)
+class AttackSettings:
+    """Parts of the key ``attack``."""
+
+    share: float = setting(
+        0.1, "in (0, 1)", "Share of the clients that are wrong, at least one, drawn by the run's seed."
+    )
+    kind: str = setting(
+        "label_flip",
+        "one of none|label_flip|item_promotion|sign_flip|scale|noise",
+        "What they do; none: nothing, which is what the others are compared with.",
+    )
+    strength: float = setting(
+        10.0,
+        "> 0",
+        "Kind scale: factor of what a client says, of a network of what changed of it; kind noise: its length, in that of the "
+        "message.",
+    )
+    items: int = setting(1, ">= 1", "Kind item_promotion: how many items, the rarest, get the highest label.")
+
+    @staticmethod
+    def of(config: Any) -> AttackSettings | None:
+        """The settings of a config, whose parts have been checked one by one; None without any."""
+        return AttackSettings(**config["attack"]) if config["attack"] is not None else None
+
+    def wrong(self, clients: int, seed: int) -> frozenset[int]:
+        """Numbers of the wrong clients among so many."""
+        import numpy as np  # a config is read without it
+
+        generator = np.random.default_rng(np.random.SeedSequence([seed, _WHO]))
+        count = max(1, round(self.share * clients))
+        return frozenset(generator.choice(clients, count, replace=False).tolist())
+
+
+def check_attack(config: Any) -> None:
+    """Raise :class:`InputError` for an attack where there is no client."""
+    settings = AttackSettings.of(config)
+    if settings is not None and config["strategy"] == "central":
+        raise InputError(
+            "attack makes clients wrong, and with strategy=central there are none; unset it, or use fedavg"
+        )
+    if settings is not None and settings.kind in OF_MESSAGES and config["strategy"] == "local":
+        raise InputError(
+            f"attack.kind={settings.kind} changes what clients send, and with strategy=local they send nothing; use "
+            "label_flip or item_promotion, or a strategy that exchanges something"
         )
