@@ -287,7 +287,7 @@ def test_every_user_lives_on_one_client_and_the_same_seed_deals_alike(name, seed
 
 # Kinds of knowledge
 
-SIZES = Sizes(clients=3, labels=3, items=8)
+SIZES = Sizes(clients=3, labels=3, items=8, hidden=4)
 
 
 def answers(knowledge, count=3):
@@ -309,7 +309,8 @@ def answers(knowledge, count=3):
 def step_of(generator, size=12):
     labels = torch.arange(size) % SIZES.labels
     items = torch.randint(1, SIZES.items, (size,), generator=generator)
-    return Step(torch.zeros(()), size, torch.randn(size, SIZES.labels, generator=generator), labels, items)
+    logits, hidden = (torch.randn(size, width, generator=generator) for width in (SIZES.labels, SIZES.hidden))
+    return Step(torch.zeros(()), size, logits, labels, items, hidden=hidden)
 
 
 def folded(knowledge, messages):

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from recbole_fedkd.distillation.losses import label_cross_entropy
 from recbole_fedkd.model.factorization import click_logits
-from recbole_fedkd.model.network import NO_CONTEXT, Context
+from recbole_fedkd.model.network import NO_CONTEXT, AttentiveNetwork, Context
 from recbole_fedkd.model.shared import SharedState
 from recbole_fedkd.model.student import one_target
 
@@ -33,6 +33,7 @@ class Step:
         items: item ids ``[size]``; None like the logits.
         weights: ``[size]``, 0 for rows that only fill a batch up; None: all are samples.
         teacher: logits ``[size, T]`` of a network that teaches this one; None without one.
+        hidden: last hidden layer ``[size, h]`` of a network that tells it; None like the logits.
     """
 
     loss: Tensor
@@ -42,17 +43,18 @@ class Step:
     items: Tensor | None = None
     weights: Tensor | None = None
     teacher: Tensor | None = None
+    hidden: Tensor | None = None
 
     def select(self, rows: Tensor) -> Step:
         """What it says of some samples; the loss stays that of all."""
-        parts = {name: getattr(self, name) for name in ("logits", "labels", "items", "weights", "teacher")}
+        parts = {name: getattr(self, name) for name in ("logits", "labels", "items", "weights", "teacher", "hidden")}
         chosen = {name: part[rows] for name, part in parts.items() if part is not None}
         return replace(self, size=len(torch.arange(self.size, device=rows.device)[rows]), **chosen)
 
     def detached(self) -> Step:
         """The same step outside of the autograd graph, in single precision."""
-        logits = self.logits.detach().float() if self.logits is not None else None
-        return replace(self, loss=self.loss.detach(), logits=logits)
+        logits, hidden = (part.detach().float() if part is not None else None for part in (self.logits, self.hidden))
+        return replace(self, loss=self.loss.detach(), logits=logits, hidden=hidden)
 
 
 class Task(ABC):
@@ -201,17 +203,21 @@ class AttentiveTask(Task):
             weights: ``[batch * targets]``, see :class:`Step`.
             context: of each target.
         """
-        loss, logits = cls.data_loss(network, users, items, labels, weights, context)
+        loss, logits, hidden = cls.data_loss(network, users, items, labels, weights, context)
         loss = loss + regulariser(network, users, items, context, reg_weight)
-        return Step(loss, len(labels), logits, labels, items.flatten(), weights)
+        return Step(loss, len(labels), logits, labels, items.flatten(), weights, hidden=hidden)
 
     @staticmethod
     def data_loss(
         network: nn.Module, users: Tensor, items: Tensor, labels: Tensor, weights: Tensor | None, context: Context
-    ) -> tuple[Tensor, Tensor]:
-        """``CE(y, p)`` and the logits ``[batch * targets, T]``; arguments as of :meth:`of_batch`."""
-        logits = network(users, items, context).flatten(0, 1)
-        return label_cross_entropy(logits, labels, weights), logits
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``CE(y, p)``, logits ``[batch * targets, T]`` and, where told, hidden states; arguments as of :meth:`of_batch`."""
+        if isinstance(network, AttentiveNetwork):
+            seen = network.observe(users, items, context)
+            logits, hidden = seen.logits.flatten(0, 1), seen.hidden
+        else:
+            logits, hidden = network(users, items, context).flatten(0, 1), None
+        return label_cross_entropy(logits, labels, weights), logits, hidden
 
     def _epoch_samples(self) -> Samples:
         """The samples, with freshly drawn negatives, each in the context of its positive, where the labels are implicit."""
@@ -234,11 +240,11 @@ class MutualTask(AttentiveTask):
     @staticmethod
     def data_loss(
         network: nn.Module, users: Tensor, items: Tensor, labels: Tensor, weights: Tensor | None, context: Context
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, None]:
         """The sum of both losses, each of which moves its own network, and the logits of what serves."""
         losses: Callable[..., tuple[Tensor, Tensor, Tensor]] = network.mutual_losses  # type: ignore[assignment]
         student_loss, teacher_loss, logits = losses(users, items, labels, weights, context)
-        return student_loss + teacher_loss, logits
+        return student_loss + teacher_loss, logits, None
 
 
 def regulariser(

@@ -24,7 +24,8 @@ from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.client import Client, ClientSettings, streams_kept
 from recbole_fedkd.federated.codec import WireCodecs
-from recbole_fedkd.federated.knowledge import Sizes
+from recbole_fedkd.federated.knowledge import KNOWLEDGE, Sizes
+from recbole_fedkd.federated.knowledge.prototype import hidden_width
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.stage import Clip, ClipSettings, Encoding
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy
@@ -243,7 +244,7 @@ def build_strategy(config: Any, schema: DataSchema, network: nn.Module) -> Strat
         )
     labels = len(schema.label_values) if config.attentive else RecBoleTask.labels
     everybody = config["clients_per_round"] is None and config["min_clients"] is None
-    return kind.of(config, Sizes(schema.clients, labels, schema.item_num, everybody))
+    return kind.of(config, Sizes(schema.clients, labels, schema.item_num, everybody, hidden_width(network)))
 
 
 def _check_distillable(config: Any, has_logits: bool) -> None:
@@ -254,6 +255,18 @@ def _check_distillable(config: Any, has_logits: bool) -> None:
             f"strategy '{config['strategy']}' distils the click probability of a model with a binary cross-entropy, "
             f"which model '{config['model']}' does not minimise; use fedavg or local"
         )
+    if KNOWLEDGE[config["knowledge"]].reads_hidden:
+        if not issubclass(config.model_class, AttnFedKD):
+            raise InputError(
+                f"knowledge={config['knowledge']} exchanges hidden states, which model '{config['model']}' does not tell; use "
+                "--model=AttnFedKD for it"
+            )
+        widths = {list(each.get("hidden_sizes", config["hidden_sizes"]))[-1] for each in config["student_pool"] or [{}]}
+        if len(widths) > 1:
+            raise InputError(
+                f"knowledge={config['knowledge']} compares hidden states, which student_pool makes of widths "
+                f"{', '.join(map(str, sorted(widths)))}; give every student's hidden_sizes the same last number"
+            )
     uses_prior = config["knowledge"] == "item" and config["knowledge_use"] != "distil"
     if uses_prior and not issubclass(config.model_class, AttnFedKD):
         raise InputError(

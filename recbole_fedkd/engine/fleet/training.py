@@ -205,22 +205,22 @@ class PackTraining:
             of_steps = []
             for step, batch in enumerate(epoch.batches(task.batch_size, training.sizes)):
                 counts = self._left(training.sizes, step)
-                of_step, logits = self._trained_on(training.first(len(counts)), batch, counts, streams)
+                of_step, logits, hidden = self._trained_on(training.first(len(counts)), batch, counts, streams)
                 of_steps.append(of_step)
                 if last:
                     losses[: len(counts)] += of_step.double() * batch.weights.sum(1)
                 if last and strategy.collects and not settings.clean_pass:
-                    self._collect(collected, batch, logits, len(numbers))
+                    self._collect(collected, batch, logits, hidden, len(numbers))
             self._check_trained(training, of_steps, numbers, round_index)
         if clean is not None:
             training.network.eval()
             with torch.no_grad():
                 for batch in clean.batches(task.batch_size, training.sizes):
-                    of_step, logits = self._step(training.first(len(batch.labels)), batch, [])
+                    of_step, logits, hidden = self._step(training.first(len(batch.labels)), batch, [])
                     if not heard.learns:
                         losses[: len(of_step)] += of_step.double() * batch.weights.sum(1)
                     if extracts:
-                        self._collect(collected, batch, logits, len(numbers))
+                        self._collect(collected, batch, logits, hidden, len(numbers))
         if collected and not (finite := finite_clients(collected.values())).all():
             raise _of_clients(numbers, ~finite, round_index, "sending", "its message is not finite")
         return Trained(training, numbers, losses, collected)
@@ -272,8 +272,8 @@ class PackTraining:
 
     def _trained_on(
         self, training: Training, batch: Epoch, counts: Sequence[int], streams: Streams
-    ) -> tuple[Tensor, Tensor]:
-        """One step of every packed client; losses ``[c]`` and logits ``[c, size, T]`` before it."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of every packed client; losses ``[c]``, logits ``[c, size, T]`` and hidden states before it."""
         masks = streams.masks(counts, batch.labels.shape[1], drawing(training.network))
         masks = [mask.to(self.device) for mask in masks]
         leaves = training.weights.tensors()
@@ -281,7 +281,7 @@ class PackTraining:
             teacher = self._taught(training, batch)
             for leaf in leaves:
                 leaf.requires_grad_()
-            losses, logits = self._step(training, batch, masks, teacher)
+            losses, logits, hidden = self._step(training, batch, masks, teacher)
         gradients = list(torch.autograd.grad(losses.sum(), leaves))
         for leaf in leaves:
             leaf.requires_grad_(False)
@@ -289,7 +289,7 @@ class PackTraining:
             clip_norms(gradients, self.settings.clip_grad_norm["max_norm"])
         memories = [memory.tensors() for memory in training.memory]
         self.optimizer.step(leaves, gradients, memories, training.counters, training.rates)
-        return losses.detach(), logits.detach().float()
+        return losses.detach(), logits.detach().float(), hidden.detach().float()
 
     @torch.no_grad()
     def _taught(self, training: Training, batch: Epoch) -> Tensor | None:
@@ -297,26 +297,28 @@ class PackTraining:
         if training.start is None:
             return None
         training.network.eval()
-        _, logits = self._step(replace(training, weights=training.start), batch, [])
+        _, logits, _ = self._step(replace(training, weights=training.start), batch, [])
         training.network.train()
         return logits
 
     def _step(
         self, training: Training, batch: Epoch, masks: Sequence[Tensor], teacher: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The strategy's loss of a batch ``[c]``, and its logits ``[c, size, T]``; without them ``[c, 0, 0]``."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The strategy's loss of a batch ``[c]``, its logits ``[c, size, T]`` and hidden states; without them ``[c, 0, 0]``."""
         strategy, heard, private = self.strategy, training.heard, self.private[0]
         clean = not torch.is_grad_enabled()
 
         def said(
             step: Step, parameters: Mapping[str, Tensor], own: Mapping[str, Tensor], items: Tensor, taught: list[Tensor]
-        ) -> tuple[Tensor, Tensor]:
+        ) -> tuple[Tensor, Tensor, Tensor]:
             step = replace(step, teacher=taught[0]) if taught else step
             received = Received({**heard.common, **own}, heard.tables, items)
             loss = step.loss if clean else strategy.loss(step, received, SharedTensors(parameters, private))
-            return loss, step.logits if step.logits is not None else loss.new_zeros(0, 0)
+            hidden = step.hidden if strategy.reads_hidden else None
+            nothing = loss.new_zeros(0, 0)
+            return loss, step.logits if step.logits is not None else nothing, hidden if hidden is not None else nothing
 
-        losses, logits = stepped(
+        losses, logits, hidden = stepped(
             self.task,
             (training.group, training.network, training.pack, training.weights, training.buffers),
             batch,
@@ -327,14 +329,17 @@ class PackTraining:
             training.pack.items,
             [teacher] if teacher is not None else [],
         )
-        assert isinstance(losses, Tensor) and isinstance(logits, Tensor)
-        return losses, logits
+        assert isinstance(losses, Tensor) and isinstance(logits, Tensor) and isinstance(hidden, Tensor)
+        return losses, logits, hidden
 
-    def _collect(self, collected: dict[str, Tensor], batch: Epoch, logits: Tensor, clients: int) -> None:
+    def _collect(
+        self, collected: dict[str, Tensor], batch: Epoch, logits: Tensor, hidden: Tensor, clients: int
+    ) -> None:
         """Add a batch to what packed clients know; it may hold the first of them alone."""
         real = batch.weights > 0
         slot = torch.nonzero(real)[:, 0]
         step = Step(logits.new_zeros(()), len(slot), logits[real], batch.labels[real], batch.items[real])
+        step = replace(step, hidden=hidden[real]) if hidden.numel() else step
         parts = self.strategy.knowledge.collect_of_many(step, slot, clients)
         for name, part in parts.items():
             collected[name] = collected[name] + part if name in collected else part

@@ -30,12 +30,14 @@ class Sizes:
         labels: number of labels ``T``.
         items: number of items ``I``, padding included.
         everybody: whether every client answers in every round.
+        hidden: width ``h`` of a network's last hidden layer; 0 where it tells none.
     """
 
     clients: int
     labels: int
     items: int
     everybody: bool = True
+    hidden: int = 0
 
 
 class Knowledge(ABC):
@@ -49,6 +51,7 @@ class Knowledge(ABC):
         name: value of the config key ``knowledge``.
         settings_type: dataclass of its keys.
         of_network: whether it is collected of what a trained network says, batch by batch.
+        reads_hidden: whether it needs the network's hidden states beside its logits.
         accumulates: whether a message adds to what the client has been told before.
         exchange_rounds: rounds before there is anything to train by.
         keeps: whether a client keeps what it is told; if not, its network has what it needs once that is taken in.
@@ -57,6 +60,7 @@ class Knowledge(ABC):
     name: str
     settings_type: type = NoSettings
     of_network = True
+    reads_hidden = False
     accumulates = False
     exchange_rounds = 0
     keeps = True
@@ -133,6 +137,10 @@ class Knowledge(ABC):
     @abstractmethod
     def teacher(self, received: Tensors, step: Step) -> tuple[Tensor | None, Tensor | None]:
         """Teacher's logits ``[batch, T]`` and mask ``[batch]`` of a batch; None without one."""
+
+    def penalty(self, received: Tensors, step: Step) -> Tensor | None:
+        """What is added to the loss of a batch beside the teacher's terms, a scalar; None: nothing."""
+        return None
 
     def understood(self, received: Tensors, own: Tensors, fresh: bool) -> dict[str, Tensor]:
         """What a client makes of a message: ``own`` is what it has sent so far, ``fresh`` whether in the round before."""

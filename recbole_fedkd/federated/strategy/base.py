@@ -168,6 +168,11 @@ class Strategy(ABC):
         return self.exchanges_knowledge and self.knowledge.of_network
 
     @property
+    def reads_hidden(self) -> bool:
+        """Whether what clients collect is of hidden states."""
+        return self.exchanges_knowledge and self.knowledge.reads_hidden
+
+    @property
     def accumulates(self) -> bool:
         """Whether a message adds to what a client has been told before."""
         return self.exchanges_knowledge and self.knowledge.accumulates

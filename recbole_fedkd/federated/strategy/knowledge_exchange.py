@@ -38,7 +38,7 @@ class ExchangeSettings(DistillationSettings):
         "label",
         "one of <knowledge>",
         "What is distilled; label: the mean logits per label, T x T numbers; item: sums and counts per item; factors: sums "
-        "per item from which everybody computes item vectors, and a head on them.",
+        "per item from which everybody computes item vectors, and a head on them; prototype: mean hidden states.",
     )
 
 
@@ -76,7 +76,7 @@ class AttentiveFederatedDistillation(Strategy):
         settings = self.settings
         assert step.logits is not None
         teacher, known = self.knowledge.teacher(received, step)
-        return joint_loss(
+        loss = joint_loss(
             step.loss,
             step.logits,
             teacher,
@@ -86,6 +86,8 @@ class AttentiveFederatedDistillation(Strategy):
             settings.temperature,
             step.weights,
         )
+        penalty = self.knowledge.penalty(received, step)
+        return loss if penalty is None else loss + penalty
 
     def upload(self, result: LocalResult, client: int, round_index: int) -> Message | None:
         """What the client knows."""
