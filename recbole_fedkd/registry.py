@@ -59,6 +59,20 @@ def setting(default: Any, rule: str, sentence: str, roles: str = "") -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
+DICTIONARIES: dict[str, type] = {}
+"""Config keys that take a dictionary, to the dataclass that declares its parts."""
+
+
+def dictionary(key: str) -> Callable[[type[T]], type[T]]:
+    """Decorator of a settings dataclass whose fields are the parts of a key that takes a dictionary."""
+
+    def declared(settings_type: type[T]) -> type[T]:
+        DICTIONARIES[key] = settings_type
+        return settings_type
+
+    return declared
+
+
 @dataclass(frozen=True)
 class NoSettings:
     """The settings of what has no key of its own."""

@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 
@@ -11,7 +12,7 @@ from recbole_fedkd.config.choices import _CHOICES, choices, shipped
 from recbole_fedkd.config.early import check_early
 from recbole_fedkd.config.known import KnownKeys
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.model.student import ARCHITECTURE_KEYS
+from recbole_fedkd.model.network import ArchitectureSettings
 from recbole_fedkd.registry import registries
 
 WRONG = [
@@ -77,7 +78,9 @@ def test_keys_of_a_network_are_those_that_its_file_lists():
     from recbole_fedkd.config.files import PROPERTIES
     from recbole_fedkd.config.keys import read_sections
 
-    assert set(read_sections(PROPERTIES / "model" / "AttnStudent.yaml")["Network"]) == set(ARCHITECTURE_KEYS)
+    assert set(read_sections(PROPERTIES / "model" / "AttnStudent.yaml")["Network"]) == {
+        each.name for each in fields(ArchitectureSettings)
+    }
 
 
 @pytest.mark.parametrize("model", [*shipped()["models"], "BPR", "DIN", "GRU4Rec"])

@@ -50,7 +50,19 @@ def test_a_pair_that_is_no_row_is_described_by_all_rows():
 @pytest.mark.parametrize("backbone", ["cnn", "mlp"])
 def test_a_network_starts_at_what_is_known(backbone):
     known, _, _ = noise_rows()
-    architecture = Architecture(3, 4, backbone, [6, 8], 0.0, True, 2, True, 0, False, SETTINGS)
+    architecture = Architecture(
+        labels=3,
+        embedding_size=4,
+        backbone=backbone,
+        hidden_sizes=[6, 8],
+        dropout_prob=0.0,
+        attention=True,
+        attention_heads=2,
+        use_user_id=True,
+        history_length=0,
+        item_prior=False,
+        factors=SETTINGS,
+    )
     tables = FeatureTable("user_id", USERS + 1, {}, {}), FeatureTable("item_id", ITEMS, {}, {})
     network = AttentiveNetwork(architecture, *tables, None, known=known).eval()
     users, items = torch.tensor([3, 7]), torch.tensor([[1, 2], [3, 4]])

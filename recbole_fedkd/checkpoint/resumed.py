@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
 from recbole_fedkd.checkpoint.reading import Checkpoint
 from recbole_fedkd.config import FedKDConfig
-from recbole_fedkd.config.keys import keys_with
+from recbole_fedkd.config.keys import described_keys, keys_with
 from recbole_fedkd.errors import InputError
 
 _FILE_NAME = re.compile(r"(^|_)(path|file|files|dir|folder)$")
-_NEEDED: dict[str, type | tuple[type, ...]] = {
-    "model": str, "dataset": str, "data_path": str, "judged_metrics": list, "train_neg_sample_args": dict,
-}  # fmt: skip
 
 
-def resumable_keys() -> frozenset[str]:
+def resumable_keys() -> Set[str]:
     """Keys that a resumed run may change: how long, where and how loud, not what is computed."""
     return keys_with("aside") | keys_with("resumable")
 
@@ -59,8 +56,8 @@ def resumed_config(
             to open that the user does not name.
     """
     saved = checkpoint.state["config"]
-    for key, kind in _NEEDED.items():
-        if not isinstance(saved.get(key), kind):
+    for key in keys_with("kept"):
+        if not isinstance(saved.get(key), described_keys()[key].types):
             raise InputError(f"checkpoint '{source}' cannot be used: its config has no usable '{key}'")
     given = FedKDConfig.read_given(config_file_list, config_dict, command_line)
     for key, asked_for in (("model", model), ("dataset", dataset)):

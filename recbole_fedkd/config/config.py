@@ -24,14 +24,14 @@ from recbole.utils import InputType, ModelType, get_trainer
 from recbole_fedkd.config.files import PROPERTIES, RECBOLE_PROPERTIES, files_of_model, preset_file
 from recbole_fedkd.config.given import convert_given, named, read_files, read_given, values_of_preset
 from recbole_fedkd.config.judging import JudgedConfig
-from recbole_fedkd.config.keys import keys_with, read_keys
+from recbole_fedkd.config.keys import keys_with, merged_layers, read_keys
 from recbole_fedkd.config.known import KnownKeys, keys_in_source
 from recbole_fedkd.config.models import find_model
 from recbole_fedkd.config.plugins import import_plugins, model_of
 from recbole_fedkd.config.shapes import check_fields
 from recbole_fedkd.config.synonyms import called_here
 from recbole_fedkd.config.transforms import check_transform
-from recbole_fedkd.config.values import ConfigLoader, merged_layers, plain
+from recbole_fedkd.config.values import ConfigLoader, plain
 from recbole_fedkd.distillation.losses import MutualWeights
 from recbole_fedkd.errors import InputError, shown
 from recbole_fedkd.federated.knowledge import KNOWLEDGE
@@ -186,8 +186,7 @@ class FedKDConfig(JudgedConfig):
         if own_dataset.is_file():
             self._update_internal_config_dict(own_dataset)
         elif not (RECBOLE_PROPERTIES / "dataset" / f"{dataset}.yaml").is_file():
-            names = ("USER_ID_FIELD", "ITEM_ID_FIELD", "RATING_FIELD", "TIME_FIELD")
-            usual = {"inter": [self._chosen(name) for name in names]}
+            usual = {"inter": [self._chosen(name) for name in keys_with("column")]}
             self.internal_config_dict["load_col"] = None if self.reads_features else usual
 
     def _set_rows(self, mode: str, model_class: type) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from recbole_fedkd.config.files import FILES_OF_EVERY_RUN, PROPERTIES, RECBOLE_PROPERTIES, files_of_model, preset_file
-from recbole_fedkd.config.values import merged_layers, read_yaml
+from recbole_fedkd.config.keys import merged_layers
+from recbole_fedkd.config.values import read_yaml
 
 # RecBole's models of these folders have a file of their kind.
 _FILE_OF_KIND = {"context_aware": "context-aware", "sequential": "sequential", "knowledge_aware": "knowledge_base"}

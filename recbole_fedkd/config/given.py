@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from recbole_fedkd.config.files import PROPERTIES, preset_file
-from recbole_fedkd.config.keys import read_keys, text_keys
-from recbole_fedkd.config.values import excess, merged_layers, native, parse_value, read_yaml
+from recbole_fedkd.config.keys import merged_layers, read_keys, text_keys
+from recbole_fedkd.config.values import excess, native, parse_value, read_yaml
 from recbole_fedkd.errors import InputError, shown
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from recbole_fedkd.config.choices import spelled_out
 from recbole_fedkd.config.files import DESCRIBED, FILES_OF_EVERY_RUN, PROPERTIES, RECBOLE_PROPERTIES
 from recbole_fedkd.config.values import excess, parse_value
-from recbole_fedkd.errors import InputError, nearest, shown
+from recbole_fedkd.errors import InputError, listed, nearest, shown
 from recbole_fedkd.registry import Setting, declared_settings
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -41,7 +41,15 @@ ROLES = {
     "opens": "A file to open or code to run, however it is called.",
     "in_dataset": "Part of the names of files in the dataset's folder.",
     "interval": "An interval of a count.",
+    "column_intervals": "Columns, each with an interval of its values.",
     "pickle": "A file that RecBole pickles.",
+    "first": "Read before all others, which depend on it.",
+    "row": "Names a row of an experiment that names none.",
+    "kept": "A run that goes on cannot do without it.",
+    "partial": "A dictionary of which a user may give a part; what is left out comes from the layer below.",
+    "network": "A dictionary of keys of an attentive network, or a list of such.",
+    "files": "A dictionary by atomic file, also by those of additional_feat_suffix.",
+    "column": "Names a column that has a meaning.",
     "fallback": "Holds where no file of RecBole defines the key.",
     "usual": "One of RecBole's keys that everybody needs.",
 }
@@ -71,9 +79,10 @@ class Key:
         rule: the constraint behind the type, such as ``>= 0``, ``in [0, 1)``, ``one of a|b`` or, for lists, ``each >= 1``
             (which also means: not empty; ``each, if any, one of a|b`` does not); may be empty.
         sentence: what the key is.
-        elements: allowed types of a list's elements; empty if any will do.
+        elements: allowed types of a list's elements, or of a dictionary's values; empty if any will do.
         roles: what else there is to know of it, see ``ROLES``.
         untyped: whether it takes anything, whatever another declaration says.
+        parts: keys that a dictionary may have; empty if any will do.
     """
 
     name: str
@@ -84,14 +93,15 @@ class Key:
     elements: tuple[type, ...] = ()
     roles: frozenset[str] = frozenset()
     untyped: bool = False
+    parts: tuple[str, ...] = ()
 
     def over(self, other: Key) -> Key:
         """Another declaration of the key, as far as this one says nothing."""
         if self.untyped:
             return replace(self, default=other.default, sentence=self.sentence)
         types, elements = (self.types, self.elements) if self.types else (other.types, other.elements)
-        sentence = other.sentence or self.sentence
-        return Key(self.name, other.default, types, self.rule or other.rule, sentence, elements, self.roles)
+        sentence, rule = other.sentence or self.sentence, self.rule or other.rule
+        return Key(self.name, other.default, types, rule, sentence, elements, self.roles, parts=self.parts)
 
     @staticmethod
     def of(setting: Setting) -> Key:
@@ -139,6 +149,12 @@ class Key:
         if problem:
             told = f"; it must be {self._allowed()}" if self.types else ""
             raise InputError(f"{self.name} is {shown(value)}, which {problem}{told}")
+        if isinstance(value, Mapping) and self.elements:
+            for part, inner in value.items():
+                Key(f"{self.name}.{part}", "0", self.elements, self.rule.removeprefix("each, if any, "), "").check(
+                    inner
+                )
+            return
         for element in value if isinstance(value, list | tuple) and self.elements else []:
             if not isinstance(element, self.elements) or isinstance(element, bool):
                 raise InputError(f"{self.name} is {shown(value)}; it must be {self._allowed()}")
@@ -146,6 +162,16 @@ class Key:
             raise InputError(
                 f"{self.name} is {shown(value)}; it must be {self._allowed()}{self._nearest_choice(value)}"
             )
+
+    def check_parts(self, value: Any, further: Iterable[str] = ()) -> None:
+        """Raise :class:`InputError` for a part of a dictionary that is none of its parts, nor one of ``further``."""
+        if not self.parts or not isinstance(value, Mapping):
+            return
+        known = (*self.parts, *further)
+        for part in value:
+            if part not in known:
+                hint = nearest(str(part), known) or f"; allowed are {listed(known)}"
+                raise InputError(f"key '{self.name}.{part}' is unknown{hint}")
 
     def _has_type(self, value: Any) -> bool:
         if isinstance(value, bool):
@@ -257,16 +283,19 @@ def _key_of_line(line: re.Match[str], own: bool) -> Key:
     kinds, _, rule = told.removesuffix(";").partition(", ")
     types: list[type] = []
     elements: tuple[type, ...] = ()
+    parts: tuple[str, ...] = ()
     for kind in re.split(r" or ", kinds):
         outer, _, inner = kind.strip().partition(" of ")
         types += _TYPES.get(outer, ())
         elements = _TYPES.get(inner, ()) if own else ()
+        parts = tuple(inner.split("|")) if own and "|" in inner else ()
     if types and default and not own:
         # Some of RecBole's comments contradict their own defaults.
         found = type(parse_value(default))
         types += [found] if found not in types and found is not type(None) else []
     rule = spelled_out(rule) or ("None" if "None" in kinds else "")
-    return Key(name, default, tuple(types), rule, sentence, elements, frozenset(roles.split()), kinds.strip() == "any")
+    roles_told, untyped = frozenset(roles.split()), kinds.strip() == "any"
+    return Key(name, default, tuple(types), rule, sentence, elements, roles_told, untyped, parts)
 
 
 @lru_cache
@@ -279,13 +308,31 @@ def described_keys() -> dict[str, Key]:
     return dict(_described())
 
 
-def keys_with(role: str) -> frozenset[str]:
-    """Names of the keys that have a role (see ``ROLES``), of every run, of RecBole and of what is registered."""
+def keys_with(role: str) -> Set[str]:
+    """Names of the keys that have a role (see ``ROLES``), of every run, of RecBole and of what is registered.
+
+    Alone, not joined with others, they come in the order in which they are declared.
+    """
     assert role in ROLES, role
     declared = {name: each.roles | {"federation"} for name, each in declared_settings().items()}
+    return {name: True for name, roles in [*_roles_in_files(), *declared.items()] if role in roles}.keys()
+
+
+@lru_cache
+def _roles_in_files() -> tuple[tuple[str, frozenset[str]], ...]:
     files = (DESCRIBED, PROPERTIES / "model" / "AttnStudent.yaml", PROPERTIES / "overall.yaml")
-    of_files = [(name, key.roles) for file in files for name, key in read_keys(file).items()]
-    return frozenset(name for name, roles in [*of_files, *declared.items()] if role in roles)
+    return tuple((name, key.roles) for file in files for name, key in read_keys(file).items())
+
+
+def merged_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Layers of config keys as one, later ones win; dictionaries of which a part may be given are merged part by part."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            lower = merged.get(key)
+            both = isinstance(value, Mapping) and isinstance(lower, Mapping) and key in keys_with("partial")
+            merged[key] = {**lower, **value} if both and lower else value
+    return merged
 
 
 def declared_keys() -> dict[str, Key]:
@@ -340,5 +387,5 @@ def check_size(name: str, value: Any) -> None:
 @lru_cache
 def text_keys() -> frozenset[str]:
     """Keys of every run that take nothing but texts."""
-    keys = [key for file in FILES_OF_EVERY_RUN for key in read_keys(file).values()]
-    return frozenset({"model", "dataset"} | {key.name for key in keys if key.types == (str,)})
+    keys = [*_described().values(), *(key for file in FILES_OF_EVERY_RUN for key in read_keys(file).values())]
+    return frozenset(key.name for key in keys if key.types == (str,))

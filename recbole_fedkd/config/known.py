@@ -25,11 +25,8 @@ from recbole_fedkd.config.keys import (
 from recbole_fedkd.config.shapes import check_shape
 from recbole_fedkd.config.synonyms import called_here
 from recbole_fedkd.errors import InputError, listed, nearest, shown
-from recbole_fedkd.privacy.settings import AttackSettings, PrivacySettings
-from recbole_fedkd.registry import settings_of
-
-_PARTS = {"privacy": PrivacySettings, "attack": AttackSettings}
-"""Keys that are dicts whose parts a settings dataclass declares."""
+from recbole_fedkd.privacy import settings as _settings  # noqa: F401  (declares a dictionary)
+from recbole_fedkd.registry import DICTIONARIES, settings_of
 
 
 @lru_cache
@@ -145,9 +142,9 @@ class KnownKeys:
             if name not in self.keys and name in elsewhere:
                 unread.append(name)
                 continue
-            if name in ("model", "dataset"):
-                continue
             roles = self.keys[name].roles
+            if "first" in roles:
+                continue  # read already, and of a model perhaps its class
             if "pickle" in roles and given:
                 raise InputError(
                     f"{name} is {shown(given)}: RecBole keeps datasets and loaders as pickles, which run code when they are "
@@ -156,23 +153,19 @@ class KnownKeys:
             if "interval" in roles:
                 values[name] = interval_text(name, given)
                 continue
-            if name == "val_interval":
+            if "column_intervals" in roles:
                 values[name] = column_intervals(given)
                 continue
             value = values[name] = self.keys[name].read(given)
-            check_shape(name, value, suffixes)
+            self.keys[name].check_parts(value, suffixes if "files" in roles else ())
+            check_shape(name, value)
             if name in self.sizes:
                 check_size(name, value)
-            if name == "learning_rates":
-                for pattern, rate in value.items():
-                    Key(f"learning_rates.{pattern}", "0", (float, int), ">= 0", "").check(rate)
-            if name in _PARTS and value is not None:
-                values[name] = _read_parts(name, value, _PARTS[name])
-            if name == "teacher":
-                self._check_architecture(name, value)
-            if name == "student_pool":
-                for place, each in enumerate(value or []):
-                    self._check_architecture(f"student_pool[{place}]", each)
+            if name in DICTIONARIES and value is not None:
+                values[name] = _read_parts(name, value, DICTIONARIES[name])
+            if "network" in roles:
+                for part, inner in _numbered(name, value):
+                    self._check_architecture(part, inner)
         return unread
 
     def _check_architecture(self, name: str, values: Any) -> None:
@@ -185,6 +178,13 @@ class KnownKeys:
                 raise InputError(f"key '{name}.{key}' is unknown{nearest(str(key), allowed)}")
             if key in self.keys:
                 replace(self.keys[key], name=f"{name}.{key}").check(value)
+
+
+def _numbered(name: str, value: Any) -> list[tuple[str, Any]]:
+    """The elements of a list by their names, such as ``student_pool[0]``; anything else by its own."""
+    if isinstance(value, list | tuple):
+        return [(f"{name}[{number}]", element) for number, element in enumerate(value)]
+    return [] if value is None else [(name, value)]
 
 
 def _read_parts(name: str, value: Mapping[Any, Any], settings_type: type) -> dict[str, Any]:

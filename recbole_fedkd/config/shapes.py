@@ -3,52 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from recbole_fedkd.config.choices import choices
-from recbole_fedkd.errors import InputError, listed, nearest, shown
+from recbole_fedkd.config.keys import keys_with
+from recbole_fedkd.errors import InputError, nearest, shown
 
-_SUFFIXES = ("inter", "user", "item", "kg", "link", "net", "ent")
-_NESTED_KEYS = {
-    "eval_args": ("split", "group_by", "order", "mode"),
-    "train_neg_sample_args": ("distribution", "sample_num", "alpha", "dynamic", "candidate_num"),
-    "clip_grad_norm": ("max_norm", "norm_type", "error_if_nonfinite", "foreach"),
-    "load_col": _SUFFIXES,
-    "unload_col": _SUFFIXES,
-    "unused_col": _SUFFIXES,
-}
 _LEAVE_ONE_OUT = ("valid_and_test", "valid_only", "test_only")
 _SUM_OF_SHARES = 1e-6
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
-def check_shape(name: str, value: Any, suffixes: Iterable[str] = ()) -> None:
-    """Raise :class:`InputError` if the inner parts of a key's value are not what RecBole reads.
-
-    Args:
-        name: the key.
-        value: its value, whose outer type is right.
-        suffixes: further atomic files, of ``additional_feat_suffix``.
-    """
-    if value is None:
-        return
-    known = _NESTED_KEYS.get(name)
-    if known is not None and isinstance(value, Mapping):
-        told = (*known, *suffixes) if known is _SUFFIXES else known
-        for nested in value:
-            if nested not in told:
-                hint = nearest(str(nested), told) or f"; allowed are {listed(told)}"
-                raise InputError(f"key '{name}.{nested}' is unknown{hint}")
+def check_shape(name: str, value: Any) -> None:
+    """Raise :class:`InputError` if the inner parts of a key's value, whose outer type is right, are not what RecBole reads."""
     check = _CHECKS.get(name)
-    if check is not None:
+    if check is not None and value is not None:
         check(name, value)
 
 
 def check_fields(config: Any) -> None:
     """Raise :class:`InputError` if two keys that name columns name the same one; the rating may be the label."""
     told: dict[Any, str] = {}
-    for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "RATING_FIELD", "LABEL_FIELD"):
+    for key in (*keys_with("column"), "LABEL_FIELD"):
         name = config[key]
         if not isinstance(name, str) or not name.strip():
             raise InputError(f"{key} is {shown(name)}; it must be the name of a column")

@@ -165,21 +165,6 @@ def _of_yaml(text: str) -> Any:
     return text
 
 
-MERGED_KEYS = ("eval_args", "train_neg_sample_args")
-"""Dictionaries of which a user may give a part; what is left out comes from the layer below."""
-
-
-def merged_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Layers of config keys as one, later ones win; the parts of ``MERGED_KEYS`` are merged one by one."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            lower = merged.get(key)
-            both = key in MERGED_KEYS and isinstance(value, Mapping) and isinstance(lower, Mapping)
-            merged[key] = {**lower, **value} if both and lower else value
-    return merged
-
-
 def native(value: Any) -> Any:
     """Numpy's scalars and arrays, also inside lists and dictionaries, as Python's."""
     if isinstance(value, Mapping):

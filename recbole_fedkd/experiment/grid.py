@@ -24,8 +24,6 @@ _PUBLISHED_PARTS = ("published", "published_as", "published_for", "published_sou
 _PARTS = ("keys", "grid", "rows", "reference", "scale", *_PUBLISHED_PARTS)
 # Rows between whose quality the others stand, and the one whose bytes are the unit.
 _SCALE_PARTS = ("floor", "ceiling", "bytes")
-# Without `rows`, the values of these name a row.
-_NAMING_KEYS = ("model", "preset", "strategy")
 _LONGEST_SLUG = 120
 _DIGEST_LENGTH = 8
 
@@ -211,7 +209,7 @@ def _cell(row: str, keys: dict[str, Any], axes: Iterable[str], origin: str) -> C
         raise InputError(f"{origin}: seed is {seed!r}; it must be an integer >= 0")
     group = {key: keys[key] for key in axes if key != "seed"}
     if not row:
-        naming = [key for key in _NAMING_KEYS if key in group] or [key for key in _NAMING_KEYS if key in keys]
+        naming = [key for key in keys_with("row") if key in group] or [key for key in keys_with("row") if key in keys]
         row = " ".join(_text(keys[key]) for key in naming)
         group = {key: value for key, value in group.items() if key not in naming}
     data = [] if "dataset" in group else [keys["dataset"]]

@@ -60,15 +60,10 @@ class History:
     context: Context = dataclass_field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """The part of the config that shapes a network; see ``properties/model`` for every key.
+@dataclass(frozen=True, kw_only=True)
+class ArchitectureSettings:
+    """The keys that shape an attentive network; see ``properties/model/AttnStudent.yaml`` for each."""
 
-    ``item_prior``: whether a log-prior per item is added to the logits. ``factors``: how to
-    find what the rows of its users say of a pair; None: the network is not told.
-    """
-
-    labels: int
     embedding_size: int
     backbone: str
     hidden_sizes: Sequence[int]
@@ -77,6 +72,18 @@ class Architecture:
     attention_heads: int
     use_user_id: bool
     history_length: int
+    known_features: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture(ArchitectureSettings):
+    """All that shapes a network.
+
+    ``labels``: their number ``T``. ``item_prior``: whether a log-prior per item is added to the logits. ``factors``: how to
+    find what the rows of its users say of a pair; None: the network is not told.
+    """
+
+    labels: int
     item_prior: bool
     factors: FactorSettings | None = None
 

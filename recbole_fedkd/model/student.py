@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -17,20 +18,16 @@ from recbole_fedkd.distillation.exchange import FactorSettings
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.model.catalogue import rank_items
 from recbole_fedkd.model.known import KnownPairs, exchange_of
-from recbole_fedkd.model.network import NO_CONTEXT, Architecture, AttentiveNetwork, Context, FeatureTable, History
-from recbole_fedkd.registry import read_settings
-
-ARCHITECTURE_KEYS = (
-    "embedding_size",
-    "backbone",
-    "hidden_sizes",
-    "dropout_prob",
-    "attention",
-    "attention_heads",
-    "use_user_id",
-    "history_length",
-    "known_features",
+from recbole_fedkd.model.network import (
+    NO_CONTEXT,
+    Architecture,
+    ArchitectureSettings,
+    AttentiveNetwork,
+    Context,
+    FeatureTable,
+    History,
 )
+from recbole_fedkd.registry import read_settings
 
 
 def read_architecture(config: Any, labels: int, different: Mapping[str, Any] | None = None) -> Architecture:
@@ -39,17 +36,18 @@ def read_architecture(config: Any, labels: int, different: Mapping[str, Any] | N
     Raises:
         InputError: features of labels where there is only one.
     """
-    values = {key: config[key] for key in ARCHITECTURE_KEYS} | dict(different or {})
-    known = values.pop("known_features")
-    if known and config["label_mode"] == "implicit":
+    keys = ArchitectureSettings(
+        **{key.name: config[key.name] for key in fields(ArchitectureSettings)} | dict(different or {})
+    )
+    if keys.known_features and config["label_mode"] == "implicit":
         raise InputError(
             "known_features is made of labels, and label_mode=implicit has one; unset it, or use label_mode=rating or threshold"
         )
     return Architecture(
+        **asdict(keys),
         labels=labels,
-        **values,
         item_prior=config["knowledge"] == "item" and config["knowledge_use"] in ("prior", "both"),
-        factors=read_settings(FactorSettings, config) if known else None,
+        factors=read_settings(FactorSettings, config) if keys.known_features else None,
     )
 
 

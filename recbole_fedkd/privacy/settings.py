@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.registry import setting
+from recbole_fedkd.registry import dictionary, setting
 
 OF_MESSAGES = ("sign_flip", "scale", "noise")
 """Attacks on what clients say; the others are on what they learn from."""
@@ -16,6 +16,7 @@ _WHO = 0xA77A
 """Parts the choice of wrong clients from all other draws of a run."""
 
 
+@dictionary("privacy")
 @dataclass(frozen=True)
 class PrivacySettings:
     """Parts of the key ``privacy``: differential privacy of what the server makes of the clients' messages."""
@@ -84,6 +85,7 @@ def _check_secure(config: Any) -> None:
         )
 
 
+@dictionary("attack")
 @dataclass(frozen=True)
 class AttackSettings:
     """Parts of the key ``attack``."""
