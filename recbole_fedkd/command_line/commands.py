@@ -204,10 +204,12 @@ def coordinate(arguments: Sequence[str]) -> int:
     keys = parse_arguments(arguments[1:])
     if "address" not in keys or "out" not in keys:
         raise InputError("coordinate needs --address=<address> and --out=<folder>; see coordinate --help")
-    address, out, secret = keys.pop("address"), Path(keys.pop("out")), keys.pop("secret", None)
+    address, out = keys.pop("address"), Path(keys.pop("out"))
+    from recbole_fedkd.machines.running import Trust
     from recbole_fedkd.machines.running import coordinate as run_coordinator
 
-    run_coordinator(Path(arguments[0]), address, out, secret, keys)
+    trust = Trust(*(keys.pop(name, None) for name in ("secret", "certificate", "private-key")))
+    run_coordinator(Path(arguments[0]), address, out, trust, keys)
     return 0
 
 
@@ -218,8 +220,9 @@ def party(arguments: Sequence[str]) -> int:
     keys = parse_arguments(arguments[1:])
     if "address" not in keys or "manifest" not in keys:
         raise InputError("party needs --manifest=<folder> and --address=<address>; see party --help")
-    address, manifest, secret = keys.pop("address"), Path(keys.pop("manifest")), keys.pop("secret", None)
-    from recbole_fedkd.machines.running import live
+    address, manifest = keys.pop("address"), Path(keys.pop("manifest"))
+    from recbole_fedkd.machines.running import Trust, live
 
-    live(Path(arguments[0]), manifest, address, secret, keys)
+    trust = Trust(secret=keys.pop("secret", None), authority=keys.pop("authority", None))
+    live(Path(arguments[0]), manifest, address, trust, keys)
     return 0

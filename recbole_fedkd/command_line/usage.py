@@ -173,17 +173,26 @@ LogLoss, of models of this package.
 
 COORDINATE = """\
 usage: recbole-fedkd coordinate MANIFEST --address=ADDRESS --out=FOLDER [--secret=FILE]
+                                [--certificate=FILE --private-key=FILE]
 
 Waits for all parties, trains, and writes FOLDER/result.json. Killed at any moment, the same command
-goes on where it was. Nothing is encrypted: use it on one machine or in a network that you trust.
+goes on where it was. Without a certificate nothing is encrypted: good for one machine, or a
+network that you trust.
 
   --address=ADDRESS   unix:FILE, or HOST:PORT
   --secret=FILE       a key that parties must know, such as of: openssl rand -hex 32
+  --certificate=FILE  TLS: a PEM file by which parties know the coordinator ...
+  --private-key=FILE  ... and that of its key
 """
 
 PARTY = """\
 usage: recbole-fedkd party FOLDER --manifest=FOLDER --address=ADDRESS [--secret=FILE]
+                           [--authority=FILE]
 
 One party of a federation: goes to the coordinator and answers what it asks, until it is ended.
 Killed at any moment, the same command goes on where it was.
+
+  --secret=FILE     the key that the coordinator asks for
+  --authority=FILE  TLS: a PEM file of who has signed the coordinator's certificate, or of the
+                    certificate itself
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,14 +32,21 @@ class Nursery:
         manifest: folder of the manifest.
         given: see :meth:`Manifest.load`.
         address: Unix socket at which the parties find their server.
+        folder: that is removed when it ends: whoever has started it may have been killed.
+        lock: descriptor that it, and each party, keeps open.
     """
 
-    def __init__(self, manifest: Path, given: Mapping[str, Any], address: str) -> None:
-        told = {"manifest": str(manifest), "given": dict(given), "address": address}
+    def __init__(self, manifest: Path, given: Mapping[str, Any], address: str, folder: Path, lock: int) -> None:
+        told = {"manifest": str(manifest), "given": dict(given), "address": address, "folder": str(folder)}
         # What the parent found on its path, the child finds as well.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, text=True, env=environment, start_new_session=True
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
+            pass_fds=[lock],
         )
         self._say(told)
 
@@ -109,6 +117,10 @@ def main() -> None:
         for child in running:
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
+        for child in running:  # whoever still writes would make a folder that is being removed anew
+            with suppress(ChildProcessError):
+                os.waitpid(child, 0)
+        shutil.rmtree(told["folder"], ignore_errors=True)
 
 
 class _Lines:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -44,13 +47,33 @@ def obstacle(config: Any, clients: int) -> str | None:
     return None
 
 
+_PREFIX, _LOCK = "recbole_fedkd-", "lock"
+
+
+def _new_folder() -> tuple[Path, int]:
+    """A folder that nobody else on this machine may read, and the lock that is held for as long as anybody uses it.
+
+    Whoever is started with the lock's descriptor holds it too. Folders of runs that were killed, with all of their processes,
+    are removed: they hold users' rows.
+    """
+    import fcntl  # not every system has it
+
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
+        with suppress(OSError), left.open("rb") as found:
+            fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDONLY, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    return folder, lock
+
+
 class _Running:
     """Processes, a socket and a folder, for as long as they are needed."""
 
     def __init__(self, config: Any, dataset: Any, client_of_user: Any, clients: Sequence[Client], run: str) -> None:
-        # Whatever is made of users' rows is gone when the run is; nobody else on this machine may read it.
-        self._folder = tempfile.TemporaryDirectory(prefix="recbole_fedkd-")
-        folder = Path(self._folder.name)
+        # Whatever is made of users' rows is gone when the run is.
+        self._folder, self._lock = folder, lock = _new_folder()
         manifest = folder / "manifest"
         write_manifest(config, read_schema(dataset, len(clients)), manifest)
         self.folders = party_folders(folder, range(len(clients)))
@@ -61,7 +84,7 @@ class _Running:
         read = Manifest.load(manifest, {**given, "state": "ERROR"})
         address = str(folder / "server")
         self.transport = SocketTransport(address, read.digest)
-        self.nursery = Nursery(manifest, {**given, "state": "ERROR"}, address)
+        self.nursery = Nursery(manifest, {**given, "state": "ERROR"}, address, folder, lock)
         for number, own in self.folders.items():
             self.nursery.start(number, own)
 
@@ -81,7 +104,8 @@ class _Running:
         """End all that runs, and remove all that was written."""
         self.transport.close()
         self.nursery.close()
-        self._folder.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        os.close(self._lock)
 
 
 class ProcessesEngine(RemoteEngine):

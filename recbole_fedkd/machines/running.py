@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 
 from recbole_fedkd.errors import TrainingError, listed
 from recbole_fedkd.files import write_json
+from recbole_fedkd.machines.channel import client_tls, read_key, server_tls
 from recbole_fedkd.machines.coordinator import SERVER_STATE, Coordinator
 from recbole_fedkd.machines.manifest import Manifest
 from recbole_fedkd.machines.party import Party
-from recbole_fedkd.machines.sockets import SocketTransport, read_address, read_key, serve
+from recbole_fedkd.machines.sockets import SocketTransport, read_address, serve
 
 RESULT = "result.json"
 
@@ -23,14 +25,31 @@ def _same_arithmetic(manifest: Manifest) -> None:
     torch.set_flush_denormal(True)
 
 
-def coordinate(manifest: Path, address: str, out: Path, secret: str | None, keys: Mapping[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Trust:
+    """Who believes whom, and why.
+
+    Attributes:
+        secret: file of the key that coordinator and parties must know; None: whoever reaches the address is heard.
+        certificate: PEM file by which the coordinator shows who it is; None: it does not, and nothing is encrypted.
+        private_key: PEM file of the certificate's key.
+        authority: PEM file of who has signed it, which a party believes.
+    """
+
+    secret: str | None = None
+    certificate: str | None = None
+    private_key: str | None = None
+    authority: str | None = None
+
+
+def coordinate(manifest: Path, address: str, out: Path, trust: Trust, keys: Mapping[str, Any]) -> dict[str, Any]:
     """Wait for the parties, train, and write the result; a run that lies in the folder goes on.
 
     Args:
         manifest: folder of the manifest.
         address: to listen at, see :func:`read_address`.
         out: the coordinator's folder.
-        secret: file of the key that parties must know; None: whoever reaches the address is heard.
+        trust: whom the coordinator lets in, and how it shows who it is.
         keys: see :meth:`Manifest.load`.
 
     Raises:
@@ -38,10 +57,10 @@ def coordinate(manifest: Path, address: str, out: Path, secret: str | None, keys
     """
     read = Manifest.load(manifest, keys)
     _same_arithmetic(read)
-    place, key = read_address(address), read_key(secret)
+    place, key, tls = read_address(address), read_key(trust.secret), server_tls(trust.certificate, trust.private_key)
     if isinstance(place, str):
         Path(place).unlink(missing_ok=True)  # left by one that was killed
-    transport = SocketTransport(place, read.digest, key)
+    transport = SocketTransport(place, read.digest, key, tls)
     try:
         numbers, began = set(range(read.schema.clients)), (out / SERVER_STATE).is_file()
         print(f"waiting for {len(numbers)} parties at {address}", flush=True)
@@ -69,10 +88,11 @@ def _tell(number: int, record: Mapping[str, Any]) -> None:
     )
 
 
-def live(folder: Path, manifest: Path, address: str, secret: str | None, keys: Mapping[str, Any]) -> None:
+def live(folder: Path, manifest: Path, address: str, trust: Trust, keys: Mapping[str, Any]) -> None:
     """Answer what the coordinator asks, until somebody ends this process; arguments as of :func:`coordinate`."""
     read = Manifest.load(manifest, keys)
     _same_arithmetic(read)
     party = Party(folder, read)
     print(f"party {party.number}: {len(party.client.task)} samples, server at {address}", flush=True)
-    serve(party.answer, party.hello, read_address(address), read_key(secret))
+    tls = client_tls(trust.authority)
+    serve(party.answer, party.hello, read_address(address), read_key(trust.secret), tls=tls)

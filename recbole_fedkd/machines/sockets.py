@@ -1,33 +1,27 @@
-"""Sockets between a server and its parties: parties come to the server, over Unix sockets or TCP, and come again when cut off.
-
-Bytes alone travel, each message behind its length; with a key, both sides prove to each other that they know it before
-anything is read (HMAC, Python's ``multiprocessing.connection``). Nothing is encrypted.
-"""
+"""Sockets between a server and its parties: these come to the server, over Unix sockets or TCP, and again when cut off."""
 
 from __future__ import annotations
 
 import os
 import socket
+import ssl
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from logging import getLogger
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge, wait
 from pathlib import Path
-from time import monotonic, sleep
-from typing import Any
+from time import monotonic, sleep, time
 
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.federated.envelope import HELLO, Answer, digest
+from recbole_fedkd.federated.envelope import HELLO, Answer
 from recbole_fedkd.federated.message import MessageError
-
-LONGEST = 2**31 - 1
-"""Bytes of the longest message that is read."""
+from recbole_fedkd.machines.channel import Channel, StrangerError, go_to, let_in
 
 _HELLO_SECONDS = 20.0
 _LONGEST_HELLO = 65536
 _LONGEST_PAUSE = 5.0
+_GREETED_AT_ONCE = 256
 
 Address = str | tuple[str, int]
 
@@ -45,106 +39,117 @@ def read_address(text: str) -> Address:
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdigit() or not 0 <= int(port) < 65536:
         raise InputError(f"address '{text[:200]}' must be unix:<file> or <host>:<port>")
-    return host, int(port)
-
-
-def read_key(file: str | Path | None) -> bytes | None:
-    """The key that parties and server share; None: there is none.
-
-    Raises:
-        InputError: the file cannot be read, or is too short to be a secret.
-    """
-    if file is None:
-        return None
-    try:
-        key = Path(file).read_bytes().strip()
-    except OSError as error:
-        raise InputError(f"key '{file}' cannot be read: {error.strerror}") from error
-    if len(key) < 16:
-        raise InputError(
-            f"key '{file}' holds {len(key)} bytes; it must be 16 at least, such as of: openssl rand -hex 32"
-        )
-    return key
+    return host.strip("[]"), int(port)
 
 
 class SocketTransport:
-    """Where parties come to.
+    """Where parties come to. Each has a thread of its own, so that one that stalls keeps nobody waiting.
 
     Args:
         address: to listen at.
         manifest: digest that a party must name.
         key: that parties must know; None: whoever reaches the address is heard.
+        tls: how the server shows who it is; None: it does not, and nothing is encrypted.
 
     Attributes:
         greeted: what each party said of itself when it came last.
+        seen: when each party was heard last, in seconds since 1970.
         refused: how many came who were not let in.
     """
 
-    def __init__(self, address: Address, manifest: bytes, key: bytes | None = None) -> None:
+    def __init__(
+        self, address: Address, manifest: bytes, key: bytes | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.manifest, self.refused = manifest, 0
         self.greeted: dict[int, Answer] = {}
-        self._key = key
+        self.seen: dict[int, float] = {}
+        self._key, self._tls = key, tls
         try:
-            # Python's Listener would prove keys while it accepts: one stranger who is silent would keep everybody waiting.
-            self._listener = Listener(address, backlog=128)
+            self._listener = _listening(address)
         except OSError as error:
             raise InputError(f"address '{address}' cannot be listened at: {error.strerror or error}") from error
-        self._lock = threading.Lock()
-        self._connections: dict[int, Connection] = {}
+        self._changed = threading.Condition()
+        self._channels: dict[int, Channel] = {}
         self._asked: dict[int, bytes] = {}
-        self._busy: set[int] = set()
-        read, write = os.pipe()
-        self._woken, self._wake = Connection(read, writable=False), Connection(write, readable=False)
+        self._answers: deque[tuple[int, bytes]] = deque()
+        self._greeting = threading.Semaphore(_GREETED_AT_ONCE)
         self._open = True
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
     def address(self) -> Address:
         """Where it listens; of port 0 the one that was free."""
-        found: Address = self._listener.address
-        return found
+        name = self._listener.getsockname()
+        return name if isinstance(name, str) else (name[0], name[1])
 
     def _accept(self) -> None:
         while self._open:
             try:
-                connection = self._listener.accept()
-            except (OSError, EOFError):
-                if not self._open:
-                    return
-                sleep(0.1)
+                connection, _ = self._listener.accept()
+            except OSError:
+                sleep(0.1)  # too many open files, perhaps
                 continue
-            threading.Thread(target=self._greet, args=(connection,), daemon=True).start()
+            if not self._greeting.acquire(blocking=False):
+                connection.close()
+                continue
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
-    def _greet(self, connection: Any) -> None:
-        """Let a party in, or nobody."""
+    def _serve(self, connection: socket.socket) -> None:
+        """All that is said on one connection."""
+        greeted: tuple[Channel, int] | None = None
         try:
-            if self._key is not None:
-                _prove(connection, self._key)
-            if not connection.poll(_HELLO_SECONDS):
-                raise MessageError("silent", "it does not say who it is")
-            hello = Answer.from_bytes(connection.recv_bytes(_LONGEST_HELLO))
-            if hello.operation != HELLO or hello.party < 0 or not hello.numbers or "samples" not in hello.numbers:
-                raise MessageError("kind", "it does not say who it is")
-            if hello.request != self.manifest:
-                raise MessageError("manifest", f"client {hello.party} has another manifest")
-        except AuthenticationError:
-            self._turn_away(connection, "it does not know the key")
-        except (MessageError, OSError, EOFError) as error:
-            self._turn_away(connection, str(error) or "it went away")
-        else:
-            with self._lock:
-                before = self._connections.pop(hello.party, None)
-                if before is not None:
-                    before.close()
-                self._connections[hello.party], self.greeted[hello.party] = connection, hello
-                self._busy.discard(hello.party)
-            self._wake.send_bytes(b".")
+            greeted = self._greeted(connection)
+        except (StrangerError, MessageError, OSError) as error:
+            self.refused += 1
+            getLogger().warning(f"somebody was not let in: {error}")
+            with suppress(OSError):
+                connection.close()
+        finally:
+            self._greeting.release()
+        if greeted is not None:
+            self._attend(*greeted)
 
-    def _turn_away(self, connection: Any, why: str) -> None:
-        self.refused += 1
-        getLogger().warning(f"somebody was not let in: {why}")
-        with suppress(OSError):
-            connection.close()
+    def _greeted(self, connection: socket.socket) -> tuple[Channel, int]:
+        channel = let_in(connection, self._key, self._tls)
+        hello = Answer.from_bytes(channel.receive(_LONGEST_HELLO, _HELLO_SECONDS))
+        if hello.operation != HELLO or hello.party < 0 or not hello.numbers or "samples" not in hello.numbers:
+            raise MessageError("kind", "it does not say who it is")
+        if hello.request != self.manifest:
+            raise MessageError("manifest", f"client {hello.party} has another manifest")
+        with self._changed:
+            before = self._channels.pop(hello.party, None)
+            self._channels[hello.party], self.greeted[hello.party] = channel, hello
+            self.seen[hello.party] = time()
+            self._changed.notify_all()
+        if before is not None:
+            before.close()
+        return channel, hello.party
+
+    def _attend(self, channel: Channel, number: int) -> None:
+        """Ask a party what there is to ask, for as long as it is there."""
+        try:
+            while (request := self._next(channel, number)) is not None:
+                channel.send(request)
+                answer = channel.receive()
+                with self._changed:
+                    self.seen[number] = time()
+                    if self._asked.get(number) is request:  # else it is late, and the question stays open
+                        del self._asked[number]
+                    self._answers.append((number, answer))
+                    self._changed.notify_all()
+        except OSError:
+            pass  # it has gone, and is asked again when it is back
+        finally:
+            channel.close()
+            with self._changed:
+                if self._channels.get(number) is channel:
+                    del self._channels[number]
+
+    def _next(self, channel: Channel, number: int) -> bytes | None:
+        """What a party is to be asked, once there is something; None: another connection is the party's now."""
+        with self._changed:
+            self._changed.wait_for(lambda: number in self._asked or self._channels.get(number) is not channel)
+            return self._asked[number] if self._channels.get(number) is channel else None
 
     def await_parties(self, numbers: set[int], timeout: float) -> set[int]:
         """Wait for parties to come.
@@ -156,93 +161,64 @@ class SocketTransport:
         Returns:
             Those of them that have come at some time.
         """
-        end = monotonic() + timeout
-        while not numbers <= self.greeted.keys() and (left := end - monotonic()) > 0:
-            if self._woken.poll(min(left, 1.0)):
-                self._woken.recv_bytes()
-        return numbers & self.greeted.keys()
+        with self._changed:
+            self._changed.wait_for(lambda: numbers <= self.greeted.keys(), timeout)
+            return numbers & self.greeted.keys()
 
     def exchange(self, requests: Mapping[int, bytes], timeout: float) -> Iterator[tuple[int, bytes]]:
         """As of :class:`~recbole_fedkd.engine.remote.Transport`."""
-        self._asked = dict(requests)
         end = monotonic() + timeout
-        while True:
-            for number in list(self._asked):
-                self._send(number)
-            left = end - monotonic()
-            if left <= 0:
+        with self._changed:
+            self._asked = dict(requests)
+            self._changed.notify_all()
+        try:
+            while True:
+                with self._changed:
+                    if not self._changed.wait_for(lambda: bool(self._answers), max(0.0, end - monotonic())):
+                        return
+                    number, packed = self._answers.popleft()
+                yield number, packed
+        finally:
+            with self._changed:
                 self._asked = {}
-                return
-            with self._lock:
-                known: dict[Any, int] = {connection: number for number, connection in self._connections.items()}
-            for ready in wait([*known, self._woken], left):
-                if ready is self._woken:
-                    self._woken.recv_bytes()
-                elif (packed := self._received(ready, known[ready])) is not None:
-                    yield known[ready], packed
-
-    def _send(self, number: int) -> None:
-        """Ask a party that is there and not busy; one that is busy has not answered what it was asked before."""
-        with self._lock:
-            connection = self._connections.get(number)
-            if connection is None or number in self._busy:
-                return
-            self._busy.add(number)
-        try:
-            connection.send_bytes(self._asked[number])
-        except OSError:
-            self._lost(connection, number)
-
-    def _received(self, connection: Any, number: int) -> bytes | None:
-        """What has come from a party; None: it has gone, and is asked again when it is back."""
-        try:
-            packed: bytes = connection.recv_bytes(LONGEST)
-        except (OSError, EOFError):
-            self._lost(connection, number)
-            return None
-        with self._lock:
-            self._busy.discard(number)
-        try:
-            self._asked_again(number, packed)
-        except MessageError:
-            self._asked.pop(number, None)
-        return packed
-
-    def _asked_again(self, number: int, packed: bytes) -> None:
-        """An answer to what was asked now is the last word; one that is late leaves the question open."""
-        answer = Answer.from_bytes(packed)
-        if number in self._asked and answer.request in (b"", digest(self._asked[number])):
-            del self._asked[number]
-
-    def _lost(self, connection: Any, number: int) -> None:
-        with self._lock, suppress(OSError):
-            connection.close()
-            if self._connections.get(number) is connection:
-                del self._connections[number]
-                self._busy.discard(number)
 
     def close(self) -> None:
         """Listen no more; whoever is there is cut off."""
         self._open = False
         with suppress(OSError):
-            # Wakes the thread that waits for somebody to come.
-            kind = socket.AF_UNIX if isinstance(self.address, str) else socket.AF_INET
-            with socket.socket(kind, socket.SOCK_STREAM) as own:
-                own.settimeout(1)
-                own.connect(self.address)
-        with suppress(OSError):
-            self._listener.close()
-        with self._lock:
-            for connection in self._connections.values():
-                with suppress(OSError):
-                    connection.close()
-            self._connections = {}
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for somebody to come
+        self._listener.close()
+        with self._changed:
+            channels, self._channels = list(self._channels.values()), {}
+            self._changed.notify_all()
+        for channel in channels:
+            channel.close()
 
 
-def _prove(connection: Any, key: bytes) -> None:
-    """Both sides show that they know the key; the server's side."""
-    deliver_challenge(connection, key)
-    answer_challenge(connection, key)
+def _listening(address: Address) -> socket.socket:
+    if isinstance(address, str):
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.bind(address)
+            listener.listen(128)
+        except OSError:
+            listener.close()
+            raise
+        return listener
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    return socket.create_server(address, family=family, backlog=128)
+
+
+def _connected(address: Address) -> socket.socket:
+    if not isinstance(address, str):
+        return socket.create_connection(address, timeout=20)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(address)
+    except OSError:
+        connection.close()
+        raise
+    return connection
 
 
 def serve(
@@ -251,6 +227,7 @@ def serve(
     address: Address,
     key: bytes | None = None,
     patience: float | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> None:
     """Go to a server and answer what it asks, again and again.
 
@@ -260,24 +237,31 @@ def serve(
         address: of the server.
         key: that both know; None: there is none.
         patience: seconds without a server after which it is given up; None: never.
+        tls: whom the party believes; None: nothing is encrypted.
 
     Raises:
-        InputError: the server does not know the key, or this party does not.
+        InputError: the server is another than was meant.
     """
+    told = f"the server at '{address}'" if isinstance(address, str) else f"the server at '{address[0]}:{address[1]}'"
+    host = Path(address).name if isinstance(address, str) else address[0]
     pause, missed = 0.05, monotonic()
     while True:
-        try:
-            with Client(address, authkey=key) as connection:
-                connection.send_bytes(hello())
+        with suppress(OSError):
+            channel: Channel | None = None
+            connection = _connected(address)
+            try:
+                channel = go_to(connection, key, tls, host, told)
+                channel.send(hello())
                 while True:
-                    request = connection.recv_bytes(LONGEST)
-                    missed, pause = monotonic(), 0.05
-                    connection.send_bytes(answer(request))
+                    request = channel.receive()
+                    pause = 0.05
+                    channel.send(answer(request))
                     missed = monotonic()
-        except AuthenticationError as error:
-            raise InputError(f"the server at '{address}' and this party do not share a key: {error}") from error
-        except (OSError, EOFError):
-            if patience is not None and monotonic() - missed > patience:
-                return
+            finally:
+                connection.close()
+                if channel is not None:
+                    channel.close()
+        if patience is not None and monotonic() - missed > patience:
+            return
         sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
