@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from test_engines_agree import apart
 from test_fleet import read_state
 from torch import nn
 
@@ -211,6 +212,58 @@ def test_both_engines_leave_out_the_same_clients_and_keep_them_as_they_were(prep
         for name, value in one.items():
             assert value.isfinite().all()
             torch.testing.assert_close(other[name], value.detach(), rtol=2e-4, atol=2e-4)
+
+
+def spoiled_sums(trainer, monkeypatch):
+    """A client whose rows hold a NaN, one of too large numbers, and one that raises while its loss is measured."""
+    engine, changed = trainer.engine, {3: float("nan"), 6: 1e25}
+    if engine.name == "local":
+        for number, value in changed.items():
+            rows = engine.clients[number].task.head.exchange.rows
+            kept = rows.values.clone()
+            kept[0] = value
+            monkeypatch.setattr(engine.clients[number].task.head.exchange, "rows", replace(rows, values=kept))
+        monkeypatch.setattr(engine.clients[5].task, "step", lambda *arguments: 1 / 0)
+        return
+    task, step = engine.task, engine.training._step
+    values = task.rows.values.clone()
+    for number, value in changed.items():
+        values[task._start[number]] = value
+    monkeypatch.setattr(task, "rows", replace(task.rows, values=values))
+
+    def failing(training, *arguments):
+        if 5 in training.group.numbers[training.pack.clients].tolist():
+            raise ZeroDivisionError("division by zero")
+        return step(training, *arguments)
+
+    monkeypatch.setattr(engine.training, "_step", failing)
+
+
+@pytest.mark.parametrize("codecs", [[], ["row_sparse", "int8"], ["top_k"]], ids=str)
+@pytest.mark.parametrize("stage", range(1, 5))  # label counts, which come first, are not made of values
+def test_an_exchange_of_sums_goes_on_without_clients_that_fail_on_both_engines(prepared, monkeypatch, stage, codecs):
+    keys = {"strategy": "afd", "knowledge": "factors", "factor_size": 3, "sketch_width": 3, "sketch_passes": 2}
+    keys |= {"em_steps": 1, "partition": "user", "label_mode": "rating", "min_clients": 10, "codecs": codecs}
+    if codecs == ["top_k"]:
+        keys |= {"codec_arrays": {"top_k": "[!h]*"}}
+    local, fleet = (prepared(engine=engine, **keys)[1] for engine in ("local", "fleet"))
+    assert fleet.engine.name == "fleet"
+    for index in range(7):
+        reports = []
+        for trainer in (local, fleet):
+            with monkeypatch.context() as patched:
+                if index == stage:
+                    spoiled_sums(trainer, patched)
+                reports.append(trainer.engine.run_round(index))
+        one, other = reports
+        assert other.missing.keys() == one.missing.keys() == ({3, 5, 6} if index == stage else set())
+        assert {number: why[:10] for number, why in other.missing.items()} == {
+            number: why[:10] for number, why in one.missing.items()
+        }
+        assert other.bytes_down == one.bytes_down and other.loss == pytest.approx(one.loss, rel=1e-4)
+        assert other.bytes_up == one.bytes_up or codecs
+        for name, value in local.engine.server.state.items():
+            assert apart(fleet.engine.server.state[name], value) < (2e-2 if codecs else 1e-3), name
 
 
 @pytest.mark.parametrize("engine", ["local", "fleet"])

@@ -121,46 +121,73 @@ class FactorExchange:
         return KnownUsers(self.rows, self.labels, tables, self.values, self.settings.bias_shrinkage)
 
 
-def item_tables(
-    settings: FactorSettings, totals: Tensors, own: Tensors | None, values: Tensor, items: Tensor | None = None
-) -> ItemTables:
+def item_tables(settings: FactorSettings, totals: Tensors, own: Tensors | None, values: Tensor) -> ItemTables:
     """What totals say of every item, as far as the exchange has come, without the part ``own`` of who reads them.
-
-    The mean, the directions of the sketch, the curvature and the noise stay those of all: they are common to everybody, and no
-    item's.
 
     Args:
         settings: the keys.
         totals: of all stages so far.
         own: what is taken off them, a row per item; None: nothing.
         values: label values ``[T]``, ascending.
-        items: item of every row of ``own`` and of the tables, of several readers behind each other; None: each once.
     """
-    values, own = values.double(), own or {}
-    every = slice(None) if items is None else items
-    others = {name: totals[name][every] for name in settings.stages if name in totals}
-    others = {name: total - own[name] if name in own else total for name, total in others.items()}
-    # Totals that travelled in few bits may be a little less than a client's own.
-    others["histogram"] = others["histogram"].clamp(min=0)
-    mean, noise, width = _mean(totals["histogram"], values), _noise(settings, totals, values), settings.factor_size
-    bias, found = (item_biases(settings, each, values, mean) for each in (totals, others))
-    nothing = mean.new_zeros(len(found), width)
-    certain = Curvature(mean.new_zeros(width + 1, width + 1), mean.new_zeros(width + 1))
-    if f"product_{settings.sketch_passes - 1}" not in totals:
-        return ItemTables(mean, found, nothing, others["histogram"], noise, certain)
-    mixing = _mixing(settings, totals)
-    common = ItemTables(mean, bias, _first_vectors(settings, totals, mixing), totals["histogram"], noise, certain)
-    entries = torch.cat([_first_vectors(settings, others, mixing), found.unsqueeze(1)], 1)
-    for number in range(settings.em_steps):
-        if f"gradient_{number}" not in totals:
-            break
-        following = stepped(settings, common, totals[f"gradient_{number}"], totals[f"curvature_{number}"])
-        # The others' gradients were taken at the entries of all, so that is where their step starts from.
-        before = common.entries[every]
-        left = others[f"gradient_{number}"] - _precision(settings, common) * before
-        entries = before + following.curvature.solved(others["histogram"].sum(1), left)
-        common = following
-    return replace(common, bias=entries[:, -1], vectors=entries[:, :-1], histogram=others["histogram"])
+    return TablesOfAll(settings, totals, values).without(own or {}, slice(None))
+
+
+class TablesOfAll:
+    """What totals say of every item, made once for all who take a part of their own off.
+
+    The mean, the directions of the sketch, the curvature and the noise stay those of all: they are common to everybody, and no
+    item's. Arguments as of :func:`item_tables`.
+    """
+
+    def __init__(self, settings: FactorSettings, totals: Tensors, values: Tensor) -> None:
+        self.settings, self.totals, self.values = settings, totals, values.double()
+        mean, noise, width = (
+            _mean(totals["histogram"], self.values),
+            _noise(settings, totals, self.values),
+            settings.factor_size,
+        )
+        bias = item_biases(settings, totals, self.values, mean)
+        self.mixing = _mixing(settings, totals) if f"product_{settings.sketch_passes - 1}" in totals else None
+        vectors = self._vectors(totals, len(bias))
+        certain = Curvature(mean.new_zeros(width + 1, width + 1), mean.new_zeros(width + 1))
+        self.tables = ItemTables(mean, bias, vectors, totals["histogram"], noise, certain)
+        self.last = -1
+        while f"gradient_{self.last + 1}" in totals and self.last + 1 < settings.em_steps:
+            self.last, self.before = self.last + 1, self.tables
+            gradient, curvature = (totals[f"{kind}_{self.last}"] for kind in ("gradient", "curvature"))
+            self.tables = stepped(settings, self.before, gradient, curvature)
+
+    def without(self, own: Tensors, items: Tensor | slice) -> ItemTables:
+        """The tables of the others.
+
+        Args:
+            own: what is taken off, a row for each of ``items``.
+            items: item of every row, of several readers behind each other.
+        """
+        settings, totals, tables = self.settings, self.totals, self.tables
+
+        def of_others(name: str) -> Tensor:
+            total = totals[name][items]
+            return total - own[name] if name in own else total
+
+        # Totals that travelled in few bits may be a little less than a client's own.
+        histogram = of_others("histogram").clamp(min=0)
+        if self.last >= 0:
+            # The others' gradients were taken at the entries of all, so that is where their last step starts from.
+            entries = self.before.entries[items]
+            left = of_others(f"gradient_{self.last}") - _precision(settings, self.before) * entries
+            entries = entries + tables.curvature.solved(histogram.sum(1), left)
+            return replace(tables, bias=entries[:, -1], vectors=entries[:, :-1], histogram=histogram)
+        left_over = {name: of_others(name) for name in settings.stages if name in totals} | {"histogram": histogram}
+        bias = item_biases(settings, left_over, self.values, tables.mean)
+        return replace(tables, bias=bias, vectors=self._vectors(left_over, len(bias)), histogram=histogram)
+
+    def _vectors(self, totals: Tensors, count: int) -> Tensor:
+        """Item vectors of the passes ``[count, k]``, 0 before they are over."""
+        if self.mixing is None:
+            return self.values.new_zeros(count, self.settings.factor_size)
+        return _first_vectors(self.settings, totals, self.mixing)
 
 
 def stepped(settings: FactorSettings, tables: ItemTables, gradient: Tensor, curvature: Tensor) -> ItemTables:

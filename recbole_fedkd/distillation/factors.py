@@ -210,9 +210,9 @@ class FoldedUsers:
         width = vectors.shape[1]
         self.uncertainty = uncertainty or Uncertainty(vectors.new_zeros(width, 0), vectors.new_zeros(len(vectors), 0))
         outer = vectors.new_zeros(rows.user_count, width, width)
-        for part in self.parts():
-            found = vectors[rows.items[part]]
-            outer.index_add_(0, rows.users[part], found.unsqueeze(2) * found.unsqueeze(1))
+        order, present, counts = self.by_user
+        for user, found in zip(present.tolist(), vectors[rows.items[order]].split(counts), strict=True):
+            outer[user] = found.T @ found
         scales = rows.per_user(self.uncertainty.scales[rows.items])
         self.precision = torch.eye(width, dtype=vectors.dtype) + (outer + self._covariances(scales)) / noise
         self.weighted = rows.per_user(vectors[rows.items] * rows.values.unsqueeze(1)) / noise
@@ -234,18 +234,32 @@ class FoldedUsers:
 
     def of_rows(self) -> tuple[Tensor, Tensor]:
         """The same of every row ``[n]`` by the user's *other* rows, exactly: what the row adds is taken off its user's sums."""
-        means, leverages = [], []
-        for part in self.parts():
-            users, items = self.rows.users[part], self.rows.items[part]
-            found, scales = self.vectors[items], self.uncertainty.scales[items]
-            own = found.unsqueeze(2) * found.unsqueeze(1) + self._covariances(scales)
-            covariance = torch.linalg.inv(self.precision[users] - own / self.noise)
-            weighted = self.weighted[users] - found * (self.rows.values[part] / self.noise).unsqueeze(1)
-            left = UserPosterior((covariance @ weighted.unsqueeze(2)).squeeze(2), covariance)
-            means.append((found * left.mean).sum(1))
-            leverage = ((covariance @ found.unsqueeze(2)).squeeze(2) * found).sum(1)
-            leverages.append((leverage + (self._along(left.second) * scales).sum(1)) / self.noise)
+        means, leverages = zip(*map(self._of_part, self.parts()), strict=True)
         return torch.cat(means), torch.cat(leverages)
+
+    def _of_part(self, part: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`of_rows` of some rows.
+
+        With ``L L^T`` the precision without the row, ``w`` the weighted sum and ``v`` the vector, the mean ``v m`` and the
+        variances along ``v`` and along every direction of the uncertainty are products of columns of
+        ``L^{-1} [w, v, root diag(scales)^{1/2}]``.
+        """
+        users, items, root = self.rows.users[part], self.rows.items[part], self.uncertainty.root
+        found, scales = self.vectors[items], self.uncertainty.scales[items]
+        outer = (root.T.unsqueeze(2) * root.T.unsqueeze(1)).flatten(1)
+        left = self.precision.flatten(1)[users].addmm_(scales, outer, alpha=-1 / self.noise)
+        left = left.unflatten(1, self.precision.shape[1:])
+        left.addcmul_(found.unsqueeze(2), found.unsqueeze(1), value=-1 / self.noise)
+        columns = found.new_empty(*found.shape, 2 + root.shape[1])
+        columns[:, :, 0] = self.weighted[users] - found * (self.rows.values[part] / self.noise).unsqueeze(1)
+        columns[:, :, 1] = found
+        columns[:, :, 2:] = root * scales.sqrt().unsqueeze(1)
+        # Not checked: what is left is the prior and more, and were that lost in rounding, so is what is asked for.
+        lower, _ = torch.linalg.cholesky_ex(left)
+        solved = torch.linalg.solve_triangular(lower, columns, upper=False)
+        along_sum = (solved[:, :, :1].mT @ solved).squeeze(1)
+        variance = solved[:, :, 1:].square().sum((1, 2)) + along_sum[:, 2:].square().sum(1)
+        return along_sum[:, 1], variance / self.noise
 
     def _covariances(self, scales: Tensor) -> Tensor:
         """``root diag(scales) root^T`` ``[n, k, k]`` of scales ``[n, r]``."""
@@ -267,6 +281,12 @@ class FoldedUsers:
         parts: Sequence[Tensor] = torch.arange(len(self.rows.items)).split(max(1, _CHUNK // max(1, width * width)))
         return parts
 
+    @cached_property
+    def by_user(self) -> tuple[Tensor, Tensor, list[int]]:
+        """The rows' order user by user ``[n]``, the users that have any, and how many each has."""
+        present, counts = torch.unique(self.rows.users, return_counts=True)
+        return torch.argsort(self.rows.users, stable=True), present, counts.tolist()
+
 
 def em_statistics(fold: FoldedUsers) -> tuple[Tensor, Tensor]:
     """Additive statistics of a step of expectation-maximisation, in item vectors and item biases at once.
@@ -284,11 +304,11 @@ def em_statistics(fold: FoldedUsers) -> tuple[Tensor, Tensor]:
     second[:, -1, :], second[:, :, -1] = mean, mean
     left = rows.values - (fold.vectors[rows.items] * posterior.mean[rows.users]).sum(1)
     gradient = rows.per_item(mean[rows.users] * left.unsqueeze(1))
-    for part in fold.parts():
-        items, users = rows.items[part], rows.users[part]
-        drawn = torch.einsum("nij,nj->ni", posterior.covariance[users], fold.vectors[items])
-        drawn[:, -1] = 0
-        gradient.index_add_(0, rows.answers[part], drawn, alpha=-1)
+    order, present, of_users = fold.by_user
+    parts = zip(fold.vectors[rows.items[order]].split(of_users), posterior.covariance[present], strict=True)
+    drawn = torch.cat([posterior.mean[:0], *(found @ covariance for found, covariance in parts)])
+    drawn[:, -1] = 0
+    gradient.index_add_(0, rows.answers[order], drawn, alpha=-1)
     counts, _ = rows.counts()
     return gradient, (second * counts.view(-1, 1, 1)).sum(0)
 

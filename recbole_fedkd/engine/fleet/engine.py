@@ -25,7 +25,8 @@ from recbole_fedkd.engine.fleet.exchange import (
     OwnDownlink,
     Uplink,
 )
-from recbole_fedkd.engine.fleet.factors import FactorDownlink, FactorSamples, FactorUplink
+from recbole_fedkd.engine.fleet.factor_exchange import FactorDownlink, FactorUplink
+from recbole_fedkd.engine.fleet.factors import FactorSamples
 from recbole_fedkd.engine.fleet.memory import OptimizerMemory, RowChanges
 from recbole_fedkd.engine.fleet.optimizers import BatchedOptimizer
 from recbole_fedkd.engine.fleet.packing import packed, slots
@@ -103,14 +104,15 @@ class FleetEngine(Engine):
             server, self.groups, self.links, self.device
         )
         self.uplink: Uplink = MessageUplink(server, private, self.links)
+        self._side_by_side = SideBySide(threads)
         if isinstance(task, FactorSamples):
-            self.downlink = FactorDownlink(server, self.groups, self.links, self.device, task)
+            mapped = self._side_by_side.map
+            self.downlink = FactorDownlink(server, self.groups, self.links, self.device, task, mapped)
             self.uplink = FactorUplink(server, self.downlink)
         elif common and len(self.groups) == 1 and MeanUplink.fits(server):
             self.uplink = MeanUplink(server, self.groups[0], private[0], self.links)
         self._plans: dict[int, tuple[list[list[int]], list[Clients]]] = {}
         self.padding = 0.0
-        self._side_by_side = SideBySide(threads)
 
     @property
     def sizes(self) -> dict[int, int]:

@@ -5,41 +5,33 @@ A sum per item of one client is kept for the items that it has rows of: one numb
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
-import msgpack
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recbole_fedkd.distillation.exchange import FactorExchange, item_tables
+from recbole_fedkd.distillation.exchange import FactorExchange, TablesOfAll
 from recbole_fedkd.distillation.factors import Rows
 from recbole_fedkd.distillation.features import LEAST_DEVIATION, ItemTables, standardised
 from recbole_fedkd.distillation.losses import label_cross_entropy
-from recbole_fedkd.engine.base import ClientError, Round
 from recbole_fedkd.engine.fleet.draws import Streams
-from recbole_fedkd.engine.fleet.exchange import Base, Downlink, Links, Sizes, Uplink
+from recbole_fedkd.engine.fleet.exchange import Base
 from recbole_fedkd.engine.fleet.group import ClientGroup
-from recbole_fedkd.engine.fleet.heard import Heard
-from recbole_fedkd.engine.fleet.messages import SharedTensors
 from recbole_fedkd.engine.fleet.population import FleetPopulation
-from recbole_fedkd.engine.fleet.row_codecs import Leaf, NotRowWiseError, seen_rows
 from recbole_fedkd.engine.fleet.samples import Epoch, FleetTask
 from recbole_fedkd.engine.fleet.store import Pack
-from recbole_fedkd.engine.fleet.training import Trained, Training
-from recbole_fedkd.federated.codec import squared_error
-from recbole_fedkd.federated.dialogue import answer, on_device, understood
-from recbole_fedkd.federated.knowledge.factors import FactorKnowledge
-from recbole_fedkd.federated.message import Message
-from recbole_fedkd.federated.message import Training as TrainedOn
-from recbole_fedkd.federated.server import Server
-from recbole_fedkd.federated.strategy import LocalResult
 from recbole_fedkd.federated.task import Step
-from recbole_fedkd.finite import check_arrays
 from recbole_fedkd.model.factor_head import FactorHead
+
+KNOWN_AT_A_TIME = 1 << 13
+"""Rows of clients that are described at a time."""
+
+Mapped = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+"""``map``, or what calls for several at a time."""
 
 
 @dataclass(frozen=True)
@@ -128,36 +120,55 @@ class FactorSamples(FleetTask):
         return FactorExchange(whole.settings, paired, self.labels[part], whole.values)
 
     @torch.no_grad()
-    def know(self, group: ClientGroup, totals: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-        """Take in totals, of which ``own [pairs, ...]`` is each client's part; as ``FactorHead.know`` of every client."""
-        head, exchange = self.head, self.head.exchange
+    def know(
+        self, group: ClientGroup, totals: Mapping[str, Tensor], own: Mapping[str, Tensor], mapped: Mapped = map
+    ) -> None:
+        """Take in totals, of which ``own [pairs, ...]`` is each client's part; as ``FactorHead.know`` of every client.
+
+        ``mapped`` calls a function for some clients after others, maybe for several at a time.
+        """
+        head, settings = self.head, self.head.exchange.settings
         head.know_items(totals)
         self._forget()
-        if exchange.settings.stages[-1] not in totals:
+        if settings.stages[-1] not in totals:
             return
-        tables = item_tables(exchange.settings, totals, own, exchange.values, self.pair_item)
-        others = OthersTables(**vars(tables), shares=self._label_shares(totals["histogram"], tables.histogram))
-        rows = replace(self.rows, items=self.pairs, item_count=len(self.pair_item))
-        apart = FactorExchange(exchange.settings, rows, self.labels, exchange.values)
-        mean, features = apart.known_users(others).of_rows()
-        counts = self.sizes.clamp(min=1).unsqueeze(1)
-        centre = self._per_client(features) / counts
-        scale = (self._per_client((features - centre[self.owner]).square()) / counts).sqrt().clamp(min=LEAST_DEVIATION)
-        told = {"feature_mean": centre.float(), "feature_scale": scale.float()}
-        group.keep_told(group.numbers, told)
-        self.mean = mean.float()
-        self.features = standardised(features, *(value[self.owner] for value in told.values()))
+        tables = TablesOfAll(settings, totals, head.exchange.values)
+        means, features, *moments = zip(*mapped(partial(self._known, tables, own), self._blocks()), strict=True)
+        group.keep_told(
+            group.numbers, dict(zip(("feature_mean", "feature_scale"), map(torch.cat, moments), strict=True))
+        )
+        self.mean, self.features = torch.cat(means), torch.cat(features)
 
-    def _per_client(self, values: Tensor) -> Tensor:
-        return values.new_zeros(self.clients, values.shape[1]).index_add_(0, self.owner, values)
+    def _blocks(self) -> list[tuple[int, int]]:
+        """Clients from one to before another, of so many rows at a time that what is made of them stays in a cache."""
+        block = self._start // KNOWN_AT_A_TIME
+        edges = [0, *(1 + torch.nonzero(block.diff()).flatten()).tolist(), self.clients]
+        return list(pairwise(edges))
 
-    def _label_shares(self, total: Tensor, others: Tensor) -> Tensor:
-        """Label shares of the other clients' rows for every row ``[n, T]``, given totals and others' part of the pairs."""
-        total = total.clamp(min=0)
-        left = others - total[self.pair_item]
-        of_clients = total.sum(0) + left.new_zeros(self.clients, left.shape[1]).index_add_(0, self.pair_owner, left)
-        shares = of_clients / of_clients.sum(1, keepdim=True).clamp(min=1)
-        return shares.clamp(min=1e-6)[self.owner]
+    def _known(
+        self, tables: TablesOfAll, own: Mapping[str, Tensor], clients: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Predicted labels and features of the rows of some clients, and mean and deviation of each client's features."""
+        exchange, (begin, end) = self.head.exchange, clients
+        rows = slice(int(self._start[begin]), int(self._start[end - 1] + self.sizes[end - 1]))
+        first, last = torch.searchsorted(self.pair_owner, torch.tensor([begin, end])).tolist()
+        owner, pair_owner = self.owner[rows] - begin, self.pair_owner[first:last] - begin
+        items = self.pair_item[first:last]
+        others = tables.without({name: part[first:last] for name, part in own.items()}, items)
+        shares = _label_shares(tables.tables.histogram, others.histogram, items, pair_owner, end - begin)
+        users, local = torch.unique(self.rows.users[rows], return_inverse=True)
+        known = Rows(local, self.pairs[rows] - first, self.rows.values[rows], len(users), last - first)
+        apart = FactorExchange(exchange.settings, known, self.labels[rows], exchange.values)
+        mean, features = apart.known_users(OthersTables(**vars(others), shares=shares[owner])).of_rows()
+
+        def per_client(values: Tensor) -> Tensor:
+            summed = values.new_zeros(end - begin, values.shape[1]).index_add_(0, owner, values)
+            return summed / self.sizes[begin:end].clamp(min=1).unsqueeze(1)
+
+        centre = per_client(features)
+        scale = per_client((features - centre[owner]).square()).sqrt().clamp(min=LEAST_DEVIATION)
+        centre, scale = centre.float(), scale.float()
+        return mean.float(), standardised(features, centre[owner], scale[owner]), centre, scale
 
     def draw(
         self, group: ClientGroup, numbers: Sequence[int], streams: Streams, epochs: int, clean: bool
@@ -199,6 +210,22 @@ class FactorSamples(FleetTask):
         return Epoch({"rows": index}, index, self.labels[index], torch.ones(1, count, device=device))
 
 
+def _label_shares(total: Tensor, others: Tensor, items: Tensor, owner: Tensor, clients: int) -> Tensor:
+    """Label shares of the other clients' rows for every client ``[c, T]``.
+
+    Args:
+        total: histograms of all ``[I, T]``.
+        others: without the client's own part, for every pair of client and item ``[pairs, T]``.
+        items: of the pairs.
+        owner: of the pairs.
+        clients: number of clients.
+    """
+    total = total.clamp(min=0)
+    left = others - total[items]
+    of_clients = total.sum(0) + left.new_zeros(clients, left.shape[1]).index_add_(0, owner, left)
+    return (of_clients / of_clients.sum(1, keepdim=True).clamp(min=1)).clamp(min=1e-6)
+
+
 class FactorFleetPopulation(FleetPopulation):
     """Heads on item factors in compact form: what is known of users and items is computed once for all."""
 
@@ -229,172 +256,3 @@ class FactorFleetPopulation(FleetPopulation):
 
         logits = group.called(head.eval(), score, weights, group.buffers_of(pack), means, described.flatten(1, 2))
         out[row] = logits.view(len(clients), width, targets, -1)[slot, column]
-
-
-class FactorDownlink(Downlink):
-    """Totals come down, the same for all. Arguments as of the base.
-
-    Args:
-        server: the server.
-        groups: the clients, one group.
-        links: the clients' ends of the wire.
-        device: where their networks live.
-        task: their rows.
-
-    Attributes:
-        received: totals of the stages so far.
-        own: each client's part of them as the server has it, ``[pairs, ...]`` by stage.
-    """
-
-    def __init__(
-        self, server: Server, groups: Sequence[ClientGroup], links: Links, device: torch.device, task: FactorSamples
-    ) -> None:
-        super().__init__(server, groups, links, device)
-        self.task = task
-        self.received: dict[str, Tensor] = {}
-        self.own: dict[str, Tensor] = {}
-
-    def hear(self, chosen: Sequence[int], round_index: int) -> dict[int, int]:
-        """One message for all: nobody has been away from an exchange."""
-        payload = self.server.send(chosen[0], round_index)
-        link = self.links[chosen[0]]
-        message = link.read(payload) if payload else None
-        if message is not None:
-            self.received = understood(link, self.received, message, self.device)
-            self._know()
-        return dict.fromkeys(chosen, len(payload))
-
-    def _know(self) -> None:
-        if "histogram" in self.received:
-            self.task.know(self.groups[0], _double(self.received), _double(self.own))
-
-    def alike(self, number: int) -> Hashable:
-        """All are."""
-        return self.server.strategy.learns(self.received)
-
-    def heard(self, group_index: int, numbers: Sequence[int]) -> Heard:
-        """Totals are in the rows' features already."""
-        return Heard(learns=self.server.strategy.learns(self.received))
-
-    def serve(self, round_index: int) -> list[int]:
-        """Nobody takes in anything after a round."""
-        return []
-
-    def snapshot(self, number: int) -> None:
-        """Nothing of its own."""
-
-    def restore(self, number: int, snapshot: Any) -> None:
-        """Nothing of its own."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Totals, and own parts of them."""
-        return {"received": dict(self.received), "own": dict(self.own)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        self.received = on_device(state["received"], self.device)
-        self.own = on_device(state["own"], self.device)
-        self._know()
-
-
-class FactorUplink(Uplink):
-    """The sums of all clients, made, encoded and added up at once.
-
-    Args:
-        server: the server.
-        downlink: what the clients have been told, and what they have said so far.
-    """
-
-    def __init__(self, server: Server, downlink: FactorDownlink) -> None:
-        self.server, self.downlink = server, downlink
-
-    @cached_property
-    def knowledge(self) -> FactorKnowledge:
-        """The kind of knowledge."""
-        knowledge = self.server.strategy.knowledge
-        assert isinstance(knowledge, FactorKnowledge)
-        return knowledge
-
-    def begin(self, current: Round) -> None:
-        """All that the clients will say of this round."""
-        self._statistics: dict[str, Tensor] | None = None
-        self._bytes: dict[int, int] = {}
-        stage = self.knowledge.next_stage(self.downlink.received)
-        if stage is None:
-            return
-        try:
-            if any(name != "codecs" for name, _ in self.server.codecs.stages):
-                raise NotRowWiseError
-            self._say_at_once(stage, current)
-        except NotRowWiseError:
-            for number in current.chosen:
-                self._say_alone(stage, number, current)
-
-    def _say_at_once(self, stage: str, current: Round) -> None:
-        """The sums of all clients, encoded and added up together."""
-        task, downlink, stack = self.downlink.task, self.downlink, self.server.codecs.up
-        chosen = torch.zeros(task.clients, dtype=torch.bool)
-        chosen[torch.tensor(current.chosen)] = True
-        collected = task.exchange(chosen[task.owner]).answer(stage, _double(downlink.received))
-        arrays = self.knowledge.upload(collected, False)
-        check_arrays(arrays, "what clients say")
-        values = np.ascontiguousarray(arrays.pop(stage), dtype=np.float32)
-        counts, rows = torch.bincount(task.pair_owner, minlength=task.clients).numpy(), task.rows.item_count
-        seen, leaves = seen_rows(stack, stage, values, counts, rows)
-        if stack.codecs:
-            current.count(0.0, 0, squared_error({stage: values}, {stage: seen}))
-        downlink.own[stage] = own = torch.from_numpy(seen)
-        total = torch.zeros(rows, seen.shape[1], dtype=torch.double).index_add_(0, task.pair_item, own.double())
-        self._statistics = {stage: total.float(), **{name: torch.from_numpy(array) for name, array in arrays.items()}}
-        self._sizes(leaves, arrays, current)
-
-    def _say_alone(self, stage: str, number: int, current: Round) -> None:
-        """The sums of one client by its own end of the wire."""
-        task, downlink, link = self.downlink.task, self.downlink, self.downlink.links[number]
-        mine, size = task.pair_owner == number, int(task.sizes[number])
-        collected = task.exchange(task.owner == number).answer(stage, _double(downlink.received))
-        sums = collected[stage]
-        collected[stage] = sums.new_zeros(task.rows.item_count, sums.shape[1])
-        collected[stage][task.pair_item[mine]] = sums[mine]
-        result = LocalResult(SharedTensors({}, {}), link.sent_in is None, collected)
-        message = answer(link, result, TrainedOn(size, size), current.index)
-        assert message is not None
-        wire = link.encoded(message)
-        self._bytes[number] = len(wire.to_bytes())
-        current.intake.add_read(number, wire)
-        current.count(0.0, 0, link.codec_error)
-        seen = link.sent[stage]
-        own = downlink.own.setdefault(stage, seen.new_zeros(len(task.pair_item), seen.shape[1]))
-        own[mine] = seen[task.pair_item[mine]]
-
-    def _sizes(self, leaves: Sequence[Sequence[Leaf]], beside: Mapping[str, Any], current: Round) -> None:
-        """Bytes of every client's message."""
-        size_of = Sizes()
-        known: dict[Hashable, int] = {}
-        for number in current.chosen:
-            key = tuple(leaves[number])
-            if key not in known:
-                arrays = {name: np.empty(shape, dtype=dtype) for name, dtype, shape in key}
-                error = (1.0, 1.0) if self.server.codecs.up.codecs else (0.0, 0.0)
-                message = Message("knowledge", current.index, 0, {**arrays, **beside}, TrainedOn(), error)
-                known[key] = size_of(message) - 1
-            self._bytes[number] = known[key] + len(msgpack.packb(number))
-
-    def part(self, training: Training) -> None:
-        """Nothing."""
-
-    def say(self, trained: Trained, base: Base, current: Round) -> dict[int, ClientError]:
-        """What they would say has been said."""
-        current.count(float(trained.losses.sum()), sum(trained.training.sizes))
-        for number in trained.numbers:
-            current.report.bytes_up[number] = self._bytes.get(number, 0)
-            current.intake.answered[number] = number in self._bytes
-        return {}
-
-    def finish(self, current: Round) -> Mapping[str, Tensor] | None:
-        """The totals; nothing once the exchange is over."""
-        return self._statistics
-
-
-def _double(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.double() for name, value in tensors.items()}

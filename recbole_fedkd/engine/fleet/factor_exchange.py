@@ -1,0 +1,235 @@
+"""What the fleet's clients say of item factors, and what they hear: their sums made, encoded and added up at once."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import msgpack
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_fedkd.engine.base import ClientError, Round
+from recbole_fedkd.engine.fleet.exchange import Base, Downlink, Links, Sizes, Uplink
+from recbole_fedkd.engine.fleet.factors import FactorSamples, Mapped
+from recbole_fedkd.engine.fleet.group import ClientGroup
+from recbole_fedkd.engine.fleet.heard import Heard
+from recbole_fedkd.engine.fleet.messages import SharedTensors
+from recbole_fedkd.engine.fleet.row_codecs import Leaf, seen_rows
+from recbole_fedkd.engine.fleet.training import Trained, Training
+from recbole_fedkd.federated.codec import squared_error
+from recbole_fedkd.federated.dialogue import answer, on_device, understood
+from recbole_fedkd.federated.knowledge.factors import FactorKnowledge
+from recbole_fedkd.federated.message import Message, check_arrays
+from recbole_fedkd.federated.message import Training as TrainedOn
+from recbole_fedkd.federated.server import Server
+from recbole_fedkd.federated.strategy import LocalResult
+
+
+class FactorDownlink(Downlink):
+    """Totals come down, the same for all. Arguments as of the base.
+
+    Args:
+        server: the server.
+        groups: the clients, one group.
+        links: the clients' ends of the wire.
+        device: where their networks live.
+        task: their rows.
+        mapped: calls a function for some rows after others, maybe for several at a time.
+
+    Attributes:
+        received: totals of the stages so far.
+        own: each client's part of them as the server has it, ``[pairs, ...]`` by stage.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        groups: Sequence[ClientGroup],
+        links: Links,
+        device: torch.device,
+        task: FactorSamples,
+        mapped: Mapped = map,
+    ) -> None:
+        super().__init__(server, groups, links, device)
+        self.task, self.mapped = task, mapped
+        self.received: dict[str, Tensor] = {}
+        self.own: dict[str, Tensor] = {}
+        self._heard = Heard()
+
+    def hear(self, chosen: Sequence[int], round_index: int) -> dict[int, int]:
+        """One message for all; who was left out of a round before gets a longer one that says the same in the end."""
+        told, payloads = self.server.state.get("told"), dict[int, bytes]()
+        known = {number: int(told[number]) if told is not None else 0 for number in chosen}
+        for number, stages in known.items():
+            if stages not in payloads:
+                payloads[stages] = self.server.send(number, round_index)
+        payload = payloads[min(known.values())]
+        message = self.links[chosen[0]].read(payload) if payload else None
+        if message is not None:
+            self.received = understood(self.links[chosen[0]], self.received, message, self.device)
+            self._know()
+        self._heard = Heard(learns=self.server.strategy.learns(self.received))
+        return {number: len(payloads[stages]) for number, stages in known.items()}
+
+    def _know(self) -> None:
+        if "histogram" in self.received:
+            self.task.know(self.groups[0], _double(self.received), self.own, self.mapped)
+
+    def alike(self, number: int) -> Hashable:
+        """All are."""
+        return self._heard.learns
+
+    def heard(self, group_index: int, numbers: Sequence[int]) -> Heard:
+        """Totals are in the rows' features already."""
+        return self._heard
+
+    def serve(self, round_index: int) -> list[int]:
+        """Nobody takes in anything after a round."""
+        return []
+
+    def snapshot(self, number: int) -> Any:
+        """What it has said by its own end of the wire."""
+        return self.links[number].state_dict()
+
+    def restore(self, number: int, snapshot: Any) -> None:
+        """It has said what it had; totals that it has been told come again in the next round."""
+        self.links[number].load_state_dict(snapshot)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Totals, and own parts of them."""
+        return {"received": dict(self.received), "own": dict(self.own)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.received = on_device(state["received"], self.device)
+        self.own = on_device(state["own"], self.device)
+        self._know()
+
+
+class FactorUplink(Uplink):
+    """The sums of all clients, made, encoded and added up at once.
+
+    Args:
+        server: the server.
+        downlink: what the clients have been told, and what they have said so far.
+    """
+
+    def __init__(self, server: Server, downlink: FactorDownlink) -> None:
+        self.server, self.downlink = server, downlink
+
+    @cached_property
+    def knowledge(self) -> FactorKnowledge:
+        """The kind of knowledge."""
+        knowledge = self.server.strategy.knowledge
+        assert isinstance(knowledge, FactorKnowledge)
+        return knowledge
+
+    def begin(self, current: Round) -> None:
+        """All that the clients will say of this round at once, unless they have to say it one by one."""
+        self._stage = self.knowledge.next_stage(self.downlink.received)
+        self._alone = any(name != "codecs" for name, _ in self.server.codecs.stages)
+        self._silent()
+        if self._stage is not None and not self._alone:
+            try:
+                self._say_at_once(self._stage, current.chosen, current.index)
+            except Exception:  # codecs that see whole messages, or somebody's numbers: who it is shows one by one
+                self._alone = True
+                self._silent()
+
+    def _silent(self) -> None:
+        """Nobody has said anything of this round's stage."""
+        self._statistics: dict[str, Tensor] | None = None
+        self._bytes: dict[int, int] = {}
+        self._lost = (0.0, 0.0)
+        if self._stage is not None:
+            self.downlink.own.pop(self._stage, None)
+
+    def _say_at_once(self, stage: str, clients: Sequence[int], round_index: int) -> None:
+        """The sums of all clients, encoded and added up together."""
+        task, downlink, stack = self.downlink.task, self.downlink, self.server.codecs.up
+        chosen = torch.zeros(task.clients, dtype=torch.bool)
+        chosen[torch.tensor(clients)] = True
+        collected = task.exchange(chosen[task.owner]).answer(stage, _double(downlink.received))
+        arrays = self.knowledge.upload(collected, False)
+        check_arrays(arrays)
+        values = np.ascontiguousarray(arrays.pop(stage), dtype=np.float32)
+        counts, rows = torch.bincount(task.pair_owner, minlength=task.clients).numpy(), task.rows.item_count
+        seen, leaves = seen_rows(stack, stage, values, counts, rows)
+        if stack.codecs:
+            self._lost = squared_error({stage: values}, {stage: seen})
+        downlink.own[stage] = own = torch.from_numpy(seen)
+        total = torch.zeros(rows, seen.shape[1], dtype=torch.double).index_add_(0, task.pair_item, own.double())
+        self._statistics = {stage: total.float(), **{name: torch.from_numpy(array) for name, array in arrays.items()}}
+        self._bytes = self._sizes(leaves, arrays, clients, round_index)
+
+    def _say_alone(self, stage: str, number: int, loss: float, current: Round) -> None:
+        """The sums of one client by its own end of the wire."""
+        task, downlink, link = self.downlink.task, self.downlink, self.downlink.links[number]
+        mine, size = task.pair_owner == number, int(task.sizes[number])
+        collected = task.exchange(task.owner == number).answer(stage, _double(downlink.received))
+        sums = collected[stage]
+        collected[stage] = sums.new_zeros(task.rows.item_count, sums.shape[1])
+        collected[stage][task.pair_item[mine]] = sums[mine]
+        result = LocalResult(SharedTensors({}, {}), link.sent_in is None, collected)
+        message = answer(link, result, TrainedOn(size, size, loss), current.index)
+        assert message is not None
+        wire = link.encoded(message)
+        current.report.bytes_up[number] = len(wire.to_bytes())
+        current.intake.add_read(number, wire)
+        current.count(loss, size, link.codec_error)
+        seen = link.sent[stage]
+        own = downlink.own.setdefault(stage, seen.new_zeros(len(task.pair_item), seen.shape[1]))
+        own[mine] = seen[task.pair_item[mine]]
+
+    def _sizes(
+        self, leaves: Sequence[Sequence[Leaf]], beside: Mapping[str, Any], clients: Sequence[int], round_index: int
+    ) -> dict[int, int]:
+        """Bytes of every client's message."""
+        size_of = Sizes()
+        known: dict[Hashable, int] = {}
+        sizes = {}
+        for number in clients:
+            key = tuple(leaves[number])
+            if key not in known:
+                arrays = {name: np.empty(shape, dtype=dtype) for name, dtype, shape in key}
+                error = (1.0, 1.0) if self.server.codecs.up.codecs else (0.0, 0.0)
+                message = Message("knowledge", round_index, 0, {**arrays, **beside}, TrainedOn(), error)
+                known[key] = size_of(message) - 1
+            sizes[number] = known[key] + len(msgpack.packb(number))
+        return sizes
+
+    def part(self, training: Training) -> None:
+        """Nothing."""
+
+    def say(self, trained: Trained, base: Base, current: Round) -> dict[int, ClientError]:
+        """What they would say is known; where it is not, each says its own."""
+        refused = {}
+        for number, loss, size in zip(trained.numbers, trained.losses.tolist(), trained.training.sizes, strict=True):
+            if self._stage is None or not self._alone:
+                current.count(loss, size)
+                current.report.bytes_up[number] = self._bytes.get(number, 0)
+                current.intake.answered[number] = number in self._bytes
+                continue
+            try:
+                self._say_alone(self._stage, number, loss, current)
+            except Exception as error:
+                refused[number] = ClientError(f"client {number}, round {current.index + 1}, sending: {error}")
+                refused[number].__cause__ = error
+        return refused
+
+    def finish(self, current: Round) -> Mapping[str, Tensor] | None:
+        """The totals of those that have answered; nothing once the exchange is over."""
+        answered = [number for number, spoke in current.intake.answered.items() if spoke]
+        if self._stage is not None and not self._alone and len(answered) < len(current.chosen):
+            self._silent()
+            if answered:
+                self._say_at_once(self._stage, answered, current.index)
+        current.count(0.0, 0, self._lost)
+        return self._statistics
+
+
+def _double(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.double() for name, value in tensors.items()}
