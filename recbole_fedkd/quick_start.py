@@ -29,6 +29,7 @@ from recbole_fedkd.compat import (
     recbole_warnings_silenced,
 )
 from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.config.fitted import fit_rows
 from recbole_fedkd.data.creation import create_dataset, samples_made
 from recbole_fedkd.data.dataset import population
 from recbole_fedkd.data.features import features_of
@@ -361,6 +362,7 @@ def _prepare_data(config: FedKDConfig) -> _Data:
     init_seed(config["seed"], config["reproducibility"])
     dataset = create_dataset(config)
     getLogger().info(dataset)
+    fit_rows(config, len(dataset.inter_feat))
     features = features_of(config, dataset)
     if features:
         getLogger().info(features)

@@ -74,6 +74,7 @@ SMALL: dict[str, Any] = {
     "hidden_sizes": [4, 8],
     "attention_heads": 2,
     "history_length": 5,
+    "known_features": False,  # the network by itself; tests/test_known.py has what is known before it
     "train_batch_size": 32,
     "learning_rate": 0.01,
     "show_progress": False,

@@ -5,6 +5,8 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_fedkd import load_data_and_model
+from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.config.fitted import fitted
 from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings
 from recbole_fedkd.distillation.factors import Rows
 from recbole_fedkd.errors import InputError
@@ -107,3 +109,38 @@ def test_known_features_need_labels(run):
 def test_the_fleet_hands_known_features_on_to_the_local_engine(run, caplog):
     run("AttnFedKD", saved=False, engine="fleet", **KNOWN)
     assert "known_features are found client by client" in caplog.text
+
+
+@pytest.mark.parametrize(("model", "keys", "known"), [
+    ("AttnStudent", {}, True),
+    ("AttnTeacher", {"label_mode": "threshold"}, True),
+    ("AttnStudent", {"label_mode": "implicit"}, False),
+    ("AttnStudent", {"known_features": None}, True),
+    ("AttnFedKD", {"preset": "afd"}, False),
+    ("AttnFedKD", {"preset": "afd", "known_features": True}, True),
+    (None, {"preset": "fedavg"}, False),
+    (None, {"preset": "central"}, True),
+    (None, {"preset": "central", "known_features": False}, False),
+])  # fmt: skip
+def test_features_are_known_where_labels_are_in_one_place_and_nothing_else_is_said(model, keys, known):
+    assert FedKDConfig(model, "ml-100k", config_dict=keys)["known_features"] is known
+
+
+@pytest.mark.parametrize(("rows", "batch", "patience"), [
+    (100_000, 1024, 4), (10**6, 1024, 4), (99_999, 1024, 5), (11_000, 128, 37), (1_000, 16, 400), (0, 16, 400_000),
+])  # fmt: skip
+def test_few_rows_are_seen_in_as_many_steps_and_no_less_patiently(rows, batch, patience):
+    assert fitted(1024, 4, rows) == (batch, patience)
+
+
+def test_training_sizes_that_are_given_are_not_fitted(run):
+    keys = {"train_batch_size": 8, "stopping_step": 1, "epochs": 1, "metrics": ["MAE"], "valid_metric": "MAE"}
+    given = run("AttnFedKD", saved=False, **keys)["config"]
+    assert (given["train_batch_size"], given["stopping_step"]) == (8, 1)
+
+
+def test_a_run_of_few_rows_goes_on_with_what_was_fitted(run, tmp_path):
+    keys = {"metrics": ["MAE"], "valid_metric": "MAE", "epochs": 1, "checkpoint_dir": str(tmp_path)}
+    first = run("AttnFedKD", **keys)
+    again = run("AttnFedKD", resume=first["run_folder"], epochs=2)
+    assert first["config"]["stopping_step"] == again["config"]["stopping_step"] == 667

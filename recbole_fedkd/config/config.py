@@ -257,6 +257,12 @@ class FedKDConfig(JudgedConfig):
                 f"holdout_clients is {self._chosen('holdout_clients')}, but strategy=central has no clients that could be kept "
                 "out of training; set a strategy, or leave it unset"
             )
+        if self.reads_features and self._chosen("known_features") is None:
+            self.external_config_dict.pop("known_features", None)
+            # Over clients it would be made of each one's own rows, which is no published method.
+            self.internal_config_dict["known_features"] = (
+                not self.federated and self._chosen("label_mode") != "implicit"
+            )
         self.trains_teacher = self.federated and STRATEGIES[strategy].trains_teacher
         self.learns_mutually = self.trains_teacher and issubclass(STRATEGIES.settings[strategy], MutualWeights)
         self.learns_factors = self._learns_factors(population, strategy)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from recbole_fedkd.config.fitted import FITTED
 from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.record import OPTIONAL_PARTS, RECORD_VERSIONS
 
@@ -146,7 +147,8 @@ def differing_keys(config: Mapping[str, Any], other: Mapping[str, Any]) -> list[
     """Keys that two configs have with different values, of those on which a run's numbers depend.
 
     A key that only one has does not count: it came, or went, with a version of the package. Nor does a threshold of the
-    ratings that nobody has set: a run settles it when it has its data, one for each dataset.
+    ratings that nobody has set: a run settles it when it has its data, one for each dataset. Nor do a smaller batch and a
+    longer patience, to which a run fits the defaults when it knows how many rows there are.
     """
     shared = sorted(config.keys() & other.keys() - keys_with("aside") - {"seed"})
     alike = config.get("dataset") == other.get("dataset")
@@ -154,6 +156,7 @@ def differing_keys(config: Mapping[str, Any], other: Mapping[str, Any]) -> list[
         key
         for key in shared
         if config[key] != other[key]
+        and key not in FITTED
         and not (key in ("rating_threshold", "threshold") and not (alike and _settled(config) and _settled(other)))
     ]
 
