@@ -36,7 +36,7 @@ from recbole_fedkd.distillation.losses import MutualWeights
 from recbole_fedkd.errors import InputError, shown
 from recbole_fedkd.federated.knowledge import KNOWLEDGE
 from recbole_fedkd.federated.strategy import STRATEGIES
-from recbole_fedkd.model import MFEM, MODELS, AttnFedKD, Bias, FactorizationRecommender, GramRecommender, corrected
+from recbole_fedkd.model import MODELS, AttnFedKD, Bias, FactorizationRecommender, GramRecommender, corrected
 from recbole_fedkd.privacy.settings import check_attack, check_privacy
 from recbole_fedkd.registry import declared_settings, settings_of
 
@@ -323,7 +323,7 @@ class FedKDConfig(JudgedConfig):
 
     def _exchanges_sums(self, model: str, model_class: type, strategy: str) -> bool:
         """Whether the model is one of sums over clients; refuses what cannot go with them."""
-        of_sums = [name for name, kind in MODELS.items() if hasattr(kind, "sums") and kind is not MFEM]
+        of_sums = [name for name, kind in MODELS.items() if hasattr(kind, "sums")]
         if not hasattr(model_class, "sums"):
             if strategy == "sums":
                 raise InputError(
@@ -335,11 +335,6 @@ class FedKDConfig(JudgedConfig):
             raise InputError(
                 f"model '{model}' is made of sums and trains nothing, so that strategy '{strategy}' has nothing to do; use "
                 "strategy=sums, or local for every client by itself"
-            )
-        if issubclass(model_class, MFEM):
-            raise InputError(
-                f"model '{model}' starts from random vectors in one place; over clients, FoldIn takes its steps from better "
-                "ones (em_steps)"
             )
         if self._chosen("clients_per_round"):
             raise InputError("strategy=sums needs every client in its exchange; unset clients_per_round")

@@ -24,7 +24,10 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class FactorSettings:
-    """The keys of the exchange; ``seed`` is the run's, of the first basis and public."""
+    """The keys of the exchange; ``seed`` is the run's, of the first basis and public.
+
+    ``drawn``: item vectors start from small random ones of that seed, and not from the passes.
+    """
 
     factor_size: int = setting(16, "in [1, 256]", "Width of the item vectors.")
     sketch_width: int = setting(
@@ -44,6 +47,7 @@ class FactorSettings:
         1.0, "> 0", "Variance of a residual around its prediction, as a share of that of all residuals."
     )
     seed: int = 2020
+    drawn: bool = False
     head_size: int = setting(32, "in [1, 4096]", "Width of the head's perceptron.")
 
     @property
@@ -149,9 +153,9 @@ class TablesOfAll:
         )
         bias = item_biases(settings, totals, self.values, mean)
         self.mixing = _mixing(settings, totals) if f"product_{settings.sketch_passes - 1}" in totals else None
-        vectors = self._vectors(totals, len(bias))
         certain = Curvature(mean.new_zeros(width + 1, width + 1), mean.new_zeros(width + 1))
-        self.tables = ItemTables(mean, bias, vectors, totals["histogram"], noise, certain)
+        self.tables = ItemTables(mean, bias, bias.new_zeros(len(bias), width), totals["histogram"], noise, certain)
+        self.tables = replace(self.tables, vectors=self._vectors(totals, slice(None)))
         self.last = -1
         while f"gradient_{self.last + 1}" in totals and self.last + 1 < settings.em_steps:
             self.last, self.before = self.last + 1, self.tables
@@ -181,12 +185,14 @@ class TablesOfAll:
             return replace(tables, bias=entries[:, -1], vectors=entries[:, :-1], histogram=histogram)
         left_over = {name: of_others(name) for name in settings.stages if name in totals} | {"histogram": histogram}
         bias = item_biases(settings, left_over, self.values, tables.mean)
-        return replace(tables, bias=bias, vectors=self._vectors(left_over, len(bias)), histogram=histogram)
+        return replace(tables, bias=bias, vectors=self._vectors(left_over, items), histogram=histogram)
 
-    def _vectors(self, totals: Tensors, count: int) -> Tensor:
-        """Item vectors of the passes ``[count, k]``, 0 before they are over."""
+    def _vectors(self, totals: Tensors, items: Tensor | slice) -> Tensor:
+        """Item vectors of the passes, a row for each of ``items``, of which the totals are; 0 before they are over."""
         if self.mixing is None:
-            return self.values.new_zeros(count, self.settings.factor_size)
+            return self.tables.vectors[items]
+        if self.settings.drawn:
+            return _drawn_vectors(self.settings, self.tables)[items]
         return _first_vectors(self.settings, totals, self.mixing)
 
 
@@ -242,6 +248,12 @@ def _first_vectors(settings: FactorSettings, totals: Tensors, mixing: Tensor) ->
     """Item vectors ``[I, k]`` of the passes."""
     products = torch.cat([totals[f"product_{number}"] for number in range(settings.sketch_passes)], 1)
     return factors.scaled_factors(products @ mixing, totals["histogram"].sum(1), settings.count_shrinkage)
+
+
+def _drawn_vectors(settings: FactorSettings, tables: ItemTables) -> Tensor:
+    """Item vectors ``[I, k]`` a tenth as long as what is to be explained, from the public seed."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    return 0.1 * tables.noise.sqrt() * torch.randn(tables.vectors.shape, generator=generator, dtype=torch.double)
 
 
 def _mean(histogram: Tensor, values: Tensor) -> Tensor:

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.distillation import factors
-from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings, item_tables, stepped
+from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings, item_tables
 from recbole_fedkd.distillation.factors import Rows
-from recbole_fedkd.distillation.features import ItemTables
 from recbole_fedkd.model.factor_head import FactorHead
 from recbole_fedkd.model.known import exchange_of
 from recbole_fedkd.model.network import NO_CONTEXT, Context
@@ -184,8 +183,11 @@ class FoldIn(Bias):
         return read_settings(FactorSettings, config)
 
     def _found(self, config: Any, rows: Rows, labels: Tensor) -> Found:
-        exchange = FactorExchange(read_settings(FactorSettings, config), rows, labels, self.label_values)
-        known = exchange.known_users(self._tables(exchange))
+        exchange = FactorExchange(self.sum_settings(config), rows, labels, self.label_values)
+        totals: dict[str, Tensor] = {}
+        for stage in exchange.settings.stages:
+            totals.update(exchange.answer(stage, totals))
+        known = exchange.known_users(item_tables(exchange.settings, totals, None, self.label_values))
         self.tables = known.tables  # for users who come later
         tables, users = known.tables, known.fold.posterior.mean
         return Found(
@@ -197,26 +199,13 @@ class FoldIn(Bias):
             spread_of(known.left.values - known.fold.of_rows()[0]),
         )
 
-    def _tables(self, exchange: FactorExchange) -> ItemTables:
-        totals: dict[str, Tensor] = {}
-        for stage in exchange.settings.stages:
-            totals.update(exchange.answer(stage, totals))
-        return item_tables(exchange.settings, totals, None, self.label_values)
-
 
 class MFEM(FoldIn):
     """Probabilistic matrix factorisation of the residuals by expectation-maximisation from small random item vectors."""
 
     reads = FoldIn.reads - {"sketch_width", "sketch_passes"}
 
-    def _tables(self, exchange: FactorExchange) -> ItemTables:
-        settings = exchange.settings
-        started = super()._tables(
-            FactorExchange(replace(settings, em_steps=0), exchange.rows, exchange.labels, exchange.values)
-        )
-        generator = torch.Generator().manual_seed(settings.seed)
-        drawn = torch.randn(started.vectors.shape, generator=generator, dtype=torch.double)
-        tables = replace(started, vectors=0.1 * started.noise.sqrt() * drawn)
-        for _ in range(settings.em_steps):
-            tables = stepped(settings, tables, *factors.em_statistics(exchange.known_users(tables).fold))
-        return tables
+    @classmethod
+    def sum_settings(cls, config: Any) -> FactorSettings:
+        """Of the passes one number an item, for the squares of the residuals that go with it."""
+        return replace(super().sum_settings(config), sketch_width=1, sketch_passes=1, drawn=True)
