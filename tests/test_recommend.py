@@ -30,6 +30,11 @@ KINDS = {
     "fedkd": ("AttnFedKD", {"preset": "fedkd", "teacher": {"history_length": 3}}),
     "factors": ("AttnFedKD", FACTORS),
     "central": ("AttnStudent", {}),
+    "known": ("AttnStudent", {"known_features": True, "factor_size": 2}),
+    "known alone": (
+        "AttnStudent",
+        {"known_features": True, "use_user_id": False, "history_length": 0, "factor_size": 2},
+    ),
     "central, implicit": ("AttnStudent", {"label_mode": "implicit", "backbone": "mlp", "hidden_sizes": [8]}),
     "MF": ("MF", IMPLICIT),
     "fedmf": ("MF", {**IMPLICIT, "preset": "fedmf", "clients_per_round": 4}),
@@ -181,8 +186,18 @@ def test_a_user_s_own_history_folded_in_gives_the_user_s_scores(loaded, kind):
     np.testing.assert_allclose(folded["score"], known[folded["item_id"]], rtol=2e-3, atol=2e-3)
 
 
+def test_what_is_known_of_somebody_new_is_what_is_known_of_a_user_with_the_same_history(loaded):
+    found = loaded("known alone")
+    history = training_history(found, "u3")
+    folded = found.recommend_for(history, 1000)
+    known = found.recommend("u3", 1000).set_index("item_id")["score"]
+    assert len(folded) > 10
+    np.testing.assert_allclose(folded["score"], known[folded["item_id"]], rtol=1e-4)
+    assert found.recommend("u3", 1000).set_index("item_id")["score"].equals(known)  # nobody stays behind
+
+
 def test_what_somebody_likes_is_ranked_above_what_somebody_dislikes(loaded):
-    for kind in ("central", "fedavg", "fedavg, fleet", "WideDeep"):
+    for kind in ("central", "known", "known alone", "fedavg", "fedavg, fleet", "WideDeep"):
         found = loaded(kind)
         good, bad = [(f"i{n}", 5) for n in range(8)], [(f"i{n}", 1) for n in range(8)]
         of_good, of_bad = (found.recommend_for(each, 1000)["score"].mean() for each in (good, bad))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings, item_tables
 from recbole_fedkd.distillation.factors import Rows
-from recbole_fedkd.distillation.features import KnownUsers, feature_count, moments, normal_logits, standardised
+from recbole_fedkd.distillation.features import feature_count, moments, normal_logits, standardised
 
 GROUPS = 8
 """Groups of users whose own part is taken off the items' tables where their rows are trained on, as clients do."""
@@ -61,6 +63,17 @@ class KnownPairs(nn.Module):
                 self._found = _Found(self.exchange)
         return self._found
 
+    @contextmanager
+    def of_somebody(self, items: Tensor, labels: Tensor) -> Iterator[None]:
+        """As long as it lasts, local user 0 is somebody new with these rows: items and label indices ``[n]``."""
+        kept = self.found
+        with torch.no_grad():
+            self._found = kept.of_somebody(self.exchange, items, labels)
+        try:
+            yield
+        finally:
+            self._found = kept
+
     def described(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted labels ``[n]`` and standardised features ``[n, F]`` of local users and items ``[n]``."""
         mean, features = self.found.of_pairs(users.cpu(), items.cpu())
@@ -91,7 +104,7 @@ class _Found:
                 {name: torch.stack([own[name] for own in said]).sum(0) for name in said[0] if name not in totals}
             )
         tables = item_tables(exchange.settings, totals, None, exchange.values)
-        self.users: KnownUsers = exchange.known_users(tables)
+        self.tables, self.users = tables, exchange.known_users(tables)
         self.vectors, self.spread = tables.vectors.float(), tables.noise.sqrt().float()
         means = rows.values.new_zeros(len(rows.items))
         features = rows.values.new_zeros(len(rows.items), feature_count(len(exchange.values)))
@@ -99,8 +112,20 @@ class _Found:
             others = item_tables(exchange.settings, totals, own, exchange.values)
             means[places], features[places] = group.known_users(others).of_rows()
         self.moments = moments(features)
+        self._take(rows, means, features)
+
+    def _take(self, rows: Rows, means: Tensor, features: Tensor) -> None:
         self.means, self.features = means.float(), standardised(features, *self.moments)
         self.keys, self.order = torch.sort(rows.users * rows.item_count + rows.items, stable=True)
+
+    def of_somebody(self, exchange: FactorExchange, items: Tensor, labels: Tensor) -> _Found:
+        """The same tables for one user, 0, of these rows, which are no part of the tables."""
+        other = copy.copy(self)
+        rows = Rows(torch.zeros_like(items), items, exchange.values[labels], 1, exchange.rows.item_count)
+        alone = FactorExchange(exchange.settings, rows, labels, exchange.values)
+        other.users = alone.known_users(self.tables)
+        other._take(rows, *other.users.of_rows())
+        return other
 
     def of_pairs(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         mean, features = self.users.of_pairs(users, items)

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,9 @@ class FoldIn:
             network, weights = self._network(client)
             if isinstance(network, FactorHead):
                 return self._of_factors(network, items, labels, client)
-            return self._of_network(network, weights, items, labels)
+            known = getattr(network, "known", None)
+            with known.of_somebody(items, labels) if known is not None else nullcontext():
+                return self._of_network(network, weights, items, labels)
         return self._of_recbole(items, ratings, client)
 
     def _values(self, items: Tensor, ratings: list[float | None]) -> Tensor:
@@ -151,7 +153,7 @@ class FoldIn:
         learned = {name: torch.zeros_like(weights[name][:1]) for name in rows}
         learned |= {name: torch.zeros_like(weights[name]) for name in whole if name not in rows}
         history = "history_items" in " ".join(names_of(network, "user_buffers"))
-        if not learned and not history:
+        if not learned and not history and getattr(network, "known", None) is None:
             raise InputError(
                 f"model '{self.name}' has nothing of a user, neither a row nor a history, so that it ranks alike for everybody "
                 "new; train it with use_user_id=True or history_length > 0"
