@@ -72,6 +72,7 @@ MAY_KNOW = {
         "trainer",
     },
     "splitting": {"config", "data", "files", "machines", "quick_start"},
+    "auditing": {"checkpoint", "data", "engine", "federated", "files", "privacy", "quick_start", "report"},
     "record": {"files"},
     "report": {"checkpoint", "config", "files", "record"},
     "experiment": {"checkpoint", "compat", "config", "files", "quick_start", "record", "report"},
@@ -93,6 +94,7 @@ MAY_KNOW = {
         "telling",
         "machines",
         "splitting",
+        "auditing",
     },
 }
 # Rooms of pure mathematics know no recommender library.

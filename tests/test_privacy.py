@@ -109,7 +109,7 @@ arrays = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=8).map(la
 @given(arrays, st.lists(st.integers(-1000, 1000), min_size=1, max_size=6), st.floats(1e-3, 1e4))
 def test_counts_stay_counts_and_within_the_bound(numbers, counts, bound):
     whole = np.array(counts, np.int32)
-    made = clipped({"n": whole, "x": numbers}, bound)
+    made = clipped({"n": whole, "x": numbers}, ClipSettings(bound))
     length = float(np.linalg.norm(np.concatenate([made["n"], made["x"]]).astype(np.float64)))
     assert made["n"].dtype == np.int32 and length <= bound * (1 + 1e-6)
     if np.linalg.norm(whole) <= bound:
@@ -118,12 +118,19 @@ def test_counts_stay_counts_and_within_the_bound(numbers, counts, bound):
 
 @given(arrays, arrays, st.floats(1e-3, 1e3))
 def test_a_clipped_message_is_no_longer_than_the_bound_and_points_where_it_did(first, second, bound):
-    made = clipped({"a": first, "b": second, "n": np.array([True])}, bound)
+    made = clipped({"a": first, "b": second, "n": np.array([True])}, ClipSettings(bound))
     before, after = np.concatenate([first, second]), np.concatenate([made["a"], made["b"]])
     length = np.linalg.norm(before.astype(np.float64))
     assert np.linalg.norm(after.astype(np.float64)) <= bound * (1 + 1e-6)
     np.testing.assert_allclose(after, before * min(1.0, bound / length if length else 1.0), rtol=1e-5, atol=1e-30)
     assert made["n"].all()
+
+
+def test_arrays_of_bounds_of_their_own_share_one_bound():
+    settings = ClipSettings(1.0, {"big*": 10.0, "b*": 5.0})
+    made = clipped({"big": np.array([10.0]), "b": np.array([0.0]), "c": np.array([1.0])}, settings)
+    assert made["big"].tolist() == pytest.approx([10 / 2**0.5]) and made["c"].tolist() == pytest.approx([1 / 2**0.5])
+    assert clipped({"b": np.array([5.0])}, settings)["b"].tolist() == [5.0]
 
 
 def test_the_server_shortens_what_a_client_did_not():
@@ -162,6 +169,35 @@ def test_one_user_changes_no_more_than_the_clip(prepared, engine, keys, bound):
     """Of a sum the clip, of a mean the clip over the clients; the messages here are longer than that."""
     whole, less = (told_by_a_round(prepared, without, engine, keys) for without in ((), (4,)))
     assert whole and 0.9 * bound < distance(whole, less) <= bound * (1 + 1e-3)
+
+
+OWN_CLIPS = {"clip": 7.0, "clips": {"histogram": 2.0, "product_*": 0.02, "squares": 3.0}, "noise_multiplier": 1.0}
+
+
+def test_engines_agree_over_clipped_factors_and_every_stage_has_its_bound(prepared):
+    """The fleet shortens all clients' sums at once, and the local engine message by message."""
+    told = []
+    for engine in ("local", "fleet"):
+        _, trainer, _, _ = prepared(**{**FACTORS, "privacy": OWN_CLIPS, "engine": engine})
+        running = trainer.engine
+        running.server.release.start(len(running.samples), 5)
+        running.server.release.noise_multiplier = 0.0
+        for index in range(5):
+            running.run_round(index)
+        told.append({name: value.double() for name, value in running.server.state.items()})
+    for name, value in told[0].items():
+        torch.testing.assert_close(told[1][name], value, rtol=1e-4, atol=1e-5)
+    assert float(told[0]["histogram"].sum()) < 300  # thirty users of 16 rows, each shortened to length 2
+
+
+def test_the_noise_of_an_array_is_in_units_of_its_own_bound(prepared):
+    _, trainer, _, _ = prepared(**{**FACTORS, "privacy": {**OWN_CLIPS, "noise_multiplier": 50.0}})
+    trainer.engine.server.release.start(30, 5)
+    for index in range(3):
+        trainer.engine.run_round(index)
+    state = trainer.engine.server.state
+    assert float(state["product_0"].double().std()) == pytest.approx(50 * 0.02, rel=0.3)
+    assert float(state["residuals"].double().std()) == pytest.approx(50 * 7, rel=0.4)
 
 
 def test_the_noise_of_a_round_has_the_deviation_that_is_accounted(prepared):
@@ -303,6 +339,8 @@ def test_a_round_without_anybody_lets_noise_out_all_the_same(prepared, engine, m
         ({"privacy": {"clip": 1.0, "epsilon": 1.0, "unit": "row"}}, r"privacy\.unit is 'row'; it must be one of user, client"),
         ({"privacy": {"clip": 1.0, "epsilom": 1.0}}, r"key 'privacy\.epsilom' is unknown.*epsilon"),
         ({"privacy": [1.0]}, "privacy is"),
+        ({"privacy": {"clip": 1.0, "epsilon": 1.0, "clips": {"histogram": 0}}}, r"privacy\.clips\.histogram is 0"),
+        ({"privacy": {"clip": 1.0, "epsilon": 1.0, "clips": {"p:*": 1.0}}}, "sends networks"),
         ({"partition": "random"}, "set partition=user, or privacy.unit=client"),
         ({"strategy": "local"}, "strategy=local they send nothing"),
         ({"strategy": "afd", "aggregation": "median"}, "aggregation=median needs every client's own"),

@@ -18,6 +18,7 @@ from recbole_fedkd.errors import InputError, TrainingError, nearest
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "compare": (commands.compare, usage.COMPARE),
     "report": (commands.report, usage.REPORT),
+    "audit": (commands.audit, usage.AUDIT),
     "search": (commands.search, usage.SEARCH),
     "import": (commands.import_file, usage.IMPORT),
     "recommend": (commands.recommend, usage.RECOMMEND),

@@ -83,6 +83,33 @@ def report(arguments: Sequence[str]) -> int:
     return 0
 
 
+def audit(arguments: Sequence[str]) -> int:
+    """Tell what the server of a run could of its clients."""
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError(
+            "audit needs the folder of one run, or a checkpoint; write audit <run> [--rounds=N] [--clients=N]"
+        )
+    keys = parse_arguments(arguments[1:])
+    rounds, most = take_count(keys, "rounds", most=1000), take_count(keys, "clients", most=10_000)
+    from recbole_fedkd.auditing import MOST_CLIENTS, audited_run, write_audit
+    from recbole_fedkd.logs import screen
+
+    with screen(logging.ERROR):
+        made = audited_run(arguments[0], rounds, most or MOST_CLIENTS, **keys)
+        page = write_audit(made, Path(arguments[0]))
+    for each in made.seen:
+        told = (
+            f"round {each.round}  {each.kind}{', masked' if each.masked else ''}  membership AUC {each.membership:.3f}"
+        )
+        print(f"{told}  exact sets {100 * each.exact:.0f} %", flush=True)
+    if made.canaries is not None:
+        print(
+            f"epsilon  at least {made.canaries.epsilon:.3f} by canaries, at most {made.canaries.accounted:.3f} accounted"
+        )
+    print(f"page: {page}")
+    return 0
+
+
 def search(arguments: Sequence[str]) -> int:
     """Search for hyper-parameters."""
     keys = parse_arguments(arguments)

@@ -13,6 +13,7 @@ Commands (each has a --help of its own):
   import FILE               make a dataset of a CSV, TSV or parquet file
   compare EXPERIMENT.yaml   run a grid of models, datasets and seeds and make a report of it
   report FOLDER             make that report again from the records alone
+  audit RUN                 what the server of a run could tell of its clients
   search                    search for hyper-parameters by validation
   recommend RUN             what a trained model recommends, to its users or to somebody new
   split-federation          cut a data set into a folder per party and a manifest
@@ -86,6 +87,17 @@ usage: recbole-fedkd report FOLDER
 Makes the report of an experiment again, from the records in its folder alone (results/<name>), or
 the page of a single run (saved/<run>): learning curve, bytes, clients and the worst of them,
 protocols, and how the run goes on. Of an unfinished run its checkpoint is read.
+"""
+
+AUDIT = """\
+usage: recbole-fedkd audit RUN [--rounds=N] [--clients=N] [--data_path=...]
+
+Runs the first rounds of a run again, with somebody who looks at what the server gets: whether it
+can tell which items a client has rated, how many ratings of each kind, and what a release under
+differential privacy gives away of canaries. Writes RUN/audit/index.html and audit.json beside it.
+
+  --rounds=N    rounds to look at (default: 2, or those of an exchange in stages)
+  --clients=N   clients to look at (default: 60)
 """
 
 SEARCH = """\

@@ -87,12 +87,13 @@ class FactorExchange:
     def __init__(self, settings: FactorSettings, rows: Rows, labels: Tensor, values: Tensor) -> None:
         self.settings, self.rows, self.labels, self.values = settings, rows, labels, values.double()
 
-    def answer(self, stage: str, totals: Tensors) -> dict[str, Tensor]:
+    def answer(self, stage: str, totals: Tensors, by_user: bool = False) -> dict[str, Tensor]:
         """What goes up in a round.
 
         Args:
             stage: one of ``settings.stages``.
             totals: of all stages before it, by the names of the arrays.
+            by_user: whether what is no item's is told of every user by itself, ``[users, ...]``.
 
         Returns:
             Arrays in double precision: by the stage's name one row per item, and those of ``settings.beside``.
@@ -110,9 +111,11 @@ class FactorExchange:
             left = self._left(totals)
             basis = bases(settings, totals, rows.item_count)[int(number)]
             arrays = {stage: factors.gram_product(left, basis)}
-            return arrays | ({"squares": left.values.square().sum().view(1, 1)} if number == "0" else {})
+            squares = left.values.square()
+            told = rows.per_user(squares).view(-1, 1, 1) if by_user else squares.sum().view(1, 1)
+            return arrays | ({"squares": told} if number == "0" else {})
         fold = self.known_users(item_tables(settings, totals, None, self.values)).fold
-        return dict(zip((stage, f"curvature_{number}"), factors.em_statistics(fold), strict=True))
+        return dict(zip((stage, f"curvature_{number}"), factors.em_statistics(fold, by_user), strict=True))
 
     def _left(self, totals: Tensors) -> Rows:
         mean = _mean(totals["histogram"], self.values)

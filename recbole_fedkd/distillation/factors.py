@@ -288,7 +288,7 @@ class FoldedUsers:
         return torch.argsort(self.rows.users, stable=True), present, counts.tolist()
 
 
-def em_statistics(fold: FoldedUsers) -> tuple[Tensor, Tensor]:
+def em_statistics(fold: FoldedUsers, by_user: bool = False) -> tuple[Tensor, Tensor]:
     """Additive statistics of a step of expectation-maximisation, in item vectors and item biases at once.
 
     The last entry of every vector is a constant, so that the last of a user's is the user's bias. With ``a = [p, 1]``, ``p`` a
@@ -296,7 +296,7 @@ def em_statistics(fold: FoldedUsers) -> tuple[Tensor, Tensor]:
 
     Returns:
         ``g_i = sum_u (E[a] e - [C_u v, 0])`` ``[items, k]``, without the constant's entry and with the bias's in its place; and
-        ``A = sum_rows E[a a^T]`` ``[k, k]``, of all items together.
+        ``A = sum_rows E[a a^T]`` ``[k, k]``, of all items together; or of every user by itself ``[users, k, k]``.
     """
     rows, posterior = fold.rows, fold.posterior
     mean, second = posterior.mean.clone(), posterior.second
@@ -310,7 +310,8 @@ def em_statistics(fold: FoldedUsers) -> tuple[Tensor, Tensor]:
     drawn[:, -1] = 0
     gradient.index_add_(0, rows.answers[order], drawn, alpha=-1)
     counts, _ = rows.counts()
-    return gradient, (second * counts.view(-1, 1, 1)).sum(0)
+    curvatures = second * counts.view(-1, 1, 1)
+    return gradient, curvatures if by_user else curvatures.sum(0)
 
 
 @dataclass(frozen=True)

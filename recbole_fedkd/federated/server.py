@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedkd.federated.aggregate import Fold
@@ -85,6 +86,10 @@ class Hidden(ABC):
     @abstractmethod
     def into(self, fold: Fold) -> None:
         """The fold takes in the sum."""
+
+    @abstractmethod
+    def arrays_seen(self) -> Mapping[int, Mapping[str, NDArray[np.generic]]]:
+        """What the server has got of every client, once the sum is made, read as if nothing hid it, by array."""
 
 
 class Server:

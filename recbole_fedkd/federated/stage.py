@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -190,7 +191,13 @@ class Encoding(Stage):
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """The key of :class:`Clip`."""
+    """The key of :class:`Clip`.
+
+    Attributes:
+        clip_norm: of all arrays that no pattern of ``norms`` matches.
+        norms: pattern of array names to their own norm. What is bounded by 1 is the norm of all arrays together, each in units
+            of its own.
+    """
 
     clip_norm: float = setting(
         1.0,
@@ -198,6 +205,11 @@ class ClipSettings:
         "Stage clip: largest L2 norm of all numbers of a client's message, of a network of what changed of it; a longer "
         "message is shortened to it.",
     )
+    norms: Mapping[str, float] = field(default_factory=dict)
+
+    def norm_of(self, name: str) -> float:
+        """The bound of one array: that of the first pattern that its name matches, else ``clip_norm``."""
+        return next((norm for pattern, norm in self.norms.items() if fnmatchcase(name, pattern)), self.clip_norm)
 
 
 @register_stage
@@ -212,7 +224,7 @@ class Clip(Stage):
 
     def encode(self, message: Message) -> Message:
         """The same direction, no longer than the bound."""
-        return replace(message, arrays=clipped(message.arrays, self.settings.clip_norm))
+        return replace(message, arrays=clipped(message.arrays, self.settings))
 
     def decode(self, message: Message, schema: Schema | None) -> Message:
         """As the other end: whatever comes is no longer."""
@@ -224,17 +236,18 @@ class Clip(Stage):
         return replace(schema, arrays={name: spec._replace(empty=True) for name, spec in schema.arrays.items()})
 
 
-def clipped(arrays: Mapping[str, NDArray[np.generic]], bound: float) -> Arrays:
-    """Arrays whose joint L2 norm is within ``bound``.
+def clipped(arrays: Mapping[str, NDArray[np.generic]], settings: ClipSettings) -> Arrays:
+    """Arrays whose joint L2 norm, each in units of its bound, is within 1.
 
     Whole numbers come first, since a count times a factor is none: where they fit they stay, and the others are shortened to
     what is left; else they are shortened towards 0, and the others are 0.
     """
-    exact = {name: array.astype(np.float64) for name, array in arrays.items() if array.dtype.kind in "fiu"}
-    room, factors = bound, dict[str, float]()
+    units = {name: settings.norm_of(name) for name, array in arrays.items() if array.dtype.kind in "fiu"}
+    exact = {name: arrays[name].astype(np.float64) for name in units}
+    room, factors = 1.0, dict[str, float]()
     for whole in (True, False):
         names = [name for name in exact if (arrays[name].dtype.kind != "f") == whole]
-        norm = float(np.sqrt(sum((exact[name] ** 2).sum() for name in names)))
+        norm = float(np.sqrt(sum((exact[name] ** 2).sum() / units[name] ** 2 for name in names)))
         factors |= dict.fromkeys(names, min(1.0, room / norm) if norm else 1.0)
         room = float(np.sqrt(max(room**2 - norm**2, 0.0)))
     # A cast to whole numbers drops what follows the point.

@@ -315,7 +315,7 @@ def server_of(config: Any, strategy: Strategy, shared: SharedState, clients: int
         ]  # it sees none of them
         check_secure(config, strategy, server.state, [codec.name for codec in server.codecs.up.codecs])
     if release is not None:
-        check_strategy(strategy, server.state, config["clients_per_round"] is not None)
+        check_strategy(strategy, server.state, config["clients_per_round"] is not None, bool(release.settings.clips))
     return server
 
 
@@ -328,6 +328,6 @@ def wire_of(config: Any, clients: int) -> WireCodecs:
     wire, privacy = WireCodecs.of(config), PrivacySettings.of(config)
     stages = wire.stages
     if privacy is not None and privacy.clip is not None:
-        stages = ((Clip.name, ClipSettings(privacy.clip)), *stages)
+        stages = ((Clip.name, ClipSettings(privacy.clip, privacy.clips)), *stages)
     behind = next((place for place, (name, _) in enumerate(stages) if name == Encoding.name), len(stages))
     return replace(wire, stages=(*stages[:behind], *attack_stages(config, clients), *stages[behind:]))

@@ -19,6 +19,7 @@ from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.federated.aggregate import Fold, MeanOfChangedRows, Sums, WeightedMean
 from recbole_fedkd.federated.message import ArraySpec, Message, Training
 from recbole_fedkd.federated.server import Release
+from recbole_fedkd.federated.stage import ClipSettings
 from recbole_fedkd.federated.strategy import ServerState, Strategy, check_additive
 from recbole_fedkd.federated.wire import ServerLink
 from recbole_fedkd.privacy.accountant import epsilon_of, noise_for, rounds_within
@@ -43,7 +44,8 @@ class PrivateRelease(Release):
 
     def __init__(self, settings: PrivacySettings, expected: int | None = None) -> None:
         assert settings.clip is not None
-        self.settings, self.expected, self.clip = settings, expected, settings.clip
+        self.settings, self.expected = settings, expected
+        self.clip = ClipSettings(settings.clip, settings.clips)
         self.clients, self.releases = 0, 0
         self.noise_multiplier = settings.noise_multiplier or 0.0
         self._drawn: tuple[int, list[int]] = (-1, [])
@@ -51,7 +53,7 @@ class PrivateRelease(Release):
     def __str__(self) -> str:
         settings, drawn = self.settings, f", {self.rate:.4g} of them drawn in a round" if self.samples else ""
         return (
-            f"unit {settings.unit}, clip {self.clip:g}, noise_multiplier {self.noise_multiplier:.4g}, "
+            f"unit {settings.unit}, clip {settings.clip:g}, noise_multiplier {self.noise_multiplier:.4g}, "
             f"delta {settings.delta:g}, {self.clients} clients{drawn}"
         )
 
@@ -137,13 +139,15 @@ class PrivateRelease(Release):
             raise TrainingError(f"privacy.epsilon={budget:g} is spent; a further round would spend more")
         self.releases += 1
         found = dict(start) if statistics is None else dict(statistics)
-        share, deviation = 1.0, self.noise_multiplier * self.clip
+        share, deviation = 1.0, self.noise_multiplier
         if isinstance(fold, WeightedMean):
             share, deviation = answers / (self.rate * self.clients), deviation / (self.rate * self.clients)
         specs = link.schema.arrays if link.schema is not None else {}
         return {
             # What else a fold says, such as who has spoken, is the server's own affair and goes nowhere.
-            name: _noised(value, start.get(name), share, deviation, specs[name]) if name in specs else value
+            name: _noised(value, start.get(name), share, deviation * self.clip.norm_of(name), specs[name])
+            if name in specs
+            else value
             for name, value in found.items()
         }
 
@@ -166,18 +170,24 @@ def _noised(value: Tensor, start: Tensor | None, share: float, deviation: float,
     return (made.clamp(min=0) if spec.counts else made).to(value.dtype)
 
 
-def check_strategy(strategy: Strategy, state: ServerState, samples: bool) -> None:
+def check_strategy(strategy: Strategy, state: ServerState, samples: bool, clips: bool = False) -> None:
     """Check that what a client adds to a round is bounded by the clip, and covered by the noise.
 
     Args:
         strategy: whose sums are to be let out.
         state: that the server starts with.
         samples: whether clients are drawn for a round.
+        clips: whether single arrays have bounds of their own.
 
     Raises:
         InputError: a strategy of which that is not so.
     """
     check_additive(strategy, "privacy")
+    if clips and strategy.shares_parameters:
+        raise InputError(
+            f"privacy.clips bounds arrays of knowledge by their names, and strategy '{strategy.name}' sends networks, of which "
+            "all numbers have one bound; set privacy.clip"
+        )
     fold = strategy.empty(state, {0: 1, 1: 1})
     schema = strategy.upload_schema(state)
     if not isinstance(fold, Sums | WeightedMean) or isinstance(fold, MeanOfChangedRows) or schema is None:

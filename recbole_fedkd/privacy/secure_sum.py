@@ -36,12 +36,16 @@ class SecureSum(Hidden):
         empty: makes a fold that has taken in nothing, a ``Sums`` or a ``WeightedMean``.
         clients: that take part.
         least: that must be in the sum.
+
+    Attributes:
+        seen: client to what the server has got of its numbers, once the sum is made.
     """
 
     def __init__(self, empty: Callable[[], Fold], clients: int, least: int = LEAST) -> None:
         self.empty, self.least = empty, max(least, LEAST)
         self.bits = fraction_bits(clients)
         self.traffic: dict[int, tuple[int, int]] = {}
+        self.seen: dict[int, bytes] = {}
         self._headers: dict[int, Message] = {}
         self._vectors: dict[int, NDArray[np.int64]] = {}
         self._layout: dict[str, torch.Tensor] = {}
@@ -80,11 +84,8 @@ class SecureSum(Hidden):
         self.traffic = {number: (0, len(header.to_bytes())) for number, header in self._headers.items()}
         told = server.keys(self._said({number: client.keys() for number, client in clients.items()}))
         told = server.shares(self._said({number: clients[number].shares(each) for number, each in self._heard(told)}))
-        told = server.masked(
-            self._said(
-                {number: clients[number].masked(each, self._vectors[number]) for number, each in self._heard(told)}
-            )
-        )
+        self.seen = {number: clients[number].masked(each, self._vectors[number]) for number, each in self._heard(told)}
+        told = server.masked(self._said(self.seen))
         total = server.unmasked(
             self._said({number: clients[number].unmasking(each) for number, each in self._heard(told)})
         )
@@ -96,6 +97,16 @@ class SecureSum(Hidden):
             place += size
         if isinstance(fold, WeightedMean):
             fold.weight = sum(fold.weight_of(self._headers[number]) for number in server.summed)
+
+    def arrays_seen(self) -> dict[int, dict[str, NDArray[np.float64]]]:
+        """What the server has got of every client, read as if no mask were on it, by array."""
+        made: dict[int, dict[str, NDArray[np.float64]]] = {}
+        for number, content in self.seen.items():
+            numbers, place, made[number] = np.frombuffer(content, "<i8") / 2.0**self.bits, 0, {}
+            for name, part in self._layout.items():
+                made[number][name] = numbers[place : place + part.numel()].reshape(part.shape)
+                place += part.numel()
+        return made
 
     def _said(self, answers: dict[int, bytes]) -> dict[int, bytes]:
         for number, answer in answers.items():

@@ -27,6 +27,12 @@ class PrivacySettings:
         "Whose presence nobody can tell: a user, which needs partition=user, or a whole client.",
     )
     clip: float | None = setting(None, "> 0", "Largest L2 norm of what one message changes; longer ones are shortened.")
+    clips: dict[str, float] = setting(
+        {},
+        "",
+        "Norms of single arrays of knowledge in place of clip, by patterns of their names, such as {histogram: 4, 'product_*': "
+        "10}; what is bounded is the norm of all arrays of a message, each in units of its own.",
+    )
     noise_multiplier: float | None = setting(
         None,
         "> 0",
@@ -54,6 +60,9 @@ def check_privacy(config: Any) -> None:
     if given is None:
         return
     settings = PrivacySettings(**given)
+    for pattern, norm in settings.clips.items():
+        if isinstance(norm, bool) or not isinstance(norm, int | float) or not norm > 0:
+            raise InputError(f"privacy.clips.{pattern} is {norm!r}; it must be a number > 0")
     if settings.clip is None:
         raise InputError(
             "privacy.clip is not set; it must be a number > 0, the largest L2 norm of what a message changes"

@@ -25,6 +25,7 @@ from recbole_fedkd.federated.knowledge.factors import FactorKnowledge
 from recbole_fedkd.federated.message import Message, check_arrays
 from recbole_fedkd.federated.message import Training as TrainedOn
 from recbole_fedkd.federated.server import Server
+from recbole_fedkd.federated.stage import Clip, ClipSettings
 from recbole_fedkd.federated.strategy import LocalResult
 
 
@@ -130,7 +131,8 @@ class FactorUplink(Uplink):
     def begin(self, current: Round) -> None:
         """All that the clients will say of this round at once, unless they have to say it one by one."""
         self._stage = self.knowledge.next_stage(self.downlink.received)
-        self._alone = any(name != "codecs" for name, _ in self.server.codecs.stages)
+        stages = [name for name, _ in self.server.codecs.stages]
+        self._alone = stages not in (["codecs"], [Clip.name, "codecs"])
         self._silent()
         if self._stage is not None and not self._alone:
             try:
@@ -152,7 +154,11 @@ class FactorUplink(Uplink):
         task, downlink, stack = self.downlink.task, self.downlink, self.server.codecs.up
         chosen = torch.zeros(task.clients, dtype=torch.bool)
         chosen[torch.tensor(clients)] = True
-        collected = task.exchange(chosen[task.owner]).answer(stage, _double(downlink.received))
+        clip = next((settings for name, settings in self.server.codecs.stages if name == Clip.name), None)
+        exchange = task.exchange(chosen[task.owner])
+        collected = exchange.answer(stage, _double(downlink.received), by_user=clip is not None)
+        if clip is not None:
+            collected = self._clipped(clip, stage, collected)
         arrays = self.knowledge.upload(collected, False)
         check_arrays(arrays)
         values = np.ascontiguousarray(arrays.pop(stage), dtype=np.float32)
@@ -164,6 +170,29 @@ class FactorUplink(Uplink):
         total = torch.zeros(rows, seen.shape[1], dtype=torch.double).index_add_(0, task.pair_item, own.double())
         self._statistics = {stage: total.float(), **{name: torch.from_numpy(array) for name, array in arrays.items()}}
         self._bytes = self._sizes(leaves, arrays, clients, round_index)
+
+    def _clipped(self, clip: ClipSettings, stage: str, collected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sums of all clients, each client's shortened as the stage of this name shortens a message.
+
+        Args:
+            clip: of the stage.
+            stage: of the exchange.
+            collected: its array by pair of client and item, those beside it by user.
+        """
+        task = self.downlink.task
+        nobody = torch.zeros(task.clients, dtype=torch.double)
+        beside = {
+            name: value.new_zeros(task.clients, *value.shape[1:]).index_add_(0, task.client_of_user, value)
+            for name, value in collected.items()
+            if name != stage
+        }
+        pairs = collected[stage].float().double()  # as they travel
+        lengths = nobody.index_add(0, task.pair_owner, (pairs / clip.norm_of(stage)).square().sum(1))
+        for name, value in beside.items():
+            lengths = lengths + (value / clip.norm_of(name)).square().flatten(1).sum(1)
+        shares = lengths.sqrt().clamp(min=1.0).reciprocal()
+        sums = {name: torch.einsum("k...,k->...", value, shares) for name, value in beside.items()}
+        return {stage: pairs * shares[task.pair_owner].unsqueeze(1), **sums}
 
     def _say_alone(self, stage: str, number: int, loss: float, current: Round) -> None:
         """The sums of one client by its own end of the wire."""

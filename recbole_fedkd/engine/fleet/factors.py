@@ -85,6 +85,7 @@ class FactorSamples(FleetTask):
     def __init__(self, head: FactorHead, client_of_user: Tensor, batch_size: int, reg_weight: float) -> None:
         self.head, self.batch_size, self.reg_weight = head, batch_size, reg_weight
         rows = head.exchange.rows
+        self.client_of_user = client_of_user.clamp(min=0)  # of the padding, which has no row
         self.clients = int(client_of_user.max()) + 1
         owner = client_of_user[rows.users]
         order = torch.argsort(owner, stable=True)

@@ -1,0 +1,209 @@
+"""What the server of a run could tell of its clients: the run's first rounds again, with somebody who looks at what comes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recbole_fedkd.checkpoint import last_and_best, resumed_config
+from recbole_fedkd.data.schema import read_schema, rows_of_clients
+from recbole_fedkd.engine import LocalEngine
+from recbole_fedkd.errors import InputError
+from recbole_fedkd.federated.message import Message
+from recbole_fedkd.federated.server import Intake
+from recbole_fedkd.files import writable_folder, write_json
+from recbole_fedkd.privacy.audit import CanaryAudit, audited, item_scores, label_counts, membership_auc
+from recbole_fedkd.privacy.release import PrivateRelease
+from recbole_fedkd.quick_start import _prepare
+
+MOST_CLIENTS, CANARIES = 60, 400
+"""Clients that are looked at unless somebody asks for more, and canaries of a release."""
+
+AUDIT = "audit.json"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a server can tell of the messages of one round.
+
+    Attributes:
+        round: from 1.
+        kind: of the messages.
+        masked: whether it has got them under masks.
+        array: whose numbers tell an item's membership best; empty where none names an item.
+        membership: AUC of a guess whether a client has rows of an item; .5: nothing.
+        exact: share of the clients whose set of items is exactly that of the rows that are not zero.
+        labels: share of the clients whose rows of each label are told exactly; None where nothing of that kind is told.
+        samples: whether every message says how many rows its client has.
+    """
+
+    round: int
+    kind: str
+    masked: bool
+    array: str
+    membership: float
+    exact: float
+    labels: float | None
+    samples: bool = True
+
+
+@dataclass(frozen=True)
+class Audit:
+    """An audit of a run.
+
+    Attributes:
+        run: its folder.
+        settings: the keys that matter to privacy.
+        clients: that were looked at, and how many there are.
+        seen: of every round that was run again.
+        canaries: of the release, where the run has one.
+    """
+
+    run: str
+    settings: Mapping[str, Any]
+    clients: tuple[int, int]
+    seen: tuple[Seen, ...]
+    canaries: CanaryAudit | None
+
+
+class Tap:
+    """Looks at what a server gets.
+
+    Args:
+        server: the server, whose intakes are looked into from now on.
+    """
+
+    def __init__(self, server: Any) -> None:
+        self.server = server
+        self.taken: dict[int, Message] = {}
+        self._intake = server.intake
+        self.last: Intake | None = None
+        server.intake = self._tapped
+
+    def _tapped(self, *arguments: Any) -> Intake:
+        intake: Intake = self._intake(*arguments)
+        self.taken, self.last, take = {}, intake, intake.take
+
+        def taking(client: int, message: Message | None) -> None:
+            take(client, message)
+            if message is not None:
+                self.taken[client] = message
+
+        intake.take = taking  # type: ignore[method-assign]
+        return intake
+
+    def arrays(self) -> dict[int, Mapping[str, NDArray[np.generic]]]:
+        """What the server has got of every client in the latest round, by array."""
+        assert self.last is not None
+        if self.last.hidden is not None:
+            return dict(self.last.hidden.arrays_seen())
+        return {number: message.arrays for number, message in self.taken.items()}
+
+
+def audited_run(run: str | Path, rounds: int | None = None, most: int = MOST_CLIENTS, **keys: Any) -> Audit:
+    """Run the first rounds of a run again, of some clients, and tell what their server could.
+
+    Args:
+        run: a run's folder, or a checkpoint.
+        rounds: how many; None: two, or those of an exchange in stages.
+        most: clients that are looked at, those with the lowest numbers that train.
+        keys: config keys to change, such as ``data_path``.
+
+    Raises:
+        InputError: the run has no clients, or its data are not there.
+    """
+    checkpoint = last_and_best(run)[0]
+    config = resumed_config(checkpoint, None, None, None, {**keys, "engine": "local"}, None, run)
+    if not config.federated or config["strategy"] == "local":
+        raise InputError(
+            f"run '{run}' is of strategy {config['strategy']}, in which nobody sends anything; nothing to audit"
+        )
+    trainer, loaders, _ = _prepare(config)
+    engine, dataset = trainer.engine, loaders[0]._dataset
+    assert isinstance(engine, LocalEngine)
+    everybody = sorted(engine.samples)
+    looked_at = everybody[:most]
+    engine.held_out = frozenset(everybody) - set(looked_at) | engine.held_out
+    server = engine.server
+    release = server.release
+    exchanges = server.strategy.exchange_rounds
+    rounds = rounds or exchanges or 2
+    if isinstance(release, PrivateRelease):
+        release.start(len(everybody), exchanges or config["epochs"])
+    schema = read_schema(dataset, len(engine.clients))
+    parts = rows_of_clients(dataset, trainer.model.client_of_user)
+    members = np.zeros((len(looked_at), schema.item_num), dtype=bool)
+    histograms = np.zeros((len(looked_at), max(len(schema.label_values), 2)), dtype=np.int64)
+    for place, number in enumerate(looked_at):
+        members[place, parts[number].interactions[schema.item_field].numpy()] = True
+        np.add.at(histograms[place], schema.label_indices(parts[number]).numpy(), 1)
+    tap, seen = Tap(server), []
+    for index in range(rounds):
+        start = {name: value.clone().numpy() for name, value in server.state.items() if isinstance(value, torch.Tensor)}
+        engine.run_round(index)
+        arrays = tap.arrays()
+        if arrays:
+            kind = next(iter(tap.taken.values())).kind
+            seen.append(_seen(index, kind, arrays, start, looked_at, members, histograms, tap.last))
+    canaries = None
+    if isinstance(release, PrivateRelease):
+        fold = server.strategy.empty(server.state, {0: 1, 1: 1})
+        # As many rounds as the budget was dealt out over.
+        canaries = audited(release, fold, server.link, CANARIES, exchanges or config["epochs"], config["seed"])
+    told = (
+        "strategy",
+        "knowledge",
+        "partition",
+        "codecs",
+        "stages",
+        "secure_aggregation",
+        "privacy",
+        "clients_per_round",
+    )
+    settings = {name: config[name] for name in told}
+    return Audit(str(run), settings, (len(looked_at), len(everybody)), tuple(seen), canaries)
+
+
+def _seen(
+    index: int,
+    kind: str,
+    arrays: Mapping[int, Mapping[str, NDArray[np.generic]]],
+    start: Mapping[str, NDArray[np.generic]],
+    looked_at: list[int],
+    members: NDArray[np.bool_],
+    histograms: NDArray[np.int64],
+    intake: Intake | None,
+) -> Seen:
+    """What a round tells; ``members`` and ``histograms`` are of the clients ``looked_at``, in their order."""
+    places = [place for place, number in enumerate(looked_at) if number in arrays]
+    of_clients = [item_scores(arrays[looked_at[place]], dict(start), members.shape[1]) for place in places]
+    inside = members[places]
+    best, array, exact = 0.5, "", 0.0
+    for name in of_clients[0]:
+        scores = np.stack([each[name] for each in of_clients])
+        auc = membership_auc(scores[:, 1:], inside[:, 1:])
+        if auc > best or not array:
+            best, array = auc, name
+            exact = float(((scores > 0)[:, 1:] == inside[:, 1:]).all(1).mean())
+    told = [label_counts(arrays[looked_at[place]], histograms.shape[1]) for place in places]
+    labels = None
+    if told[0] is not None:
+        labels = float(np.mean([bool(np.all(each == histograms[p])) for each, p in zip(told, places, strict=True)]))
+    masked = intake is not None and intake.hidden is not None
+    return Seen(index + 1, kind, masked, array, float(best), exact, labels)
+
+
+def write_audit(made: Audit, folder: Path) -> Path:
+    """Write an audit as a page and as JSON into ``<folder>/audit``; returns the page."""
+    from recbole_fedkd.report.audit_page import write_audit_page  # brings matplotlib
+
+    place = folder if folder.is_dir() else folder.parent
+    out = writable_folder(place / "audit", f"folder '{place / 'audit'}'")
+    write_json(asdict(made), out / AUDIT)
+    return write_audit_page(asdict(made), out)

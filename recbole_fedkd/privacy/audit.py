@@ -1,0 +1,177 @@
+"""What a curious server can tell of a client's rows from what it gets to see, and what a release gives away of a canary.
+
+Membership of an item in a client's rows is guessed from the item's own numbers in a message, held against the other clients'
+numbers for the same item, so that its popularity tells nothing. The epsilon of a release is bounded from below by one run of
+it with canaries (Steinke, Nasr, Jagielski, NeurIPS 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import binom, rankdata
+
+from recbole_fedkd.federated.aggregate import Fold, WeightedMean
+from recbole_fedkd.federated.stage import Arrays
+from recbole_fedkd.federated.wire import ServerLink
+from recbole_fedkd.privacy.noise import uniform
+from recbole_fedkd.privacy.release import PrivateRelease
+
+Floats = NDArray[np.float64]
+SURE = 0.05
+"""Probability with which a bound from below may be wrong."""
+
+MOST_NUMBERS = 20_000
+"""Numbers of a message that canaries point to, the first ones."""
+
+
+def item_scores(arrays: Mapping[str, NDArray[np.generic]], start: Arrays, items: int) -> dict[str, Floats]:
+    """How much a message says of every item ``[items]``, by array: the length of what changed in the item's row.
+
+    Args:
+        arrays: of a message, as the server sees it.
+        start: what the client started from, of the same names, where it did.
+        items: number of items; arrays with another first axis name none.
+    """
+    scores = {}
+    for name, array in arrays.items():
+        if array.ndim and array.shape[0] == items and array.dtype.kind in "fiu":
+            moved = array.astype(np.float64)
+            if name in start:
+                moved = moved - start[name].astype(np.float64)
+            scores[name] = np.sqrt((moved.reshape(items, -1) ** 2).sum(1))
+    return scores
+
+
+def membership_auc(scores: Floats, members: NDArray[np.bool_]) -> float:
+    """Probability that a client with an item scores higher for it than one without; a half: the server knows nothing.
+
+    Args:
+        scores: of clients and items ``[clients, items]``.
+        members: whether a client has rows of an item ``[clients, items]``.
+
+    Returns:
+        The mean over all pairs of a client with an item and one without it, of one item each; equal scores count a half.
+    """
+    won = pairs = 0.0
+    for column, inside in zip(scores.T, members.T, strict=True):
+        have, lack = int(inside.sum()), int((~inside).sum())
+        if have and lack:
+            won += rankdata(column)[inside].sum() - have * (have + 1) / 2
+            pairs += have * lack
+    return won / pairs if pairs else 0.5
+
+
+def label_counts(arrays: Mapping[str, NDArray[np.generic]], labels: int) -> Floats | None:
+    """A client's rows of each label ``[labels]`` as a message tells them, whole; None where it does not."""
+    for name in ("histogram", "weights", "counts"):
+        array = arrays.get(name)
+        if array is not None and array.shape[-1:] == (labels,):
+            counts: Floats = np.rint(array.reshape(-1, labels).astype(np.float64).sum(0))
+            return counts
+    return None
+
+
+# Canaries
+
+
+@dataclass(frozen=True)
+class CanaryAudit:
+    """What canaries tell of a release.
+
+    Attributes:
+        canaries: how many there were, each in or out by a fair coin.
+        guesses: for how many the auditor has guessed.
+        right: how many of the guesses were right.
+        epsilon: that the release has at least, but for a probability of :data:`SURE`.
+        accounted: that the accountant says it has at most.
+    """
+
+    canaries: int
+    guesses: int
+    right: int
+    epsilon: float
+    accounted: float
+
+
+def epsilon_at_least(canaries: int, guesses: int, right: int, delta: float, sure: float = SURE) -> float:
+    """The largest epsilon at which so many right guesses would be improbable (Steinke et al. 2023, theorem 5.2).
+
+    Args:
+        canaries: each in or out by a fair coin.
+        guesses: for how many of them somebody has guessed which.
+        right: guesses that were right.
+        delta: of the release.
+        sure: probability that the bound is wrong.
+    """
+    low, high = 0.0, 50.0
+    if _p_value(canaries, guesses, right, low, delta) > sure:
+        return 0.0
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _p_value(canaries, guesses, right, middle, delta) < sure else (low, middle)
+    return low
+
+
+def _p_value(canaries: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
+    """Probability of so many right guesses or more, at most, of an (epsilon, delta)-private release."""
+    share = 1 / (1 + np.exp(-epsilon))
+    beta = float(binom.sf(right - 1, guesses, share))
+    tails = np.cumsum(binom.pmf(np.arange(right - 1, -1, -1), guesses, share))
+    alpha = float((tails / np.arange(1, right + 1)).max(initial=0.0))
+    return min(1.0, beta + 2 * alpha * delta * canaries)
+
+
+def audited(
+    release: PrivateRelease, fold: Fold, link: ServerLink, canaries: int, rounds: int, seed: int
+) -> CanaryAudit:
+    """One run of a release with canaries alone, as it lets sums out of rounds.
+
+    A canary is a client whose message goes as far as the clip lets it, in a direction of its own, the same in every round. A
+    guesser who knows all directions finds how far the released sums go along each, and takes those along which they go most for
+    in, and those along which they go least for out.
+
+    Args:
+        release: as of the run, of which nothing is changed.
+        fold: an empty one of the run's strategy, for its kind.
+        link: the server's end of the wire, with the schema of the uploads.
+        canaries: how many; no more than half the numbers of a message are taken.
+        rounds: in which something is let out.
+        seed: of the directions.
+    """
+    assert link.schema is not None
+    specs = {name: spec for name, spec in link.schema.arrays.items() if np.issubdtype(spec.dtype, np.floating)}
+    sizes = {name: int(np.prod(spec.shape)) for name, spec in specs.items()}
+    numbers = min(sum(sizes.values()), MOST_NUMBERS)
+    canaries = max(2, min(canaries, numbers // 2))
+    directions = np.random.default_rng(seed).standard_normal((canaries, numbers))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    inside = uniform(canaries) < 0.5
+    told = np.zeros(sum(sizes.values()))
+    told[:numbers] = directions[inside].sum(0)
+
+    own = PrivateRelease(replace(release.settings, epsilon=None))  # whatever the run has spent
+    own.clients, own.noise_multiplier = canaries, release.noise_multiplier
+    start = {name: np.asarray(value, dtype=np.float64) for name, value in link.reference.items()}
+    answers = int(inside.sum())
+    share = max(answers, 1) if isinstance(fold, WeightedMean) else 1
+    statistics, place = {}, 0
+    for name, size in sizes.items():
+        part = told[place : place + size].reshape(specs[name].shape) * own.clip.norm_of(name) / share
+        statistics[name] = torch.from_numpy(start.get(name, 0.0) + part)
+        place += size
+    heard = np.zeros(numbers)
+    for _ in range(rounds):
+        out = own.of_round(fold, statistics, answers, link)
+        assert out is not None
+        moved = [(out[name].double().numpy() - start.get(name, 0.0)) / own.clip.norm_of(name) for name in sizes]
+        heard += np.concatenate([each.ravel() for each in moved])[:numbers]
+    found = np.linalg.lstsq(directions.T, heard, rcond=None)[0]
+    order, half = np.argsort(found), canaries // 4
+    right = int(inside[order[-half:]].sum() + (~inside[order[:half]]).sum()) if half else 0
+    bound = epsilon_at_least(canaries, 2 * half, right, own.settings.delta)
+    return CanaryAudit(canaries, 2 * half, right, bound, own.spent_by(rounds))

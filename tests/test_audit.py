@@ -1,0 +1,144 @@
+"""Audits: what a server can tell of its clients, held against what is known; and canaries against the accountant."""
+
+import json
+
+import numpy as np
+import pytest
+
+from recbole_fedkd.auditing import audited_run, write_audit
+from recbole_fedkd.command_line import main
+from recbole_fedkd.errors import InputError
+from recbole_fedkd.privacy.audit import epsilon_at_least, item_scores, label_counts, membership_auc
+from recbole_fedkd.privacy.noise import gaussian
+
+FEDAVG = {"strategy": "fedavg", "partition": "user", "client_weights": "uniform", "epochs": 1}
+FACTORS = {
+    **{"strategy": "afd", "knowledge": "factors", "partition": "user", "label_mode": "rating", "epochs": 5},
+    **{"factor_size": 2, "sketch_width": 3, "sketch_passes": 1, "em_steps": 1},
+}
+LABEL = {"strategy": "afd", "partition": "user", "aggregation": "weighted", "epochs": 1}
+
+
+# The guesses
+
+
+def test_an_items_score_is_the_length_of_what_changed_of_its_row():
+    arrays = {"p:items": np.array([[0.0, 0.0], [3.0, 5.0]]), "n": np.array([2]), "half": np.array([1.0, 2.0])}
+    scores = item_scores(arrays, {"p:items": np.array([[0.0, 0.0], [0.0, 1.0]])}, 2)
+    assert scores.keys() == {"p:items", "half"}
+    assert scores["p:items"].tolist() == [0, 5] and scores["half"].tolist() == [1, 2]
+
+
+def test_membership_is_guessed_within_an_item_so_that_popularity_tells_nothing():
+    members = np.array([[1, 1], [1, 0], [1, 0], [0, 0]], dtype=bool)
+    popularity = np.tile([9.0, 1.0], (4, 1))
+    assert membership_auc(popularity, members) == 0.5
+    assert membership_auc(members.astype(float), members) == 1.0
+    assert membership_auc(-members.astype(float), members) == 0.0
+    assert membership_auc(np.array([[2.0, 1.0], [1.0, 2.0], [3.0, 0.0], [2.0, 0.0]]), members) == pytest.approx(3.5 / 6)
+
+
+def test_an_auc_over_random_numbers_is_a_half():
+    members = np.random.default_rng(0).random((40, 50)) < 0.3
+    assert membership_auc(gaussian((40, 50), 1.0), members) == pytest.approx(0.5, abs=0.05)
+
+
+def test_labels_are_counted_over_items_where_a_message_says_so():
+    histogram = np.array([[0, 0], [1, 0], [2, 5]], np.float32)
+    assert label_counts({"histogram": histogram}, 2).tolist() == [3, 5]
+    assert label_counts({"weights": np.array([4, 1])}, 2).tolist() == [4, 1]
+    assert label_counts({"p:w": histogram}, 2) is None
+
+
+# Canaries
+
+
+def test_a_bound_by_canaries_is_that_of_the_paper():
+    """At delta 0 it is an exact binomial test: 100 guesses, all right, p = q^100."""
+    q = 0.05 ** (1 / 100)
+    assert epsilon_at_least(100, 100, 100, 0.0) == pytest.approx(np.log(q / (1 - q)), abs=1e-3)
+    assert epsilon_at_least(100, 100, 50, 1e-5) == 0.0
+    assert epsilon_at_least(1000, 100, 95, 1e-5) < epsilon_at_least(1000, 100, 95, 0.0)
+
+
+@pytest.mark.parametrize("keys", [FEDAVG, FACTORS], ids=["mean", "sums"])
+@pytest.mark.parametrize("noise", [0.02, 2.0])
+def test_canaries_show_less_than_is_accounted_and_much_where_there_is_hardly_any_noise(run, keys, noise):
+    result = run(**keys, privacy={"clip": 0.5, "noise_multiplier": noise})
+    made = audited_run(result["run_folder"], rounds=1, most=3)
+    assert made.canaries.epsilon <= made.canaries.accounted
+    assert made.canaries.epsilon > 2.5 if noise < 1 else made.canaries.epsilon < 3
+
+
+def test_canaries_catch_a_release_without_noise(run, monkeypatch):
+    result = run(**FEDAVG, privacy={"clip": 0.5, "noise_multiplier": 4.0})
+    monkeypatch.setattr("recbole_fedkd.privacy.release.gaussian", lambda shape, deviation: np.zeros(shape))
+    made = audited_run(result["run_folder"], rounds=1, most=3)
+    assert made.canaries.epsilon > made.canaries.accounted
+    assert "the release is broken" in write_audit(made, result_folder(result)).read_text()
+
+
+def result_folder(result):
+    from pathlib import Path
+
+    return Path(result["run_folder"])
+
+
+# What messages tell
+
+
+@pytest.mark.parametrize("codecs", [[], ["row_sparse", "sign"]], ids=["dense", "sparse"])
+def test_an_update_tells_which_items_a_user_has_rated(run, codecs):
+    made = audited_run(run(**FEDAVG, codecs=codecs)["run_folder"], rounds=1)
+    assert made.seen[0].membership > 0.99 and made.seen[0].exact > 0.9
+    assert made.clients == (30, 30)
+
+
+def test_factors_tell_items_and_how_many_ratings_of_each_kind(run):
+    first, *others = audited_run(run(**FACTORS)["run_folder"]).seen
+    assert first.membership == 1.0 and first.exact == 1.0 and first.labels == 1.0
+    assert [each.round for each in (first, *others)] == [1, 2, 3, 4]
+    assert all(each.membership > 0.99 for each in others)
+
+
+def test_label_knowledge_tells_no_item_and_every_label_count(run):
+    (seen,) = audited_run(run(**LABEL)["run_folder"], rounds=1).seen
+    assert seen.membership == 0.5 and seen.array == "" and seen.labels == 1.0
+
+
+@pytest.mark.parametrize("keys", [FEDAVG, FACTORS, LABEL], ids=["fedavg", "factors", "label"])
+@pytest.mark.parametrize("private", [False, True])
+def test_under_masks_the_server_guesses_like_a_coin(run, keys, private):
+    pytest.importorskip("cryptography")
+    noise = {"privacy": {"clip": 0.5, "noise_multiplier": 1.0}} if private else {}
+    (seen,) = audited_run(run(**keys, secure_aggregation=True, **noise)["run_folder"], rounds=1).seen
+    assert seen.masked and seen.exact == 0.0 and not seen.labels
+    # Of several arrays the one that guesses best is told, so that chance is a little above a half.
+    assert seen.membership == pytest.approx(0.5, abs=0.08)
+
+
+# The page
+
+
+def test_an_audit_is_a_page_and_a_file_beside_it(run, capsys):
+    folder = run(**FEDAVG, privacy={"clip": 0.5, "noise_multiplier": 1.0})["run_folder"]
+    assert main(["audit", folder, "--rounds=1", "--clients=5"]) == 0
+    told = capsys.readouterr().out
+    assert "membership AUC 1.000" in told and "accounted" in told
+    page = (result_folder({"run_folder": folder}) / "audit" / "index.html").read_text()
+    assert "can tell which items a client has rated" in page and "5 clients of 30" in page
+    kept = json.loads((result_folder({"run_folder": folder}) / "audit" / "audit.json").read_text())
+    assert kept["seen"][0]["membership"] == 1.0
+
+
+def test_there_is_nothing_to_audit_where_nobody_sends_anything(run):
+    with pytest.raises(InputError, match="nothing to audit"):
+        audited_run(run(strategy="local", epochs=1)["run_folder"])
+    with pytest.raises(InputError, match="nothing to audit"):
+        audited_run(run("AttnStudent", epochs=1)["run_folder"])
+
+
+@pytest.mark.parametrize("arguments", [[], ["--rounds=1"]])
+def test_an_audit_needs_a_run(arguments, capsys):
+    assert main(["audit", *arguments]) == 2
+    assert "audit needs the folder of one run" in capsys.readouterr().err
