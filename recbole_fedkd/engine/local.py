@@ -33,20 +33,20 @@ class LocalEngine(Engine):
         by_number = {client.number: client for client in self.clients}
         for number in current.chosen:
             before = by_number[number].snapshot() if self.min_clients is not None else None
-            told = self.server.send(number, current.index)
-            current.report.bytes_down[number], current.report.bytes_up[number] = len(told), 0
+            payload = self.server.send(number, current.index)
+            current.report.bytes_down[number], current.report.bytes_up[number] = len(payload), 0
             try:
-                self._run_client(by_number[number], told, current)
+                self._run_client(by_number[number], payload, current)
             except ClientError as error:
                 self._leave_out(current, number, reason(error), error)
                 if before is not None:
                     by_number[number].restore(before)
 
-    def _run_client(self, client: Client, told: bytes, current: Round) -> None:
+    def _run_client(self, client: Client, payload: bytes, current: Round) -> None:
         """One client's part of a round. Raises :class:`ClientError`, of which the cause is what happened."""
         stage = "receiving"
         try:
-            client.receive(told)
+            client.receive(payload)
             stage = "training"
             training = client.train(current.index, current.on_step)
             stage = "sending"
@@ -58,7 +58,7 @@ class LocalEngine(Engine):
             raise ClientError(f"client {client.number}, round {current.index + 1}, {stage}: {error}") from error
         finally:
             if current.on_bytes is not None:
-                current.on_bytes(len(told) + current.report.bytes_up[client.number])
+                current.on_bytes(len(payload) + current.report.bytes_up[client.number])
         current.count(training.loss, training.seen, client.link.codec_error if answer else (0.0, 0.0))
 
     def _serve(self, round_index: int) -> None:

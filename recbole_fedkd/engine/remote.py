@@ -85,11 +85,11 @@ class RemoteEngine(Engine):
         return self._sizes
 
     def _run_clients(self, current: Round) -> None:
-        told = {number: self.server.send(number, current.index) for number in current.chosen}
-        answers = self._asked(TRAIN, current.index, told, lambda number: self._told_whole(number, current.index))
+        payloads = {number: self.server.send(number, current.index) for number in current.chosen}
+        answers = self._asked(TRAIN, current.index, payloads, lambda number: self._whole_network(number, current.index))
         self._absent = set(current.chosen) - answers.keys()
         for number in current.chosen:
-            current.report.bytes_down[number], current.report.bytes_up[number] = len(told[number]), 0
+            current.report.bytes_down[number], current.report.bytes_up[number] = len(payloads[number]), 0
             try:
                 self._take(number, answers.get(number), current)
             except ClientError as error:
@@ -132,28 +132,28 @@ class RemoteEngine(Engine):
         return answer
 
     def _serve(self, round_index: int) -> None:
-        told = self.server.serve(round_index + 1) if self.server.strategy.serves_aggregate else b""
+        payload = self.server.serve(round_index + 1) if self.server.strategy.serves_aggregate else b""
         present = [number for number in self._sizes if number not in self._absent]  # nobody is waited for twice
-        self.closing = self.judged(round_index, dict.fromkeys(present, told), self.phase)
+        self.closing = self.judged(round_index, dict.fromkeys(present, payload), self.phase)
         if self.closed is not None:
             self.closed(round_index)
 
-    def judged(self, round_index: int, told: Mapping[int, bytes], phase: str) -> dict[int, Answer]:
+    def judged(self, round_index: int, payloads: Mapping[int, bytes], phase: str) -> dict[int, Answer]:
         """Have the parties take in what serves their users, and judge rows of theirs.
 
         Args:
             round_index: from 0.
-            told: party to the server's message.
+            payloads: party to the server's message.
             phase: see :class:`Request`.
 
         Raises:
             ClientError: a party is missing, and must not be.
         """
-        whole = self.server.serve(round_index + 1, whole=True) if any(told.values()) else b""
-        answers = self._asked(JUDGE, round_index, told, lambda number: whole, phase)
+        whole = self.server.serve(round_index + 1, whole=True) if any(payloads.values()) else b""
+        answers = self._asked(JUDGE, round_index, payloads, lambda number: whole, phase)
         good: dict[int, Answer] = {}
         missing: dict[int, str] = {}
-        for number in told:
+        for number in payloads:
             try:
                 good[number] = self._checked(number, answers.get(number))
             except Exception as error:
@@ -163,9 +163,9 @@ class RemoteEngine(Engine):
                     raise failed from error
                 missing[number] = reason(failed)
         if missing:
-            told_why = "; ".join(f"client {number}, {why}" for number, why in list(missing.items())[:5])
+            reasons = "; ".join(f"client {number}, {why}" for number, why in list(missing.items())[:5])
             getLogger().warning(
-                f"round {round_index + 1}: {len(missing)} clients did not take in what serves their users: {told_why}"
+                f"round {round_index + 1}: {len(missing)} clients did not take in what serves their users: {reasons}"
             )
         return good
 
@@ -183,7 +183,7 @@ class RemoteEngine(Engine):
         """Samples of an epoch of every party, as a run began that goes on."""
         self._sizes = dict(sizes)
 
-    def _told_whole(self, number: int, round_index: int) -> bytes:
+    def _whole_network(self, number: int, round_index: int) -> bytes:
         """The server's message to a party that does not hold what it was thought to hold."""
         self.server.link.forget(number)
         return self.server.send(number, round_index)
@@ -192,12 +192,12 @@ class RemoteEngine(Engine):
         self,
         operation: str,
         round_index: int,
-        told: Mapping[int, bytes],
+        payloads: Mapping[int, bytes],
         whole: Callable[[int], bytes],
         phase: str = "",
     ) -> dict[int, Answer | MessageError]:
         """What parties answer; a party that holds another version than it was told a change of is told the whole."""
-        answers = self._round_trip(operation, round_index, told, phase)
+        answers = self._round_trip(operation, round_index, payloads, phase)
         behind = [
             number for number, answer in answers.items() if isinstance(answer, Answer) and answer.fault == "version"
         ]
@@ -207,11 +207,11 @@ class RemoteEngine(Engine):
         return answers
 
     def _round_trip(
-        self, operation: str, round_index: int, told: Mapping[int, bytes], phase: str
+        self, operation: str, round_index: int, payloads: Mapping[int, bytes], phase: str
     ) -> dict[int, Answer | MessageError]:
         requests = {
             number: Request(self.run, operation, round_index, self.counted.get(number, NEVER), text, phase).to_bytes()
-            for number, text in told.items()
+            for number, text in payloads.items()
         }
         due = {number: digest(request) for number, request in requests.items()}
         answers: dict[int, Answer | MessageError] = {}

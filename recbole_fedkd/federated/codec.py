@@ -70,15 +70,15 @@ class CodecStack:
         )
 
     def encode(self, arrays: Mapping[str, NDArray[np.generic]], round_index: int) -> Arrays:
-        """Float32 arrays become ``<name>|<place in the stack>.<part>``; all others stay."""
+        """Float32 arrays become ``<name>|<position in the stack>.<part>``; all others stay."""
         encoded = dict(arrays)
-        for place, codec in enumerate(self.codecs):
+        for position, codec in enumerate(self.codecs):
             following: Arrays = {}
             for name, array in encoded.items():
                 taken = array.dtype == np.float32 and fnmatchcase(name.partition("|")[0], codec.arrays)
                 parts = codec.encode(array, round_index) if taken else None  # type: ignore[arg-type]
                 if parts is not None and _bytes(parts.values()) < _bytes([array]):
-                    following.update({f"{name}|{place}.{part}": value for part, value in parts.items()})
+                    following.update({f"{name}|{position}.{part}": value for part, value in parts.items()})
                 else:
                     following[name] = array
             encoded = following
@@ -97,23 +97,23 @@ class CodecStack:
         # Codecs keep parts that take fewer bytes, so that no part has more numbers than the whole.
         unknown = UNFOLDED * sum(array.nbytes for array in arrays.values())
         decoded = dict(arrays)
-        for place in reversed(range(len(self.codecs))):
+        for position in reversed(range(len(self.codecs))):
             parts: dict[str, Arrays] = {}
             following: Arrays = {}
             for name, array in decoded.items():
-                whole, mark, part = name.rpartition(f"|{place}.")
+                whole, mark, part = name.rpartition(f"|{position}.")
                 if mark and "|" not in part:
                     parts.setdefault(whole, {})[part] = array
                 else:
                     following[name] = array
-            for whole, each in parts.items():
+            for whole, own in parts.items():
                 root = whole.partition("|")[0]
                 if sizes is not None and root not in sizes:
                     raise ValueError("an array came that was not asked for")
                 if whole in following:
                     raise ValueError("an array came twice")
                 limit = sizes[root] if sizes is not None else unknown
-                following[whole] = self.codecs[place].checked(each, limit)
+                following[whole] = self.codecs[position].checked(own, limit)
             decoded = following
         return {name: decoded[name] for name in sorted(decoded)} if self.codecs else decoded
 

@@ -32,7 +32,7 @@ class _Envelope:
 
     def to_bytes(self) -> bytes:
         """Serialise."""
-        content = {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]
+        content = {part.name: getattr(self, part.name) for part in fields(self)}  # type: ignore[arg-type]
         packed: bytes = msgpack.packb({"v": ENVELOPE_VERSION, **content}, use_bin_type=True)
         return packed
 
@@ -43,7 +43,7 @@ class _Envelope:
             content = msgpack.unpackb(packed, raw=False, max_array_len=64, max_ext_len=0)
             if not isinstance(content, dict) or content.pop("v", None) != ENVELOPE_VERSION:
                 raise ValueError(f"it is of no version that is read here, which is {ENVELOPE_VERSION}")
-            if content.keys() != {each.name for each in fields(cls)}:  # type: ignore[arg-type]
+            if content.keys() != {part.name for part in fields(cls)}:  # type: ignore[arg-type]
                 raise ValueError("it has not the parts that it must have")
             read = cls(**content)
             read._check()

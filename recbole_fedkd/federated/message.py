@@ -158,13 +158,15 @@ class Message:
                 max_ext_len=0,
             )
         except (ValueError, TypeError, OverflowError, RecursionError, msgpack.exceptions.UnpackException) as error:
-            told = str(error) or type(error).__name__
-            raise MessageError("malformed", f"{_length(payload)} bytes are not a message: {told}") from error
+            reason = str(error) or type(error).__name__
+            raise MessageError("malformed", f"{_length(payload)} bytes are not a message: {reason}") from error
         if not isinstance(content, dict) or "v" not in content:
             raise MessageError("malformed", "the bytes hold no message: the schema version is missing")
         if type(content["v"]) is not int or content["v"] != SCHEMA_VERSION:
-            found = content["v"] if type(content["v"]) is int else f"of type {type(content['v']).__name__}"
-            raise MessageError("malformed", f"message has schema version {found}; this version reads {SCHEMA_VERSION}")
+            version = content["v"] if type(content["v"]) is int else f"of type {type(content['v']).__name__}"
+            raise MessageError(
+                "malformed", f"message has schema version {version}; this version reads {SCHEMA_VERSION}"
+            )
         try:
             return _read(content)
         except MessageError:
@@ -269,8 +271,8 @@ def check_arrays(arrays: Arrays, schema: Schema | None = None) -> None:
         missing = [name for name, spec in specs.items() if not spec.optional and name not in arrays]
         unknown = [name for name in arrays if name not in specs]
         if missing or unknown:
-            found = f"'{missing[0]}' is missing" if missing else f"'{_shortened(unknown[0])}' was not asked for"
-            raise MessageError("arrays", found)
+            fault = f"'{missing[0]}' is missing" if missing else f"'{_shortened(unknown[0])}' was not asked for"
+            raise MessageError("arrays", fault)
     for name, array in arrays.items():
         spec = specs.get(name)
         if spec is not None and (array.shape != spec.shape or array.dtype != spec.dtype):

@@ -25,8 +25,8 @@ def settle(client: Client, server: Server, rounds: int) -> int:
         Bytes that it was told.
     """
     strategy, shared = server.strategy, client.task.shared
-    told = server.send(client.number, rounds)
-    client.receive(told)
+    payload = server.send(client.number, rounds)
+    client.receive(payload)
     fits = not strategy.serves_aggregate or bool(shared.private)
     learned = rounds - strategy.exchange_rounds
     keep: Callable[[int], None] | None = None
@@ -41,4 +41,4 @@ def settle(client: Client, server: Server, rounds: int) -> int:
         # A network that every client takes over after a round is the server's after every step, too.
         client.train(number, keep if strategy.serves_aggregate else None)
         client.serve()
-    return len(told)
+    return len(payload)

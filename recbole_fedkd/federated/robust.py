@@ -113,14 +113,14 @@ class MultiKrum(Krum):
     def of(self, uploads: Sequence[Message], start: Mapping[str, Tensor], weights: Sequence[float]) -> Tensors:
         """Their mean, weighted as ever."""
         kept = sorted(self._order(uploads, start)[: len(uploads) - self.wrong(len(uploads))])
-        return mean_of([uploads[place] for place in kept], [weights[place] for place in kept])
+        return mean_of([uploads[upload] for upload in kept], [weights[upload] for upload in kept])
 
 
 def squared_distances(uploads: Sequence[Message], start: Mapping[str, Tensor]) -> Tensor:
     """Squared L2 distances between uploads ``[K, K]``, of what changed since ``start``, which all have in common."""
     products = torch.zeros(len(uploads), len(uploads), dtype=torch.float64)
     for name in uploads[0].arrays:
-        changes = torch.stack([torch.tensor(each.arrays[name], dtype=torch.float64).flatten() for each in uploads])
+        changes = torch.stack([torch.tensor(upload.arrays[name], dtype=torch.float64).flatten() for upload in uploads])
         if name in start:
             changes -= start[name].double().flatten()
         products += changes @ changes.T
@@ -138,6 +138,6 @@ def _each(uploads: Sequence[Message], function: Callable[[Tensor], Tensor]) -> T
     """A function of every array of all uploads ``[K, ...]``, in double precision; its type is that of the array."""
     made = {}
     for name, array in uploads[0].arrays.items():
-        values = torch.stack([torch.tensor(each.arrays[name], dtype=torch.float64) for each in uploads])
+        values = torch.stack([torch.tensor(upload.arrays[name], dtype=torch.float64) for upload in uploads])
         made[name] = function(values).to(torch.tensor(array).dtype)
     return made

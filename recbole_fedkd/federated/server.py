@@ -239,8 +239,8 @@ class Intake:
         self._check_due(client)
         message = self.server.link.read(client, message, self.round_index)
         if message is not None and message.training.samples != self.samples[client]:
-            found, known = message.training.samples, self.samples[client]
-            raise MessageError("samples", f"it speaks for {found} samples where it has {known}")
+            samples, known = message.training.samples, self.samples[client]
+            raise MessageError("samples", f"it speaks for {samples} samples where it has {known}")
         self.take(client, message)
         self.server.link.acknowledge(client)
         return message

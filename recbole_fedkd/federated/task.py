@@ -341,8 +341,8 @@ class RecBoleTask(Task):
 
 def click_loss(model: nn.Module) -> nn.Module | None:
     """The binary cross-entropy that a click model hands its scores to; None if it has none, or several."""
-    found = [module for module in model.modules() if is_click(module)]
-    return found[0] if len(found) == 1 else None
+    losses = [module for module in model.modules() if is_click(module)]
+    return losses[0] if len(losses) == 1 else None
 
 
 def is_click(module: nn.Module) -> bool:

@@ -229,8 +229,8 @@ class ServerLink:
             if self.broadcast is None:
                 self._written[behind, round_index] = self.write(message())
             else:
-                found = self.broadcast.message(behind, round_index)
-                self._written[behind, round_index] = found.to_bytes() if found is not None else b""
+                network = self.broadcast.message(behind, round_index)
+                self._written[behind, round_index] = network.to_bytes() if network is not None else b""
         return self._written[behind, round_index]
 
     def read(self, client: int, message: Message | None, round_index: int) -> Message | None:

@@ -100,8 +100,8 @@ def build_clients(config: Any, schema: DataSchema, parts: Mapping[int, ClientRow
     with _from_the_seed(config, schema):
         networks = client_networks(config, schema, parts)
     device = config["device"]
-    each = zip(parts.items(), networks, strict=True)
-    return [client_of(config, schema, rows, number, network.to(device)) for (number, rows), network in each]
+    built = zip(parts.items(), networks, strict=True)
+    return [client_of(config, schema, rows, number, network.to(device)) for (number, rows), network in built]
 
 
 def client_of(config: Any, schema: DataSchema, rows: ClientRows, number: int, network: nn.Module) -> Client:
@@ -158,8 +158,8 @@ def client_networks(config: Any, schema: DataSchema, parts: Mapping[int, ClientR
     if config.attentive:
         builders, wholes = network_builders(config, schema), whole_networks(config, schema, schema.everybody())
         for number, rows in parts.items():
-            place = number % len(builders)
-            networks.append(client_network(builders[place], schema, rows, wholes[place]))
+            architecture = number % len(builders)
+            networks.append(client_network(builders[architecture], schema, rows, wholes[architecture]))
         return networks
     with building(config):
         *others, last = parts.values()
@@ -329,5 +329,5 @@ def wire_of(config: Any, clients: int) -> WireCodecs:
     stages = wire.stages
     if privacy is not None and privacy.clip is not None:
         stages = ((Clip.name, ClipSettings(privacy.clip, privacy.clips)), *stages)
-    behind = next((place for place, (name, _) in enumerate(stages) if name == Encoding.name), len(stages))
+    behind = next((number for number, (name, _) in enumerate(stages) if name == Encoding.name), len(stages))
     return replace(wire, stages=(*stages[:behind], *attack_stages(config, clients), *stages[behind:]))

@@ -162,7 +162,7 @@ def _fleet_engine(
         task = RecBoleSamples(config, dataset, population)
     shared = SharedState(network, partial(population.private_rows, 0))
     check_private(
-        config, [each.whole for each in population.client_groups if isinstance(each.whole, nn.Module)], shared
+        config, [group.whole for group in population.client_groups if isinstance(group.whole, nn.Module)], shared
     )
     server = server_of(config, strategy, shared, schema.clients)
     rates = config["learning_rates"]
@@ -226,7 +226,7 @@ def _came_out_of(error: Exception, model_class: type) -> bool:
     if isinstance(error, NameError | ImportError) and modules[-1].startswith("recbole_fedkd."):
         return False  # whoever called it
     of_model = {
-        each.__module__ for each in model_class.__mro__ if not each.__module__.startswith(("torch.", "builtins"))
+        parent.__module__ for parent in model_class.__mro__ if not parent.__module__.startswith(("torch.", "builtins"))
     }
     return bool(of_model & set(modules)) or modules[-1].startswith(("torch._functorch", "torch.autograd"))
 

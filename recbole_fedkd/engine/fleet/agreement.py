@@ -84,8 +84,8 @@ def disagreement(
             with own_streams(client_seed, device):
                 alone = _alone(local, type(interaction)(_precise(interaction.interaction, precision)))
             among = _filled_up(batch, precision)
-            found = _side_by_side(group, twin, task, among, number, streams if dropping else None)
-            differs = _difference(_parted(group, alone), found, tolerance)
+            among_all = _side_by_side(group, twin, task, among, number, streams if dropping else None)
+            differs = _difference(_parted(group, alone), among_all, tolerance)
             if differs is not None:
                 return differs
     finally:
@@ -104,7 +104,7 @@ def _filled_up(batch: Epoch, precision: torch.dtype) -> Epoch:
 
 
 def _precise(columns: Mapping[str, Tensor], precision: torch.dtype) -> dict[str, Tensor]:
-    return {name: each.to(precision) if each.is_floating_point() else each for name, each in columns.items()}
+    return {name: column.to(precision) if column.is_floating_point() else column for name, column in columns.items()}
 
 
 def _alone(local: RecBoleTask, interaction: Any) -> dict[str, Tensor]:
@@ -141,17 +141,17 @@ def _side_by_side(
     gradients = iter(torch.autograd.grad(answers[0].sum(), weights.tensors()))
     parts = (weights.dense, weights.rows, weights.users)
     named = group.named(Weights(*(next(gradients) if part.numel() else torch.zeros_like(part) for part in parts)))
-    found = {"loss": answers[0][0].detach()}
+    values = {"loss": answers[0][0].detach()}
     if len(answers) > 1:
-        found |= {"logits": answers[1][0, :-FILLED_UP].detach(), "labels": answers[2][0, :-FILLED_UP]}
+        values |= {"logits": answers[1][0, :-FILLED_UP].detach(), "labels": answers[2][0, :-FILLED_UP]}
     for name, value in named.items():
         if name in group.dense_names:
-            found[name] = value[0]
+            values[name] = value[0]
         else:
             rows = pack.items[0] if name in group.item_names else pack.members[0]
             whole = value.new_zeros(group.shapes[name])
-            found[name] = whole.index_add(0, rows, value[0])
-    return found
+            values[name] = whole.index_add(0, rows, value[0])
+    return values
 
 
 def _parted(group: ClientGroup, said: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -166,15 +166,15 @@ def _parted(group: ClientGroup, said: Mapping[str, Tensor]) -> dict[str, Tensor]
     return parted
 
 
-def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: Tolerance) -> str | None:
+def _difference(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor], tolerance: Tolerance) -> str | None:
     """What differs between two results of the same names."""
     largest = {name: float(value.abs().max()) for name, value in expected.items()}
     scale = max(value for name, value in largest.items() if name not in ("logits", "labels"))
     for name, value in expected.items():
         what = f"its {name}" if name in ("loss", "logits", "labels") else f"the gradient of '{name}'"
-        if name not in found or found[name].shape != value.shape:
+        if name not in actual or actual[name].shape != value.shape:
             return f"{what} cannot be compared"
         bound = tolerance.share * max(largest[name], tolerance.floor * scale)
-        if not float((found[name] - value).abs().max()) <= bound:
+        if not float((actual[name] - value).abs().max()) <= bound:
             return f"{what} would not be what it is on a client by itself"
     return None

@@ -82,12 +82,12 @@ class ClientTable(nn.Module):
         row = torch.where(of_user, 0, torch.where(index < self.start, index, index - users))
         if self.handed is not None:
             user, row = self.local_id[user], self.handed[row].long()
-        place = torch.where(of_user, len(self.weight) + user, row)
-        return self._rows(place, torch.cat([self.weight, self.users]))
+        rows = torch.where(of_user, len(self.weight) + user, row)
+        return self._rows(rows, torch.cat([self.weight, self.users]))
 
-    def _rows(self, place: Tensor, table: Tensor) -> Tensor:
-        found: Tensor = functional.embedding(place, table, self.padding)
-        return found
+    def _rows(self, rows: Tensor, table: Tensor) -> Tensor:
+        vectors: Tensor = functional.embedding(rows, table, self.padding)
+        return vectors
 
 
 class HandedAttention(nn.Module):
@@ -148,8 +148,8 @@ class WeightedLoss(nn.Module):
         if self.weights is None:
             whole: Tensor = self.loss(*arguments)
             return whole
-        each = vmap(lambda *sample: self.loss(*(part.unsqueeze(0) for part in sample)))(*arguments)
-        mean: Tensor = (each * self.weights).sum() / self.weights.sum()
+        losses = vmap(lambda *sample: self.loss(*(part.unsqueeze(0) for part in sample)))(*arguments)
+        mean: Tensor = (losses * self.weights).sum() / self.weights.sum()
         return mean
 
 
@@ -179,18 +179,20 @@ class BatchedModel:
         self, model: Any, user_field: str, item_field: str, negative_prefix: str, item_num: int, local_id: Tensor
     ) -> None:
         self.model = model
-        if any(not each.requires_grad or each.dtype != torch.float32 for each in model.parameters()):
+        if any(not parameter.requires_grad or parameter.dtype != torch.float32 for parameter in model.parameters()):
             raise NotBatchedError("it has parameters that are fixed or not of 32 bits")
         if any(isinstance(module, _BatchNorm) for module in model.modules()):
             raise NotBatchedError("it has a batch normalisation, in which the samples of a batch see each other")
         users = user_rows(model, user_field, len(local_id), item_num)
-        embeddings = {f"{name}.weight": each for name, each in model.named_modules() if isinstance(each, nn.Embedding)}
+        embeddings = {
+            f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, nn.Embedding)
+        }
         for name in users:
             if name not in embeddings:
                 raise NotBatchedError(f"'{name}' holds users' rows without being an embedding")
         joint = {name: (list(fields), list(offsets)) for name, fields, offsets in joint_tables(model)}
         layouts = list(joint.values())
-        if any(each != layouts[0] for each in layouts):
+        if any(layout != layouts[0] for layout in layouts):
             raise NotBatchedError("its tables of several fields differ in their fields")
         rows, self.sources = item_num, {item_field: 0, negative_prefix + item_field: 0}
         if joint:
@@ -283,7 +285,7 @@ def for_client(model: nn.Module, rows: Tensor, weights: Tensor) -> Iterator[None
 
 def seen_by_losses(model: nn.Module) -> Mapping[nn.Module, Sequence[Tensor]]:
     """What the last call handed to each loss of a model with replaced modules."""
-    return {each.loss: each.seen for each in model.modules() if isinstance(each, WeightedLoss)}
+    return {module.loss: module.seen for module in model.modules() if isinstance(module, WeightedLoss)}
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:

@@ -25,17 +25,17 @@ class Streams:
 
     def __init__(self, seed: int, numbers: Sequence[int], round_index: int) -> None:
         seeds = [client_round_seed(seed, number, round_index) for number in numbers]
-        self.order = [torch.Generator().manual_seed(each) for each in seeds]
+        self.order = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._seeds = seeds
 
     @cached_property
     def dropout(self) -> list[torch.Generator]:
         """The streams for dropout, made where something is dropped."""
-        return [torch.Generator().manual_seed(each) for each in self._seeds]
+        return [torch.Generator().manual_seed(seed) for seed in self._seeds]
 
     def orders(self, sizes: Sequence[int], batch_size: int) -> Tensor:
         """Order of an epoch of each client ``[c, largest]``; a sample of its last batch fills up behind a client's own."""
-        drawn = torch.cat([shuffled_order(size, each) for size, each in zip(sizes, self.order, strict=True)])
+        drawn = torch.cat([shuffled_order(size, stream) for size, stream in zip(sizes, self.order, strict=True)])
         size = torch.tensor(sizes).unsqueeze(1)
         start = (size.cumsum(0) - size).expand(-1, max(sizes))
         position = torch.arange(max(sizes)).expand_as(start)
@@ -52,9 +52,9 @@ class Streams:
         drawn = [torch.ones(len(counts), rows, *shape) for _, shape in layers]
         if not layers:
             return drawn
-        for place, (generator, count) in enumerate(zip(self.dropout, counts, strict=False)):
+        for slot, (generator, count) in enumerate(zip(self.dropout, counts, strict=False)):
             for mask, (share, _) in zip(drawn, layers, strict=True):
-                mask[place, :count].bernoulli_(1.0 - share, generator=generator)
+                mask[slot, :count].bernoulli_(1.0 - share, generator=generator)
         return drawn
 
     def negatives(self, owner: Tensor, counts: Sequence[int], taken: Tensor, item_count: int) -> Tensor:
@@ -85,7 +85,7 @@ class Streams:
 
     def batch_negatives(
         self,
-        place: int,
+        slot: int,
         users: NDArray[np.int64],
         items: NDArray[np.int64],
         orders: Sequence[NDArray[np.int64]],
@@ -110,7 +110,7 @@ class Streams:
         Raises:
             ValueError: a user holds every item, so there is no negative.
         """
-        stream = np.random.RandomState(self._seeds[place])
+        stream = np.random.RandomState(self._seeds[slot])
         numbers, owner = np.unique(users, return_inverse=True)
         taken = np.zeros((len(numbers), item_count), dtype=bool)
         taken[owner, items] = True
@@ -118,16 +118,16 @@ class Streams:
             raise ValueError("a user has interacted with every item; no negative can be sampled")
         epochs = []
         for order in orders:
-            found = np.empty(len(users) * negatives, dtype=np.int64)
+            sampled = np.empty(len(users) * negatives, dtype=np.int64)
             filled = 0
             for start in range(0, len(users), positives):
                 whose = np.tile(owner[order[start : start + positives]], negatives)
-                drawn = found[filled : filled + len(whose)]
+                drawn = sampled[filled : filled + len(whose)]
                 drawn[:] = stream.randint(1, item_count, len(whose))
                 pending = np.flatnonzero(taken[whose, drawn])
                 while len(pending):
                     drawn[pending] = again = stream.randint(1, item_count, len(pending))
                     pending = pending[taken[whose[pending], again]]
                 filled += len(whose)
-            epochs.append(found)
+            epochs.append(sampled)
         return epochs

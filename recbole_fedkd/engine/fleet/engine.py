@@ -180,9 +180,9 @@ class FleetEngine(Engine):
 
     def _serve(self, round_index: int) -> None:
         if self.server.strategy.serves_aggregate:
-            told = self.downlink.serve(round_index + 1)
+            serving = self.downlink.serve(round_index + 1)
             for group_index in range(len(self.groups)):
-                self._install(group_index, [number for number in told if number % len(self.groups) == group_index])
+                self._install(group_index, [number for number in serving if number % len(self.groups) == group_index])
         for average in self.averages:
             average.serve()
 
@@ -228,11 +228,17 @@ class FleetEngine(Engine):
         sizes = np.asarray([self._sizes[number] for number in numbers], dtype=np.int64)
         copies = 4 * (3 + self.optimizer.memories)
         dense = group.dense_base().numel() + group.user_table().shape[1]
-        told = sum(value.nbytes for known in (heard.own, heard.installed) for value in known.values())
+        heard_bytes = sum(value.nbytes for known in (heard.own, heard.installed) for value in known.values())
         row_bytes = copies * group.item_base().shape[1] + 8
         sample_bytes = self.training.bytes_of_sample(group_index, heard)
         parts = packed(
-            sizes, self.task.batch_size, copies * dense + told, row_bytes, sample_bytes, group.item_count, self.memory
+            sizes,
+            self.task.batch_size,
+            copies * dense + heard_bytes,
+            row_bytes,
+            sample_bytes,
+            group.item_count,
+            self.memory,
         )
         return [clients[part] for part in parts]
 

@@ -235,12 +235,12 @@ class FactorFleetPopulation(FleetPopulation):
         group: ClientGroup,
         base: Base,
         clients: Tensor,
-        place: tuple[Tensor, Tensor, Tensor],
+        where: tuple[Tensor, Tensor, Tensor],
         asked: tuple[Tensor, Tensor, Any],
         out: Tensor,
     ) -> None:
         """Score the rows of packed clients; arguments as of the base class."""
-        (row, slot, column), (users, items, _), head = place, asked, group.whole
+        (row, slot, column), (users, items, _), head = where, asked, group.whole
         assert isinstance(head, FactorHead)
         targets, width = items.shape[1], int(column.max()) + 1
         mean, features = head.known_users.of_pairs(users[row].repeat_interleave(targets), items[row].flatten())

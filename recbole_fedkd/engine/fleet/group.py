@@ -124,8 +124,8 @@ class ClientGroup(nn.Module):
         counts = self.member_count[clients]
         users = torch.arange(int(counts.max()), device=device)
         present = users < counts.unsqueeze(1)
-        place = self.first_member[clients].unsqueeze(1) + users
-        members = torch.where(present, self.member[place.clamp(max=len(self.member) - 1)], 0)
+        entry = self.first_member[clients].unsqueeze(1) + users
+        members = torch.where(present, self.member[entry.clamp(max=len(self.member) - 1)], 0)
         members = torch.cat([torch.zeros_like(clients).unsqueeze(1), members], 1)
         known = torch.zeros(len(clients), self.item_count, dtype=torch.bool, device=device)
         known[:, 0] = True
@@ -138,11 +138,11 @@ class ClientGroup(nn.Module):
             known[own_slot, own_item] = True
         known_slot, known_item = known.nonzero(as_tuple=True)
         count = torch.bincount(known_slot, minlength=len(clients))
-        place = torch.arange(len(known_slot), device=device) - (count.cumsum(0) - count)[known_slot]
+        column = torch.arange(len(known_slot), device=device) - (count.cumsum(0) - count)[known_slot]
         items = torch.zeros(len(clients), int(count.max()), dtype=torch.long, device=device)
-        items[known_slot, place] = known_item
+        items[known_slot, column] = known_item
         local = torch.zeros(known.shape, dtype=torch.int32, device=device)
-        local[known_slot, known_item] = place.int()
+        local[known_slot, known_item] = column.int()
         return Pack(clients, members, items, count, local, known)
 
     def weights(self, pack: Pack, base: tuple[Tensor, Tensor, Tensor], serving: bool = False) -> Weights:
@@ -233,30 +233,30 @@ class ClientGroup(nn.Module):
         """Parameters of the network of all users and items as one client serves it; arguments as of :meth:`weights`."""
         dense, rows = base[0].clone(), base[1].clone()
         dense[: self.own.shape[1]] = self.own[client]
-        _, item, place = self.rows.of(client.unsqueeze(0))
+        _, item, row = self.rows.of(client.unsqueeze(0))
         width = self.rows.data.shape[1]
-        rows[item, :width] = self.rows.data[place]
+        rows[item, :width] = self.rows.data[row]
         named = self.named(Weights(*(part.unsqueeze(0) for part in (dense, rows, base[2]))))
         return {name: value[0] for name, value in named.items()}
 
     def column_rates(self, rates: Mapping[str, float], default: float) -> list[Tensor]:
         """Learning rate of every column of :meth:`Weights.tensors`; the default where ``rates`` does not name a parameter."""
-        found = []
+        tables = []
         for names, per_row in ((self.dense_names, 0), (self.item_names, 1), (self.user_names, 1)):
             sizes = [self.shapes[name][per_row:].numel() for name in names]
             columns = [torch.full((size,), rates.get(name, default)) for name, size in zip(names, sizes, strict=True)]
             if columns:
-                found.append(torch.cat(columns).to(self.numbers.device))
-        return found
+                tables.append(torch.cat(columns).to(self.numbers.device))
+        return tables
 
     def buffers_of(self, pack: Pack) -> dict[str, Tensor]:
         """The buffers that differ from client to client, ``[c, ...]``."""
         whole = dict(self.whole.named_buffers())
         own = {name: whole[name][pack.items] for name in self.item_buffers if name not in self.told_buffers}
         for number, name in enumerate(self.told_buffers):
-            told = self.get_buffer(f"told_{number}")
+            kept = self.get_buffer(f"told_{number}")
             by_item = name in self.item_buffers
-            own[name] = told[pack.clients.unsqueeze(1), pack.items] if by_item else told[pack.clients]
+            own[name] = kept[pack.clients.unsqueeze(1), pack.items] if by_item else kept[pack.clients]
         for name in self.user_buffers:
             values = whole[name][pack.members]
             if name in self.item_references:
@@ -309,8 +309,8 @@ class Caller(nn.Module):
 
 def fill_rows(rows: Tensor, pack: Pack, store: RowStore, width: int) -> None:
     """Overwrite the first ``width`` columns of packed rows ``[c, rows, D]`` by what the clients have stored."""
-    slot, item, place = store.of(pack.clients)
+    slot, item, row = store.of(pack.clients)
     if len(slot):
         needed = pack.known[slot, item]
-        slot, item, place = slot[needed], item[needed], place[needed]
-        rows[slot, pack.local[slot, item].long(), :width] = store.data[place, :width]
+        slot, item, row = slot[needed], item[needed], row[needed]
+        rows[slot, pack.local[slot, item].long(), :width] = store.data[row, :width]

@@ -17,8 +17,8 @@ class Received(Mapping[str, Tensor]):
         items: the client's items ``[rows]``.
     """
 
-    def __init__(self, told: Mapping[str, Tensor], tables: frozenset[str], items: Tensor) -> None:
-        self._told, self._tables, self._items = told, tables, items
+    def __init__(self, arrays: Mapping[str, Tensor], tables: frozenset[str], items: Tensor) -> None:
+        self._told, self._tables, self._items = arrays, tables, items
 
     def __getitem__(self, name: str) -> Tensor:
         value = self._told[name]

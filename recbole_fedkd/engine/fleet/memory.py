@@ -42,17 +42,19 @@ class OptimizerMemory(nn.Module):
             self.users[:, pack.members] if self.users.shape[2] else [torch.zeros_like(weights.users)] * len(self.dense)
         )
         return [
-            Weights(self.dense[place, pack.clients], rows[..., place * width : (place + 1) * width].contiguous(), own)
-            for place, own in enumerate(users)
+            Weights(
+                self.dense[number, pack.clients], rows[..., number * width : (number + 1) * width].contiguous(), own
+            )
+            for number, own in enumerate(users)
         ]
 
     def write(self, pack: Pack, memories: Sequence[Weights], counters: Tensor) -> None:
         """Keep the memories but for the item rows."""
         present = pack.members > 0
-        for place, memory in enumerate(memories):
-            self.dense[place, pack.clients] = memory.dense
+        for number, memory in enumerate(memories):
+            self.dense[number, pack.clients] = memory.dense
             if self.users.shape[2]:
-                self.users[place, pack.members[present]] = memory.users[present]
+                self.users[number, pack.members[present]] = memory.users[present]
         self.counters[pack.clients] = counters
 
 
@@ -76,13 +78,15 @@ class RowChanges:
     def of(pack: Pack, rows: Tensor) -> RowChanges:
         """The rows ``[c, rows, width]`` of a pack."""
         present = torch.arange(rows.shape[1], device=rows.device) < pack.count.unsqueeze(1)
-        place = present.flatten().nonzero().flatten()
+        filled = present.flatten().nonzero().flatten()
         return RowChanges(
-            pack.clients, pack.count, pack.items.flatten()[place], rows.flatten(0, 1).index_select(0, place)
+            pack.clients, pack.count, pack.items.flatten()[filled], rows.flatten(0, 1).index_select(0, filled)
         )
 
     @staticmethod
     def apply(changes: Sequence[RowChanges], store: RowStore) -> None:
         """Bring a store up to date with the rows of all packs."""
         if changes:
-            store.replace(*(torch.cat([getattr(each, part.name) for each in changes]) for part in fields(RowChanges)))
+            store.replace(
+                *(torch.cat([getattr(change, part.name) for change in changes]) for part in fields(RowChanges))
+            )

@@ -103,7 +103,7 @@ class MeanOfClients:
     @staticmethod
     def largest(part: MeanPart) -> float:
         """The largest magnitude among what packed clients add."""
-        return max(float(each.abs().max()) for each in (part.dense, part.rows) if each.numel())
+        return max(float(values.abs().max()) for values in (part.dense, part.rows) if values.numel())
 
     def _changed(self, pack: Pack, weights: Weights, moved: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
         """The shares of the clients that changed a row, for every number of it: ``[P]`` and ``[items, D]``."""

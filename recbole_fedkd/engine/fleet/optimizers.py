@@ -64,11 +64,11 @@ class BatchedSGD(BatchedOptimizer):
         rates: Tensors | None = None,
     ) -> None:
         """``w - rate * g``."""
-        for place, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+        for number, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
             if rates is None:
                 parameter.add_(gradient, alpha=-self.rate)
             else:
-                parameter.addcmul_(gradient, rates[place], value=-1.0)
+                parameter.addcmul_(gradient, rates[number], value=-1.0)
 
 
 class BatchedAdam(BatchedOptimizer):
@@ -98,13 +98,13 @@ class BatchedAdam(BatchedOptimizer):
         """Kingma and Ba 2015, algorithm 1."""
         counters[:, 0] += 1
         size, second_scale = self._scales(counters[:, 0])
-        for place, (parameter, gradient, first, second) in enumerate(
+        for number, (parameter, gradient, first, second) in enumerate(
             zip(parameters, gradients, *memories, strict=True)
         ):
             self._remember(gradient, first, second)
             direction = first / self._denominator(second, second_scale)
             if rates is not None:
-                direction *= rates[place] / self.rate
+                direction *= rates[number] / self.rate
             parameter.addcmul_(direction, _per_client(-size, parameter))
 
     def _scales(self, steps: Tensor) -> tuple[Tensor, Tensor]:

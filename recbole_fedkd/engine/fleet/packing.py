@@ -47,18 +47,18 @@ def packed(
     packs: list[NDArray[np.int64]] = []
     begin, largest, rows, each_bytes = 0, 0, 0, 0.0
     real = filled = touched = 0
-    for place, size in enumerate(sizes[order].tolist()):
+    for end, size in enumerate(sizes[order].tolist()):
         own_rows, own_slots = min(size, item_count), slots(size, largest, batch_size)
-        clients = place - begin + 1
-        full = place > begin and (
+        clients = end - begin + 1
+        full = end > begin and (
             real + size < (1 - MAX_PADDING) * (filled + own_slots)
             or touched + own_rows < (1 - MAX_ROW_PADDING) * clients * rows
             or clients * each_bytes > memory
         )
         if full:
-            packs.append(order[begin:place])
-        if full or place == begin:
-            begin, largest, rows, own_slots = place, size, own_rows, size
+            packs.append(order[begin:end])
+        if full or end == begin:
+            begin, largest, rows, own_slots = end, size, own_rows, size
             real = filled = touched = 0
             each_bytes = client_bytes + row_bytes * rows + sample_bytes * min(size, batch_size)
         real, filled, touched = real + size, filled + own_slots, touched + own_rows

@@ -51,7 +51,10 @@ class CompactPopulation(nn.Module):
         self.clients = int(client_of_user.max()) + 1
         self.memory = float(config["fleet_memory"]) * MEGABYTE
         numbers = torch.arange(self.clients)
-        groups = (ClientGroup(each, numbers[place :: len(wholes)], client_of_user) for place, each in enumerate(wholes))
+        groups = (
+            ClientGroup(whole, numbers[group_index :: len(wholes)], client_of_user)
+            for group_index, whole in enumerate(wholes)
+        )
         self.groups = nn.ModuleList(groups)
         self.register_buffer("client_of_user", client_of_user, persistent=False)
         self.register_buffer("local_id", local_ids(client_of_user), persistent=False)
@@ -85,9 +88,9 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
         """Every user by the network of the client it lives on; see :meth:`LabelledRecommender.logits`."""
         owners = self.client_of_user[users]
         out = torch.empty(*items.shape, len(self.label_values), device=items.device)
-        for place, group in enumerate(self.client_groups):
+        for group_index, group in enumerate(self.client_groups):
             base = group.base()
-            mine = torch.nonzero(owners % len(self.groups) == place).flatten()
+            mine = torch.nonzero(owners % len(self.groups) == group_index).flatten()
             mine = mine[torch.argsort(owners[mine], stable=True)]
             clients, counts = torch.unique_consecutive(owners[mine] // len(self.groups), return_counts=True)
             starts = counts.cumsum(0) - counts
@@ -103,10 +106,11 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
         out = torch.empty(len(users), len(self.label_values), self.item_num, device=users.device).transpose(1, 2)
         bases = [group.base() for group in self.client_groups]
         for client in owners.unique():
-            place = int(client) % len(bases)
-            group, rows = self.client_groups[place], torch.nonzero(owners == client).flatten()
+            group_index = int(client) % len(bases)
+            group, rows = self.client_groups[group_index], torch.nonzero(owners == client).flatten()
             own = {
-                f"network.{name}": value for name, value in group.served_by(client // len(bases), bases[place]).items()
+                f"network.{name}": value
+                for name, value in group.served_by(client // len(bases), bases[group_index]).items()
             }
             caller = Caller(group.whole.eval(), rank_items)
             asked = users[rows], {name: values[rows] for name, values in context.items()}, self.item_num
@@ -115,7 +119,7 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
 
     def _parts(self, group: ClientGroup, counts: Tensor, targets: int) -> list[Tensor]:
         """Clients with about as many rows each, ``fleet_memory`` at a time, by their places in ``counts`` ``[c]``."""
-        width = sum(each.shape[1] for each in (group.item_base(), group.user_table())) + 1
+        width = sum(table.shape[1] for table in (group.item_base(), group.user_table())) + 1
         order = torch.argsort(counts, descending=True)
         parts = []
         while len(order):
@@ -130,12 +134,12 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
         group: ClientGroup,
         base: tuple[Tensor, Tensor, Tensor],
         clients: Tensor,
-        place: tuple[Tensor, Tensor, Tensor],
+        where: tuple[Tensor, Tensor, Tensor],
         asked: tuple[Tensor, Tensor, Context],
         out: Tensor,
     ) -> None:
         """Score the rows of packed clients; ``place``: row of what is asked, client and column of each, ``[n]``."""
-        row, slot, column = place
+        row, slot, column = where
         users, items, context = asked
         targets = items.shape[1]
         width = int(column.max()) + 1
@@ -231,5 +235,5 @@ class RecBoleFleetPopulation(CompactPopulation, AbstractRecommender):
 def _ragged(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Pieces of a list: the numbers of their entries, the piece and the place in it of each, ``[entries]``."""
     piece = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-    place = torch.arange(len(piece), device=counts.device) - (counts.cumsum(0) - counts)[piece]
-    return starts[piece] + place, piece, place
+    offset = torch.arange(len(piece), device=counts.device) - (counts.cumsum(0) - counts)[piece]
+    return starts[piece] + offset, piece, offset

@@ -70,9 +70,9 @@ class Block:
 
     def largest(self, magnitudes: NDArray[Any]) -> NDArray[Any]:
         """The largest of some magnitudes ``[rows]`` of every client; 0 without rows."""
-        found = np.zeros(len(self.counts), dtype=magnitudes.dtype)
-        np.maximum.at(found, self.owner, magnitudes)
-        return found
+        most = np.zeros(len(self.counts), dtype=magnitudes.dtype)
+        np.maximum.at(most, self.owner, magnitudes)
+        return most
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ def _with_steps(block: Block, steps: NDArray[Any], largest: NDArray[np.float64])
 
 
 def _magnitudes(block: Block, steps: NDArray[Any], largest: Floats) -> Floats:
-    told = largest.reshape(-1)[block.owner] * 2.0 ** (-steps.astype(float) / 2)
-    return np.where(steps == LOWEST, 0.0, told).astype(np.float32)[:, None]
+    magnitudes = largest.reshape(-1)[block.owner] * 2.0 ** (-steps.astype(float) / 2)
+    return np.where(steps == LOWEST, 0.0, magnitudes).astype(np.float32)[:, None]
 
 
 def _four_bits(block: Block) -> Encoded:
@@ -194,25 +194,25 @@ def seen_rows(
 
 
 def _through(
-    codecs: Sequence[Codec], place: int, root: str, name: str, block: Block
+    codecs: Sequence[Codec], position: int, root: str, name: str, block: Block
 ) -> tuple[Floats, list[list[Leaf]]]:
     """A block through all codecs from ``place`` on."""
-    while place < len(codecs) and not fnmatchcase(root, codecs[place].arrays):
-        place += 1
-    if place == len(codecs) or not len(block.counts):
+    while position < len(codecs) and not fnmatchcase(root, codecs[position].arrays):
+        position += 1
+    if position == len(codecs) or not len(block.counts):
         return block.values, [[(name, "f4", block.shape(client))] for client in range(len(block.counts))]
-    if type(codecs[place]) not in ROW_WISE:
+    if type(codecs[position]) not in ROW_WISE:
         raise NotRowWiseError
-    made = ROW_WISE[type(codecs[place])](block)
+    made = ROW_WISE[type(codecs[position])](block)
     travels = sum(4 * part.sizes + HEADER_BYTES for part in made.floats.values())
     for dtype, numbers in made.fixed.values():
         travels = travels + np.where(numbers < 0, block.sizes, numbers) * int(dtype[1]) + HEADER_BYTES
     taken = ~made.refused & (travels < 4 * block.sizes + HEADER_BYTES)
     if not taken.any():
-        return _through(codecs, place + 1, root, name, block)
+        return _through(codecs, position + 1, root, name, block)
     if not taken.all():
         seen, leaves = np.empty_like(block.values), [list[Leaf]()] * len(taken)
-        for chosen, begin in ((taken, place), (~taken, place + 1)):
+        for chosen, begin in ((taken, position), (~taken, position + 1)):
             part, of_part = _through(codecs, begin, root, name, block.select(chosen))
             seen[np.repeat(chosen, block.counts)] = part
             for client, of_client in zip(np.flatnonzero(chosen), of_part, strict=True):
@@ -220,13 +220,13 @@ def _through(
         return seen, leaves
     leaves = [
         [
-            (f"{name}|{place}.{key}", dtype, block.shape(client) if numbers[client] < 0 else (int(numbers[client]),))
+            (f"{name}|{position}.{key}", dtype, block.shape(client) if numbers[client] < 0 else (int(numbers[client]),))
             for key, (dtype, numbers) in made.fixed.items()
         ]
         for client in range(len(taken))
     ]
     read: dict[str, Floats] = {}
     for key, float_block in made.floats.items():
-        read[key], of_part = _through(codecs, place + 1, root, f"{name}|{place}.{key}", float_block)
+        read[key], of_part = _through(codecs, position + 1, root, f"{name}|{position}.{key}", float_block)
         leaves = [[*own, *more] for own, more in zip(leaves, of_part, strict=True)]
     return made.whole(read), leaves

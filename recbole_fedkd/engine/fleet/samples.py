@@ -158,8 +158,8 @@ class LabelledSamples(FleetTask):
         def epoch(shuffle: bool) -> Epoch:
             items = samples.items[index]
             if self.negatives:
-                found = streams.negatives(owner, counts, taken, self.item_count).to(device)
-                items = items.flatten().index_copy(0, drawn_at, found).view_as(items)
+                sampled_items = streams.negatives(owner, counts, taken, self.item_count).to(device)
+                items = items.flatten().index_copy(0, drawn_at, sampled_items).view_as(items)
             order = streams.orders(sizes, self.batch_size).to(device) if shuffle else position
             fields = {"users": users.gather(1, order)}
             rows = index.gather(1, order)
@@ -190,7 +190,8 @@ class LabelledSamples(FleetTask):
         """Item 0 of user 1, in no context."""
         items, ones = torch.zeros(1, count, dtype=torch.long, device=device), torch.ones(1, count, device=device)
         context = {
-            f"{CONTEXT}{name}": each.new_zeros(1, count, *each.shape[1:]) for name, each in self.samples.context.items()
+            f"{CONTEXT}{name}": values.new_zeros(1, count, *values.shape[1:])
+            for name, values in self.samples.context.items()
         }
         return Epoch({"users": ones.long(), **context}, items, items, ones)
 
@@ -241,16 +242,16 @@ class RecBoleSamples(FleetTask):
         unshuffled = torch.arange(max(rows)).expand(len(rows), -1)
         orders = [streams.orders(rows, self.positives) for _ in range(epochs)] + [unshuffled] * clean
         # A batch is its positives, once each with the first negatives, once each with the second ones, and so on.
-        place = torch.arange(max(rows) * self.times, device=device).expand(len(rows), -1)
-        real = place < held * self.times
-        batch, in_batch = place // self.batch_size, place % self.batch_size
+        entry = torch.arange(max(rows) * self.times, device=device).expand(len(rows), -1)
+        real = entry < held * self.times
+        batch, in_batch = entry // self.batch_size, entry % self.batch_size
         positives = (held - batch * self.positives).clamp(1, self.positives)
         repeat = torch.where(real, in_batch // positives, 0)
         row = torch.where(real, batch * self.positives + in_batch % positives, 0)
         drawn = (real & ((repeat > 0) | self.pairwise)).flatten().nonzero().flatten()
-        found = self._negatives(start.flatten().tolist(), rows, orders, streams)
+        negatives = self._negatives(start.flatten().tolist(), rows, orders, streams)
         made = []
-        for order, sampled in zip(orders, found, strict=True):
+        for order, sampled in zip(orders, negatives, strict=True):
             index = start + order.to(device).gather(1, row)
             made.append(self._epoch(index, sampled, drawn, repeat, real))
         return made[:epochs], made[-1] if clean else None
@@ -264,22 +265,22 @@ class RecBoleSamples(FleetTask):
         users, items = self._users_and_items
         in_order = [order.numpy() for order in orders]
         drawn = []
-        for place, (start, count) in enumerate(zip(starts, rows, strict=True)):
-            own, mine = slice(start, start + count), [order[place, :count] for order in in_order]
+        for slot, (start, count) in enumerate(zip(starts, rows, strict=True)):
+            own, mine = slice(start, start + count), [order[slot, :count] for order in in_order]
             drawn.append(
                 streams.batch_negatives(
-                    place, users[own], items[own], mine, self.positives, self.sampled, self.item_count
+                    slot, users[own], items[own], mine, self.positives, self.sampled, self.item_count
                 )
             )
         return [torch.from_numpy(np.concatenate(epoch)) for epoch in zip(*drawn, strict=True)]
 
-    def _epoch(self, index: Tensor, found: Tensor | None, drawn: Tensor, repeat: Tensor, real: Tensor) -> Epoch:
+    def _epoch(self, index: Tensor, sampled: Tensor | None, drawn: Tensor, repeat: Tensor, real: Tensor) -> Epoch:
         """What RecBole joins to the rows ``index [c, size]``; ``found``: sampled items for the entries ``drawn``."""
         fields = {name: values[index] for name, values in self.fields.items()}
         items = fields[self.item_field]
         others: dict[str, Tensor] = {}
-        if found is not None:
-            drawn_items = items.flatten().index_copy(0, drawn, found.to(items.device)).view_as(items)
+        if sampled is not None:
+            drawn_items = items.flatten().index_copy(0, drawn, sampled.to(items.device)).view_as(items)
             if self.pairwise:
                 others = {self.item_field: drawn_items, **self._joined(self.of_item, drawn_items)}
                 others = {self.prefix + name: values for name, values in others.items()}
@@ -287,7 +288,7 @@ class RecBoleSamples(FleetTask):
                 items = fields[self.item_field] = drawn_items
         fields |= self._joined(self.of_user, fields[self.user_field])
         fields |= self._joined(self.of_item, items)
-        if found is not None and not self.pairwise:
+        if sampled is not None and not self.pairwise:
             fields[self.label_field] = (repeat == 0).float()
         labels = fields[self.label_field].long() if self.label_field in fields else torch.zeros_like(items)
         return Epoch({**fields, **others}, items, labels, real.float())

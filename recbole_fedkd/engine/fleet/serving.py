@@ -35,9 +35,9 @@ class GroupAverage(MovingAverage):
         """Client and item of every row that is stored ``[rows]``, as one number each, and the order of these numbers."""
         store = self.network.rows
         everybody = torch.arange(len(store.count), device=store.count.device)
-        slot, item, place = store.of(everybody)
+        slot, item, row = store.of(everybody)
         keys = torch.empty_like(store.item)
-        keys[place] = slot * store.items + item
+        keys[row] = slot * store.items + item
         return keys, torch.argsort(keys)
 
     def _aligned(self) -> Tensor:
@@ -47,9 +47,9 @@ class GroupAverage(MovingAverage):
         keys, _ = self._rows_of_clients()
         rows = self.network.item_base()[store.item, : store.data.shape[1]]
         if len(before):
-            place = torch.searchsorted(before[order], keys).clamp(max=len(before) - 1)
-            held = before[order][place] == keys
-            rows[held] = self.average["rows.data"][order[place[held]]]
+            entry = torch.searchsorted(before[order], keys).clamp(max=len(before) - 1)
+            held = before[order][entry] == keys
+            rows[held] = self.average["rows.data"][order[entry[held]]]
         return rows
 
     def state_dict(self) -> dict[str, Any]:

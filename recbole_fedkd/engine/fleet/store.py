@@ -39,8 +39,8 @@ class RowStore(nn.Module):
         count = self.count[clients]
         slot = torch.repeat_interleave(torch.arange(len(clients), device=count.device), count)
         offset = torch.arange(len(slot), device=count.device) - (count.cumsum(0) - count)[slot]
-        place = self.start[clients][slot] + offset
-        return slot, self.item[place], place
+        row = self.start[clients][slot] + offset
+        return slot, self.item[row], row
 
     def replace(self, clients: Tensor, count: Tensor, item: Tensor, data: Tensor) -> None:
         """Give the clients ``[c]`` other rows: ``count`` ``[c]`` each, in their order ``item`` ``[rows]`` and ``data``."""
@@ -48,9 +48,9 @@ class RowStore(nn.Module):
         others[clients] = False
         rest = torch.nonzero(others).flatten()
         order, counts = torch.cat([clients, rest]), torch.cat([count, self.count[rest]])
-        _, kept_item, place = self.of(rest)
-        if len(place):
-            item, data = torch.cat([item, kept_item]), torch.cat([data, self.data[place]])
+        _, kept_item, row = self.of(rest)
+        if len(row):
+            item, data = torch.cat([item, kept_item]), torch.cat([data, self.data[row]])
         self.item, self.data = item, data
         self.count[order] = counts
         self.start[order] = counts.cumsum(0) - counts

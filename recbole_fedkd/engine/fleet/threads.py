@@ -47,8 +47,8 @@ class SideBySide:
             return
         pending: deque[Future[Result]] = deque()
         try:
-            for each in given:
-                pending.append(self._pool.submit(function, each))
+            for task in given:
+                pending.append(self._pool.submit(function, task))
                 if len(pending) > 2 * self.threads:
                     yield pending.popleft().result()
             while pending:

@@ -66,8 +66,8 @@ class FactorKnowledge(StagedSums):
 
     def step(self, state: Tensors, statistics: Tensors) -> dict[str, Tensor]:
         """The totals of all stages so far."""
-        told = state.get("told", torch.zeros(self.sizes.clients, dtype=torch.int64))
-        return {**state, **statistics, "told": told}
+        stages_held = state.get("told", torch.zeros(self.sizes.clients, dtype=torch.int64))
+        return {**state, **statistics, "told": stages_held}
 
     def possible(self, statistics: Tensors) -> Tensors:
         """Counts and squares are not negative, a curvature is symmetric and positive semi-definite."""
@@ -94,8 +94,8 @@ class FactorKnowledge(StagedSums):
         """They have all stages so far."""
         if "told" not in state:
             return dict(state)
-        told = state["told"].index_fill(0, torch.tensor(clients, dtype=torch.long), len(self._finished(state)))
-        return {**state, "told": told}
+        stages_held = state["told"].index_fill(0, torch.tensor(clients, dtype=torch.long), len(self._finished(state)))
+        return {**state, "told": stages_held}
 
     def teacher(self, received: Tensors, step: Step) -> tuple[None, None]:
         """None: what is known is what the head sees."""

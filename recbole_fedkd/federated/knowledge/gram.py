@@ -69,8 +69,8 @@ class GramKnowledge(StagedSums):
     def step(self, state: Tensors, statistics: Tensors) -> dict[str, Tensor]:
         """The next directions, or what follows from all passes."""
         settings, items = self.settings, self.sizes.items
-        told = state.get("told", torch.zeros(self.sizes.clients, dtype=torch.int64))
-        following = {**state, **statistics, "told": told}
+        passes_held = state.get("told", torch.zeros(self.sizes.clients, dtype=torch.int64))
+        following = {**state, **statistics, "told": passes_held}
         products = gram.products_of(settings, following)
         known = [gram.directions(settings, items, [], [])]
         known += [following[f"basis_{number}"].double() for number in range(1, len(products))]
@@ -100,8 +100,8 @@ class GramKnowledge(StagedSums):
         """They have the latest."""
         if "told" not in state:
             return dict(state)
-        told = state["told"].index_fill(0, torch.tensor(clients, dtype=torch.long), self._done(state))
-        return {**state, "told": told}
+        passes_held = state["told"].index_fill(0, torch.tensor(clients, dtype=torch.long), self._done(state))
+        return {**state, "told": passes_held}
 
     def teacher(self, received: Tensors, step: Step) -> tuple[None, None]:
         """None: nobody is taught."""

@@ -141,7 +141,7 @@ class FederatedAveraging(Strategy):
         else:
             weights = (lambda upload: float(upload.training.samples), float(sum(samples.values())))
         if (robust := self._robust) is not None:
-            return EveryUpload(lambda uploads: robust.of(uploads, state, [weights[0](each) for each in uploads]))
+            return EveryUpload(lambda uploads: robust.of(uploads, state, [weights[0](upload) for upload in uploads]))
         return WeightedMean(*weights) if self.settings.row_mean == "all" else MeanOfChangedRows(*weights, state)
 
     def possible(self, statistics: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
