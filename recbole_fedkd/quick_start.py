@@ -434,7 +434,7 @@ def _split(config: FedKDConfig, dataset: Any) -> tuple[Any, Any, Any]:
     """Loaders of the splits of a dataset, held against those of a checkpoint where the run goes on with one."""
     with samples_made(config, dataset):
         loaders: tuple[Any, Any, Any] = with_candidates(config, dataset, data_preparation(config, dataset))
-    splits = zip(("train", "valid", "test"), (each._dataset.inter_feat for each in loaders), strict=True)
+    splits = zip(("train", "valid", "test"), (loader._dataset.inter_feat for loader in loaders), strict=True)
     dataset.fingerprint.take_splits(splits, (dataset.uid_field, dataset.iid_field))
     return loaders
 

@@ -82,17 +82,17 @@ def settings_of(settings_type: type) -> dict[str, Setting]:
     """The keys that a settings dataclass declares, by name; its other fields are keys of somebody else that it reads."""
     hints = typing.get_type_hints(settings_type)
     declared = {}
-    for each in dataclasses.fields(settings_type):
-        if _DECLARED in each.metadata:
-            default, rule, sentence, roles = each.metadata[_DECLARED]
-            kinds, elements = _kinds(hints[each.name])
-            declared[each.name] = Setting(each.name, kinds, elements, default, rule, sentence, roles)
+    for field in dataclasses.fields(settings_type):
+        if _DECLARED in field.metadata:
+            default, rule, sentence, roles = field.metadata[_DECLARED]
+            kinds, elements = _kinds(hints[field.name])
+            declared[field.name] = Setting(field.name, kinds, elements, default, rule, sentence, roles)
     return declared
 
 
 def read_settings(settings_type: type[T], config: Any) -> T:
     """The settings as a config, or any mapping, has them; keys that are not in it have their defaults."""
-    names = [each.name for each in dataclasses.fields(settings_type)]  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(settings_type)]  # type: ignore[arg-type]
     return settings_type(**{name: config[name] for name in names if name in config})
 
 

@@ -101,7 +101,9 @@ def record_of(values: Mapping[str, Any]) -> EpochRecord:
     record = EpochRecord(**values)
     numbers = (record.seconds, record.loss, record.codec_error, record.epsilon or 0, *(record.valid or {}).values())
     counts = (record.bytes_down, record.bytes_up, *(count for pair in record.clients.values() for count in pair))
-    if not all(isinstance(each, int | float) for each in numbers) or not all(isinstance(each, int) for each in counts):
+    if not all(isinstance(number, int | float) for number in numbers) or not all(
+        isinstance(each, int) for each in counts
+    ):
         raise TypeError("a record of an epoch holds something else than numbers")
     if any(len(pair) != 2 for pair in record.clients.values()):
         raise ValueError("a record of an epoch has other than two byte counts for a client")

@@ -148,7 +148,7 @@ class FedKDConfig(JudgedConfig):
         self.attentive = issubclass(model_class, tuple(MODELS.values()))
         # Names such as gamma, alpha or reg_weight mean something else to many a RecBole model: theirs come first.
         recbole_keys: dict[str, Any] = self.internal_config_dict
-        self.internal_config_dict = {name: copy.copy(each.default) for name, each in declared_settings().items()}
+        self.internal_config_dict = {name: copy.copy(setting.default) for name, setting in declared_settings().items()}
         self._update_internal_config_dict(PROPERTIES / "overall.yaml")
         self.internal_config_dict.update(recbole_keys)
         # RecBole would drop the interactions of everyone whom the .user or .item file does not know.

@@ -314,7 +314,7 @@ def keys_with(role: str) -> Set[str]:
     Alone, not joined with others, they come in the order in which they are declared.
     """
     assert role in ROLES, role
-    declared = {name: each.roles | {"federation"} for name, each in declared_settings().items()}
+    declared = {name: setting.roles | {"federation"} for name, setting in declared_settings().items()}
     return {name: True for name, roles in [*_roles_in_files(), *declared.items()] if role in roles}.keys()
 
 

@@ -163,8 +163,8 @@ def _gpu(name: str, value: Any) -> None:
     numbers = value if isinstance(value, list | tuple) else str(value).split(",")
     # CUDA reads what it does not know as "no GPU": cuda:0 would quietly run on the processor.
     if isinstance(value, bool | dict | float) or not all(
-        str(each).strip() in ("", "-1", "cpu") or re.fullmatch(r"\d{1,4}|(GPU|MIG)-[\w/-]+", str(each).strip())
-        for each in numbers
+        str(number).strip() in ("", "-1", "cpu") or re.fullmatch(r"\d{1,4}|(GPU|MIG)-[\w/-]+", str(number).strip())
+        for number in numbers
     ):
         raise InputError(
             f"{name} is {shown(value)}; it must be the number of a GPU or several, such as 0 or 0,1; empty: the processor"

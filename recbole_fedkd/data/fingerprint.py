@@ -96,7 +96,7 @@ class Fingerprint:
         """Plain values for a checkpoint."""
         return {
             "key": self.key.hex(),
-            "files": {name: asdict(each) for name, each in self._files.items()},
+            "files": {name: asdict(file) for name, file in self._files.items()},
             "splits": self._splits,
         }
 
@@ -217,7 +217,7 @@ def row_hashes(table: pd.DataFrame, key: bytes) -> Hashes:
     for field in table:
         values = table[field]
         if values.dtype == object and len(values) and isinstance(values.iloc[0], np.ndarray):
-            values = pd.Series([_sequence_text(each) for each in values], dtype=object)
+            values = pd.Series([_sequence_text(value) for value in values], dtype=object)
         codes, distinct = pd.factorize(values, use_na_sentinel=False)
         with_column = hashlib.blake2b(str(field).encode() + b"\0", digest_size=16, key=key)
         digests = []

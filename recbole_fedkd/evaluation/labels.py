@@ -80,7 +80,9 @@ def check_held_out(config: Any, dataset: Any, split: Any, phase: str) -> None:
     Raises:
         InputError: metrics of clicks over labels that are none, or a ``valid_metric`` that is not defined on these rows.
     """
-    metrics = [each.lower() for each in config.judged_metrics if metric_types[each.lower()] == EvaluatorType.VALUE]
+    metrics = [
+        metric.lower() for metric in config.judged_metrics if metric_types[metric.lower()] == EvaluatorType.VALUE
+    ]
     if not metrics or config.evaluation_modes(EvaluatorType.VALUE)[phase] != "labeled":
         return
     if config["label_mode"] is None and config["LABEL_FIELD"] in dataset.inter_feat:

@@ -218,8 +218,8 @@ def _full_sort_loader(
     """A loader that ranks all items, for a run that is not judged by one."""
     modes = dict.fromkeys(("valid", "test"), "full")
     view = config.view(eval_type=EvaluatorType.RANKING, eval_args={**config["eval_args"], "mode": modes})
-    for each in modes:
-        view._set_eval_neg_sample_args(each)
+    for phase in modes:
+        view._set_eval_neg_sample_args(phase)
     splits = [loader._dataset for loader in loaders]
     # RecBole's evaluation loaders sort the rows of the dataset that they are given.
     splits = [split.copy(Rows(dict(split.inter_feat.interaction))) for split in splits]

@@ -116,7 +116,7 @@ class MlpBackbone(nn.Module):
     def ranked(self, fields: Tensor) -> Tensor:
         """``[1 + fields + 1, d, batch]``, zeros first and last, to logits ``[T, batch]``, without dropout."""
         return _dense(
-            fields[1:-1].flatten(0, 1), [each.parameters() for each in self.layers if isinstance(each, nn.Linear)]
+            fields[1:-1].flatten(0, 1), [layer.parameters() for layer in self.layers if isinstance(layer, nn.Linear)]
         )
 
 

@@ -175,7 +175,7 @@ class FoldIn(Bias):
     block-Krylov range finder over the Gram matrix of the residuals, then ``em_steps`` steps of expectation-maximisation.
     """
 
-    reads = frozenset(each.name for each in fields(FactorSettings)) - {"head_size"}
+    reads = frozenset(field.name for field in fields(FactorSettings)) - {"head_size"}
 
     @classmethod
     def sum_settings(cls, config: Any) -> FactorSettings:

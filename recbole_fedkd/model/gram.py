@@ -133,7 +133,7 @@ class GramRecommender(LabelledRecommender):
     builder = GramBuilder
     kind: ClassVar[str]
     sums: ClassVar[str] = "gram"
-    reads: ClassVar[frozenset[str]] = frozenset(each.name for each in fields(GramSettings))
+    reads: ClassVar[frozenset[str]] = frozenset(field.name for field in fields(GramSettings))
 
     @classmethod
     def sum_settings(cls, config: Any) -> GramSettings:

@@ -145,7 +145,8 @@ def _groups(exchange: FactorExchange) -> tuple[Sequence[FactorExchange], Sequenc
     number = rows.users % max(1, min(GROUPS, len(rows.users.unique())))
     places = [torch.nonzero(number == group).flatten() for group in number.unique().tolist()] or [number]
     parts = [
-        Rows(rows.users[each], rows.items[each], rows.values[each], rows.user_count, rows.item_count) for each in places
+        Rows(rows.users[place], rows.items[place], rows.values[place], rows.user_count, rows.item_count)
+        for place in places
     ]
     groups = [
         FactorExchange(exchange.settings, part, exchange.labels[each], exchange.values)

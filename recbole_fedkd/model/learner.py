@@ -25,7 +25,7 @@ def _parameter_groups(module: nn.Module, rates: Mapping[str, float]) -> Any:
     groups: dict[str | None, list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         groups.setdefault(found.get(name), []).append(parameter)
-    return [{"params": each, **({"lr": rates[key]} if key is not None else {})} for key, each in groups.items()]
+    return [{"params": group, **({"lr": rates[key]} if key is not None else {})} for key, group in groups.items()]
 
 
 def build_optimizer(config: Any, module: nn.Module, name: str) -> Optimizer:

@@ -94,12 +94,19 @@ class Search:
         """What a search that goes on must share with the one before; the number of trials may grow."""
         given = FedKDConfig.read_given(list(self.config_files), None, self.keys)
         told = {key: value for key, value in given.items() if key not in keys_with("aside")}
-        lines = sorted(f"{each.name} {each.kind} {each.choices or each.numbers}" for each in self.parameters)
+        lines = sorted(
+            f"{parameter.name} {parameter.kind} {parameter.choices or parameter.numbers}"
+            for parameter in self.parameters
+        )
         return json.dumps([self.algorithm, lines, told], sort_keys=True, default=str)
 
     def values(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
         """Config keys of a trial from what optuna drew."""
-        return {each.name: each.value(drawn[each.name]) for each in self.parameters if each.name in drawn}
+        return {
+            parameter.name: parameter.value(drawn[parameter.name])
+            for parameter in self.parameters
+            if parameter.name in drawn
+        }
 
     def sampler(self, trials_before: int) -> BaseSampler:
         """The sampler of one trial; a search that was interrupted draws as one that was not."""
@@ -110,7 +117,7 @@ class Search:
         """What can be drawn, per parameter; nothing where one of them is a continuum."""
         if any(isinstance(each.distribution(), FloatDistribution) for each in self.parameters):
             return []
-        return [each.all_draws() for each in self.parameters]
+        return [parameter.all_draws() for parameter in self.parameters]
 
 
 def run_search(search: Search, out: Path, trials: int | None = None, stream: TextIO | None = None) -> dict[str, Any]:
@@ -156,7 +163,7 @@ def _search(search: Search, out: Path, trials: int | None, stream: TextIO) -> di
         trials = math.prod(map(len, points)) if search.algorithm == "exhaustive" else DEFAULT_TRIALS
     limit = min(trials, math.prod(map(len, points))) if points else trials
     _queue_what_is_owed(study, search, limit)
-    distributions = {each.name: each.distribution() for each in search.parameters}
+    distributions = {parameter.name: parameter.distribution() for parameter in search.parameters}
     while len(ended := _ended(study)) < limit:
         study.sampler = search.sampler(len(ended))
         trial = study.ask(distributions)
@@ -198,7 +205,7 @@ def _config_of_best(search: Search, best: Mapping[str, Any]) -> str:
     given = FedKDConfig.read_given(list(search.config_files), None, {**search.keys, **best["parameters"]})
     keys = {name: value for name, value in given.items() if name not in keys_with("aside")}
     return config_text(
-        about, {name: parse_value(each) if isinstance(each, str) else each for name, each in keys.items()}
+        about, {name: parse_value(value) if isinstance(value, str) else value for name, value in keys.items()}
     )
 
 
@@ -236,7 +243,8 @@ def _untried(search: Search, points: list[list[Any]], tried: Sequence[dict[str, 
     generator = np.random.default_rng([search.seed, len(tried), 1])
     while True:
         drawn = {
-            each.name: some[generator.integers(len(some))] for each, some in zip(search.parameters, points, strict=True)
+            parameter.name: some[generator.integers(len(some))]
+            for parameter, some in zip(search.parameters, points, strict=True)
         }
         if drawn not in tried:
             return drawn
@@ -247,7 +255,7 @@ def _queue_what_is_owed(study: optuna.Study, search: Search, limit: int) -> None
     # Optuna's GridSampler forgets a point whose trial was interrupted.
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
-    names = [each.name for each in search.parameters]
+    names = [parameter.name for parameter in search.parameters]
     if search.algorithm == "exhaustive":
         points = itertools.islice(itertools.product(*search.points()), limit)
         owed = [dict(zip(names, point, strict=True)) for point in points]
