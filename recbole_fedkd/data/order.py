@@ -178,7 +178,7 @@ class TimeOrder(Dataset):
         found = []
         for number, own in enumerate(places[1:], start=1):
             others = np.concatenate(
-                [training, *(rows for other, rows in enumerate(places) if other not in (0, number))]
+                [training, *(held for other, held in enumerate(places) if other not in (0, number))]
             )
             tied = int(_among(divided[own], divided[others]).sum()) if by_time else None
             repeated = int(_among(rows.pairs[own], rows.pairs[training]).sum())

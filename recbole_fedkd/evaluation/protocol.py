@@ -160,16 +160,10 @@ def evaluation_data(
     protocols = []
     for kind, metrics in by_type.items():
         primary = kind == config["eval_type"]
-        modes = config.evaluation_modes(kind)
-        eval_args = {**config["eval_args"], "mode": modes}
-        view = config.view(metrics=metrics, eval_type=kind, eval_args=eval_args)
-        for each in ("valid", "test"):
-            view._set_eval_neg_sample_args(each)
+        view = _view(config, kind, config.evaluation_modes(kind), metrics=metrics)
         positives_only = False
         if kind == EvaluatorType.RANKING or not primary:
-            splits = [each._dataset for each in loaders]
-            # RecBole's evaluation loaders sort the rows of the dataset that they are given.
-            splits = [split.copy(Rows(dict(split.inter_feat.interaction))) for split in splits]
+            splits = _copied(loaders)
             if kind == EvaluatorType.RANKING:
                 relevant = relevant_rows(view, splits[index])
                 if relevant is not None:
@@ -216,16 +210,24 @@ def _full_sort_loader(
     config: Any, dataset: Any, loaders: tuple[Any, Any, Any], phase: str, context: Sequence[str]
 ) -> Any:
     """A loader that ranks all items, for a run that is not judged by one."""
-    modes = dict.fromkeys(("valid", "test"), "full")
-    view = config.view(eval_type=EvaluatorType.RANKING, eval_args={**config["eval_args"], "mode": modes})
-    for phase in modes:
-        view._set_eval_neg_sample_args(phase)
-    splits = [loader._dataset for loader in loaders]
-    # RecBole's evaluation loaders sort the rows of the dataset that they are given.
-    splits = [split.copy(Rows(dict(split.inter_feat.interaction))) for split in splits]
-    loader = _loader(view, dataset, splits, phase)
+    view = _view(config, EvaluatorType.RANKING, dict.fromkeys(("valid", "test"), "full"))
+    loader = _loader(view, dataset, _copied(loaders), phase)
     rank_in_context(loader, context)
     return loader
+
+
+def _view(config: Any, kind: EvaluatorType, modes: Mapping[str, str], **changes: Any) -> Any:
+    """The config of a protocol, with an evaluation mode for each phase."""
+    view = config.view(eval_type=kind, eval_args={**config["eval_args"], "mode": modes}, **changes)
+    for phase in modes:
+        view._set_eval_neg_sample_args(phase)
+    return view
+
+
+def _copied(loaders: Sequence[Any]) -> list[Any]:
+    """The datasets of loaders: RecBole's evaluation loaders sort the rows of those that they are given."""
+    splits = [loader._dataset for loader in loaders]
+    return [split.copy(Rows(dict(split.inter_feat.interaction))) for split in splits]
 
 
 def _check_label(config: Any, by_type: Mapping[Any, list[str]], training: Any, phase: str) -> None:
