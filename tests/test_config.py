@@ -285,7 +285,24 @@ class TestCommandLine:
         rows = [f"{user}\t{item}" for user in range(3) for item in range(4)]
         (folder / "full.inter").write_text("\n".join(["user_id:token\titem_id:token", *rows]) + "\n")
         arguments = ["--model=AttnFedKD", "--dataset=full", f"--data_path={tmp_path / 'data'}", "--label_mode=implicit"]
-        assert "interacted with all items" in refused(capsys, *arguments, "--load_col=None")
+        said = "interacted with all items, so that there is none to sample; leave them out by user_inter_num_interval=[1,4)"
+        assert said in refused(capsys, *arguments, "--load_col=None")
+
+    @pytest.mark.parametrize("mode", ["full", "uni2", "pop2"])
+    def test_a_user_with_every_item_is_judged_where_nothing_is_drawn_for_training(self, tmp_path, mode):
+        folder = tmp_path / "data" / "full"
+        folder.mkdir(parents=True)
+        rows = [f"{user}\t{item}\t{1 + (user + item) % 5}" for user in range(3) for item in range(10) if user + item]
+        text = "\n".join(["user_id:token\titem_id:token\trating:float", *rows]) + "\n"
+        (folder / "full.inter").write_text(text)
+        arguments = [
+            "--model=AttnStudent",
+            "--dataset=full",
+            f"--data_path={tmp_path / 'data'}",
+            "--metrics=[NDCG,MAE]",
+        ]
+        arguments += [f"--eval_args={{mode: {mode}}}", "--topk=[2]", "--epochs=1", "--gpu_id=", "--load_col=None"]
+        assert main(command(*arguments)) == 0
 
     def test_missing_ratings_are_not_filled_in(self, capsys, tmp_path):
         folder = write_dataset(tmp_path / "data")

@@ -85,19 +85,38 @@ class UsedItems:
 
 
 class UserSampler(Sampler):
-    """RecBole's sampler, with :class:`UsedItems`; draws are the same."""
+    """RecBole's sampler, with :class:`UsedItems`; draws are the same.
+
+    Args:
+        phases, datasets, distribution, alpha: as of RecBole's.
+        draws: whether negatives are drawn; if not, a user may have met all items.
+    """
+
+    def __init__(
+        self,
+        phases: list[str],
+        datasets: list[Any],
+        distribution: str = "uniform",
+        alpha: float = 1.0,
+        draws: bool = True,
+    ) -> None:
+        self.draws = draws
+        super().__init__(phases, datasets, distribution, alpha)
 
     def get_used_ids(self) -> dict[str, UsedItems]:
-        """Phase to what every user has met until its end; raises ValueError as RecBole's."""
+        """Phase to what every user has met until its end; raises ValueError as RecBole's where negatives are drawn."""
         used = {}
         pairs: Ids = np.empty(0, dtype=np.int64)
         for phase, dataset in zip(self.phases, self.datasets, strict=True):
             pairs = np.concatenate([pairs, pairs_of(dataset)])
             used[phase] = UsedItems(pairs, self.user_num, self.item_num)
         # A pair that is repeated counts once; the bound on all rows saves the sort where nobody is near it.
-        near = len(pairs) and np.bincount(pairs // self.item_num).max() + 1 >= self.item_num
+        near = self.draws and len(pairs) and np.bincount(pairs // self.item_num).max() + 1 >= self.item_num
         if near and used[self.phases[-1]].counts.max() + 1 == self.item_num:
-            raise ValueError("Some users have interacted with all items, so that there is none to sample")
+            raise ValueError(
+                "Some users have interacted with all items, so that there is none to sample; leave them out by "
+                f"user_inter_num_interval=[1,{self.item_num - 1})"
+            )
         return used
 
 
@@ -132,8 +151,11 @@ def create_samplers(config: Any, dataset: Any, splits: Sequence[Any]) -> list[An
             samplers.append(None)
             continue
         if sampler is None:
-            alpha = sampling["alpha"] if phase == "train" else 1.0
-            sampler = sampler_of(config, PHASES, dataset, splits, sampling["distribution"], alpha)
+            # Judging draws nothing from it: a full sort has no negatives, and uniN and popN have candidates of their own.
+            trains, distribution = phase == "train", sampling["distribution"]
+            sampler = sampler_of(
+                config, PHASES, dataset, splits, distribution, sampling["alpha"] if trains else 1.0, trains
+            )
         else:
             sampler.set_distribution(sampling["distribution"])
         samplers.append(sampler.set_phase(phase))
@@ -141,12 +163,18 @@ def create_samplers(config: Any, dataset: Any, splits: Sequence[Any]) -> list[An
 
 
 def sampler_of(
-    config: Any, phases: Sequence[str], dataset: Any, splits: Sequence[Any], distribution: str, alpha: float
+    config: Any,
+    phases: Sequence[str],
+    dataset: Any,
+    splits: Sequence[Any],
+    distribution: str,
+    alpha: float,
+    draws: bool = True,
 ) -> Any:
-    """The sampler of some phases; arguments as of :func:`create_samplers` and of RecBole's samplers."""
+    """The sampler of some phases; arguments as of :func:`create_samplers` and of :class:`UserSampler`."""
     if config["repeatable"]:
         return RepeatSampler(list(phases), dataset, distribution, alpha)
-    return UserSampler(list(phases), list(splits), distribution, alpha)
+    return UserSampler(list(phases), list(splits), distribution, alpha, draws)
 
 
 class FullSortLoader(FullSortEvalDataLoader):
@@ -172,6 +200,12 @@ class FullSortLoader(FullSortEvalDataLoader):
         self.sample_size = len(self.user_df)
         # Past FullSortEvalDataLoader's own, which goes through the rows.
         super(FullSortEvalDataLoader, self).__init__(config, dataset, sampler, shuffle=shuffle)
+
+    @property
+    def ranked_users(self) -> Ids:
+        """User of every list that is ranked: each once, of sequential models one for every row."""
+        users: Ids = (self._dataset.inter_feat[self.uid_field] if self.is_sequential else self.uid_list).numpy()
+        return users
 
     def _init_batch_size_and_step(self) -> None:
         """As RecBole's, but in batches of :data:`PAIRS` where ``eval_batch_size`` makes smaller ones of a user or two."""

@@ -226,6 +226,11 @@ class CandidateLoader(NegSampleEvalDataLoader):
 
     candidates: Candidates
 
+    @property
+    def ranked_users(self) -> Ids:
+        """User of every list that is ranked ``[users]``."""
+        return self.uid_list
+
     def __init__(self, config: Any, dataset: Any, splits: Sequence[Any], phase: str) -> None:
         split = splits[PHASES.index(phase)]
         self._set_neg_sample_args(config, split, InputType.POINTWISE, config[f"{phase}_neg_sample_args"])

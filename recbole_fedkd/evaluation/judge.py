@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
@@ -48,11 +47,7 @@ class Judge(Trainer):
     def of_users(self, loader: Any) -> Any:
         """Metrics of every user of what was judged last."""
         ranked = self.config["eval_type"] == EvaluatorType.RANKING
-        users = None
-        if ranked:  # sequential models rank a list for every row
-            dataset = loader._dataset
-            found = loader.uid_list if hasattr(loader, "uid_list") else dataset.inter_feat[dataset.uid_field]
-            users = np.asarray(found, dtype=np.int64)
+        users = loader.ranked_users if ranked else None
         return user_values(self.evaluator.metric_class, self.evaluator.judged, self.config["topk"], users)
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
