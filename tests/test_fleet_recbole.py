@@ -225,6 +225,21 @@ def test_a_fault_of_the_package_is_not_taken_for_the_models(prepared, monkeypatc
         prepared("BPR", **IMPLICIT, strategy="fedavg", learner="adam", engine="fleet")
 
 
+@pytest.mark.parametrize("fault", [KeyError, AttributeError, TypeError, NameError, AssertionError])
+def test_nor_is_one_that_a_model_calls(prepared, monkeypatch, fault):
+    where = {"__name__": ClientTable.__module__, "fault": fault}
+    exec("def broken(*_arguments): raise fault('a fault of our own')", where)  # a line of that module
+    monkeypatch.setattr(ClientTable, "_rows", where["broken"])
+    with pytest.raises(fault, match="a fault of our own"):
+        prepared("BPR", **IMPLICIT, strategy="fedavg", learner="adam", engine="fleet")
+
+
+def test_nor_is_a_name_that_it_does_not_have(prepared, monkeypatch):
+    monkeypatch.delattr(ClientTable, "_rows")
+    with pytest.raises(AttributeError, match="_rows"):
+        prepared("BPR", **IMPLICIT, strategy="fedavg", learner="adam", engine="fleet")
+
+
 class ReadingBPR(BPR):
     """Looks at a number of the batch, which nobody can do for many clients at once."""
 

@@ -220,15 +220,18 @@ def _came_out_of(error: Exception, model_class: type) -> bool:
     """Whether an error is that of a model which is called in a way it was not written for, or of torch's calls of it.
 
     Whatever a model of anybody's raises has passed one of its functions; what vmap and autograd find wrong on the way back is
-    raised by torch's own Python code. All else is a fault of this package, which nobody must take for the model's.
+    raised by torch's own Python code. All else is a fault of this package, which nobody must take for the model's; so is what
+    a line of this package raises that a model calls, but for a tensor operation, which raises for what the model gave it.
     """
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if isinstance(error, NameError | ImportError) and modules[-1].startswith("recbole_fedkd."):
-        return False  # whoever called it
     of_model = {
         parent.__module__ for parent in model_class.__mro__ if not parent.__module__.startswith(("torch.", "builtins"))
     }
-    return bool(of_model & set(modules)) or modules[-1].startswith(("torch._functorch", "torch.autograd"))
+    if modules[-1].startswith(("torch._functorch", "torch.autograd")):
+        return True
+    raised_in = next(name for name in reversed(modules) if not name.startswith("torch."))
+    ours = raised_in.startswith("recbole_fedkd.") and raised_in not in of_model
+    return bool(of_model & set(modules)) and (not ours or isinstance(error, RuntimeError | IndexError))
 
 
 def _disagreement(config: Any, dataset: Any, client_of_user: Tensor, population: RecBoleFleetPopulation) -> str | None:

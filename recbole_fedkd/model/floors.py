@@ -7,9 +7,8 @@ once, when the model is built; there is nothing to train by gradient.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -24,27 +23,6 @@ from recbole_fedkd.model.known import exchange_of
 from recbole_fedkd.model.network import NO_CONTEXT, Context
 from recbole_fedkd.model.student import LabelledRecommender
 from recbole_fedkd.registry import read_settings
-
-
-@dataclass(frozen=True)
-class Found:
-    """What predicts a rating: ``mean + b_u + b_i + v_i p_u``.
-
-    Attributes:
-        score_mean: mean rating, a scalar.
-        user_bias: ``b_u [users]``.
-        item_bias: ``b_i [items]``.
-        user_vectors: ``p_u [users, k]``.
-        item_vectors: ``v_i [items, k]``.
-        spread: deviation of a rating around its prediction, a scalar.
-    """
-
-    score_mean: Tensor
-    user_bias: Tensor
-    item_bias: Tensor
-    user_vectors: Tensor
-    item_vectors: Tensor
-    spread: Tensor
 
 
 def spread_of(errors: Tensor) -> Tensor:
@@ -110,6 +88,14 @@ class Bias(LabelledRecommender):
 
     Its score is that mean, within the labels. Its label distribution is the one of that mean and the deviation of the training
     rows around it (:func:`recbole_fedkd.distillation.factors.distribution_of_mean`).
+
+    Attributes:
+        score_mean: mean rating, a scalar.
+        user_bias: ``b_u [users]``.
+        item_bias: ``b_i [items]``.
+        user_vectors: ``p_u [users, k]``, of models that have any: their mean is ``mu + b_u + b_i + v_i p_u``.
+        item_vectors: ``v_i [items, k]``.
+        spread: deviation of a rating around its prediction, a scalar.
     """
 
     embeds_features = False
@@ -135,10 +121,11 @@ class Bias(LabelledRecommender):
         labels = dataset.label_indices()
         values = self.label_values.double()[labels]
         rows = Rows(users, items, values, dataset.user_num, dataset.item_num)
-        for name, value in dataclasses.asdict(self._found(config, rows, labels)).items():
-            self.register_buffer(name, value)
+        for name, value in self._predictors(config, rows, labels).items():
+            self.register_buffer(name, value.clone())  # two are parts of one tensor
 
-    def _found(self, config: Any, rows: Rows, labels: Tensor) -> Found:
+    def _predictors(self, config: Any, rows: Rows, labels: Tensor) -> dict[str, Tensor]:
+        """What predicts a rating, by the names of the attributes."""
         mean = rows.values.mean()
         user_bias = rows.values.new_zeros(rows.user_count)
         _, item_counts = rows.counts()
@@ -148,9 +135,14 @@ class Bias(LabelledRecommender):
             user_bias = factors.user_biases(rows, mean, item_bias, config["bias_shrinkage"])
         left = factors.residuals(rows, mean, user_bias, item_bias).values
         nothing = left.new_zeros
-        return Found(
-            mean, user_bias, item_bias, nothing(rows.user_count, 0), nothing(rows.item_count, 0), spread_of(left)
-        )
+        return {
+            "score_mean": mean,
+            "user_bias": user_bias,
+            "item_bias": item_bias,
+            "user_vectors": nothing(rows.user_count, 0),
+            "item_vectors": nothing(rows.item_count, 0),
+            "spread": spread_of(left),
+        }
 
     def means(self, users: Tensor, items: Tensor) -> Tensor:
         """Predicted label values ``[batch, targets]`` of users ``[batch]`` and items ``[batch, targets]``, unbounded."""
@@ -182,7 +174,7 @@ class FoldIn(Bias):
         """The whole exchange."""
         return read_settings(FactorSettings, config)
 
-    def _found(self, config: Any, rows: Rows, labels: Tensor) -> Found:
+    def _predictors(self, config: Any, rows: Rows, labels: Tensor) -> dict[str, Tensor]:
         exchange = FactorExchange(self.sum_settings(config), rows, labels, self.label_values)
         totals: dict[str, Tensor] = {}
         for stage in exchange.settings.stages:
@@ -190,14 +182,14 @@ class FoldIn(Bias):
         known = exchange.known_users(item_tables(exchange.settings, totals, None, self.label_values))
         self.tables = known.tables  # for users who come later
         tables, users = known.tables, known.fold.posterior.mean
-        return Found(
-            tables.mean,
-            users[:, -1] * known.vectors[0, -1],
-            tables.bias,
-            users[:, :-1],
-            tables.vectors,
-            spread_of(known.left.values - known.fold.of_rows()[0]),
-        )
+        return {
+            "score_mean": tables.mean,
+            "user_bias": users[:, -1] * known.vectors[0, -1],
+            "item_bias": tables.bias,
+            "user_vectors": users[:, :-1],
+            "item_vectors": tables.vectors,
+            "spread": spread_of(known.left.values - known.fold.of_rows()[0]),
+        }
 
 
 class MFEM(FoldIn):
