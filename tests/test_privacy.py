@@ -13,7 +13,7 @@ from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.federated.message import Message, Training
 from recbole_fedkd.federated.stage import Clip, ClipSettings, clipped
 from recbole_fedkd.privacy.accountant import epsilon_of, noise_for, rounds_within
-from recbole_fedkd.privacy.noise import gaussian, uniform
+from recbole_fedkd.privacy.noise import LocalNoise, LocalSettings, discrete_gaussian, gaussian, uniform
 
 FEDAVG = {
     "strategy": "fedavg",
@@ -98,6 +98,34 @@ def test_noise_does_not_follow_a_seed():
         drawn.append(gaussian((4,), 1.0))
     assert not np.array_equal(*drawn)
     assert (uniform(1000) > 0).all() and (uniform(1000) < 1).all()
+
+
+@pytest.mark.parametrize("deviation", [0.4, 2.0, 1e9])
+def test_whole_numbers_have_their_deviation_and_nobody_is_drawn_but_those(deviation):
+    drawn = discrete_gaussian(400_000, deviation)
+    assert drawn.dtype == np.int64
+    support = np.arange(-60, 61)
+    weights = np.exp(-(support**2) / (2 * deviation**2))
+    expected = deviation if deviation > 10 else float(np.sqrt((support**2 * weights).sum() / weights.sum()))
+    assert drawn.std() == pytest.approx(expected, rel=0.01)
+    if deviation < 10:
+        shares = np.array([(drawn == number).mean() for number in (-1, 0, 2)])
+        np.testing.assert_allclose(shares, weights[[59, 60, 62]] / weights.sum(), atol=0.004)
+
+
+def test_no_deviation_is_no_noise():
+    assert not discrete_gaussian(5, 0.0).any()
+
+
+def test_a_client_adds_its_noise_to_what_it_has_shortened_and_nobody_shortens_that():
+    stage = LocalNoise(LocalSettings(1.0, {}, 5.0))
+    message = Message(
+        "model", 0, 3, {"w": np.full(40_000, 9, np.float32), "n": np.zeros(1000, np.int32)}, Training(1, 1, 0)
+    )
+    made = stage.encode(message)
+    assert float(made.arrays["w"].std()) == pytest.approx(5.0, rel=0.02)
+    assert made.arrays["n"].dtype == np.int32 and made.arrays["n"].min() == 0 and made.arrays["n"].max() > 5
+    assert stage.decode(made, None) is made
 
 
 # The bound
@@ -212,6 +240,86 @@ def test_the_noise_of_a_round_has_the_deviation_that_is_accounted(prepared):
         before = {name: value.clone() for name, value in engine.server.state.items()}
     changed = torch.cat(changes).double()
     assert float(changed.std()) == pytest.approx(3.0 * 2.0 / 30, rel=6 / len(changed) ** 0.5)
+
+
+MANY = {**FACTORS, "partition": "random", "client_num": 4, "privacy": {"clip": 0.5, "noise_multiplier": 1.0}}
+
+
+def test_of_a_client_of_many_users_each_is_bounded_by_itself(prepared, monkeypatch):
+    """One user's rows go; the totals of every stage change by the clip at most, though the client's sum is longer."""
+    told = []
+    for gone in (False, True):
+        _, trainer, _, _ = prepared(**MANY)
+        engine = trainer.engine
+        engine.server.release.start(4, 5)
+        engine.server.release.noise_multiplier = 0.0
+        rows = engine.clients[0].task.head.exchange.rows
+        user = int(rows.users[0])
+        if gone:
+            exchange = engine.clients[0].task.head.exchange
+            kept = rows.users != user
+            for name in ("users", "items", "values"):
+                object.__setattr__(rows, name, getattr(rows, name)[kept])
+            exchange.labels = exchange.labels[kept]
+        intake = engine.server.intake(0, engine.samples)
+        fold = intake.fold
+        for client in engine.clients:
+            statistics = client.strategy.statistics(client.task, {})
+            fold.add(Message("knowledge", 0, client.number, client.strategy.knowledge.upload(statistics, True)))
+        told.append(fold.finish())
+    changed = distance(*({name: value.double() for name, value in each.items()} for each in told))
+    assert 0.4 < changed <= 0.5 * (1 + 1e-3)
+    assert float(told[0]["histogram"].double().norm()) > 0.5
+
+
+def test_users_of_many_on_a_client_are_private_on_engine_local_alone(run):
+    result = run(**MANY, engine="fleet")
+    assert result["engine"] == "local" and "shortens user by user" in result["engine_fallback"]
+    assert result["epsilon"] == pytest.approx(epsilon_of(1.0, 5, 1e-5))
+
+
+DISTRIBUTED = {
+    **FEDAVG,
+    "secure_aggregation": True,
+    "privacy": {"clip": 2.0, "noise_multiplier": 3.0, "noise": "distributed"},
+}
+
+
+@pytest.mark.parametrize(
+    "keys", [DISTRIBUTED, {**FEDAVG, "privacy": {"clip": 2.0, "noise_multiplier": 3.0, "noise": "local"}}]
+)
+def test_noise_that_clients_add_comes_to_what_is_accounted_or_more(prepared, keys):
+    """Distributed: as much as the server's would be. Local: of every client as much, of 30 sqrt(30) times that."""
+    if "secure_aggregation" in keys:
+        pytest.importorskip("cryptography")
+    _, trainer, _, _ = prepared(**{**keys, "learning_rate": 0.0})
+    engine = trainer.engine
+    engine.server.release.start(30, 3)
+    before = {name: value.clone() for name, value in engine.server.state.items()}
+    engine.run_round(0)
+    changed = torch.cat([(value - before[name]).flatten() for name, value in engine.server.state.items()]).double()
+    expected = 3.0 * 2.0 / 30 * (30**0.5 if keys["privacy"]["noise"] == "local" else 1)
+    assert float(changed.std()) == pytest.approx(expected, rel=6 / len(changed) ** 0.5)
+
+
+def test_distributed_noise_is_in_the_sum_that_the_server_gets(prepared, monkeypatch):
+    pytest.importorskip("cryptography")
+    _, trainer, _, _ = prepared(**{**DISTRIBUTED, "learning_rate": 0.0})
+    engine, sums = trainer.engine, []
+    engine.server.release.start(30, 3)
+    release = engine.server.release
+    monkeypatch.setattr(release, "of_round", lambda fold, *rest: sums.append(fold.finish()))
+    before = {name: value.clone() for name, value in engine.server.state.items()}
+    engine.run_round(0)
+    noise = torch.cat([(value - before[name]).flatten() for name, value in sums[0].items()])
+    assert float(noise.std()) == pytest.approx(0.2, rel=6 / len(noise) ** 0.5)
+
+
+@pytest.mark.parametrize("engine", ["local", "fleet"])
+@pytest.mark.parametrize("keys", [FEDAVG, FACTORS, LABEL, ITEM], ids=["mean", "factors", "label", "item"])
+def test_runs_go_on_under_local_noise(run, keys, engine):
+    result = run(**{**keys, "privacy": {**keys["privacy"], "noise": "local"}}, engine=engine, saved=False)
+    assert result["engine"] == engine and all(math.isfinite(value) for value in result["test_result"].values())
 
 
 # Runs
@@ -341,6 +449,8 @@ def test_a_round_without_anybody_lets_noise_out_all_the_same(prepared, engine, m
         ({"privacy": [1.0]}, "privacy is"),
         ({"privacy": {"clip": 1.0, "epsilon": 1.0, "clips": {"histogram": 0}}}, r"privacy\.clips\.histogram is 0"),
         ({"privacy": {"clip": 1.0, "epsilon": 1.0, "clips": {"p:*": 1.0}}}, "sends networks"),
+        ({"privacy": {"clip": 1.0, "epsilon": 1.0, "noise": "distributed"}}, "set secure_aggregation=True"),
+        ({"privacy": {"clip": 1.0, "epsilon": 1.0, "noise": "local"}}, r"set privacy\.noise_multiplier"),
         ({"partition": "random"}, "set partition=user, or privacy.unit=client"),
         ({"strategy": "local"}, "strategy=local they send nothing"),
         ({"strategy": "afd", "aggregation": "median"}, "aggregation=median needs every client's own"),

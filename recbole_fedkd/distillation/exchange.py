@@ -7,7 +7,7 @@ a client takes its own part off a total before it uses it on its own rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from recbole_fedkd.distillation import factors
-from recbole_fedkd.distillation.factors import Curvature, Rows
+from recbole_fedkd.distillation.factors import Curvature, PairedRows, Rows
 from recbole_fedkd.distillation.features import ItemTables, KnownUsers
 from recbole_fedkd.registry import setting
 
@@ -117,6 +117,22 @@ class FactorExchange:
         fold = self.known_users(item_tables(settings, totals, None, self.values)).fold
         return dict(zip((stage, f"curvature_{number}"), factors.em_statistics(fold, by_user), strict=True))
 
+    def answer_of_bounded_users(self, stage: str, totals: Tensors, unit: Callable[[str], float]) -> dict[str, Tensor]:
+        """As :meth:`answer`, of users each shortened to norm 1 before they are added up.
+
+        Args:
+            stage: one of ``settings.stages``.
+            totals: of all stages before it.
+            unit: of the norm, by the name of an array.
+        """
+        rows, count = self.rows, self.rows.item_count
+        keys, pairs = torch.unique(rows.users * count + rows.items, return_inverse=True)
+        paired = PairedRows(rows.users, rows.items, rows.values, rows.user_count, count, pairs, len(keys))
+        told = FactorExchange(self.settings, paired, self.labels, self.values).answer(stage, totals, by_user=True)
+        made = shortened(told, stage, keys // count, rows.user_count, unit)
+        of_pairs = made[stage]
+        return {**made, stage: of_pairs.new_zeros(count, of_pairs.shape[1]).index_add_(0, keys % count, of_pairs)}
+
     def _left(self, totals: Tensors) -> Rows:
         mean = _mean(totals["histogram"], self.values)
         item_bias = item_biases(self.settings, totals, self.values, mean)
@@ -126,6 +142,29 @@ class FactorExchange:
     def known_users(self, tables: ItemTables) -> KnownUsers:
         """What the client knows of its users, given what is known of the items."""
         return KnownUsers(self.rows, self.labels, tables, self.values, self.settings.bias_shrinkage)
+
+
+def shortened(told: Tensors, stage: str, owner: Tensor, count: int, unit: Callable[[str], float]) -> dict[str, Tensor]:
+    """What several owners say, each shortened to norm 1 over all its arrays, each of these in units of its own.
+
+    Args:
+        told: by the stage's name ``[pairs, ...]``, other arrays by owner ``[count, ...]``.
+        stage: of the exchange.
+        owner: of every pair ``[pairs]``.
+        count: number of owners.
+        unit: of the norm, by the name of an array.
+
+    Returns:
+        The stage's array by pair; of the others the sum over the owners.
+    """
+    pairs = told[stage]
+    lengths = pairs.new_zeros(count).index_add_(0, owner, (pairs / unit(stage)).square().sum(1))
+    beside = {name: value for name, value in told.items() if name != stage}
+    for name, value in beside.items():
+        lengths = lengths + (value / unit(name)).square().flatten(1).sum(1)
+    shares = lengths.sqrt().clamp(min=1.0).reciprocal()
+    sums = {name: torch.einsum("k...,k->...", value, shares) for name, value in beside.items()}
+    return {stage: pairs * shares[owner].unsqueeze(1), **sums}
 
 
 def item_tables(settings: FactorSettings, totals: Tensors, own: Tensors | None, values: Tensor) -> ItemTables:

@@ -65,6 +65,28 @@ class Rows:
         return self.per_user(ones), self.per_item(ones)
 
 
+@dataclass(frozen=True)
+class PairedRows(Rows):
+    """Rows of several owners (clients, or users), whose sums per item are sums per pair of owner and item.
+
+    Attributes:
+        pairs: pair of every row ``[n]``.
+        pair_count: number of pairs.
+    """
+
+    pairs: Tensor
+    pair_count: int
+
+    @property
+    def answers(self) -> Tensor:
+        """The pairs."""
+        return self.pairs
+
+    def per_item(self, values: Tensor) -> Tensor:
+        """Sums of values ``[n, ...]`` over every pair's rows, ``[pairs, ...]``."""
+        return values.new_zeros(self.pair_count, *values.shape[1:]).index_add_(0, self.pairs, values)
+
+
 def _sums(index: Tensor, values: Tensor, count: int) -> Tensor:
     return values.new_zeros(count, *values.shape[1:]).index_add_(0, index, values)
 

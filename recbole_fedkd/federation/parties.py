@@ -6,7 +6,7 @@ network without a word.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -27,7 +27,7 @@ from recbole_fedkd.federated.codec import WireCodecs
 from recbole_fedkd.federated.knowledge import KNOWLEDGE, Sizes
 from recbole_fedkd.federated.knowledge.prototype import hidden_width
 from recbole_fedkd.federated.server import Server
-from recbole_fedkd.federated.stage import Clip, ClipSettings, Encoding
+from recbole_fedkd.federated.stage import Clip, Encoding
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy
 from recbole_fedkd.federated.sum_tasks import FactorTask, FloorTask, SumTask
 from recbole_fedkd.federated.task import (
@@ -58,6 +58,7 @@ from recbole_fedkd.model.population import (
 )
 from recbole_fedkd.model.shared import SharedState, check_patterns, stateful
 from recbole_fedkd.privacy.attack import attack_stages
+from recbole_fedkd.privacy.noise import LocalNoise, LocalSettings
 from recbole_fedkd.privacy.release import PrivateRelease, check_strategy
 from recbole_fedkd.privacy.settings import PrivacySettings
 
@@ -244,7 +245,9 @@ def build_strategy(config: Any, schema: DataSchema, network: nn.Module) -> Strat
         )
     labels = len(schema.label_values) if config.attentive else RecBoleTask.labels
     everybody = config["clients_per_round"] is None and config["min_clients"] is None
-    return kind.of(config, Sizes(schema.clients, labels, schema.item_num, everybody, hidden_width(network)))
+    return kind.of(
+        config, Sizes(schema.clients, labels, schema.item_num, everybody, hidden_width(network), user_unit(config))
+    )
 
 
 def _check_distillable(config: Any, has_logits: bool) -> None:
@@ -306,7 +309,10 @@ def server_of(config: Any, strategy: Strategy, shared: SharedState, clients: int
     if config["secure_aggregation"]:
         from recbole_fedkd.privacy.secure_sum import SecureSum, check_secure  # needs an extra
 
-        hides = partial(SecureSum, least=config["min_clients"] or 0)
+        noise = None
+        if release is not None and release.settings.noise == "distributed":
+            noise = release.deviation_of
+        hides = partial(SecureSum, least=config["min_clients"] or 0, noise=noise)
     server = Server(strategy, config["seed"], config["clients_per_round"], wire_of(config, clients), release, hides)
     server.start(shared)
     if hides is not None:
@@ -319,6 +325,20 @@ def server_of(config: Any, strategy: Strategy, shared: SharedState, clients: int
     return server
 
 
+def user_unit(config: Any) -> Callable[[str], float] | None:
+    """Bounds of single users by the names of arrays, where ``privacy`` is theirs and a client may hold many; else None."""
+    privacy = PrivacySettings.of(config)
+    return privacy.bound.norm_of if privacy is not None and privacy.bounds_users(config) else None
+
+
+def _bound(privacy: PrivacySettings) -> tuple[Any, Any]:
+    """The stage that shortens a message, and with local noise hides what it says."""
+    bound = privacy.bound
+    if privacy.noise != "local" or privacy.noise_multiplier is None:
+        return Clip.name, bound
+    return LocalNoise, LocalSettings(bound.clip_norm, bound.norms, privacy.noise_multiplier)
+
+
 def wire_of(config: Any, clients: int) -> WireCodecs:
     """What both ends of the wire know, in a federation of so many.
 
@@ -327,7 +347,7 @@ def wire_of(config: Any, clients: int) -> WireCodecs:
     """
     wire, privacy = WireCodecs.of(config), PrivacySettings.of(config)
     stages = wire.stages
-    if privacy is not None and privacy.clip is not None:
-        stages = ((Clip.name, ClipSettings(privacy.clip, privacy.clips)), *stages)
+    if privacy is not None and user_unit(config) is None:
+        stages = (_bound(privacy), *stages)
     behind = next((number for number, (name, _) in enumerate(stages) if name == Encoding.name), len(stages))
     return replace(wire, stages=(*stages[:behind], *attack_stages(config, clients), *stages[behind:]))

@@ -45,7 +45,7 @@ class PrivateRelease(Release):
     def __init__(self, settings: PrivacySettings, expected: int | None = None) -> None:
         assert settings.clip is not None
         self.settings, self.expected = settings, expected
-        self.clip = ClipSettings(settings.clip, settings.clips)
+        self.clip: ClipSettings = settings.bound
         self.clients, self.releases = 0, 0
         self.noise_multiplier = settings.noise_multiplier or 0.0
         self._drawn: tuple[int, list[int]] = (-1, [])
@@ -53,8 +53,8 @@ class PrivateRelease(Release):
     def __str__(self) -> str:
         settings, drawn = self.settings, f", {self.rate:.4g} of them drawn in a round" if self.samples else ""
         return (
-            f"unit {settings.unit}, clip {settings.clip:g}, noise_multiplier {self.noise_multiplier:.4g}, "
-            f"delta {settings.delta:g}, {self.clients} clients{drawn}"
+            f"unit {settings.unit}, {settings.noise} noise, clip {settings.clip:g}, "
+            f"noise_multiplier {self.noise_multiplier:.4g}, delta {settings.delta:g}, {self.clients} clients{drawn}"
         )
 
     @property
@@ -75,6 +75,10 @@ class PrivateRelease(Release):
     def spent_by(self, releases: int) -> float:
         """Epsilon of so many rounds."""
         return epsilon_of(self.noise_multiplier, releases, self.settings.delta, self.rate, self.settings.accountant)
+
+    def deviation_of(self, name: str) -> float:
+        """Standard deviation of the noise on the sum of an array over the clients."""
+        return self.noise_multiplier * self.clip.norm_of(name)
 
     def start(self, clients: int, rounds: int) -> int:
         """Before the first round: find the noise, where it follows from the budget.
@@ -139,7 +143,8 @@ class PrivateRelease(Release):
             raise TrainingError(f"privacy.epsilon={budget:g} is spent; a further round would spend more")
         self.releases += 1
         found = dict(start) if statistics is None else dict(statistics)
-        share, deviation = 1.0, self.noise_multiplier
+        # What clients have added by themselves is not added again.
+        share, deviation = 1.0, self.noise_multiplier if self.settings.noise == "central" else 0.0
         if isinstance(fold, WeightedMean):
             share, deviation = answers / (self.rate * self.clients), deviation / (self.rate * self.clients)
         specs = link.schema.arrays if link.schema is not None else {}

@@ -16,6 +16,7 @@ from recbole_fedkd.federated.message import Message, MessageError
 from recbole_fedkd.federated.server import Hidden
 from recbole_fedkd.federated.strategy import ServerState, Strategy, check_additive
 from recbole_fedkd.privacy.masking import LEAST, MaskingClient, MaskingServer
+from recbole_fedkd.privacy.noise import discrete_gaussian
 
 LARGEST = 2.0**20
 """Numbers of a message must be smaller; then sums of them all fit into 64 bits, with what is left for the fraction."""
@@ -36,13 +37,22 @@ class SecureSum(Hidden):
         empty: makes a fold that has taken in nothing, a ``Sums`` or a ``WeightedMean``.
         clients: that take part.
         least: that must be in the sum.
+        noise: standard deviation of the noise on a sum of messages, by the name of an array; every client adds its share, so
+            that there is as much where only the fewest are in the sum. None: no noise.
 
     Attributes:
         seen: client to what the server has got of its numbers, once the sum is made.
     """
 
-    def __init__(self, empty: Callable[[], Fold], clients: int, least: int = LEAST) -> None:
-        self.empty, self.least = empty, max(least, LEAST)
+    def __init__(
+        self,
+        empty: Callable[[], Fold],
+        clients: int,
+        least: int = LEAST,
+        noise: Callable[[str], float] | None = None,
+    ) -> None:
+        # Where all have to be there, each adds the less.
+        self.empty, self.least, self.noise = empty, max(least or (clients if noise is not None else 0), LEAST), noise
         self.bits = fraction_bits(clients)
         self.traffic: dict[int, tuple[int, int]] = {}
         self.seen: dict[int, bytes] = {}
@@ -70,7 +80,16 @@ class SecureSum(Hidden):
             raise MessageError("not finite", f"it adds {np.abs(numbers).max():g}; masks take numbers below {LARGEST:g}")
         self._layout = known
         self._headers[upload.sender] = replace(upload, arrays={})
-        self._vectors[upload.sender] = np.rint(numbers * 2.0**self.bits).astype(np.int64)
+        vector = np.rint(numbers * 2.0**self.bits).astype(np.int64)
+        if self.noise is not None:
+            unit = own.weight_of(upload) / own.expected if isinstance(own, WeightedMean) else 1.0
+            vector += np.concatenate([self._noise(name, part.numel(), unit) for name, part in layout.items()])
+        self._vectors[upload.sender] = vector
+
+    def _noise(self, name: str, count: int, unit: float) -> NDArray[np.int64]:
+        """A client's share of the noise on an array, in steps of the fixed point; ``unit``: what 1 of a message adds."""
+        assert self.noise is not None
+        return discrete_gaussian(count, self.noise(name) * unit * 2.0**self.bits / math.sqrt(self.least))
 
     def into(self, fold: Fold) -> None:
         """Run the protocol; the fold takes in the sum.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.registry import dictionary, setting
+
+if TYPE_CHECKING:
+    from recbole_fedkd.federated.stage import ClipSettings
 
 OF_MESSAGES = ("sign_flip", "scale", "noise")
 """Attacks on what clients say; the others are on what they learn from."""
@@ -46,6 +49,25 @@ class PrivacySettings:
     )
     accountant: str = setting("prv", "one of prv|rdp", "Who counts where clients are sampled, of opacus.")
 
+    noise: str = setting(
+        "central",
+        "one of central|distributed|local",
+        "Who adds it. central: the server, to a sum; distributed: every client a share, inside its masks (secure_aggregation), "
+        "so that the server gets the sum with noise alone; local: every client all of it, so that each message has it.",
+    )
+
+    @property
+    def bound(self) -> ClipSettings:
+        """What a unit is shortened to."""
+        from recbole_fedkd.federated.stage import ClipSettings  # brings torch, and settings are read without it
+
+        assert self.clip is not None
+        return ClipSettings(self.clip, self.clips)
+
+    def bounds_users(self, config: Any) -> bool:
+        """Whether users are shortened one by one before their client adds them up."""
+        return self.unit == "user" and config["partition"] != "user"
+
     @staticmethod
     def of(config: Any) -> PrivacySettings | None:
         """The settings of a config, whose parts have been checked one by one; None without any."""
@@ -74,10 +96,24 @@ def check_privacy(config: Any) -> None:
             f"privacy puts noise on what clients send, and with strategy={config['strategy']} they send nothing; unset it, or "
             "use a strategy that sums over clients, such as fedavg"
         )
-    if settings.unit == "user" and config["partition"] != "user":
+    if settings.bounds_users(config) and not config.learns_factors:
         raise InputError(
             f"privacy.unit is 'user', but with partition={config['partition']} a client may hold many users, whose part in its "
-            "message is not bounded; set partition=user, or privacy.unit=client"
+            "message is not bounded (of knowledge=factors it would be); set partition=user, or privacy.unit=client"
+        )
+    if settings.noise == "distributed" and not config["secure_aggregation"]:
+        raise InputError(
+            "privacy.noise=distributed gives every message a share of the noise, which hides it behind nothing but masks; set "
+            "secure_aggregation=True, or privacy.noise=local"
+        )
+    if settings.noise == "local" and (settings.noise_multiplier is None or settings.bounds_users(config)):
+        raise InputError(
+            "privacy.noise=local is added by clients of one unit each, who count no rounds; set privacy.noise_multiplier, and "
+            "partition=user or privacy.unit=client"
+        )
+    if settings.noise == "local" and config["secure_aggregation"]:
+        raise InputError(
+            "privacy.noise=local is for a server that sees messages; under masks noise=distributed is as good for less"
         )
 
 

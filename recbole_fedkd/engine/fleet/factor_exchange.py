@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_fedkd.distillation.exchange import shortened
 from recbole_fedkd.engine.base import ClientError, Round
 from recbole_fedkd.engine.fleet.exchange import Base, Downlink, Links, Sizes, Uplink
 from recbole_fedkd.engine.fleet.factors import FactorSamples, Mapped
@@ -180,19 +181,13 @@ class FactorUplink(Uplink):
             collected: its array by pair of client and item, those beside it by user.
         """
         task = self.downlink.task
-        nobody = torch.zeros(task.clients, dtype=torch.double)
-        beside = {
+        told = {
             name: value.new_zeros(task.clients, *value.shape[1:]).index_add_(0, task.client_of_user, value)
             for name, value in collected.items()
             if name != stage
         }
-        pairs = collected[stage].float().double()  # as they travel
-        lengths = nobody.index_add(0, task.pair_owner, (pairs / clip.norm_of(stage)).square().sum(1))
-        for name, value in beside.items():
-            lengths = lengths + (value / clip.norm_of(name)).square().flatten(1).sum(1)
-        shares = lengths.sqrt().clamp(min=1.0).reciprocal()
-        sums = {name: torch.einsum("k...,k->...", value, shares) for name, value in beside.items()}
-        return {stage: pairs * shares[task.pair_owner].unsqueeze(1), **sums}
+        told[stage] = collected[stage].float().double()  # as they travel
+        return shortened(told, stage, task.pair_owner, task.clients, clip.norm_of)
 
     def _say_alone(self, stage: str, number: int, loss: float, current: Round) -> None:
         """The sums of one client by its own end of the wire."""

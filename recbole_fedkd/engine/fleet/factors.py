@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_fedkd.distillation.exchange import FactorExchange, TablesOfAll
-from recbole_fedkd.distillation.factors import Rows
+from recbole_fedkd.distillation.factors import PairedRows, Rows
 from recbole_fedkd.distillation.features import LEAST_DEVIATION, ItemTables, standardised
 from recbole_fedkd.distillation.losses import label_cross_entropy
 from recbole_fedkd.engine.fleet.draws import Streams
@@ -32,28 +32,6 @@ KNOWN_AT_A_TIME = 1 << 13
 
 Mapped = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 """``map``, or what calls for several at a time."""
-
-
-@dataclass(frozen=True)
-class PairedRows(Rows):
-    """Rows of several clients, whose sums per item are sums per pair of client and item.
-
-    Attributes:
-        pairs: pair of every row ``[n]``.
-        pair_count: number of pairs.
-    """
-
-    pairs: Tensor
-    pair_count: int
-
-    @property
-    def answers(self) -> Tensor:
-        """The pairs."""
-        return self.pairs
-
-    def per_item(self, values: Tensor) -> Tensor:
-        """Sums of values ``[n, ...]`` over every pair's rows, ``[pairs, ...]``."""
-        return values.new_zeros(self.pair_count, *values.shape[1:]).index_add_(0, self.pairs, values)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ def obstacle(config: Any, clients: int) -> str | None:
     clipping = config["clip_grad_norm"] or {}
     if clients == 1:
         return "a lone client trains as RecBole does, from the run's own streams"
+    if config["privacy"] and config["privacy"].get("unit", "user") == "user" and config["partition"] != "user":
+        return "privacy.unit=user over clients of many users shortens user by user"
     if config["secure_aggregation"]:
         return "secure_aggregation masks every client's own message"
     if not config.attentive and (hindrance := _foreign(config)) is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -30,6 +30,8 @@ class Sizes:
         labels: number of labels ``T``.
         items: number of items ``I``, padding included.
         everybody: whether every client answers in every round.
+        user_unit: what a single user on a client is shortened to before the client adds its users up, by the name of an array;
+            None: users are not bounded.
         hidden: width ``h`` of a network's last hidden layer; 0 where it tells none.
     """
 
@@ -38,6 +40,7 @@ class Sizes:
     items: int
     everybody: bool = True
     hidden: int = 0
+    user_unit: Callable[[str], float] | None = None
 
 
 class Knowledge(ABC):

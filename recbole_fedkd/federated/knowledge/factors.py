@@ -36,7 +36,10 @@ class FactorKnowledge(StagedSums):
         """The next stage's sums."""
         assert isinstance(task, FactorTask)
         stage = self.next_stage(received)
-        return {} if stage is None else task.head.exchange.answer(stage, _double(received))
+        if stage is None:
+            return {}
+        exchange, unit, totals = task.head.exchange, self.sizes.user_unit, _double(received)
+        return exchange.answer(stage, totals) if unit is None else exchange.answer_of_bounded_users(stage, totals, unit)
 
     def taken_in(self, task: Task, received: Tensors, own: Tensors) -> None:
         """The head computes what it knows."""
