@@ -28,8 +28,10 @@ import torch
 from recbole_fedkd.compat import keep_freed_memory
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.data.schema import ClientRows, DataSchema
-from recbole_fedkd.engine import FleetEngine, FleetPopulation, LabelledSamples
+from recbole_fedkd.engine import FleetEngine
 from recbole_fedkd.engine.fleet.optimizers import BatchedSGD
+from recbole_fedkd.engine.fleet.population import FleetPopulation
+from recbole_fedkd.engine.fleet.samples import LabelledSamples
 from recbole_fedkd.federated.client import ClientSettings
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.strategy import STRATEGIES

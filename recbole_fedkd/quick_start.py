@@ -38,7 +38,7 @@ from recbole_fedkd.data.importing import frame_as_dataset
 from recbole_fedkd.data.known import check_dataset
 from recbole_fedkd.data.partition import held_out_clients, partition_users
 from recbole_fedkd.data.preparation import Loaders, data_preparation
-from recbole_fedkd.engine import CompactPopulation
+from recbole_fedkd.engine.fleet.population import CompactPopulation
 from recbole_fedkd.errors import InputError, TrainingError, listed
 from recbole_fedkd.evaluation import EvaluationData, evaluation_data, with_candidates
 from recbole_fedkd.federation import build_population, federated_class, save_federation

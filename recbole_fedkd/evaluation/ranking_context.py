@@ -13,6 +13,8 @@ from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
+from recbole_fedkd.data.rows import rows_in_time
+
 
 def rank_in_context(loader: Any, columns: Sequence[str]) -> None:
     """Have a full-sort loader rank the items for each user in the context of the first of the user's judged rows.
@@ -42,12 +44,7 @@ def rank_in_context(loader: Any, columns: Sequence[str]) -> None:
 def first_rows(dataset: Any) -> tuple[Tensor, Tensor]:
     """The users who have rows ``[n]``, and the number of each one's earliest row ``[n]``; of equally early ones the first."""
     users = dataset.inter_feat[dataset.uid_field]
-    order = torch.arange(len(users))
-    # The package's own datasets hold an exact rank; the time itself has gone through 32 bits.
-    times = (getattr(dataset, "recency_field", None), dataset.time_field)
-    time = next((name for name in times if name in dataset.inter_feat), None)
-    if time is not None:
-        order = torch.argsort(dataset.inter_feat[time], stable=True)
+    order = rows_in_time(dataset)
     order = order[torch.argsort(users[order], stable=True)]
     found, counts = torch.unique_consecutive(users[order], return_counts=True)
     return found, order[counts.cumsum(0) - counts]

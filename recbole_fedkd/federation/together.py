@@ -15,21 +15,13 @@ from torch import Tensor, nn
 
 from recbole_fedkd.data.dataset import client_dataset
 from recbole_fedkd.data.schema import DataSchema, all_rows, read_schema, rows_of_clients
-from recbole_fedkd.engine import (
-    FactorFleetPopulation,
-    FactorSamples,
-    FleetEngine,
-    FleetPopulation,
-    FleetTask,
-    LabelledSamples,
-    LocalEngine,
-    RecBoleFleetPopulation,
-    RecBoleSamples,
-    batched_optimizer,
-    disagreement,
-    obstacle,
-)
+from recbole_fedkd.engine import FleetEngine, LocalEngine
+from recbole_fedkd.engine.fleet.agreement import disagreement
 from recbole_fedkd.engine.fleet.batching import NotBatchedError
+from recbole_fedkd.engine.fleet.factors import FactorFleetPopulation, FactorSamples
+from recbole_fedkd.engine.fleet.obstacle import batched_optimizer, obstacle
+from recbole_fedkd.engine.fleet.population import FleetPopulation, RecBoleFleetPopulation
+from recbole_fedkd.engine.fleet.samples import FleetTask, LabelledSamples, RecBoleSamples
 from recbole_fedkd.engine.fleet.threads import cores
 from recbole_fedkd.federated.client import streams_kept
 from recbole_fedkd.federated.task import AttentiveTask, MutualTask

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -39,7 +39,34 @@ class HandedDropout(nn.Module):
         return values * mask.div(kept)
 
 
-class CnnBackbone(nn.Module):
+class Backbone(nn.Module):
+    """Layers, the last of which makes logits of the last hidden layer.
+
+    Args:
+        layers: all of them.
+        width: of the last hidden layer ``h``.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], width: int) -> None:
+        super().__init__()
+        self.layers, self.hidden_width = nn.Sequential(*layers), width
+
+    def hidden(self, fields: Tensor) -> Tensor:
+        """``[batch, fields, d]`` to the last hidden layer ``[batch, h]``."""
+        out: Tensor = self.layers[:-1](fields)
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[batch, h]`` to logits ``[batch, T]``."""
+        out: Tensor = self.layers[-1](hidden)
+        return out
+
+    def _dense_parameters(self) -> list[Iterator[nn.Parameter]]:
+        """Weight and bias of every linear layer."""
+        return [layer.parameters() for layer in self.layers if isinstance(layer, nn.Linear)]
+
+
+class CnnBackbone(Backbone):
     """The five-layer CNN of AFD's experiments: convolutions along the fields, embeddings as channels.
 
     Args:
@@ -51,25 +78,16 @@ class CnnBackbone(nn.Module):
     """
 
     def __init__(self, fields: int, width: int, hidden_sizes: Sequence[int], labels: int, dropout_prob: float) -> None:
-        super().__init__()
         channels, last = hidden_sizes[0], hidden_sizes[-1]
         layers: list[nn.Module] = []
         for layer in range(CNN_LAYERS - 2):
             layers += [nn.Conv1d(width if layer == 0 else channels, channels, 3, padding=1), nn.ReLU()]
         layers += [nn.Flatten(), nn.Linear(channels * fields, last), nn.ReLU()]
-        layers += [HandedDropout(dropout_prob, last), nn.Linear(last, labels)]
-        self.layers = nn.Sequential(*layers)
-        self.hidden_width = last
+        super().__init__([*layers, HandedDropout(dropout_prob, last), nn.Linear(last, labels)], last)
 
     def hidden(self, fields: Tensor) -> Tensor:
-        """``[batch, fields, d]`` to the last hidden layer ``[batch, h]``."""
-        out: Tensor = self.layers[:-1](fields.transpose(1, 2))
-        return out
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """``[batch, h]`` to logits ``[batch, T]``."""
-        out: Tensor = self.layers[-1](hidden)
-        return out
+        """See :meth:`Backbone.hidden`; embeddings are channels."""
+        return super().hidden(fields.transpose(1, 2))
 
     def ranked(self, fields: Tensor) -> Tensor:
         """``[1 + fields + 1, d, batch]``, zeros first and last, to logits ``[T, batch]``, without dropout."""
@@ -86,38 +104,24 @@ class CnnBackbone(nn.Module):
             torch.bmm(kernel, seen, out=values[1:-1])
             values[1:-1].add_(layer.bias.unsqueeze(1)).relu_()
         # A sample is flattened channels first.
-        (weight, bias), last = (layer.parameters() for layer in self.layers if isinstance(layer, nn.Linear))
+        (weight, bias), last = self._dense_parameters()
         by_field = weight.unflatten(1, (-1, count)).transpose(1, 2).flatten(1)
         return _dense(values[1:-1].flatten(0, 1), [(by_field, bias), last])
 
 
-class MlpBackbone(nn.Module):
+class MlpBackbone(Backbone):
     """A multi-layer perceptron over the concatenated field embeddings. Arguments as for :class:`CnnBackbone`."""
 
     def __init__(self, fields: int, width: int, hidden_sizes: Sequence[int], labels: int, dropout_prob: float) -> None:
-        super().__init__()
         sizes = [fields * width, *hidden_sizes]
         layers: list[nn.Module] = [nn.Flatten()]
         for size, following in pairwise(sizes):
             layers += [nn.Linear(size, following), nn.ReLU(), HandedDropout(dropout_prob, following)]
-        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], labels))
-        self.hidden_width = sizes[-1]
-
-    def hidden(self, fields: Tensor) -> Tensor:
-        """``[batch, fields, d]`` to the last hidden layer ``[batch, h]``."""
-        out: Tensor = self.layers[:-1](fields)
-        return out
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """``[batch, h]`` to logits ``[batch, T]``."""
-        out: Tensor = self.layers[-1](hidden)
-        return out
+        super().__init__([*layers, nn.Linear(sizes[-1], labels)], sizes[-1])
 
     def ranked(self, fields: Tensor) -> Tensor:
         """``[1 + fields + 1, d, batch]``, zeros first and last, to logits ``[T, batch]``, without dropout."""
-        return _dense(
-            fields[1:-1].flatten(0, 1), [layer.parameters() for layer in self.layers if isinstance(layer, nn.Linear)]
-        )
+        return _dense(fields[1:-1].flatten(0, 1), self._dense_parameters())
 
 
 def _dense(values: Tensor, layers: Sequence[Iterable[Tensor]]) -> Tensor:

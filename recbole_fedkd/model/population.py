@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -182,7 +182,47 @@ def client_network(builder: NetworkBuilder, schema: DataSchema, rows: ClientRows
     return network
 
 
-class RecBolePopulation(AbstractRecommender):
+class RoutedPopulation(AbstractRecommender):
+    """Instances of a RecBole model, one per client, as one model: every user is served by the client's that the user lives on.
+
+    Attributes:
+        client_of_user: ``[users]``, padding user 0: -1.
+        user_field: name of the user id field.
+    """
+
+    client_of_user: Tensor
+    user_field: str
+
+    def predict(self, interaction: Any) -> Tensor:
+        """Scores ``[batch]``, as the model's own."""
+        return self._routed(interaction, "predict")
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        """Scores of every item, ``[batch * items]``; not implemented where the model's own is not."""
+        return self._routed(interaction, "full_sort_predict")
+
+    def _routed(self, interaction: Any, method: str) -> Tensor:
+        """What a method of the instances says, each of its own users."""
+        raise NotImplementedError
+
+    def _parted(self, interaction: Any, of_client: Callable[[int, Any], Tensor]) -> Tensor:
+        """What a function says of every client's part of an interaction, put together."""
+        owners = self.client_of_user[interaction[self.user_field]]
+        present = owners.unique().tolist()
+        if len(present) == 1:
+            return of_client(present[0], interaction).flatten()
+        out: Tensor | None = None
+        for client in present:
+            rows = torch.nonzero(owners == client).flatten()
+            part = of_client(client, interaction[rows]).view(len(rows), -1)
+            if out is None:
+                out = part.new_empty(len(owners), part.shape[1])
+            out[rows] = part
+        assert out is not None
+        return out.flatten()
+
+
+class RecBolePopulation(RoutedPopulation):
     """One instance of a RecBole model per client; every user is served by the instance of the client the user lives on.
 
     Each instance is built by the model's own constructor on its client's rows, all from the same random stream, so that all
@@ -194,8 +234,6 @@ class RecBolePopulation(AbstractRecommender):
         networks: POINTWISE or PAIRWISE models of the clients in turn.
         client_of_user: ``[users]``, padding user 0: -1.
     """
-
-    client_of_user: Tensor
 
     def __init__(self, config: Any, schema: DataSchema, networks: Sequence[nn.Module], client_of_user: Tensor) -> None:
         super().__init__()
@@ -214,34 +252,13 @@ class RecBolePopulation(AbstractRecommender):
         """What of a client's instance a strategy may send; it knows that instance alone."""
         return recbole_shared_part(self.networks[client], self.private_parameters, self.schema)
 
-    def predict(self, interaction: Any) -> Tensor:
-        """Scores ``[batch]``, as the model's own."""
-        return self._routed(interaction, "predict")
-
-    def full_sort_predict(self, interaction: Any) -> Tensor:
-        """Scores of every item, ``[batch * items]``; not implemented where the model's own is not."""
-        return self._routed(interaction, "full_sort_predict")
-
     def load_other_parameter(self, para: Any) -> None:
         """RecBole calls this after loading weights: what was computed from others is forgotten."""
         for network in self.networks:
             forget_cached(network)
 
     def _routed(self, interaction: Any, method: str) -> Tensor:
-        owners = self.client_of_user[interaction[self.user_field]]
-        present = owners.unique().tolist()
-        if len(present) == 1:
-            scores: Tensor = getattr(self.networks[present[0]], method)(interaction)
-            return scores.flatten()
-        out: Tensor | None = None
-        for client in present:
-            rows = torch.nonzero(owners == client).flatten()
-            part = getattr(self.networks[client], method)(interaction[rows]).view(len(rows), -1)
-            if out is None:
-                out = part.new_empty(len(owners), part.shape[1])
-            out[rows] = part
-        assert out is not None
-        return out.flatten()
+        return self._parted(interaction, lambda client, part: getattr(self.networks[client], method)(part))
 
 
 def recbole_shared_part(network: nn.Module, patterns: Sequence[str], schema: DataSchema) -> SharedState:

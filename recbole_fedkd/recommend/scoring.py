@@ -10,6 +10,7 @@ from recbole.utils import ModelType
 from torch import Tensor
 
 from recbole_fedkd.data.features import features_of
+from recbole_fedkd.data.rows import rows_in_time
 
 BATCH = 2**21
 """Pairs of user and item that are scored at a time."""
@@ -124,11 +125,7 @@ def appended(past: Tensor, lengths: Tensor, latest: Tensor) -> Tensor:
 def latest_rows(dataset: Any) -> Tensor:
     """The number of every user's latest row ``[users]``, of equally late ones the last; 0 of a user without rows."""
     users = dataset.inter_feat[dataset.uid_field]
-    order = torch.arange(len(users))
-    times = (getattr(dataset, "recency_field", None), dataset.time_field)
-    time = next((name for name in times if name in dataset.inter_feat), None)
-    if time is not None:
-        order = torch.argsort(dataset.inter_feat[time], stable=True)
+    order = rows_in_time(dataset)
     latest = torch.zeros(dataset.user_num, dtype=torch.long)
     latest.numpy()[users[order].numpy()] = order.numpy()  # of several numpy keeps the last
     return latest

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -19,7 +18,7 @@ from recbole_fedkd.engine.fleet.batching import BatchedModel
 from recbole_fedkd.engine.fleet.group import Caller, ClientGroup
 from recbole_fedkd.model.catalogue import rank_items
 from recbole_fedkd.model.network import NO_CONTEXT, Context
-from recbole_fedkd.model.population import local_ids, rows_that_stay, whole_networks
+from recbole_fedkd.model.population import RoutedPopulation, local_ids, rows_that_stay, whole_networks
 from recbole_fedkd.model.shared import Rows, forget_cached
 from recbole_fedkd.model.student import LabelledRecommender
 
@@ -167,7 +166,7 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
         out[row] = logits.reshape(len(clients), width, targets, -1)[slot, column]
 
 
-class RecBoleFleetPopulation(CompactPopulation, AbstractRecommender):
+class RecBoleFleetPopulation(CompactPopulation, RoutedPopulation):
     """The population of :class:`~recbole_fedkd.model.RecBolePopulation` in compact form.
 
     Args:
@@ -196,14 +195,6 @@ class RecBoleFleetPopulation(CompactPopulation, AbstractRecommender):
         )
         self.settle(config, [self.batched.model], client_of_user)
 
-    def predict(self, interaction: Any) -> Tensor:
-        """Scores ``[batch]``, as the model's own."""
-        return self._routed(interaction, "predict")
-
-    def full_sort_predict(self, interaction: Any) -> Tensor:
-        """Scores of every item, ``[batch * items]``; not implemented where the model's own is not."""
-        return self._routed(interaction, "full_sort_predict")
-
     def load_other_parameter(self, para: Any) -> None:
         """RecBole calls this after loading weights: what was computed from others is forgotten."""
         forget_cached(self.batched.model)
@@ -217,19 +208,16 @@ class RecBoleFleetPopulation(CompactPopulation, AbstractRecommender):
             # But for user rows, of which it has everybody's, the network of all users is everybody's.
             scores = getattr(group.whole, method)(interaction)
             return scores.flatten()
-        owners = self.client_of_user[interaction[self.user_field]]
-        base = group.base()
-        out: Tensor | None = None
-        for client in owners.unique():
-            rows = torch.nonzero(owners == client).flatten()
-            own = {f"network.{name}": value for name, value in group.served_by(client, base).items()}
-            caller = Caller(group.whole, lambda network, part: getattr(network, method)(part))
-            scores = functional_call(caller, own, (interaction[rows],)).view(len(rows), -1)
-            if out is None:
-                out = scores.new_empty(len(owners), scores.shape[1])
-            out[rows] = scores
-        assert out is not None
-        return out.flatten()
+        base, caller = group.base(), Caller(group.whole, lambda network, part: getattr(network, method)(part))
+
+        def of_client(client: int, part: Any) -> Tensor:
+            served = group.served_by(torch.tensor(client, device=base[0].device), base)
+            said: Tensor = functional_call(
+                caller, {f"network.{name}": value for name, value in served.items()}, (part,)
+            )
+            return said
+
+        return self._parted(interaction, of_client)
 
 
 def _ragged(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:

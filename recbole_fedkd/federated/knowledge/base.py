@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recbole_fedkd.federated.aggregate import Fold
+from recbole_fedkd.federated.aggregate import Fold, Sums
 from recbole_fedkd.federated.message import ArraySpec
 from recbole_fedkd.federated.task import Step, Task
 from recbole_fedkd.registry import NoSettings, Registry, read_settings
@@ -133,9 +133,20 @@ class Knowledge(ABC):
     def download(self, state: Tensors, client: int, round_index: int) -> Arrays:
         """What goes down to a client; nothing if the server knows nothing new."""
 
+    def version(self, state: Tensors) -> int:
+        """What the server has to say, as a number that grows with it; ``told [K]`` of its state is what each client has."""
+        return 0
+
     def delivered(self, state: Tensors, clients: Sequence[int]) -> dict[str, Tensor]:
-        """The server's state once clients have answered its message."""
-        return dict(state)
+        """The server's state once clients have answered its message: they have what there was to say."""
+        if "told" not in state:
+            return dict(state)
+        versions = state["told"].index_fill(0, torch.tensor(clients, dtype=torch.long), self.version(state))
+        return {**state, "told": versions}
+
+    def versions_of(self, state: Tensors) -> Tensor:
+        """``told [K]``; 0 of clients that have nothing."""
+        return state.get("told", torch.zeros(self.sizes.clients, dtype=torch.int64))
 
     @abstractmethod
     def teacher(self, received: Tensors, step: Step) -> tuple[Tensor | None, Tensor | None]:
@@ -183,3 +194,11 @@ class StagedSums(Knowledge):
     def collect(self, step: Step) -> dict[str, Tensor]:
         """Nothing."""
         return {}
+
+    def empty(self, state: Tensors) -> Fold:
+        """Totals of the stage."""
+        return Sums()
+
+    def teacher(self, received: Tensors, step: Step) -> tuple[None, None]:
+        """None: nobody is taught; what is known, the network knows."""
+        return None, None

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from recbole_fedkd.distillation.exchange import FactorSettings
-from recbole_fedkd.federated.aggregate import Fold, Sums
 from recbole_fedkd.federated.knowledge.base import Arrays, StagedSums, Tensors, register_knowledge
 from recbole_fedkd.federated.message import ArraySpec
 from recbole_fedkd.federated.sum_tasks import FactorTask
-from recbole_fedkd.federated.task import Step, Task
+from recbole_fedkd.federated.task import Task
 
 
 @register_knowledge
@@ -63,14 +60,9 @@ class FactorKnowledge(StagedSums):
                 arrays[name] = ArraySpec(shape, np.float64, optional=True)
         return arrays
 
-    def empty(self, state: Tensors) -> Fold:
-        """Totals of the stage."""
-        return Sums()
-
     def step(self, state: Tensors, statistics: Tensors) -> dict[str, Tensor]:
         """The totals of all stages so far."""
-        stages_held = state.get("told", torch.zeros(self.sizes.clients, dtype=torch.int64))
-        return {**state, **statistics, "told": stages_held}
+        return {**state, **statistics, "told": self.versions_of(state)}
 
     def possible(self, statistics: Tensors) -> Tensors:
         """Counts and squares are not negative, a curvature is symmetric and positive semi-definite."""
@@ -93,16 +85,9 @@ class FactorKnowledge(StagedSums):
         names = [name for stage in stages for name in (stage, *self.settings.beside(stage))]
         return {name: state[name].cpu().numpy() for name in names}
 
-    def delivered(self, state: Tensors, clients: Sequence[int]) -> dict[str, Tensor]:
-        """They have all stages so far."""
-        if "told" not in state:
-            return dict(state)
-        stages_held = state["told"].index_fill(0, torch.tensor(clients, dtype=torch.long), len(self._finished(state)))
-        return {**state, "told": stages_held}
-
-    def teacher(self, received: Tensors, step: Step) -> tuple[None, None]:
-        """None: what is known is what the head sees."""
-        return None, None
+    def version(self, state: Tensors) -> int:
+        """Stages that are over."""
+        return len(self._finished(state))
 
     def _finished(self, totals: Tensors) -> list[str]:
         return [stage for stage in self.settings.stages if stage in totals]

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
 from recbole_fedkd.distillation import gram
 from recbole_fedkd.distillation.gram import GramSettings
-from recbole_fedkd.federated.aggregate import Fold, Sums
 from recbole_fedkd.federated.knowledge.base import Arrays, StagedSums, Tensors, register_knowledge
 from recbole_fedkd.federated.message import ArraySpec
 from recbole_fedkd.federated.sum_tasks import SumTask
-from recbole_fedkd.federated.task import Step, Task
+from recbole_fedkd.federated.task import Task
 
 
 @register_knowledge
@@ -62,15 +58,10 @@ class GramKnowledge(StagedSums):
         arrays = {stage: ArraySpec(shape, optional=True) for stage in self.settings.stages}
         return arrays | {"counts": ArraySpec((items, 1), optional=True)}
 
-    def empty(self, state: Tensors) -> Fold:
-        """Totals of the pass."""
-        return Sums()
-
     def step(self, state: Tensors, statistics: Tensors) -> dict[str, Tensor]:
         """The next directions, or what follows from all passes."""
         settings, items = self.settings, self.sizes.items
-        passes_held = state.get("told", torch.zeros(self.sizes.clients, dtype=torch.int64))
-        following = {**state, **statistics, "told": passes_held}
+        following = {**state, **statistics, "told": self.versions_of(state)}
         products = gram.products_of(settings, following)
         known = [gram.directions(settings, items, [], [])]
         known += [following[f"basis_{number}"].double() for number in range(1, len(products))]
@@ -89,23 +80,13 @@ class GramKnowledge(StagedSums):
 
     def download(self, state: Tensors, client: int, round_index: int) -> Arrays:
         """The latest, where the client does not have it."""
-        if "told" not in state or int(state["told"][client]) == self._done(state):
+        if "told" not in state or int(state["told"][client]) == self.version(state):
             return {}
         if "factors" in state:
             return {"factors": state["factors"].cpu().numpy(), "diagonal": state["counts"].cpu().numpy()}
-        name = f"basis_{self._done(state)}"
+        name = f"basis_{self.version(state)}"
         return {name: state[name].cpu().numpy()}
 
-    def delivered(self, state: Tensors, clients: Sequence[int]) -> dict[str, Tensor]:
-        """They have the latest."""
-        if "told" not in state:
-            return dict(state)
-        passes_held = state["told"].index_fill(0, torch.tensor(clients, dtype=torch.long), self._done(state))
-        return {**state, "told": passes_held}
-
-    def teacher(self, received: Tensors, step: Step) -> tuple[None, None]:
-        """None: nobody is taught."""
-        return None, None
-
-    def _done(self, state: Tensors) -> int:
+    def version(self, state: Tensors) -> int:
+        """Passes that are over."""
         return len(gram.products_of(self.settings, state))

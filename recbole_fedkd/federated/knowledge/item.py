@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -103,7 +102,7 @@ class ItemKnowledge(Knowledge):
             before = state.get("histogram", torch.zeros_like(statistics["histogram"]))
             following["histogram"] = before + statistics["histogram"]
             following["version"] = state.get("version", torch.zeros(1, dtype=torch.int64)) + 1
-            following.setdefault("told", torch.zeros(self.sizes.clients, dtype=torch.int64))
+            following["told"] = self.versions_of(state)
         return following
 
     def download_arrays(self) -> dict[str, ArraySpec]:
@@ -128,14 +127,9 @@ class ItemKnowledge(Knowledge):
             names.append("histogram")
         return {name: state[name].cpu().numpy() for name in names}
 
-    def delivered(self, state: Tensors, clients: Sequence[int]) -> dict[str, Tensor]:
-        """They have the latest histograms now."""
-        if "told" not in state:
-            return dict(state)
-        return {
-            **state,
-            "told": state["told"].index_fill(0, torch.tensor(clients, dtype=torch.long), int(state["version"][0])),
-        }
+    def version(self, state: Tensors) -> int:
+        """How often histograms have come."""
+        return int(state["version"][0])
 
     def understood(self, received: Tensors, own: Tensors, fresh: bool) -> dict[str, Tensor]:
         """The other clients' part of the totals: mean logits ``teacher`` and mask ``known`` per item, and the log-prior."""
