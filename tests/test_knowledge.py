@@ -14,7 +14,7 @@ from recbole_fedkd.distillation.knowledge import (
     AttentiveSettings,
     Median,
     TrimmedMean,
-    TrimmedMeanSettings,
+    TrimSettings,
     Uniform,
     item_histograms,
     item_sums,
@@ -60,10 +60,10 @@ def test_median_and_trimmed_mean_by_hand():
     median, known = leave_one_out_teachers(means, counts, Median())
     assert median.flatten().tolist() == [2.5, 2.5, 2.0, 1.5, 1.5, 2.0]  # the last hears all five
     assert known.all()
-    trimmed, _ = leave_one_out_teachers(means, counts, TrimmedMean(TrimmedMeanSettings(0.25)))
+    trimmed, _ = leave_one_out_teachers(means, counts, TrimmedMean(TrimSettings(0.25)))
     assert trimmed[0].item() == 2.5  # 1, 2, 3, 100 without an end each
     assert trimmed[5].item() == 2.0
-    plain, _ = leave_one_out_teachers(means, counts, TrimmedMean(TrimmedMeanSettings(0.0)))
+    plain, _ = leave_one_out_teachers(means, counts, TrimmedMean(TrimSettings(0.0)))
     uniform, _ = leave_one_out_teachers(means, counts, Uniform())
     torch.testing.assert_close(plain, uniform)
 
