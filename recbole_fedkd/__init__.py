@@ -1,22 +1,45 @@
-"""Federated knowledge distillation for RecBole."""
+"""Federated knowledge distillation for RecBole.
+
+What stands in ``__all__`` here and in ``recbole_fedkd.extend`` is public; everything else may change with any release.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from recbole_fedkd.errors import InputError, TrainingError
+
+if TYPE_CHECKING:
+    from recbole_fedkd.quick_start import load_data_and_model, run_recbole_fedkd
+    from recbole_fedkd.recommend import Recommender, load
+    from recbole_fedkd.report import write_report
 
 __version__ = "0.2.0"
 
-__all__ = ["__version__", "load", "load_data_and_model", "run_recbole_fedkd"]
+__all__ = [
+    "InputError",
+    "Recommender",
+    "TrainingError",
+    "__version__",
+    "load",
+    "load_data_and_model",
+    "run_recbole_fedkd",
+    "write_report",
+]
+
+_ROOMS = {
+    "Recommender": "recommend",
+    "load": "recommend",
+    "load_data_and_model": "quick_start",
+    "run_recbole_fedkd": "quick_start",
+    "write_report": "report",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Loading RecBole takes seconds; `--help` and `--version` need not wait for it.
-    if name in ("run_recbole_fedkd", "load_data_and_model"):
-        from recbole_fedkd import quick_start
+    if name in _ROOMS:
+        from importlib import import_module
 
-        return getattr(quick_start, name)
-    if name == "load":
-        from recbole_fedkd.recommend import load
-
-        return load
+        return getattr(import_module(f"recbole_fedkd.{_ROOMS[name]}"), name)
     raise AttributeError(f"module 'recbole_fedkd' has no attribute '{name}'")

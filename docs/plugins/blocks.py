@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recbole_fedkd.data.partition import register_partition
-from recbole_fedkd.registry import setting
+from recbole_fedkd.extend import register_partition, setting
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-from recbole_fedkd.federated.strategy import register_strategy
-from recbole_fedkd.federated.strategy.federated_averaging import AveragingSettings, FederatedAveraging
-from recbole_fedkd.registry import setting
+from recbole_fedkd.extend import AveragingSettings, FederatedAveraging, register_strategy, setting
 
 
 @dataclass(frozen=True)

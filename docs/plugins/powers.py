@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from recbole_fedkd.distillation.knowledge import WeightedAggregation, register_aggregation
-from recbole_fedkd.registry import setting
+from recbole_fedkd.extend import WeightedAggregation, register_aggregation, setting
 
 
 @dataclass(frozen=True)

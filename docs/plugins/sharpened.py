@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from recbole_fedkd.federated.knowledge import LabelKnowledge, LabelSettings, register_knowledge
-from recbole_fedkd.registry import setting
+from recbole_fedkd.extend import LabelKnowledge, LabelSettings, register_knowledge, setting
 
 
 @dataclass(frozen=True)

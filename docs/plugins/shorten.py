@@ -4,8 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from recbole_fedkd.federated.stage import Stage, register_stage
-from recbole_fedkd.registry import setting
+from recbole_fedkd.extend import Stage, register_stage, setting
 
 
 @dataclass(frozen=True)

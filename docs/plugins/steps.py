@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recbole_fedkd.federated.encoding import Codec, register_codec
-from recbole_fedkd.registry import setting
+from recbole_fedkd.extend import Codec, register_codec, setting
 
 
 @dataclass(frozen=True)
