@@ -1,4 +1,4 @@
-.PHONY: check format
+.PHONY: check docs format
 check:  ## format, lint, types, tests: what CI runs
 	ruff format --check .
 	ruff check .
@@ -7,3 +7,5 @@ check:  ## format, lint, types, tests: what CI runs
 format:
 	ruff format .
 	ruff check --fix .
+docs:  ## the documentation site, strictly; the tests build and look at it too
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict

@@ -18,6 +18,8 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
+    license_files=["LICENSE"],
+    # RecBole asks for a ray that ends at 3.11; docs/install.md says how it runs on 3.12 without.
     python_requires=">=3.11",
     packages=[*find_packages(include=["recbole_fedkd", "recbole_fedkd.*"]), *PROPERTIES],
     package_dir={package: package.replace("recbole_fedkd.", "", 1).replace(".", "/") for package in PROPERTIES},
@@ -50,7 +52,20 @@ setup(
         "privacy": ["opacus>=1.5,<2"],
         # Keys, ciphers and key derivation of secure aggregation.
         "secagg": ["cryptography>=43,<60"],
+        # The documentation site: pages with an offline search, signatures from docstrings, equations as MathML when it is built (no
+        # page asks another host), and what runs the notebook.
+        "docs": [
+            "ipykernel>=6.29,<8",
+            "latex2mathml>=3.77,<4",
+            "mkdocs-material>=9.6,<10",
+            "mkdocstrings[python]>=0.29,<2",
+            "nbclient>=0.10,<1",
+        ],
         "dev": [
+            # Wheel and sdist, and what an index would say of them.
+            "build>=1.2,<2",
+            "setuptools>=68",
+            "twine>=6,<8",
             "cryptography>=43,<60",
             "hypothesis>=6.100,<7",
             "mypy>=1.15,<3",

@@ -61,6 +61,4 @@ def _placed(layers: list[list[str]], arrows: list[tuple[str, str]]) -> dict[str,
         for layer in layers:
             layer.sort(key=lambda name: sum(across[each] for each in tied[name]) / max(1, len(tied[name])))
             across |= {name: (place + 0.5) / len(layer) for place, name in enumerate(layer)}
-    return {
-        name: (across[name] * WIDTH, ROW * (level + 0.5)) for level, layer in enumerate(layers) for name in layer
-    }
+    return {name: (across[name] * WIDTH, ROW * (level + 0.5)) for level, layer in enumerate(layers) for name in layer}

@@ -115,7 +115,10 @@ def presets_page() -> str:
         told = described.get(name, {})
         lines += [f"## {name}", "", *([f"*{told['question']}*", ""] if "question" in told else []), sentences[name], ""]
         if "measured" in told:
-            lines += [f"{measured_in_words(told['measured'])}: [the whole table](../results/{told['measured']['page']}).", ""]
+            lines += [
+                f"{measured_in_words(told['measured'])}: [the whole table](../results/{told['measured']['page']}).",
+                "",
+            ]
         text = (PROPERTIES / "preset" / f"{name}.yaml").read_text(encoding="utf-8")
         keys = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
         lines += ["```yaml", keys.strip(), "```", ""]
@@ -196,7 +199,16 @@ def _strategy_of(preset: str) -> str | None:
 def command_line_page() -> str:
     """What ``--help`` prints of everything but the keys, and of every command."""
     usage = help_text(["--help"]).partition("\nPresets (")[0].rstrip()
-    lines = ["# The command line", "", "```text", usage, "```", "", "`recbole-fedkd presets` lists the presets, `--help` every key.", ""]
+    lines = [
+        "# The command line",
+        "",
+        "```text",
+        usage,
+        "```",
+        "",
+        "`recbole-fedkd presets` lists the presets, `--help` every key.",
+        "",
+    ]
     for name, (_, text) in _COMMANDS.items():
         lines += [f"## {name}", "", "```text", text.rstrip(), "```", ""]
     return "\n".join(lines)

@@ -66,4 +66,6 @@ def source_page(path: str) -> str:
     """A file as a page of code, which the search leaves out."""
     kind = {".py": "python", ".yaml": "yaml", ".toml": "toml"}.get(Path(path).suffix, "text")
     content = (ROOT / path).read_text(encoding="utf-8")
-    return f"---\nsearch:\n  exclude: true\n---\n# {Path(path).name}\n\n`{path}`\n\n````{kind}\n{content.rstrip()}\n````\n"
+    return (
+        f"---\nsearch:\n  exclude: true\n---\n# {Path(path).name}\n\n`{path}`\n\n````{kind}\n{content.rstrip()}\n````\n"
+    )

@@ -42,6 +42,8 @@ STEPS = 25
 """Iterations of L-BFGS on one user's row; it stands still after about ten."""
 NEGATIVES = 4
 """Sampled items per item of the history, where a model learns from clicks alone."""
+ASKED = 16
+"""Clients that are asked, where each keeps a network of its own and none is named."""
 
 
 class FoldIn:
@@ -61,11 +63,26 @@ class FoldIn:
         Args:
             items: item ids ``[h]``, the latest last.
             ratings: as many.
-            client: whose network serves; needed where no network is everybody's.
+            client: whose network serves; None where no network is everybody's: the mean over ``ASKED`` clients at most,
+                spread evenly.
 
         Raises:
             InputError: a rating that the model needs, or a model that has no answer.
         """
+        clients: list[int | None] = [client]
+        if client is None and self.config.federated and not self._shares_network:
+            numbers = int(self.model.client_of_user.max()) + 1
+            clients = torch.linspace(0, numbers - 1, min(numbers, ASKED)).long().tolist()
+        return torch.stack([self._scores_by(each, items, ratings) for each in clients]).mean(0)
+
+    @property
+    def _shares_network(self) -> bool:
+        """Whether somebody who lives on no client has a network, or needs none that any client has trained."""
+        sums = self.config.learns_factors or isinstance(self.model, Bias)
+        return STRATEGIES[self.config["strategy"]].shares_parameters or sums
+
+    def _scores_by(self, client: int | None, items: Tensor, ratings: list[float | None]) -> Tensor:
+        """Scores ``[items]`` by a client's network, or the one that is everybody's."""
         if isinstance(self.model, LabelledRecommender):
             values = self._values(items, ratings).numpy()
             labels = torch.from_numpy(encode_labels(values, self.model.label_values.tolist()))
@@ -128,13 +145,7 @@ class FoldIn:
         """The network that serves somebody new, and the parameters in which it differs from what the module holds."""
         if not self.config.federated:
             return getattr(self.model, "network", self.model), {}
-        strategy = STRATEGIES[self.config["strategy"]]
         clients = int(self.model.client_of_user.max()) + 1
-        if client is None and not (strategy.shares_parameters or self.config.learns_factors):
-            raise InputError(
-                f"strategy '{self.config['strategy']}' keeps every network on its client, and somebody new lives on none; "
-                f"name one of the {clients} clients, such as client=0"
-            )
         if client is not None and (
             isinstance(client, bool) or not isinstance(client, int) or not 0 <= client < clients
         ):

@@ -130,6 +130,10 @@ class Recommender:
         Two items are alike as far as the same users prefer them: the correlation of their scores over users (up to 1,000),
         after what every user gives on average.
 
+        Args:
+            item: its token.
+            k: how many.
+
         Returns:
             Columns item (by the name of the dataset), ``similarity`` in [-1, 1], and ``rank``.
 
@@ -163,7 +167,8 @@ class Recommender:
                 columns; the latest last.
             k: number of items.
             exclude_seen: leave out the items of the history.
-            client: the client whose network serves, in a federation whose clients do not share one.
+            client: the client whose network serves, in a federation whose clients do not share one; None: the mean over 16
+                clients at most, spread evenly.
 
         Returns:
             Columns item (by the name of the dataset), ``score`` and ``rank``.
