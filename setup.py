@@ -52,8 +52,8 @@ setup(
         "privacy": ["opacus>=1.5,<2"],
         # Keys, ciphers and key derivation of secure aggregation.
         "secagg": ["cryptography>=43,<60"],
-        # The documentation site: pages with an offline search, signatures from docstrings, equations as MathML when it is built (no
-        # page asks another host), and what runs the notebook.
+        # The documentation site: pages with an offline search, signatures from docstrings, equations as MathML when it is
+        # built (no page asks another host), and what runs the notebook.
         "docs": [
             "ipykernel>=6.29,<8",
             "latex2mathml>=3.77,<4",

@@ -1,4 +1,4 @@
-"""What a file of your own needs to bring along a strategy, knowledge, an aggregation, a codec, a stage, a partition or a metric.
+"""What a file of your own needs to bring along a strategy, knowledge, an aggregation, a codec, a stage, a partition, a metric.
 
 Name the file in the config key ``plugins``; what it registers is there, on the command line, on every engine and in every
 process of ``compare``. A model is any RecBole model class in such a file, found by its name.

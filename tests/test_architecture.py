@@ -17,6 +17,7 @@ MAY_KNOW = {
     "logs": {"files"},
     "finite": set(),
     "compat": set(),
+    "extend": {"data", "distillation", "evaluation", "federated", "registry"},
     "distillation": {"registry"},
     "optim": set(),
     "data": {"compat", "files", "registry"},

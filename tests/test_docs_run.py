@@ -1,7 +1,7 @@
 """The code of the documentation runs: every block of a page, in its order, on a small data set under the names of the text.
 
-What is shortened: two rounds in place of the preset's, one seed in place of three. A block that cannot run here says why in a comment above it,
-``<!-- not run: reason -->``.
+What is shortened: two rounds in place of the preset's, one seed in place of three. A block that cannot run
+here says why in a comment above it, ``<!-- not run: reason -->``.
 """
 
 import re

@@ -38,13 +38,15 @@ def rooms(mermaid: str) -> str:
     for above, name in arrows:
         (x1, y1), (x2, y2) = places[above], places[name]
         start, end = y1 + BOX / 2, y2 - BOX / 2 - 7
-        bend = (end - start) / 2
-        lines.append(f'<path d="M{x1:.0f} {start:.0f}C{x1:.0f} {start + bend:.0f} {x2:.0f} {end - bend:.0f} {x2:.0f} {end:.0f}" marker-end="url(#to)"/>')  # fmt: skip
+        bend = (start + end) / 2
+        curve = f"M{x1:.0f} {start:.0f}C{x1:.0f} {bend:.0f} {x2:.0f} {bend:.0f} {x2:.0f} {end:.0f}"
+        lines.append(f'<path d="{curve}" marker-end="url(#to)"/>')
     for name, (x, y) in places.items():
         half = len(name) * 4 + 10
         lines.append(f'<rect x="{x - half:.0f}" y="{y - BOX / 2:.0f}" width="{2 * half}" height="{BOX}" rx="6"/>')
         lines.append(f'<text x="{x:.0f}" y="{y + 4:.0f}">{name}</text>')
-    head = '<marker id="to" viewBox="0 0 8 8" refX="1" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z"/></marker>'
+    marker = 'id="to" viewBox="0 0 8 8" refX="1" refY="4" markerWidth="7" markerHeight="7" orient="auto"'
+    head = f'<marker {marker}><path d="M0 0L8 4L0 8z"/></marker>'
     size = f'viewBox="0 0 {WIDTH} {ROW * len(layers)}"'
     told = "Rooms of the package; an arrow leads from a room to one that it imports"
     return f'\n<div class="rooms"><svg {size} role="img" aria-label="{told}"><defs>{head}</defs>{"".join(lines)}</svg></div>\n'

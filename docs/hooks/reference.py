@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import recbole_fedkd
@@ -41,8 +40,8 @@ def keys_page() -> str:
     lines = [
         "# Every key",
         "",
-        "In a config file `key: value`, on the command line `--key=value`, in Python `config_dict={key: value}`. Types and ranges "
-        "are what is checked before anything runs. A table's link is the key's own, such as `#key-gamma`.",
+        "In a config file `key: value`, on the command line `--key=value`, in Python `config_dict={key: value}`. Types and "
+        "ranges are what is checked before anything runs. A table's link is the key's own, such as `#key-gamma`.",
         "",
     ]
     for heading, keys in sections().items():

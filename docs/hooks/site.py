@@ -1,6 +1,7 @@
 """What mkdocs is told beside ``mkdocs.yml``: pages made of the repository, and what GitHub shows and mkdocs would not.
 
-- Home is the README, ``changelog.md`` the changelog, ``reference/`` what the package declares, ``source/`` the files that pages link to.
+- Home is the README, ``changelog.md`` the changelog, ``reference/`` what the package declares, ``source/`` the files that
+  pages link to.
 - Equations become MathML, the picture of the rooms SVG: nothing is drawn by a script of another host.
 """
 
