@@ -7,7 +7,6 @@ if (location.protocol === "file:") {
       this.frame = Object.assign(document.createElement("iframe"), { hidden: true });
       document.body.append(this.frame);
       const inside = this.frame.contentWindow;
-      this.ready = new Promise((resolve) => inside.addEventListener("load", resolve));
       window.addEventListener("message", (event) => {
         if (event.source === inside) this.dispatchEvent(new MessageEvent("message", { data: event.data }));
       });
@@ -18,6 +17,7 @@ if (location.protocol === "file:") {
           document.body.append(Object.assign(document.createElement("script"), { src: url, onload: resolve })))), Promise.resolve());
       <\/script><body><script src="${url}"><\/script></body>`);
       inside.document.close();
+      this.ready = new Promise((resolve) => inside.addEventListener("load", resolve)); // after open(), which forgets listeners
     }
     postMessage(data) {
       this.ready.then(() => this.frame.contentWindow.dispatchEvent(new MessageEvent("message", { data })));

@@ -99,7 +99,12 @@ def taken(key: Key) -> str:
 
 def cell(text: str) -> str:
     """Text of a table's cell."""
-    return " ".join(text.replace("|", "\\|").split())
+    return plain(" ".join(text.replace("|", "\\|").split()))
+
+
+def plain(text: str) -> str:
+    """A sentence in which ``<name>`` is no tag, outside of code."""
+    return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in re.split(r"(`[^`]*`)", text))
 
 
 # Presets
@@ -112,7 +117,13 @@ def presets_page() -> str:
     described = presets_described()
     for name in [*described, *(name for name in sentences if name not in described)]:
         told = described.get(name, {})
-        lines += [f"## {name}", "", *([f"*{told['question']}*", ""] if "question" in told else []), sentences[name], ""]
+        lines += [
+            f"## {name}",
+            "",
+            *([f"*{told['question']}*", ""] if "question" in told else []),
+            plain(sentences[name]),
+            "",
+        ]
         if "measured" in told:
             lines += [
                 f"{measured_in_words(told['measured'])}: [the whole table](../results/{told['measured']['page']}).",
@@ -137,7 +148,7 @@ def choices_page() -> str:
         names = choices(kind) if kind in sentences else list(known[kind])
         lines += [f"## {kind.capitalize()}", ""]
         for name in names:
-            lines += [f"### {name}", "", sentences.get(kind, {}).get(name, ""), ""]
+            lines += [f"### {name}", "", plain(sentences.get(kind, {}).get(name, "")), ""]
             if kind == "strategies" and name in STRATEGIES:
                 lines += [f"[Its equations](../equations.md#{name})", ""]
             if kind in known and name in known[kind]:
@@ -164,7 +175,7 @@ def as_markdown(docstring: str) -> str:
 def code_in_markdown(text: str) -> str:
     """Restructured text's marks of code as Markdown's."""
     text = re.sub(r":\w+:`~?([^`]+)`", lambda found: f"`{found[1].rpartition('.')[2]}`", text)
-    return re.sub(r"``(.+?)``", r"`\1`", text)
+    return plain(re.sub(r"``(.+?)``", r"`\1`", text))
 
 
 def with_declarations(markdown: str) -> str:

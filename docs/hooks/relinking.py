@@ -11,7 +11,11 @@ DOCS = Path(__file__).resolve().parent.parent
 ROOT = DOCS.parent
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
 OTHER_HOST = ("http://", "https://", "mailto:")
-MADE = {ROOT / "README.md": "index.md", ROOT / "CHANGELOG.md": "changelog.md"}
+MADE = {
+    ROOT / "README.md": "index.md",
+    ROOT / "CHANGELOG.md": "changelog.md",
+    ROOT / "properties" / "overall.yaml": "reference/keys.md",
+}
 
 
 def outside_code(markdown: str, change: Callable[[str], str]) -> str:
