@@ -4,7 +4,7 @@ Name the file in the config key ``plugins``; what it registers is there, on the 
 process of ``compare``. A model is any RecBole model class in such a file, found by its name.
 """
 
-from recbole_fedkd.data.partition import Population, register_partition
+from recbole_fedkd.data.partition import UserBase, register_partition
 from recbole_fedkd.distillation.knowledge import Aggregation, WeightedAggregation, register_aggregation
 from recbole_fedkd.evaluation.metrics import register_metric
 from recbole_fedkd.federated.encoding import Codec, register_codec
@@ -30,10 +30,10 @@ __all__ = [
     "LabelSettings",
     "LocalResult",
     "Message",
-    "Population",
     "Stage",
     "Step",
     "Strategy",
+    "UserBase",
     "WeightedAggregation",
     "register_aggregation",
     "register_codec",

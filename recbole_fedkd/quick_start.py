@@ -31,7 +31,7 @@ from recbole_fedkd.compat import (
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.config.fitted import fit_rows
 from recbole_fedkd.data.creation import create_dataset, samples_made
-from recbole_fedkd.data.dataset import population
+from recbole_fedkd.data.dataset import user_base_of
 from recbole_fedkd.data.features import features_of
 from recbole_fedkd.data.fingerprint import Fingerprint
 from recbole_fedkd.data.importing import frame_as_dataset
@@ -416,7 +416,7 @@ def _prepare(config: FedKDConfig) -> tuple[CheckpointTrainer, Loaders, tuple[Eva
 
 def _client_of_user(config: FedKDConfig, train_dataset: Any) -> torch.Tensor:
     """Client of every user id ``[users]``; -1 of the padding."""
-    clients = partition_users(config["partition"], population(train_dataset), config["seed"], config)
+    clients = partition_users(config["partition"], user_base_of(train_dataset), config["seed"], config)
     count = int(clients.max()) + 1
     check_clients_per_round(config, count - len(held_out_clients(count, config["holdout_clients"], config["seed"])))
     return torch.from_numpy(np.concatenate([[-1], clients]))

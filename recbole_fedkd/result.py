@@ -14,7 +14,7 @@ from recbole.utils import EvaluatorType, InputType, get_environment, set_color
 from texttable import Texttable
 
 from recbole_fedkd import __version__
-from recbole_fedkd.data.dataset import population
+from recbole_fedkd.data.dataset import user_base_of
 from recbole_fedkd.data.schema import label_values
 from recbole_fedkd.evaluation import JudgedRows
 from recbole_fedkd.rounds import EpochRecord
@@ -95,7 +95,7 @@ def partition_summary(config: Any, trainer: CheckpointTrainer, dataset: Any) -> 
     if not isinstance(trainer, FedKDTrainer):
         return None
     owners = trainer.model.client_of_user[1:].cpu().numpy()
-    histograms = population(dataset).label_histograms
+    histograms = user_base_of(dataset).label_histograms
     count = int(trainer.model.client_of_user.max()) + 1
     labels = np.zeros((count, histograms.shape[1]), dtype=np.int64)
     np.add.at(labels, owners, histograms)

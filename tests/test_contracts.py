@@ -24,7 +24,7 @@ from hypothesis.extra import numpy as arrays_of
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.config.keys import Key
 from recbole_fedkd.config.plugins import import_plugins
-from recbole_fedkd.data.partition import Population
+from recbole_fedkd.data.partition import UserBase
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.codec import CodecStack
 from recbole_fedkd.federated.knowledge import Sizes
@@ -261,10 +261,10 @@ def test_a_stage_refuses_what_it_never_makes_in_its_own_words(name):
 ARGUMENTS = ["", ":group", ":0.5"]
 
 
-def population(users=40):
+def user_base(users=40):
     generator = np.random.default_rng(4)
     groups = {"group": generator.permutation(np.arange(users) % 5)}
-    return Population(generator.integers(0, 6, size=(users, 3)), groups, client_num=7)
+    return UserBase(generator.integers(0, 6, size=(users, 3)), groups, client_num=7)
 
 
 def dealt(name, seed, users=40):
@@ -272,7 +272,7 @@ def dealt(name, seed, users=40):
     own = [settings_type()] if settings_of(settings_type) else []
     for argument in ARGUMENTS:
         with suppress(InputError):
-            return function(population(users), argument[1:] or None, np.random.default_rng(seed), *own)
+            return function(user_base(users), argument[1:] or None, np.random.default_rng(seed), *own)
     raise AssertionError(f"partition {name} takes none of {ARGUMENTS}")
 
 

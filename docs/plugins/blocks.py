@@ -15,6 +15,6 @@ class BlocksSettings:
 
 
 @register_partition("blocks", BlocksSettings)
-def blocks(population, argument, generator, settings):
+def blocks(user_base, argument, generator, settings):
     """``--partition=blocks --block_size=5``."""
-    return np.arange(population.users) // settings.block_size
+    return np.arange(user_base.users) // settings.block_size

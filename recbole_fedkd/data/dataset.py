@@ -17,7 +17,7 @@ from recbole_fedkd.data.features import Features, choose_features, deciding_colu
 from recbole_fedkd.data.labels import declared_labels, encode_labels
 from recbole_fedkd.data.loading import AtomicFiles, recbole_dataset_class
 from recbole_fedkd.data.order import RECENCY_FIELD, TimeOrder
-from recbole_fedkd.data.partition import Population
+from recbole_fedkd.data.partition import UserBase
 from recbole_fedkd.data.rows import Rows
 from recbole_fedkd.data.schema import ClientRows, DataSchema, label_values, latest_rows, of_rows
 from recbole_fedkd.data.threshold import ThresholdLabels
@@ -140,7 +140,7 @@ class FedKDDataset(TimeOrder, ThresholdLabels, AtomicFiles):
         return of_rows(self.inter_feat[self.iid_field], rows), of_rows(self.label_indices(), rows)
 
 
-def population(dataset: Any) -> Population:
+def user_base_of(dataset: Any) -> UserBase:
     """What a partition may look at, counted on a training split of any kind; user 0 (padding) is left out."""
     if isinstance(dataset, FedKDDataset):
         indices = dataset.label_indices().numpy()
@@ -158,7 +158,7 @@ def population(dataset: Any) -> Population:
         for field in dataset.user_feat.interaction:
             if field != dataset.uid_field and dataset.field2type[field] == FeatureType.TOKEN:
                 attributes[field] = dataset.user_feat[field].numpy()[1:]
-    return Population(histograms[1:], attributes, dataset.config["client_num"])
+    return UserBase(histograms[1:], attributes, dataset.config["client_num"])
 
 
 def client_dataset(config: Any, schema: DataSchema, rows: ClientRows) -> Any:

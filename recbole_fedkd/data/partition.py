@@ -20,7 +20,7 @@ Clients = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Population:
+class UserBase:
     """What a partition may look at.
 
     Attributes:
@@ -40,20 +40,20 @@ class Population:
 
 
 Partition = Callable[..., Clients]
-"""A function of the population, the argument behind the colon (or None), a random generator and, where it declares any, its
+"""A function of the users' base, the argument behind the colon (or None), a random generator and, where it declares any, its
 settings."""
 
 PARTITIONS: Registry[Partition] = Registry("partition", "partitions")
 register_partition = PARTITIONS.register
 
 
-def partition_users(scheme: str, population: Population, seed: int, config: Any = None) -> Clients:
+def partition_users(scheme: str, user_base: UserBase, seed: int, config: Any = None) -> Clients:
     """Map every user to a client.
 
     Args:
         scheme: value of the config key ``partition``.
-        population: the users.
-        seed: decides the map, together with the scheme and the population.
+        user_base: what a partition may look at.
+        seed: decides the map, together with the scheme and these.
         config: where the partition's own keys are, if it has any.
 
     Returns:
@@ -71,7 +71,7 @@ def partition_users(scheme: str, population: Population, seed: int, config: Any 
     generator = np.random.default_rng(np.random.SeedSequence([seed, 0x9A27]))
     settings_type = PARTITIONS.settings[name]
     own: list[Any] = [] if settings_type is NoSettings else [read_settings(settings_type, config or {})]
-    clients: Clients = PARTITIONS[name](population, argument or None, generator, *own)
+    clients: Clients = PARTITIONS[name](user_base, argument or None, generator, *own)
     return clients
 
 
@@ -100,61 +100,61 @@ def held_out_clients(clients: int, share: float, seed: int) -> Clients:
 
 
 @register_partition("random")
-def random_partition(population: Population, argument: str | None, generator: np.random.Generator) -> Clients:
+def random_partition(user_base: UserBase, argument: str | None, generator: np.random.Generator) -> Clients:
     """Users shuffled and dealt out; client sizes differ by at most one user."""
     _refuse_argument("random", argument)
-    clients = np.arange(population.users, dtype=np.int64) % _client_num("random", population)
+    clients = np.arange(user_base.users, dtype=np.int64) % _client_num("random", user_base)
     return generator.permutation(clients)
 
 
 @register_partition("user")
-def user_partition(population: Population, argument: str | None, generator: np.random.Generator) -> Clients:
+def user_partition(user_base: UserBase, argument: str | None, generator: np.random.Generator) -> Clients:
     """One client per user, the cross-device setting."""
     _refuse_argument("user", argument)
-    return np.arange(population.users, dtype=np.int64)
+    return np.arange(user_base.users, dtype=np.int64)
 
 
 @register_partition("attribute")
-def attribute_partition(population: Population, argument: str | None, generator: np.random.Generator) -> Clients:
+def attribute_partition(user_base: UserBase, argument: str | None, generator: np.random.Generator) -> Clients:
     """One client per value of a user field, such as ``attribute:occupation``."""
-    if argument not in population.attributes:
-        known = ", ".join(sorted(population.attributes)) or "none is loaded"
+    if argument not in user_base.attributes:
+        known = ", ".join(sorted(user_base.attributes)) or "none is loaded"
         raise InputError(
             f"partition 'attribute:{argument or ''}' names no loaded user field; the user fields are: {known}"
         )
-    clients: Clients = np.unique(population.attributes[argument], return_inverse=True)[1].astype(np.int64)
+    clients: Clients = np.unique(user_base.attributes[argument], return_inverse=True)[1].astype(np.int64)
     return clients
 
 
 @register_partition("dirichlet")
-def dirichlet_partition(population: Population, argument: str | None, generator: np.random.Generator) -> Clients:
+def dirichlet_partition(user_base: UserBase, argument: str | None, generator: np.random.Generator) -> Clients:
     """Label skew: each client prefers labels by a draw from ``Dirichlet(alpha * global label shares)``.
 
     A user goes to client ``k`` with a probability proportional to the likelihood ratio of their label shares under the
     client's preference, ``sum_t share_ut pi_kt / prior_t``. Small ``alpha``: strong skew; large: ``random``.
     """
     alpha = _positive_number("dirichlet", argument)
-    clients = _client_num("dirichlet", population)
-    counts = population.label_histograms.astype(float)
+    clients = _client_num("dirichlet", user_base)
+    counts = user_base.label_histograms.astype(float)
     prior = np.maximum(counts.sum(0), 1e-9)
     prior /= prior.sum()
     preference = generator.dirichlet(np.maximum(alpha * prior * len(prior), 1e-9), size=clients)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1.0)
     odds = shares @ (preference / prior).T + 1e-12
     cumulative = np.cumsum(odds / odds.sum(1, keepdims=True), 1)
-    drawn = generator.random((population.users, 1))
+    drawn = generator.random((user_base.users, 1))
     assigned = np.minimum((drawn > cumulative).sum(1), clients - 1).astype(np.int64)
     return _fill_empty(assigned, clients, generator)
 
 
 @register_partition("quantity")
-def quantity_partition(population: Population, argument: str | None, generator: np.random.Generator) -> Clients:
+def quantity_partition(user_base: UserBase, argument: str | None, generator: np.random.Generator) -> Clients:
     """Size skew: the clients' shares of the users are a draw from ``Dirichlet(alpha)``."""
     alpha = _positive_number("quantity", argument)
-    clients = _client_num("quantity", population)
+    clients = _client_num("quantity", user_base)
     shares = generator.dirichlet(np.full(clients, alpha))
-    bounds = np.round(np.cumsum(shares) * population.users).astype(np.int64)
-    assigned = np.minimum(np.searchsorted(bounds, np.arange(population.users), side="right"), clients - 1)
+    bounds = np.round(np.cumsum(shares) * user_base.users).astype(np.int64)
+    assigned = np.minimum(np.searchsorted(bounds, np.arange(user_base.users), side="right"), clients - 1)
     return _fill_empty(generator.permutation(assigned), clients, generator)
 
 
@@ -170,12 +170,12 @@ def _fill_empty(assigned: Clients, clients: int, generator: np.random.Generator)
     return assigned
 
 
-def _client_num(name: str, population: Population) -> int:
-    if population.client_num is None:
+def _client_num(name: str, user_base: UserBase) -> int:
+    if user_base.client_num is None:
         raise InputError(f"partition '{name}' needs client_num, the number of clients")
-    if population.client_num > population.users:
-        raise InputError(f"client_num is {population.client_num}, but the dataset has only {population.users} users")
-    return population.client_num
+    if user_base.client_num > user_base.users:
+        raise InputError(f"client_num is {user_base.client_num}, but the dataset has only {user_base.users} users")
+    return user_base.client_num
 
 
 def _refuse_argument(name: str, argument: str | None) -> None:
