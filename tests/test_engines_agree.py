@@ -9,9 +9,13 @@ from conftest import SMALL, write_dataset
 
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.data.partition import PARTITIONS
+from recbole_fedkd.distillation.knowledge import AGGREGATIONS
 from recbole_fedkd.federated.codec import CODECS
 from recbole_fedkd.federated.knowledge import KNOWLEDGE
+from recbole_fedkd.federated.robust import ROBUST_MEANS
+from recbole_fedkd.federated.stage import STAGES
 from recbole_fedkd.federated.strategy import STRATEGIES
+from recbole_fedkd.optim.server import SERVER_OPTIMIZERS
 from recbole_fedkd.quick_start import _prepare_data, _prepare_trainer
 from recbole_fedkd.trainer import FedKDTrainer
 
@@ -116,6 +120,29 @@ def test_the_fleet_does_what_the_local_engine_does(data_of, case):
     local, fleet = trainers(data_of, **keys)
     before = local.engine.server.strategy.knowledge.exchange_rounds if STRATEGIES[strategy].exchanges_knowledge else 0
     assert_agree(local, fleet, before + 2, lossy=bool(codec) and not CODECS[codec].lossless)
+
+
+def one_of_each():
+    """What else is registered, one by one, with the keys that have it at work."""
+    for name in AGGREGATIONS:
+        yield f"aggregation {name}", {"strategy": "afd", "aggregation": name, "trim_ratio": 0.3}
+    for name in STAGES:
+        for strategy in ("afd", "fedavg"):
+            yield f"stage {name}, {strategy}", {"strategy": strategy, "stages": ["codecs", name], "clip_norm": 0.5}
+    for name in ROBUST_MEANS:
+        yield f"robust mean {name}", {"strategy": "fedavg", "robust_mean": name, "trim_ratio": 0.3}
+    for name in SERVER_OPTIMIZERS:
+        yield f"server optimizer {name}", {"strategy": "fedavg", "server_optimizer": name, "server_learning_rate": 0.1}
+
+
+OTHERS = dict(one_of_each())
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_and_so_it_is_for_whatever_else_is_registered(data_of, case):
+    keys = {**OTHERS[case], "partition": "user"}
+    keys["stages"] = list(dict.fromkeys(keys.get("stages", ["codecs"])))
+    assert_agree(*trainers(data_of, **keys), rounds=3, lossy=False)
 
 
 STACKS = [
