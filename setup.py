@@ -61,12 +61,16 @@ setup(
             "mkdocstrings[python]>=0.29,<2",
             "nbclient>=0.10,<1",
         ],
+        # Parties and coordinator over Flower; its Fleet API is no public one, so the minor version is pinned.
+        # Never flwr[simulation]: its ray cannot live beside RecBole's.
+        "flower": ["flwr>=1.42,<1.43"],
         "dev": [
             # Wheel and sdist, and what an index would say of them.
             "build>=1.2,<2",
             "setuptools>=68",
             "twine>=6,<8",
             "cryptography>=43,<60",
+            "flwr>=1.42,<1.43",
             "hypothesis>=6.100,<7",
             "mypy>=1.15,<3",
             "opacus>=1.5,<2",

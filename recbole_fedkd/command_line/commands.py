@@ -235,7 +235,7 @@ def coordinate(arguments: Sequence[str]) -> int:
     from recbole_fedkd.machines.running import Trust
     from recbole_fedkd.machines.running import coordinate as run_coordinator
 
-    trust = Trust(*(keys.pop(name, None) for name in ("secret", "certificate", "private-key")))
+    trust = Trust(*(keys.pop(name, None) for name in ("secret", "certificate", "private-key", "authority")))
     run_coordinator(Path(arguments[0]), address, out, trust, keys)
     return 0
 
@@ -250,6 +250,6 @@ def party(arguments: Sequence[str]) -> int:
     address, manifest = keys.pop("address"), Path(keys.pop("manifest"))
     from recbole_fedkd.machines.running import Trust, live
 
-    trust = Trust(secret=keys.pop("secret", None), authority=keys.pop("authority", None))
+    trust = Trust(keys.pop("secret", None), None, None, keys.pop("authority", None), keys.pop("node-key", None))
     live(Path(arguments[0]), manifest, address, trust, keys)
     return 0

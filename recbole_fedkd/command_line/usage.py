@@ -191,15 +191,16 @@ Waits for all parties, trains, and writes FOLDER/result.json. Killed at any mome
 goes on where it was. Without a certificate nothing is encrypted: good for one machine, or a
 network that you trust.
 
-  --address=ADDRESS   unix:FILE, or HOST:PORT
+  --address=ADDRESS   unix:FILE, HOST:PORT, or flower:HOST:PORT, a SuperLink of Flower on this machine
   --secret=FILE       a key that parties must know, such as of: openssl rand -hex 32
   --certificate=FILE  TLS: a PEM file by which parties know the coordinator ...
   --private-key=FILE  ... and that of its key
+  --authority=FILE    of flower: a PEM file of who has signed the SuperLink's certificate
 """
 
 PARTY = """\
 usage: recbole-fedkd party FOLDER --manifest=FOLDER --address=ADDRESS [--secret=FILE]
-                           [--authority=FILE]
+                           [--authority=FILE] [--node-key=FILE]
 
 One party of a federation: goes to the coordinator and answers what it asks, until it is ended.
 Killed at any moment, the same command goes on where it was.
@@ -207,4 +208,5 @@ Killed at any moment, the same command goes on where it was.
   --secret=FILE     the key that the coordinator asks for
   --authority=FILE  TLS: a PEM file of who has signed the coordinator's certificate, or of the
                     certificate itself
+  --node-key=FILE   of flower: the private key by which the SuperLink knows the party
 """

@@ -31,7 +31,7 @@ class Nursery:
     Args:
         manifest: folder of the manifest.
         given: see :meth:`Manifest.load`.
-        address: Unix socket at which the parties find their server.
+        address: at which the parties find their server, as :func:`recbole_fedkd.machines.running.attend` reads it.
         folder: that is removed when it ends: whoever has started it may have been killed.
         lock: descriptor that it, and each party, keeps open.
     """
@@ -78,7 +78,7 @@ class Nursery:
 def main() -> None:
     """Fork parties until the standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever stops the server stops the parties
-    from recbole_fedkd.machines import party, sockets  # noqa: F401 - loaded before the first fork
+    import recbole_fedkd.machines.running  # noqa: F401 - loaded before the first fork
     from recbole_fedkd.machines.manifest import Manifest
 
     lines = _Lines(0)
@@ -162,7 +162,7 @@ def _live(manifest: Any, folder: Path, address: str, open_here: tuple[int, ...])
     import torch
 
     from recbole_fedkd.machines.party import Party
-    from recbole_fedkd.machines.sockets import serve
+    from recbole_fedkd.machines.running import Trust, attend
 
     try:
         signal.set_wakeup_fd(-1)
@@ -172,7 +172,7 @@ def _live(manifest: Any, folder: Path, address: str, open_here: tuple[int, ...])
         torch.set_num_threads(manifest.config["torch_threads"])
         torch.set_flush_denormal(True)
         party = Party(folder, manifest)
-        serve(party.answer, party.hello, address, patience=_PARTY_PATIENCE)
+        attend(party, address, Trust(), _PARTY_PATIENCE)
     except BaseException as error:
         with suppress(OSError):
             (folder / FAILED).write_text(f"{type(error).__name__}: {error}")

@@ -84,7 +84,7 @@ class _Running:
         read = Manifest.load(manifest, {**given, "state": "ERROR"})
         address = str(folder / "server")
         self.transport = SocketTransport(address, read.digest)
-        self.nursery = Nursery(manifest, {**given, "state": "ERROR"}, address, folder, lock)
+        self.nursery = Nursery(manifest, {**given, "state": "ERROR"}, f"unix:{address}", folder, lock)
         for number, own in self.folders.items():
             self.nursery.start(number, own)
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from recbole_fedkd.errors import TrainingError, listed
-from recbole_fedkd.files import write_json
+from recbole_fedkd.engine import Transport
+from recbole_fedkd.errors import InputError, TrainingError, listed
+from recbole_fedkd.federated.envelope import Answer
+from recbole_fedkd.files import writable_folder, write_json
+from recbole_fedkd.machines import flower
 from recbole_fedkd.machines.channel import client_tls, read_key, server_tls
 from recbole_fedkd.machines.coordinator import SERVER_STATE, Coordinator
 from recbole_fedkd.machines.manifest import Manifest
@@ -25,6 +29,17 @@ def _same_arithmetic(manifest: Manifest) -> None:
     torch.set_flush_denormal(True)
 
 
+class Gathering(Transport, Protocol):
+    """A transport that parties come to."""
+
+    greeted: dict[int, Answer]
+    seen: dict[int, float]
+
+    def await_parties(self, numbers: set[int], timeout: float) -> set[int]:
+        """Wait so many seconds for parties to come; returns those that have."""
+        ...
+
+
 @dataclass(frozen=True)
 class Trust:
     """Who believes whom, and why.
@@ -34,12 +49,14 @@ class Trust:
         certificate: PEM file by which the coordinator shows who it is; None: it does not, and nothing is encrypted.
         private_key: PEM file of the certificate's key.
         authority: PEM file of who has signed it, which a party believes.
+        node_key: file of the private key by which a SuperLink knows a party.
     """
 
     secret: str | None = None
     certificate: str | None = None
     private_key: str | None = None
     authority: str | None = None
+    node_key: str | None = None
 
 
 def coordinate(manifest: Path, address: str, out: Path, trust: Trust, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,7 +64,7 @@ def coordinate(manifest: Path, address: str, out: Path, trust: Trust, keys: Mapp
 
     Args:
         manifest: folder of the manifest.
-        address: to listen at, see :func:`read_address`.
+        address: to listen at, see :func:`read_address`; or ``flower:<host>:<port>``, a SuperLink on this machine.
         out: the coordinator's folder.
         trust: whom the coordinator lets in, and how it shows who it is.
         keys: see :meth:`Manifest.load`.
@@ -56,25 +73,55 @@ def coordinate(manifest: Path, address: str, out: Path, trust: Trust, keys: Mapp
         TrainingError: not all parties came.
     """
     read = Manifest.load(manifest, keys)
-    _same_arithmetic(read)
+    if address.startswith(flower.SCHEME):
+        return _on_flower(read, address.removeprefix(flower.SCHEME), out, trust, keys)
     place, key, tls = read_address(address), read_key(trust.secret), server_tls(trust.certificate, trust.private_key)
     if isinstance(place, str):
         Path(place).unlink(missing_ok=True)  # left by one that was killed
     transport = SocketTransport(place, read.digest, key, tls)
     try:
-        numbers, began = set(range(read.schema.clients)), (out / SERVER_STATE).is_file()
-        print(f"waiting for {len(numbers)} parties at {address}", flush=True)
-        missing = numbers - transport.await_parties(numbers, 1.0 if began else read.config["client_timeout"])
-        if missing and not began:
-            raise TrainingError(f"client(s) {listed(sorted(missing))} have not come; the run begins when all are there")
-        sizes = {number: int((hello.numbers or {})["samples"]) for number, hello in sorted(transport.greeted.items())}
-        coordinator = Coordinator(read, transport, sizes, out)
-        if coordinator.round:
-            print(f"going on after round {coordinator.round}", flush=True)
-        result = coordinator.fit(_tell)
+        return coordinated(read, transport, out, address)
     finally:
         transport.close()
+
+
+def coordinated(read: Manifest, transport: Gathering, out: Path, address: str) -> dict[str, Any]:
+    """Wait for the parties, train, and write the result; arguments as of :func:`coordinate`."""
+    _same_arithmetic(read)
+    numbers, began = set(range(read.schema.clients)), (out / SERVER_STATE).is_file()
+    print(f"waiting for {len(numbers)} parties at {address}", flush=True)
+    missing = numbers - transport.await_parties(numbers, 1.0 if began else read.config["client_timeout"])
+    if missing and not began:
+        raise TrainingError(f"client(s) {listed(sorted(missing))} have not come; the run begins when all are there")
+    sizes = {number: int((hello.numbers or {})["samples"]) for number, hello in sorted(transport.greeted.items())}
+    coordinator = Coordinator(read, transport, sizes, out)
+    if address.startswith(flower.SCHEME):
+        coordinator.engine.name = "flower"
+    if coordinator.round:
+        print(f"going on after round {coordinator.round}", flush=True)
+    result = coordinator.fit(_tell)
     write_json(result, out / RESULT)
+    print(f"best round {result['best_round']}, test {result['test_result']}\nresult: {out / RESULT}", flush=True)
+    return result
+
+
+def _on_flower(read: Manifest, address: str, out: Path, trust: Trust, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Have the coordinator run as an app of a SuperLink on this machine, again where it was killed."""
+    flower.check_installed()
+    read_address(address)
+    if trust.secret or trust.certificate or trust.private_key:
+        raise InputError(
+            "a SuperLink has keys and a certificate of its own; name who has signed it by --authority alone"
+        )
+    writable_folder(out, f"folder '{out}'")
+    told = {"manifest": str(read.folder.resolve()), "out": str(out.resolve()), "keys": json.dumps(dict(keys))}
+    submitted = flower.Submitted(address, out, trust.authority, {**told, "address": address})
+    print(
+        f"coordinator on the SuperLink at {address}; it begins when all {read.schema.clients} parties are there",
+        flush=True,
+    )
+    flower.supervise(submitted, out, (out / RESULT).is_file)
+    result: dict[str, Any] = json.loads((out / RESULT).read_text(encoding="utf-8"))
     print(f"best round {result['best_round']}, test {result['test_result']}\nresult: {out / RESULT}", flush=True)
     return result
 
@@ -94,5 +141,31 @@ def live(folder: Path, manifest: Path, address: str, trust: Trust, keys: Mapping
     _same_arithmetic(read)
     party = Party(folder, read)
     print(f"party {party.number}: {len(party.client.task)} samples, server at {address}", flush=True)
-    tls = client_tls(trust.authority)
-    serve(party.answer, party.hello, read_address(address), read_key(trust.secret), tls=tls)
+    attend(party, address, trust)
+
+
+def attend(party: Party, address: str, trust: Trust, patience: float | None = None) -> None:
+    """Go to the coordinator and answer what it asks, over sockets or as a node of Flower.
+
+    Args:
+        party: that answers.
+        address: of the coordinator, or of its SuperLink.
+        trust: whom the party believes, and what it knows.
+        patience: seconds without a coordinator after which it is given up; None: never; not of Flower.
+    """
+    if not address.startswith(flower.SCHEME):
+        serve(
+            party.answer,
+            party.hello,
+            read_address(address),
+            read_key(trust.secret),
+            patience,
+            client_tls(trust.authority),
+        )
+        return
+    flower.check_installed()
+    if trust.secret:
+        raise InputError("a SuperLink asks for no --secret, but knows a party by its --node-key")
+    place = address.removeprefix(flower.SCHEME)
+    read_address(place)
+    flower.serve(party.answer, place, trust.authority, trust.node_key)

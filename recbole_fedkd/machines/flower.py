@@ -1,0 +1,404 @@
+"""Flower (https://flower.ai) as a way between a coordinator and its parties: SuperLink in the middle, nothing of ours on it.
+
+The coordinator is a ServerApp, a party is a node that lives as long as its process and answers by itself, since Flower's own
+node would load torch and RecBole for every message. Bytes alone travel, in one record of a message, as over sockets.
+
+A party speaks Flower's Fleet API through functions that Flower keeps to itself: the extra ``flower`` pins the minor version.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from logging import CRITICAL, getLogger
+from pathlib import Path
+from time import monotonic, sleep, time
+from typing import Any
+
+from recbole_fedkd.errors import InputError, TrainingError
+from recbole_fedkd.federated.envelope import HELLO, Answer, Request, new_run
+from recbole_fedkd.federated.message import MessageError
+
+SCHEME = "flower:"
+FAILED = "failed.txt"
+"""File of the coordinator's folder in which it says why it could not go on."""
+
+_RECORD, _BYTES = "recbole_fedkd", "bytes"
+_POLL = 0.3
+_LOOK_EVERY = 2.0
+_ASK_AGAIN_AFTER = 120.0
+_LONGEST_PAUSE = 10.0
+# A killed party that is back at once is refused until its heartbeats expire, after a minute.
+_REFUSED_FOR = 150.0
+_KEYS_ONLY, _NOT_ACTIVATED = "2001", "2004"
+
+# Flower tells its makers who runs what unless it is told not to.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+
+def check_installed() -> None:
+    """Raise :class:`InputError` where Flower is not installed."""
+    try:
+        import flwr  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "an address that begins with flower: needs Flower; pip install -c constraints.txt 'recbole-fedkd[flower]'"
+        ) from error
+
+
+def _record(content: bytes) -> Any:
+    from flwr.app import ConfigRecord, RecordDict
+
+    return RecordDict({_RECORD: ConfigRecord({_BYTES: content})})
+
+
+def _content(message: Any) -> bytes:
+    """The bytes of a message; of none of ours, none."""
+    found = message.content.get(_RECORD) if message.has_content() else None
+    content = found.get(_BYTES) if found is not None else None
+    return content if isinstance(content, bytes) else b""
+
+
+class FlowerTransport:
+    """Parties behind a SuperLink.
+
+    Args:
+        grid: Flower's way to the nodes of a run.
+        manifest: digest that a party must name.
+
+    Attributes:
+        greeted: what each party said of itself when it came last.
+        seen: when each party was heard last, in seconds since 1970.
+        refused: how many came who were not let in.
+    """
+
+    def __init__(self, grid: Any, manifest: bytes) -> None:
+        self.manifest, self.refused = manifest, 0
+        self.greeted: dict[int, Answer] = {}
+        self.seen: dict[int, float] = {}
+        self._grid = grid
+        self._node_of: dict[int, int] = {}
+        self._unknown: set[int] = set()  # nodes that were asked who they are
+        self._online: set[int] = set()
+        self._open: dict[
+            str, tuple[int | None, int, float]
+        ] = {}  # message: party (None: who are you?), node, when asked
+        self._looked = -_LOOK_EVERY
+
+    def _push(self, node: int, request: bytes, number: int | None) -> None:
+        from flwr.app import Message
+
+        (name,) = self._grid.push_messages([Message(_record(request), node, "query")])
+        if name:
+            self._open[name] = number, node, monotonic()
+
+    def _look(self) -> None:
+        """Who is there now; whoever is new is asked who it is."""
+        if monotonic() - self._looked < _LOOK_EVERY:
+            return
+        self._looked, there = monotonic(), set(self._grid.get_node_ids())
+        gone, self._online = self._online - there, there
+        # What was asked of a node that went away is asked again where its party comes back.
+        stale = monotonic() - _ASK_AGAIN_AFTER
+        self._open = {
+            name: each
+            for name, each in self._open.items()
+            if each[1] not in gone and (each[0] is None or each[2] > stale)
+        }
+        self._unknown -= gone
+        known = set(self._node_of.values())
+        for node in there - known - self._unknown:
+            self._unknown.add(node)
+            self._push(node, Request(new_run(), HELLO, 0).to_bytes(), None)
+
+    def _pulled(self) -> Iterator[tuple[int, bytes]]:
+        """What has come from parties."""
+        if not self._open:
+            return
+        for message in self._grid.pull_messages(list(self._open)):
+            number, node, _ = self._open.pop(message.metadata.reply_to_message_id, (None, 0, 0.0))
+            if message.has_error():  # it could not be delivered, or not answered
+                self._unknown.discard(node)
+            elif number is not None:
+                self.seen[number] = time()
+                yield number, _content(message)
+            elif node:
+                self._greet(node, _content(message))
+
+    def _greet(self, node: int, packed: bytes) -> None:
+        try:
+            hello = Answer.from_bytes(packed)
+            if hello.operation != HELLO or hello.party < 0 or "samples" not in (hello.numbers or {}):
+                raise MessageError("kind", "it does not say who it is")
+            if hello.request != self.manifest:
+                raise MessageError("manifest", f"client {hello.party} has another manifest")
+        except MessageError as error:
+            self.refused += 1
+            getLogger().warning(f"node {node} was not let in: {error}")
+            return
+        self._node_of[hello.party], self.greeted[hello.party], self.seen[hello.party] = node, hello, time()
+        self._unknown.discard(node)
+
+    def await_parties(self, numbers: set[int], timeout: float) -> set[int]:
+        """As of :class:`~recbole_fedkd.machines.sockets.SocketTransport`."""
+        end = monotonic() + timeout
+        while not numbers <= self.greeted.keys() and monotonic() < end:
+            self._look()
+            if not list(self._pulled()):
+                sleep(_POLL)
+        return numbers & self.greeted.keys()
+
+    def exchange(self, requests: Mapping[int, bytes], timeout: float) -> Iterator[tuple[int, bytes]]:
+        """As of :class:`~recbole_fedkd.engine.remote.Transport`."""
+        end, waiting = monotonic() + timeout, dict(requests)
+        self._open = {name: each for name, each in self._open.items() if each[0] is None}  # of questions that are over
+        while monotonic() < end:
+            self._look()
+            for number, request in waiting.items():
+                node = self._node_of.get(number)
+                asked = any(each[:2] == (number, node) for each in self._open.values())
+                if node in self._online and not asked:
+                    self._push(node, request, number)
+            found = list(self._pulled())
+            for number, packed in found:
+                waiting.pop(number, None)
+                yield number, packed
+            if not found:
+                sleep(_POLL)
+
+
+def serve(
+    answer: Callable[[bytes], bytes],
+    address: str,
+    authority: str | None = None,
+    node_key: str | None = None,
+) -> None:
+    """Be a node of a SuperLink, and answer what it brings, again and again.
+
+    Args:
+        answer: what is answered to a request; who it is, too, is asked here.
+        address: of the SuperLink, ``<host>:<port>``.
+        authority: PEM file of who has signed the SuperLink's certificate; None: nothing is encrypted.
+        node_key: file of the private key by which the SuperLink knows the node; None: it lets in whoever comes.
+
+    Raises:
+        InputError: a file cannot be used, or the SuperLink does not let this node in.
+    """
+    certificate, keys = _read(authority, "authority"), _node_keys(node_key)
+    pause, refused_since = 1.0, None
+    while True:
+        began = monotonic()
+        try:
+            _attend(answer, address, certificate, keys)
+            refused_since = None
+        except SystemExit as error:  # Flower's way to say that it cannot connect
+            why = _refusal(error.__context__, node_key)
+            refused_since = refused_since or began
+            if monotonic() - refused_since > _REFUSED_FOR:
+                raise InputError(f"the SuperLink at {address} does not let this party in: {why}") from error
+            getLogger().warning(f"the SuperLink at {address} does not take this party now, it tries again: {why}")
+        pause = 1.0 if monotonic() - began > 60 else min(2 * pause, _LONGEST_PAUSE)
+        sleep(pause)
+
+
+def _refusal(cause: BaseException | None, node_key: str | None) -> str:
+    """Why a SuperLink does not take a node; raises :class:`InputError` where to try again would not help."""
+    told = str(cause)
+    if "CERTIFICATE_VERIFY_FAILED" in told:
+        raise InputError(f"the SuperLink shows a certificate that is not believed: {told}")
+    code = re.search(r'"code": *(\d+)', getattr(getattr(cause, "response", None), "text", ""))
+    if code is not None and code[1] == _KEYS_ONLY:
+        raise InputError("the SuperLink asks for a registered key; name it by --node-key")
+    if code is not None and code[1] == _NOT_ACTIVATED:
+        return f"it does not know the key '{node_key}', or takes it for that of a party that is still there"
+    return told or "for no reason that it says"
+
+
+def _read(file: str | None, name: str) -> bytes | None:
+    try:
+        return None if file is None else Path(file).read_bytes()
+    except OSError as error:
+        raise InputError(f"{name} '{file}' cannot be read: {error.strerror}") from error
+
+
+def _node_keys(file: str | None) -> Any:
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_private_key
+
+    content = _read(file, "node-key")
+    if content is None:
+        return None
+    try:
+        load = load_ssh_private_key if b"OPENSSH" in content else load_pem_private_key
+        key = load(content, None)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"node-key '{file}' is no private key without a password: {error}") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise InputError(f"node-key '{file}' is no key on an elliptic curve; ssh-keygen -t ecdsa -b 384 makes one")
+    return key, key.public_key()
+
+
+def _attend(answer: Callable[[bytes], bytes], address: str, certificate: bytes | None, keys: Any) -> None:
+    """One connection to a SuperLink, until it breaks."""
+    from flwr.app import Message
+    from flwr.supercore.inflatable.inflatable_object import (
+        get_all_nested_objects,
+        get_object_tree,
+        iterate_object_tree,
+        no_object_id_recompute,
+    )
+    from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects, push_objects
+    from flwr.supernode.fleet_http_connection import http_request_response
+
+    getLogger("flwr").setLevel(CRITICAL)  # what matters is said here
+    with http_request_response(address, certificate is None, certificate, keys) as connection:
+        _, receive, send, _, _, pull_object, push_object, confirm = connection
+        while True:
+            received = receive()
+            if received is None:
+                sleep(_POLL)
+                continue
+            told, tree = received
+            run, name = told.metadata.run_id, told.metadata.message_id
+            contents = pull_objects([each.object_id for each in iterate_object_tree(tree)], partial(pull_object, run))
+            confirm(run, name)
+            request = inflate_object_from_contents(name, contents)
+            began = monotonic()
+            reply = Message(_record(answer(_content(request))), reply_to=told)
+            with no_object_id_recompute():
+                reply.metadata.__dict__["_message_id"] = reply.object_id
+                parts, asked = get_all_nested_objects(reply), get_object_tree(reply)
+                wanted, session = send(reply, asked, monotonic() - began)
+                push_objects(parts, partial(push_object, run, session), object_ids_to_push=wanted)
+
+
+_APP = """\
+[project]
+name = "recbole-fedkd-coordinator"
+version = "1.0.0"
+description = "The coordinator of a federation of recbole_fedkd"
+license = "MIT"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "recbole-fedkd"
+
+[tool.flwr.app.components]
+serverapp = "recbole_fedkd_app:app"
+clientapp = "recbole_fedkd_app:node"
+
+[tool.flwr.app.config]
+"""
+_MODULE = '''\
+"""The coordinator as an app of Flower."""
+
+from flwr.clientapp import ClientApp
+from recbole_fedkd.machines.flower import server_app
+
+app = server_app()
+node = ClientApp()
+'''
+
+
+def server_app() -> Any:
+    """The coordinator as an app of Flower, of which the run's config names manifest, folder and keys."""
+    from flwr.serverapp import ServerApp
+
+    def main(grid: Any, context: Any) -> None:
+        from recbole_fedkd.machines.manifest import Manifest
+        from recbole_fedkd.machines.running import coordinated
+
+        told = context.run_config
+        out = Path(str(told["out"]))
+        try:
+            read = Manifest.load(str(told["manifest"]), json.loads(str(told["keys"])))
+            coordinated(read, FlowerTransport(grid, read.digest), out, f"{SCHEME}{told['address']}")
+        except (InputError, TrainingError) as error:
+            (out / FAILED).write_text(str(error))
+            raise
+
+    app = ServerApp()
+    app.main()(main)
+    return app
+
+
+class Submitted:
+    """Runs of a coordinator on a SuperLink, one after the other where one is killed.
+
+    Args:
+        address: of the SuperLink, ``<host>:<port>``.
+        out: the coordinator's folder.
+        authority: PEM file of who has signed the SuperLink's certificate; None: nothing is encrypted.
+        told: the app's config.
+    """
+
+    def __init__(self, address: str, out: Path, authority: str | None, told: Mapping[str, str]) -> None:
+        self.home, self.app = out / "flower", out / "flower" / "app"
+        self.app.mkdir(parents=True, exist_ok=True)
+        lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in told.items()]
+        (self.app / "pyproject.toml").write_text(_APP + "".join(lines), encoding="utf-8")
+        (self.app / "recbole_fedkd_app.py").write_text(_MODULE)
+        trust = f"root-certificates = {json.dumps(str(Path(authority).resolve()))}" if authority else "insecure = true"
+        (self.home / "config.toml").write_text(
+            f'[superlink]\ndefault = "link"\n\n[superlink.link]\naddress = "{address}"\n{trust}\n'
+        )
+
+    def _flwr(self, *arguments: str) -> dict[str, Any]:
+        """What Flower's command says; raises :class:`TrainingError` where it says no."""
+        command = [sys.executable, "-c", "from flwr.cli.app import app; app()", *arguments, "--format", "json"]
+        environment = {**os.environ, "FLWR_HOME": str(self.home)}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        try:
+            found = json.loads(done.stdout[done.stdout.index("{") :])
+        except ValueError:
+            found = {"success": False, "error-message": f"{done.stdout} {done.stderr}"}
+        if not found.get("success"):
+            raise TrainingError(f"Flower does not run the coordinator: {' '.join(str(found).split())[:800]}")
+        return dict(found)
+
+    def start(self) -> str:
+        """Submit a run; returns its name."""
+        return str(self._flwr("run", str(self.app), "link")["run-id"])
+
+    def status(self, run: str) -> str:
+        """Flower's word for how a run is, such as ``running`` or ``finished:failed``."""
+        (found,) = self._flwr("list", "link", "--run-id", run)["runs"]
+        return str(found["status"])
+
+
+def supervise(submitted: Submitted, out: Path, finished: Callable[[], bool], every: float = 10.0) -> None:
+    """Have the coordinator run until it has finished, also where SuperLink or ServerApp are killed.
+
+    Args:
+        submitted: its runs.
+        out: the coordinator's folder.
+        finished: whether there is a result.
+        every: seconds between two looks at how the run is.
+
+    Raises:
+        TrainingError: it fails by itself, or the SuperLink is not there when it begins.
+    """
+    (out / FAILED).unlink(missing_ok=True)
+    run: str | None = submitted.start()
+    looked = monotonic()
+    while not finished():
+        sleep(_POLL)
+        if monotonic() - looked < every:
+            continue
+        looked = monotonic()
+        try:
+            if run is None:
+                run = submitted.start()
+            if not submitted.status(run).startswith("finished") or finished():
+                continue
+        except TrainingError as error:  # nobody is there, or somebody who knows of no such run
+            getLogger().warning(str(error))
+        if (out / FAILED).is_file():
+            raise TrainingError((out / FAILED).read_text())
+        getLogger().warning("the coordinator was cut off; it is started again, and goes on where it was")
+        run = None

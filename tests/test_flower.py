@@ -1,0 +1,154 @@
+"""Over Flower, with a real SuperLink, nodes of their own and own rows alone, a run is that of one process to the bit."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from time import monotonic
+
+import psutil
+import pytest
+from conftest import SMALL
+from test_machines import CASES, assert_same
+
+from recbole_fedkd.checkpoint import read_sealed
+from recbole_fedkd.machines import flower, running
+from recbole_fedkd.machines.coordinator import SERVER_STATE
+from recbole_fedkd.machines.nursery import Nursery
+from recbole_fedkd.machines.party import STATE, served
+from recbole_fedkd.splitting import split_federation
+
+pytest.importorskip("flwr", reason="Flower is not installed: pip install -c constraints.txt -e '.[flower]'")
+
+ROUNDS = 3
+JUDGED = {"epochs": ROUNDS, "metrics": ["MAE"], "valid_metric": "MAE", "stopping_step": 10, "client_num": 4}
+
+
+class SuperLink:
+    """Flower's server in the middle, a program of its own."""
+
+    def __init__(self, folder, *options):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.folder, self.options, self.process = folder, options or ("--insecure",), None
+        self.start()
+
+    def start(self):
+        port = self.address.partition(":")[2]
+        program = str(Path(sys.executable).parent / "flower-superlink")
+        command = [program, "--port", port, "--disable-runtime-dependency-installation", *self.options]
+        # Flower finds its other programs by the path.
+        paths = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }
+        environment = {**os.environ, **paths, "FLWR_TELEMETRY_ENABLED": "0", "FLWR_HOME": str(self.folder)}
+        log = (self.folder / "superlink.log").open("ab")
+        self.process = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment, start_new_session=True, cwd=self.folder
+        )
+
+    def programs(self, name):
+        """Running programs of it, such as ``flwr-serverapp``."""
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if any(name in part for part in child.cmdline()):
+                    found.append(child)
+            except psutil.Error:
+                continue
+        return found
+
+    def kill(self):
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            child.kill()
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def superlink(tmp_path_factory):
+    made = SuperLink(tmp_path_factory.mktemp("superlink"))
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def federation(prepared, data_path, tmp_path, superlink):
+    """A manifest, folders of parties with a node for each, and the engine that runs the same clients in one process."""
+    nurseries = []
+
+    def make(case):
+        keys = {**CASES[case], **JUDGED}
+        _, trainer, _, _ = prepared("AttnFedKD", **keys)
+        given = {"data_path": str(data_path), **SMALL, **keys}
+        folders = split_federation("AttnFedKD", "tiny", tmp_path / "cut", [], given)
+        lock = os.open(tmp_path, os.O_RDONLY)
+        address = f"{flower.SCHEME}{superlink.address}"
+        nursery = Nursery(tmp_path / "cut" / "manifest", {}, address, tmp_path / "nothing", lock)
+        os.close(lock)
+        nurseries.append(nursery)
+        for number, folder in enumerate(folders):
+            nursery.start(number, folder)
+        return folders, trainer.engine, nursery
+
+    yield make
+    for each in nurseries:
+        each.close()
+
+
+def coordinated(superlink, folder):
+    keys, trust = {"client_timeout": 300.0}, running.Trust()
+    return running.coordinate(
+        folder / "cut" / "manifest", f"{flower.SCHEME}{superlink.address}", folder / "server", trust, keys
+    )
+
+
+def assert_as_local(folders, local, server):
+    """Networks of all parties and what the server holds are those of one process after as many rounds."""
+    for index in range(ROUNDS):
+        local.run_round(index)
+    state, _ = read_sealed(server / SERVER_STATE)
+    found = [served(folder / STATE)[0] for folder in folders], state["engine"]["server"]["strategy"]
+    expected = [client.task.network.state_dict() for client in local.clients], local.server.state
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("case", ["afd", "fedavg", "items", "factors"])
+def test_over_flower_parties_with_their_own_rows_are_the_clients_of_one_process(federation, superlink, tmp_path, case):
+    folders, local, _ = federation(case)
+    result = coordinated(superlink, tmp_path)
+    assert result["engine"] == "flower" and len(result["rounds"]) == ROUNDS and len(result["parties"]) == 4
+    assert_as_local(folders, local, tmp_path / "server")
+
+
+def test_node_serverapp_and_superlink_may_be_killed(federation, superlink, tmp_path, monkeypatch):
+    folders, local, nursery = federation("codecs")
+    log, status = tmp_path / "server" / SERVER_STATE, flower.Submitted.status
+    killed = []
+
+    def rounds():
+        return len(read_sealed(log)[0]["records"]) if log.is_file() else 0
+
+    def kill_something(submitted, run):
+        """Called every few seconds while the coordinator runs."""
+        if rounds() >= 1 and not killed:
+            killed.append("node")
+            psutil.Process(nursery.process.pid).children()[0].kill()
+        elif killed == ["node"]:
+            for each in superlink.programs("flwr-serverapp"):
+                os.kill(each.pid, signal.SIGKILL)
+            killed.append("serverapp")
+        elif killed == ["node", "serverapp"]:
+            superlink.kill()
+            superlink.start()
+            killed.append("superlink")
+        return status(submitted, run)
+
+    monkeypatch.setattr(flower.Submitted, "status", kill_something)
+    began = monotonic()
+    coordinated(superlink, tmp_path)
+    assert killed[0] == "node", f"done after {monotonic() - began:.0f} s"
+    assert_as_local(folders, local, tmp_path / "server")
