@@ -191,7 +191,7 @@ Waits for all parties, trains, and writes FOLDER/result.json. Killed at any mome
 goes on where it was. Without a certificate nothing is encrypted: good for one machine, or a
 network that you trust.
 
-  --address=ADDRESS   unix:FILE, HOST:PORT, or flower:HOST:PORT, a SuperLink of Flower on this machine
+  --address=ADDRESS   unix:FILE, HOST:PORT, or flower:HOST:PORT, a SuperLink on this machine
   --secret=FILE       a key that parties must know, such as of: openssl rand -hex 32
   --certificate=FILE  TLS: a PEM file by which parties know the coordinator ...
   --private-key=FILE  ... and that of its key
