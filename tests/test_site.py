@@ -59,7 +59,9 @@ def test_what_github_draws_is_drawn(site):
         assert 'class="mermaid"' not in code and "```" not in text_of_safe(code), page.name
         assert not re.search(r"<p>[^<]*\n(?:- |\d+\. |\| )", code), f"{page.name}: a list or table that is none"
     assert (site / "architecture.html").read_text().count("<rect") > 20
-    assert (site / "equations.html").read_text().count("<math") > 30
+    equations = (site / "equations.html").read_text()
+    assert equations.count("<math") > 30
+    assert not re.search(r"</p>\s*<span>", equations), "an equation stands outside of its paragraph"
 
 
 def text_of_safe(code):

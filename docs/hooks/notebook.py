@@ -33,6 +33,6 @@ def output(said: dict[str, Any]) -> str:
         return f"![output](data:image/png;base64,{''.join(data['image/png']).strip()})"
     if "text/html" in data:
         html = re.sub(r"<style.*?</style>", "", "".join(data["text/html"]), flags=re.S)
-        return re.sub(r"\n\s*", "", html)
+        return re.sub(r' (?:border|class|style)="[^"]*"', "", re.sub(r"\n\s*", "", html))
     text = "".join(said.get("text", data.get("text/plain", "")))
     return f"```text\n{text.rstrip()}\n```" if text.strip() else ""

@@ -8,14 +8,19 @@ from graphlib import TopologicalSorter
 from latex2mathml.converter import convert
 from relinking import outside_code
 
-WIDTH, ROW, BOX = 1160, 86, 26
+WIDTH, ROW, BOX = 760, 70, 26
 
 
 def drawn(markdown: str) -> str:
     """Markdown with its blocks ``math`` and ``mermaid`` and its $`equations`$ drawn."""
     markdown = re.sub(r"^```math\n(.*?)\n```$", lambda found: block(found[1]), markdown, flags=re.M | re.S)
     markdown = re.sub(r"^```mermaid\n(.*?)\n```$", lambda found: rooms(found[1]), markdown, flags=re.M | re.S)
-    return outside_code(markdown, lambda text: re.sub(r"\$`(.+?)`\$", lambda found: convert(found[1]), text))
+    return outside_code(markdown, lambda text: re.sub(r"\$`(.+?)`\$", lambda found: inline(found[1]), text))
+
+
+def inline(latex: str) -> str:
+    """An equation in a line of text; Markdown takes a line that begins with ``<math>`` out of its paragraph."""
+    return f"<span>{convert(latex)}</span>"
 
 
 def block(latex: str) -> str:

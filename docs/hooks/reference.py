@@ -241,7 +241,7 @@ def _documented(module: Any) -> list[str]:
             path = f"{home}.{entry.__name__}" if _found_at(home, entry) else None
             lines += [f"::: {path}", ""] if path else _by_hand(name, entry)
         else:
-            lines += [f"### {name}", "", f"`{entry!r}`", ""]
+            lines += [f"### `{name}`", "", f"`{entry!r}`", ""]
     return lines
 
 
