@@ -1,7 +1,7 @@
 """The code of the documentation runs: every block of a page, in its order, on a small data set under the names of the text.
 
 What is shortened: two rounds in place of the preset's, one seed in place of three. A block that cannot run
-here says why in a comment above it, ``<!-- not run: reason -->``.
+here says why in a comment above it, ``<!-- not run: reason -->``, and a whole page ``<!-- page not run: reason -->``.
 """
 
 import re
@@ -25,9 +25,17 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 SHORT = {"epochs": "2", "embedding_size": "4", "attention_heads": "2", "history_length": "3", "show_progress": "False"}
 
 
+def short():
+    """Keys of every run; without ``data_path`` RecBole would take its own ml-100k."""
+    return {**SHORT, "data_path": str(Path("dataset").resolve())}
+
+
 def blocks(page):
     """Language and text of a page's blocks that are to run."""
-    return [(kind, text) for reason, kind, text in BLOCK.findall(page.read_text(encoding="utf-8")) if not reason]
+    text = page.read_text(encoding="utf-8")
+    if "<!-- page not run: " in text:
+        return []
+    return [(kind, code) for reason, kind, code in BLOCK.findall(text) if not reason]
 
 
 RUN = [page for page in PAGES if any(kind != "yaml" for kind, _ in blocks(page))]
@@ -55,10 +63,10 @@ def desk(tmp_path, monkeypatch):
 
     whole = quick_start.run_recbole_fedkd
 
-    def short(*given, command_line=None, **keys):
-        return whole(*given, command_line={**SHORT, **(command_line or {})}, **keys)
+    def shortened(*given, command_line=None, **keys):
+        return whole(*given, command_line={**short(), **(command_line or {})}, **keys)
 
-    monkeypatch.setattr(quick_start, "run_recbole_fedkd", short)
+    monkeypatch.setattr(quick_start, "run_recbole_fedkd", shortened)
     return {"frame": frame, "__name__": "page"}
 
 
@@ -77,9 +85,13 @@ def shell(text):
         words = words[1:] if words[0] == "recbole-fedkd" else words[2:]
         if words[0] not in _COMMANDS and not words[0].startswith("--help"):
             given = [word.partition("=")[0] for word in words]
-            words += [f"--{key}={value}" for key, value in SHORT.items() if f"--{key}" not in given]
+            words += [f"--{key}={value}" for key, value in short().items() if f"--{key}" not in given]
         if words[0] in ("compare", "search"):
-            words += ["--epochs=2", *(["--trials=2"] if words[0] == "search" else ["--workers=1"])]
+            words += [
+                "--epochs=2",
+                f"--data_path={Path('dataset').resolve()}",
+                *(["--trials=2"] if words[0] == "search" else ["--workers=1"]),
+            ]
         said = StringIO()
         with redirect_stdout(said):
             code = main([word for word in words if not (words[0] == "search" and word == "--trials=10")])
