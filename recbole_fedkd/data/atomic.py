@@ -184,8 +184,8 @@ class AtomicFile:
                 "would be tested on rows that it was trained on; remove the copies, or set rm_dup_inter=first if they are meant"
             )
 
-    def _refuse_padding(self, name: str, found: set[str]) -> None:
-        if PADDING in found:
+    def _refuse_padding(self, name: str, tokens: set[str]) -> None:
+        if PADDING in tokens:
             self._refuse_text(name, {PADDING}, ", RecBole's own token for no token; write another one")
 
     def _refuse_width(self, name: str, distinct: set[str], number: int) -> None:
@@ -255,7 +255,7 @@ def read_atomic(path: Path, layout: Layout, wanted: Iterable[str] | None = None)
         file.ends = ends
         rows = lines
         if "" in lines:
-            file.blank_lines += [line + place for place, text in enumerate(lines) if not text]
+            file.blank_lines += [line + number for number, text in enumerate(lines) if not text]
             rows = [text for text in lines if text]
         line += len(lines)
         if rows:
@@ -310,10 +310,10 @@ def _why_not_decoded(path: Path, encoding: str, error: UnicodeError) -> str:
 
 def _parse_header(path: Path, header: str, layout: Layout) -> list[Column]:
     """The columns of a header line; a sentence that helps for everything else that people write there."""
-    told = f"'{path}', line 1"
+    where = f"'{path}', line 1"
     form = "an atomic file starts with a line of name:type, such as user_id:token"
     if not header.strip():
-        raise InputError(f"{told} is empty; {form}")
+        raise InputError(f"{where} is empty; {form}")
     parts = header.split(layout.separator)
     kinds = [kind.value for kind in FeatureType]
     other = max(_SEPARATORS, key=lambda separator: len(header.split(separator)))
@@ -321,27 +321,27 @@ def _parse_header(path: Path, header: str, layout: Layout) -> list[Column]:
     advice = f"{form}, with one of the types {', '.join(kinds)}; {_OTHER_NAMES}" if untyped else ""
     if len(parts) == 1 and len(header.split(other)) > 1:
         raise InputError(
-            f"{told} is one column to field_separator={layout.separator!r}, but {other!r} seems to separate "
+            f"{where} is one column to field_separator={layout.separator!r}, but {other!r} seems to separate "
             f"{listed(header.split(other), _NAMED)}: set field_separator={other!r}{'; ' * untyped}{advice}"
         )
     if untyped:
-        raise InputError(f"{told}: the columns {listed(parts, _NAMED)} have no types; {advice}")
+        raise InputError(f"{where}: the columns {listed(parts, _NAMED)} have no types; {advice}")
     columns: list[Column] = []
     for part in parts:
         name, colon, kind = part.rpartition(":")
         if not colon or not name or ":" in name:
-            raise InputError(f"{told}: the column {shown(part)} is not name:type; the types are {', '.join(kinds)}")
+            raise InputError(f"{where}: the column {shown(part)} is not name:type; the types are {', '.join(kinds)}")
         if part.startswith('"') or part.endswith('"'):
             raise InputError(
-                f"{told}: the column {shown(part)} is in quote marks; fields of atomic files are not quoted"
+                f"{where}: the column {shown(part)} is in quote marks; fields of atomic files are not quoted"
             )
         if kind not in kinds:
             raise InputError(
-                f"{told}: the column {shown(name)} has the type {shown(kind)}; the types are {', '.join(kinds)}"
+                f"{where}: the column {shown(name)} has the type {shown(kind)}; the types are {', '.join(kinds)}"
                 f"{nearest(kind, kinds)}"
             )
         if name in [column.name for column in columns]:
-            raise InputError(f"{told}: two columns are called {shown(name)}; every column needs a name of its own")
+            raise InputError(f"{where}: two columns are called {shown(name)}; every column needs a name of its own")
         columns.append(Column(name, FeatureType(kind)))
     return columns
 

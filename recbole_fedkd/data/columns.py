@@ -62,19 +62,19 @@ def loaded_columns(config: Any, path: Path, suffix: str, columns: list[Column]) 
         InputError: a key names a column that the file does not have, or leaves out one that is needed.
     """
     names = [column.name for column in columns]
-    found = f"the columns of '{path}' are {listed(names, 30)}"
+    columns_there = f"the columns of '{path}' are {listed(names, 30)}"
     ids = id_fields(config, suffix)
     absent = {key: field for key, field in ids.items() if field not in names}
     if absent:
         told = " and ".join(f"'{field}' ({key})" for key, field in absent.items())
-        raise InputError(f"'{path}' has no column {told}; {found}: name yours by {' and '.join(absent)}")
+        raise InputError(f"'{path}' has no column {told}; {columns_there}: name yours by {' and '.join(absent)}")
     load, unload = _named(config, "load_col", suffix), _named(config, "unload_col", suffix) or []
     if config.gives("unload_col") and not config.gives("load_col"):
         load = None
     for key, given in (("load_col", load), ("unload_col", unload)):
         for field in given or [] if config.gives(key) else []:
             if field not in names:
-                raise InputError(f"{key} names '{field}', but {found}{nearest(str(field), names)}")
+                raise InputError(f"{key} names '{field}', but {columns_there}{nearest(str(field), names)}")
     for field in unload:
         if field in ids.values():
             raise InputError(f"unload_col names '{field}', which '{path}' cannot do without")

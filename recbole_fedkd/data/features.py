@@ -50,7 +50,7 @@ class Features:
             by_reason.setdefault(reason, []).append(name)
         if by_reason:
             parts.append(
-                "not used: " + ", ".join(f"{', '.join(each)} ({reason})" for reason, each in by_reason.items())
+                "not used: " + ", ".join(f"{', '.join(names)} ({reason})" for reason, names in by_reason.items())
             )
         return "features: " + "; ".join(parts)
 
@@ -130,14 +130,14 @@ def choose_features(config: Any, dataset: Any) -> Features:
     unused: dict[str, str] = {}
     for side, names in loaded.items():
         for name in names:
-            told = name in (chosen or ()) or name in _named_by_load_col(config, SIDES[side].value)
+            asked_for = name in (chosen or ()) or name in _named_by_load_col(config, SIDES[side].value)
             reason = None
             if chosen is not None and name not in chosen:
                 reason = "not in feature_fields"
             elif dataset.field2type[name] == FeatureType.FLOAT_SEQ:
                 reason = "several numbers"
             else:
-                reason = _emptiness(dataset, name, _table(dataset, SIDES[side])[name], told)
+                reason = _emptiness(dataset, name, _table(dataset, SIDES[side])[name], asked_for)
             if reason is None:
                 read[side].append(name)
             else:
@@ -156,14 +156,14 @@ def deciding_columns(dataset: Any, label: str, columns: Sequence[str]) -> list[s
     rows = dataset.inter_feat
     if label not in rows or rows[label].nunique() < 2:
         return []
-    found = []
+    chosen_fields = []
     for name in columns:
         if dataset.field2type[name] in (FeatureType.TOKEN, FeatureType.FLOAT) and np.ndim(rows[name].iloc[0]) == 0:
             ranges = rows.groupby(name)[label].agg(["min", "max"]).sort_values(["min", "max"]).to_numpy()
             few = len(ranges) <= LARGEST_SHARE * len(rows)
             if few and (ranges[:-1, 1] <= ranges[1:, 0]).all() and len(np.unique(ranges, axis=0)) > 1:
-                found.append(name)
-    return found
+                chosen_fields.append(name)
+    return chosen_fields
 
 
 def _loaded(config: Any, dataset: Any, side: str) -> list[str]:
@@ -186,7 +186,7 @@ def _named_by_load_col(config: Any, source: str) -> Sequence[str]:
     return () if isinstance(named, str) else named
 
 
-def _emptiness(dataset: Any, name: str, column: Any, told: bool) -> str | None:
+def _emptiness(dataset: Any, name: str, column: Any, asked_for: bool) -> str | None:
     """Why a column says nothing of a row; None if it says something."""
     if dataset.field2type[name] not in TOKENS:
         values = np.stack(column.to_list()).astype(float).reshape(len(column), -1)
@@ -199,7 +199,7 @@ def _emptiness(dataset: Any, name: str, column: Any, told: bool) -> str | None:
     distinct = len(np.unique(tokens))
     if not distinct:
         return "no value"
-    if told or distinct <= max(ALWAYS_FEW, LARGEST_SHARE * len(tokens)):
+    if asked_for or distinct <= max(ALWAYS_FEW, LARGEST_SHARE * len(tokens)):
         return None
     return f"{distinct} different values in {len(tokens)}; feature_fields names it to use it"
 

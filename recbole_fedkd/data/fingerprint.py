@@ -79,10 +79,10 @@ class Fingerprint:
         if known is not None:
             try:
                 self.key = bytes.fromhex(known["key"])
-                self._known = {str(name): FilePrint(**each) for name, each in known["files"].items()}
-                self._known_splits = {str(name): dict(each) for name, each in known["splits"].items()}
+                self._known = {str(name): FilePrint(**saved) for name, saved in known["files"].items()}
+                self._known_splits = {str(name): dict(split) for name, split in known["splits"].items()}
                 well_formed = len(self.key) == _KEY_BYTES and all(
-                    isinstance(each.columns, dict) and isinstance(each.tokens, dict) for each in self._known.values()
+                    isinstance(file.columns, dict) and isinstance(file.tokens, dict) for file in self._known.values()
                 )
             except (AttributeError, KeyError, TypeError, ValueError):
                 well_formed = False
@@ -123,12 +123,12 @@ class Fingerprint:
         print_ = self._print(table, kinds, hashes, canonical)
         if self._known is not None:
             known = self._known.get(name)
-            told = f"the data are not those of checkpoint '{self._source}': file .{name}"
+            sentence = f"the data are not those of checkpoint '{self._source}': file .{name}"
             if known is None:
-                raise InputError(f"{told} was not loaded there; take it away, or name its columns by unload_col")
+                raise InputError(f"{sentence} was not loaded there; take it away, or name its columns by unload_col")
             changed = _what_changed(known, print_)
             if changed:
-                raise InputError(f"{told} {changed}")
+                raise InputError(f"{sentence} {changed}")
             if known.order != print_.order:
                 rows = self._restored_order(name, canonical)
                 table = table.iloc[rows].reset_index(drop=True)
@@ -240,26 +240,26 @@ def _sequence_text(values: NDArray[Any]) -> str:
     return "\x1f".join(map(str, values.tolist()))
 
 
-def _what_changed(known: FilePrint, found: FilePrint) -> str:
+def _what_changed(known: FilePrint, current: FilePrint) -> str:
     """The end of a sentence that begins with the file; empty if nothing changed but the order."""
-    lost, new = known.columns.keys() - found.columns.keys(), found.columns.keys() - known.columns.keys()
+    lost, new = known.columns.keys() - current.columns.keys(), current.columns.keys() - known.columns.keys()
     if lost or new:
         parts = [f"lacks column(s) {', '.join(sorted(lost))}"] if lost else []
         parts += [f"has new column(s) {', '.join(sorted(new))}"] if new else []
         return " and ".join(parts)
     for field, kind in known.columns.items():
-        if found.columns[field] != kind:
-            return f"has column '{field}' of type {found.columns[field]}, which was {kind}"
-    if list(known.columns) != list(found.columns):
-        return f"has its columns in another order: {', '.join(found.columns)}, which was {', '.join(known.columns)}"
-    changes = [] if known.rows == found.rows else [f"{found.rows} rows, which was {known.rows}"]
+        if current.columns[field] != kind:
+            return f"has column '{field}' of type {current.columns[field]}, which was {kind}"
+    if list(known.columns) != list(current.columns):
+        return f"has its columns in another order: {', '.join(current.columns)}, which was {', '.join(known.columns)}"
+    changes = [] if known.rows == current.rows else [f"{current.rows} rows, which was {known.rows}"]
     changes += [
-        f"{found.tokens[field]} different '{field}', which was {count}"
+        f"{current.tokens[field]} different '{field}', which was {count}"
         for field, count in known.tokens.items()
-        if found.tokens.get(field, 0) != count
+        if current.tokens.get(field, 0) != count
     ]
     if changes:
         return f"has {' and '.join(changes)}"
-    if known.content != found.content:
+    if known.content != current.content:
         return f"has as many rows ({known.rows}) as it had, with other values in them"
     return ""

@@ -115,12 +115,12 @@ def read_table(path: str | Path, encoding: str | None = None, separator: str | N
         raise
     except Exception as error:  # pyarrow raises what it likes on what is no parquet
         raise InputError(f"'{file}' cannot be read as parquet: {str(error)[:200]}") from error
-    found = encoding or ("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    read_as = encoding or ("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     try:
-        text = content.decode(found)
+        text = content.decode(read_as)
     except (UnicodeDecodeError, LookupError) as error:
         raise InputError(
-            f"'{file}' is not encoded in {found.removesuffix('-sig')} ({str(error)[:100]}); say what it is by "
+            f"'{file}' is not encoded in {read_as.removesuffix('-sig')} ({str(error)[:100]}); say what it is by "
             "--encoding, such as latin-1"
         ) from error
     if not text.strip():
@@ -227,7 +227,7 @@ def _columns(frame: pd.DataFrame, named: Mapping[str, str | None], what: str) ->
         if name not in names:
             raise InputError(f"{what} has no column '{name}' for {role}; it has {listed(names)}{nearest(name, names)}")
         if name in columns.values():
-            other = next(each for each, column in columns.items() if column == name)
+            other = next(role for role, column in columns.items() if column == name)
             raise InputError(f"column '{name}' of {what} is named for both {other} and {role}")
         columns[role] = name
     guessed = []

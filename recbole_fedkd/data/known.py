@@ -29,11 +29,13 @@ def check_dataset(name: str, folder: Path) -> None:
     try:
         if folder.is_dir() or (not folder.exists() and name in downloadable()):
             return
-        found = folder.exists()
-        beside = {each.name for each in folder.parent.iterdir() if each.is_dir()} if folder.parent.is_dir() else set()
+        there = folder.exists()
+        beside = (
+            {other.name for other in folder.parent.iterdir() if other.is_dir()} if folder.parent.is_dir() else set()
+        )
     except OSError as error:
         raise InputError(f"dataset '{name}': '{folder}' cannot be read: {error.strerror}") from error
-    if found:
+    if there:
         raise InputError(f"dataset '{name}': '{folder}' is a file; it must be a folder with {name}.inter in it")
     hint = nearest(name, beside | downloadable() | {"ml-100k"})
     raise InputError(

@@ -153,11 +153,11 @@ class TimeOrder(Dataset):
         assert rows is not None
         for split, held_out in zip(splits[1:], self._judge_split(splits), strict=True):
             split.held_out = held_out
-        for each in [self, *splits]:
+        for dataset in [self, *splits]:
             # What all rows have to say is of all users; a client's copy of a split must not know it.
-            each._all_rows = None
+            dataset._all_rows = None
             if not (self.keeps_recency and rows.timed):
-                each.inter_feat.interaction.pop(RECENCY_FIELD, None)
+                dataset.inter_feat.interaction.pop(RECENCY_FIELD, None)
         for split in splits:
             split.item_interactions = None
         return splits
@@ -175,24 +175,24 @@ class TimeOrder(Dataset):
         whole = "RS" in (arguments["split"] or {}) and str(arguments["group_by"]).lower() == "none"
         groups = np.zeros_like(rows.users) if whole else rows.users
         divided = groups * np.int64(len(rows.moments)) + rows.moments
-        found = []
+        held_out = []
         for number, own in enumerate(places[1:], start=1):
             others = np.concatenate(
                 [training, *(held for other, held in enumerate(places) if other not in (0, number))]
             )
             tied = int(_among(divided[own], divided[others]).sum()) if by_time else None
             repeated = int(_among(rows.pairs[own], rows.pairs[training]).sum())
-            found.append(HeldOutRows(len(own), tied, repeated))
-        self._warn_of_repetitions(found)
-        return found
+            held_out.append(HeldOutRows(len(own), tied, repeated))
+        self._warn_of_repetitions(held_out)
+        return held_out
 
-    def _warn_of_repetitions(self, found: list[HeldOutRows]) -> None:
-        told = [
+    def _warn_of_repetitions(self, held_out: list[HeldOutRows]) -> None:
+        sentences = [
             f"{each.repeated} of {each.rows} {phase} rows"
-            for phase, each in zip(("validation", "test"), found, strict=True)
+            for phase, each in zip(("validation", "test"), held_out, strict=True)
             if each.repeated
         ]
-        if not told:
+        if not sentences:
             return
         key = (
             "rm_dup_inter: first or last keeps one row of each pair, and unset, the default, keeps all"
@@ -200,11 +200,11 @@ class TimeOrder(Dataset):
             else "files of benchmark_filename are taken as they are, whatever rm_dup_inter says"
         )
         self.logger.warning(
-            f"{' and '.join(told)} repeat a pair of user and item of the training rows, where a model has met it; {key}"
+            f"{' and '.join(sentences)} repeat a pair of user and item of the training rows, where a model has met it; {key}"
         )
 
 
 def _among(few: Numbers, many: Numbers) -> NDArray[np.bool_]:
     """Which of ``few`` are in ``many``."""
-    found = many[pd.Series(many).isin(few).to_numpy()]
-    return np.isin(few, found)
+    common = many[pd.Series(many).isin(few).to_numpy()]
+    return np.isin(few, common)

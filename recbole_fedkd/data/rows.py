@@ -201,8 +201,8 @@ class FullSortLoader(FullSortEvalDataLoader):
         positive = np.unique(pairs_of(dataset))
         users = np.unique(positive // dataset.item_num)
         used: Ids = sampler.used_ids.pairs
-        place = np.searchsorted(positive, used)
-        history = used[np.append(positive, -1)[place] != used]
+        entry = np.searchsorted(positive, used)
+        history = used[np.append(positive, -1)[entry] != used]
         self.uid2positive_item = _items_of(positive, users, dataset)
         self.uid2history_item = _items_of(history, users, dataset)
         self.uid2items_num = np.bincount(positive // dataset.item_num, minlength=dataset.user_num)
@@ -229,12 +229,12 @@ class FullSortLoader(FullSortEvalDataLoader):
 
 def _items_of(pairs: Ids, users: Ids, dataset: Any) -> NDArray[np.object_]:
     """Item ids of the given users, from ascending pairs, ``[all users]``; None for users that are not given."""
-    found = np.full(dataset.user_num, None, dtype=object)
+    items_of = np.full(dataset.user_num, None, dtype=object)
     items = torch.from_numpy(pairs % dataset.item_num)
     bounds = np.searchsorted(pairs, np.stack([users, users + 1]) * dataset.item_num)
     for user, start, end in zip(users.tolist(), *bounds.tolist(), strict=True):
-        found[user] = items[start:end]
-    return found
+        items_of[user] = items[start:end]
+    return items_of
 
 
 def evaluation_loader(config: Any, phase: str) -> Any:

@@ -148,7 +148,7 @@ class DataSchema:
     @cached_property
     def item_columns(self) -> Columns:
         """What the package's networks read of the items, the same memory for all that are built here."""
-        return {each.name: each.read(self.items[each.name]) for each in self.item}
+        return {field.name: field.read(self.items[field.name]) for field in self.item}
 
     @cached_property
     def vocabularies(self) -> dict[str, Any]:
@@ -179,7 +179,7 @@ class DataSchema:
 
     def context_of(self, rows: ClientRows) -> Columns:
         """Context of every training row ``[n, ...]``, as networks read it."""
-        return {each.name: each.read(rows.interactions[each.name]) for each in self.context}
+        return {field.name: field.read(rows.interactions[field.name]) for field in self.context}
 
     def own_numbers(self, rows: ClientRows) -> Tensor:
         """The user of every training row ``[n]`` by its number on the client, from 1."""
@@ -210,8 +210,8 @@ class DataSchema:
 
     def save(self, folder: Path) -> None:
         """Write it into a folder, as :data:`SCHEMA` and :data:`TABLES`."""
-        told = {name: value for name, value in asdict(self).items() if name not in _TENSORS}
-        write_json({"version": VERSION, **told}, folder / SCHEMA)
+        content = {name: value for name, value in asdict(self).items() if name not in _TENSORS}
+        write_json({"version": VERSION, **content}, folder / SCHEMA)
         arrays = {f"items/{name}": column.numpy() for name, column in self.items.items()}
         if self.known_items is not None:
             arrays["known_items"] = self.known_items.numpy()
@@ -226,18 +226,20 @@ class DataSchema:
         """
         file = regular_file(Path(folder) / SCHEMA)
         try:
-            told = json.loads(file.read_text(encoding="utf-8"))
-            version = told.pop("version")
+            content = json.loads(file.read_text(encoding="utf-8"))
+            version = content.pop("version")
             if version != VERSION:
                 raise InputError(f"'{file}' is of version {version}, and this package reads version {VERSION}")
-            told["columns"] = {name: _kind_of(column) for name, column in told["columns"].items()}
+            content["columns"] = {name: _kind_of(column) for name, column in content["columns"].items()}
             for side in ("user", "item", "context"):
-                told[side] = tuple(FeatureField(**each) for each in told[side])
+                content[side] = tuple(FeatureField(**each) for each in content[side])
             arrays = _read_arrays(Path(folder) / TABLES)
-            told["known_items"] = arrays.get("known_items")
-            told["items"] = {name[6:]: array for name, array in arrays.items() if name.startswith("items/")}
-            told["vectors"] = {name[8:]: array.numpy() for name, array in arrays.items() if name.startswith("vectors/")}
-            return cls(**told)
+            content["known_items"] = arrays.get("known_items")
+            content["items"] = {name[6:]: array for name, array in arrays.items() if name.startswith("items/")}
+            content["vectors"] = {
+                name[8:]: array.numpy() for name, array in arrays.items() if name.startswith("vectors/")
+            }
+            return cls(**content)
         except InputError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

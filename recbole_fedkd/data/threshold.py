@@ -33,10 +33,10 @@ def three_quarters(scale: Scale) -> float:
 
 def positive_sentence(field: str, threshold: float, scale: Scale | None) -> str:
     """What a positive row is, for the reader of a number."""
-    told = f"{field} >= {threshold:g}"
+    rule = f"{field} >= {threshold:g}"
     if scale is None or threshold != three_quarters(scale):
-        return told
-    return f"{told}, three quarters of the scale {scale[0]:g}..{scale[1]:g}"
+        return rule
+    return f"{rule}, three quarters of the scale {scale[0]:g}..{scale[1]:g}"
 
 
 def one_sided(positive: NDArray[np.bool_]) -> str | None:
@@ -88,8 +88,8 @@ class ThresholdLabels(Dataset):
         super()._set_label_by_threshold()
         ours = self.config["label_mode"] == "threshold"
         for field, ratings in values.items():
-            told = f"{asked[field]:g}" if ours else str(asked)
-            self._check_sides(ratings, asked[field], "rating_threshold" if ours else "threshold", told)
+            low = f"{asked[field]:g}" if ours else str(asked)
+            self._check_sides(ratings, asked[field], "rating_threshold" if ours else "threshold", low)
 
     def _check_sides(self, ratings: NDArray[np.floating], threshold: float, key: str, told: str) -> None:
         """Warn of ratings that nearly all are on one side of a threshold.

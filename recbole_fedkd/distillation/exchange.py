@@ -112,8 +112,8 @@ class FactorExchange:
             basis = bases(settings, totals, rows.item_count)[int(number)]
             arrays = {stage: factors.gram_product(left, basis)}
             squares = left.values.square()
-            told = rows.per_user(squares).view(-1, 1, 1) if by_user else squares.sum().view(1, 1)
-            return arrays | ({"squares": told} if number == "0" else {})
+            sums = rows.per_user(squares).view(-1, 1, 1) if by_user else squares.sum().view(1, 1)
+            return arrays | ({"squares": sums} if number == "0" else {})
         fold = self.known_users(item_tables(settings, totals, None, self.values)).fold
         return dict(zip((stage, f"curvature_{number}"), factors.em_statistics(fold, by_user), strict=True))
 
@@ -128,8 +128,8 @@ class FactorExchange:
         rows, count = self.rows, self.rows.item_count
         keys, pairs = torch.unique(rows.users * count + rows.items, return_inverse=True)
         paired = PairedRows(rows.users, rows.items, rows.values, rows.user_count, count, pairs, len(keys))
-        told = FactorExchange(self.settings, paired, self.labels, self.values).answer(stage, totals, by_user=True)
-        made = shortened(told, stage, keys // count, rows.user_count, unit)
+        answers = FactorExchange(self.settings, paired, self.labels, self.values).answer(stage, totals, by_user=True)
+        made = shortened(answers, stage, keys // count, rows.user_count, unit)
         of_pairs = made[stage]
         return {**made, stage: of_pairs.new_zeros(count, of_pairs.shape[1]).index_add_(0, keys % count, of_pairs)}
 
@@ -144,7 +144,9 @@ class FactorExchange:
         return KnownUsers(self.rows, self.labels, tables, self.values, self.settings.bias_shrinkage)
 
 
-def shortened(told: Tensors, stage: str, owner: Tensor, count: int, unit: Callable[[str], float]) -> dict[str, Tensor]:
+def shortened(
+    answers: Tensors, stage: str, owner: Tensor, count: int, unit: Callable[[str], float]
+) -> dict[str, Tensor]:
     """What several owners say, each shortened to norm 1 over all its arrays, each of these in units of its own.
 
     Args:
@@ -157,9 +159,9 @@ def shortened(told: Tensors, stage: str, owner: Tensor, count: int, unit: Callab
     Returns:
         The stage's array by pair; of the others the sum over the owners.
     """
-    pairs = told[stage]
+    pairs = answers[stage]
     lengths = pairs.new_zeros(count).index_add_(0, owner, (pairs / unit(stage)).square().sum(1))
-    beside = {name: value for name, value in told.items() if name != stage}
+    beside = {name: value for name, value in answers.items() if name != stage}
     for name, value in beside.items():
         lengths = lengths + (value / unit(name)).square().flatten(1).sum(1)
     shares = lengths.sqrt().clamp(min=1.0).reciprocal()
@@ -271,12 +273,12 @@ def item_biases(settings: FactorSettings, totals: Tensors, values: Tensor, mean:
 
 def bases(settings: FactorSettings, totals: Tensors, items: int) -> list[Tensor]:
     """Bases ``Q_1 .. Q_j`` that follow from the products so far; everybody computes the same."""
-    found = [factors.first_basis(items, min(settings.sketch_width, items), settings.seed)]
+    bases = [factors.first_basis(items, min(settings.sketch_width, items), settings.seed)]
     for number in range(settings.sketch_passes - 1):
         if f"product_{number}" not in totals:
             break
-        found.append(factors.next_basis(totals[f"product_{number}"], found))
-    return found
+        bases.append(factors.next_basis(totals[f"product_{number}"], bases))
+    return bases
 
 
 def _mixing(settings: FactorSettings, totals: Tensors) -> Tensor:

@@ -233,8 +233,8 @@ class FoldedUsers:
         self.uncertainty = uncertainty or Uncertainty(vectors.new_zeros(width, 0), vectors.new_zeros(len(vectors), 0))
         outer = vectors.new_zeros(rows.user_count, width, width)
         order, present, counts = self.by_user
-        for user, found in zip(present.tolist(), vectors[rows.items[order]].split(counts), strict=True):
-            outer[user] = found.T @ found
+        for user, own_vectors in zip(present.tolist(), vectors[rows.items[order]].split(counts), strict=True):
+            outer[user] = own_vectors.T @ own_vectors
         scales = rows.per_user(self.uncertainty.scales[rows.items])
         self.precision = torch.eye(width, dtype=vectors.dtype) + (outer + self._covariances(scales)) / noise
         self.weighted = rows.per_user(vectors[rows.items] * rows.values.unsqueeze(1)) / noise
@@ -243,16 +243,16 @@ class FoldedUsers:
 
     def of_pairs(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Expected residual ``v_i m_u`` and its variance as a share of the noise, both ``[n]``, of users and items ``[n]``."""
-        posterior, found = self.posterior, self.vectors[items]
-        mean = (found * posterior.mean[users]).sum(1)
+        posterior, vectors = self.posterior, self.vectors[items]
+        mean = (vectors * posterior.mean[users]).sum(1)
         runs, counts = torch.unique_consecutive(users, return_counts=True)
         if len(runs) * 16 > len(users):
-            drawn = torch.einsum("nij,nj->ni", posterior.covariance[users], found)
+            drawn = torch.einsum("nij,nj->ni", posterior.covariance[users], vectors)
         else:  # a ranking asks for many items of a user in a row: one product, in place of a matrix for every pair
-            parts = zip(found.split(counts.tolist()), posterior.covariance[runs], strict=True)
+            parts = zip(vectors.split(counts.tolist()), posterior.covariance[runs], strict=True)
             drawn = torch.cat([part @ covariance for part, covariance in parts])
         of_items = (self._along_users[users] * self.uncertainty.scales[items]).sum(1)
-        return mean, ((drawn * found).sum(1) + of_items) / self.noise
+        return mean, ((drawn * vectors).sum(1) + of_items) / self.noise
 
     def of_rows(self) -> tuple[Tensor, Tensor]:
         """The same of every row ``[n]`` by the user's *other* rows, exactly: what the row adds is taken off its user's sums."""
@@ -267,14 +267,14 @@ class FoldedUsers:
         ``L^{-1} [w, v, root diag(scales)^{1/2}]``.
         """
         users, items, root = self.rows.users[part], self.rows.items[part], self.uncertainty.root
-        found, scales = self.vectors[items], self.uncertainty.scales[items]
+        vectors, scales = self.vectors[items], self.uncertainty.scales[items]
         outer = (root.T.unsqueeze(2) * root.T.unsqueeze(1)).flatten(1)
         left = self.precision.flatten(1)[users].addmm_(scales, outer, alpha=-1 / self.noise)
         left = left.unflatten(1, self.precision.shape[1:])
-        left.addcmul_(found.unsqueeze(2), found.unsqueeze(1), value=-1 / self.noise)
-        columns = found.new_empty(*found.shape, 2 + root.shape[1])
-        columns[:, :, 0] = self.weighted[users] - found * (self.rows.values[part] / self.noise).unsqueeze(1)
-        columns[:, :, 1] = found
+        left.addcmul_(vectors.unsqueeze(2), vectors.unsqueeze(1), value=-1 / self.noise)
+        columns = vectors.new_empty(*vectors.shape, 2 + root.shape[1])
+        columns[:, :, 0] = self.weighted[users] - vectors * (self.rows.values[part] / self.noise).unsqueeze(1)
+        columns[:, :, 1] = vectors
         columns[:, :, 2:] = root * scales.sqrt().unsqueeze(1)
         # Not checked: what is left is the prior and more, and were that lost in rounding, so is what is asked for.
         lower, _ = torch.linalg.cholesky_ex(left)
@@ -328,7 +328,7 @@ def em_statistics(fold: FoldedUsers, by_user: bool = False) -> tuple[Tensor, Ten
     gradient = rows.per_item(mean[rows.users] * left.unsqueeze(1))
     order, present, of_users = fold.by_user
     parts = zip(fold.vectors[rows.items[order]].split(of_users), posterior.covariance[present], strict=True)
-    drawn = torch.cat([posterior.mean[:0], *(found @ covariance for found, covariance in parts)])
+    drawn = torch.cat([posterior.mean[:0], *(vectors @ covariance for vectors, covariance in parts)])
     drawn[:, -1] = 0
     gradient.index_add_(0, rows.answers[order], drawn, alpha=-1)
     counts, _ = rows.counts()
@@ -373,10 +373,10 @@ class Curvature:
         return Uncertainty(root, noise * self.shares(counts))
 
 
-def prior_precision(found: Tensor, uncertainty: Uncertainty, counts: Tensor, noise: Tensor | float) -> Tensor:
+def prior_precision(vectors: Tensor, uncertainty: Uncertainty, counts: Tensor, noise: Tensor | float) -> Tensor:
     """Precision of every entry of the item vectors, times ``s``, as the vectors have it themselves (empirical Bayes)."""
     rated = (counts > 0).double()
-    second = found.square() + uncertainty.scales @ uncertainty.root.square().T
+    second = vectors.square() + uncertainty.scales @ uncertainty.root.square().T
     mean = (second * rated.unsqueeze(1)).sum(0) / rated.sum().clamp(min=1)
     return noise / mean.clamp(min=1e-6)
 

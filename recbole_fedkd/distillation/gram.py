@@ -73,16 +73,16 @@ def directions(settings: GramSettings, items: int, products: Sequence[Tensor], k
     """
     if not products:
         return _first_basis(items, settings.width(items), settings.seed)
-    found = next_basis(products[-1], [torch.linalg.qr(torch.cat(list(known), 1))[0]])
-    scale = (found.abs().amax(1, keepdim=True) / _LEVELS).clamp(min=1e-30)
-    rounded: Tensor = (found / scale).round() * scale
+    basis = next_basis(products[-1], [torch.linalg.qr(torch.cat(list(known), 1))[0]])
+    scale = (basis.abs().amax(1, keepdim=True) / _LEVELS).clamp(min=1e-30)
+    rounded: Tensor = (basis / scale).round() * scale
     return rounded
 
 
 def answer(stage: str, rows: Rows, basis: Tensor) -> dict[str, Tensor]:
     """What goes up in a round: ``X^T (X Q)``; with the first also the diagonal of the Gram matrix ``[items, 1]``."""
-    found = {stage: gram_product(rows, basis)}
-    return found | ({"counts": rows.counts()[1].unsqueeze(1)} if stage == "product_0" else {})
+    sums = {stage: gram_product(rows, basis)}
+    return sums | ({"counts": rows.counts()[1].unsqueeze(1)} if stage == "product_0" else {})
 
 
 def exchanged(settings: GramSettings, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -102,8 +102,8 @@ def products_of(settings: GramSettings, totals: Mapping[str, Tensor]) -> list[Te
 
 def gram_factors(settings: GramSettings, products: Sequence[Tensor], bases: Sequence[Tensor]) -> Tensor:
     """``F [items, gram_size]`` with ``F F^T`` near ``G``, from products ``G W`` and directions ``W``; zeros beyond its rank."""
-    found = torch.cat(list(products), 1) @ nystroem_mixing(products, bases, settings.gram_size)
-    return functional.pad(found, (0, settings.gram_size - found.shape[1]))
+    directions = torch.cat(list(products), 1) @ nystroem_mixing(products, bases, settings.gram_size)
+    return functional.pad(directions, (0, settings.gram_size - directions.shape[1]))
 
 
 def ease_map(factors: Tensor, diagonal: Tensor, shrinkage: float) -> ItemMap:

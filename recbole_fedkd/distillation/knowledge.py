@@ -332,7 +332,7 @@ def _ordered_means(means: Tensor, present: Tensor, trim: float) -> Tensor:
     numbers = torch.arange(clients, device=means.device)
     own_place = torch.empty_like(holder).scatter_(0, holder, numbers.view(-1, 1, 1).expand_as(holder))
     ranks = numbers[:-1]
-    found = torch.zeros_like(means, dtype=torch.float64)
+    averages = torch.zeros_like(means, dtype=torch.float64)
     for some in numbers.split(max(1, _AT_A_TIME // means.numel())):
         count = present.sum(0) - present[some].long()
         # At least one (odd) or two (even count) in the middle always stay.
@@ -342,8 +342,8 @@ def _ordered_means(means: Tensor, present: Tensor, trim: float) -> Tensor:
         values = ordered.unsqueeze(0).expand(len(some), -1, -1, -1).gather(1, others)
         kept = (ranks.view(1, -1, 1) >= cut.unsqueeze(1)) & (ranks.view(1, -1, 1) < (count - cut).unsqueeze(1))
         total = values.masked_fill(~kept.unsqueeze(-1), 0.0).sum(1)
-        found[some] = total / kept.sum(1).clamp(min=1).unsqueeze(-1)
-    return found
+        averages[some] = total / kept.sum(1).clamp(min=1).unsqueeze(-1)
+    return averages
 
 
 def item_sums(logits: Tensor, items: Tensor, item_count: int) -> tuple[Tensor, Tensor]:

@@ -78,19 +78,19 @@ def draw(stream: np.random.Generator, wanted: int, free: NDArray[np.bool_], weig
     if len(left) <= wanted:
         return left
     total = None if weights is None else np.cumsum(weights)
-    found = np.empty(0, dtype=np.int64)
+    chosen = np.empty(0, dtype=np.int64)
     for _ in range(_BLOCKS):
         lots = stream.random(wanted + wanted // 4 + 16)
         drawn = _positions(lots, len(free), total)
-        found = np.concatenate([found, drawn[free[drawn]]])
-        found = found[np.sort(np.unique(found, return_index=True)[1])]
-        if len(found) >= wanted:
-            return found[:wanted]
+        chosen = np.concatenate([chosen, drawn[free[drawn]]])
+        chosen = chosen[np.sort(np.unique(chosen, return_index=True)[1])]
+        if len(chosen) >= wanted:
+            return chosen[:wanted]
     # What is still missing, by lots: of exponential times with the weights as rates, the earliest are such a draw too.
     times = -np.log1p(-stream.random(len(free)))[left] / (1.0 if weights is None else weights[left])
-    times[np.isin(left, found)] = np.inf
-    missing = np.argsort(times, kind="stable")[: wanted - len(found)]
-    return np.concatenate([found, left[missing]])
+    times[np.isin(left, chosen)] = np.inf
+    missing = np.argsort(times, kind="stable")[: wanted - len(chosen)]
+    return np.concatenate([chosen, left[missing]])
 
 
 def _positions(lots: NDArray[np.float64], size: int, total: NDArray[np.float64] | None) -> Ids:
@@ -126,17 +126,17 @@ def draw_candidates(
     """
     order = 1 + np.argsort(np.asarray(item_tokens, dtype=str)[1:], kind="stable")
     order = order[interactions[order] > 0]
-    place = np.zeros(len(item_tokens), dtype=np.int64)
-    place[order] = np.arange(len(order))
+    position = np.zeros(len(item_tokens), dtype=np.int64)
+    position[order] = np.arange(len(order))
     weights = interactions[order].astype(np.float64) if popular else None
     drawn = []
     free = np.ones(len(order), dtype=bool)
     for token, items, count in zip(user_tokens, met, wanted.tolist(), strict=True):
-        taken = place[items[items > 0]]
+        taken = position[items[items > 0]]
         free[taken] = False
         drawn.append(order[draw(user_stream(seed, phase, token), count, free, weights)])
         free[taken] = True
-    counts = np.array([len(each) for each in drawn], dtype=np.int64)
+    counts = np.array([len(items_of_user) for items_of_user in drawn], dtype=np.int64)
     return Candidates(np.concatenate([*drawn, np.empty(0, dtype=np.int64)]), counts, wanted)
 
 

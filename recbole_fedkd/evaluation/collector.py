@@ -93,10 +93,10 @@ class LabelCollector(Collector):
         if bad:
             for name in self._of_sweep():
                 del self.data_struct[name]
-            told = f"{bad} of {seen} scores of model '{self.config['model']}' are not finite"
+            sentence = f"{bad} of {seen} scores of model '{self.config['model']}' are not finite"
             if users and self.client_of_user is not None:
-                told += f" (client(s) {listed(sorted(set(self.client_of_user[users].tolist())))})"
-            raise NotFiniteError(f"{told}, {self.made_by}" if self.made_by else told)
+                sentence += f" (client(s) {listed(sorted(set(self.client_of_user[users].tolist())))})"
+            raise NotFiniteError(f"{sentence}, {self.made_by}" if self.made_by else sentence)
 
     def _of_sweep(self) -> list[str]:
         """What has been collected in this sweep alone."""

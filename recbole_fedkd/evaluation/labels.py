@@ -59,8 +59,8 @@ def described_labels(config: Any, dataset: Any) -> str:
     """What makes a row positive, for the reader of a number."""
     field = config["RATING_FIELD"]
     if config["label_mode"] == "threshold" or config["LABEL_FIELD"] == field:
-        told = "rating" if config["label_mode"] else field
-        return positive_sentence(told, config["rating_threshold"], dataset.label_scale)
+        column = "rating" if config["label_mode"] else field
+        return positive_sentence(column, config["rating_threshold"], dataset.label_scale)
     asked = config["threshold"] or {}
     return " and ".join(f"{name} >= {value:g}" for name, value in asked.items()) or "label 1"
 
@@ -70,8 +70,8 @@ def label_set(config: Any, dataset: Any) -> list[float]:
     field = config["LABEL_FIELD"]
     if config["label_mode"] is not None:
         return [float(value) for value in dataset.label_values]
-    found = dataset.inter_feat[field].unique().tolist() if field in dataset.inter_feat else []
-    return sorted({float(value) for value in found}) if set(found) - {0.0, 1.0} else [0.0, 1.0]
+    labels_there = dataset.inter_feat[field].unique().tolist() if field in dataset.inter_feat else []
+    return sorted({float(value) for value in labels_there}) if set(labels_there) - {0.0, 1.0} else [0.0, 1.0]
 
 
 def check_held_out(config: Any, dataset: Any, split: Any, phase: str) -> None:
@@ -91,9 +91,9 @@ def check_held_out(config: Any, dataset: Any, split: Any, phase: str) -> None:
     sided = one_sided(positive.numpy()) if positive is not None else None
     if positive is None or sided is None:
         return
-    told = described_labels(config, dataset)
+    described = described_labels(config, dataset)
     if bool(positive.all()) or not bool(positive.any()):
-        undefined = f"held-out {phase} rows: {sided} ({told})"
+        undefined = f"held-out {phase} rows: {sided} ({described})"
         if phase == "valid" and config["valid_metric"].lower() == "auc":
             raise InputError(
                 f"{undefined}, so that valid_metric AUC is not defined; take another valid_metric, hold out more rows "
@@ -103,7 +103,7 @@ def check_held_out(config: Any, dataset: Any, split: Any, phase: str) -> None:
         return
     whole = positive_rows(config, dataset)
     if whole is not None and one_sided(whole.numpy()) is None:
-        getLogger().warning(f"held-out {phase} rows: {sided} ({told}), of the whole dataset they are not")
+        getLogger().warning(f"held-out {phase} rows: {sided} ({described}), of the whole dataset they are not")
 
 
 def _check_clicks(config: Any, dataset: Any, metrics: list[str]) -> None:

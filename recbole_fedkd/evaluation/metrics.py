@@ -164,7 +164,7 @@ class GAUC(recbole_metrics.GAUC):
         judged = (pos_len_list > 0) & (pos_len_list < user_len_list)
         if not judged.any():
             return float("nan")
-        parts = (each[judged].astype(np.float64) for each in (pos_rank_sum, user_len_list, pos_len_list))
+        parts = (sums[judged].astype(np.float64) for sums in (pos_rank_sum, user_len_list, pos_len_list))
         return float(super().metric_info(*parts))
 
 

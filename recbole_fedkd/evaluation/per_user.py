@@ -30,7 +30,7 @@ def user_values(
         User ids ``[n]``, ascending, and metric name to values ``[n]``: ranking metrics at every cut-off, ``accuracy``, ``mae``
         and labelled NDCG; nan where a user is not judged. Metrics that are no mean over users or rows are left out.
     """
-    found: dict[str, NDArray[np.float64]] = {}
+    values: dict[str, NDArray[np.float64]] = {}
     if users is not None:
         lists_of, index, lists = np.unique(users, return_inverse=True, return_counts=True)
         for name, metric in metrics.items():
@@ -38,25 +38,25 @@ def user_values(
                 hits, lengths = metric.used_info(struct)
                 per_user = np.asarray(_metric_info(metric, hits, lengths), dtype=np.float64)
                 for k in topk:
-                    found[f"{name}@{k}"] = np.bincount(index, per_user[:, k - 1]) / lists
-        return lists_of, found
+                    values[f"{name}@{k}"] = np.bincount(index, per_user[:, k - 1]) / lists
+        return lists_of, values
     rows = struct.get("data.user").numpy()
     ids, index = np.unique(rows, return_inverse=True)
     counts = np.bincount(index)
     labels = struct.get("data.label").numpy().astype(np.float64)
     if "accuracy" in metrics:
         right = struct.get("rec.class").numpy() == struct.get("data.label").numpy()
-        found["accuracy"] = np.bincount(index, right) / counts
+        values["accuracy"] = np.bincount(index, right) / counts
     if "mae" in metrics:
         error = np.abs(struct.get("rec.score").numpy().astype(np.float64) - labels)
-        found["mae"] = np.bincount(index, error) / counts
+        values["mae"] = np.bincount(index, error) / counts
     for metric in metrics.values():
         if isinstance(metric, LabelledNDCG):
             scores = struct.get("rec.score").numpy().astype(np.float64)
             ranks = label_ranks(struct.get("data.label").numpy(), struct.get("data.label_set").numpy())
             for k in topk:
-                found[f"labelledndcg@{k}"] = labelled_ndcg_of_users(scores, ranks, rows, k)
-    return ids.astype(np.int64), found
+                values[f"labelledndcg@{k}"] = labelled_ndcg_of_users(scores, ranks, rows, k)
+    return ids.astype(np.int64), values
 
 
 def _metric_info(metric: Any, hits: Any, lengths: Any) -> Any:

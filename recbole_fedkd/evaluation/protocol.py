@@ -79,8 +79,8 @@ class EvaluationData:
     def ranking_loader(self) -> Any:
         """The full-sort loader of a protocol, or one made for it; None where there are no rows."""
         loaders = [protocol.loader for protocol in self.protocols]
-        found = next((loader for loader in loaders if isinstance(loader, FullSortEvalDataLoader)), None)
-        return found if found is not None or self.ranking is None else self.ranking()
+        full_sort = next((loader for loader in loaders if isinstance(loader, FullSortEvalDataLoader)), None)
+        return full_sort if full_sort is not None or self.ranking is None else self.ranking()
 
     @cached_property
     def uid2history_item(self) -> Any:
@@ -132,14 +132,14 @@ def evaluation_data(
     loader = loaders[index]
     if not len(loader._dataset):
         if holds_out(config, phase):
-            told = (
+            sentence = (
                 f"eval_args.split={config['eval_args']['split']} holds out no {phase} row of the {len(dataset.inter_feat)} "
                 f"interactions of dataset '{config['dataset']}'; hold out a larger share, or set eval_args.group_by=None where "
                 "users have few rows"
             )
             if phase == "test":
-                raise InputError(told)
-            getLogger().warning(told)
+                raise InputError(sentence)
+            getLogger().warning(sentence)
         return EvaluationData(phase, [], loaders[0])
     if members is not None:
         loaders = _of_users(config, dataset, loaders, phase, members)
@@ -154,8 +154,8 @@ def evaluation_data(
     _check_label(config, by_type, loaders[0]._dataset, phase)
     if len(by_type) == 1 and config["label_mode"] is None:
         rank_in_context(loader, context)
-        told = _describe(config, config, dataset, phase, False, context, loader, held_out)
-        stock = Protocol(told, config, loader, True, labels)
+        sentence = _describe(config, config, dataset, phase, False, context, loader, held_out)
+        stock = Protocol(sentence, config, loader, True, labels)
         return EvaluationData(phase, [stock], loaders[0], ranking)
     protocols = []
     for kind, metrics in by_type.items():
@@ -173,8 +173,8 @@ def evaluation_data(
         else:
             loader_of_kind = loader
         rank_in_context(loader_of_kind, context)
-        told = _describe(config, view, dataset, phase, positives_only, context, loader_of_kind, held_out)
-        protocols.append(Protocol(told, view, loader_of_kind, primary, labels))
+        sentence = _describe(config, view, dataset, phase, positives_only, context, loader_of_kind, held_out)
+        protocols.append(Protocol(sentence, view, loader_of_kind, primary, labels))
     return EvaluationData(phase, protocols, loaders[0], ranking)
 
 
@@ -279,14 +279,14 @@ def _facts(config: Any, loader: Any, held_out: Any) -> str:
 def _held_out_rows(config: Any, phase: str, held_out: Any) -> str:
     """Which rows are held out, and how many of them ties in time decided, where there are such."""
     arguments = config["eval_args"]
-    told = []
+    remarks = []
     if config["benchmark_filename"] is not None:
-        told.append("of the benchmark file")
+        remarks.append("of the benchmark file")
     elif "LS" in (arguments["split"] or {}):
-        told.append(f"leave-one-out, {'the latest of each user' if arguments['order'] == 'TO' else 'at random'}")
+        remarks.append(f"leave-one-out, {'the latest of each user' if arguments['order'] == 'TO' else 'at random'}")
     if held_out.tied:
-        told.append(f"file order among equal times decided {held_out.tied} of {held_out.rows}")
-    return f"held-out {phase} rows" + (f" ({'; '.join(told)})" if told else "")
+        remarks.append(f"file order among equal times decided {held_out.tied} of {held_out.rows}")
+    return f"held-out {phase} rows" + (f" ({'; '.join(remarks)})" if remarks else "")
 
 
 def _describe(
@@ -300,8 +300,8 @@ def _describe(
     held_out: Any,
 ) -> str:
     """The sentence of a protocol; what depends on the seed of a random split stands in brackets at its end."""
-    told = _judged(config, view, dataset, phase, positives_only, context, _held_out_rows(config, phase, held_out))
-    return told + _facts(config, loader, held_out)
+    sentence = _judged(config, view, dataset, phase, positives_only, context, _held_out_rows(config, phase, held_out))
+    return sentence + _facts(config, loader, held_out)
 
 
 def _judged(

@@ -46,8 +46,8 @@ def first_rows(dataset: Any) -> tuple[Tensor, Tensor]:
     users = dataset.inter_feat[dataset.uid_field]
     order = rows_in_time(dataset)
     order = order[torch.argsort(users[order], stable=True)]
-    found, counts = torch.unique_consecutive(users[order], return_counts=True)
-    return found, order[counts.cumsum(0) - counts]
+    present, counts = torch.unique_consecutive(users[order], return_counts=True)
+    return present, order[counts.cumsum(0) - counts]
 
 
 def _joining(dataset: Any, context: dict[str, Tensor]) -> Any:

@@ -47,7 +47,9 @@ class JudgedRows:
     def spread(self) -> dict[str, Any]:
         """Standard deviations of ``predictions`` and ``labels``, and whether the first is ``flat`` beside the second."""
         score, score_square, label, label_square = (self._sums / max(self.rows, 1)).tolist()
-        predicted, true = (math.sqrt(max(each, 0.0)) for each in (score_square - score**2, label_square - label**2))
+        predicted, true = (
+            math.sqrt(max(variance, 0.0)) for variance in (score_square - score**2, label_square - label**2)
+        )
         return {"predictions": predicted, "labels": true, "flat": predicted < FLAT * true}
 
 

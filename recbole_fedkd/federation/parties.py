@@ -264,7 +264,9 @@ def _check_distillable(config: Any, has_logits: bool) -> None:
                 f"knowledge={config['knowledge']} exchanges hidden states, which model '{config['model']}' does not tell; use "
                 "--model=AttnFedKD for it"
             )
-        widths = {list(each.get("hidden_sizes", config["hidden_sizes"]))[-1] for each in config["student_pool"] or [{}]}
+        widths = {
+            list(student.get("hidden_sizes", config["hidden_sizes"]))[-1] for student in config["student_pool"] or [{}]
+        }
         if len(widths) > 1:
             raise InputError(
                 f"knowledge={config['knowledge']} compares hidden states, which student_pool makes of widths "

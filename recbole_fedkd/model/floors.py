@@ -67,8 +67,8 @@ class FloorHead(FactorHead):
 
     def logits(self, mean: Tensor, features: Tensor) -> Tensor:
         """Logits ``[n, T]`` of distributions with exactly the predicted labels ``[n]`` for means."""
-        found = factors.distribution_of_mean(mean.double(), float(self.spread), self.exchange.values)
-        return found.clamp(min=1e-12).log().float()
+        distribution = factors.distribution_of_mean(mean.double(), float(self.spread), self.exchange.values)
+        return distribution.clamp(min=1e-12).log().float()
 
 
 class FloorBuilder:
@@ -152,8 +152,8 @@ class Bias(LabelledRecommender):
     def logits(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """See :meth:`LabelledRecommender.logits`; alike in every context."""
         means = self.means(users, items)
-        found = factors.distribution_of_mean(means.flatten(), float(self.spread), self.label_values.double())
-        return found.clamp(min=1e-12).log().view(*means.shape, -1).float()
+        distribution = factors.distribution_of_mean(means.flatten(), float(self.spread), self.label_values.double())
+        return distribution.clamp(min=1e-12).log().view(*means.shape, -1).float()
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Zero: nothing is learned by gradient."""

@@ -66,34 +66,34 @@ class GramNetwork(nn.Module):
         """Take in ``F [items, k]`` and the diagonal of the Gram matrix ``[items]``, both double."""
         settings = self.settings
         if self.kind == "ease":
-            found = gram.ease_map(factors, diagonal, settings.gram_shrinkage)
+            item_map = gram.ease_map(factors, diagonal, settings.gram_shrinkage)
         else:
-            found = gram.svd_map(factors, settings.gram_size)
+            item_map = gram.svd_map(factors, settings.gram_size)
         self.known.fill_(True)
         if self.keeps_scores:
             every = torch.arange(self.rows.item_count).expand(self.rows.user_count, -1)
-            self.scores.copy_(found.scores(self._folded_by(found), every, self._seen_rows().double()))
+            self.scores.copy_(item_map.scores(self._folded_by(item_map), every, self._seen_rows().double()))
             return
         for name in ("own", "into", "out"):
-            getattr(self, name).copy_(getattr(found, name))
+            getattr(self, name).copy_(getattr(item_map, name))
         self._folded = None
 
     def forward(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Logits ``[batch, targets, 2]`` of items ``[batch, targets]`` for local users ``[batch]``, in any context."""
         if self.keeps_scores:
             return click_logits(self.scores[users].gather(1, items))
-        found = ItemMap(self.own, self.into, self.out)
+        item_map = ItemMap(self.own, self.into, self.out)
         if self._folded is None:
-            self._folded = self._folded_by(found)
+            self._folded = self._folded_by(item_map)
         keys = users.unsqueeze(1) * self.rows.item_count + items
-        return click_logits(found.scores(self._folded[users], items, torch.isin(keys, self._pairs).float()))
+        return click_logits(item_map.scores(self._folded[users], items, torch.isin(keys, self._pairs).float()))
 
     def touched_squared_norm(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Zero: nothing is learned."""
         return self.dummy_param.sum() * 0
 
-    def _folded_by(self, found: ItemMap) -> Tensor:
-        return self.rows.per_user(found.into[self.rows.items])
+    def _folded_by(self, item_map: ItemMap) -> Tensor:
+        return self.rows.per_user(item_map.into[self.rows.items])
 
     def _seen_rows(self) -> Tensor:
         seen = torch.zeros(self.rows.user_count, self.rows.item_count, dtype=torch.bool)

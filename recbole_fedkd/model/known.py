@@ -129,14 +129,14 @@ class _Found:
 
     def of_pairs(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         mean, features = self.users.of_pairs(users, items)
-        means, found = mean.float(), standardised(features, *self.moments)
+        means, features_of_rows = mean.float(), standardised(features, *self.moments)
         if len(self.keys):
             wanted = users * self.users.rows.item_count + items
-            place = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
-            known = torch.nonzero(self.keys[place] == wanted).flatten()
-            rows = self.order[place[known]]
-            means[known], found[known] = self.means[rows], self.features[rows]
-        return means, found
+            entry = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
+            known = torch.nonzero(self.keys[entry] == wanted).flatten()
+            rows = self.order[entry[known]]
+            means[known], features_of_rows[known] = self.means[rows], self.features[rows]
+        return means, features_of_rows
 
 
 def _groups(exchange: FactorExchange) -> tuple[Sequence[FactorExchange], Sequence[Tensor]]:

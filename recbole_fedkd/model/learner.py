@@ -21,10 +21,10 @@ def _parameter_groups(module: nn.Module, rates: Mapping[str, float]) -> Any:
         return module.parameters()
     parameters = dict(module.named_parameters())
     check_patterns("learning_rates", rates, parameters)
-    found = matching(parameters, rates)
+    pattern_of = matching(parameters, rates)
     groups: dict[str | None, list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        groups.setdefault(found.get(name), []).append(parameter)
+        groups.setdefault(pattern_of.get(name), []).append(parameter)
     return [{"params": group, **({"lr": rates[key]} if key is not None else {})} for key, group in groups.items()]
 
 

@@ -144,7 +144,7 @@ def network_builders(config: Any, schema: DataSchema) -> Sequence[NetworkBuilder
         return [_HeadBuilder(config, schema)]
     if hasattr(config.model_class, "builder"):
         return [config.model_class.builder(config, schema)]
-    students = [_Builder(config, schema, each) for each in config["student_pool"] or [{}]]
+    students = [_Builder(config, schema, different) for different in config["student_pool"] or [{}]]
     if not config.trains_teacher:
         return students
     teacher = _Builder(config, schema, config["teacher"])
@@ -294,20 +294,20 @@ def user_rows(model: nn.Module, user_field: str, user_num: int, item_num: int) -
         InputError: a tensor has as many rows or columns as there are users, or users and items, and nothing says that they
             are none: it would be sent to others.
     """
-    found: dict[str, Rows] = {}
+    private: dict[str, Rows] = {}
     joint = set()
     for name, fields, offsets in joint_tables(model):
         joint.add(name)
         if user_field in fields:
             start = int(offsets[list(fields).index(user_field)])
-            found[name] = (start, start + user_num)
+            private[name] = (start, start + user_num)
     embeddings = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
     for name, tensor in model.state_dict().items():
         if name in joint or not tensor.is_floating_point():
             continue
         says_user, says_item = "user" in name.lower(), "item" in name.lower() and user_num == item_num
         if tensor.dim() and len(tensor) == user_num and (says_user or (name in embeddings and not says_item)):
-            found[name] = (0, user_num)
+            private[name] = (0, user_num)
         elif {user_num, user_num + item_num} & set(tensor.shape) and not says_item:
             shape = " x ".join(map(str, tensor.shape))
             raise InputError(
@@ -315,7 +315,7 @@ def user_rows(model: nn.Module, user_field: str, user_num: int, item_num: int) -
                 f"are {user_num} with padding, and cannot be parted into what is a user's and what is not; choose another "
                 "size if that is a coincidence, or another model"
             )
-    return found
+    return private
 
 
 def joint_tables(model: nn.Module) -> Iterator[tuple[str, Sequence[str], Sequence[int]]]:

@@ -71,14 +71,14 @@ class SharedState:
 
 def matching(names: Iterable[str], patterns: Iterable[str]) -> dict[str, str]:
     """Each name that a shell-style pattern matches (``*``, ``?``, ``[seq]``; upper and lower case differ) to the first such."""
-    found: dict[str, str] = {}
+    pattern_of: dict[str, str] = {}
     patterns = list(patterns)
     for name in names:
         for pattern in patterns:
             if fnmatchcase(name, pattern):
-                found[name] = pattern
+                pattern_of[name] = pattern
                 break
-    return found
+    return pattern_of
 
 
 def check_patterns(key: str, patterns: Iterable[str], names: Iterable[str]) -> None:

@@ -400,7 +400,7 @@ class CheckpointTrainer(Trainer):
             write_bytes(last.content, Path(self.saved_model_file))
 
     def resume_checkpoint(
-        self, resume_file: str | Path, found: tuple[Checkpoint, Checkpoint | None] | None = None
+        self, resume_file: str | Path, checkpoints: tuple[Checkpoint, Checkpoint | None] | None = None
     ) -> None:
         """Go on after the epoch of a checkpoint, in this run's own folder; the other run's files stay as they are.
 
@@ -411,7 +411,7 @@ class CheckpointTrainer(Trainer):
         Raises:
             InputError: the checkpoint cannot be read, does not fit, or is that of another config.
         """
-        last, best = found or last_and_best(resume_file)
+        last, best = checkpoints or last_and_best(resume_file)
         state = last.state
         check_same_config(state["config"], self.config.plain_values(), resume_file)
         load_parameters(self.model, state, last.file)

@@ -322,8 +322,8 @@ class RecBoleSamples(FleetTask):
     def blank(self, count: int, device: torch.device) -> Epoch:
         """The first row of all."""
         index = torch.zeros(1, count, dtype=torch.long, device=device)
-        found = index.flatten() if self.sampled else None
-        return self._epoch(index, found, torch.arange(count, device=device), index, torch.ones_like(index))
+        sampled = index.flatten() if self.sampled else None
+        return self._epoch(index, sampled, torch.arange(count, device=device), index, torch.ones_like(index))
 
 
 def _columns(features: Any, device: torch.device) -> dict[str, Tensor]:

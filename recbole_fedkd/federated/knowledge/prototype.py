@@ -53,9 +53,9 @@ class PrototypeKnowledge(Knowledge):
         return self.sizes.items if self.settings.prototype_of == "item" else self.sizes.labels
 
     def _class_of(self, step: Step) -> Tensor:
-        found = step.items if self.settings.prototype_of == "item" else step.labels
-        assert found is not None
-        return found
+        owner = step.items if self.settings.prototype_of == "item" else step.labels
+        assert owner is not None
+        return owner
 
     def collect(self, step: Step) -> dict[str, Tensor]:
         """Sums of hidden states ``[P, h]`` and samples ``[P]``."""
