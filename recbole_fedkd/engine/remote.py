@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from logging import getLogger
 from typing import Any, Protocol
 
+import msgpack
+
 from recbole_fedkd.engine.base import ClientError, Engine, Round, reason
 from recbole_fedkd.errors import TrainingError, listed
-from recbole_fedkd.federated.envelope import BEST, JUDGE, NEVER, TRAIN, Answer, Request, digest
+from recbole_fedkd.federated.envelope import BEST, JUDGE, MASK, NEVER, TRAIN, Answer, Request, digest
 from recbole_fedkd.federated.message import MessageError
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.finite import NotFiniteError
+
+MASKED_AGAIN = 2
+"""How often a round's sum under masks is tried again, with new keys, where too few are left of it."""
 
 
 class Transport(Protocol):
@@ -86,6 +92,7 @@ class RemoteEngine(Engine):
 
     def _run_clients(self, current: Round) -> None:
         payloads = {number: self.server.send(number, current.index) for number in current.chosen}
+        counted = dict(self.counted)
         answers = self._asked(TRAIN, current.index, payloads, lambda number: self._whole_network(number, current.index))
         self._absent = set(current.chosen) - answers.keys()
         for number in current.chosen:
@@ -94,6 +101,39 @@ class RemoteEngine(Engine):
                 self._take(number, answers.get(number), current)
             except ClientError as error:
                 self._leave_out(current, number, reason(error), error)
+        if current.intake.hidden is not None:
+            self._unmask(current, counted)
+
+    def _unmask(self, current: Round, counted: Mapping[int, int]) -> None:
+        """Have the parties add their messages under masks; who is not in the sum has not answered in this round.
+
+        Args:
+            current: the round.
+            counted: the latest round of every party that was counted before it.
+        """
+        hidden = current.intake.hidden
+        assert hidden is not None
+        hidden.ask, hidden.repeats = partial(self._masked, current.index), MASKED_AGAIN
+        for number in current.intake.unmask():
+            self.counted[number] = counted.get(number, NEVER)
+            fault = MessageError("masks", "it fell silent before its numbers were in the sum")
+            error = ClientError(f"client {number}, round {current.index + 1}, masking: {fault}")
+            error.__cause__ = fault
+            self._leave_out(current, number, reason(error), error)
+
+    def _masked(self, round_index: int, step: str, told: Mapping[int, bytes]) -> dict[int, bytes]:
+        """What parties answer in a step under masks; who does not is told of in the log."""
+        packed = {number: msgpack.packb([step, content]) for number, content in told.items()}
+        answers = self._round_trip(MASK, round_index, packed, "")
+        said = {}
+        for number in told:
+            try:
+                said[number] = self._checked(number, answers.get(number)).said
+            except Exception as error:
+                getLogger().warning(
+                    f"round {round_index + 1}: client {number} is not in step '{step}' of the masks: {error}"
+                )
+        return said
 
     def _take(self, number: int, answer: Answer | MessageError | None, current: Round) -> None:
         """One party's part of a round. Raises :class:`ClientError`, of which the cause is what happened."""
@@ -106,7 +146,10 @@ class RemoteEngine(Engine):
             training = [float(numbers[name]) for name in ("loss", "seen", "dropped", "whole")]
             if current.on_step is not None:
                 current.on_step(self.samples[number])
-            current.intake.add(number, said)
+            if current.intake.hidden is None:
+                current.intake.add(number, said)
+            else:
+                current.intake.add_header(number, said)
         except Exception as error:
             raise ClientError(f"client {number}, round {current.index + 1}, {stage}: {error}") from error
         finally:

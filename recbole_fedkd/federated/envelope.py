@@ -19,8 +19,8 @@ import msgpack
 from recbole_fedkd.federated.message import MessageError
 
 ENVELOPE_VERSION = 1
-TRAIN, JUDGE, BEST, HELLO = "train", "judge", "best", "hello"
-OPERATIONS = (HELLO, TRAIN, JUDGE, BEST)
+TRAIN, MASK, JUDGE, BEST, HELLO = "train", "mask", "judge", "best", "hello"
+OPERATIONS = (HELLO, TRAIN, MASK, JUDGE, BEST)
 NEVER = -1
 """The round up to which a party is counted that never was."""
 

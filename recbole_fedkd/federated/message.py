@@ -228,6 +228,11 @@ def _array(name: Any, entry: Any) -> NDArray[np.generic]:
     return np.frombuffer(raw, dtype=dtype).reshape(shape)
 
 
+def without_arrays(message: Message) -> Message:
+    """What a message says of itself: its arrays' names alone."""
+    return replace(message, arrays={name: np.zeros(0, np.int8) for name in message.arrays})
+
+
 def sizes_by_sender(message: Message, senders: Sequence[int]) -> list[int]:
     """Bytes on the wire of messages that differ from ``message`` in the sender and in the numbers that they hold."""
     without_sender = len(message.to_bytes()) - len(msgpack.packb(message.sender))

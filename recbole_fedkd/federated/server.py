@@ -70,22 +70,35 @@ class Release(ABC):
         """Restore what :meth:`state_dict` returned."""
 
 
+Ask = Callable[[str, Mapping[int, bytes]], Mapping[int, bytes]]
+"""Asks clients for a step, given what each is told in it; who falls silent is missing in what it returns."""
+
+
 class Hidden(ABC):
     """Uploads of a round of which the server sees the sum alone; see ``privacy/secure_sum.py``.
 
     Attributes:
         traffic: client to the bytes that it has heard and said for it; nothing before :meth:`into`.
+        ask: asks clients elsewhere; None: they are here.
+        repeats: how often the protocol may be run again, with new keys, where it was broken off.
     """
 
-    traffic: dict[int, tuple[int, int]]
+    def __init__(self) -> None:
+        self.traffic: dict[int, tuple[int, int]] = {}
+        self.ask: Ask | None = None
+        self.repeats = 0
 
     @abstractmethod
     def add(self, upload: Message) -> None:
         """Take one client's upload in, on its own side. Raises :class:`MessageError` for one that is not taken."""
 
     @abstractmethod
-    def into(self, fold: Fold) -> None:
-        """The fold takes in the sum."""
+    def add_header(self, header: Message, blank: Message) -> None:
+        """Know of an upload that stays where it is: what it says of itself, and a message of zeros of the same arrays."""
+
+    @abstractmethod
+    def into(self, fold: Fold) -> list[int]:
+        """The fold takes in the sum; returns the clients that are in it."""
 
     @abstractmethod
     def arrays_seen(self) -> Mapping[int, Mapping[str, NDArray[np.generic]]]:
@@ -101,7 +114,7 @@ class Server:
         clients_per_round: number of clients that take part in a round; None: all.
         codecs: how messages are encoded, the same on both sides.
         release: what is let out of a round; None: all.
-        hides: makes what keeps a round's uploads from the server, of what makes an empty fold and the number of clients; None:
+        hides: makes what keeps a round's uploads from the server, of what makes an empty fold and the clients' samples; None:
             it sees every one.
     """
 
@@ -112,7 +125,7 @@ class Server:
         clients_per_round: int | None = None,
         codecs: WireCodecs | None = None,
         release: Release | None = None,
-        hides: Callable[[Callable[[], Fold], int], Hidden] | None = None,
+        hides: Callable[[Callable[[], Fold], Mapping[int, int]], Hidden] | None = None,
     ) -> None:
         self.strategy, self.release, self.hides = strategy, release, hides
         self.codecs = codecs or WireCodecs()
@@ -215,8 +228,9 @@ class Intake:
         self.server, self.round_index, self.samples = server, round_index, samples
         empty = partial(server.strategy.empty, server.state, samples)
         self.fold = empty()
-        self.hidden = server.hides(empty, len(samples)) if server.hides is not None else None
+        self.hidden = server.hides(empty, samples) if server.hides is not None else None
         self.answered: dict[int, bool] = {}
+        self._unmasked = False
 
     def add(self, client: int, payload: bytes) -> Message | None:
         """Take in what a client has sent.
@@ -238,12 +252,44 @@ class Intake:
         """As :meth:`add`, of a message that is none of bytes any more, or never was."""
         self._check_due(client)
         message = self.server.link.read(client, message, self.round_index)
-        if message is not None and message.training.samples != self.samples[client]:
-            samples, known = message.training.samples, self.samples[client]
-            raise MessageError("samples", f"it speaks for {samples} samples where it has {known}")
+        self._check_samples(client, message)
         self.take(client, message)
         self.server.link.acknowledge(client)
         return message
+
+    def add_header(self, client: int, payload: bytes) -> None:
+        """Know of the upload of a client that keeps it, and adds it under masks.
+
+        Raises:
+            MessageError: as :meth:`add`, as far as what it says of itself tells.
+        """
+        self._check_due(client)
+        assert self.hidden is not None
+        header = Message.from_bytes(payload) if payload else None
+        blank = self.server.link.blank(client, header, self.round_index)
+        self._check_samples(client, header)
+        if header is not None and blank is not None:
+            self.hidden.add_header(header, blank)
+        self.answered[client] = header is not None
+        self.server.link.acknowledge(client)
+
+    def unmask(self) -> list[int]:
+        """Have the fold take in the sum of what is hidden; who is not in it has not answered, and is returned."""
+        self._unmasked = True
+        speakers = [client for client, spoke in self.answered.items() if spoke]
+        if self.hidden is None or not speakers:
+            return []
+        summed = set(self.hidden.into(self.fold))
+        missing = [client for client in speakers if client not in summed]
+        for client in missing:
+            del self.answered[client]
+            self.server.link.forget(client)
+        return missing
+
+    def _check_samples(self, client: int, message: Message | None) -> None:
+        if message is not None and message.training.samples != self.samples[client]:
+            samples, known = message.training.samples, self.samples[client]
+            raise MessageError("samples", f"it speaks for {samples} samples where it has {known}")
 
     def _check_due(self, client: int) -> None:
         if client not in self.samples:
@@ -269,8 +315,8 @@ class Intake:
         server, strategy, answers = self.server, self.server.strategy, sum(self.answered.values())
         state = strategy.delivered(server.state, list(self.answered))
         if statistics is None and answers:
-            if self.hidden is not None:
-                self.hidden.into(self.fold)
+            if not self._unmasked:
+                self.unmask()
             statistics = self.fold.finish()
         if server.release is not None:
             released = server.release.of_round(self.fold, statistics, answers, server.link)

@@ -244,17 +244,47 @@ class ServerLink:
         Raises:
             MessageError: it is not what this client may say in this round.
         """
+        if not self._is_said(client, message, round_index):
+            return None
+        assert message is not None
+        updates = [Updates(self.broadcast.replica)] if self.broadcast is not None else []
+        return received_through([*updates, *self.stages], message, self.schema)
+
+    def blank(self, client: int, header: Message | None, round_index: int) -> Message | None:
+        """A message of zeros of the arrays that a client's message holds, of which it says the names alone.
+
+        Args:
+            client: whom the header came from.
+            header: what came; see :func:`~recbole_fedkd.federated.message.without_arrays`.
+            round_index: the round.
+
+        Raises:
+            MessageError: it is not what this client may say in this round.
+        """
+        if not self._is_said(client, header, round_index):
+            return None
+        assert header is not None and self.schema is not None
+        specs = self.schema.arrays
+        missing = [name for name, spec in specs.items() if not spec.optional and name not in header.arrays]
+        unknown = [name for name in header.arrays if name not in specs]
+        if missing or unknown:
+            raise MessageError(
+                "arrays", f"its arrays are not those that were asked for: {(missing or unknown)[0][:40]}"
+            )
+        return replace(header, arrays={name: np.zeros(specs[name].shape, specs[name].dtype) for name in header.arrays})
+
+    def _is_said(self, client: int, message: Message | None, round_index: int) -> bool:
+        """Whether a client has said anything; raises :class:`MessageError` where it says what it may not in this round."""
         if message is None:
             if self.schema is not None and not self.schema.may_be_silent:
                 raise MessageError("silent", f"it says nothing where '{self.schema.kind}' was due")
-            return None
+            return False
         if message.sender != client:
             raise MessageError("sender", f"it says that it is {_name(message.sender)}")
         if message.round != round_index:
             raise MessageError("round", f"its message is of round {message.round + 1}")
         check_kind(message, self.schema)
-        updates = [Updates(self.broadcast.replica)] if self.broadcast is not None else []
-        return received_through([*updates, *self.stages], message, self.schema)
+        return True
 
     def acknowledge(self, client: int) -> None:
         """A client whose answer counts has taken in what it was told."""

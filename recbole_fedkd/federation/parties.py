@@ -311,10 +311,8 @@ def server_of(config: Any, strategy: Strategy, shared: SharedState, clients: int
     if config["secure_aggregation"]:
         from recbole_fedkd.privacy.secure_sum import SecureSum, check_secure  # needs an extra
 
-        noise = None
-        if release is not None and release.settings.noise == "distributed":
-            noise = release.deviation_of
-        hides = partial(SecureSum, least=config["min_clients"] or 0, noise=noise)
+        noisy = release if release is not None and release.settings.noise == "distributed" else None
+        hides = partial(SecureSum, least=config["min_clients"] or 0, release=noisy)
     server = Server(strategy, config["seed"], config["clients_per_round"], wire_of(config, clients), release, hides)
     server.start(shared)
     if hides is not None:

@@ -19,13 +19,14 @@ from recbole_fedkd.checkpoint import read_sealed, restored, write_sealed
 from recbole_fedkd.data.schema import ClientRows
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.client import Client
-from recbole_fedkd.federated.envelope import BEST, HELLO, JUDGE, NEVER, TRAIN, Answer, Request, digest, shortened
-from recbole_fedkd.federated.message import MessageError
+from recbole_fedkd.federated.envelope import BEST, HELLO, JUDGE, MASK, NEVER, TRAIN, Answer, Request, digest, shortened
+from recbole_fedkd.federated.message import MessageError, without_arrays
 from recbole_fedkd.federation import build_client
 from recbole_fedkd.files import remove_temporaries
 from recbole_fedkd.finite import NotFiniteError
 from recbole_fedkd.machines.judging import PartyJudge
 from recbole_fedkd.machines.manifest import Manifest
+from recbole_fedkd.machines.masks import PartyMasks, whole_message
 
 STATE, BEST_STATE = "state.pth", "best.pth"
 """Files of a party's folder: what it is, and the network of the best round."""
@@ -43,12 +44,14 @@ class _Done:
         answer: the bytes that were answered.
         after: the client afterwards.
         counted: the round up to which the server had counted the party when it asked.
+        kept: the client's message, where nobody gets it but under masks; else None.
     """
 
     request: bytes
     answer: bytes
     after: Snapshot
     counted: int
+    kept: bytes | None = None
 
 
 @dataclass
@@ -93,6 +96,7 @@ class Party:
         self._judge = PartyJudge(manifest.config, manifest.schema, self.rows, folder)
         self._place: Snapshot | None = None  # that the client is at; None: it is as it was built, or under way
         self._fresh = True
+        self._masks: PartyMasks | None = None
         self._state = _State()
         remove_temporaries(folder)
         if keep and (folder / STATE).is_file():
@@ -162,6 +166,8 @@ class Party:
             self._settle(asked)
         if asked.operation == BEST:
             return self._keep_best(asked, name)
+        if asked.operation == MASK:
+            return self._mask(asked, name)
         return self._train(asked, name) if asked.operation == TRAIN else self._serve(asked, name)
 
     def _begin(self, run: str) -> None:
@@ -192,14 +198,28 @@ class Party:
         if asked.told:
             client.receive(asked.told)
         training = client.train(asked.round)
-        said = client.send(asked.round)
+        said = kept = client.send(asked.round)
+        if kept and self.manifest.config["secure_aggregation"]:
+            said = without_arrays(whole_message(client, kept)).to_bytes()
         dropped, whole = client.link.codec_error
         numbers = {"loss": training.loss, "seen": training.seen, "dropped": dropped, "whole": whole}
         packed = Answer(self.number, asked.run, TRAIN, asked.round, name, said, numbers).to_bytes()
         self._place = client.snapshot()
-        self._state.trained, self._state.judged = _Done(name, packed, self._place, asked.counted), None
+        self._state.trained = _Done(name, packed, self._place, asked.counted, kept if kept != said else None)
+        self._state.judged = self._masks = None
         self._write()
         return packed
+
+    def _mask(self, asked: Request, name: bytes) -> bytes:
+        """A step of the sum under masks, of the message that training has left."""
+        trained = self._state.trained
+        if trained is None or not trained.kept:
+            raise MessageError("masks", "it has no message of this round")
+        if self._masks is None:
+            self._go_to(trained.after)
+            self._masks = PartyMasks(self.manifest.config, self._client, trained.kept)
+        said = self._masks.answer(name, asked.told)
+        return Answer(self.number, asked.run, MASK, asked.round, name, said).to_bytes()
 
     def _serve(self, asked: Request, name: bytes) -> bytes:
         """Take in what serves the users from now on, and judge."""

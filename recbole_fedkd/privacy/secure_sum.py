@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
+import msgpack
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.aggregate import Fold, Sums, WeightedMean
-from recbole_fedkd.federated.message import Message, MessageError
+from recbole_fedkd.federated.message import Message, MessageError, without_arrays
 from recbole_fedkd.federated.server import Hidden
 from recbole_fedkd.federated.strategy import ServerState, Strategy, check_additive
-from recbole_fedkd.privacy.masking import LEAST, MaskingClient, MaskingServer
+from recbole_fedkd.privacy.masking import LEAST, MaskingClient, MaskingError, MaskingServer
 from recbole_fedkd.privacy.noise import discrete_gaussian
+from recbole_fedkd.privacy.release import PrivateRelease
 
 LARGEST = 2.0**20
 """Numbers of a message must be smaller; then sums of them all fit into 64 bits, with what is left for the fraction."""
+
+KEYS, SHARES, MASKED, UNMASKING = STEPS = ("keys", "shares", "masked", "unmasking")
+
+_Empty = Callable[[], Fold]
+_Vector = NDArray[np.int64]
+_Layout = dict[str, torch.Tensor]
 
 
 def fraction_bits(clients: int) -> int:
@@ -27,18 +35,75 @@ def fraction_bits(clients: int) -> int:
     return 62 - 20 - math.ceil(math.log2(max(clients, 2)))
 
 
+class SecureClient:
+    """A client's half of a secure sum: what its message adds, in whole numbers, and its part of the protocol.
+
+    Args:
+        number: of the client.
+        empty: makes a fold that has taken in nothing, a ``Sums`` or a ``WeightedMean``.
+        clients: that take part.
+        noise: standard deviation of what the client adds to a message by itself, by the name of an array; None: nothing.
+
+    Attributes:
+        layout: arrays of the sum, by name.
+    """
+
+    def __init__(self, number: int, empty: _Empty, clients: int, noise: Callable[[str], float] | None = None) -> None:
+        self.number, self.empty, self.noise = number, empty, noise
+        self.bits = fraction_bits(clients)
+        self.layout: _Layout = {}
+        self._vector: _Vector = np.zeros(0, np.int64)
+        self._masking: MaskingClient | None = None
+
+    def take(self, upload: Message) -> None:
+        """Its message.
+
+        Raises:
+            MessageError: its numbers are too large.
+        """
+        own = self.empty()
+        own.add(upload)
+        parts = _sums(own)
+        self.layout = _layout(own)
+        numbers = np.concatenate([parts[name].double().numpy().ravel() for name in self.layout])
+        if numbers.size and float(np.abs(numbers).max()) >= LARGEST:
+            raise MessageError("not finite", f"it adds {np.abs(numbers).max():g}; masks take numbers below {LARGEST:g}")
+        self._vector = np.rint(numbers * 2.0**self.bits).astype(np.int64)
+        if self.noise is not None:
+            unit = own.weight_of(upload) / own.expected if isinstance(own, WeightedMean) else 1.0
+            deviations = {name: self.noise(name) * unit * 2.0**self.bits for name in self.layout}
+            drawn = [discrete_gaussian(part.numel(), deviations[name]) for name, part in self.layout.items()]
+            self._vector = self._vector + np.concatenate(drawn)
+
+    def answer(self, step: str, told: bytes) -> bytes:
+        """Its part of a step; with the first it begins anew, with keys that nobody has seen.
+
+        Raises:
+            MaskingError: it was asked out of turn, or what it was told does not fit.
+        """
+        if step == KEYS:
+            self._masking = MaskingClient(self.number)
+            return self._masking.keys()
+        if self._masking is None:
+            raise MaskingError(f"client {self.number} has no keys, since it was started again; a round draws new ones")
+        if step == SHARES:
+            return self._masking.shares(told)
+        return self._masking.masked(told, self._vector) if step == MASKED else self._masking.unmasking(told)
+
+
 class SecureSum(Hidden):
-    """The uploads of a round under secure aggregation, all halves in one process.
+    """The uploads of a round under secure aggregation.
 
     A client's half turns what its message adds to the fold into whole numbers of ``2^-fraction_bits`` and masks them; the
-    server's half, and with it the fold, gets their sum, which is that of the messages within half a step a client.
+    server's half, and with it the fold, gets their sum, which is that of the messages within half a step a client. The halves
+    are in this process, unless somebody says how clients are asked elsewhere.
 
     Args:
         empty: makes a fold that has taken in nothing, a ``Sums`` or a ``WeightedMean``.
-        clients: that take part.
-        least: that must be in the sum.
-        noise: standard deviation of the noise on a sum of messages, by the name of an array; every client adds its share, so
-            that there is as much where only the fewest are in the sum. None: no noise.
+        samples: samples of an epoch of every client that takes part.
+        least: clients that must be in the sum; 0: all.
+        release: whose noise clients add, each its share, so that there is as much where only the fewest are in the sum; None:
+            no noise.
 
     Attributes:
         seen: client to what the server has got of its numbers, once the sum is made.
@@ -46,19 +111,19 @@ class SecureSum(Hidden):
 
     def __init__(
         self,
-        empty: Callable[[], Fold],
-        clients: int,
-        least: int = LEAST,
-        noise: Callable[[str], float] | None = None,
+        empty: _Empty,
+        samples: Mapping[int, int],
+        least: int = 0,
+        release: PrivateRelease | None = None,
     ) -> None:
-        # Where all have to be there, each adds the less.
-        self.empty, self.least, self.noise = empty, max(least or (clients if noise is not None else 0), LEAST), noise
-        self.bits = fraction_bits(clients)
-        self.traffic: dict[int, tuple[int, int]] = {}
+        super().__init__()
+        self.empty, self.samples, self.release = empty, samples, release
+        self.least = max(least or len(samples), LEAST)
+        self.bits = fraction_bits(len(samples))
         self.seen: dict[int, bytes] = {}
         self._headers: dict[int, Message] = {}
-        self._vectors: dict[int, NDArray[np.int64]] = {}
-        self._layout: dict[str, torch.Tensor] = {}
+        self._clients: dict[int, SecureClient] = {}
+        self._layout: _Layout = {}
 
     def add(self, upload: Message) -> None:
         """The client's side: its vector.
@@ -66,48 +131,54 @@ class SecureSum(Hidden):
         Raises:
             MessageError: it adds other arrays than the clients before it, or numbers that are too large.
         """
+        client = SecureClient(upload.sender, self.empty, len(self.samples), self._noise)
+        client.take(upload)
+        self._check_layout(client.layout)
+        self._clients[upload.sender] = client
+        self._headers[upload.sender] = without_arrays(upload)
+
+    def add_header(self, header: Message, blank: Message) -> None:
+        """The server's side of a client elsewhere: what it says of itself, and a message of zeros like the one that it keeps.
+
+        Raises:
+            MessageError: it adds other arrays than the clients before it.
+        """
         own = self.empty()
-        own.add(upload)
-        parts = _sums(own)
-        layout = {
-            name: torch.empty(part.shape, dtype=part.dtype, device="meta") for name, part in sorted(parts.items())
-        }
-        known = self._layout or layout
-        if {name: part.shape for name, part in known.items()} != {name: part.shape for name, part in layout.items()}:
-            raise MessageError("arrays", f"it adds {', '.join(layout)} where the others add {', '.join(known)}")
-        numbers = np.concatenate([parts[name].double().numpy().ravel() for name in layout])
-        if numbers.size and float(np.abs(numbers).max()) >= LARGEST:
-            raise MessageError("not finite", f"it adds {np.abs(numbers).max():g}; masks take numbers below {LARGEST:g}")
-        self._layout = known
-        self._headers[upload.sender] = replace(upload, arrays={})
-        vector = np.rint(numbers * 2.0**self.bits).astype(np.int64)
-        if self.noise is not None:
-            unit = own.weight_of(upload) / own.expected if isinstance(own, WeightedMean) else 1.0
-            vector += np.concatenate([self._noise(name, part.numel(), unit) for name, part in layout.items()])
-        self._vectors[upload.sender] = vector
+        own.add(blank)
+        self._check_layout(_layout(own))
+        self._headers[header.sender] = header
 
-    def _noise(self, name: str, count: int, unit: float) -> NDArray[np.int64]:
-        """A client's share of the noise on an array, in steps of the fixed point; ``unit``: what 1 of a message adds."""
-        assert self.noise is not None
-        return discrete_gaussian(count, self.noise(name) * unit * 2.0**self.bits / math.sqrt(self.least))
+    @property
+    def _noise(self) -> Callable[[str], float] | None:
+        """A client's share of the noise."""
+        release, share = self.release, 1 / math.sqrt(self.least)
+        return None if release is None else lambda name: release.deviation_of(name) * share
 
-    def into(self, fold: Fold) -> None:
-        """Run the protocol; the fold takes in the sum.
+    @property
+    def terms(self) -> bytes:
+        """What a client elsewhere needs to know to add its part, for :func:`terms_of`."""
+        noise = None if self.release is None else self.release.noise_multiplier / math.sqrt(self.least)
+        # No two rounds ask for keys in the same words, so that nobody takes the one for the other.
+        packed: bytes = msgpack.packb([list(self.samples.items()), noise, os.urandom(16)])
+        return packed
+
+    def into(self, fold: Fold) -> list[int]:
+        """Run the protocol, again with new keys where it was broken off and may be; the fold takes in the sum.
+
+        Returns:
+            The clients that are in it.
 
         Raises:
             MaskingError: too few clients; the fold is as it was.
         """
-        length = len(next(iter(self._vectors.values()), ()))
-        server = MaskingServer(length, self.least)
-        clients = {number: MaskingClient(number) for number in self._vectors}
-        self.traffic = {number: (0, len(header.to_bytes())) for number, header in self._headers.items()}
-        told = server.keys(self._said({number: client.keys() for number, client in clients.items()}))
-        told = server.shares(self._said({number: clients[number].shares(each) for number, each in self._heard(told)}))
-        self.seen = {number: clients[number].masked(each, self._vectors[number]) for number, each in self._heard(told)}
-        told = server.masked(self._said(self.seen))
-        total = server.unmasked(
-            self._said({number: clients[number].unmasking(each) for number, each in self._heard(told)})
-        )
+        while True:
+            try:
+                summed, total = self._total()
+                break
+            except MaskingError:
+                if not self.repeats:
+                    raise
+                self.repeats -= 1
         sums, place = _sums(fold), 0
         for name, part in self._layout.items():
             size = part.numel()
@@ -115,7 +186,36 @@ class SecureSum(Hidden):
             sums[name] = (values if part.dtype.is_floating_point else values.round()).to(part.dtype)
             place += size
         if isinstance(fold, WeightedMean):
-            fold.weight = sum(fold.weight_of(self._headers[number]) for number in server.summed)
+            fold.weight = sum(fold.weight_of(self._headers[number]) for number in summed)
+        return summed
+
+    def _total(self) -> tuple[list[int], _Vector]:
+        """The clients that are in the sum, and the sum."""
+        server = MaskingServer(sum(part.numel() for part in self._layout.values()), self.least)
+        self.traffic = {number: (0, len(header.to_bytes())) for number, header in self._headers.items()}
+        told = server.keys(self._asked(KEYS, dict.fromkeys(self._headers, self.terms)))
+        told = server.shares(self._asked(SHARES, told))
+        self.seen = self._asked(MASKED, told)
+        total = server.unmasked(self._asked(UNMASKING, server.masked(self.seen)))
+        return server.summed, total
+
+    def _asked(self, step: str, told: Mapping[int, bytes]) -> dict[int, bytes]:
+        """What clients answer, with the bytes counted; those that fall silent are not in it."""
+        answers = (self.ask or self._ask_here)(step, told)
+        for number, content in told.items():
+            down, up = self.traffic[number]
+            counted = len(content) if step != KEYS or self.ask is not None else 0
+            self.traffic[number] = down + counted, up + len(answers.get(number, b""))
+        return dict(answers)
+
+    def _ask_here(self, step: str, told: Mapping[int, bytes]) -> dict[int, bytes]:
+        return {number: self._clients[number].answer(step, content) for number, content in told.items()}
+
+    def _check_layout(self, layout: _Layout) -> None:
+        known = self._layout or layout
+        if {name: part.shape for name, part in known.items()} != {name: part.shape for name, part in layout.items()}:
+            raise MessageError("arrays", f"it adds {', '.join(layout)} where the others add {', '.join(known)}")
+        self._layout = known
 
     def arrays_seen(self) -> dict[int, dict[str, NDArray[np.float64]]]:
         """What the server has got of every client, read as if no mask were on it, by array."""
@@ -127,17 +227,24 @@ class SecureSum(Hidden):
                 place += part.numel()
         return made
 
-    def _said(self, answers: dict[int, bytes]) -> dict[int, bytes]:
-        for number, answer in answers.items():
-            down, up = self.traffic[number]
-            self.traffic[number] = down, up + len(answer)
-        return answers
 
-    def _heard(self, told: Mapping[int, bytes]) -> list[tuple[int, bytes]]:
-        for number, each in told.items():
-            down, up = self.traffic[number]
-            self.traffic[number] = down + len(each), up
-        return list(told.items())
+def terms_of(packed: bytes) -> tuple[dict[int, int], float | None]:
+    """Samples of everybody who takes part, and the deviation of a client's own noise in units of the clip, of ``terms``.
+
+    Raises:
+        MaskingError: the bytes are none.
+    """
+    try:
+        samples, noise, _ = msgpack.unpackb(packed, max_array_len=2**20)
+        return {int(number): int(size) for number, size in samples}, None if noise is None else float(noise)
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        raise MaskingError(f"secure aggregation: {len(packed)} bytes are no terms: {error}") from error
+
+
+def _layout(fold: Fold) -> _Layout:
+    """Names, shapes and types of a fold's sums."""
+    parts = sorted(_sums(fold).items())
+    return {name: torch.empty(part.shape, dtype=part.dtype, device="meta") for name, part in parts}
 
 
 def _sums(fold: Fold) -> dict[str, torch.Tensor]:

@@ -123,11 +123,6 @@ def _check_secure(config: Any) -> None:
             f"secure_aggregation is True, but with strategy={config['strategy']} clients send nothing; unset it, or use a "
             "strategy that sums over clients, such as fedavg"
         )
-    if config["engine"] not in ("local", "fleet"):
-        raise InputError(
-            f"secure_aggregation runs in one process so far, and engine is {config['engine']}; use engine=local, which "
-            "measures it"
-        )
 
 
 @dictionary("attack")

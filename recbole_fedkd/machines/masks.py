@@ -1,0 +1,93 @@
+"""A party's half of secure aggregation: its message stays here, and what leaves it is masked.
+
+Keys and masks are in memory alone. A party that was started again has lost them, says so, and is out of the sum, or in the next
+one, with new keys: nothing is ever said twice under one mask. Asked the same again it gives the answer that it gave.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import msgpack
+
+from recbole_fedkd.federated.client import Client
+from recbole_fedkd.federated.message import Message, MessageError
+from recbole_fedkd.federated.stage import received_through
+from recbole_fedkd.privacy.masking import MaskingError
+from recbole_fedkd.privacy.secure_sum import KEYS, STEPS, SecureClient, terms_of
+from recbole_fedkd.privacy.settings import PrivacySettings
+
+
+def whole_message(client: Client, said: bytes) -> Message:
+    """A client's message as the server would have it, of what its end of the wire has made."""
+    return received_through(client.link.stages, Message.from_bytes(said), None)
+
+
+class PartyMasks:
+    """One round's half.
+
+    Args:
+        config: the federation's.
+        client: that has trained.
+        said: its message, as its end of the wire has made it.
+    """
+
+    def __init__(self, config: Any, client: Client, said: bytes) -> None:
+        self.config, self.client, self.message = config, client, whole_message(client, said)
+        self._half: SecureClient | None = None
+        self._given: dict[bytes, bytes] = {}
+
+    def answer(self, name: bytes, told: bytes) -> bytes:
+        """Its part of a step, once.
+
+        Args:
+            name: of the request.
+            told: the step, and what the server says in it.
+
+        Raises:
+            MessageError: it has no keys any more, or what it was told is nothing of this protocol.
+        """
+        if name in self._given:
+            return self._given[name]
+        step, content = self._read(told)
+        try:
+            if step == KEYS:
+                self._half, self._given = self._begun(content), {}
+            if self._half is None:
+                raise MaskingError(f"client {self.client.number} has no keys, since it was started again")
+            self._given[name] = self._half.answer(step, content)
+        except MaskingError as error:
+            raise MessageError("masks", str(error)) from error
+        return self._given[name]
+
+    def _begun(self, terms: bytes) -> SecureClient:
+        """A half with keys of its own."""
+        samples, noise = terms_of(terms)
+        client = self.client
+        if samples.get(client.number) != self.message.training.samples:
+            raise MaskingError(f"client {client.number} is to be in a sum that counts other samples for it than it has")
+        privacy = PrivacySettings.of(self.config)
+        deviation = None
+        if privacy is not None and privacy.noise == "distributed":
+            if noise is None or not noise > 0:
+                raise MaskingError("the server says nothing of the noise that its clients add")
+            bound = privacy.bound
+            deviation = partial(_deviation, noise, bound.norm_of)
+        empty = partial(client.strategy.empty, {}, samples)
+        half = SecureClient(client.number, empty, len(samples), deviation)
+        half.take(self.message)
+        return half
+
+    def _read(self, told: bytes) -> tuple[str, bytes]:
+        try:
+            step, content = msgpack.unpackb(told, raw=False, max_array_len=2, max_ext_len=0)
+        except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+            raise MessageError("malformed", f"{len(told)} bytes are no step of a secure sum: {error}") from error
+        if step not in STEPS or not isinstance(content, bytes):
+            raise MessageError("malformed", f"{len(told)} bytes are no step of a secure sum")
+        return step, content
+
+
+def _deviation(noise: float, norm_of: Any, name: str) -> float:
+    return float(noise * norm_of(name))

@@ -1,0 +1,216 @@
+"""Sums under masks over parties elsewhere: what a server gets, and parties that are killed in any step."""
+
+import msgpack
+import pytest
+import torch
+from test_machines import RUN, Federation
+
+pytest.importorskip("cryptography")
+
+from recbole_fedkd.engine import ClientError, InProcess
+from recbole_fedkd.federated.envelope import MASK, TRAIN, Answer, Request
+from recbole_fedkd.federated.message import Message
+from recbole_fedkd.privacy.masking import MaskingError
+from recbole_fedkd.privacy.secure_sum import STEPS
+
+CASES = {
+    "fedavg": {"strategy": "fedavg"},
+    "label": {"strategy": "afd", "knowledge": "label"},
+    "factors": {"strategy": "afd", "knowledge": "factors"},
+    "clipped": {"strategy": "fedavg", "stages": ["clip", "codecs"], "clip_norm": 0.3},
+}
+
+
+@pytest.fixture
+def parties(prepared, tmp_path):
+    """Parties under masks, and the same federation without masks in one process."""
+
+    def build(case, **keys):
+        _local_config, trainer, loaders, _ = prepared(client_num=4, **CASES[case])
+        config, *_ = prepared(client_num=4, secure_aggregation=True, **CASES[case], **keys)
+        least = {"min_clients": keys["min_clients"]} if "min_clients" in keys else {}
+        return Federation(tmp_path, trainer, loaders, config, InProcess, **least), trainer.engine
+
+    return build
+
+
+def listened(remote):
+    """Every request and answer of a federation from now on, as ``(party, request, answer)``."""
+    heard = []
+    for number, ask in dict(remote.transport.answering).items():
+
+        def answer(request, number=number, ask=ask):
+            said = ask(request)
+            heard.append((number, Request.from_bytes(request), Answer.from_bytes(said)))
+            return said
+
+        remote.transport.answering[number] = answer
+    return heard
+
+
+def step_of(request):
+    return msgpack.unpackb(request.told)[0] if request.operation == MASK else None
+
+
+def assert_near(remote, local):
+    for name, value in local.server.state.items():
+        torch.testing.assert_close(remote.engine.server.state[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_parties_under_masks_come_to_the_sum_of_those_without(parties, case):
+    remote, local = parties(case)
+    for index in range(3):
+        masked, plain = remote.engine.run_round(index), local.run_round(index)
+        assert masked.loss == pytest.approx(plain.loss, rel=1e-4)
+    assert_near(remote, local)
+
+
+def test_the_server_gets_no_number_of_a_message_but_under_masks(parties):
+    remote, _ = parties("fedavg")
+    heard = listened(remote)
+    report = remote.engine.run_round(0)
+    said = [answer for _, request, answer in heard if request.operation == TRAIN]
+    assert all(array.size == 0 for each in said for array in Message.from_bytes(each.said).arrays.values())
+    masked = {number: answer.said for number, request, answer in heard if step_of(request) == "masked"}
+    length = 8 * sum(value.numel() for value in remote.engine.server.state.values())
+    assert {len(content) for content in masked.values()} == {length} and len(set(masked.values())) == 4
+    assert all(count > length for count in report.bytes_up.values())
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["before it answers", "after it answered"])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_party_killed_in_any_step_is_in_the_sum_with_new_keys_or_none(parties, step, answered):
+    """All have to be in it: nothing is unmasked before that, and what is repeated draws new keys."""
+    remote, local = parties("fedavg")
+    ask, killed = dict(remote.transport.answering), []
+
+    def dying(request):
+        due = not killed and step_of(Request.from_bytes(request)) == step
+        if due:
+            killed.append(step)
+            if answered:
+                ask[1](request)
+            remote.start(1)
+        return ask[1](request)
+
+    remote.transport.answering[1] = dying
+    heard = listened(remote)
+    remote.engine.run_round(0)
+    local.run_round(0)
+    assert killed == [step]
+    assert_near(remote, local)
+    for number in range(4):
+        for each in ("keys", "masked"):
+            told = [answer.said for party, request, answer in heard if party == number and step_of(request) == each]
+            told = [content for content in told if content]
+            assert len(told) == len(set(told)) >= 1
+    # Asked for keys again it has others; killed in the last step its neighbours have what unmasks the sum.
+    attempts = sum(1 for party, request, _ in heard if party == 0 and step_of(request) == "keys")
+    assert attempts == (1 if step in ("keys", "unmasking") else 2)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_party_that_stays_away_from_a_step_on_is_left_out_where_it_may_be(parties, step):
+    remote, local = parties("fedavg", min_clients=3)
+    ask = dict(remote.transport.answering)
+
+    def silent(request):
+        read = Request.from_bytes(request)
+        if read.operation == MASK and STEPS.index(step_of(read)) >= STEPS.index(step):
+            return Answer(1, read.run, MASK, read.round, b"?").to_bytes()
+        return ask[1](request)
+
+    remote.transport.answering[1] = silent
+    report = remote.engine.run_round(0)
+    local.min_clients = 3
+    if step != "unmasking":
+        assert "masks" in report.missing[1]
+        local.held_out = frozenset({1})
+        assert remote.engine.counted.keys() >= {0, 2, 3} and remote.engine.counted[1] == -1
+    else:
+        assert not report.missing  # its numbers are in the sum
+    local.run_round(0)
+    assert_near(remote, local)
+
+
+def test_a_party_that_must_not_be_missing_ends_the_run_and_nothing_was_unmasked(parties):
+    remote, _ = parties("fedavg")
+    ask = dict(remote.transport.answering)
+
+    def silent(request):
+        read = Request.from_bytes(request)
+        return Answer(1, read.run, MASK, 0, b"?").to_bytes() if step_of(read) == "masked" else ask[1](request)
+
+    remote.transport.answering[1] = silent
+    heard, before = listened(remote), dict(remote.engine.server.state)
+    with pytest.raises(MaskingError, match="3 clients have sent a masked vector, 4 are needed; nothing is revealed"):
+        remote.engine.run_round(0)
+    assert not [request for _, request, _ in heard if step_of(request) == "unmasking"]
+    assert all(torch.equal(value, remote.engine.server.state[name]) for name, value in before.items())
+
+
+def test_a_round_that_is_asked_for_again_draws_new_keys_and_one_question_gets_one_answer(parties):
+    remote, local = parties("fedavg")
+    heard = listened(remote)
+    state = remote.engine.state_dict()
+    remote.engine.run_round(0)
+    keys = [answer.said for number, request, answer in heard if number == 2 and step_of(request) == "keys"]
+    again = next(request for number, request, _ in heard if number == 2 and step_of(request) == "keys")
+    assert Answer.from_bytes(remote.parties[2].answer(again.to_bytes())).said == keys[0]
+    remote.engine.load_state_dict(state)
+    remote.engine.run_round(0)
+    local.run_round(0)
+    assert_near(remote, local)
+    keys = [answer.said for number, request, answer in heard if number == 2 and step_of(request) == "keys"]
+    masked = [answer.said for number, request, answer in heard if number == 2 and step_of(request) == "masked"]
+    assert len(set(keys)) == len(set(masked)) == 2
+
+
+def test_a_step_out_of_turn_or_of_another_protocol_is_refused(parties):
+    remote, _ = parties("fedavg")
+    party = remote.parties[0]
+    request = Request(RUN, MASK, 0, told=msgpack.packb(["keys", b""]))
+    assert "no message of this round" in Answer.from_bytes(party.answer(request.to_bytes())).detail
+    remote.engine.run_round(0)
+    for told, said in [
+        (b"?", "no step of a secure sum"),
+        (msgpack.packb(["sum", b""]), "no step of a secure sum"),
+        (msgpack.packb(["keys", b"\x00"]), "no terms"),
+        (msgpack.packb(["shares", msgpack.packb([])]), "out of turn"),
+    ]:
+        answer = Answer.from_bytes(party.answer(Request(RUN, MASK, 0, 0, told).to_bytes()))
+        assert said in answer.detail and not answer.said
+
+
+def test_noise_of_the_parties_is_in_the_sum(parties):
+    remote, _local = parties(
+        "clipped",
+        privacy={"clip": 2.0, "noise_multiplier": 3.0, "noise": "distributed", "unit": "client"},
+        client_weights="uniform",
+    )
+    remote.engine.server.release.start(4, 2)
+    before = {name: value.clone() for name, value in remote.engine.server.state.items()}
+    remote.engine.run_round(0)
+    changed = torch.cat(
+        [(value - before[name]).flatten() for name, value in remote.engine.server.state.items()]
+    ).double()
+    assert float(changed.std()) == pytest.approx(3.0 * 2.0 / 4, rel=8 / len(changed) ** 0.5)
+
+
+def test_processes_under_masks_end_as_one_process_without(run):
+    keys = {"strategy": "fedavg", "epochs": 2, "saved": False}
+    one, other = run(**keys), run(**keys, engine="processes", secure_aggregation=True)
+    assert other["engine"] == "processes" and other["engine_fallback"] is None
+    for metric, value in one["test_result"].items():
+        assert other["test_result"][metric] == pytest.approx(value, abs=1e-3), metric
+
+
+def test_what_parties_do_not_answer_is_a_client_error_where_all_have_to(parties):
+    remote, _ = parties("fedavg")
+    ask = dict(remote.transport.answering)
+    remote.transport.answering[1] = lambda request: (
+        b"?" if Request.from_bytes(request).operation == TRAIN else ask[1](request)
+    )
+    with pytest.raises(ClientError, match="malformed"):
+        remote.engine.run_round(0)
