@@ -1,10 +1,15 @@
-"""Kills parties of a running federation at random moments and holds what comes out against a run that nobody disturbed.
+"""Kills parties and coordinators at random moments and holds what comes out against a run that nobody disturbed.
 
     python benchmarks/kills.py --kills=100 --seed=1
+    python benchmarks/kills.py --kills=100 --seed=1 --who=all
 
 Every party is a process (``engine=processes``); one of them is killed with SIGKILL after a random part of a round, while it
 trains, takes in what serves its users, writes its state, or does nothing. At the end all parameters, of clients and server,
 must be those of ``engine=local``, bit for bit. Data are generated.
+
+With ``--who=all`` the coordinator is a process of its own too (``recbole-fedkd coordinate`` and ``party``), parties judge their
+own rows, and whoever is killed is started anew: half of the kills come at a random moment, half in the middle of writing a
+file, or between its writing and its being there. Result, server's state and parties' networks must be the undisturbed ones.
 """
 
 from __future__ import annotations
@@ -13,11 +18,13 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
@@ -26,8 +33,14 @@ import numpy as np
 import psutil
 import torch
 
+from recbole_fedkd import files
+from recbole_fedkd.checkpoint import read_sealed
 from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.machines import running
+from recbole_fedkd.machines.coordinator import SERVER_STATE
+from recbole_fedkd.machines.party import STATE, served
 from recbole_fedkd.quick_start import _prepare, processor_settings
+from recbole_fedkd.splitting import split_federation
 
 _KEYS = {
     "embedding_size": 4, "hidden_sizes": [4, 8], "attention_heads": 2, "history_length": 5, "train_batch_size": 32,
@@ -142,9 +155,142 @@ def measured(
     return {"keys": keys, "seed": seed, "rounds": index, "kills": killed, "differences": len(wrong), "first": wrong[:3]}
 
 
+def _dies_while_it_writes(count: int) -> None:
+    """Have the process kill itself at so many steps of writing files: half written, whole but not yet there, or just there."""
+    left, synchronise = [count], files._synchronise
+
+    def counted(path: Path) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            if path.is_file() and count % 2:
+                os.truncate(path, path.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        synchronise(path)
+
+    files._synchronise = counted  # type: ignore[assignment]
+
+
+def _started(job: Callable[[], None], log: Path, dies_after: int | None) -> int:
+    """A process of its own that does a job; a fork, since all is loaded here."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        if dies_after is not None:
+            _dies_while_it_writes(dies_after)
+        job()
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        os._exit(1)
+    os._exit(0)
+
+
+def federation_killed(cut: Path, kills: int, dice: random.Random) -> tuple[Any, int]:
+    """A run of a federation that was cut, in which coordinator and parties are killed.
+
+    Args:
+        cut: folder of manifest and parties.
+        kills: how many, as long as the run takes.
+        dice: says who is killed, and when.
+
+    Returns:
+        What came of it, to be compared, and how many were killed.
+    """
+    trust, address = running.Trust(), f"unix:{cut}/s"
+    folders = sorted(cut.glob("party-*"))
+    jobs: list[Callable[[], None]] = [
+        lambda: running.coordinate(cut / "manifest", address, cut / "server", trust, {"state": "ERROR"}) and None,
+        *(partial(running.live, folder, cut / "manifest", address, trust, {"state": "ERROR"}) for folder in folders),
+    ]
+    here, killed = {}, 0
+    doomed: dict[int, float] = {}
+
+    def start(place: int) -> None:
+        writes = dice.random() < 0.5 and killed < kills
+        here[place] = _started(jobs[place], cut / f"log-{place}", dice.randrange(12) if writes else None)
+        if not writes and killed < kills:
+            doomed[place] = perf_counter() + dice.expovariate(1 / 2.0)
+
+    try:
+        for place in range(len(jobs)):
+            start(place)
+        while True:
+            for place, moment in list(doomed.items()):
+                if perf_counter() > moment:
+                    doomed.pop(place)
+                    if killed < kills:
+                        os.kill(here[place], signal.SIGKILL)
+            ended, status = os.waitpid(-1, os.WNOHANG)
+            if not ended:
+                sleep(0.01)
+                continue
+            place = next(place for place, child in here.items() if child == ended)
+            del here[place]
+            if os.WIFSIGNALED(status):
+                killed += 1
+                doomed.pop(place, None)
+                start(place)
+            elif place == 0 and os.WEXITSTATUS(status) == 0:
+                break
+            else:
+                raise RuntimeError(f"process {place} ended: {(cut / f'log-{place}').read_text()[-500:]}")
+    finally:
+        for child in here.values():
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    return outcome(cut), killed
+
+
+def outcome(cut: Path) -> Any:
+    """Result, the server's state, and the networks of the parties; without seconds, folders and names of runs."""
+    result = json.loads((cut / "server" / running.RESULT).read_text())
+    result.pop("run_folder")
+    result.pop("timing")
+    for each in result["rounds"]:
+        each.pop("seconds")
+    state, _ = read_sealed(cut / "server" / SERVER_STATE)
+    networks = [served(folder / STATE) for folder in sorted(cut.glob("party-*"))]
+    return result, state["engine"]["server"], [each[0] for each in networks if each is not None]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two nested values are equal, tensors bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(same(*pair) for pair in zip(one, other, strict=True))
+    return bool(one == other)
+
+
+def measured_all(keys: dict[str, Any], kills: int, seed: int) -> dict[str, Any]:
+    """Run after run in which coordinator and parties are killed, until so many were."""
+    dice, killed, runs, wrong = random.Random(seed), 0, 0, 0
+    with tempfile.TemporaryDirectory() as folder, processor_settings(threads=1):
+        write_ratings(Path(folder))
+        given = {**_KEYS, "data_path": folder, "epochs": 6, "stopping_step": 20, **keys}
+        given |= {"metrics": ["MAE", "RMSE", "Accuracy"], "valid_metric": "MAE"}
+        split_federation("AttnFedKD", "tiny", Path(folder) / "cut", [], given)
+        undisturbed: Any = None
+        while undisturbed is None or killed < kills:
+            place = Path(folder) / str(runs)
+            shutil.copytree(Path(folder) / "cut", place)
+            found, more = federation_killed(place, 0 if undisturbed is None else kills - killed, dice)
+            undisturbed = undisturbed or found
+            wrong += not same(found, undisturbed)
+            killed, runs = killed + more, runs + 1
+            shutil.rmtree(place)
+    return {"keys": keys, "seed": seed, "runs": runs, "kills": killed, "different runs": wrong}
+
+
 def main() -> None:
     """Measure, and print JSON."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--who", choices=("parties", "all"), default="parties")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
@@ -155,7 +301,8 @@ def main() -> None:
     ]
     each = -(-arguments.kills // len(runs))
     for place, keys in enumerate(runs):
-        print(json.dumps(measured(keys, each, arguments.seed + place)), flush=True)
+        kind = measured if arguments.who == "parties" else measured_all
+        print(json.dumps(kind(keys, each, arguments.seed + place)), flush=True)
 
 
 if __name__ == "__main__":

@@ -36,11 +36,13 @@ MAY_KNOW = {
         "config",
         "data",
         "engine",
+        "evaluation",
         "federated",
         "federation",
         "files",
         "finite",
         "privacy",
+        "record",
         "rounds",
     },
     "trainer": {

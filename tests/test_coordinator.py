@@ -7,21 +7,29 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from recbole_fedkd.engine import InProcess
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.machines.coordinator import SERVER_STATE, Coordinator
+from recbole_fedkd.machines.journal import LOG, Journal, read_events, status
+from recbole_fedkd.machines.judging import BINS, added, area_within, metrics_of
 from recbole_fedkd.machines.manifest import Manifest
 from recbole_fedkd.machines.party import Party
+from recbole_fedkd.report import write_report
+from recbole_fedkd.rounds import EpochRecord
 from recbole_fedkd.splitting import split_federation
 
 KEYS = {
     "strategy": "fedavg",
     "codecs": ["int8"],
-    "metrics": ["MAE", "RMSE", "Accuracy", "LogLoss"],
+    "metrics": ["MAE", "NMAE", "RMSE", "Accuracy", "LogLoss", "AUC", "LabelledNDCG"],
     "valid_metric": "MAE",
     "epochs": 4,
     "metric_decimal_place": 7,
@@ -86,10 +94,14 @@ def finished(cut, folder, after=10**9):
 
 def test_it_is_the_run_of_one_process(run, cut, tmp_path):
     local = run(**KEYS)
-    found, _, captured = finished(cut, tmp_path)
+    found, coordinator, captured = finished(cut, tmp_path)
     assert found["best_round"] == local["best_round"]
     for name in ("test_result", "best_valid_result"):
+        # AUC comes from histograms: predictions that hardly vary share a bin.
+        within = area_within(added(coordinator.test_sums)) + 0.01
+        assert found[name].pop("auc") == pytest.approx(local[name].pop("auc"), abs=within), name
         assert found[name] == pytest.approx(local[name], abs=2e-6), name
+        assert {"mae", "nmae", "labelledndcg@10"} <= found[name].keys()
     for one, other in zip(found["rounds"], local["rounds"], strict=True):
         assert {name: one[name] for name in ("loss", "bytes_up", "bytes_down", "codec_error")} == {
             name: other[name] for name in ("loss", "bytes_up", "bytes_down", "codec_error")
@@ -107,6 +119,7 @@ def test_killed_in_training_and_in_judging_it_goes_on_to_the_same(cut, tmp_path,
     found, killed, _ = finished(cut, tmp_path / "killed", after)
     for result in (found, whole):
         result.pop("run_folder")
+        result.pop("timing")
     assert found == whole
     for name, value in undisturbed.engine.server.state.items():
         assert torch.equal(killed.engine.server.state[name], value), name
@@ -162,3 +175,56 @@ def test_three_terminals_and_a_stranger(cut, tmp_path):
     expected, _, _ = finished(cut, tmp_path)
     found = json.loads((tmp_path / "server" / "result.json").read_text())
     assert found["test_result"] == expected["test_result"]
+    told = subprocess.run([*command, "status", tmp_path / "server"], capture_output=True, text=True, check=True).stdout
+    assert told.startswith("finished: best round") and "4 of 4 rounds" in told and "last seen (UTC)" in told
+    events = read_events(tmp_path / "server" / LOG)
+    assert [event["round"] for event in events if event["event"] == "round"] == [1, 2, 3, 4]
+    page = write_report(tmp_path / "server").read_text()
+    assert "histograms of 4096 bins" in page and "judged by each party where its rows are" in page
+
+
+def test_coordinator_and_parties_that_are_killed_at_any_moment_change_nothing(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    import kills
+
+    found = kills.measured_all({"strategy": "fedavg", "codecs": ["row_sparse", "int8"]}, kills=6, seed=3)
+    assert found["kills"] >= 6 and found["different runs"] == 0
+
+
+def histogram(places, name):
+    counts = np.bincount(places, minlength=BINS)
+    return {f"{name} {place}": float(count) for place, count in enumerate(counts) if count}
+
+
+@given(st.lists(st.tuples(st.integers(0, BINS - 1), st.booleans()), min_size=2, max_size=40))
+def test_auc_of_histograms_is_that_of_the_rows_where_no_two_share_a_bin_by_chance(rows):
+    """Rows with equal scores count half, so scores that are bins have the AUC of their histograms."""
+    places, clicked = np.array([place for place, _ in rows]), np.array([clicked for _, clicked in rows])
+    base = {"rows": 1.0, "absolute": 0.0, "squared": 0.0, "right": 0.0, "log_loss": 0.0}
+    sums = base | histogram(places[clicked], "clicks") | histogram(places[~clicked], "others")
+    if clicked.all() or not clicked.any():
+        assert "auc" not in metrics_of(sums, [0.0, 1.0])
+    else:
+        assert metrics_of(sums, [0.0, 1.0])["auc"] == pytest.approx(roc_auc_score(clicked, places))
+        apart = places + np.where(clicked, 0.5, 0.0)  # the worst that rows of one bin can be
+        assert abs(metrics_of(sums, [0.0, 1.0])["auc"] - roc_auc_score(clicked, apart)) <= area_within(sums) + 1e-9
+
+
+def test_a_log_goes_on_after_a_kill_in_a_line_and_misses_no_round(tmp_path):
+    records = [EpochRecord(1.0, 0.5, 10, 20, valid={"mae": 0.7}), EpochRecord(1.0, 0.4, 10, 20, missing={1: "absent"})]
+    journal = Journal(tmp_path)
+    journal.write("waiting", parties=2, address="here")
+    journal.write("begin", round=1, epochs=3, parties={"0": 1234, "1": 5})
+    journal.rounds(records[:1], {0: 0.0, 1: 0.0})
+    with (tmp_path / LOG).open("ab") as log:
+        log.write(b'{"time": "cut of')
+    again = Journal(tmp_path)
+    again.write("begin", round=2, epochs=3, parties={"0": 1234, "1": 5})
+    again.rounds(records, {0: 60.0})
+    again.rounds(records, {0: 60.0})
+    assert [event.get("round") for event in read_events(tmp_path / LOG)] == [None, 1, 1, 2, 2]
+    told = status(tmp_path)
+    assert told.startswith("training; 2 of 3 rounds") and "60 bytes: 20 down, 40 up" in told
+    assert "1970-01-01T00:01:00" in told and "absent" in told and "1,234" in told and "0.7000" in told
+    with pytest.raises(InputError, match=r"holds no log\.jsonl of a coordinator"):
+        status(tmp_path / "elsewhere")

@@ -25,6 +25,7 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "split-federation": (commands.split_federation, usage.SPLIT_FEDERATION),
     "coordinate": (commands.coordinate, usage.COORDINATE),
     "party": (commands.party, usage.PARTY),
+    "status": (commands.status, usage.STATUS),
     "presets": (commands.presets, usage.PRESETS),
     "completion": (commands.completion, usage.COMPLETION),
 }

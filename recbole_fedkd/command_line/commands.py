@@ -253,3 +253,13 @@ def party(arguments: Sequence[str]) -> int:
     trust = Trust(keys.pop("secret", None), None, None, keys.pop("authority", None), keys.pop("node-key", None))
     live(Path(arguments[0]), manifest, address, trust, keys)
     return 0
+
+
+def status(arguments: Sequence[str]) -> int:
+    """Say how a federation is."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise InputError("status needs the folder of one coordinator; write status <folder>")
+    from recbole_fedkd.machines.journal import status as status_of
+
+    print(status_of(Path(arguments[0])), flush=True)
+    return 0

@@ -19,6 +19,7 @@ Commands (each has a --help of its own):
   split-federation          cut a data set into a folder per party and a manifest
   coordinate MANIFEST       the server of a federation whose parties are other processes
   party FOLDER              one party of it
+  status FOLDER             how it is: round, parties, last seen, bytes, validation curve
   presets                   every preset: its question, its method, what was measured
   completion SHELL          completion of commands, keys and values for bash, zsh or fish
 
@@ -209,4 +210,12 @@ Killed at any moment, the same command goes on where it was.
   --authority=FILE  TLS: a PEM file of who has signed the coordinator's certificate, or of the
                     certificate itself
   --node-key=FILE   of flower: the private key by which the SuperLink knows the party
+"""
+
+STATUS = """\
+usage: recbole-fedkd status FOLDER
+
+How a federation is, of the folder that coordinate has as --out: the round, every party with its
+samples, when it was heard last and how often it was missing, bytes, and the validation curve. The
+same is in FOLDER/log.jsonl, a line of JSON for every event.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from logging import getLogger
@@ -9,17 +10,21 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
 from recbole.utils import early_stopping
 
+from recbole_fedkd import __version__
 from recbole_fedkd.checkpoint import read_sealed, restored, write_sealed
 from recbole_fedkd.engine import RemoteEngine, Transport
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.envelope import Answer, new_run
 from recbole_fedkd.federation import build_server
 from recbole_fedkd.files import remove_temporaries, writable_folder
-from recbole_fedkd.machines.judging import added, check_judgeable, metrics_of
+from recbole_fedkd.machines.judging import PROTOCOLS, added, area_within, check_judgeable, metrics_of
 from recbole_fedkd.machines.manifest import Manifest
 from recbole_fedkd.rounds import EpochRecord, record_of, told
+
+_WHERE = "; judged by each party where its rows are, sums added"
 
 SERVER_STATE = "server.pth"
 """File of the coordinator's folder: all that it knows."""
@@ -103,13 +108,24 @@ class Coordinator:
         record.codec_error, record.missing = report.codec_error, dict(report.missing)
         improved = not every
         if judged:
-            record.valid = metrics_of(added(_numbers(self.engine.closing)))
+            record.valid = self._metrics(added(_numbers(self.engine.closing)))
             improved = self._judged(record.valid)
         if improved:
             self.best_round = index
             self.engine.keep_best(index)
         self.records.append(record)
         self._write()
+
+    def _metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """The metrics that are asked for, of sums."""
+        asked = {name.lower() for name in self.config.judged_metrics}
+        found = metrics_of(sums, self.manifest.schema.label_values)
+        return {name: value for name, value in found.items() if name.partition("@")[0] in asked}
+
+    def _protocol(self, name: str) -> str:
+        """How a test metric came about."""
+        within = f", exact to {area_within(added(self.test_sums)):.1g}" if name == "auc" else ""
+        return PROTOCOLS[name.partition("@")[0]] + within + _WHERE
 
     def _judged(self, found: dict[str, float]) -> bool:
         """Whether a round is the best so far; says when to stop."""
@@ -130,19 +146,36 @@ class Coordinator:
         digits = self.config["metric_decimal_place"]
 
         def rounded(found: Mapping[str, float] | None) -> dict[str, float] | None:
-            asked = {name.lower() for name in self.config.judged_metrics}
-            return None if found is None else {k: round(v, digits) for k, v in found.items() if k in asked}
+            return None if found is None else {name: round(value, digits) for name, value in found.items()}
 
+        test, seconds = rounded(self._metrics(added(self.test_sums))), sum(each.seconds for each in records)
         return {
             "best_valid_score": None if self.best_result is None else self.best_score,
             "valid_score_bigger": bool(self.config["valid_metric_bigger"]),
             "best_valid_result": rounded(self.best_result),
-            "test_result": rounded(metrics_of(added(self.test_sums))),
+            "test_result": test,
+            "protocols": {name: self._protocol(name) for name in test or {}},
             "communication": {"total_bytes": down + up, "bytes_down": down, "bytes_up": up},
+            "timing": {
+                "rounds": len(records),
+                "training_seconds": seconds,
+                "seconds_per_round": seconds / max(len(records), 1),
+            },
             "rounds": [{"round": number, **asdict(record)} for number, record in enumerate(records, start=1)],
             "best_round": None if self.best_round is None else told(self.best_round),
             "engine": self.engine.name,
-            "parties": {str(number): rounded(metrics_of(sums)) for number, sums in sorted(self.test_sums.items())},
+            "environment": {
+                "python": platform.python_version(),
+                "recbole-fedkd": __version__,
+                "torch": torch.__version__,
+            },
+            "partition": {
+                "scheme": self.config["partition"],
+                "client_num": len(self.engine.sizes),
+                "label_values": list(self.manifest.schema.label_values),
+                "clients": [],  # what parties hold of each label is theirs
+            },
+            "parties": {str(number): rounded(self._metrics(sums)) for number, sums in sorted(self.test_sums.items())},
             "config": self.config.plain_values(),
             "run_folder": str(self.folder),
         }

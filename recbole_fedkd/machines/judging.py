@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.errors import InputError, listed
+from recbole_fedkd.evaluation.metrics import label_ranks, labelled_ndcg
 from recbole_fedkd.federation import population_of
 
-ADDITIVE = ("mae", "rmse", "accuracy", "logloss")
-"""Metrics that sums over rows suffice for."""
+PROTOCOLS = {
+    "mae": "expected label against the label of every held-out row",
+    "nmae": "expected label against the label of every held-out row, over the range of the labels",
+    "rmse": "expected label against the label of every held-out row",
+    "accuracy": "likeliest label against the label of every held-out row",
+    "logloss": "probability of a click against whether there was one, of every held-out row",
+    "auc": "probability of a click against whether there was one, of all held-out rows, by histograms of 4096 bins",
+    "labelledndcg": "order of every user's own held-out rows by expected label",
+}
+"""Metrics that sums over rows or users suffice for, and how each comes about."""
+
+BINS = 4096
+"""Of the histograms of scores that AUC is made of: rows of one bin count as equal, as half right."""
 
 _LEAST = 1e-15
 """RecBole's bound on probabilities in LogLoss."""
@@ -27,10 +41,10 @@ def check_judgeable(config: object) -> None:
         raise InputError(
             f"model '{config['model']}' is not judged where the data are; models of this package are"  # type: ignore[index]
         )
-    if unknown := [name for name in metrics if name not in ADDITIVE]:
+    if unknown := [name for name in metrics if name not in PROTOCOLS]:
         raise InputError(
             f"metrics {listed(unknown)} are not sums over rows, so parties cannot judge them apart; set metrics to some of "
-            f"{listed(ADDITIVE)}"
+            f"{listed(PROTOCOLS)}"
         )
 
 
@@ -78,13 +92,25 @@ def _sums(config: object, schema: DataSchema, rows: ClientRows, distribution: Te
     bound = config["rating_threshold"] if config["label_mode"] == "rating" else values[-1]  # type: ignore[index]
     positive = distribution[:, values >= bound].sum(-1).double().clamp(_LEAST, 1 - _LEAST).numpy()
     clicked = (labels >= bound).numpy()
-    return {
+    sums = {
         "rows": float(len(labels)),
         "absolute": float(np.abs(wrong).sum()),
         "squared": float((wrong**2).sum()),
         "right": float((values[distribution.argmax(-1)] == labels).sum()),
         "log_loss": float(-np.log(np.where(clicked, positive, 1 - positive)).sum()),
     }
+    asked = {name.lower() for name in config.judged_metrics}  # type: ignore[attr-defined]
+    if "auc" in asked:
+        for name, of_class in (("clicks", clicked), ("others", ~clicked)):
+            bins = np.bincount((positive[of_class] * BINS).astype(int).clip(0, BINS - 1), minlength=BINS)
+            sums |= {f"{name} {place}": float(bins[place]) for place in np.flatnonzero(bins)}
+    if "labelledndcg" in asked:
+        ranks = label_ranks(labels.numpy(), values.numpy())
+        users = rows.interactions[schema.user_field].numpy()
+        for k in config["topk"]:  # type: ignore[index]
+            gains = labelled_ndcg(scores, ranks, users, k)
+            sums |= {f"labelledndcg@{k}": float(gains.sum()), f"judged users@{k}": float(len(gains))}
+    return sums
 
 
 def added(parts: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
@@ -96,14 +122,51 @@ def added(parts: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
     return total
 
 
-def metrics_of(sums: Mapping[str, float]) -> dict[str, float]:
-    """Metrics by RecBole's names from sums; none where no row was judged."""
+def metrics_of(sums: Mapping[str, float], labels: Sequence[float]) -> dict[str, float]:
+    """Metrics by RecBole's names from sums; none where no row was judged.
+
+    Args:
+        sums: of one party, or of several.
+        labels: the ordered label set.
+    """
     rows = sums.get("rows", 0.0)
     if not rows:
         return {}
-    return {
+    found = {
         "mae": sums["absolute"] / rows,
+        "nmae": sums["absolute"] / rows / (labels[-1] - labels[0]),
         "rmse": (sums["squared"] / rows) ** 0.5,
         "accuracy": sums["right"] / rows,
         "logloss": sums["log_loss"] / rows,
+        "auc": _area(sums),
     }
+    for name, value in sums.items():
+        if name.startswith("labelledndcg@"):
+            users = sums[name.replace("labelledndcg", "judged users")]
+            found[name] = value / users if users else math.nan
+    return {name: value for name, value in found.items() if not math.isnan(value)}
+
+
+def _histograms(sums: Mapping[str, float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Rows with a click and others by their bin, ``[BINS]`` each."""
+    bins = {"clicks": np.zeros(BINS), "others": np.zeros(BINS)}
+    for name, value in sums.items():
+        kind, _, place = name.partition(" ")
+        if kind in bins and place.isdigit() and int(place) < BINS:
+            bins[kind][int(place)] = value
+    return bins["clicks"], bins["others"]
+
+
+def _area(sums: Mapping[str, float]) -> float:
+    """AUC from the histograms of both classes, nan where one has no row: the share of pairs in the right order."""
+    clicks, others = _histograms(sums)
+    pairs = clicks.sum() * others.sum()
+    below = np.cumsum(others) - others
+    return float((clicks * (below + others / 2)).sum() / pairs) if pairs else math.nan
+
+
+def area_within(sums: Mapping[str, float]) -> float:
+    """How far AUC of histograms may be from that of the rows: half the share of pairs that lie in one bin."""
+    clicks, others = _histograms(sums)
+    pairs = clicks.sum() * others.sum()
+    return float((clicks * others).sum() / 2 / pairs) if pairs else 0.0

@@ -17,9 +17,11 @@ from recbole_fedkd.files import writable_folder, write_json
 from recbole_fedkd.machines import flower
 from recbole_fedkd.machines.channel import client_tls, read_key, server_tls
 from recbole_fedkd.machines.coordinator import SERVER_STATE, Coordinator
+from recbole_fedkd.machines.journal import Journal
 from recbole_fedkd.machines.manifest import Manifest
 from recbole_fedkd.machines.party import Party
 from recbole_fedkd.machines.sockets import SocketTransport, read_address, serve
+from recbole_fedkd.record import RUN_RECORD, RUN_USERS, write_record
 
 RESULT = "result.json"
 
@@ -89,20 +91,45 @@ def coordinated(read: Manifest, transport: Gathering, out: Path, address: str) -
     """Wait for the parties, train, and write the result; arguments as of :func:`coordinate`."""
     _same_arithmetic(read)
     numbers, began = set(range(read.schema.clients)), (out / SERVER_STATE).is_file()
+    writable_folder(out, f"folder '{out}'")
+    journal = Journal(out)
+    journal.write("waiting", parties=len(numbers), address=address)
     print(f"waiting for {len(numbers)} parties at {address}", flush=True)
-    missing = numbers - transport.await_parties(numbers, 1.0 if began else read.config["client_timeout"])
-    if missing and not began:
-        raise TrainingError(f"client(s) {listed(sorted(missing))} have not come; the run begins when all are there")
-    sizes = {number: int((hello.numbers or {})["samples"]) for number, hello in sorted(transport.greeted.items())}
-    coordinator = Coordinator(read, transport, sizes, out)
-    if address.startswith(flower.SCHEME):
-        coordinator.engine.name = "flower"
-    if coordinator.round:
-        print(f"going on after round {coordinator.round}", flush=True)
-    result = coordinator.fit(_tell)
-    write_json(result, out / RESULT)
+    try:
+        missing = numbers - transport.await_parties(numbers, 1.0 if began else read.config["client_timeout"])
+        if missing and not began:
+            raise TrainingError(f"client(s) {listed(sorted(missing))} have not come; the run begins when all are there")
+        sizes = {number: int((hello.numbers or {})["samples"]) for number, hello in sorted(transport.greeted.items())}
+        coordinator = Coordinator(read, transport, sizes, out)
+        if address.startswith(flower.SCHEME):
+            coordinator.engine.name = "flower"
+        journal.rounds(coordinator.records, transport.seen)
+        parties = {str(number): size for number, size in coordinator.engine.sizes.items()}
+        journal.write("begin", round=coordinator.round + 1, epochs=read.config["epochs"], parties=parties)
+        if coordinator.round:
+            print(f"going on after round {coordinator.round}", flush=True)
+
+        def tell(number: int, record: Mapping[str, Any]) -> None:
+            journal.rounds(coordinator.records, transport.seen)
+            _tell(number, record)
+
+        result = coordinator.fit(tell)
+    except (InputError, TrainingError) as error:
+        journal.write("failed", why=str(error))
+        raise
+    _keep(result, out)
+    journal.write("end", best_round=result["best_round"], test=result["test_result"])
     print(f"best round {result['best_round']}, test {result['test_result']}\nresult: {out / RESULT}", flush=True)
     return result
+
+
+def _keep(result: Mapping[str, Any], out: Path) -> None:
+    """Write the result, and the record that ``recbole-fedkd report`` makes a page of."""
+    config = result["config"]
+    row = f"{config['model']} ({config['strategy']}) on {config['dataset']}"
+    head = {"cell": out.name, "row": row, "group": {}, "seed": config["seed"], "keys": {}, "config": config}
+    write_record(out / RUN_RECORD, out / RUN_USERS, head, {**result, "user_metrics": None})
+    write_json(result, out / RESULT)
 
 
 def _on_flower(read: Manifest, address: str, out: Path, trust: Trust, keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,158 @@
+"""What happens in a federation, as lines of JSON that a machine can read, and what an administrator asks of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from texttable import Texttable
+
+from recbole_fedkd.errors import InputError
+from recbole_fedkd.files import json_ready
+from recbole_fedkd.rounds import EpochRecord
+
+LOG = "log.jsonl"
+"""File of the coordinator's folder: a line for every event."""
+
+_LATEST = 20
+
+
+class Journal:
+    """Events of a coordinator, a line each, also over several lives of it.
+
+    Every line has ``time`` (UTC) and ``event``: ``waiting``, ``begin``, ``round``, ``end`` or ``failed``.
+
+    Args:
+        folder: the coordinator's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / LOG
+        events = read_events(self.file)
+        self._rounds = sum(event["event"] == "round" for event in events)
+
+    def write(self, event: str, **told: Any) -> None:
+        """Add a line."""
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **told}
+        packed = (json.dumps(json_ready(line), allow_nan=False) + "\n").encode()
+        descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                packed = b"\n" + packed  # after a line that a kill has cut
+            os.write(descriptor, packed)
+        finally:
+            os.close(descriptor)
+
+    def rounds(self, records: Sequence[EpochRecord], seen: Mapping[int, float]) -> None:
+        """Add a line for every round that has none yet.
+
+        Args:
+            records: of all rounds.
+            seen: when each party was heard last, in seconds since 1970.
+        """
+        for number in range(self._rounds + 1, len(records) + 1):
+            told = {name: value for name, value in asdict(records[number - 1]).items() if name != "clients"}
+            moments = {
+                party: datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds") for party, at in seen.items()
+            }
+            self.write("round", round=number, **told, seen=moments)
+        self._rounds = max(self._rounds, len(records))
+
+
+def read_events(file: Path) -> list[dict[str, Any]]:
+    """The events of a log; what is no whole line is left out."""
+    events = []
+    for line in file.read_bytes().splitlines() if file.is_file() else ():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and "event" in event and "time" in event:
+            events.append(event)
+    return events
+
+
+def status(folder: Path) -> str:
+    """How a federation is: round, parties, when each was heard last, bytes, and the validation curve.
+
+    Args:
+        folder: the coordinator's.
+
+    Raises:
+        InputError: no coordinator has written there.
+    """
+    events = read_events(folder / LOG)
+    if not events:
+        raise InputError(f"'{folder}' holds no {LOG} of a coordinator; name the folder that coordinate has as --out")
+    rounds = {event["round"]: event for event in events if event["event"] == "round"}
+    latest = {event["event"]: event for event in events}
+    begin = latest.get("begin", {})
+    age = _ago((datetime.now(UTC) - datetime.fromisoformat(events[-1]["time"])).total_seconds())
+    down, up = (sum(event[f"bytes_{way}"] for event in rounds.values()) for way in ("down", "up"))
+    told = [
+        f"{_state(events[-1])}; {len(rounds)} of {begin.get('epochs', '?')} rounds; the last word is {age} old",
+        f"{down + up:,} bytes: {down:,} down, {up:,} up",
+    ]
+    if parties := begin.get("parties"):
+        told += ["", _parties(parties, rounds)]
+    if rounds:
+        told += ["", _curve(rounds)]
+    return "\n".join(told)
+
+
+def _state(last: Mapping[str, Any]) -> str:
+    return {
+        "waiting": f"waiting for {last.get('parties')} parties at {last.get('address')}",
+        "begin": "training",
+        "round": "training",
+        "end": f"finished: best round {last.get('best_round')}, test {last.get('test')}",
+        "failed": f"stopped: {last.get('why')}",
+    }.get(str(last["event"]), str(last["event"]))
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _parties(parties: Mapping[str, Any], rounds: Mapping[int, Mapping[str, Any]]) -> str:
+    seen: dict[str, str] = {}
+    missed: Counter[str] = Counter()
+    why: dict[str, str] = {}
+    for event in rounds.values():
+        seen |= event["seen"]
+        missed.update(event["missing"].keys())
+        why |= event["missing"]
+    rows = [
+        [number, f"{samples:,}", seen.get(number, ""), missed[number], why.get(number, "")[:60]]
+        for number, samples in parties.items()
+    ]
+    return _table([["party", "samples", "last seen (UTC)", "rounds without it", "why at last"], *rows])
+
+
+def _curve(rounds: Mapping[int, Mapping[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for event in rounds.values() for name in event["valid"] or {}))
+    rows = [
+        [number, f"{event['seconds']:.1f}", f"{event['loss']:.5g}"]
+        + [f"{event['valid'][name]:.4f}" if name in (event["valid"] or {}) else "" for name in names]
+        for number, event in sorted(rounds.items())[-_LATEST:]
+    ]
+    return _table([["round", "seconds", "loss", *names], *rows])
+
+
+def _table(rows: Sequence[Sequence[Any]]) -> str:
+    table = Texttable(max_width=0)
+    table.set_deco(Texttable.HEADER)
+    table.set_cols_dtype(["t"] * len(rows[0]))
+    table.add_rows([[str(cell) for cell in row] for row in rows])
+    drawn: str = table.draw()
+    return drawn
