@@ -26,6 +26,7 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "coordinate": (commands.coordinate, usage.COORDINATE),
     "party": (commands.party, usage.PARTY),
     "status": (commands.status, usage.STATUS),
+    "cost": (commands.cost, usage.COST),
     "presets": (commands.presets, usage.PRESETS),
     "completion": (commands.completion, usage.COMPLETION),
 }

@@ -263,3 +263,24 @@ def status(arguments: Sequence[str]) -> int:
 
     print(status_of(Path(arguments[0])), flush=True)
     return 0
+
+
+def cost(arguments: Sequence[str]) -> int:
+    """Reckon what a federation costs on a network."""
+    run = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
+    keys = parse_arguments(arguments[1:] if run is not None else arguments)
+    from recbole_fedkd.cost import network_of, of_run, probe
+    from recbole_fedkd.logs import screen
+
+    network = network_of(keys)
+    if run is not None:
+        if keys:
+            raise InputError(f"cost of a run takes no --{next(iter(keys))}; see cost --help")
+        found = of_run(run)
+    else:
+        files = keys.pop("config_files", "").split()
+        model, dataset = keys.pop("model", None), keys.pop("dataset", None)
+        with screen(logging.ERROR):
+            found = probe(model, dataset, files, keys)
+    print(found.table(network), flush=True)
+    return 0

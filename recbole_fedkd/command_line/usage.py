@@ -19,6 +19,7 @@ Commands (each has a --help of its own):
   split-federation          cut a data set into a folder per party and a manifest
   coordinate MANIFEST       the server of a federation whose parties are other processes
   party FOLDER              one party of it
+  cost                      bytes and seconds of a federation on links that are not here
   status FOLDER             how it is: round, parties, last seen, bytes, validation curve
   presets                   every preset: its question, its method, what was measured
   completion SHELL          completion of commands, keys and values for bash, zsh or fish
@@ -218,4 +219,22 @@ usage: recbole-fedkd status FOLDER
 How a federation is, of the folder that coordinate has as --out: the round, every party with its
 samples, when it was heard last and how often it was missing, bytes, and the validation curve. The
 same is in FOLDER/log.jsonl, a line of JSON for every event.
+"""
+
+COST = """\
+usage: recbole-fedkd cost --model=MODEL --dataset=DATASET [--key=value ...] [NETWORK]
+       recbole-fedkd cost RUN [NETWORK]
+
+What a federation would cost: bytes of a round and of all, and seconds on a network. Runs two rounds
+here, of which nothing is kept, for sizes of messages and seconds of training; of a finished run's
+folder the record is taken, which also says how long the best round would have taken to reach.
+
+A round is as long as its slowest client: message down, training, message up.
+
+  --uplink=10          Mbit/s from a client
+  --downlink=50        Mbit/s to a client
+  --latency=40         milliseconds, one way
+  --slowdown=1         how many times longer a client trains than this machine
+  --stragglers=SPREAD  what a client's round is longer or shorter than usual: none,
+                       lognormal:<sigma> or pareto:<index>
 """
