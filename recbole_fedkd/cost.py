@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.quick_start import _prepare, processor_settings
+from recbole_fedkd.limits import processor_settings
+from recbole_fedkd.quick_start import _prepare
 from recbole_fedkd.record import RUN_RECORD
 
 DRAWS = 1000

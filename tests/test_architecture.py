@@ -87,7 +87,7 @@ MAY_KNOW = {
     },
     "splitting": {"config", "data", "files", "machines", "quick_start"},
     "auditing": {"checkpoint", "data", "engine", "federated", "files", "privacy", "quick_start", "report"},
-    "cost": {"config", "quick_start", "record"},
+    "cost": {"config", "limits", "quick_start", "record"},
     "record": {"files"},
     "report": {"checkpoint", "config", "files", "record"},
     "experiment": {"checkpoint", "compat", "config", "files", "quick_start", "record", "report"},
