@@ -247,7 +247,10 @@ def build_strategy(config: Any, schema: DataSchema, network: nn.Module) -> Strat
     labels = len(schema.label_values) if config.attentive else RecBoleTask.labels
     everybody = config["clients_per_round"] is None and config["min_clients"] is None
     return kind.of(
-        config, Sizes(schema.clients, labels, schema.item_num, everybody, hidden_width(network), user_unit(config))
+        config,
+        Sizes(
+            schema.clients, labels, schema.item_num, everybody, hidden_width(network), user_unit(config), config["seed"]
+        ),
     )
 
 
