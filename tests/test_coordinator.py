@@ -10,18 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from recbole_fedkd.engine import InProcess
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.federated.envelope import Answer
 from recbole_fedkd.machines.coordinator import SERVER_STATE, Coordinator
 from recbole_fedkd.machines.journal import LOG, Journal, read_events, status
 from recbole_fedkd.machines.judging import BINS, added, area_within, metrics_of
 from recbole_fedkd.machines.manifest import Manifest
 from recbole_fedkd.machines.party import Party
+from recbole_fedkd.machines.running import coordinated
 from recbole_fedkd.report import write_report
 from recbole_fedkd.rounds import EpochRecord
 from recbole_fedkd.splitting import split_federation
@@ -228,3 +230,47 @@ def test_a_log_goes_on_after_a_kill_in_a_line_and_misses_no_round(tmp_path):
     assert "1970-01-01T00:01:00" in told and "absent" in told and "1,234" in told and "0.7000" in told
     with pytest.raises(InputError, match=r"holds no log\.jsonl of a coordinator"):
         status(tmp_path / "elsewhere")
+
+
+class Overheard(InProcess):
+    """Parties of this process that have come already; keeps every byte of both directions."""
+
+    def __init__(self, parties):
+        super().__init__({number: party.answer for number, party in parties.items()})
+        self.bytes = [party.hello() for party in parties.values()]
+        self.greeted = {number: Answer.from_bytes(party.hello()) for number, party in parties.items()}
+        self.seen = dict.fromkeys(parties, 1.0)
+
+    def await_parties(self, numbers, timeout):
+        return numbers
+
+    def exchange(self, requests, timeout):
+        self.bytes += requests.values()
+        for number, answer in super().exchange(requests, timeout):
+            self.bytes.append(answer)
+            yield number, answer
+
+
+def test_a_token_and_a_row_that_were_planted_with_a_party_are_nowhere_else(tmp_path):
+    """Neither in what crosses, nor in the manifest, nor in any file of the coordinator's folder."""
+    write_dataset(tmp_path)
+    file, token, moment = tmp_path / "tiny" / "tiny.inter", "Zorro-7f3a", 1_717_171_712
+    lines = file.read_text().replace("u17\t", f"{token}\t").splitlines()
+    place = next(place for place, line in enumerate(lines) if line.startswith(token))
+    lines[place] = lines[place].rpartition("\t")[0] + f"\t{moment}"
+    file.write_text("\n".join(lines) + "\n")
+    users = tmp_path / "tiny" / "tiny.user"
+    users.write_text(users.read_text().replace("u17\t", f"{token}\t"))
+    given = {"data_path": str(tmp_path), **SMALL, **KEYS}
+    folders = split_federation("AttnFedKD", "tiny", tmp_path / "cut", [], given)
+    manifest = Manifest.load(tmp_path / "cut" / "manifest")
+    parties = {party.number: party for party in (Party(folder, manifest) for folder in folders)}
+    times = np.concatenate([party.rows.interactions["timestamp"].numpy() for party in parties.values()])
+    marks = [token.encode(), str(moment).encode(), np.float32(moment).tobytes(), np.float64(moment).tobytes()]
+    assert np.float32(moment) in times
+    wire, out = Overheard(parties), tmp_path / "server"
+    coordinated(manifest, wire, out, "here")
+    files = [each for folder in (out, manifest.folder) for each in folder.rglob("*") if each.is_file()]
+    assert {SERVER_STATE, LOG, "result.json", "record.jsonl"} <= {each.name for each in files}
+    for content in [*wire.bytes, *(each.read_bytes() for each in files)]:
+        assert not any(mark in content for mark in marks)

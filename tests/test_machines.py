@@ -121,6 +121,12 @@ def test_the_command_lines_run_in_processes_is_that_of_one_process(run, case):
     assert result_of(run, "processes", case) == result_of(run, "local", case)
 
 
+def test_a_run_in_processes_is_resumed_as_one_that_was_never_stopped(run):
+    whole = result_of(run, "local", "codecs", epochs=4)
+    part = run(engine="processes", **CASES["codecs"], epochs=2, stopping_step=10)
+    assert result_of(run, "processes", "codecs", epochs=4, resume=part["run_folder"]) == whole
+
+
 class Unreliable(InProcess):
     """Does to the answers of a round what ``faults[round][party]`` says: each is a function of bytes to a list of bytes."""
 
