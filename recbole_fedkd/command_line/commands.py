@@ -186,15 +186,17 @@ def import_file(arguments: Sequence[str]) -> int:
         raise InputError("import needs a file; write import <file>.csv [--user=<column> --item=<column> ...]")
     keys = parse_arguments(arguments[1:], flags=("overwrite",))
     from recbole_fedkd.data import importing
+    from recbole_fedkd.data.side_files import side_table
 
     file = arguments[0]
     name = keys.pop("name", Path(file).stem)
     folder = Path(keys.pop("data_path", "dataset"))
     overwrite = keys.pop("overwrite", "False") == "True"
     encoding, separator = keys.pop("encoding", None), keys.pop("separator", None)
+    side = {role: keys.pop(f"{role}s") for role in ("user", "item") if f"{role}s" in keys}
     named = {role: keys.pop(role) for role in importing.ROLES if role in keys}
     if keys:
-        known = (*importing.ROLES, "name", "data_path", "encoding", "separator", "overwrite")
+        known = (*importing.ROLES, "users", "items", "name", "data_path", "encoding", "separator", "overwrite")
         wrong = next(iter(keys))
         raise InputError(f"import does not know --{wrong}{nearest(wrong, known)}; it takes {', '.join(known)}")
     table = importing.read_table(file, encoding, separator)
@@ -202,11 +204,19 @@ def import_file(arguments: Sequence[str]) -> int:
     if (folder / name).exists() and not overwrite:
         raise InputError(f"dataset '{folder / name}' is there already; choose another --name, or add --overwrite")
     imported = importing.import_table(table, named, f"'{file}'")
+    tables = {}
+    for role, path in side.items():
+        ids = dict.fromkeys(imported.table[importing.FIELDS[role]])
+        frame = importing.read_table(path, encoding, separator)
+        tables[role] = side_table(frame, role, imported.columns[role], ids, f"'{path}'")
     target = importing.write_atomic(imported.table, folder, name)
-    print(imported)
+    for role in ("user", "item"):  # of a dataset that is replaced nothing stays
+        target.with_suffix(f".{role}").unlink(missing_ok=True)
+    targets = [target, *(each.write(folder, name) for each in tables.values())]
+    print(imported, *tables.values(), sep="\n")
     preset = "factors --client_num=16" if "rating" in imported.table else "fedmf"
     place = "" if str(folder) == "dataset" else f" --data_path={folder}"
-    print(f"written: {target}\nnext: recbole-fedkd --preset={preset} --dataset={name}{place}")
+    print(f"written: {', '.join(map(str, targets))}\nnext: recbole-fedkd --preset={preset} --dataset={name}{place}")
     return 0
 
 

@@ -126,7 +126,8 @@ Lines of the parameter file:
 
 IMPORT = """\
 usage: recbole-fedkd import FILE [--user=COLUMN] [--item=COLUMN] [--rating=COLUMN] [--time=COLUMN]
-                            [--name=NAME] [--data_path=dataset] [--overwrite]
+                            [--users=FILE] [--items=FILE] [--name=NAME] [--data_path=dataset]
+                            [--overwrite]
 
 Makes a dataset of a CSV, TSV or parquet file with a row per interaction, and tells what it took for
 what, and which rows it dropped and why. Columns that are not named are guessed by their names.
@@ -134,6 +135,8 @@ what, and which rows it dropped and why. Columns that are not named are guessed 
   --user, --item     columns of the two ids, taken as texts
   --rating=COLUMN    numbers; --rating= leaves ratings out: then every row is a click
   --time=COLUMN      numbers of any unit, or dates; --time= leaves times out
+  --users, --items   files with a row per user or item, whose other columns are features: numbers,
+                     texts, or several texts as a|b
   --name=NAME        of the dataset (default: that of the file)
   --data_path=DIR    where datasets lie (default: dataset)
   --separator=MARK   of columns, where it is not found: one character, or tab

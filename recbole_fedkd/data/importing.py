@@ -8,7 +8,7 @@ import io
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -231,12 +231,10 @@ def _columns(frame: pd.DataFrame, named: Mapping[str, str | None], what: str) ->
             raise InputError(f"column '{name}' of {what} is named for both {other} and {role}")
         columns[role] = name
     guessed = []
-    plain = {re.sub(r"[\W_]", "", re.sub(r":\w+$", "", name)).lower(): name for name in reversed(names)}
     for role in ROLES:
         if role in columns or named.get(role) == "":
             continue
-        found = (plain[called] for called in _CALLED[role] if called in plain and plain[called] not in columns.values())
-        column = next(found, None)
+        column = _guess(names, role, columns.values())
         if column is not None:
             columns[role] = column
             guessed.append(role)
@@ -246,6 +244,31 @@ def _columns(frame: pd.DataFrame, named: Mapping[str, str | None], what: str) ->
                 f"{what} has no column that looks like the {role}: it has {listed(names)}; say --{role}=<column>"
             )
     return {role: columns[role] for role in ROLES if role in columns}, guessed
+
+
+def _guess(names: Collection[str], role: str, taken: Collection[str] = ()) -> str | None:
+    """The column that is called as one of this role often is."""
+    plain = {re.sub(r"[\W_]", "", re.sub(r":\w+$", "", name)).lower(): name for name in reversed(list(names))}
+    return next((plain[called] for called in _CALLED[role] if called in plain and plain[called] not in taken), None)
+
+
+def id_column(names: Collection[str], role: str, what: str) -> str:
+    """The column of ids of a table of users or items; ``id`` is one there.
+
+    Raises:
+        InputError: no column looks like it.
+    """
+    found = _guess(names, role) or next((name for name in names if name.lower() == "id"), None)
+    if found is None:
+        raise InputError(
+            f"{what} has no column that looks like the {role}: it has {listed(names)}; call it {FIELDS[role]}"
+        )
+    return found
+
+
+def tokens_of(column: pd.Series) -> pd.Series:
+    """A column as texts that an atomic file can hold: no tab, no end of line, no spaces around."""
+    return _texts(column).str.replace(r"[\t\r\n]+", " ", regex=True).str.strip()
 
 
 def _texts(column: pd.Series) -> pd.Series:
@@ -258,7 +281,7 @@ def _texts(column: pd.Series) -> pd.Series:
 
 def _tokens(column: pd.Series, imported: Imported) -> pd.Series:
     texts = _texts(column)
-    clean = texts.str.replace(r"[\t\r\n]+", " ", regex=True).str.strip()
+    clean = tokens_of(column)
     changed = int((clean != texts).sum())
     if changed:
         imported.notes.append(
