@@ -82,6 +82,7 @@ def test_defaults_that_are_told_are_those_of_the_config(model, preset):
         "train_neg_sample_args",
         "load_col",
         "threshold",
+        "known_features",  # told as not set, with what follows from that
     }
     computed |= {"strategy"} if values["strategy"] is None else set()
     keys = {

@@ -297,6 +297,10 @@ class FedKDConfig(JudgedConfig):
             raise InputError(
                 f"strategy '{strategy}' trains an AttnTeacher beside an AttnStudent; use --model=AttnFedKD for it"
             )
+        if STRATEGIES[strategy].distils_on_server:
+            raise InputError(
+                f"strategy '{strategy}' makes up histories that an AttnStudent reads on the server; use --model=AttnFedKD"
+            )
         if small:
             return
         kind = self.internal_config_dict["MODEL_TYPE"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -197,16 +197,39 @@ class DataSchema:
         Some models compute what they cannot of no row at all; what their parameters start from is drawn.
         """
         users = torch.arange(1, self.user_num)
+        return self._made_up(users, users)
+
+    def invented(self, users: int, rows: int, seed: int) -> ClientRows:
+        """Users who never were, with rows of random items and labels in no context of anybody's.
+
+        Args:
+            users: their number.
+            rows: of each.
+            seed: of what is drawn.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        numbers = torch.arange(1, users + 1)
+        made = self._made_up(numbers, numbers.repeat_interleave(rows))
+        known = torch.arange(1, self.item_num) if self.known_items is None else self.known_items.nonzero().squeeze(1)
+        drawn = {self.item_field: known[torch.randint(len(known), (users * rows,), generator=generator)]}
+        label = self.fields["label_field"]
+        if not self.positives and label in made.interactions:
+            values = torch.tensor(self.label_values)
+            drawn[label] = values[torch.randint(len(values), (users * rows,), generator=generator)]
+        return replace(made, interactions={**made.interactions, **drawn})
+
+    def _made_up(self, users: Tensor, owners: Tensor) -> ClientRows:
+        """Users without a profile, and rows of 1 in every column whose users are ``owners``."""
         rows, profiles = {}, {}
         for name, column in self.columns.items():
             shape = column.length if isinstance(column.length, tuple) else (column.length,)
             shape = shape if column.kind.endswith("seq") else ()
             dtype = torch.float32 if column.kind.startswith("float") else torch.int64
             if column.source == FeatureSource.USER.value:
-                profiles[name] = torch.zeros(self.user_num, *shape, dtype=dtype)
+                profiles[name] = torch.zeros(len(users) + 1, *shape, dtype=dtype)
             elif column.source != FeatureSource.ITEM.value:
-                rows[name] = torch.ones(len(users), *shape, dtype=dtype)
-        return ClientRows(users, {**rows, self.user_field: users}, profiles)
+                rows[name] = torch.ones(len(owners), *shape, dtype=dtype)
+        return ClientRows(users, {**rows, self.user_field: owners}, profiles)
 
     def save(self, folder: Path) -> None:
         """Write it into a folder, as :data:`SCHEMA` and :data:`TABLES`."""

@@ -168,16 +168,20 @@ class AttentiveTask(Task):
 
     def step(self, batch: Samples, with_logits: bool) -> Step:
         """Cross-entropy of the labels plus the regulariser of the weights that the batch touches."""
-        users, items, context = batch.users, batch.items.unsqueeze(1), one_target(batch.context)
+        users, items, context = self.arguments(batch)
         return self.of_batch(self.network, users, items, batch.labels, self.reg_weight, context=context)
+
+    @staticmethod
+    def arguments(batch: Samples) -> tuple[Tensor, Tensor, Context]:
+        """What the network is called with, one target a sample."""
+        return batch.users, batch.items.unsqueeze(1), one_target(batch.context)
 
     @torch.no_grad()
     def logits_under(self, state: Mapping[str, Tensor], batch: Samples) -> Tensor:
         """Logits ``[size, T]`` of the network with other parameters, without dropout and outside of the autograd graph."""
         training = self.network.training
         self.network.eval()
-        arguments = (batch.users, batch.items.unsqueeze(1), one_target(batch.context))
-        logits: Tensor = functional_call(self.network, dict(state), arguments)
+        logits: Tensor = functional_call(self.network, dict(state), self.arguments(batch))
         self.network.train(training)
         return logits.squeeze(1)
 

@@ -29,6 +29,7 @@ from recbole_fedkd.federated.knowledge.prototype import hidden_width
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.stage import Clip, Encoding
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy
+from recbole_fedkd.federated.strategy.ensemble_distillation import EnsembleDistillation
 from recbole_fedkd.federated.sum_tasks import FactorTask, FloorTask, SumTask
 from recbole_fedkd.federated.task import (
     AttentiveTask,
@@ -79,7 +80,7 @@ def build_server(config: Any, schema: DataSchema) -> Server:
         networks = _seed_networks(config, schema)
     shared = [_shared(config, schema, network.to(config["device"])) for network in networks]
     check_private(config, networks, shared[0])
-    return server_of(config, build_strategy(config, schema, networks[0]), shared[0], schema.clients)
+    return server_of(config, server_strategy(config, schema, networks[0]), shared[0], schema.clients)
 
 
 def build_client(config: Any, schema: DataSchema, rows: ClientRows, number: int) -> Client:
@@ -246,8 +247,34 @@ def build_strategy(config: Any, schema: DataSchema, network: nn.Module) -> Strat
     labels = len(schema.label_values) if config.attentive else RecBoleTask.labels
     everybody = config["clients_per_round"] is None and config["min_clients"] is None
     return kind.of(
-        config, Sizes(schema.clients, labels, schema.item_num, everybody, hidden_width(network), user_unit(config))
+        config,
+        Sizes(
+            schema.clients, labels, schema.item_num, everybody, hidden_width(network), user_unit(config), config["seed"]
+        ),
     )
+
+
+def server_strategy(config: Any, schema: DataSchema, network: nn.Module) -> Strategy:
+    """The strategy as the server has it: with pairs of its own, where it trains on such. Raises as :func:`build_strategy`."""
+    strategy = build_strategy(config, schema, network)
+    if isinstance(strategy, EnsembleDistillation):
+        rows_each, seed = max(1, config["history_length"]), config["seed"]
+        users = min(_INVENTED_USERS, strategy.settings.unlabelled_pairs)
+        history = schema.invented(users, rows_each, seed)
+        with _from_the_seed(config, schema):
+            (builder,) = network_builders(config, schema)
+            own = builder.build(history).to(config["device"]).eval()
+        # As many pairs of the same users; what is drawn for them is not their history.
+        pairs = schema.invented(users, -(-strategy.settings.unlabelled_pairs // users), seed + 1)
+        samples = samples_of(schema, pairs, schema.own_numbers(pairs), config["device"])
+        labels, batch_size = len(schema.label_values), config["train_batch_size"]
+        strategy.unlabelled = AttentiveTask(
+            own, shared_part(own, []), samples, labels, batch_size, 0.0, 0, schema.item_num, seed
+        )
+    return strategy
+
+
+_INVENTED_USERS = 256
 
 
 def _check_distillable(config: Any, has_logits: bool) -> None:

@@ -27,7 +27,6 @@ from recbole_fedkd.federated.client import streams_kept
 from recbole_fedkd.federated.task import AttentiveTask, MutualTask
 from recbole_fedkd.federation.parties import (
     build_server,
-    build_strategy,
     check_private,
     client_networks,
     client_of,
@@ -38,6 +37,7 @@ from recbole_fedkd.federation.parties import (
     recbole_task,
     samples_of,
     server_of,
+    server_strategy,
 )
 from recbole_fedkd.files import write_json
 from recbole_fedkd.model import (
@@ -142,7 +142,7 @@ def _fleet_engine(
     """The engine that runs all clients side by side."""
     device = config["device"]
     network = population.client_groups[0].whole
-    strategy = build_strategy(config, schema, network)
+    strategy = server_strategy(config, schema, network)
     task: FleetTask
     if isinstance(population, FleetPopulation):
         if isinstance(network, FactorHead):

@@ -5,6 +5,7 @@ from recbole_fedkd.federated.knowledge.factors import FactorKnowledge
 from recbole_fedkd.federated.knowledge.gram import GramKnowledge
 from recbole_fedkd.federated.knowledge.item import KNOWLEDGE_USES, ItemKnowledge
 from recbole_fedkd.federated.knowledge.label import LabelKnowledge, LabelSettings
+from recbole_fedkd.federated.knowledge.prediction import PredictionKnowledge
 from recbole_fedkd.federated.knowledge.prototype import PrototypeKnowledge
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Knowledge",
     "LabelKnowledge",
     "LabelSettings",
+    "PredictionKnowledge",
     "PrototypeKnowledge",
     "Sizes",
     "register_knowledge",

@@ -33,6 +33,7 @@ class Sizes:
         user_unit: what a single user on a client is shortened to before the client adds its users up, by the name of an array;
             None: users are not bounded.
         hidden: width ``h`` of a network's last hidden layer; 0 where it tells none.
+        seed: the run's.
     """
 
     clients: int
@@ -41,6 +42,7 @@ class Sizes:
     everybody: bool = True
     hidden: int = 0
     user_unit: Callable[[str], float] | None = None
+    seed: int = 0
 
 
 class Knowledge(ABC):
@@ -108,6 +110,10 @@ class Knowledge(ABC):
     @abstractmethod
     def upload(self, collected: Tensors, first: bool) -> Arrays:
         """What goes up; ``first``: the client has never spoken before."""
+
+    def disguised(self, arrays: Arrays, client: int, round_index: int) -> Arrays:
+        """What of an upload a client tells in a round, where that is not all of it."""
+        return arrays
 
     @abstractmethod
     def upload_arrays(self) -> dict[str, ArraySpec]:

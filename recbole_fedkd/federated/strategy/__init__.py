@@ -1,6 +1,7 @@
 """Strategies: how clients learn together. A new one registers itself here and nowhere else."""
 
 from recbole_fedkd.federated.strategy.base import LocalResult, ServerState, Strategy, check_additive, to_tensors
+from recbole_fedkd.federated.strategy.ensemble_distillation import EnsembleDistillation
 from recbole_fedkd.federated.strategy.federated_averaging import (
     FederatedAveraging,
     GlobalDistillation,
@@ -22,6 +23,7 @@ for _strategy in (
     GlobalDistillation,
     MutualDistillation,
     MutualLearning,
+    EnsembleDistillation,
     LocalTraining,
     SumExchange,
 ):

@@ -57,6 +57,7 @@ class Strategy(ABC):
         shares_parameters: whether clients send their networks.
         trains_teacher: whether every client keeps a larger network that never leaves it beside the one that travels.
         taught_by_received: whether the network that came down teaches the one that is trained; needs ``AttentiveTask``.
+        distils_on_server: whether the server trains on pairs that it makes up; needs ``AttentiveTask``.
         remembers_sent: whether clients keep what they have sent, to take it off what comes down.
     """
 
@@ -66,6 +67,7 @@ class Strategy(ABC):
     shares_parameters = False
     trains_teacher = False
     taught_by_received = False
+    distils_on_server = False
     remembers_sent = False
 
     def __init__(self, settings: Any = None, knowledge: Knowledge | None = None) -> None:

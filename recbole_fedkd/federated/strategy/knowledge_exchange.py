@@ -38,7 +38,8 @@ class ExchangeSettings(DistillationSettings):
         "label",
         "one of <knowledge>",
         "What is distilled; label: the mean logits per label, T x T numbers; item: sums and counts per item; factors: sums "
-        "per item from which everybody computes item vectors, and a head on them; prototype: mean hidden states.",
+        "per item from which everybody computes item vectors, and a head on them; prototype: mean hidden states; prediction: "
+        "what networks say of items, and what a model of the server makes of it.",
     )
 
 
@@ -92,6 +93,7 @@ class AttentiveFederatedDistillation(Strategy):
     def upload(self, result: LocalResult, client: int, round_index: int) -> Message | None:
         """What the client knows."""
         arrays = self.knowledge.upload(result.collected, result.first)
+        arrays = self.knowledge.disguised(arrays, client, round_index)
         return Message("knowledge", round_index, client, arrays) if arrays else None
 
     @property
