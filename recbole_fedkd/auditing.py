@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from recbole_fedkd.checkpoint import last_and_best, resumed_config
+from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.data.schema import read_schema, rows_of_clients
 from recbole_fedkd.engine import LocalEngine
 from recbole_fedkd.errors import InputError
@@ -156,17 +157,7 @@ def audited_run(run: str | Path, rounds: int | None = None, most: int = MOST_CLI
         fold = server.strategy.empty(server.state, {0: 1, 1: 1})
         # As many rounds as the budget was dealt out over.
         canaries = audited(release, fold, server.link, CANARIES, exchanges or config["epochs"], config["seed"])
-    told = (
-        "strategy",
-        "knowledge",
-        "partition",
-        "codecs",
-        "stages",
-        "secure_aggregation",
-        "privacy",
-        "clients_per_round",
-    )
-    settings = {name: config[name] for name in told}
+    settings = {name: config[name] for name in keys_with("said")}
     return Audit(str(run), settings, (len(looked_at), len(everybody)), tuple(seen), canaries)
 
 

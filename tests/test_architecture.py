@@ -86,7 +86,7 @@ MAY_KNOW = {
         "trainer",
     },
     "splitting": {"config", "data", "files", "machines", "quick_start"},
-    "auditing": {"checkpoint", "data", "engine", "federated", "files", "privacy", "quick_start", "report"},
+    "auditing": {"checkpoint", "config", "data", "engine", "federated", "files", "privacy", "quick_start", "report"},
     "cost": {"config", "limits", "quick_start", "record"},
     "record": {"files"},
     "report": {"checkpoint", "config", "files", "record"},

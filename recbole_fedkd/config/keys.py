@@ -44,6 +44,7 @@ ROLES = {
     "column_intervals": "Columns, each with an interval of its values.",
     "pickle": "A file that RecBole pickles.",
     "first": "Read before all others, which depend on it.",
+    "said": "Decides what clients say, and to whom it tells what.",
     "row": "Names a row of an experiment that names none.",
     "kept": "A run that goes on cannot do without it.",
     "partial": "A dictionary of which a user may give a part; what is left out comes from the layer below.",

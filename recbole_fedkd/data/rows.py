@@ -112,7 +112,8 @@ class UserSampler(Sampler):
             pairs = np.concatenate([pairs, pairs_of(dataset)])
             used[phase] = UsedItems(pairs, self.user_num, self.item_num)
         # A pair that is repeated counts once; the bound on all rows saves the sort where nobody is near it.
-        near = self.draws and len(pairs) and np.bincount(pairs // self.item_num).max() + 1 >= self.item_num
+        asked = (self.draws or self.item_num == 2) and len(pairs)  # of one item nothing can be judged either
+        near = asked and np.bincount(pairs // self.item_num).max() + 1 >= self.item_num
         if near and used[self.phases[-1]].counts.max() + 1 == self.item_num:
             raise ValueError(
                 "Some users have interacted with all items, so that there is none to sample; leave them out by "
