@@ -83,6 +83,19 @@ def test_two_items_by_hand():
     np.testing.assert_allclose(scores.numpy(), [[1 / 2, 1 / 3], [0.0, 1 / 3]], atol=1e-9)
 
 
+def test_recent_interactions_count_more_by_hand_and_the_order_of_rows_decides_between_equal_times():
+    users, times = torch.tensor([2, 1, 2, 2, 1]), torch.tensor([5.0, 9.0, 7.0, 5.0, 1.0])
+    found = gram.recency(users, times, 1.0)
+    assert found.tolist() == [0.25 + 0.75 / 4, 1.0, 1.0, 0.25 + 0.75 / 2, 0.25 + 0.75 / 2]
+    assert gram.recency(users, times, 0.0).tolist() == [1.0] * 5
+
+
+def test_recency_changes_scores_and_no_byte_and_is_the_same_over_clients(run):
+    plain, recent = (run("GramEASE", **SUMS, saved=False, recent_half_life=half_life) for half_life in (0.0, 2.0))
+    assert recent["communication"] == plain["communication"]
+    assert recent["test_result"] != plain["test_result"]
+
+
 @pytest.mark.parametrize("model", ["GramEASE", "PureSVD"])
 @pytest.mark.parametrize("partition", ["user", "random"])
 def test_clients_come_to_what_one_place_comes_to(run, model, partition):

@@ -36,6 +36,11 @@ class GramSettings:
     seed: int = 2020
     gram_size: int = setting(32, "in [1, 1024]", "Columns of the item vectors whose products stand for common users.")
     gram_shrinkage: float = setting(250.0, "> 0", "GramEASE: lambda, interactions that the weights of an item lean on.")
+    recent_half_life: float = setting(
+        0.0,
+        ">= 0",
+        "Later interactions after which one counts half in its user's scores, but for a lasting quarter; 0: all alike.",
+    )
 
     @property
     def stages(self) -> list[str]:
@@ -83,6 +88,29 @@ def answer(stage: str, rows: Rows, basis: Tensor) -> dict[str, Tensor]:
     """What goes up in a round: ``X^T (X Q)``; with the first also the diagonal of the Gram matrix ``[items, 1]``."""
     sums = {stage: gram_product(rows, basis)}
     return sums | ({"counts": rows.counts()[1].unsqueeze(1)} if stage == "product_0" else {})
+
+
+def recency(users: Tensor, times: Tensor, half_life: float) -> Tensor:
+    """What each interaction counts for in its user's scores ``[n]``: ``1/4 + 3/4 2^(-later / half_life)``; 0: one, all alike.
+
+    ``later`` is how many interactions of the user came after it; of equal times the order of the rows decides.
+
+    Args:
+        users: ``[n]``.
+        times: ``[n]``.
+        half_life: in interactions.
+    """
+    if not half_life:
+        return torch.ones(len(users), dtype=torch.double)
+    order = torch.argsort(times, stable=True)
+    order = order[torch.argsort(users[order], stable=True)]
+    ends = torch.bincount(users).cumsum(0)
+    later = torch.empty(len(users), dtype=torch.double)
+    later[order] = (ends[users[order]] - 1 - torch.arange(len(users))).double()
+    return _LASTING + (1 - _LASTING) * torch.exp2(-later / half_life)
+
+
+_LASTING = 0.25
 
 
 def exchanged(settings: GramSettings, rows: Rows) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from recbole_fedkd.data.schema import ClientRows, DataSchema, all_rows, read_sch
 from recbole_fedkd.distillation import gram
 from recbole_fedkd.distillation.factors import Rows
 from recbole_fedkd.distillation.gram import GramSettings, ItemMap
+from recbole_fedkd.errors import InputError
 from recbole_fedkd.model.factorization import click_logits
 from recbole_fedkd.model.network import NO_CONTEXT, Context
 from recbole_fedkd.model.student import LabelledRecommender
@@ -27,6 +28,7 @@ class GramNetwork(nn.Module):
         rows: interactions of the users that it serves, users from 1.
         settings: the keys.
         kind: ``ease`` or ``svd``.
+        weights: what each row counts for in its user's scores ``[n]``; None: all alike.
     """
 
     user_rows: ClassVar[tuple[str, ...]] = ()
@@ -37,8 +39,9 @@ class GramNetwork(nn.Module):
     into: Tensor
     out: Tensor
 
-    def __init__(self, rows: Rows, settings: GramSettings, kind: str) -> None:
+    def __init__(self, rows: Rows, settings: GramSettings, kind: str, weights: Tensor | None = None) -> None:
         super().__init__()
+        self.weights = weights
         self.rows, self.settings, self.kind = rows, settings, kind
         self.dummy_param = nn.Parameter(torch.zeros(1))  # an optimiser wants something
         items, width = rows.item_count, settings.gram_size
@@ -93,7 +96,8 @@ class GramNetwork(nn.Module):
         return self.dummy_param.sum() * 0
 
     def _folded_by(self, item_map: ItemMap) -> Tensor:
-        return self.rows.per_user(item_map.into[self.rows.items])
+        into = item_map.into[self.rows.items]
+        return self.rows.per_user(into if self.weights is None else into * self.weights.to(into).unsqueeze(1))
 
     def _seen_rows(self) -> Tensor:
         seen = torch.zeros(self.rows.user_count, self.rows.item_count, dtype=torch.bool)
@@ -117,10 +121,19 @@ class GramBuilder:
         schema = self.schema
         positive = schema.label_indices(rows) == 1
         users, items = schema.own_numbers(rows)[positive], rows.interactions[schema.item_field][positive]
-        pairs = torch.unique(users * schema.item_num + items)  # an interaction counts once
+        pairs, place = torch.unique(users * schema.item_num + items, return_inverse=True)  # an interaction counts once
+        weights, half_life = None, self.settings.recent_half_life
+        if half_life:
+            time = schema.fields["time_field"]
+            if time not in rows.interactions:
+                raise InputError(
+                    f"recent_half_life is {half_life}, but the dataset has no column '{time}' of times; leave it 0"
+                )
+            each = gram.recency(users, rows.interactions[time][positive], half_life)
+            weights = each.new_zeros(len(pairs)).scatter_reduce(0, place, each, "amax")  # as of its latest
         users, items = pairs // schema.item_num, pairs % schema.item_num
-        ones = torch.ones(len(items), dtype=torch.double)
-        network = GramNetwork(Rows(users, items, ones, len(rows.users) + 1, schema.item_num), self.settings, self.kind)
+        known = Rows(users, items, torch.ones(len(items), dtype=torch.double), len(rows.users) + 1, schema.item_num)
+        network = GramNetwork(known, self.settings, self.kind, weights)
         if self.alone:
             network.know(*gram.exchanged(self.settings, network.rows))
         return network
