@@ -120,7 +120,8 @@ def audited_run(run: str | Path, rounds: int | None = None, most: int = MOST_CLI
         InputError: the run has no clients, or its data are not there.
     """
     checkpoint = last_and_best(run)[0]
-    config = resumed_config(checkpoint, None, None, None, {**keys, "engine": "local"}, None, run)
+    config = resumed_config(checkpoint, None, None, None, keys, None, run)
+    config["engine"] = "local"  # on which clients are asked one by one, whoever ran them
     if not config.federated or config["strategy"] == "local":
         raise InputError(
             f"run '{run}' is of strategy {config['strategy']}, in which nobody sends anything; nothing to audit"

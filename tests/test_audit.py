@@ -87,9 +87,10 @@ def result_folder(result):
 # What messages tell
 
 
+@pytest.mark.parametrize("engine", ["local", "fleet"])
 @pytest.mark.parametrize("codecs", [[], ["row_sparse", "sign"]], ids=["dense", "sparse"])
-def test_an_update_tells_which_items_a_user_has_rated(run, codecs):
-    made = audited_run(run(**FEDAVG, codecs=codecs)["run_folder"], rounds=1)
+def test_an_update_tells_which_items_a_user_has_rated(run, codecs, engine):
+    made = audited_run(run(**FEDAVG, codecs=codecs, engine=engine)["run_folder"], rounds=1)
     assert made.seen[0].membership > 0.99 and made.seen[0].exact > 0.9
     assert made.clients == (30, 30)
 
@@ -142,3 +143,10 @@ def test_there_is_nothing_to_audit_where_nobody_sends_anything(run):
 def test_an_audit_needs_a_run(arguments, capsys):
     assert main(["audit", *arguments]) == 2
     assert "audit needs the folder of one run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("noise", "least", "most"), [(1e-6, 0.99, 1.0), (20.0, 0.4, 0.62)], ids=["hardly any", "much"])
+def test_noise_of_clients_hides_items_without_masks(run, noise, least, most):
+    keys = {**FEDAVG, "privacy": {"clip": 0.5, "noise_multiplier": noise, "noise": "local"}}
+    (seen,) = audited_run(run(**keys)["run_folder"], rounds=1).seen
+    assert least <= seen.membership <= most

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from recbole_fedkd.data.partition import held_out_clients
 from recbole_fedkd.data.schema import label_values
+from recbole_fedkd.errors import InputError
 from recbole_fedkd.privacy.attack import poisoned
 from recbole_fedkd.privacy.settings import AttackSettings
 
@@ -22,11 +23,17 @@ def held_out_users(config: Any, client_of_user: Tensor | None) -> Tensor | None:
 
 
 def wrong_users(config: Any, client_of_user: Tensor | None) -> Tensor | None:
-    """Whose client is wrong, bool ``[users]``; None where none is."""
+    """Whose client is wrong, bool ``[users]``; None where none is. Raises :class:`InputError` where all are."""
     attack = AttackSettings.of(config)
     if client_of_user is None or attack is None:
         return None
-    wrong = attack.wrong(int(client_of_user.max()) + 1, config["seed"])
+    clients = int(client_of_user.max()) + 1
+    wrong = attack.wrong(clients, config["seed"])
+    if len(wrong) == clients:
+        raise InputError(
+            f"attack.share is {attack.share:g}, which of {clients} client(s) leaves none that is right, and none to judge; it "
+            "must be smaller, or client_num larger"
+        )
     return torch.isin(client_of_user, torch.tensor(sorted(wrong)))
 
 
