@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -53,9 +54,9 @@ def not_finite(named: Mapping[str, Tensor]) -> list[str]:
 
 def not_finite_arrays(arrays: Mapping[str, NDArray[np.generic]]) -> list[str]:
     """Names of the arrays that hold a nan or an infinity."""
-    floats = {name: array for name, array in arrays.items() if np.issubdtype(array.dtype, np.floating)}
+    floats = {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
     with np.errstate(over="ignore", invalid="ignore"):
-        suspect = [name for name, array in floats.items() if not np.isfinite(array.sum(dtype=np.float64))]
+        suspect = [name for name, array in floats.items() if not math.isfinite(array.sum(dtype=np.float64))]
     return [name for name in suspect if not np.isfinite(floats[name]).all()]
 
 

@@ -369,15 +369,15 @@ def item_histograms(items: Tensor, labels: Tensor, item_count: int, label_count:
 
 
 def log_prior(histograms: Tensor, strength: float) -> Tensor:
-    """Log-probability of each label of an item before its user is known, ``[I, T]``.
+    """Log-probability of each label of an item before its user is known, ``[..., I, T]``.
 
     ``log((n_it + m g_t) / (n_i + m))`` with the shares ``g`` of the labels over all items: an item without a sample has the
     prior of all.
 
     Args:
-        histograms: samples per item and label ``[I, T]``.
+        histograms: samples per item and label ``[..., I, T]``.
         strength: ``m``, the number of samples that the shares of all items are worth.
     """
     counts = histograms.double()
-    shares = (counts.sum(0) + 1.0) / (counts.sum() + counts.shape[1])
-    return ((counts + strength * shares) / (counts.sum(1, keepdim=True) + strength)).log().float()
+    shares = (counts.sum(-2, keepdim=True) + 1.0) / (counts.sum((-2, -1), keepdim=True) + counts.shape[-1])
+    return ((counts + strength * shares) / (counts.sum(-1, keepdim=True) + strength)).log().float()

@@ -74,19 +74,21 @@ class Sums(Fold):
 
     def add(self, upload: Message) -> None:
         """Add its arrays."""
-        self._add({name: torch.tensor(array, dtype=self.dtype) for name, array in upload.arrays.items()})
+        for name, array in upload.arrays.items():
+            if name in self.sums:
+                total = self.sums[name].numpy()
+                np.add(total, array, out=total)
+            else:
+                self.sums[name] = torch.tensor(array, dtype=self.dtype)
 
     def merge(self, other: Self) -> None:
         """Add the other's sums."""
-        self._add(other.sums)
+        for name, part in other.sums.items():
+            self.sums[name] = self.sums[name] + part if name in self.sums else part.clone()
 
     def finish(self) -> Tensors:
         """The sums."""
         return self.sums
-
-    def _add(self, parts: Mapping[str, Tensor]) -> None:
-        for name, part in parts.items():
-            self.sums[name] = self.sums[name] + part if name in self.sums else part
 
 
 class WeightedMean(Fold):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,10 +27,35 @@ def understood(
         device: where the client's network lives.
     """
     strategy = link.strategy
-    fresh = link.sent_in is not None and message.round == link.sent_in + 1
     own = on_device(link.sent, device)
-    made = strategy.understood(on_device(to_tensors(message.arrays), device), own, fresh)
+    made = strategy.understood(on_device(to_tensors(message.arrays), device), own, _fresh(link, message))
     return {**received, **made} if strategy.accumulates else made
+
+
+def understood_by_many(
+    links: Sequence[ClientLink], received: Sequence[Mapping[str, Tensor]], message: Message, device: torch.device
+) -> list[dict[str, Tensor]]:
+    """What several clients know that are :func:`heard_alike`, where the strategy is ``elementwise``."""
+    strategy, count = links[0].strategy, len(links)
+    own = {name: torch.stack([link.sent[name] for link in links]).to(device) for name in links[0].sent}
+    said = on_device(to_tensors(message.arrays), device)
+    of_all = {name: value.expand(count, *value.shape) for name, value in said.items()}
+    made = strategy.understood(of_all, own, _fresh(links[0], message))
+    of_each = zip(*(value.unbind() for value in made.values()), strict=True) if made else [()] * count
+    named = [dict(zip(made, values, strict=True)) for values in of_each]
+    if not strategy.accumulates:
+        return named
+    return [{**before, **after} for before, after in zip(received, named, strict=True)]
+
+
+def heard_alike(link: ClientLink, message: Message) -> tuple[Any, ...]:
+    """What clients have in common that :func:`understood_by_many` takes together."""
+    said = tuple((name, tuple(value.shape)) for name, value in link.sent.items())
+    return id(message), _fresh(link, message), said
+
+
+def _fresh(link: ClientLink, message: Message) -> bool:
+    return link.sent_in is not None and message.round == link.sent_in + 1
 
 
 def answer(link: ClientLink, result: LocalResult, training: Training, round_index: int) -> Message | None:

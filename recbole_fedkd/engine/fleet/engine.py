@@ -20,10 +20,7 @@ from recbole_fedkd.engine.fleet.exchange import (
     CommonDownlink,
     Downlink,
     Links,
-    MeanUplink,
-    MessageUplink,
     OwnDownlink,
-    Uplink,
 )
 from recbole_fedkd.engine.fleet.factor_exchange import FactorDownlink, FactorUplink
 from recbole_fedkd.engine.fleet.factors import FactorSamples
@@ -35,6 +32,7 @@ from recbole_fedkd.engine.fleet.samples import FleetTask
 from recbole_fedkd.engine.fleet.serving import GroupAverage
 from recbole_fedkd.engine.fleet.threads import SideBySide
 from recbole_fedkd.engine.fleet.training import Clients, PackTraining, Trained
+from recbole_fedkd.engine.fleet.uplink import MeanUplink, MessageUplink, Uplink
 from recbole_fedkd.federated.client import ClientSettings
 from recbole_fedkd.federated.message import SERVER
 from recbole_fedkd.federated.server import Server

@@ -1,35 +1,29 @@
-"""What packed clients hear and say: by the strategy's own code and each client's end of the wire, as on the ``local`` engine.
+"""What packed clients hear: by the strategy's own code and each client's end of the wire, as on the ``local`` engine.
 
-Where all start from one network (:class:`CommonDownlink`) it is kept once, and where nothing but the weighted mean of whole
-networks is asked for (:class:`MeanUplink`) that is computed of packed clients at once.
+Where all start from one network (:class:`CommonDownlink`) it is kept once.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import msgpack
 import torch
 from torch import Tensor
 
-from recbole_fedkd.engine.base import ClientError, Round
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.heard import Heard
-from recbole_fedkd.engine.fleet.messages import MeanOfClients, SharedTensors
-from recbole_fedkd.engine.fleet.training import Trained, Training
-from recbole_fedkd.federated.aggregate import MeanOfChangedRows, WeightedMean
-from recbole_fedkd.federated.dialogue import answer, on_device, understood
-from recbole_fedkd.federated.message import LARGEST, SERVER, Message, MessageError, check_arrays
-from recbole_fedkd.federated.message import Training as TrainedOn
+from recbole_fedkd.federated.dialogue import heard_alike, on_device, understood, understood_by_many
+from recbole_fedkd.federated.message import SERVER, Message
 from recbole_fedkd.federated.server import Server
-from recbole_fedkd.federated.strategy import LocalResult
-from recbole_fedkd.federated.strategy.federated_averaging import BUFFER, PARAMETER, FederatedAveraging
 from recbole_fedkd.federated.wire import ClientLink
-from recbole_fedkd.model.shared import Rows, SharedState
 
 Base = tuple[Tensor, Tensor, Tensor]
+
+TOGETHER = 64
+"""Clients of which what they make of a message is computed at a time."""
 
 
 class Links:
@@ -200,16 +194,30 @@ class OwnDownlink(Downlink):
         self.received: dict[int, dict[str, Tensor]] = {}
         self._fresh: set[int] = set()
 
-    def _read(self, number: int, message: Message | None) -> None:
-        if message is not None:
-            link, before = self.links[number], self.received.get(number, {})
-            self.received[number] = understood(link, before, message, self.device)
-            self._fresh.add(number)
+    def _read(self, messages: Mapping[int, Message | None]) -> None:
+        """What clients make of what each of them has heard."""
+        elementwise, alike = self.server.strategy.elementwise, dict[Hashable, list[int]]()
+        told = {number: message for number, message in messages.items() if message is not None}
+        self._fresh = set(told)
+        for number, message in told.items():
+            alike.setdefault(heard_alike(self.links[number], message) if elementwise else number, []).append(number)
+        for together in alike.values():
+            for begin in range(0, len(together), TOGETHER):
+                numbers = together[begin : begin + TOGETHER]
+                links, before = (
+                    [self.links[number] for number in numbers],
+                    [self.received.get(number, {}) for number in numbers],
+                )
+                if elementwise:
+                    made = understood_by_many(links, before, told[numbers[0]], self.device)
+                else:
+                    made = [understood(links[0], before[0], told[numbers[0]], self.device)]
+                self.received.update(zip(numbers, made, strict=True))
 
     def hear(self, chosen: Sequence[int], round_index: int) -> dict[int, int]:
         """To each its own."""
-        self._fresh = set()
         server, sizes, size_of = self.server, {}, Sizes()
+        messages: dict[int, Message | None] = {}
         payload: bytes | None = None
         common = server.message_for(SERVER, round_index) if server.strategy.same_for_all and not server.codecs else None
         for number in chosen:
@@ -218,11 +226,12 @@ class OwnDownlink(Downlink):
                 sizes[number] = len(payload)
                 if payload is not before or self.links[number].updates is not None:
                     common = self.links[number].read(payload) if payload else None
-                self._read(number, common)
+                messages[number] = common
             else:
                 message = common if server.strategy.same_for_all else server.message_for(number, round_index)
                 sizes[number] = size_of(message) if message is not None else 0
-                self._read(number, message)
+                messages[number] = message
+        self._read(messages)
         return sizes
 
     def alike(self, number: int) -> Hashable:
@@ -247,10 +256,8 @@ class OwnDownlink(Downlink):
     def serve(self, round_index: int) -> list[int]:
         """All of them."""
         payload = self.server.serve(round_index)
-        self._fresh = set()
         everybody = sorted(number for group in self.groups for number in group.numbers.tolist())
-        for number in everybody:
-            self._read(number, self.links[number].read(payload) if payload else None)
+        self._read({number: self.links[number].read(payload) if payload else None for number in everybody})
         return sorted(self._fresh)
 
     def snapshot(self, number: int) -> Any:
@@ -276,172 +283,3 @@ class OwnDownlink(Downlink):
 
 def _stacked(of_clients: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([known[name] for known in of_clients]) for name in of_clients[0]}
-
-
-class Uplink(ABC):
-    """What clients say, and what becomes of it."""
-
-    @abstractmethod
-    def begin(self, current: Round) -> None:
-        """A round begins; the clients have heard what there is to hear."""
-
-    @abstractmethod
-    def part(self, training: Training) -> Any:
-        """What can be prepared of packed clients' answers while others are still in training."""
-
-    @abstractmethod
-    def say(self, trained: Trained, base: Base, current: Round) -> dict[int, ClientError]:
-        """Packed clients answer.
-
-        Args:
-            trained: they themselves.
-            base: what all clients of their group have in common.
-            current: the round, which is told bytes, losses and what encoding took.
-
-        Returns:
-            Why the answer of a client is not taken.
-        """
-
-    @abstractmethod
-    def finish(self, current: Round) -> Mapping[str, Tensor] | None:
-        """What the answers come to, where they were not taken in one by one."""
-
-
-class MessageUplink(Uplink):
-    """Every client's own message, made by the strategy of what the client has by itself.
-
-    Args:
-        server: the server.
-        private: of each group, what never leaves its client.
-        links: the clients' ends of the wire.
-        epochs: local epochs of a round.
-    """
-
-    def __init__(self, server: Server, private: Sequence[Mapping[str, Rows]], links: Links) -> None:
-        self.server, self.private, self.links = server, private, links
-
-    def begin(self, current: Round) -> None:
-        """Messages of a round have the same length where they hold arrays of the same shapes."""
-        self._size_of = Sizes()
-
-    def part(self, training: Training) -> None:
-        """Nothing: an end of the wire remembers what it has said, and says it once."""
-
-    def say(self, trained: Trained, base: Base, current: Round) -> dict[int, ClientError]:
-        """Each by itself."""
-        refused, losses = {}, trained.losses.tolist()
-        for slot, shared in enumerate(self._shared(trained, base)):
-            number, size = trained.numbers[slot], trained.training.sizes[slot]
-            link, stage = self.links[number], "sending"
-            collected = {name: values[slot] for name, values in trained.collected.items()}
-            result = LocalResult(shared, link.sent_in is None, collected)
-            current.report.bytes_up[number] = 0
-            try:
-                message = answer(link, result, TrainedOn(size, size, losses[slot]), current.index)
-                wire = link.encoded(message) if message is not None else None
-                current.report.bytes_up[number] = self._size_of(wire) if wire is not None else 0
-                stage = "answering"
-                current.intake.add_read(number, wire)
-            except Exception as error:
-                refused[number] = ClientError(f"client {number}, round {current.index + 1}, {stage}: {error}")
-                refused[number].__cause__ = error
-                continue
-            current.count(losses[slot], size, link.codec_error if message is not None else (0.0, 0.0))
-        return refused
-
-    def _shared(self, trained: Trained, base: Base) -> Iterator[SharedState]:
-        """What of each client's network may be sent."""
-        training, strategy = trained.training, self.server.strategy
-        if not strategy.shares_parameters:
-            yield from [SharedTensors({}, {})] * len(trained.numbers)
-            return
-        group, private = training.group, self.private[0]
-        buffers = SharedState(group.whole, lambda: private).buffers()
-        for slot in range(len(trained.numbers)):
-            yield SharedTensors(group.unpacked(training.pack, training.weights, slot, base), private, buffers)
-
-    def finish(self, current: Round) -> None:
-        """Nothing: every answer has been taken in."""
-
-
-class MeanUplink(Uplink):
-    """The weighted mean of the clients' networks, all of one group. Arguments as of :class:`MessageUplink`."""
-
-    def __init__(self, server: Server, group: ClientGroup, private: Mapping[str, Rows], links: Links) -> None:
-        self.server, self.group, self.private, self.links = server, group, private, links
-
-    @staticmethod
-    def fits(server: Server) -> bool:
-        """Whether the strategy asks for nothing but the mean of whole networks that nothing has been taken from."""
-        strategy = server.strategy
-        if not isinstance(strategy, FederatedAveraging) or server.codecs.changes_uploads:
-            return False
-        whole = type(strategy).upload is FederatedAveraging.upload
-        return whole and type(strategy.empty(server.state, {0: 1})) in (WeightedMean, MeanOfChangedRows)
-
-    def begin(self, current: Round) -> None:
-        """Nobody has answered; what clients count for is the fold's affair."""
-        fold = current.intake.fold
-        assert isinstance(fold, WeightedMean)
-        self._fold, self._answered = fold, 0.0
-        self._mean = MeanOfClients(self.group, self.private, isinstance(fold, MeanOfChangedRows))
-        # A client's message has the size of all others', whatever it has learned.
-        result = LocalResult(SharedState(self.group.whole, lambda: self.private), first=False)
-        message = answer(self.links[current.chosen[0]], result, TrainedOn(), current.index)
-        assert message is not None
-        self._example, self._size_of = self.links[current.chosen[0]].encoded(message), Sizes()
-
-    def _share(self, size: int) -> float:
-        return self._fold.weight_of(Message("", 0, 0, {}, TrainedOn(size))) / self._fold.expected
-
-    def part(self, training: Training) -> Any:
-        """What they add to the mean."""
-        shares = [self._share(size) for size in training.sizes]
-        weights = torch.tensor(shares, dtype=torch.float64, device=training.weights.dense.device)
-        return self._mean.part(training.pack, training.weights, weights)
-
-    def say(self, trained: Trained, base: Base, current: Round) -> dict[int, ClientError]:
-        """All at once."""
-        refused = self._too_large(trained, base, current)
-        if refused:
-            kept = [slot for slot, number in enumerate(trained.numbers) if number not in refused]
-            others = trained.select(torch.tensor(kept, dtype=torch.long))
-            if kept:
-                self.say(others.with_part(self.part(others.training)), base, current)
-            return refused
-        self._mean.add(trained.part)
-        sizes = trained.training.sizes
-        self._answered += sum(self._share(size) for size in sizes)
-        current.count(float(trained.losses.sum()), sum(sizes))
-        sender = len(msgpack.packb(self._example.sender))
-        size = self._size_of(self._example) - sender
-        for number in trained.numbers:
-            current.report.bytes_up[number] = size + len(msgpack.packb(number))
-            current.intake.answered[number] = True
-            self.server.link.acknowledge(number)
-        return {}
-
-    def _too_large(self, trained: Trained, base: Base, current: Round) -> dict[int, ClientError]:
-        """The clients whose messages nobody would take, since their numbers are beyond what a message may hold."""
-        least = min(map(self._share, trained.training.sizes))
-        if self._mean.largest(trained.part) < LARGEST * least / 2:
-            return {}
-        refused = {}
-        for slot, number in enumerate(trained.numbers):
-            named = self.group.unpacked(trained.training.pack, trained.training.weights, slot, base)
-            result = LocalResult(SharedTensors(named, self.private), first=False)
-            message = self.server.strategy.upload(result, number, current.index)
-            try:
-                check_arrays(message.arrays if message is not None else {})
-            except MessageError as error:
-                refused[number] = ClientError(f"client {number}, round {current.index + 1}, answering: {error}")
-                refused[number].__cause__ = error
-        return refused
-
-    def finish(self, current: Round) -> Mapping[str, Tensor] | None:
-        """The mean, and the buffers, which clients of the package's own networks do not change."""
-        if not current.intake.answered:
-            return None
-        everybody = len(current.intake.answered) == len(current.chosen)
-        buffers = {name: value for name, value in self.server.state.items() if name.startswith(BUFFER)}
-        return {**self._mean.state(PARAMETER, 1.0 if everybody else self._answered), **buffers}

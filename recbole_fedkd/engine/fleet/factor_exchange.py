@@ -13,13 +13,14 @@ from torch import Tensor
 
 from recbole_fedkd.distillation.exchange import shortened
 from recbole_fedkd.engine.base import ClientError, Round
-from recbole_fedkd.engine.fleet.exchange import Base, Downlink, Links, Sizes, Uplink
+from recbole_fedkd.engine.fleet.exchange import Base, Downlink, Links, Sizes
 from recbole_fedkd.engine.fleet.factors import FactorSamples, Mapped
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.heard import Heard
 from recbole_fedkd.engine.fleet.messages import SharedTensors
 from recbole_fedkd.engine.fleet.row_codecs import Leaf, seen_rows
 from recbole_fedkd.engine.fleet.training import Trained, Training
+from recbole_fedkd.engine.fleet.uplink import Uplink
 from recbole_fedkd.federated.codec import squared_error
 from recbole_fedkd.federated.dialogue import answer, on_device, understood
 from recbole_fedkd.federated.knowledge.factors import FactorKnowledge

@@ -59,6 +59,8 @@ class Knowledge(ABC):
         reads_hidden: whether it needs the network's hidden states beside its logits.
         accumulates: whether a message adds to what the client has been told before.
         exchange_rounds: rounds before there is anything to train by.
+        elementwise: whether :meth:`upload` and :meth:`understood` make of arrays with a leading axis of clients what they make
+            of each client's own.
         keeps: whether a client keeps what it is told; if not, its network has what it needs once that is taken in.
     """
 
@@ -67,6 +69,7 @@ class Knowledge(ABC):
     of_network = True
     reads_hidden = False
     accumulates = False
+    elementwise = False
     exchange_rounds = 0
     keeps = True
 

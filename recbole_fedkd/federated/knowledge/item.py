@@ -45,6 +45,7 @@ class ItemKnowledge(Knowledge):
     name = "item"
     settings_type = ItemSettings
     needs_each = None
+    elementwise = True
 
     @property
     def _distils(self) -> bool:

@@ -48,6 +48,7 @@ class LabelKnowledge(Knowledge):
 
     name = "label"
     settings_type = LabelSettings
+    elementwise = True
 
     def __init__(self, settings: LabelSettings, sizes: Sizes, aggregation: Aggregation | None = None) -> None:
         super().__init__(settings, sizes)

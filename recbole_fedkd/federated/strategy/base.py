@@ -33,11 +33,13 @@ class LocalResult:
         first: whether the client has never spoken before.
         collected: knowledge of the client's samples, as the kind of knowledge collects it; empty unless the strategy
             exchanges knowledge.
+        uploaded: what the kind of knowledge makes of it for an upload; None: it has not been asked yet.
     """
 
     shared: SharedState
     first: bool
     collected: dict[str, Tensor] = field(default_factory=dict)
+    uploaded: dict[str, NDArray[np.generic]] | None = None
 
 
 class Strategy(ABC):
@@ -173,6 +175,11 @@ class Strategy(ABC):
     def reads_hidden(self) -> bool:
         """Whether what clients collect is of hidden states."""
         return self.exchanges_knowledge and self.knowledge.reads_hidden
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether :meth:`understood`, and what the kind of knowledge uploads, are the same for many clients at once."""
+        return False
 
     @property
     def accumulates(self) -> bool:

@@ -68,6 +68,11 @@ class AttentiveFederatedDistillation(Strategy):
         """The teacher, and whatever else follows from the message."""
         return self.knowledge.understood(received, own, fresh)
 
+    @property
+    def elementwise(self) -> bool:
+        """As the kind of knowledge says, unless a strategy understands more."""
+        return self.knowledge.elementwise and type(self).understood is AttentiveFederatedDistillation.understood
+
     def installed(self, received: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Buffers that follow from it."""
         return self.knowledge.installed(received)
@@ -92,7 +97,8 @@ class AttentiveFederatedDistillation(Strategy):
 
     def upload(self, result: LocalResult, client: int, round_index: int) -> Message | None:
         """What the client knows."""
-        arrays = self.knowledge.upload(result.collected, result.first)
+        made = result.uploaded
+        arrays = made if made is not None else self.knowledge.upload(result.collected, result.first)
         arrays = self.knowledge.disguised(arrays, client, round_index)
         return Message("knowledge", round_index, client, arrays) if arrays else None
 

@@ -1,0 +1,212 @@
+"""What packed clients say: each its own message, or where nothing else is asked for the weighted mean of their networks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recbole_fedkd.engine.base import ClientError, Round
+from recbole_fedkd.engine.fleet.exchange import Base, Links, Sizes
+from recbole_fedkd.engine.fleet.group import ClientGroup
+from recbole_fedkd.engine.fleet.messages import MeanOfClients, SharedTensors
+from recbole_fedkd.engine.fleet.training import Trained, Training
+from recbole_fedkd.federated.aggregate import MeanOfChangedRows, WeightedMean
+from recbole_fedkd.federated.dialogue import answer
+from recbole_fedkd.federated.message import LARGEST, Message, MessageError, check_arrays
+from recbole_fedkd.federated.message import Training as TrainedOn
+from recbole_fedkd.federated.server import Server
+from recbole_fedkd.federated.strategy import LocalResult
+from recbole_fedkd.federated.strategy.federated_averaging import BUFFER, PARAMETER, FederatedAveraging
+from recbole_fedkd.model.shared import Rows, SharedState
+
+
+class Uplink(ABC):
+    """What clients say, and what becomes of it."""
+
+    @abstractmethod
+    def begin(self, current: Round) -> None:
+        """A round begins; the clients have heard what there is to hear."""
+
+    @abstractmethod
+    def part(self, training: Training) -> Any:
+        """What can be prepared of packed clients' answers while others are still in training."""
+
+    @abstractmethod
+    def say(self, trained: Trained, base: Base, current: Round) -> dict[int, ClientError]:
+        """Packed clients answer.
+
+        Args:
+            trained: they themselves.
+            base: what all clients of their group have in common.
+            current: the round, which is told bytes, losses and what encoding took.
+
+        Returns:
+            Why the answer of a client is not taken.
+        """
+
+    @abstractmethod
+    def finish(self, current: Round) -> Mapping[str, Tensor] | None:
+        """What the answers come to, where they were not taken in one by one."""
+
+
+class MessageUplink(Uplink):
+    """Every client's own message, made by the strategy of what the client has by itself.
+
+    Args:
+        server: the server.
+        private: of each group, what never leaves its client.
+        links: the clients' ends of the wire.
+        epochs: local epochs of a round.
+    """
+
+    def __init__(self, server: Server, private: Sequence[Mapping[str, Rows]], links: Links) -> None:
+        self.server, self.private, self.links = server, private, links
+
+    def begin(self, current: Round) -> None:
+        """Messages of a round have the same length where they hold arrays of the same shapes."""
+        self._size_of = Sizes()
+
+    def part(self, training: Training) -> None:
+        """Nothing: an end of the wire remembers what it has said, and says it once."""
+
+    def say(self, trained: Trained, base: Base, current: Round) -> dict[int, ClientError]:
+        """Each by itself."""
+        refused, losses, made = {}, trained.losses.tolist(), self._made(trained)
+        for slot, shared in enumerate(self._shared(trained, base)):
+            number, size = trained.numbers[slot], trained.training.sizes[slot]
+            link, stage = self.links[number], "sending"
+            collected = {name: values[slot] for name, values in trained.collected.items()}
+            result = LocalResult(shared, link.sent_in is None, collected, made.get(slot))
+            current.report.bytes_up[number] = 0
+            try:
+                message = answer(link, result, TrainedOn(size, size, losses[slot]), current.index)
+                wire = link.encoded(message) if message is not None else None
+                current.report.bytes_up[number] = self._size_of(wire) if wire is not None else 0
+                stage = "answering"
+                current.intake.add_read(number, wire)
+            except Exception as error:
+                refused[number] = ClientError(f"client {number}, round {current.index + 1}, {stage}: {error}")
+                refused[number].__cause__ = error
+                continue
+            current.count(losses[slot], size, link.codec_error if message is not None else (0.0, 0.0))
+        return refused
+
+    def _made(self, trained: Trained) -> dict[int, dict[str, NDArray[np.generic]]]:
+        """What the kind of knowledge makes of what packed clients have collected, by slot, where that is done at once."""
+        strategy, made = self.server.strategy, dict[int, dict[str, NDArray[np.generic]]]()
+        if not (strategy.elementwise and trained.collected):
+            return made
+        spoken = [self.links[number].sent_in is not None for number in trained.numbers]
+        for before in sorted(set(spoken)):
+            slots = [slot for slot, each in enumerate(spoken) if each == before]
+            collected = {name: values[slots] for name, values in trained.collected.items()}
+            try:
+                arrays = strategy.knowledge.upload(collected, not before)
+            except Exception:  # one by one shows whose fault it is
+                return {}
+            made |= {slot: {name: array[place] for name, array in arrays.items()} for place, slot in enumerate(slots)}
+        return made
+
+    def _shared(self, trained: Trained, base: Base) -> Iterator[SharedState]:
+        """What of each client's network may be sent."""
+        training, strategy = trained.training, self.server.strategy
+        if not strategy.shares_parameters:
+            yield from [SharedTensors({}, {})] * len(trained.numbers)
+            return
+        group, private = training.group, self.private[0]
+        buffers = SharedState(group.whole, lambda: private).buffers()
+        for slot in range(len(trained.numbers)):
+            yield SharedTensors(group.unpacked(training.pack, training.weights, slot, base), private, buffers)
+
+    def finish(self, current: Round) -> None:
+        """Nothing: every answer has been taken in."""
+
+
+class MeanUplink(Uplink):
+    """The weighted mean of the clients' networks, all of one group. Arguments as of :class:`MessageUplink`."""
+
+    def __init__(self, server: Server, group: ClientGroup, private: Mapping[str, Rows], links: Links) -> None:
+        self.server, self.group, self.private, self.links = server, group, private, links
+
+    @staticmethod
+    def fits(server: Server) -> bool:
+        """Whether the strategy asks for nothing but the mean of whole networks that nothing has been taken from."""
+        strategy = server.strategy
+        if not isinstance(strategy, FederatedAveraging) or server.codecs.changes_uploads:
+            return False
+        whole = type(strategy).upload is FederatedAveraging.upload
+        return whole and type(strategy.empty(server.state, {0: 1})) in (WeightedMean, MeanOfChangedRows)
+
+    def begin(self, current: Round) -> None:
+        """Nobody has answered; what clients count for is the fold's affair."""
+        fold = current.intake.fold
+        assert isinstance(fold, WeightedMean)
+        self._fold, self._answered = fold, 0.0
+        self._mean = MeanOfClients(self.group, self.private, isinstance(fold, MeanOfChangedRows))
+        # A client's message has the size of all others', whatever it has learned.
+        result = LocalResult(SharedState(self.group.whole, lambda: self.private), first=False)
+        message = answer(self.links[current.chosen[0]], result, TrainedOn(), current.index)
+        assert message is not None
+        self._example, self._size_of = self.links[current.chosen[0]].encoded(message), Sizes()
+
+    def _share(self, size: int) -> float:
+        return self._fold.weight_of(Message("", 0, 0, {}, TrainedOn(size))) / self._fold.expected
+
+    def part(self, training: Training) -> Any:
+        """What they add to the mean."""
+        shares = [self._share(size) for size in training.sizes]
+        weights = torch.tensor(shares, dtype=torch.float64, device=training.weights.dense.device)
+        return self._mean.part(training.pack, training.weights, weights)
+
+    def say(self, trained: Trained, base: Base, current: Round) -> dict[int, ClientError]:
+        """All at once."""
+        refused = self._too_large(trained, base, current)
+        if refused:
+            kept = [slot for slot, number in enumerate(trained.numbers) if number not in refused]
+            others = trained.select(torch.tensor(kept, dtype=torch.long))
+            if kept:
+                self.say(others.with_part(self.part(others.training)), base, current)
+            return refused
+        self._mean.add(trained.part)
+        sizes = trained.training.sizes
+        self._answered += sum(self._share(size) for size in sizes)
+        current.count(float(trained.losses.sum()), sum(sizes))
+        sender = len(msgpack.packb(self._example.sender))
+        size = self._size_of(self._example) - sender
+        for number in trained.numbers:
+            current.report.bytes_up[number] = size + len(msgpack.packb(number))
+            current.intake.answered[number] = True
+            self.server.link.acknowledge(number)
+        return {}
+
+    def _too_large(self, trained: Trained, base: Base, current: Round) -> dict[int, ClientError]:
+        """The clients whose messages nobody would take, since their numbers are beyond what a message may hold."""
+        least = min(map(self._share, trained.training.sizes))
+        if self._mean.largest(trained.part) < LARGEST * least / 2:
+            return {}
+        refused = {}
+        for slot, number in enumerate(trained.numbers):
+            named = self.group.unpacked(trained.training.pack, trained.training.weights, slot, base)
+            result = LocalResult(SharedTensors(named, self.private), first=False)
+            message = self.server.strategy.upload(result, number, current.index)
+            try:
+                check_arrays(message.arrays if message is not None else {})
+            except MessageError as error:
+                refused[number] = ClientError(f"client {number}, round {current.index + 1}, answering: {error}")
+                refused[number].__cause__ = error
+        return refused
+
+    def finish(self, current: Round) -> Mapping[str, Tensor] | None:
+        """The mean, and the buffers, which clients of the package's own networks do not change."""
+        if not current.intake.answered:
+            return None
+        everybody = len(current.intake.answered) == len(current.chosen)
+        buffers = {name: value for name, value in self.server.state.items() if name.startswith(BUFFER)}
+        return {**self._mean.state(PARAMETER, 1.0 if everybody else self._answered), **buffers}
