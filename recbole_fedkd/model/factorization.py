@@ -6,6 +6,8 @@ IEEE Intelligent Systems 36(5), 2021). PFedRec (Zhang et al., IJCAI 2023) has a 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +17,48 @@ from recbole_fedkd.data.schema import ClientRows, DataSchema, all_rows, read_sch
 from recbole_fedkd.distillation.losses import touched_squared_norm
 from recbole_fedkd.model.network import NO_CONTEXT, Context, expect_unknown
 from recbole_fedkd.model.student import NetworkBuilder, NetworkRecommender
+
+
+@dataclass(frozen=True)
+class RowSums:
+    """Tables ``[c, rows, d]`` of which few rows are other than zero.
+
+    Attributes:
+        ids: of rows ``[c, n]``; what stands for a row several times is added up.
+        values: ``[c, n, d]``.
+        rows: of each table.
+    """
+
+    ids: Tensor
+    values: Tensor
+    rows: int
+
+    def added_to(self, tables: Tensor) -> Tensor:
+        """``tables + self``, in place."""
+        width = tables.shape[2]
+        tables.view(-1, width).index_add_(0, placed(self.ids, self.rows), self.values.reshape(-1, width))
+        return tables
+
+
+def dense(gradient: Tensor | RowSums) -> Tensor:
+    """A gradient with all its rows."""
+    if isinstance(gradient, Tensor):
+        return gradient
+    return gradient.added_to(gradient.values.new_zeros(len(gradient.ids), gradient.rows, gradient.values.shape[2]))
+
+
+Gradients = Callable[[Tensor], dict[str, Tensor | RowSums]]
+"""Makes of a loss's derivatives by scores ``[c, n]`` those by all parameters, by name ``[c, ...]``."""
+
+
+def looked_up(tables: Tensor, ids: Tensor) -> Tensor:
+    """Rows ``[c, n, d]`` of many tables ``[c, rows, d]``, each by ids of its own ``[c, n]``."""
+    return tables.flatten(0, 1).index_select(0, placed(ids, tables.shape[1])).view(*ids.shape, -1)
+
+
+def placed(ids: Tensor, rows: int) -> Tensor:
+    """Rows of tables behind each other, of so many ``rows`` each: ``[c, n]`` to ``[c * n]``."""
+    return (ids + torch.arange(0, len(ids) * rows, rows, device=ids.device).unsqueeze(1)).flatten()
 
 
 def click_logits(scores: Tensor) -> Tensor:
@@ -60,6 +104,36 @@ class FactorizationNetwork(nn.Module):
             scores = scores + self.user_bias(users) + self.item_bias(items).squeeze(-1)
         return click_logits(scores)
 
+    @staticmethod
+    def scores_of_many(parameters: Mapping[str, Tensor], users: Tensor, items: Tensor) -> tuple[Tensor, Gradients]:
+        """Scores ``[c, n]`` of many networks, and their gradients.
+
+        Args:
+            parameters: by name ``[c, ...]``.
+            users: of each network ``[c, n]``, or one of each ``[c, 1]``.
+            items: ``[c, n]``.
+        """
+        both = (("user", users), ("item", items))
+        count = {name: tables.shape[1] for name, tables in parameters.items()}
+        user_vectors, item_vectors = (looked_up(parameters[f"{kind}_embedding.weight"], ids) for kind, ids in both)
+        scores = (user_vectors * item_vectors).sum(2)
+        biases = "user_bias.weight" in parameters
+        if biases:
+            scores = scores + sum(looked_up(parameters[f"{kind}_bias.weight"], ids).squeeze(2) for kind, ids in both)
+
+        def gradients(errors: Tensor) -> dict[str, Tensor | RowSums]:
+            errors = errors.unsqueeze(2)
+            of_users, of_items = errors * item_vectors, errors * user_vectors
+            found = {"user_embedding.weight": (users, of_users), "item_embedding.weight": (items, of_items)}
+            if biases:
+                found |= {"user_bias.weight": (users, errors), "item_bias.weight": (items, errors)}
+            return {
+                name: RowSums(ids, values.sum_to_size(*ids.shape, values.shape[2]), count[name])
+                for name, (ids, values) in found.items()
+            }
+
+        return scores, gradients
+
     def touched_squared_norm(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """``R(w)`` of a batch (arguments as in :meth:`forward`): rows outside the batch do not count."""
         tables = [(self.user_embedding.weight, users), (self.item_embedding.weight, items)]
@@ -86,6 +160,21 @@ class ScoreFunctionNetwork(nn.Module):
     def forward(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Logits ``[batch, targets, 2]`` of items ``[batch, targets]``; ``users [batch]`` are all alike."""
         return click_logits(self.score(self.item_embedding(items)).squeeze(-1))
+
+    @staticmethod
+    def scores_of_many(parameters: Mapping[str, Tensor], users: Tensor, items: Tensor) -> tuple[Tensor, Gradients]:
+        """Scores ``[c, n]`` of many networks, and their gradients; arguments as of ``FactorizationNetwork``."""
+        table, weight, bias = (parameters[name] for name in ("item_embedding.weight", "score.weight", "score.bias"))
+        found = looked_up(table, items)
+
+        def gradients(errors: Tensor) -> dict[str, Tensor | RowSums]:
+            return {
+                "item_embedding.weight": RowSums(items, errors.unsqueeze(2) * weight, table.shape[1]),
+                "score.weight": errors.unsqueeze(1) @ found,
+                "score.bias": errors.sum(1, keepdim=True),
+            }
+
+        return torch.baddbmm(bias.unsqueeze(2), found, weight.mT).squeeze(2), gradients
 
     def touched_squared_norm(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """``R(w)`` of a batch (arguments as in :meth:`forward`): item rows outside the batch do not count."""

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from recbole_fedkd.engine.fleet.store import Pack, RowStore, Weights
+from recbole_fedkd.model.factorization import RowSums, dense
 from recbole_fedkd.model.pair import names_of
 
 
@@ -217,6 +219,18 @@ class ClientGroup(nn.Module):
                 named[name] = piece.reshape(*piece.shape[:2], *shapes[name][1:])
         return named
 
+    def joined(self, named: Mapping[str, Tensor | RowSums]) -> list[Tensor | RowSums]:
+        """The way back from :meth:`named`, as :meth:`Weights.tensors` has them."""
+        found: list[Tensor | RowSums] = []
+        for names, axis in ((self.dense_names, 1), (self.item_names, 2), (self.user_names, 2)):
+            parts = [named[name] for name in names]
+            sparse = [part for part in parts if isinstance(part, RowSums)]
+            if sparse and len(sparse) == len(parts) and all(each.ids is sparse[0].ids for each in sparse):
+                found.append(replace(sparse[0], values=side_by_side([each.values for each in sparse], 2)))
+            elif parts:
+                found.append(side_by_side([dense(part).flatten(axis) for part in parts], axis))
+        return found
+
     @torch.no_grad()
     def unpacked(
         self, pack: Pack, weights: Weights, slot: int, base: tuple[Tensor, Tensor, Tensor]
@@ -293,6 +307,11 @@ class ClientGroup(nn.Module):
             return functional_call(caller, state, (parameters, *arguments))
 
         return vmap(of_client)(self.named(weights), dict(buffers), *packed)
+
+
+def side_by_side(parts: list[Tensor], axis: int) -> Tensor:
+    """The parts along an axis; one alone is not copied."""
+    return torch.cat(parts, axis) if len(parts) > 1 else parts[0]
 
 
 class Caller(nn.Module):

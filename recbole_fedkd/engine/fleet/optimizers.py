@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+
+from recbole_fedkd.model.factorization import RowSums
 
 Tensors = Sequence[Tensor]
 
@@ -24,10 +27,12 @@ class BatchedOptimizer(ABC):
     Attributes:
         memories: tensors that it remembers per parameter.
         counters: numbers that it remembers per network.
+        adds: whether a step adds the gradient times a rate, so that rows without one need not be looked at.
     """
 
     memories = 0
     counters = 0
+    adds = False
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
@@ -55,17 +60,23 @@ class BatchedOptimizer(ABC):
 class BatchedSGD(BatchedOptimizer):
     """``torch.optim.SGD`` without momentum."""
 
+    adds = True
+
     def step(
         self,
         parameters: Tensors,
-        gradients: Tensors,
+        gradients: Sequence[Tensor | RowSums],
         memories: Sequence[Tensors],
         counters: Tensor,
         rates: Tensors | None = None,
     ) -> None:
         """``w - rate * g``."""
         for number, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
-            if rates is None:
+            if isinstance(gradient, RowSums):
+                # Scaled before: a sum with a factor takes three times as long.
+                factor = -self.rate if rates is None else -rates[number]
+                replace(gradient, values=gradient.values * factor).added_to(parameter)
+            elif rates is None:
                 parameter.add_(gradient, alpha=-self.rate)
             else:
                 parameter.addcmul_(gradient, rates[number], value=-1.0)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_fedkd.engine.base import ClientError
+from recbole_fedkd.engine.fleet.by_hand import derived_by_hand, derives_by_hand
 from recbole_fedkd.engine.fleet.draws import Streams
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.heard import Heard, Received
@@ -27,6 +28,7 @@ from recbole_fedkd.federated.client import ClientSettings
 from recbole_fedkd.federated.strategy import Strategy
 from recbole_fedkd.federated.task import Step
 from recbole_fedkd.finite import NotFiniteError, all_finite, finite_clients, training_sentence
+from recbole_fedkd.model.factorization import dense
 from recbole_fedkd.model.shared import Rows
 
 Clients = np.ndarray[Any, np.dtype[np.int64]]
@@ -277,14 +279,21 @@ class PackTraining:
         masks = streams.masks(counts, batch.labels.shape[1], drawing(training.network))
         masks = [mask.to(self.device) for mask in masks]
         leaves = training.weights.tensors()
-        with self.settings.precision(self.device):
-            teacher = self._taught(training, batch)
+        if not self.settings.enable_amp and derives_by_hand(self.task, self.strategy, training.network):
+            clients = training.group, training.network, training.pack, training.weights
+            losses, found = derived_by_hand(self.task, *clients, batch)
+            adds = self.optimizer.adds and not self.settings.clip_grad_norm
+            gradients: list[Any] = found if adds else [dense(each) for each in found]
+            logits = hidden = losses.new_zeros(len(losses), 0, 0)
+        else:
+            with self.settings.precision(self.device):
+                teacher = self._taught(training, batch)
+                for leaf in leaves:
+                    leaf.requires_grad_()
+                losses, logits, hidden = self._step(training, batch, masks, teacher)
+            gradients = list(torch.autograd.grad(losses.sum(), leaves))
             for leaf in leaves:
-                leaf.requires_grad_()
-            losses, logits, hidden = self._step(training, batch, masks, teacher)
-        gradients = list(torch.autograd.grad(losses.sum(), leaves))
-        for leaf in leaves:
-            leaf.requires_grad_(False)
+                leaf.requires_grad_(False)
         if self.settings.clip_grad_norm:
             clip_norms(gradients, self.settings.clip_grad_norm["max_norm"])
         memories = [memory.tensors() for memory in training.memory]

@@ -149,6 +149,7 @@ class MeanUplink(Uplink):
         fold = current.intake.fold
         assert isinstance(fold, WeightedMean)
         self._fold, self._answered = fold, 0.0
+        self._shares: dict[int, float] = {}
         self._mean = MeanOfClients(self.group, self.private, isinstance(fold, MeanOfChangedRows))
         # A client's message has the size of all others', whatever it has learned.
         result = LocalResult(SharedState(self.group.whole, lambda: self.private), first=False)
@@ -157,7 +158,9 @@ class MeanUplink(Uplink):
         self._example, self._size_of = self.links[current.chosen[0]].encoded(message), Sizes()
 
     def _share(self, size: int) -> float:
-        return self._fold.weight_of(Message("", 0, 0, {}, TrainedOn(size))) / self._fold.expected
+        if size not in self._shares:
+            self._shares[size] = self._fold.weight_of(Message("", 0, 0, {}, TrainedOn(size))) / self._fold.expected
+        return self._shares[size]
 
     def part(self, training: Training) -> Any:
         """What they add to the mean."""

@@ -167,6 +167,11 @@ class Strategy(ABC):
         return dict(received)
 
     @property
+    def adds_nothing(self) -> bool:
+        """Whether the local objective is the network's own loss."""
+        return False
+
+    @property
     def collects(self) -> bool:
         """Whether clients collect knowledge of what their trained networks say."""
         return self.exchanges_knowledge and self.knowledge.of_network

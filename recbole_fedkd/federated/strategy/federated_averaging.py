@@ -121,6 +121,11 @@ class FederatedAveraging(Strategy):
         penalty: Tensor = 0.5 * self.settings.proximal_weight * torch.stack(distances).sum()
         return step.loss + penalty
 
+    @property
+    def adds_nothing(self) -> bool:
+        """Without FedProx's term, unless a strategy has a loss of its own."""
+        return type(self).loss is FederatedAveraging.loss and not self.settings.proximal_weight
+
     def upload(self, result: LocalResult, client: int, round_index: int) -> Message | None:
         """The trained network."""
         return Message("model", round_index, client, _arrays(result.shared))

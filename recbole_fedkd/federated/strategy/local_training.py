@@ -26,6 +26,11 @@ class LocalTraining(Strategy):
         """The network's own loss."""
         return step.loss
 
+    @property
+    def adds_nothing(self) -> bool:
+        """Unless a strategy has a loss of its own."""
+        return type(self).loss is LocalTraining.loss
+
     def upload(self, result: LocalResult, client: int, round_index: int) -> Message | None:
         """Nothing."""
         return None
