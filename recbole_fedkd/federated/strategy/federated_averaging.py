@@ -196,7 +196,8 @@ class GlobalDistillation(FederatedAveraging):
             return own
         assert step.logits is not None
         known = torch.ones(len(step.logits), dtype=torch.bool, device=step.logits.device)
-        return joint_loss(own, step.logits, step.teacher, known, settings.gamma, settings.alpha, settings.temperature)
+        weights = settings.gamma, settings.alpha, settings.temperature
+        return joint_loss(own, step.logits, step.teacher, known, *weights, step.weights)
 
 
 class MutualDistillation(FederatedAveraging):
