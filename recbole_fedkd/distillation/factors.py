@@ -275,13 +275,13 @@ class FoldedUsers:
         columns = vectors.new_empty(*vectors.shape, 2 + root.shape[1])
         columns[:, :, 0] = self.weighted[users] - vectors * (self.rows.values[part] / self.noise).unsqueeze(1)
         columns[:, :, 1] = vectors
-        columns[:, :, 2:] = root * scales.sqrt().unsqueeze(1)
+        torch.mul(root, scales.sqrt().unsqueeze(1), out=columns[:, :, 2:])
         # Not checked: what is left is the prior and more, and were that lost in rounding, so is what is asked for.
         lower, _ = torch.linalg.cholesky_ex(left)
         solved = torch.linalg.solve_triangular(lower, columns, upper=False)
         along_sum = (solved[:, :, :1].mT @ solved).squeeze(1)
-        variance = solved[:, :, 1:].square().sum((1, 2)) + along_sum[:, 2:].square().sum(1)
-        return along_sum[:, 1], variance / self.noise
+        spread = torch.linalg.vector_norm(solved[:, :, 1:], dim=(1, 2)).square()
+        return along_sum[:, 1], (spread + along_sum[:, 2:].square().sum(1)) / self.noise
 
     def _covariances(self, scales: Tensor) -> Tensor:
         """``root diag(scales) root^T`` ``[n, k, k]`` of scales ``[n, r]``."""
