@@ -11,10 +11,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from recbole_fedkd import load_data_and_model
 from recbole_fedkd.checkpoint import read_checkpoint
 from recbole_fedkd.engine import ClientError, FleetEngine
+from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.optimizers import BatchedAdam, BatchedSGD, clip_norms
 from recbole_fedkd.engine.fleet.packing import MAX_PADDING, MAX_ROW_PADDING, packed, slots
 from recbole_fedkd.engine.fleet.store import RowStore
@@ -407,3 +409,21 @@ def test_a_user_with_every_item_is_told_from_a_user_with_many(prepared):
                 built.run_round(0)
         else:
             built.run_round(0)
+
+
+def test_a_weight_of_two_names_is_each_clients_own_under_both():
+    network = nn.Module()
+    network.one, network.other = nn.Linear(3, 3), nn.Linear(3, 3, bias=False)
+    network.other.weight = network.one.weight
+    group = ClientGroup(network, torch.arange(2), torch.tensor([-1, 0, 1]))
+    assert group.tied and not ClientGroup(nn.Linear(3, 3), torch.arange(2), torch.tensor([-1, 0, 1])).tied
+    clients = torch.arange(2)
+    pack = group.pack(clients, torch.zeros(2, 1, dtype=torch.long))
+    weights = group.weights(pack, group.base())
+    weights.dense.copy_(torch.randn(weights.dense.shape))
+    inputs = torch.randn(2, 3)
+    found = group.called(network, lambda net, _, x: net.other(net.one(x)), weights, {}, inputs)
+    named = group.named(weights)
+    for slot in range(2):
+        weight, bias = (named[f"one.{kind}"][slot] for kind in ("weight", "bias"))
+        torch.testing.assert_close(found[slot], weight @ (weight @ inputs[slot] + bias))

@@ -55,6 +55,9 @@ class ClientGroup(nn.Module):
         self.told_buffers = names_of(whole, "told_buffers")
         for number, name in enumerate(self.told_buffers):
             self.register_buffer(f"told_{number}", buffers[name].repeat(len(numbers), *[1] * buffers[name].dim()))
+        # Looking for weights of two names takes a walk through all modules, whenever a network is called.
+        every = [whole.named_parameters(remove_duplicate=False), whole.named_buffers(remove_duplicate=False)]
+        self.tied = sum(len(list(each)) for each in every) > len(parameters) + len(buffers)
         self.dense_names = [name for name in parameters if name not in {*self.user_names, *self.item_names}]
         self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
         self.origins: Mapping[str, str] = getattr(whole, "origins", {})
@@ -304,7 +307,7 @@ class ClientGroup(nn.Module):
 
         def of_client(parameters: dict[str, Tensor], others: dict[str, Tensor], *arguments: Any) -> Any:
             state = {f"network.{name}": value for name, value in {**parameters, **others}.items()}
-            return functional_call(caller, state, (parameters, *arguments))
+            return functional_call(caller, state, (parameters, *arguments), tie_weights=self.tied)
 
         return vmap(of_client)(self.named(weights), dict(buffers), *packed)
 
