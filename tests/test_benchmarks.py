@@ -66,3 +66,27 @@ def test_the_short_form_of_a_run_is_measured_in_all_its_parts(benchmarks, data_p
     assert list(json.loads(out.read_text())["ratios"]) == names
     printed = capsys.readouterr().out
     assert all(f"| {name} |" in printed for name in names)
+
+
+def test_no_default_loses_to_bias_on_a_small_table(benchmarks, tmp_path, monkeypatch):
+    import floors
+
+    monkeypatch.setitem(floors.SETS, "small", floors.rated(floors.drawn(60, 30, 700)))
+    keys = {"epochs": 4, "stopping_step": 4, "attention_heads": 2, "embedding_size": 4, "hidden_sizes": [4, 8]}
+    rows = {"AttnStudent": {"model": "AttnStudent", **keys}, "factors": {"preset": "factors", "epochs": 12}}
+    told: list[str] = []
+    found = floors.compared(["small"], rows, tmp_path, 2020, told.append)
+    assert [one["row"] for one in found] == ["Bias", "AttnStudent", "factors"] and len(told) == 3
+    assert found[0]["mae_above"] == found[0]["rmse_above"] == 0
+    assert not any(one["flat"] for one in found)
+    assert all(one["mae_above"] < 0.05 and one["mae"] < 0.8 for one in found)
+
+
+@pytest.mark.parametrize("low, high, step", [(1, 5, 1), (1, 10, 1), (0.5, 5, 0.5)])
+def test_labels_of_generated_tables_are_those_of_their_scale(benchmarks, low, high, step):
+    import floors
+    import numpy as np
+
+    labels = floors.scale(low, high, step)(np.linspace(-9, 9, 400))
+    assert labels.min() == low and labels.max() == high
+    assert np.allclose(labels / step, np.round(labels / step))
