@@ -241,6 +241,24 @@ def test_fedprox_adds_half_mu_times_the_squared_distance(prepared):
     assert float(loss - step.loss) == pytest.approx(1.5 * 0.01 * count, rel=1e-4)
 
 
+@pytest.mark.parametrize("keys", [{}, {"codecs": ["int8"]}, {"serve_average": 0.5}], ids=str)
+def test_what_serves_after_a_round_is_read_once_and_the_next_begins_with_it(prepared, monkeypatch, keys):
+    _, trainer, _, _ = prepared("MF", strategy="fedavg", label_mode="threshold", **keys)
+    _, other, _, _ = prepared("MF", strategy="fedavg", label_mode="threshold", **keys)
+    read, counts = Message.from_bytes, []
+    monkeypatch.setattr(Message, "from_bytes", lambda payload: counts.append(1) or read(payload))
+    clients = len(trainer.engine.clients)
+    for index in range(3):
+        counts.clear()
+        trainer.engine.run_round(index)
+        assert len(counts) == 2 * clients + (0 if index or keys.get("codecs") else clients)  # its own, and the network
+        for client in other.engine.clients:
+            client._taken_in = None
+        other.engine.run_round(index)
+        for one, two in zip(trainer.model.parameters(), other.model.parameters(), strict=True):
+            assert torch.equal(one, two)
+
+
 def test_chosen_clients_take_part_and_all_are_served(prepared):
     _, trainer, _, _ = prepared(strategy="fedavg", client_num=10, clients_per_round=3)
     engine = trainer.engine

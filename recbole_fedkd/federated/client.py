@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from recbole_fedkd.federated.codec import WireCodecs
 from recbole_fedkd.federated.dialogue import answer, on_device, understood
-from recbole_fedkd.federated.message import Training
+from recbole_fedkd.federated.message import Message, Training
 from recbole_fedkd.federated.serving import MovingAverage
 from recbole_fedkd.federated.strategy import LocalResult, Strategy
 from recbole_fedkd.federated.task import AttentiveTask, Step, Task
@@ -142,12 +142,21 @@ class Client:
         self.average = MovingAverage(task.network, settings.serve_average) if settings.serve_average else None
         self._result: LocalResult | None = None
         self._training = Training()
+        self._taken_in: bytes | None = None
 
     def receive(self, payload: bytes) -> None:
-        """Take the server's message in; empty bytes leave what was received before."""
-        message = self.link.read(payload) if payload else None
-        if message is None:
+        """Take the server's message in; empty bytes, and what was taken in since it last trained, leave all as it is.
+
+        What serves its users after a round is often what the next one begins with.
+        """
+        if payload is self._taken_in:
             return
+        message = self.link.read(payload) if payload else None
+        if message is not None:
+            self._take_in(message)
+        self._taken_in = payload
+
+    def _take_in(self, message: Message) -> None:
         self.received = understood(self.link, self.received, message, self.device)
         if self.average is not None:
             self.average.restore()
@@ -169,6 +178,7 @@ class Client:
         Raises:
             NotFiniteError: a loss, or a parameter after training, is not finite.
         """
+        self._taken_in = None
         if self.average is not None:
             self.average.restore()
         if self.settings.reset_optimizer:
@@ -258,6 +268,7 @@ class Client:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
+        self._taken_in = None
         self.optimizer.load_state_dict(state["optimizer"])
         self.received = on_device(state["received"], self.device)
         self.link.load_state_dict(state["link"])
