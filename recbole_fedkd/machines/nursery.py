@@ -7,6 +7,7 @@ folder each, and forks a party for each; it starts one anew that was killed, and
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -90,6 +91,9 @@ def main() -> None:
         first = next(lines.take(), None)
     told = json.loads(first)
     manifest = Manifest.load(told["manifest"], told["given"])
+    # Else Python's collector would write to all that forks share, which would then be a copy of each, of 60 MB.
+    gc.collect()
+    gc.freeze()
     running: dict[int, tuple[int, str]] = {}
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
