@@ -90,17 +90,17 @@ def test_recent_interactions_count_more_by_hand_and_the_order_of_rows_decides_be
     assert gram.recency(users, times, 0.0).tolist() == [1.0] * 5
 
 
-def test_recency_changes_scores_and_no_byte_and_is_the_same_over_clients(run):
+def test_recency_changes_scores_and_no_byte(run):
     plain, recent = (run("GramEASE", **SUMS, saved=False, recent_half_life=half_life) for half_life in (0.0, 2.0))
     assert recent["communication"] == plain["communication"]
     assert recent["test_result"] != plain["test_result"]
 
 
 @pytest.mark.parametrize("model", ["GramEASE", "PureSVD"])
-@pytest.mark.parametrize("partition", ["user", "random"])
-def test_clients_come_to_what_one_place_comes_to(run, model, partition):
-    central = run(model, **{**SUMS, "strategy": "central"})
-    together = run(model, partition=partition, **SUMS)
+@pytest.mark.parametrize("partition, half_life", [("user", 0.0), ("random", 0.0), ("user", 2.0)])
+def test_clients_come_to_what_one_place_comes_to(run, model, partition, half_life):
+    central = run(model, **{**SUMS, "strategy": "central", "recent_half_life": half_life})
+    together = run(model, partition=partition, recent_half_life=half_life, **SUMS)
     assert len(together["rounds"]) == 3 and len(central["rounds"]) == 1
     assert [bool(each["bytes_up"]) for each in together["rounds"]] == [True, True, False]
     pairs = {"user_id": torch.arange(1, 31).repeat_interleave(40), "item_id": torch.arange(1, 41).repeat(30)}
