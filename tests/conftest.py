@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from recbole.evaluator import register
 
 torch.set_num_threads(1)
 # How long an example takes is the machine's business; no test times anything.
@@ -114,3 +115,12 @@ def prepared(data_path: Path) -> Callable[..., Any]:
         return config, trainer, loaders, evaluations
 
     return prepare
+
+
+@pytest.fixture
+def without_plugins(monkeypatch):
+    """RecBole's registry of metrics without those of plugins that other tests of the process have loaded."""
+    ours = [name for name, metric in register.metrics_dict.items() if metric.__module__.startswith("recbole")]
+    for name in register.metrics_dict.keys() - set(ours):
+        monkeypatch.delitem(register.metric_types, name)
+    monkeypatch.setattr(register, "smaller_metrics", [name for name in register.smaller_metrics if name in ours])

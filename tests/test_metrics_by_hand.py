@@ -220,7 +220,7 @@ class TestLabelledNDCG:
         assert "labelledndcg@10 is not defined on what is judged" in caplog.text
 
 
-def test_every_metric_that_there_is_stands_above():
+def test_every_metric_that_there_is_stands_above(without_plugins):
     own = {name for name, *_ in [*RANKING, *CATALOGUE, *VALUES]} | {"GAUC", "LabelledNDCG"}
     assert {name.lower() for name in own} == {name for name in metric_types if metric_types[name] in EvaluatorType}
 

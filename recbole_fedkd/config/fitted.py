@@ -1,4 +1,4 @@
-"""Training sizes that fit the data: what is set for a hundred thousand rows, where there are fewer."""
+"""Defaults that fit the data: sizes that are set for a hundred thousand rows, and what a network sees of its users."""
 
 from __future__ import annotations
 
@@ -39,3 +39,15 @@ def fit_rows(config: Any, rows: int) -> None:
     if changed:
         told = ", ".join(f"{key}={value}" for key, value in changed.items())
         getLogger().info(f"{rows} rows: {told}, as you set none")
+
+
+def fit_context(config: Any, context: bool) -> None:
+    """Where rows have context columns, what is known of a pair is no feature unless the user asks for it.
+
+    What the other rows of a user say leaves a training row's own label out, so that few rows give it away by what is missing:
+    a network starts from that, and does not come to what the context explains.
+    """
+    chosen = config.external_config_dict.get("known_features") is not None
+    if context and config.reads_features and config["known_features"] and not chosen:
+        config.final_config_dict["known_features"] = False
+        getLogger().info("known_features=False: the rows have context columns, and you set none")

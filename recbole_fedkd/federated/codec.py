@@ -29,6 +29,7 @@ class WireSettings:
         "each, if any, one of <codecs>",
         "Encodings of messages, stacked in this order; fp16, int8 (one scale a row), row_sparse (lossless), int4 (half a byte "
         "a number), low_rank, top_k, sign (1 bit a number). With any, a network travels as what changed of it.",
+        roles="said",
     )
     broadcast_codecs: list[str] | None = setting(
         None,
@@ -46,6 +47,7 @@ class WireSettings:
         "each, if any, one of <stages>",
         "What a client's message passes on its way to the wire, in this order. With more than the codecs, a network travels as "
         "what changed of it.",
+        roles="said",
     )
     error_feedback: bool = setting(True, "", "What encoding takes from a client's update is added to its next one.")
 
