@@ -5,6 +5,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import logging
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -124,3 +125,17 @@ def without_plugins(monkeypatch):
     for name in register.metrics_dict.keys() - set(ours):
         monkeypatch.delitem(register.metric_types, name)
     monkeypatch.setattr(register, "smaller_metrics", [name for name in register.smaller_metrics if name in ours])
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless browser: Chromium of the system, or playwright's own."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="the extra 'browser' is not installed")
+    with playwright.sync_playwright() as started:
+        system = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+        try:
+            opened = started.chromium.launch(executable_path=system, args=["--no-sandbox"])
+        except playwright.Error as error:
+            pytest.skip(f"no browser: {error.message.splitlines()[0]}")
+        yield opened
+        opened.close()

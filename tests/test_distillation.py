@@ -10,8 +10,8 @@ from recbole_fedkd.distillation.knowledge import (
     Aggregation,
     Uniform,
     Weighted,
+    class_sums,
     label_means,
-    label_sums,
     leave_one_out_teachers,
     teacher_of_others,
 )
@@ -29,7 +29,7 @@ from recbole_fedkd.distillation.losses import (
 def test_per_label_means_equal_a_hand_computation():
     logits = torch.tensor([[1.0, 0.0, 2.0], [3.0, 1.0, 0.0], [5.0, 5.0, 5.0]])
     labels = torch.tensor([0, 0, 2])
-    sums, counts = label_sums(logits, labels, 3)
+    sums, counts = class_sums(logits, labels, 3)
     means = label_means(sums, counts)
     np.testing.assert_allclose(means[0].numpy(), [(1 + 3) / 2, (0 + 1) / 2, (2 + 0) / 2])
     np.testing.assert_allclose(means[2].numpy(), [5, 5, 5])
@@ -39,8 +39,8 @@ def test_per_label_means_equal_a_hand_computation():
 def test_means_do_not_grow_with_the_number_of_batches():
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(60, 4, generator=generator), torch.randint(0, 4, (60,), generator=generator)
-    whole = label_means(*label_sums(logits, labels, 4))
-    parts = [label_sums(logits[part], labels[part], 4) for part in torch.arange(60).split(7)]
+    whole = label_means(*class_sums(logits, labels, 4))
+    parts = [class_sums(logits[part], labels[part], 4) for part in torch.arange(60).split(7)]
     pieced = label_means(sum(part[0] for part in parts), sum(part[1] for part in parts))
     torch.testing.assert_close(whole, pieced)
 

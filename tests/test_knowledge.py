@@ -16,8 +16,8 @@ from recbole_fedkd.distillation.knowledge import (
     TrimmedMean,
     TrimSettings,
     Uniform,
+    class_sums,
     item_histograms,
-    item_sums,
     leave_one_out_teachers,
     log_prior,
     similarity_weights,
@@ -106,7 +106,7 @@ def test_similarity_counts_common_labels_only():
 def test_items_are_summed_and_counted_by_hand():
     logits = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     items, labels = torch.tensor([2, 0, 2]), torch.tensor([1, 0, 1])
-    sums, counts = item_sums(logits, items, 4)
+    sums, counts = class_sums(logits, items, 4)
     assert sums.tolist() == [[3, 4], [0, 0], [6, 8], [0, 0]]
     assert counts.tolist() == [1, 0, 2, 0]
     assert item_histograms(items, labels, 4, 2).tolist() == [[1, 0], [0, 0], [0, 2], [0, 0]]

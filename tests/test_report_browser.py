@@ -3,26 +3,10 @@
 Needs the extra ``browser`` and a browser: Chromium of the system, or ``playwright install chromium``.
 """
 
-import shutil
-
 import pytest
 from report_records import full_experiment
 
 from recbole_fedkd.report import write_report
-
-playwright = pytest.importorskip("playwright.sync_api", reason="the extra 'browser' is not installed")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        system = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-        try:
-            opened = started.chromium.launch(executable_path=system, args=["--no-sandbox"])
-        except playwright.Error as error:
-            pytest.skip(f"no browser: {error.message.splitlines()[0]}")
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

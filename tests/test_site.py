@@ -6,7 +6,6 @@ Needs the extra ``docs``, and for the browser ``browser``.
 import html
 import importlib.util
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,19 +75,6 @@ def test_no_page_names_a_script_style_or_picture_of_another_host(site):
             r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=\"?(https?:[^\" >]+)", page.read_text("utf-8")
         )
         assert loaded == [], page.name
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="the extra 'browser' is not installed")
-    with playwright.sync_playwright() as started:
-        system = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-        try:
-            opened = started.chromium.launch(executable_path=system, args=["--no-sandbox"])
-        except playwright.Error as error:
-            pytest.skip(f"no browser: {error.message.splitlines()[0]}")
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(params=[(1280, "light"), (400, "dark")], ids=str)

@@ -164,40 +164,27 @@ def test_users_of_wrong_clients_are_not_judged_whatever_their_clients_do(run, ki
     assert judged == set(range(5)) - AttackSettings(share=0.2).wrong(5, 2020)
 
 
+def moved_in_a_round(prepared, strength, **keys):
+    """How far a round moves the server's network where one of five clipped clients scales its own."""
+    of_clients = {"client_num": 5, "client_weights": "uniform", "stages": ["clip", "codecs"], "clip_norm": 0.1}
+    attack = {"kind": "scale", "strength": strength, "share": 0.2}
+    _, trainer, _, _ = prepared(strategy="fedavg", **of_clients, attack=attack, **keys)
+    before = {name: value.clone() for name, value in trainer.engine.server.state.items()}
+    trainer.engine.run_round(0)
+    after = trainer.engine.server.state
+    return sum(float((after[name] - before[name]).square().sum()) for name in before) ** 0.5
+
+
 def test_a_wrong_client_is_bounded_by_the_servers_end_and_not_by_its_own(prepared):
-    keys = {
-        "strategy": "fedavg",
-        "client_num": 5,
-        "client_weights": "uniform",
-        "stages": ["clip", "codecs"],
-        "clip_norm": 0.1,
-    }
     moved = []
     for strength in (1.0, 1e6):
-        _, trainer, _, _ = prepared(**keys, attack={"kind": "scale", "strength": strength, "share": 0.2})
-        before = {name: value.clone() for name, value in trainer.engine.server.state.items()}
-        trainer.engine.run_round(0)
-        after = trainer.engine.server.state
-        moved.append(sum(float((after[name] - before[name]).square().sum()) for name in before) ** 0.5)
+        moved.append(moved_in_a_round(prepared, strength))
     assert moved[1] <= 0.1 * (1 + 1e-4) and moved[1] == pytest.approx(moved[0], rel=0.01)
 
 
 def test_under_masks_nobody_sees_that_a_message_is_too_long(prepared):
     pytest.importorskip("cryptography")
-    keys = {
-        "strategy": "fedavg",
-        "client_num": 5,
-        "client_weights": "uniform",
-        "stages": ["clip", "codecs"],
-        "clip_norm": 0.1,
-    }
-    _, trainer, _, _ = prepared(
-        **keys, attack={"kind": "scale", "strength": 100.0, "share": 0.2}, secure_aggregation=True
-    )
-    before = {name: value.clone() for name, value in trainer.engine.server.state.items()}
-    trainer.engine.run_round(0)
-    after = trainer.engine.server.state
-    assert sum(float((after[name] - before[name]).square().sum()) for name in before) ** 0.5 > 1.0
+    assert moved_in_a_round(prepared, 100.0, secure_aggregation=True) > 1.0
 
 
 @pytest.mark.parametrize(

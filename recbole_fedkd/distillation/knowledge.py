@@ -19,20 +19,20 @@ from torch import Tensor
 from recbole_fedkd.registry import NoSettings, Registry, setting
 
 
-def label_sums(logits: Tensor, labels: Tensor, label_count: int) -> tuple[Tensor, Tensor]:
-    """Sum the logits of the samples of each label.
+def class_sums(values: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Sum what there is of the samples of each class, such as their logits by label or item.
 
     Args:
-        logits: ``[samples, T]``.
-        labels: label indices ``[samples]``.
-        label_count: ``T``.
+        values: ``[samples, d]``.
+        classes: indices ``[samples]``.
+        count: number of classes ``P``.
 
     Returns:
-        Sums ``[T, T]`` (row ``t``: label ``t``) in double precision, and counts ``[T]``.
+        Sums ``[P, d]`` in double precision, and samples ``[P]``.
     """
-    sums = torch.zeros(label_count, logits.shape[1], dtype=torch.float64, device=logits.device)
-    sums.index_add_(0, labels, logits.double())
-    return sums, torch.bincount(labels, minlength=label_count)
+    sums = torch.zeros(count, values.shape[1], dtype=torch.float64, device=values.device)
+    sums.index_add_(0, classes, values.double())
+    return sums, torch.bincount(classes, minlength=count)
 
 
 def label_means(sums: Tensor, counts: Tensor) -> Tensor:
@@ -344,22 +344,6 @@ def _ordered_means(means: Tensor, present: Tensor, trim: float) -> Tensor:
         total = values.masked_fill(~kept.unsqueeze(-1), 0.0).sum(1)
         averages[some] = total / kept.sum(1).clamp(min=1).unsqueeze(-1)
     return averages
-
-
-def item_sums(logits: Tensor, items: Tensor, item_count: int) -> tuple[Tensor, Tensor]:
-    """Sum the logits of the samples of each item.
-
-    Args:
-        logits: ``[samples, T]``.
-        items: item ids ``[samples]``.
-        item_count: number of items ``I``, padding included.
-
-    Returns:
-        Sums ``[I, T]`` in double precision and counts ``[I]``.
-    """
-    sums = torch.zeros(item_count, logits.shape[1], dtype=torch.float64, device=logits.device)
-    sums.index_add_(0, items, logits.double())
-    return sums, torch.bincount(items, minlength=item_count)
 
 
 def item_histograms(items: Tensor, labels: Tensor, item_count: int, label_count: int) -> Tensor:

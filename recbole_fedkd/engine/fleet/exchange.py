@@ -102,13 +102,13 @@ class Downlink(ABC):
     def serve(self, round_index: int) -> list[int]:
         """Every client takes in what it serves its users by; those that each put it into a network of their own."""
 
-    @abstractmethod
     def snapshot(self, number: int) -> Any:
-        """What a client has heard and said, for :meth:`restore`."""
+        """What a client has said, and heard by itself, for :meth:`restore`."""
+        return self.links[number].state_dict()
 
-    @abstractmethod
     def restore(self, number: int, snapshot: Any) -> None:
-        """The client has heard and said what it had at the time of a snapshot."""
+        """The client has said what it had at the time of a snapshot, and heard what it had by itself."""
+        self.links[number].load_state_dict(snapshot)
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -167,14 +167,6 @@ class CommonDownlink(Downlink):
         """The network of all."""
         self._read(self.server.serve(round_index))
         return []
-
-    def snapshot(self, number: int) -> Any:
-        """What it has said."""
-        return self.links[number].state_dict()
-
-    def restore(self, number: int, snapshot: Any) -> None:
-        """It has said what it had."""
-        self.links[number].load_state_dict(snapshot)
 
     def state_dict(self) -> dict[str, Any]:
         """The latest message."""
@@ -262,12 +254,12 @@ class OwnDownlink(Downlink):
 
     def snapshot(self, number: int) -> Any:
         """What it knows and has said."""
-        return self.received.get(number), self.links[number].state_dict()
+        return self.received.get(number), super().snapshot(number)
 
     def restore(self, number: int, snapshot: Any) -> None:
         """It knows what it did."""
-        received, link = snapshot
-        self.links[number].load_state_dict(link)
+        received, said = snapshot
+        super().restore(number, said)
         self.received.pop(number, None)
         if received is not None:
             self.received[number] = received

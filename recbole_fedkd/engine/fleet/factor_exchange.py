@@ -32,7 +32,7 @@ from recbole_fedkd.federated.strategy import LocalResult
 
 
 class FactorDownlink(Downlink):
-    """Totals come down, the same for all. Arguments as of the base.
+    """Totals come down, the same for all; to a client that was left out they come again in the next round.
 
     Args:
         server: the server.
@@ -92,14 +92,6 @@ class FactorDownlink(Downlink):
     def serve(self, round_index: int) -> list[int]:
         """Nobody takes in anything after a round."""
         return []
-
-    def snapshot(self, number: int) -> Any:
-        """What it has said by its own end of the wire."""
-        return self.links[number].state_dict()
-
-    def restore(self, number: int, snapshot: Any) -> None:
-        """It has said what it had; totals that it has been told come again in the next round."""
-        self.links[number].load_state_dict(snapshot)
 
     def state_dict(self) -> dict[str, Any]:
         """Totals, and own parts of them."""

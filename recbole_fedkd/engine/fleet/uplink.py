@@ -63,7 +63,6 @@ class MessageUplink(Uplink):
         server: the server.
         private: of each group, what never leaves its client.
         links: the clients' ends of the wire.
-        epochs: local epochs of a round.
     """
 
     def __init__(self, server: Server, private: Sequence[Mapping[str, Rows]], links: Links) -> None:

@@ -211,3 +211,25 @@ class StagedSums(Knowledge):
     def teacher(self, received: Tensors, step: Step) -> tuple[None, None]:
         """None: nobody is taught; what is known, the network knows."""
         return None, None
+
+
+class SumsByClass(Knowledge):
+    """Sums over the samples of every class, an item or a label; for several clients, every pair of both is a class."""
+
+    @abstractmethod
+    def classes_of(self, step: Step) -> tuple[Tensor, int]:
+        """Class of every sample ``[size]``, and the number ``P`` of classes."""
+
+    @abstractmethod
+    def sums(self, step: Step, classes: Tensor, count: int) -> dict[str, Tensor]:
+        """Sums over the samples of each of ``count`` classes, ``[count, ...]``."""
+
+    def collect(self, step: Step) -> dict[str, Tensor]:
+        """Sums by class ``[P, ...]``."""
+        return self.sums(step, *self.classes_of(step))
+
+    def collect_of_many(self, step: Step, clients: Tensor, count: int) -> dict[str, Tensor]:
+        """The same ``[count, P, ...]``."""
+        classes, number = self.classes_of(step)
+        summed = self.sums(step, clients * number + classes, count * number)
+        return {name: value.view(count, number, *value.shape[1:]) for name, value in summed.items()}

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_fedkd.distillation.knowledge import item_histograms, item_sums, log_prior
+from recbole_fedkd.distillation.knowledge import class_sums, item_histograms, log_prior
 from recbole_fedkd.federated.aggregate import Fold, Sums
-from recbole_fedkd.federated.knowledge.base import Arrays, Knowledge, Tensors, register_knowledge
+from recbole_fedkd.federated.knowledge.base import Arrays, SumsByClass, Tensors, register_knowledge
 from recbole_fedkd.federated.message import ArraySpec, Message, MessageError
 from recbole_fedkd.federated.task import Step
 from recbole_fedkd.registry import setting
@@ -34,7 +34,7 @@ class ItemSettings:
 
 
 @register_knowledge
-class ItemKnowledge(Knowledge):
+class ItemKnowledge(SumsByClass):
     """Sums and counts per item: mean logits as a distillation target, label histograms as a log-prior on the logits.
 
     Up: every round ``sums`` ``[I, T]`` and ``seen`` ``[I]`` (to distil), once ``histogram`` ``[I, T]`` (for the prior).
@@ -55,26 +55,20 @@ class ItemKnowledge(Knowledge):
     def _uses_prior(self) -> bool:
         return self.settings.knowledge_use in ("prior", "both")
 
-    def collect(self, step: Step) -> dict[str, Tensor]:
-        """Sums of logits ``[I, T]``, samples ``[I]`` and label histogram ``[I, T]``."""
+    def classes_of(self, step: Step) -> tuple[Tensor, int]:
+        """Items."""
         assert step.items is not None
-        return self._collected(step, step.items, self.sizes.items)
+        return step.items, self.sizes.items
 
-    def _collected(self, step: Step, items: Tensor, count: int) -> dict[str, Tensor]:
+    def sums(self, step: Step, classes: Tensor, count: int) -> dict[str, Tensor]:
+        """Sums of logits ``[count, T]``, samples ``[count]`` and label histogram ``[count, T]``."""
         assert step.logits is not None and step.labels is not None
-        collected = {}
+        summed = {}
         if self._distils:
-            collected["sums"], collected["seen"] = item_sums(step.logits, items, count)
+            summed["sums"], summed["seen"] = class_sums(step.logits, classes, count)
         if self._uses_prior:
-            collected["histogram"] = item_histograms(items, step.labels, count, self.sizes.labels)
-        return collected
-
-    def collect_of_many(self, step: Step, clients: Tensor, count: int) -> dict[str, Tensor]:
-        """The same ``[count, I, ...]``: every pair of client and item is an item of its own."""
-        assert step.items is not None
-        items = self.sizes.items
-        collected = self._collected(step, clients * items + step.items, count * items)
-        return {name: value.view(count, items, *value.shape[1:]) for name, value in collected.items()}
+            summed["histogram"] = item_histograms(classes, step.labels, count, self.sizes.labels)
+        return summed
 
     def upload(self, collected: Tensors, first: bool) -> Arrays:
         """What is used; the histogram does not change and is sent once."""

@@ -13,13 +13,13 @@ from recbole_fedkd.distillation.knowledge import (
     AGGREGATIONS,
     Aggregation,
     WeightedAggregation,
+    class_sums,
     label_means,
-    label_sums,
     leave_one_out_teachers,
     teacher_of_others,
 )
 from recbole_fedkd.federated.aggregate import Fold, LatestOfEach, Sums
-from recbole_fedkd.federated.knowledge.base import Arrays, Knowledge, Sizes, Tensors, register_knowledge
+from recbole_fedkd.federated.knowledge.base import Arrays, Sizes, SumsByClass, Tensors, register_knowledge
 from recbole_fedkd.federated.message import ArraySpec
 from recbole_fedkd.federated.task import Step
 from recbole_fedkd.registry import read_settings, setting
@@ -37,7 +37,7 @@ class LabelSettings:
 
 
 @register_knowledge
-class LabelKnowledge(Knowledge):
+class LabelKnowledge(SumsByClass):
     """Mean logits per label, ``T x T`` numbers (AFD, FD).
 
     Where the aggregation is additive, up go ``sums`` ``[T, T]`` (of weighted means) and ``weights`` ``[T]`` (0: absent), down
@@ -61,18 +61,16 @@ class LabelKnowledge(Knowledge):
         kind = AGGREGATIONS[settings.aggregation]
         return cls(settings, sizes, kind(read_settings(kind.settings_type, config)))
 
-    def collect(self, step: Step) -> dict[str, Tensor]:
-        """Sums of logits ``[T, T]`` and counts ``[T]``."""
-        assert step.logits is not None and step.labels is not None
-        sums, counts = label_sums(step.logits, step.labels, self.sizes.labels)
-        return {"sums": sums, "counts": counts}
+    def classes_of(self, step: Step) -> tuple[Tensor, int]:
+        """Labels."""
+        assert step.labels is not None
+        return step.labels, self.sizes.labels
 
-    def collect_of_many(self, step: Step, clients: Tensor, count: int) -> dict[str, Tensor]:
-        """Sums ``[count, T, T]`` and counts ``[count, T]``: every pair of client and label is a label of its own."""
-        assert step.logits is not None and step.labels is not None
-        labels = self.sizes.labels
-        sums, counts = label_sums(step.logits, clients * labels + step.labels, count * labels)
-        return {"sums": sums.view(count, labels, -1), "counts": counts.view(count, labels)}
+    def sums(self, step: Step, classes: Tensor, count: int) -> dict[str, Tensor]:
+        """Sums of logits ``[count, T]`` and samples ``[count]``."""
+        assert step.logits is not None
+        sums, counts = class_sums(step.logits, classes, count)
+        return {"sums": sums, "counts": counts}
 
     @property
     def needs_each(self) -> str | None:

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedkd.distillation.hidden_model import learned, said_to, started
-from recbole_fedkd.distillation.knowledge import item_sums
+from recbole_fedkd.distillation.knowledge import class_sums
 from recbole_fedkd.federated.aggregate import Fold, LatestOfEach
-from recbole_fedkd.federated.knowledge.base import Arrays, Knowledge, Tensors, register_knowledge
+from recbole_fedkd.federated.knowledge.base import Arrays, SumsByClass, Tensors, register_knowledge
 from recbole_fedkd.federated.message import ArraySpec
 from recbole_fedkd.federated.task import Step
 from recbole_fedkd.registry import setting
@@ -44,7 +44,7 @@ class PredictionSettings:
 
 
 @register_knowledge
-class PredictionKnowledge(Knowledge):
+class PredictionKnowledge(SumsByClass):
     """Predictions up, soft labels down, no model in either direction (PTF-FedRec: Yuan et al., ICDE 2024).
 
     Up: ``predictions`` ``[I, T]``, the mean label distribution of some of the items that the client has met (its drawn
@@ -59,22 +59,16 @@ class PredictionKnowledge(Knowledge):
     name = "prediction"
     settings_type = PredictionSettings
 
-    def collect(self, step: Step) -> dict[str, Tensor]:
-        """Sums of label distributions ``[I, T]`` and samples ``[I]``."""
+    def classes_of(self, step: Step) -> tuple[Tensor, int]:
+        """Items."""
         assert step.items is not None
-        return self._collected(step, step.items, self.sizes.items)
+        return step.items, self.sizes.items
 
-    def _collected(self, step: Step, items: Tensor, count: int) -> dict[str, Tensor]:
+    def sums(self, step: Step, classes: Tensor, count: int) -> dict[str, Tensor]:
+        """Sums of label distributions ``[count, T]`` and samples ``[count]``."""
         assert step.logits is not None
-        sums, seen = item_sums(step.logits.softmax(-1), items, count)
+        sums, seen = class_sums(step.logits.softmax(-1), classes, count)
         return {"sums": sums, "seen": seen}
-
-    def collect_of_many(self, step: Step, clients: Tensor, count: int) -> dict[str, Tensor]:
-        """The same ``[count, I, ...]``: every pair of client and item is an item of its own."""
-        assert step.items is not None
-        items = self.sizes.items
-        collected = self._collected(step, clients * items + step.items, count * items)
-        return {name: value.view(count, items, *value.shape[1:]) for name, value in collected.items()}
 
     def upload(self, collected: Tensors, first: bool) -> Arrays:
         """Of every item that the client has met; see :meth:`disguised`."""

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_fedkd.distillation.knowledge import item_sums
+from recbole_fedkd.distillation.knowledge import class_sums
 from recbole_fedkd.distillation.losses import sample_mean
 from recbole_fedkd.federated.aggregate import Fold, Sums
-from recbole_fedkd.federated.knowledge.base import Arrays, Knowledge, Tensors, register_knowledge
+from recbole_fedkd.federated.knowledge.base import Arrays, SumsByClass, Tensors, register_knowledge
 from recbole_fedkd.federated.message import ArraySpec
 from recbole_fedkd.federated.task import Step
 from recbole_fedkd.registry import setting
@@ -32,7 +32,7 @@ class PrototypeSettings:
 
 
 @register_knowledge
-class PrototypeKnowledge(Knowledge):
+class PrototypeKnowledge(SumsByClass):
     """The mean hidden state of the samples of an item or a label, which clients pull theirs towards.
 
     Local objective: ``L + lambda |f(x) - C_j|^2 / h`` of the sample's class ``j``, ``f(x)`` the last hidden layer, ``h`` wide
@@ -52,24 +52,17 @@ class PrototypeKnowledge(Knowledge):
     def _classes(self) -> int:
         return self.sizes.items if self.settings.prototype_of == "item" else self.sizes.labels
 
-    def _class_of(self, step: Step) -> Tensor:
+    def classes_of(self, step: Step) -> tuple[Tensor, int]:
+        """Items or labels."""
         owner = step.items if self.settings.prototype_of == "item" else step.labels
         assert owner is not None
-        return owner
+        return owner, self._classes
 
-    def collect(self, step: Step) -> dict[str, Tensor]:
-        """Sums of hidden states ``[P, h]`` and samples ``[P]``."""
-        return self._collected(step, self._class_of(step), self._classes)
-
-    def _collected(self, step: Step, classes: Tensor, count: int) -> dict[str, Tensor]:
+    def sums(self, step: Step, classes: Tensor, count: int) -> dict[str, Tensor]:
+        """Sums of hidden states ``[count, h]`` and samples ``[count]``."""
         assert step.hidden is not None
-        sums, seen = item_sums(step.hidden, classes, count)
+        sums, seen = class_sums(step.hidden, classes, count)
         return {"sums": sums, "seen": seen}
-
-    def collect_of_many(self, step: Step, clients: Tensor, count: int) -> dict[str, Tensor]:
-        """The same ``[count, P, ...]``: every pair of client and class is a class of its own."""
-        collected = self._collected(step, clients * self._classes + self._class_of(step), count * self._classes)
-        return {name: value.view(count, self._classes, *value.shape[1:]) for name, value in collected.items()}
 
     def upload(self, collected: Tensors, first: bool) -> Arrays:
         """Both."""
@@ -111,7 +104,7 @@ class PrototypeKnowledge(Knowledge):
         if "prototypes" not in received or not self.settings.prototype_weight:
             return None
         assert step.hidden is not None
-        classes = self._class_of(step)
+        classes, _ = self.classes_of(step)
         distance = (step.hidden - received["prototypes"][classes]).pow(2).mean(-1)
         weight: float = self.settings.prototype_weight
         return weight * sample_mean(distance * received["known"][classes], step.weights)
