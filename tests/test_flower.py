@@ -1,23 +1,29 @@
 """Over Flower, with a real SuperLink, nodes of their own and own rows alone, a run is that of one process to the bit."""
 
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 import psutil
 import pytest
+import torch
 from conftest import SMALL
 from test_machines import CASES, assert_same
 
 from recbole_fedkd.checkpoint import read_sealed
+from recbole_fedkd.federated.envelope import Request
 from recbole_fedkd.machines import flower, running
 from recbole_fedkd.machines.coordinator import SERVER_STATE
+from recbole_fedkd.machines.journal import LOG, read_events
+from recbole_fedkd.machines.manifest import Manifest
 from recbole_fedkd.machines.nursery import Nursery
-from recbole_fedkd.machines.party import STATE, served
+from recbole_fedkd.machines.party import STATE, Party, served
 from recbole_fedkd.splitting import split_federation
 
 pytest.importorskip("flwr", reason="Flower is not installed: pip install -c constraints.txt -e '.[flower]'")
@@ -51,12 +57,12 @@ class SuperLink:
         )
 
     def programs(self, name):
-        """Running programs of it, such as ``flwr-serverapp``."""
+        """Processes of a running program of it, such as ``flwr-serverapp``."""
         found = []
         for child in psutil.Process(self.process.pid).children(recursive=True):
             try:
                 if any(name in part for part in child.cmdline()):
-                    found.append(child)
+                    found.append(child.pid)
             except psutil.Error:
                 continue
         return found
@@ -80,7 +86,7 @@ def federation(prepared, data_path, tmp_path, superlink):
     """A manifest, folders of parties with a node for each, and the engine that runs the same clients in one process."""
     nurseries = []
 
-    def make(case):
+    def make(case, held_back=0):
         keys = {**CASES[case], **JUDGED}
         _, trainer, _, _ = prepared("AttnFedKD", **keys)
         given = {"data_path": str(data_path), **SMALL, **keys}
@@ -90,7 +96,7 @@ def federation(prepared, data_path, tmp_path, superlink):
         nursery = Nursery(tmp_path / "cut" / "manifest", {}, address, tmp_path / "nothing", lock)
         os.close(lock)
         nurseries.append(nursery)
-        for number, folder in enumerate(folders):
+        for number, folder in enumerate(folders[: len(folders) - held_back]):
             nursery.start(number, folder)
         return folders, trainer.engine, nursery
 
@@ -124,31 +130,74 @@ def test_over_flower_parties_with_their_own_rows_are_the_clients_of_one_process(
     assert_as_local(folders, local, tmp_path / "server")
 
 
-def test_node_serverapp_and_superlink_may_be_killed(federation, superlink, tmp_path, monkeypatch):
-    folders, local, nursery = federation("codecs")
-    log, status = tmp_path / "server" / SERVER_STATE, flower.Submitted.status
+def held(folder, manifest, address, reached, go):
+    """A party, a process of its own, that says when it is asked in the second round, and answers there when it may."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Flower interrupts a node that its SuperLink does not know any more
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    party = Party(folder, Manifest.load(manifest))
+    answer = party.answer
+
+    def waits(packed):
+        if Request.from_bytes(packed).round == 1:
+            reached.set()
+            go.wait()
+        return answer(packed)
+
+    party.answer = waits
+    running.attend(party, address, running.Trust())
+
+
+def until(true):
+    """Wait for something that is sure to come, if all is well."""
+    end = monotonic() + 240
+    while not true():
+        assert monotonic() < end
+        sleep(0.1)
+
+
+def test_node_serverapp_and_superlink_may_be_killed(federation, superlink, tmp_path):
+    """All in the second round, which one party keeps from ending until all are there again."""
+    folders, local, nursery = federation("codecs", held_back=1)
+    processes = multiprocessing.get_context("spawn")
+    reached, go = processes.Event(), processes.Event()
+    told = (folders[-1], tmp_path / "cut" / "manifest", f"{flower.SCHEME}{superlink.address}", reached, go)
+    last = processes.Process(target=held, args=told, daemon=True)
     killed = []
 
-    def rounds():
-        return len(read_sealed(log)[0]["records"]) if log.is_file() else 0
+    def begun():
+        """The rounds that a coordinator has begun with, as its log tells."""
+        return [event["round"] for event in read_events(tmp_path / "server" / LOG) if event["event"] == "begin"]
 
-    def kill_something(submitted, run):
-        """Called every few seconds while the coordinator runs."""
-        if rounds() >= 1 and not killed:
-            killed.append("node")
-            psutil.Process(nursery.process.pid).children()[0].kill()
-        elif killed == ["node"]:
-            for each in superlink.programs("flwr-serverapp"):
-                os.kill(each.pid, signal.SIGKILL)
-            killed.append("serverapp")
-        elif killed == ["node", "serverapp"]:
-            superlink.kill()
-            superlink.start()
-            killed.append("superlink")
-        return status(submitted, run)
+    def kill_everything():
+        assert reached.wait(240)
+        children = psutil.Process(nursery.process.pid).children
+        nodes = {child.pid for child in children()}
+        os.kill(min(nodes), signal.SIGKILL)
+        until(lambda: len({child.pid for child in children()} - {min(nodes)}) == len(nodes))
+        killed.append("node")
+        (app,) = superlink.programs("flwr-serverapp")
+        os.kill(app, signal.SIGKILL)
+        until(lambda: not superlink.programs("flwr-serverapp"))
+        killed.append("serverapp")
+        superlink.kill()
+        superlink.start()
+        until(lambda: begun() == [1, 2])
+        killed.append("superlink")
 
-    monkeypatch.setattr(flower.Submitted, "status", kill_something)
-    began = monotonic()
-    coordinated(superlink, tmp_path)
-    assert killed[0] == "node", f"done after {monotonic() - began:.0f} s"
+    def killer():
+        try:
+            kill_everything()
+        finally:
+            go.set()
+
+    last.start()
+    thread = threading.Thread(target=killer)
+    thread.start()
+    try:
+        coordinated(superlink, tmp_path)
+    finally:
+        thread.join()
+        last.kill()
+    assert killed == ["node", "serverapp", "superlink"]
     assert_as_local(folders, local, tmp_path / "server")
