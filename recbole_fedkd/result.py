@@ -63,7 +63,7 @@ def rounds(records: Sequence[EpochRecord]) -> list[dict[str, Any]]:
             "valid": record.valid,
             "codec_error": record.codec_error,
             "missing": record.missing,
-            **({} if record.epsilon is None else {"epsilon": record.epsilon}),
+            **{name: told for name in ("epsilon", "clip") if (told := getattr(record, name)) is not None},
         }
         for number, record in enumerate(records, start=1)
     ]

@@ -83,6 +83,7 @@ class EpochRecord:
         codec_error: what encoding took from the uploads, as a share of their L2 norm.
         missing: client number to why it was left out of the round.
         epsilon: of ``privacy``, spent by this round and those before; None without.
+        clip: of ``privacy``, where it moves: the norm that updates of this round were shortened to; else None.
     """
 
     seconds: float
@@ -94,12 +95,14 @@ class EpochRecord:
     codec_error: float = 0.0
     missing: dict[int, str] = field(default_factory=dict)
     epsilon: float | None = None
+    clip: float | None = None
 
 
 def record_of(values: Mapping[str, Any]) -> EpochRecord:
     """The record that a checkpoint holds as a dictionary; raises TypeError or ValueError for any other."""
     record = EpochRecord(**values)
-    numbers = (record.seconds, record.loss, record.codec_error, record.epsilon or 0, *(record.valid or {}).values())
+    optional = (record.epsilon or 0, record.clip or 0)
+    numbers = (record.seconds, record.loss, record.codec_error, *optional, *(record.valid or {}).values())
     counts = (record.bytes_down, record.bytes_up, *(count for pair in record.clients.values() for count in pair))
     if not all(isinstance(number, int | float) for number in numbers) or not all(
         isinstance(each, int) for each in counts

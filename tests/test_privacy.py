@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from recbole_fedkd import run_recbole_fedkd
 from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.federated.message import Message, Training
-from recbole_fedkd.federated.stage import Clip, ClipSettings, clipped
+from recbole_fedkd.federated.stage import Clip, ClipSettings, clipped, length
+from recbole_fedkd.privacy import clipping
 from recbole_fedkd.privacy.accountant import epsilon_of, noise_for, rounds_within
+from recbole_fedkd.privacy.clipping import next_bound, noise_beside_count, usual_count_noise
 from recbole_fedkd.privacy.noise import LocalNoise, LocalSettings, discrete_gaussian, gaussian, uniform
 
 FEDAVG = {
@@ -451,6 +453,13 @@ def test_a_round_without_anybody_lets_noise_out_all_the_same(prepared, engine, m
         ({"privacy": {"clip": 1.0, "epsilon": 1.0, "clips": {"p:*": 1.0}}}, "sends networks"),
         ({"privacy": {"clip": 1.0, "epsilon": 1.0, "noise": "distributed"}}, "set secure_aggregation=True"),
         ({"privacy": {"clip": 1.0, "epsilon": 1.0, "noise": "local"}}, r"set privacy\.noise_multiplier"),
+        ({"privacy": {"clip": 1.0, "epsilon": 1.0, "clip_quantile": 1}}, r"privacy\.clip_quantile is 1"),
+        ({"privacy": {"clip": 1.0, "noise_multiplier": 9.0, "clip_quantile": 0.5, "clip_count_noise": 4.5}}, "above half of"),
+        (
+            {"privacy": {"clip": 1.0, "noise_multiplier": 1.0, "noise": "local", "clip_quantile": 0.5}},
+            "sees no message as it was",
+        ),
+        ({"strategy": "afd", "privacy": {"clip": 1.0, "epsilon": 1.0, "clip_quantile": 0.5}}, "'afd' sends knowledge"),
         ({"partition": "random"}, "set partition=user, or privacy.unit=client"),
         ({"strategy": "local"}, "strategy=local they send nothing"),
         ({"strategy": "afd", "aggregation": "median"}, "aggregation=median needs every client's own"),
@@ -474,3 +483,60 @@ def test_a_central_run_is_not_private(run):
 def test_clients_may_be_the_unit(run):
     result = run(**{**FEDAVG, "partition": "random", "privacy": {**FEDAVG["privacy"], "unit": "client"}})
     assert result["epsilon"] > 0
+
+
+# A bound that moves
+
+
+def test_the_bound_moves_and_its_count_costs_what_the_paper_says():
+    """By hand: all within, aim .5, rate .2: C e^-.1; z 1 beside a count's noise of 1: (1 - 1/4)^-1/2 = 1.1547."""
+    assert next_bound(2.0, 1.0, 0.5, 0.2) == pytest.approx(2.0 * 0.904837, rel=1e-5)
+    assert next_bound(2.0, 0.5, 0.5, 0.2) == 2.0
+    assert noise_beside_count(1.0, 1.0) == pytest.approx(1.154701, rel=1e-6)
+    assert usual_count_noise(100, 1.0) == 5.0 and usual_count_noise(10, 1.0) == 1.0
+    # An update of length C under z C and half a count under its own noise are one Gaussian of the length that z stands for.
+    update, half = 1 / noise_beside_count(2.0, 3.0), 0.5 / 3.0
+    assert math.hypot(update, half) == pytest.approx(1 / 2.0)
+
+
+MOVING = {**FEDAVG, "privacy": {"clip": 0.001, "clip_quantile": 0.5, "clip_rate": 3.0, "noise_multiplier": 1e-6}}
+
+
+@pytest.mark.parametrize("engine", ["local", "fleet"])
+def test_the_bound_goes_to_the_quantile_of_the_lengths_and_that_of_a_round_is_recorded(run, engine, monkeypatch):
+    lengths = []
+    monkeypatch.setattr(clipping, "length", lambda *given: lengths.append(length(*given)) or lengths[-1])
+    result = run(**{**MOVING, "privacy": {**MOVING["privacy"], "clip_count_noise": 1e-5}}, engine=engine, saved=False)
+    # Nobody is within .001, so that it grows by e^(3 / 2); no noise worth the name.
+    clips = [each["clip"] for each in result["rounds"]]
+    assert clips[:2] == pytest.approx([0.001, 0.001 * math.exp(1.5)], rel=1e-4)
+    assert result["engine"] == engine and len(lengths) == 90
+    within = np.mean(np.array(lengths[30:60]) <= 1)
+    assert clips[2] == pytest.approx(clips[1] * math.exp(-3.0 * (within - 0.5)), rel=1e-4)
+    assert result["epsilon"] == epsilon_of(1e-6, 3, 1e-5)
+
+
+def test_updates_are_shortened_to_the_bound_of_their_round_and_the_noise_follows_it(prepared):
+    _, trainer, _, _ = prepared(**{**MOVING, "learning_rate": 0.0})
+    release, engine = trainer.engine.server.release, trainer.engine
+    release.noise_multiplier = 2.0
+    release.start(30, 3)
+    assert release.count_noise == 2.0
+    before = {name: value.clone() for name, value in engine.server.state.items()}
+    engine.run_round(0)
+    noise = torch.cat([(value - before[name]).flatten() for name, value in engine.server.state.items()]).double()
+    assert float(noise.std()) == pytest.approx(1.1547 * 2 * 0.001 / 30, rel=6 / len(noise) ** 0.5)
+    assert release.deviation_of("p:any") == pytest.approx(1.154701 * 2 * release.clip.clip_norm)
+    message = Message("model", 0, 3, {"w": np.full(4, 10, np.float32)}, Training(1, 1, 0.0))
+    assert release.follows.encode(message) is message  # a client cannot know the bound
+    shortened = release.follows.decode(message, None).arrays["w"]
+    assert float(np.linalg.norm(shortened)) == pytest.approx(release.clip.clip_norm)
+
+
+def test_a_resumed_run_goes_on_with_the_bound_that_it_had(run):
+    keys = {**MOVING, "privacy": {**MOVING["privacy"], "clip_count_noise": 1e-5}}
+    whole, first = run(**keys), run(**{**keys, "epochs": 2})
+    second = run_recbole_fedkd(config_dict={"resume": first["run_folder"], "epochs": 3})
+    assert [each["clip"] for each in second["rounds"]] == pytest.approx(
+        [each["clip"] for each in whole["rounds"]], rel=1e-3
+    )

@@ -61,6 +61,11 @@ class Release(ABC):
     def epsilon(self) -> float:
         """Spent so far."""
 
+    @property
+    @abstractmethod
+    def shortened_to(self) -> float | None:
+        """Norm that updates of the latest round were shortened to, where it moves from round to round; else None."""
+
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on with, plain values only."""

@@ -257,6 +257,12 @@ def clipped(arrays: Mapping[str, NDArray[np.generic]], settings: ClipSettings) -
     }
 
 
+def length(arrays: Mapping[str, NDArray[np.generic]], settings: ClipSettings) -> float:
+    """Joint L2 norm of arrays, each in units of its bound; :func:`clipped` leaves what is within 1 as it is."""
+    exact = {name: array.astype(np.float64) for name, array in arrays.items() if array.dtype.kind in "fiu"}
+    return float(np.sqrt(sum((value**2).sum() / settings.norm_of(name) ** 2 for name, value in exact.items())))
+
+
 def received_through(stages: Sequence[Stage], message: Message, schema: Schema | None) -> Message:
     """A message as its sender had it before these stages.
 

@@ -59,6 +59,7 @@ from recbole_fedkd.model.population import (
 )
 from recbole_fedkd.model.shared import SharedState, check_patterns, stateful
 from recbole_fedkd.privacy.attack import attack_stages
+from recbole_fedkd.privacy.clipping import FollowedClip
 from recbole_fedkd.privacy.noise import LocalNoise, LocalSettings
 from recbole_fedkd.privacy.release import PrivateRelease, check_strategy
 from recbole_fedkd.privacy.settings import PrivacySettings
@@ -348,7 +349,8 @@ def server_of(config: Any, strategy: Strategy, shared: SharedState, clients: int
         ]  # it sees none of them
         check_secure(config, strategy, server.state, [codec.name for codec in server.codecs.up.codecs])
     if release is not None:
-        check_strategy(strategy, server.state, config["clients_per_round"] is not None, bool(release.settings.clips))
+        check_strategy(strategy, server.state, config["clients_per_round"] is not None, release.settings)
+        release.follows = next((each for each in server.link.stages if isinstance(each, FollowedClip)), None)
     return server
 
 
@@ -361,6 +363,8 @@ def user_unit(config: Any) -> Callable[[str], float] | None:
 def _bound(privacy: PrivacySettings) -> tuple[Any, Any]:
     """The stage that shortens a message, and with local noise hides what it says."""
     bound = privacy.bound
+    if privacy.clip_quantile is not None:
+        return FollowedClip, bound
     if privacy.noise != "local" or privacy.noise_multiplier is None:
         return Clip.name, bound
     return LocalNoise, LocalSettings(bound.clip_norm, bound.norms, privacy.noise_multiplier)

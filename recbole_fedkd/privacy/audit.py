@@ -154,7 +154,7 @@ def audited(
     told = np.zeros(sum(sizes.values()))
     told[:numbers] = directions[inside].sum(0)
 
-    own = PrivateRelease(replace(release.settings, epsilon=None))  # whatever the run has spent
+    own = PrivateRelease(replace(release.settings, epsilon=None, clip_quantile=None))  # whatever the run has spent
     own.clients, own.noise_multiplier = canaries, release.noise_multiplier
     start = {name: np.asarray(value, dtype=np.float64) for name, value in link.reference.items()}
     answers = int(inside.sum())

@@ -9,6 +9,7 @@ coins of the operating system (Poisson sampling): a fixed number out of a public
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from recbole_fedkd.federated.stage import ClipSettings
 from recbole_fedkd.federated.strategy import ServerState, Strategy, check_additive
 from recbole_fedkd.federated.wire import ServerLink
 from recbole_fedkd.privacy.accountant import epsilon_of, noise_for, rounds_within
+from recbole_fedkd.privacy.clipping import FollowedClip, next_bound, noise_beside_count, usual_count_noise
 from recbole_fedkd.privacy.noise import gaussian, uniform
 from recbole_fedkd.privacy.settings import PrivacySettings
 
@@ -38,8 +40,10 @@ class PrivateRelease(Release):
 
     Attributes:
         clients: of the federation; how many there are is no secret.
-        noise_multiplier: standard deviation of the noise, in units of the clip.
+        noise_multiplier: standard deviation of the noise, in units of the clip, that is accounted.
         releases: rounds that something was let out of.
+        clip: largest norm of a message now.
+        follows: the server's end of a bound that moves; None: it stays.
     """
 
     def __init__(self, settings: PrivacySettings, expected: int | None = None) -> None:
@@ -48,12 +52,15 @@ class PrivateRelease(Release):
         self.clip: ClipSettings = settings.bound
         self.clients, self.releases = 0, 0
         self.noise_multiplier = settings.noise_multiplier or 0.0
+        self.follows: FollowedClip | None = None
+        self._used: float | None = None
         self._drawn: tuple[int, list[int]] = (-1, [])
 
     def __str__(self) -> str:
         settings, drawn = self.settings, f", {self.rate:.4g} of them drawn in a round" if self.samples else ""
+        moves = f" moving to quantile {settings.clip_quantile:g}" if settings.clip_quantile is not None else ""
         return (
-            f"unit {settings.unit}, {settings.noise} noise, clip {settings.clip:g}, "
+            f"unit {settings.unit}, {settings.noise} noise, clip {self.clip.clip_norm:.4g}{moves}, "
             f"noise_multiplier {self.noise_multiplier:.4g}, delta {settings.delta:g}, {self.clients} clients{drawn}"
         )
 
@@ -72,13 +79,26 @@ class PrivateRelease(Release):
         """Spent so far."""
         return self.spent_by(self.releases)
 
+    @property
+    def shortened_to(self) -> float | None:
+        """As of :class:`Release`."""
+        return self._used
+
     def spent_by(self, releases: int) -> float:
         """Epsilon of so many rounds."""
         return epsilon_of(self.noise_multiplier, releases, self.settings.delta, self.rate, self.settings.accountant)
 
+    @property
+    def count_noise(self) -> float:
+        """Standard deviation of the noise on the count of updates within a bound that moves."""
+        given = self.settings.clip_count_noise
+        return given if given is not None else usual_count_noise(self.rate * self.clients, self.noise_multiplier)
+
     def deviation_of(self, name: str) -> float:
         """Standard deviation of the noise on the sum of an array over the clients."""
-        return self.noise_multiplier * self.clip.norm_of(name)
+        moves = self.settings.clip_quantile is not None
+        noise = noise_beside_count(self.noise_multiplier, self.count_noise) if moves else self.noise_multiplier
+        return noise * self.clip.norm_of(name)
 
     def start(self, clients: int, rounds: int) -> int:
         """Before the first round: find the noise, where it follows from the budget.
@@ -97,6 +117,11 @@ class PrivateRelease(Release):
         if settings.noise_multiplier is None and not self.releases:  # a resumed run goes on with the noise that it had
             assert settings.epsilon is not None
             self.noise_multiplier = noise_for(settings.epsilon, rounds, settings.delta, self.rate, settings.accountant)
+        if settings.clip_quantile is not None and self.count_noise <= self.noise_multiplier / 2:
+            raise InputError(
+                f"privacy.clip_count_noise is {self.count_noise:g}; it must be above half of the noise multiplier, "
+                f"{self.noise_multiplier / 2:.4g}, or the count alone spends what the round may"
+            )
         if settings.epsilon is None:
             return rounds
         lasts = rounds_within(settings.epsilon, self.spent_by, rounds)
@@ -144,25 +169,43 @@ class PrivateRelease(Release):
         self.releases += 1
         found = dict(start) if statistics is None else dict(statistics)
         # What clients have added by themselves is not added again.
-        share, deviation = 1.0, self.noise_multiplier if self.settings.noise == "central" else 0.0
+        share, added = 1.0, float(self.settings.noise == "central")
         if isinstance(fold, WeightedMean):
-            share, deviation = answers / (self.rate * self.clients), deviation / (self.rate * self.clients)
+            share, added = answers / (self.rate * self.clients), added / (self.rate * self.clients)
         specs = link.schema.arrays if link.schema is not None else {}
-        return {
+        released = {
             # What else a fold says, such as who has spoken, is the server's own affair and goes nowhere.
-            name: _noised(value, start.get(name), share, deviation * self.clip.norm_of(name), specs[name])
+            name: _noised(value, start.get(name), share, added * self.deviation_of(name), specs[name])
             if name in specs
             else value
             for name, value in found.items()
         }
+        self._move()
+        return released
+
+    def _move(self) -> None:
+        """Where the bound moves: by how many updates were within it, as far as noise lets tell."""
+        quantile = self.settings.clip_quantile
+        if self.follows is None or quantile is None:
+            return
+        self._used = self.clip.clip_norm
+        halves = sum(0.5 if within else -0.5 for within in self.follows.within.values())
+        share = 0.5 + (halves + float(gaussian((), self.count_noise))) / (self.rate * self.clients)
+        self._clip_by(next_bound(self.clip.clip_norm, share, quantile, self.settings.clip_rate))
+
+    def _clip_by(self, norm: float) -> None:
+        self.clip = replace(self.clip, clip_norm=norm)
+        if self.follows is not None:
+            self.follows.settings, self.follows.within = self.clip, {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been let out, and with which noise."""
-        return {"releases": self.releases, "noise_multiplier": self.noise_multiplier}
+        """What has been let out, with which noise, and how long a message may be now."""
+        return {"releases": self.releases, "noise_multiplier": self.noise_multiplier, "clip": self.clip.clip_norm}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on counting."""
         self.releases, self.noise_multiplier = int(state["releases"]), float(state["noise_multiplier"])
+        self._clip_by(float(state.get("clip", self.clip.clip_norm)))  # of a bound that stays, older states say nothing
 
 
 def _noised(value: Tensor, start: Tensor | None, share: float, deviation: float, spec: ArraySpec) -> Tensor:
@@ -175,20 +218,25 @@ def _noised(value: Tensor, start: Tensor | None, share: float, deviation: float,
     return (made.clamp(min=0) if spec.counts else made).to(value.dtype)
 
 
-def check_strategy(strategy: Strategy, state: ServerState, samples: bool, clips: bool = False) -> None:
+def check_strategy(strategy: Strategy, state: ServerState, samples: bool, settings: PrivacySettings) -> None:
     """Check that what a client adds to a round is bounded by the clip, and covered by the noise.
 
     Args:
         strategy: whose sums are to be let out.
         state: that the server starts with.
         samples: whether clients are drawn for a round.
-        clips: whether single arrays have bounds of their own.
+        settings: the parts of the key ``privacy``.
 
     Raises:
         InputError: a strategy of which that is not so.
     """
     check_additive(strategy, "privacy")
-    if clips and strategy.shares_parameters:
+    if settings.clip_quantile is not None and not strategy.shares_parameters:
+        raise InputError(
+            f"privacy.clip_quantile follows how much networks change from round to round, and strategy '{strategy.name}' sends "
+            "knowledge, of which a client has to know the bound; unset it"
+        )
+    if settings.clips and strategy.shares_parameters:
         raise InputError(
             f"privacy.clips bounds arrays of knowledge by their names, and strategy '{strategy.name}' sends networks, of which "
             "all numbers have one bound; set privacy.clip"

@@ -36,6 +36,19 @@ class PrivacySettings:
         "Norms of single arrays of knowledge in place of clip, by patterns of their names, such as {histogram: 4, 'product_*': "
         "10}; what is bounded is the norm of all arrays of a message, each in units of its own.",
     )
+    clip_quantile: float | None = setting(
+        None,
+        "in (0, 1)",
+        "Adaptive clipping: after every round clip moves towards this quantile of the lengths of the clients' updates, counted "
+        "with noise of its own; clip is where it starts. Not set: clip stays.",
+    )
+    clip_rate: float = setting(0.2, "> 0", "How fast it moves: learning rate of its logarithm.")
+    clip_count_noise: float | None = setting(
+        None,
+        "> 0",
+        "Standard deviation of the noise on the count of updates within clip; above half of noise_multiplier. Not set: a "
+        "twentieth of the clients of a round, and noise_multiplier at least.",
+    )
     noise_multiplier: float | None = setting(
         None,
         "> 0",
@@ -110,6 +123,12 @@ def check_privacy(config: Any) -> None:
         raise InputError(
             "privacy.noise=local is added by clients of one unit each, who count no rounds; set privacy.noise_multiplier, and "
             "partition=user or privacy.unit=client"
+        )
+    if settings.clip_quantile is not None and (settings.noise == "local" or config["secure_aggregation"]):
+        why = "privacy.noise=local" if settings.noise == "local" else "secure_aggregation=True"
+        raise InputError(
+            f"privacy.clip_quantile has the server count who is within a bound that only it knows, and with {why} it sees no "
+            "message as it was; unset one of them"
         )
     if settings.noise == "local" and config["secure_aggregation"]:
         raise InputError(

@@ -177,7 +177,7 @@ class FedKDTrainer(CheckpointTrainer):
             seconds, loss, down, up, clients, codec_error=report.codec_error, missing=dict(report.missing)
         )
         if (release := self._release) is not None:
-            record.epsilon = release.epsilon
+            record.epsilon, record.clip = release.epsilon, release.shortened_to
             if release.samples:  # who took part is the secret on which the epsilon stands
                 record.clients, record.missing = {}, {}
         return record
