@@ -24,6 +24,7 @@ from recbole_fedkd.machines.judging import BINS, added, area_within, metrics_of
 from recbole_fedkd.machines.manifest import Manifest
 from recbole_fedkd.machines.party import Party
 from recbole_fedkd.machines.running import coordinated
+from recbole_fedkd.privacy.accountant import epsilon_of, noise_for
 from recbole_fedkd.report import write_report
 from recbole_fedkd.rounds import EpochRecord
 from recbole_fedkd.splitting import split_federation
@@ -125,6 +126,53 @@ def test_killed_in_training_and_in_judging_it_goes_on_to_the_same(cut, tmp_path,
     assert found == whole
     for name, value in undisturbed.engine.server.state.items():
         assert torch.equal(killed.engine.server.state[name], value), name
+
+
+PRIVATE = {
+    "strategy": "fedavg",
+    "partition": "user",
+    "client_weights": "uniform",
+    "epochs": 3,
+    "metrics": ["MAE"],
+    "privacy": {"clip": 0.05, "epsilon": 8.0, "clip_quantile": 0.5},
+}
+
+
+def private_federation(data_path, tmp_path, **keys):
+    """Manifest and parties of one user each, and a coordinator that breaks off after so many answers."""
+    told = {"data_path": str(data_path), **SMALL, **PRIVATE, **keys}
+    folders = split_federation("AttnFedKD", "tiny", tmp_path / "federation", [], told)
+    manifest = Manifest.load(tmp_path / "federation" / "manifest")
+    parties = {party.number: party for party in (Party(folder, manifest) for folder in folders)}
+    sizes = {number: len(party.client.task) for number, party in parties.items()}
+
+    def coordinator(after=10**9):
+        transport = Interrupted({number: party.answer for number, party in parties.items()}, after)
+        return Coordinator(manifest, transport, sizes, tmp_path / "server")
+
+    return coordinator
+
+
+def test_a_coordinator_adds_noise_accounts_for_it_and_ends_with_the_budget(data_path, tmp_path):
+    result = private_federation(data_path, tmp_path)().fit()
+    noise = noise_for(8.0, 3, 1e-5)
+    spent = [each["epsilon"] for each in result["rounds"]]
+    assert spent == pytest.approx([epsilon_of(noise, count, 1e-5) for count in (1, 2, 3)])
+    assert result["epsilon"] == spent[-1] <= 8.0
+    assert result["rounds"][0]["clip"] == 0.05 and len({each["clip"] for each in result["rounds"]}) == 3
+
+
+def test_what_parties_have_heard_is_counted_though_the_coordinator_was_killed_before_it_wrote_that_down(
+    data_path, tmp_path
+):
+    """Killed while parties take the first round's sum in: run again it has other noise, and both rounds are spent."""
+    coordinator = private_federation(data_path, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        coordinator(after=45).fit()  # 30 have trained, 15 have heard the sum
+    result = coordinator().fit()
+    assert len(result["rounds"]) == 2
+    noise = noise_for(8.0, 3, 1e-5)
+    assert [each["epsilon"] for each in result["rounds"]] == [epsilon_of(noise, count, 1e-5) for count in (2, 3)]
 
 
 def test_a_folder_of_another_federation_is_refused(cut, data_path, tmp_path):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from logging import getLogger
 from typing import Any
 
-from recbole_fedkd.errors import TrainingError
+from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.federated.message import MessageError
 from recbole_fedkd.federated.server import Intake, Server
 from recbole_fedkd.finite import NotFiniteError
@@ -109,6 +110,32 @@ class Engine(ABC):
     def samples(self) -> dict[int, int]:
         """Samples of an epoch of every client that trains, by its number: it has any, and is not held out."""
         return {number: size for number, size in self.sizes.items() if size and number not in self.held_out}
+
+    def rounds_of_budget(self, rounds: int, begun: int | None = None) -> int:
+        """How many of so many rounds may run: under ``privacy`` a run ends with its budget.
+
+        Args:
+            rounds: that are to run.
+            begun: how many have, where others were broken off after something was let out; None: none was.
+
+        Raises:
+            InputError: too few clients to hide one among, or a budget that not one round fits in.
+        """
+        server, count = self.server, len(self.samples)
+        if server.hides is not None and count < 3:
+            raise InputError(
+                "secure_aggregation=True needs three clients, of two each knows the other's part of the sum; there are "
+                f"{count} that train"
+            )
+        if server.release is None:
+            return rounds
+        tells = min(rounds, server.strategy.exchange_rounds or rounds)
+        broken_off = 0 if begun is None else server.release.releases - min(begun, tells)
+        lasts = server.release.start(count, tells + broken_off) - broken_off
+        getLogger().info(
+            f"privacy: {server.release}; the budget lasts for {lasts} of {tells} rounds in which something is let out"
+        )
+        return lasts if lasts < tells else rounds
 
     def run_round(
         self,

@@ -24,7 +24,15 @@ _CHOICE = 0x5A3D
 
 
 class Release(ABC):
-    """What a server lets out of a round, where that is not all that the uploads come to; see ``privacy/release.py``."""
+    """What a server lets out of a round, where that is not all that the uploads come to; see ``privacy/release.py``.
+
+    Attributes:
+        releases: rounds that something was let out of.
+        spends: told the state before that is done, for a server that may be killed then; None: nobody.
+    """
+
+    releases: int
+    spends: Callable[[dict[str, Any]], None] | None = None
 
     @abstractmethod
     def choose(self, clients: Sequence[int], round_index: int) -> list[int] | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from time import perf_counter
@@ -18,16 +20,17 @@ from recbole_fedkd.checkpoint import read_sealed, restored, write_sealed
 from recbole_fedkd.engine import RemoteEngine, Transport
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.envelope import Answer, new_run
+from recbole_fedkd.federated.server import Release
 from recbole_fedkd.federation import build_server
-from recbole_fedkd.files import remove_temporaries, writable_folder
+from recbole_fedkd.files import regular_file, remove_temporaries, writable_folder, write_json
 from recbole_fedkd.machines.judging import PROTOCOLS, added, area_within, check_judgeable, metrics_of
 from recbole_fedkd.machines.manifest import Manifest
 from recbole_fedkd.rounds import EpochRecord, record_of, told
 
 _WHERE = "; judged by each party where its rows are, sums added"
 
-SERVER_STATE = "server.pth"
-"""File of the coordinator's folder: all that it knows."""
+SERVER_STATE, SPENT = "server.pth", "spent.json"
+"""Files of the coordinator's folder: all that it knows; and how many rounds ``privacy`` has let something out of."""
 
 
 class Coordinator:
@@ -45,10 +48,8 @@ class Coordinator:
 
     def __init__(self, manifest: Manifest, transport: Transport, sizes: Mapping[int, int], folder: Path) -> None:
         check_judgeable(manifest.config)
-        unsupported = {key: manifest.config[key] for key in ("privacy", "holdout_clients")}
-        for key, value in unsupported.items():
-            if value:
-                raise InputError(f"{key} is {value}, which a coordinator does not run; leave it out")
+        if holdout := manifest.config["holdout_clients"]:
+            raise InputError(f"holdout_clients is {holdout}, which a coordinator does not run; leave it out")
         self.manifest, self.config, self.folder = manifest, manifest.config, folder
         writable_folder(folder, f"folder '{folder}'")
         remove_temporaries(folder)
@@ -65,6 +66,10 @@ class Coordinator:
         self.test_sums: dict[int, dict[str, float]] = {}
         if (folder / SERVER_STATE).is_file():
             self._read(folder / SERVER_STATE)
+        self._release = server.release
+        if self._release is not None:
+            _count_in(self._release, folder / SPENT)
+        self.epochs = self.engine.rounds_of_budget(config["epochs"], self.round)
 
     @property
     def round(self) -> int:
@@ -83,7 +88,7 @@ class Coordinator:
         Raises:
             ClientError: too few parties answered; the same folder goes on where that is.
         """
-        while self.round < self.config["epochs"] and not self.stopped:
+        while self.round < self.epochs and not self.stopped:
             self._run_round()
             if on_round is not None:
                 on_round(self.round, asdict(self.records[-1]))
@@ -100,12 +105,19 @@ class Coordinator:
         self.engine.phase = "valid" if judged else ""
         began = perf_counter()
         report = self.engine.run_round(index)
+        release = self._release
+        secret = release is not None and release.samples  # who took part is what the epsilon stands on
         if report.missing:
-            getLogger().warning(f"round {told(index)}: {len(report.missing)} clients left out: {report.reasons}")
+            reasons = "" if secret else f": {report.reasons}"
+            getLogger().warning(f"round {told(index)}: {len(report.missing)} clients left out{reasons}")
         down, up = report.bytes_down, report.bytes_up
         record = EpochRecord(perf_counter() - began, report.loss, sum(down.values()), sum(up.values()))
-        record.clients = {number: [down[number], up[number]] for number in down}
-        record.codec_error, record.missing = report.codec_error, dict(report.missing)
+        record.codec_error = report.codec_error
+        if not secret:
+            record.clients = {number: [down[number], up[number]] for number in down}
+            record.missing = dict(report.missing)
+        if release is not None:
+            record.epsilon, record.clip = release.epsilon, release.shortened_to
         improved = not every
         if judged:
             record.valid = self._metrics(added(_numbers(self.engine.closing)))
@@ -175,6 +187,7 @@ class Coordinator:
                 "label_values": list(self.manifest.schema.label_values),
                 "clients": [],  # what parties hold of each label is theirs
             },
+            "epsilon": records[-1].epsilon if records else None,
             "parties": {str(number): rounded(self._metrics(sums)) for number, sums in sorted(self.test_sums.items())},
             "config": self.config.plain_values(),
             "run_folder": str(self.folder),
@@ -203,6 +216,18 @@ class Coordinator:
             self.records = [record_of(record) for record in state["records"]]
             self.best_score, self.best_result, self.best_round, self.waited, self.stopped = state["best"]
             self.test_sums = state["test_sums"]
+
+
+def _count_in(release: Release, file: Path) -> None:
+    """Keep the count of what was let out in a file of its own, which is there before parties hear of it.
+
+    A round that was broken off after that is run again, with other noise: parties have heard both, and both are counted.
+    """
+    if file.is_file():
+        spent = json.loads(regular_file(file).read_text(encoding="utf-8"))
+        if spent["releases"] > release.releases:
+            release.load_state_dict(spent)
+    release.spends = partial(write_json, file=file)
 
 
 def _numbers(answers: Mapping[int, Answer]) -> dict[int, dict[str, float]]:

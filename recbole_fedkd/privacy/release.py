@@ -41,7 +41,6 @@ class PrivateRelease(Release):
     Attributes:
         clients: of the federation; how many there are is no secret.
         noise_multiplier: standard deviation of the noise, in units of the clip, that is accounted.
-        releases: rounds that something was let out of.
         clip: largest norm of a message now.
         follows: the server's end of a bound that moves; None: it stays.
     """
@@ -167,6 +166,8 @@ class PrivateRelease(Release):
         if budget is not None and self.spent_by(self.releases + 1) > budget:
             raise TrainingError(f"privacy.epsilon={budget:g} is spent; a further round would spend more")
         self.releases += 1
+        if self.spends is not None:
+            self.spends(self.state_dict())
         found = dict(start) if statistics is None else dict(statistics)
         # What clients have added by themselves is not added again.
         share, added = 1.0, float(self.settings.noise == "central")

@@ -101,30 +101,11 @@ class FedKDTrainer(CheckpointTrainer):
             with restored(self.config["resume"]):
                 self.engine.load_state_dict(self._resumed_training)
             self._resumed_training = None
-        self._start_release(self.engine)
+        self.epochs = self.engine.rounds_of_budget(self.epochs)
         try:
             return super().fit(train_data, *args, **kwargs)
         finally:
             self.engine.close()
-
-    def _start_release(self, engine: LocalEngine | FleetEngine | ProcessesEngine) -> None:
-        """Under ``privacy`` the run ends with its budget."""
-        release, strategy = engine.server.release, engine.server.strategy
-        if engine.server.hides is not None and len(engine.samples) < 3:
-            raise InputError(
-                f"secure_aggregation=True needs three clients, of two each knows the other's part of the sum; there are "
-                f"{len(engine.samples)} that train"
-            )
-        if release is None:
-            return
-        exchanges = strategy.knowledge.exchange_rounds if strategy.exchanges_knowledge else 0
-        rounds = min(self.epochs, exchanges or self.epochs)
-        lasts = release.start(len(engine.samples), rounds)
-        if lasts < rounds:
-            self.epochs = lasts
-        self.logger.info(
-            f"privacy: {release}; the budget lasts for {lasts} of {rounds} rounds in which something is let out"
-        )
 
     def _train_once(self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool) -> float:
         assert self.engine is not None
