@@ -8,11 +8,13 @@ import sysconfig
 import tarfile
 import venv
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import write_dataset
+from packaging.requirements import Requirement
 
 import recbole_fedkd
 
@@ -72,9 +74,29 @@ def test_the_wheel_made_of_the_sdist_holds_every_file_of_the_package(released):
         assert any(name.endswith("LICENSE") for name in sdist.getnames())
 
 
-def test_the_installed_command_runs_away_from_the_checkout(clean, tmp_path):
+def brought_by_extras(wheel):
+    """Names that are imported from what extras of a wheel bring and the package itself does not."""
+    with zipfile.ZipFile(wheel) as inside:
+        (metadata,) = [name for name in inside.namelist() if name.endswith(".dist-info/METADATA")]
+        lines = inside.read(metadata).decode().splitlines()
+    required = [Requirement(line.partition(": ")[2]) for line in lines if line.startswith("Requires-Dist: ")]
+    extra = {each.name.lower() for each in required if each.marker}
+    # RecBole and torch bring setuptools where they are installed.
+    extra -= {each.name.lower() for each in required if not each.marker} | {"setuptools"}
+    found = {name for name, owners in packages_distributions().items() if {each.lower() for each in owners} & extra}
+    return found | extra
+
+
+def test_the_installed_command_runs_away_from_the_checkout_and_without_any_extra(released, clean, tmp_path):
     write_dataset(tmp_path / "dataset")
+    missing = brought_by_extras(released[1])
+    assert {"cryptography", "opacus", "flwr", "pyarrow"} <= missing
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "sitecustomize.py").write_text(
+        f"import sys\nsys.modules.update(dict.fromkeys({missing}))\n"
+    )
     environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
+    environment["PYTHONPATH"] = str(tmp_path / "without")
     command = str(clean.parent / "recbole-fedkd")
     where = {"cwd": tmp_path, "env": environment}
     assert told([command, "--version"], **where).strip() == f"recbole_fedkd {recbole_fedkd.__version__}"
@@ -82,6 +104,13 @@ def test_the_installed_command_runs_away_from_the_checkout(clean, tmp_path):
     assert Path(found.strip()).is_relative_to(clean.parent.parent)
     said = told([command, "--model=Bias", "--dataset=tiny"], **where)
     assert "mae" in said and (tmp_path / "saved").is_dir()
+    federated = [command, "--model=AttnFedKD", "--dataset=tiny", "--client_num=3", "--epochs=1", "--engine=processes"]
+    assert "mae" in told(federated, **where)
+    masked = subprocess.run(
+        [*federated, "--secure_aggregation=True"], check=False, capture_output=True, text=True, **where
+    )
+    assert masked.returncode != 0 and "Traceback" not in masked.stderr
+    assert "secure_aggregation needs the package cryptography" in masked.stderr
 
 
 USER = """

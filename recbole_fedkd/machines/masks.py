@@ -13,15 +13,9 @@ import msgpack
 
 from recbole_fedkd.federated.client import Client
 from recbole_fedkd.federated.message import Message, MessageError
-from recbole_fedkd.federated.stage import received_through
 from recbole_fedkd.privacy.masking import MaskingError
 from recbole_fedkd.privacy.secure_sum import KEYS, STEPS, SecureClient, terms_of
 from recbole_fedkd.privacy.settings import PrivacySettings
-
-
-def whole_message(client: Client, said: bytes) -> Message:
-    """A client's message as the server would have it, of what its end of the wire has made."""
-    return received_through(client.link.stages, Message.from_bytes(said), None)
 
 
 class PartyMasks:
@@ -30,11 +24,11 @@ class PartyMasks:
     Args:
         config: the federation's.
         client: that has trained.
-        said: its message, as its end of the wire has made it.
+        message: what it would have said to a server that may see it.
     """
 
-    def __init__(self, config: Any, client: Client, said: bytes) -> None:
-        self.config, self.client, self.message = config, client, whole_message(client, said)
+    def __init__(self, config: Any, client: Client, message: Message) -> None:
+        self.config, self.client, self.message = config, client, message
         self._half: SecureClient | None = None
         self._given: dict[bytes, bytes] = {}
 

@@ -20,13 +20,13 @@ from recbole_fedkd.data.schema import ClientRows
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.client import Client
 from recbole_fedkd.federated.envelope import BEST, HELLO, JUDGE, MASK, NEVER, TRAIN, Answer, Request, digest, shortened
-from recbole_fedkd.federated.message import MessageError, without_arrays
+from recbole_fedkd.federated.message import Message, MessageError, without_arrays
+from recbole_fedkd.federated.stage import received_through
 from recbole_fedkd.federation import build_client
 from recbole_fedkd.files import remove_temporaries
 from recbole_fedkd.finite import NotFiniteError
 from recbole_fedkd.machines.judging import PartyJudge
 from recbole_fedkd.machines.manifest import Manifest
-from recbole_fedkd.machines.masks import PartyMasks, whole_message
 
 STATE, BEST_STATE = "state.pth", "best.pth"
 """Files of a party's folder: what it is, and the network of the best round."""
@@ -97,6 +97,12 @@ class Party:
         self._place: Snapshot | None = None  # that the client is at; None: it is as it was built, or under way
         self._fresh = True
         self._masks: PartyMasks | None = None
+        if manifest.config["secure_aggregation"]:
+            from recbole_fedkd.machines.masks import (
+                PartyMasks,
+            )  # needs an extra, and says so before anything is trained
+
+            self._new_masks = PartyMasks
         self._state = _State()
         remove_temporaries(folder)
         if keep and (folder / STATE).is_file():
@@ -217,7 +223,7 @@ class Party:
             raise MessageError("masks", "it has no message of this round")
         if self._masks is None:
             self._go_to(trained.after)
-            self._masks = PartyMasks(self.manifest.config, self._client, trained.kept)
+            self._masks = self._new_masks(self.manifest.config, self._client, whole_message(self._client, trained.kept))
         said = self._masks.answer(name, asked.told)
         return Answer(self.number, asked.run, MASK, asked.round, name, said).to_bytes()
 
@@ -268,6 +274,11 @@ class Party:
     def _write(self) -> None:
         if self.keep:
             _write_state(self._state, self.folder / STATE)
+
+
+def whole_message(client: Client, said: bytes) -> Message:
+    """A client's message as the server would have it, of what its end of the wire has made."""
+    return received_through(client.link.stages, Message.from_bytes(said), None)
 
 
 def _write_state(state: _State, file: Path) -> None:
