@@ -183,10 +183,10 @@ def _seen(
         if auc > best or not array:
             best, array = auc, name
             exact = float(((scores > 0)[:, 1:] == inside[:, 1:]).all(1).mean())
-    told = [label_counts(arrays[looked_at[place]], histograms.shape[1]) for place in places]
+    counts = [label_counts(arrays[looked_at[place]], histograms.shape[1]) for place in places]
     labels = None
-    if told[0] is not None:
-        labels = float(np.mean([bool(np.all(each == histograms[p])) for each, p in zip(told, places, strict=True)]))
+    if counts[0] is not None:
+        labels = float(np.mean([bool(np.all(each == histograms[p])) for each, p in zip(counts, places, strict=True)]))
     masked = intake is not None and intake.hidden is not None
     return Seen(index + 1, kind, masked, array, float(best), exact, labels)
 

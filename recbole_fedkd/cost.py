@@ -76,19 +76,19 @@ def network_of(keys: dict[str, str]) -> Network:
     Raises:
         InputError: a value is no number, or none that a network can have.
     """
-    told: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name, least in (("uplink", 1e-6), ("downlink", 1e-6), ("latency", 0.0), ("slowdown", 1e-6)):
         if name in keys:
-            told[name] = _number(name, keys.pop(name), least)
+            settings[name] = _number(name, keys.pop(name), least)
     if "stragglers" in keys:
         given = keys.pop("stragglers")
         spread, _, shape = given.partition(":")
         if spread not in SPREADS:
             raise InputError(f"stragglers is '{given[:40]}'; it must be none, lognormal:<sigma> or pareto:<index>")
-        told["spread"] = spread
+        settings["spread"] = spread
         if spread != "none":
-            told["shape"] = _number("stragglers", shape or "0.5", 0.0 if spread == "lognormal" else 1.001)
-    return Network(**told)
+            settings["shape"] = _number("stragglers", shape or "0.5", 0.0 if spread == "lognormal" else 1.001)
+    return Network(**settings)
 
 
 def _number(name: str, text: str, least: float) -> float:
@@ -160,7 +160,7 @@ def probe(model: str | None, dataset: str | None, files: list[str], keys: Mappin
         engine = trainer.engine
         if engine is None:
             raise InputError(f"strategy is {config['strategy']} with one client, which sends nothing")
-        found = []
+        costs = []
         try:
             for index in range(min(_PROBES, config["epochs"])):
                 began = process_time()
@@ -171,11 +171,11 @@ def probe(model: str | None, dataset: str | None, files: list[str], keys: Mappin
                     np.array([each[number] for number in clients], dtype=np.float64)
                     for each in (report.bytes_down, report.bytes_up)
                 )
-                found.append(np.stack([down, up, spent * samples / samples.sum()]))
+                costs.append(np.stack([down, up, spent * samples / samples.sum()]))
         finally:
             engine.close()
     epochs = config["epochs"]
-    rounds = [*found[:1], *[found[-1]] * (epochs - 1)]
+    rounds = [*costs[:1], *[costs[-1]] * (epochs - 1)]
     what = f"{config['model']} ({config['strategy']}) on {config['dataset']}, {len(engine.sizes)} clients, engine {engine.name}"
     marks = {epochs: f"{epochs} rounds (early stopping may end it before)"}
     return Cost(what, rounds, marks)
@@ -194,7 +194,7 @@ def of_run(folder: Path) -> Cost:
         rounds = [line for line in lines if line["kind"] == "round"]
         clients = int((head["partition"] or {}).get("client_num") or 0)
         chosen = head["config"].get("clients_per_round") or clients
-        each = [
+        rounds_of_clients = [
             np.array([line["bytes_down"] / chosen, line["bytes_up"] / chosen, line["seconds"] / chosen])[
                 :, None
             ].repeat(chosen, 1)
@@ -207,10 +207,10 @@ def of_run(folder: Path) -> Cost:
         raise InputError(
             f"'{file}' is not the record of a run of a federation: {type(error).__name__}: {error}"
         ) from error
-    if not each:
+    if not rounds_of_clients:
         raise InputError(f"'{file}' has no round of a federation")
-    marks = {len(each): f"all {len(each)} rounds"}
+    marks = {len(rounds_of_clients): f"all {len(rounds_of_clients)} rounds"}
     if best:
         quality = ", ".join(f"{name} {value:.4f}" for name, value in (rounds[best - 1]["valid"] or {}).items())
         marks[best] = f"until the best round, {best}{f' ({quality})' if quality else ''}"
-    return Cost(f"{what}, as it was recorded", each, marks)
+    return Cost(f"{what}, as it was recorded", rounds_of_clients, marks)

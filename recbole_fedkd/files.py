@@ -74,7 +74,7 @@ def regular_file(file: Path, name: str = "") -> Path:
     Raises:
         InputError: a folder, a device node or another special file is there.
     """
-    told = f"{name} '{file}'" if name else f"'{file}'"
+    subject = f"{name} '{file}'" if name else f"'{file}'"
     try:
         target = file.resolve()
         occupied = target.exists() and not target.is_file()
@@ -83,10 +83,10 @@ def regular_file(file: Path, name: str = "") -> Path:
         RuntimeError,
         ValueError,
     ) as error:  # a loop of links, a name that is too long, a character of zeros
-        raise InputError(f"{told} cannot be used as a file: {error}") from error
+        raise InputError(f"{subject} cannot be used as a file: {error}") from error
     if occupied:
         kind = "a folder" if target.is_dir() else "a device or another special file"
-        raise InputError(f"{told} is {kind}; it must be a regular file, or not be there yet")
+        raise InputError(f"{subject} is {kind}; it must be a regular file, or not be there yet")
     return target
 
 
@@ -112,12 +112,12 @@ def writable_file(path: str, name: str) -> Path:
     return Path(path)
 
 
-def writable_folder(folder: Path, told: str) -> Path:
+def writable_folder(folder: Path, subject: str) -> Path:
     """Make a folder that is not there, and know that it can be written and that the disk is not full already.
 
     Args:
         folder: the folder.
-        told: beginning of the sentence if it cannot, such as ``checkpoint_dir 'saved'``.
+        subject: beginning of the sentence if it cannot, such as ``checkpoint_dir 'saved'``.
 
     Raises:
         InputError: a file is in the way, or the system refuses.
@@ -132,7 +132,7 @@ def writable_folder(folder: Path, told: str) -> Path:
             f"'{in_the_way}' is a file" if in_the_way is not None else getattr(error, "strerror", None) or str(error)
         )
         raise InputError(
-            f"{told} cannot be used: {reason}; it must be a folder that can be made and written to"
+            f"{subject} cannot be used: {reason}; it must be a folder that can be made and written to"
         ) from error
     return folder
 

@@ -39,10 +39,10 @@ def finite_clients(tensors: Iterable[Tensor]) -> Tensor:
     finite: Tensor | None = None
     for tensor in tensors:
         flat = tensor.detach().flatten(1)
-        told = torch.isfinite(flat.sum(1))  # whole numbers are
-        if not bool(told.all()):
-            told = torch.isfinite(flat).all(1)
-        finite = told if finite is None else finite & told
+        rows = torch.isfinite(flat.sum(1))  # whole numbers are
+        if not bool(rows.all()):
+            rows = torch.isfinite(flat).all(1)
+        finite = rows if finite is None else finite & rows
     assert finite is not None
     return finite
 
@@ -78,13 +78,13 @@ def check_trained(loss: float, named: Mapping[str, Tensor], learner: str) -> Non
 
 def training_sentence(loss: float, broken: Sequence[str], learner: str) -> str:
     """What is not finite after training, and by what it was trained."""
-    found = [f"training loss is {loss}"] if not np.isfinite(loss) else []
-    found += [f"not finite after training: {listed(broken, _TOLD)}"] if broken else []
-    return f"{'; '.join(found)} ({learner}; a lower learning_rate or clip_grad_norm may help, if its data are sound)"
+    problems = [f"training loss is {loss}"] if not np.isfinite(loss) else []
+    problems += [f"not finite after training: {listed(broken, _TOLD)}"] if broken else []
+    return f"{'; '.join(problems)} ({learner}; a lower learning_rate or clip_grad_norm may help, if its data are sound)"
 
 
-def check_arrays(arrays: Mapping[str, NDArray[np.generic]], told: str) -> None:
-    """The arrays of a message are finite; ``told`` names it.
+def check_arrays(arrays: Mapping[str, NDArray[np.generic]], subject: str) -> None:
+    """The arrays of a message are finite; ``subject`` names it.
 
     Raises:
         NotFiniteError: one is not.
@@ -92,18 +92,18 @@ def check_arrays(arrays: Mapping[str, NDArray[np.generic]], told: str) -> None:
     broken = not_finite_arrays(arrays)
     if broken:
         bad = sum(int((~np.isfinite(arrays[name])).sum()) for name in broken)
-        raise NotFiniteError(f"{told} holds {bad} number(s) that are not finite, in {listed(broken, _TOLD)}")
+        raise NotFiniteError(f"{subject} holds {bad} number(s) that are not finite, in {listed(broken, _TOLD)}")
 
 
-def check_state(state: Mapping[str, Tensor], told: str) -> None:
-    """What the server has made of a round is finite; ``told`` names round and rule.
+def check_state(state: Mapping[str, Tensor], subject: str) -> None:
+    """What the server has made of a round is finite; ``subject`` names round and rule.
 
     Raises:
         NotFiniteError: it is not.
     """
     broken = not_finite(state)
     if broken:
-        raise NotFiniteError(f"{told}: what the server holds is not finite, in {listed(broken, _TOLD)}")
+        raise NotFiniteError(f"{subject}: what the server holds is not finite, in {listed(broken, _TOLD)}")
 
 
 def learner_of(optimizer: torch.optim.Optimizer) -> str:

@@ -59,10 +59,10 @@ def memory_watched(config: Any) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        told = str(error)
+        sentence = str(error)
         ended = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not ended and not re.search(
-            "can't allocate memory|not enough memory|calculation overflow|out of memory", told
+            "can't allocate memory|not enough memory|calculation overflow|out of memory", sentence
         ):
             raise
         keys = sorted(keys_with("memory") & set(config.plain_values()))

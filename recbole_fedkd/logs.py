@@ -22,12 +22,12 @@ from recbole_fedkd.files import writable_folder
 class _RunLog(logging.FileHandler):
     """A log file that says once that it cannot be written (a full disk), where Python prints a traceback for every line."""
 
-    told = False
+    has_complained = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Replaces Python's."""
-        if not self.told:
-            self.told = True
+        if not self.has_complained:
+            self.has_complained = True
             print(f"log file '{self.baseFilename}' cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
 
     def close(self) -> None:
@@ -93,10 +93,10 @@ def run_log(config: Any) -> Iterator[None]:
     own.addFilter(_plain)
 
     def as_before(record: logging.LogRecord) -> bool:
-        each: logging.Logger | None = logging.getLogger(record.name)
-        while each is not None and each is not root and not each.level:
-            each = each.parent
-        return each is not root or record.levelno >= heard
+        logger: logging.Logger | None = logging.getLogger(record.name)
+        while logger is not None and logger is not root and not logger.level:
+            logger = logger.parent
+        return logger is not root or record.levelno >= heard
 
     for handler in handlers:
         handler.addFilter(as_before)

@@ -67,7 +67,7 @@ from recbole_fedkd.result import (
     spread,
     timing,
 )
-from recbole_fedkd.rounds import told
+from recbole_fedkd.rounds import number_of
 from recbole_fedkd.strangers import judge_strangers
 from recbole_fedkd.telling import RoundLines, Tell, end_lines, floors, plan, start_lines
 from recbole_fedkd.trainer import (
@@ -128,7 +128,7 @@ def run_recbole_fedkd(
             lies = {**(command_line or {}), "data_path": folder}
             keys = (config_file_list, config_dict, saved, queue)
             return run_recbole_fedkd(model, name, *keys, command_line=lies, on_round=on_round, tell=tell)
-    config, found = _configured(given, model, dataset, config_file_list, config_dict, command_line)
+    config, checkpoints = _configured(given, model, dataset, config_file_list, config_dict, command_line)
     result_file = writable_file(config["result_file"], "result_file") if config["result_file"] is not None else None
     check_dataset(config["dataset"], Path(config["data_path"]))
     config["run_name"] = new_run_name(config)
@@ -136,7 +136,7 @@ def run_recbole_fedkd(
     if saved:
         check_folders(config)
     with run_log(config):
-        result = _run(config, found, given, saved, (on_round, tell), result_file)
+        result = _run(config, checkpoints, given, saved, (on_round, tell), result_file)
     if queue is not None:
         queue.put(result)
     return result
@@ -144,7 +144,7 @@ def run_recbole_fedkd(
 
 def _run(
     config: FedKDConfig,
-    found: Any,
+    checkpoints: Any,
     given: Mapping[str, Any],
     saved: bool,
     told_to: tuple[Callable[[int, int, dict[str, Any]], None] | None, Tell | None],
@@ -167,8 +167,8 @@ def _run(
             tell(line)
         lines = RoundLines(trainer.epoch_word, config["valid_metric"].lower(), config["valid_metric_bigger"], tell)
         trainer.on_round = lines if on_round is None else _both(on_round, lines)
-    if found is not None:
-        trainer.resume_checkpoint(config["resume"], found)
+    if checkpoints is not None:
+        trainer.resume_checkpoint(config["resume"], checkpoints)
     if isinstance(trainer, FedKDTrainer):
         logger.info(plan(config, trainer))
         if saved:
@@ -190,17 +190,17 @@ def _run(
         "valid_score_bigger": bool(config["valid_metric_bigger"]),
         "best_valid_result": floats(best_valid_result),
         "test_result": floats(test_result),
-        "communication": communication(trainer.records),
-        "timing": timing(trainer.records),
-        "rounds": rounds(trainer.records),
-        "best_round": None if trainer.best_epoch is None else told(trainer.best_epoch),
+        "communication": communication(trainer.rounds),
+        "timing": timing(trainer.rounds),
+        "rounds": rounds(trainer.rounds),
+        "best_round": None if trainer.best_epoch is None else number_of(trainer.best_epoch),
         **engine_that_ran(trainer),
         "partition": partition_summary(config, trainer, loaders[0]._dataset),
         "strangers": strangers,
         "floors": below,
         "cold": cold_rows(config, judged_rows),
         "spread": spread(config, judged_rows),
-        "epsilon": epsilon(trainer.records),
+        "epsilon": epsilon(trainer.rounds),
         "user_metrics": of_users if config["user_metrics"] else None,
         "environment": environment(),
         "protocols": {name: trainer.protocols[name] for name in test_result or {}},
@@ -258,10 +258,10 @@ def _configured(
     if not given.get("resume"):
         return FedKDConfig(model, dataset, config_file_list, config_dict, command_line), None
     source = str(given["resume"])
-    found = last_and_best(source)
-    config = resumed_config(found[0], model, dataset, config_file_list, config_dict, command_line, source)
-    config.fingerprint = _known_data(found[0])
-    return config, found
+    checkpoints = last_and_best(source)
+    config = resumed_config(checkpoints[0], model, dataset, config_file_list, config_dict, command_line, source)
+    config.fingerprint = _known_data(checkpoints[0])
+    return config, checkpoints
 
 
 @contextmanager
@@ -277,9 +277,9 @@ def _told_how_to_go_on(trainer: CheckpointTrainer, saved: bool) -> Iterator[None
         note = trainer.how_to_go_on() if saved else "without checkpoints, it can only be started again"
         if isinstance(error, OSError):
             where = f" ('{error.filename}')" if error.filename else ""
-            told = TrainingError(f"the run cannot go on: {error.strerror or error}{where}")
-            told.add_note(note)
-            raise told from error
+            stopped_by = TrainingError(f"the run cannot go on: {error.strerror or error}{where}")
+            stopped_by.add_note(note)
+            raise stopped_by from error
         stopped = isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, OSError)
         if stopped or note.startswith("--resume"):
             error.add_note(note)

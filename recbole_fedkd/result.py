@@ -26,23 +26,23 @@ def floats(result: Mapping[str, float] | None) -> dict[str, float] | None:
     return {name: float(value) for name, value in result.items()} if result is not None else None
 
 
-def communication(records: Sequence[EpochRecord]) -> dict[str, Any]:
+def communication(rounds: Sequence[EpochRecord]) -> dict[str, Any]:
     """Bytes of the serialised messages: totals, and per round and client ``[down, up]``."""
-    down = [record.bytes_down for record in records]
-    up = [record.bytes_up for record in records]
+    down = [record.bytes_down for record in rounds]
+    up = [record.bytes_up for record in rounds]
     return {
         "total_bytes": sum(down) + sum(up),
         "bytes_down": sum(down),
         "bytes_up": sum(up),
         "bytes_down_per_round": down,
         "bytes_up_per_round": up,
-        "clients_per_round": [record.clients for record in records],
+        "clients_per_round": [record.clients for record in rounds],
     }
 
 
-def timing(records: Sequence[EpochRecord]) -> dict[str, Any]:
+def timing(rounds: Sequence[EpochRecord]) -> dict[str, Any]:
     """Wall time of training, without evaluation."""
-    seconds = [record.seconds for record in records]
+    seconds = [record.seconds for record in rounds]
     return {
         "rounds": len(seconds),
         "seconds_per_round": sum(seconds) / len(seconds) if seconds else 0.0,
@@ -51,7 +51,7 @@ def timing(records: Sequence[EpochRecord]) -> dict[str, Any]:
     }
 
 
-def rounds(records: Sequence[EpochRecord]) -> list[dict[str, Any]]:
+def rounds(rounds: Sequence[EpochRecord]) -> list[dict[str, Any]]:
     """What every round cost, and its validation metrics."""
     return [
         {
@@ -65,22 +65,22 @@ def rounds(records: Sequence[EpochRecord]) -> list[dict[str, Any]]:
             "missing": record.missing,
             **{name: told for name in ("epsilon", "clip") if (told := getattr(record, name)) is not None},
         }
-        for number, record in enumerate(records, start=1)
+        for number, record in enumerate(rounds, start=1)
     ]
 
 
-def epsilon(records: Sequence[EpochRecord]) -> float | None:
+def epsilon(rounds: Sequence[EpochRecord]) -> float | None:
     """What all rounds have spent under ``privacy``; None without."""
-    return records[-1].epsilon if records else None
+    return rounds[-1].epsilon if rounds else None
 
 
 def environment() -> dict[str, str]:
     """Versions of what a number depends on."""
     packages = ("recbole-fedkd", "recbole", "torch", "numpy", "pandas", "scipy")
-    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    versions = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     for package in packages:
-        found[package] = __version__ if package == "recbole-fedkd" else importlib.metadata.version(package)
-    return found
+        versions[package] = __version__ if package == "recbole-fedkd" else importlib.metadata.version(package)
+    return versions
 
 
 def engine_that_ran(trainer: CheckpointTrainer) -> dict[str, str | None]:
@@ -128,11 +128,11 @@ def spread(config: Any, rows: JudgedRows | None) -> dict[str, Any] | None:
     return rows.spread()
 
 
-def flat_sentence(found: Mapping[str, Any]) -> str:
+def flat_sentence(spread: Mapping[str, Any]) -> str:
     """What to think of predictions that hardly vary."""
     return (
-        f"the predictions hardly vary: their standard deviation is {found['predictions']:.4f}, that of the labels "
-        f"{found['labels']:.4f}; a constant would do about as well, so the model has learned next to nothing"
+        f"the predictions hardly vary: their standard deviation is {spread['predictions']:.4f}, that of the labels "
+        f"{spread['labels']:.4f}; a constant would do about as well, so the model has learned next to nothing"
     )
 
 
@@ -150,8 +150,8 @@ def result_table(
     for name, value in result.items():
         protocol = protocols.get(name, "")
         # What stands there once counts until something else does.
-        told, above = "" if protocol == above else protocol, protocol
-        rows.append([name, _number(value), *(_number(floor.get(name)) for floor in floors.values()), told])
+        shown, above = "" if protocol == above else protocol, protocol
+        rows.append([name, _number(value), *(_number(floor.get(name)) for floor in floors.values()), shown])
     table.add_rows([["metric", "value", *floors, "protocol"], *rows])
     drawn: str = table.draw()
     return drawn

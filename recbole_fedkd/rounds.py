@@ -17,7 +17,7 @@ _TOLD = re.compile(r"(?<=epoch )\d+(?=(?: training| evaluating)?\b)")
 _STEPS = ("epoch", "train_step", "valid_step")
 
 
-def told(index: int) -> int:
+def number_of(index: int) -> int:
     """The number of a round, from 1, of its index, from 0."""
     return index + 1
 
@@ -26,7 +26,7 @@ class Epoch(int):
     """An index that formats as its number: RecBole's progress bars print it, and its trainers compute with it."""
 
     def __format__(self, form: str) -> str:
-        return format(told(int(self)), form)
+        return format(number_of(int(self)), form)
 
 
 class NumberedLogger(logging.LoggerAdapter[logging.Logger]):
@@ -37,7 +37,7 @@ class NumberedLogger(logging.LoggerAdapter[logging.Logger]):
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         """The line as it is told."""
-        return _TOLD.sub(lambda found: str(told(int(found[0]))), msg) if isinstance(msg, str) else msg, kwargs
+        return _TOLD.sub(lambda number: str(number_of(int(number[0]))), msg) if isinstance(msg, str) else msg, kwargs
 
 
 class NumberedCurves:
@@ -51,7 +51,7 @@ class NumberedCurves:
 
     def add_scalar(self, tag: str, value: Any, step: int, *args: Any, **keys: Any) -> None:
         """Add one number of a curve, at the step of index ``step``."""
-        self._writer.add_scalar(tag, value, told(step), *args, **keys)
+        self._writer.add_scalar(tag, value, number_of(step), *args, **keys)
 
 
 class NumberedBoard:
@@ -65,7 +65,7 @@ class NumberedBoard:
 
     def log_metrics(self, metrics: Mapping[str, Any], *args: Any, **keys: Any) -> None:
         """Log the metrics of one epoch."""
-        numbered = {name: told(value) if name in _STEPS else value for name, value in metrics.items()}
+        numbered = {name: number_of(value) if name in _STEPS else value for name, value in metrics.items()}
         self._logger.log_metrics(numbered, *args, **keys)
 
 
@@ -128,14 +128,14 @@ def client_line(number: int, record: EpochRecord) -> dict[str, Any] | None:
     return {"round": number, **parts} if parts else None
 
 
-def add_clients(records: Sequence[EpochRecord], lines: bytes) -> list[EpochRecord]:
+def add_clients(rounds: Sequence[EpochRecord], lines: bytes) -> list[EpochRecord]:
     """Records with what :func:`client_line` has said of their rounds; raises TypeError or ValueError for other lines."""
-    found = list(records)
+    with_clients = list(rounds)
     for line in lines.splitlines():
         told_of = json.loads(line)
         place = told_of["round"] - 1
         if place < 0:
             raise ValueError("a line speaks of a round before the first")
         parts = {name: {int(number): value for number, value in told_of.get(name, {}).items()} for name in OF_CLIENTS}
-        found[place] = record_of({**without_clients(found[place]), **parts})
-    return found
+        with_clients[place] = record_of({**without_clients(with_clients[place]), **parts})
+    return with_clients

@@ -47,7 +47,7 @@ def judge_strangers(
     """
     assert trainer.engine is not None
     config, numbers, homes = trainer.config, trainer.strangers, trainer.model.client_of_user.cpu()
-    state, rounds = trainer.engine.server.state_dict(), len(trainer.records)
+    state, rounds = trainer.engine.server.state_dict(), len(trainer.rounds)
     if best:
         checkpoint = best_checkpoint(trainer.run_folder).state
         state, rounds = checkpoint["training"]["server"], checkpoint["epoch"] + 1

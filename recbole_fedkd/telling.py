@@ -55,11 +55,11 @@ def split_words(config: Any) -> str:
     arguments = config["eval_args"]
     if config["benchmark_filename"]:
         return "files of the dataset"
-    ((kind, told),) = list(arguments["split"].items())[:1]
+    ((kind, held_out),) = list(arguments["split"].items())[:1]
     order = "the latest" if arguments["order"] == "TO" else "at random"
     if kind == "LS":
         return f"leave-one-out, {order}"
-    shares = "/".join(f"{100 * share / sum(told):g}" for share in told)
+    shares = "/".join(f"{100 * share / sum(held_out):g}" for share in held_out)
     return f"{shares} %, {order}{', by user' if arguments['group_by'] == 'user' else ''}"
 
 
@@ -172,10 +172,10 @@ def floors(config: Any, trainer: CheckpointTrainer, training: Any, test: Evaluat
     kept = trainer.model, trainer.protocols, trainer.user_metrics, trainer.judged_rows, trainer.keeps_users
     trainer.model, trainer.protocols, trainer.keeps_users = floor, {}, False
     try:
-        found = floats(trainer.evaluate(judged, load_best_model=False))
+        metrics = floats(trainer.evaluate(judged, load_best_model=False))
     finally:
         trainer.model, trainer.protocols, trainer.user_metrics, trainer.judged_rows, trainer.keeps_users = kept
-    return {type(floor).__name__: found} if found else {}
+    return {type(floor).__name__: metrics} if metrics else {}
 
 
 def ranking_alone(test: EvaluationData) -> EvaluationData:

@@ -49,7 +49,7 @@ def listened(remote):
 
 
 def step_of(request):
-    return msgpack.unpackb(request.told)[0] if request.operation == MASK else None
+    return msgpack.unpackb(request.message)[0] if request.operation == MASK else None
 
 
 def assert_near(remote, local):
@@ -170,7 +170,7 @@ def test_a_round_that_is_asked_for_again_draws_new_keys_and_one_question_gets_on
 def test_a_step_out_of_turn_or_of_another_protocol_is_refused(parties):
     remote, _ = parties("fedavg")
     party = remote.parties[0]
-    request = Request(RUN, MASK, 0, told=msgpack.packb(["keys", b""]))
+    request = Request(RUN, MASK, 0, message=msgpack.packb(["keys", b""]))
     assert "no message of this round" in Answer.from_bytes(party.answer(request.to_bytes())).detail
     remote.engine.run_round(0)
     for told, said in [

@@ -114,11 +114,11 @@ def _check_form(state: Mapping[str, Any], file: Path) -> None:
             raise InputError(
                 f"checkpoint '{file}' cannot be used: it has a field '{str(name)[:40]}' that no run writes"
             )
-    for name, (has_form, told) in _FIELDS.items():
+    for name, (has_form, form) in _FIELDS.items():
         if name not in state:
             raise InputError(f"checkpoint '{file}' cannot be used: its field '{name}' is missing")
         if not has_form(state[name]):
-            raise InputError(f"checkpoint '{file}' cannot be used: its field '{name}' must be {told}")
+            raise InputError(f"checkpoint '{file}' cannot be used: its field '{name}' must be {form}")
 
 
 def open_checkpoint(file: Path) -> Checkpoint:

@@ -52,9 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as stop:
         many = command or any(argument.startswith("--experiment") for argument in arguments)
-        told = ["the same command goes on where it stopped" if many else "nothing was trained yet; start it again"]
-        told = getattr(stop, "__notes__", told)
-        print(f"\nstopped; {'; '.join(told)}", file=sys.stderr)
+        notes = ["the same command goes on where it stopped" if many else "nothing was trained yet; start it again"]
+        notes = getattr(stop, "__notes__", notes)
+        print(f"\nstopped; {'; '.join(notes)}", file=sys.stderr)
         return 128 + (stop.signal if isinstance(stop, Stopped) else signal.SIGINT)
     except BrokenPipeError:
         # Whoever read the output has enough of it, such as `head`; Python would complain once more when it ends.

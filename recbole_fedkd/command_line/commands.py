@@ -98,10 +98,10 @@ def audit(arguments: Sequence[str]) -> int:
         made = audited_run(arguments[0], rounds, most or MOST_CLIENTS, **keys)
         page = write_audit(made, Path(arguments[0]))
     for each in made.seen:
-        told = (
+        line = (
             f"round {each.round}  {each.kind}{', masked' if each.masked else ''}  membership AUC {each.membership:.3f}"
         )
-        print(f"{told}  exact sets {100 * each.exact:.0f} %", flush=True)
+        print(f"{line}  exact sets {100 * each.exact:.0f} %", flush=True)
     if made.canaries is not None:
         print(
             f"epsilon  at least {made.canaries.epsilon:.3f} by canaries, at most {made.canaries.accounted:.3f} accounted"
@@ -165,13 +165,13 @@ def recommend(arguments: Sequence[str]) -> int:
     from recbole_fedkd.recommend import load
 
     with screen(logging.ERROR):  # what may be thought of the data and how they are judged was said by the run
-        found = load(arguments[0], keys)
+        recommender = load(arguments[0], keys)
     if what == "users":
-        table = found.recommend(users, k, exclude_seen=exclude)
+        table = recommender.recommend(users, k, exclude_seen=exclude)
     elif what == "history":
-        table = found.recommend_for(rated_tokens(given), k)
+        table = recommender.recommend_for(rated_tokens(given), k)
     else:
-        table = found.similar_items(given, k)
+        table = recommender.similar_items(given, k)
     if out is None:
         print(table.to_string(index=False), flush=True)
     else:
@@ -286,11 +286,11 @@ def cost(arguments: Sequence[str]) -> int:
     if run is not None:
         if keys:
             raise InputError(f"cost of a run takes no --{next(iter(keys))}; see cost --help")
-        found = of_run(run)
+        costs = of_run(run)
     else:
         files = keys.pop("config_files", "").split()
         model, dataset = keys.pop("model", None), keys.pop("dataset", None)
         with screen(logging.ERROR):
-            found = probe(model, dataset, files, keys)
-    print(found.table(network), flush=True)
+            costs = probe(model, dataset, files, keys)
+    print(costs.table(network), flush=True)
     return 0

@@ -72,10 +72,10 @@ def presets_text() -> str:
     """Every preset with its question, its method, and what was measured of it."""
     lines = ["Presets: --preset=NAME. What was measured, and how: docs/results.", ""]
     sentences = shipped()["presets"]
-    for name, told in presets_described().items():
-        lines += [name, _wrapped(told["question"], 4), _wrapped(sentences[name], 4)]
-        if "measured" in told:
-            lines.append(_wrapped(measured_in_words(told["measured"]), 4))
+    for name, preset in presets_described().items():
+        lines += [name, _wrapped(preset["question"], 4), _wrapped(sentences[name], 4)]
+        if "measured" in preset:
+            lines.append(_wrapped(measured_in_words(preset["measured"]), 4))
         lines.append("")
     return "\n".join(lines).rstrip()
 
@@ -91,10 +91,10 @@ def presets_described() -> dict[str, dict[str, Any]]:
 def measured_in_words(measured: Mapping[str, str]) -> str:
     """``accuracy 0.4542, MAE 0.7167, 3,163,518 bytes (ml-100k, 16 clients)``."""
     apart = ("page", "data", "row", "with", "bytes")
-    told = [f"{name} {value}" for name, value in measured.items() if name not in apart]
-    told += [f"{measured['bytes']} bytes until the best round"] if "bytes" in measured else []
+    numbers = [f"{name} {value}" for name, value in measured.items() if name not in apart]
+    numbers += [f"{measured['bytes']} bytes until the best round"] if "bytes" in measured else []
     extra = f", with {measured['with']}" if "with" in measured else ""
-    return f"Measured: {', '.join(told)} ({measured['data']}{extra})"
+    return f"Measured: {', '.join(numbers)} ({measured['data']}{extra})"
 
 
 def _sections(model: str) -> dict[str, dict[str, Key]]:
@@ -116,23 +116,28 @@ def _sections(model: str) -> dict[str, dict[str, Key]]:
 
 def _keys_of_plugins(sections: Mapping[str, Mapping[str, Key]]) -> dict[str, Key]:
     """Keys that are declared and stand in no section."""
-    told = {name for keys in sections.values() for name in keys}
-    return {name: key for name, key in declared_keys().items() if name not in told}
+    shown = {name for keys in sections.values() for name in keys}
+    return {name: key for name, key in declared_keys().items() if name not in shown}
 
 
 def _found(word: str, sections: Mapping[str, Mapping[str, Key]], defaults: Mapping[str, Any]) -> str:
     """The keys that a word names or is about, what their values mean, and presets of that name."""
     everything = {**sections, "RecBole": {}}
-    told = {name for keys in sections.values() for name in keys}
+    above = {name for keys in sections.values() for name in keys}
     for file in FILES_OF_EVERY_RUN[1:]:
-        everything["RecBole"] = {**everything["RecBole"], **{n: k for n, k in read_keys(file).items() if n not in told}}
+        everything["RecBole"] = {
+            **everything["RecBole"],
+            **{n: k for n, k in read_keys(file).items() if n not in above},
+        }
     lines: list[str] = []
     sought = word.lower()
     for heading, keys in everything.items():
-        found = [key for key in keys.values() if sought in key.name.lower() or sought in key.sentence.lower().split()]
-        found.sort(key=lambda key: key.name.lower() != sought)
-        if found:
-            lines += [*([""] if lines else []), heading, *(_key_entry(key, defaults) for key in found)]
+        matching = [
+            key for key in keys.values() if sought in key.name.lower() or sought in key.sentence.lower().split()
+        ]
+        matching.sort(key=lambda key: key.name.lower() != sought)
+        if matching:
+            lines += [*([""] if lines else []), heading, *(_key_entry(key, defaults) for key in matching)]
     for registry, names in shipped().items():
         if sought in names or sought in (registry, registry.rstrip("s"), registry.removesuffix("ies") + "y"):
             shown = names if sought not in names else {sought: names[sought]}

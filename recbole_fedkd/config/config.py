@@ -244,10 +244,10 @@ class FedKDConfig(JudgedConfig):
             self.internal_config_dict["threshold"] = threshold
 
     def _set_strategy(self, model: str, model_class: type, strategy: str | None) -> None:
-        population = issubclass(model_class, AttnFedKD)
-        if strategy is None and population:
+        attentive = issubclass(model_class, AttnFedKD)
+        if strategy is None and attentive:
             raise InputError(f"strategy is not set; it must be one of {', '.join(STRATEGIES)}")
-        if population and strategy == "central":
+        if attentive and strategy == "central":
             raise InputError("strategy 'central' trains one network on all data: use --model=AttnStudent for that")
         if strategy is None:
             strategy = self.internal_config_dict["strategy"] = "central"
@@ -265,15 +265,15 @@ class FedKDConfig(JudgedConfig):
             )
         self.trains_teacher = self.federated and STRATEGIES[strategy].trains_teacher
         self.learns_mutually = self.trains_teacher and issubclass(STRATEGIES.settings[strategy], MutualWeights)
-        self.learns_factors = self._learns_factors(population, strategy)
+        self.learns_factors = self._learns_factors(attentive, strategy)
         unread = keys_with("central") if self.federated else keys_with("federation") - self._known.of_model
         unread = unread - getattr(model_class, "reads", frozenset())
-        if self.federated and not population:
+        if self.federated and not attentive:
             unread = unread | keys_with("attentive") - self._known.of_model
         if not self._checkpoint_values:
             self.unread_keys += [key for key in self.external_config_dict if key in unread]
         pool = self._chosen("student_pool")
-        if self.federated and population and pool and STRATEGIES[strategy].shares_parameters:
+        if self.federated and attentive and pool and STRATEGIES[strategy].shares_parameters:
             raise InputError(
                 f"student_pool gives clients networks of different sizes, which strategy '{strategy}' cannot average; "
                 "use a strategy that distils, or local"
@@ -287,7 +287,7 @@ class FedKDConfig(JudgedConfig):
                 f"model '{model}' predicts ratings, and label_mode=implicit has none; use label_mode=rating or threshold, or "
                 "the models Pop, EASE and GramEASE"
             )
-        if not self.federated or self._exchanges_sums(model, model_class, strategy) or population:
+        if not self.federated or self._exchanges_sums(model, model_class, strategy) or attentive:
             return
         if self.attentive and not small:
             raise InputError(
@@ -356,7 +356,7 @@ class FedKDConfig(JudgedConfig):
         values, saved = self.external_config_dict, self._checkpoint_values
         return key in values and not (key in saved and saved[key] == values[key])
 
-    def _learns_factors(self, population: bool, strategy: str) -> bool:
+    def _learns_factors(self, attentive: bool, strategy: str) -> bool:
         """Whether clients exchange item factors; refuses what cannot go with them."""
         exchanges = self.federated and STRATEGIES[strategy].exchanges_knowledge and strategy != "sums"
         if exchanges and self._chosen("knowledge") == "gram":
@@ -365,7 +365,7 @@ class FedKDConfig(JudgedConfig):
             )
         if not exchanges or self._chosen("knowledge") != "factors":
             return False
-        if not population:
+        if not attentive:
             raise InputError("knowledge=factors trains a head of its own on item factors; use --model=AttnFedKD")
         if self._chosen("label_mode") == "implicit":
             raise InputError(
@@ -399,8 +399,8 @@ class FedKDConfig(JudgedConfig):
             return f"after training with learner {self['learner']}, learning_rate {self['learning_rate']:g}"
         file = RECBOLE_PROPERTIES / "model" / f"{self['model']}.yaml"
         own = read_keys(file) if file.is_file() else ()
-        told = ", ".join(f"{name} {self[name]}" for name in own if self[name] is not None)
-        return f"as configured: {told}" if told else "on these data"
+        values = ", ".join(f"{name} {self[name]}" for name in own if self[name] is not None)
+        return f"as configured: {values}" if values else "on these data"
 
     def view(self, **changes: Any) -> FedKDConfig:
         """The same config with some keys changed, for a second evaluation protocol."""

@@ -37,8 +37,8 @@ def fit_rows(config: Any, rows: int) -> None:
     changed = {key: values[key] for key in free if values[key] != config[key]}
     config.final_config_dict.update(changed)
     if changed:
-        told = ", ".join(f"{key}={value}" for key, value in changed.items())
-        getLogger().info(f"{rows} rows: {told}, as you set none")
+        changes = ", ".join(f"{key}={value}" for key, value in changed.items())
+        getLogger().info(f"{rows} rows: {changes}, as you set none")
 
 
 def fit_context(config: Any, context: bool) -> None:

@@ -99,14 +99,14 @@ class JudgedConfig(Config):
         A default that the user's ``metrics`` do not have gives way to the first of these, and a default whose k the
         user's ``topk`` does not have takes the first k of it.
         """
-        told = self.final_config_dict["valid_metric"]
-        stem, at, k = str(told).partition("@")
+        given = self.final_config_dict["valid_metric"]
+        stem, at, k = str(given).partition("@")
         if "valid_metric" in self.external_config_dict:
             if stem.lower() not in metric_types:
-                raise InputError(f"valid_metric {shown(told)} is unknown{nearest(stem, metric_types)}")
+                raise InputError(f"valid_metric {shown(given)} is unknown{nearest(stem, metric_types)}")
             if stem.lower() not in [metric.lower() for metric in metrics]:
-                raise InputError(f"valid_metric '{told}' is not among metrics {shown(metrics)}; add it to them")
-            return str(told)
+                raise InputError(f"valid_metric '{given}' is not among metrics {shown(metrics)}; add it to them")
+            return str(given)
         if stem.lower() not in [metric.lower() for metric in metrics]:
             stem, at, k = metrics[0], "", ""
         if not self._takes_k(stem):
@@ -129,13 +129,13 @@ class JudgedConfig(Config):
         ranked = [metric for metric in self.judged_metrics if self._takes_k(metric)]
         if not ranked or max(asked) <= items:
             return
-        told = f"topk holds {max(asked)}, but dataset '{self['dataset']}' has only {items} item(s)"
+        sentence = f"topk holds {max(asked)}, but dataset '{self['dataset']}' has only {items} item(s)"
         k = self["valid_metric"].partition("@")[2] if "valid_metric" in self.external_config_dict else ""
         if "topk" in self.external_config_dict or (k and int(k) > items):
-            raise InputError(f"{told}; set topk to at most that, such as --topk=[{items}]")
+            raise InputError(f"{sentence}; set topk to at most that, such as --topk=[{items}]")
         self.final_config_dict["topk"] = list(dict.fromkeys(min(k, items) for k in asked))
         self.final_config_dict["valid_metric"] = self._valid_metric(self.judged_metrics, self["topk"])
-        getLogger().warning(f"{told}: judged at topk={self['topk']}, as you set none")
+        getLogger().warning(f"{sentence}: judged at topk={self['topk']}, as you set none")
 
     def _check_valid_metric(self) -> None:
         """Before anything runs: ``valid_metric`` names a result key that its metric gives."""
@@ -181,7 +181,7 @@ def _with_lists(split: Any) -> Any:
     """A split with a list of shares, where a tuple was given: RecBole insists on it."""
     if not isinstance(split, dict):
         return split
-    return {kind: list(told) if isinstance(told, tuple) else told for kind, told in split.items()}
+    return {kind: list(shares) if isinstance(shares, tuple) else shares for kind, shares in split.items()}
 
 
 def _cutoffs(topk: Any) -> list[int]:

@@ -148,8 +148,8 @@ class Key:
             value, bool(self.types) and set(self.types) <= {int, float, list, tuple}
         )
         if problem:
-            told = f"; it must be {self._allowed()}" if self.types else ""
-            raise InputError(f"{self.name} is {shown(value)}, which {problem}{told}")
+            allowed = f"; it must be {self._allowed()}" if self.types else ""
+            raise InputError(f"{self.name} is {shown(value)}, which {problem}{allowed}")
         if isinstance(value, Mapping) and self.elements:
             for part, inner in value.items():
                 Key(f"{self.name}.{part}", "0", self.elements, self.rule.removeprefix("each, if any, "), "").check(
@@ -189,8 +189,8 @@ class Key:
             list: "a list",
             dict: "a dict",
         }
-        told = [kind for kind in names if kind in self.types and not (kind is int and float in self.types)]
-        kinds = " or ".join(names[kind] for kind in told)
+        kinds_allowed = [kind for kind in names if kind in self.types and not (kind is int and float in self.types)]
+        kinds = " or ".join(names[kind] for kind in kinds_allowed)
         if self.rule.startswith("each, if any, one of "):
             return f"{kinds} of any of {self.rule[21:].replace('|', ', ')}"
         if self.elements:
@@ -228,9 +228,9 @@ def _beyond_numbers(value: Any, sizes: bool) -> str | None:
         sizes: whether whole numbers in it are sizes, counts and the like.
     """
     if isinstance(value, Mapping):
-        return next((told for inner in value.values() if (told := _beyond_numbers(inner, False))), None)
+        return next((problem for inner in value.values() if (problem := _beyond_numbers(inner, False))), None)
     if isinstance(value, list | tuple):
-        return next((told for inner in value if (told := _beyond_numbers(inner, sizes))), None)
+        return next((problem for inner in value if (problem := _beyond_numbers(inner, sizes))), None)
     if isinstance(value, float) and not math.isfinite(value):
         return "is no finite number"
     if isinstance(value, int) and abs(value) > (_LARGEST_SIZE if sizes else _LARGEST_INTEGER):
@@ -280,8 +280,8 @@ def read_keys(file: Path) -> dict[str, Key]:
 
 def _key_of_line(line: re.Match[str], own: bool) -> Key:
     name, default, bracket, sentence = line.groups()
-    told, _, roles = bracket.partition("; ")
-    kinds, _, rule = told.removesuffix(";").partition(", ")
+    form, _, roles = bracket.partition("; ")
+    kinds, _, rule = form.removesuffix(";").partition(", ")
     types: list[type] = []
     elements: tuple[type, ...] = ()
     parts: tuple[str, ...] = ()
@@ -292,8 +292,8 @@ def _key_of_line(line: re.Match[str], own: bool) -> Key:
         parts = tuple(inner.split("|")) if own and "|" in inner else ()
     if types and default and not own:
         # Some of RecBole's comments contradict their own defaults.
-        found = type(parse_value(default))
-        types += [found] if found not in types and found is not type(None) else []
+        type_of_default = type(parse_value(default))
+        types += [type_of_default] if type_of_default not in types and type_of_default is not type(None) else []
     rule = spelled_out(rule) or ("None" if "None" in kinds else "")
     roles_told, untyped = frozenset(roles.split()), kinds.strip() == "any"
     return Key(name, default, tuple(types), rule, sentence, elements, roles_told, untyped, parts)

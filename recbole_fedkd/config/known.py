@@ -120,8 +120,8 @@ class KnownKeys:
             if name in self.keys and "computed" in self.keys[name].roles:
                 raise InputError(f"key '{name}' cannot be set; {self.keys[name].sentence}")
             if name not in self.keys and name not in elsewhere:
-                told = called_here(name, self.keys) or nearest(name, {*self.keys, *elsewhere})
-                raise InputError(f"key '{name[:100]}' is unknown{told}")
+                hint = called_here(name, self.keys) or nearest(name, {*self.keys, *elsewhere})
+                raise InputError(f"key '{name[:100]}' is unknown{hint}")
 
     def check(self, values: dict[str, Any]) -> list[str]:
         """Check names and values, and put in place of each value what its key makes of it, such as a number of a text.

@@ -69,5 +69,5 @@ def _from_file(file: Path) -> ModuleType:
 
 def model_of(modules: Sequence[ModuleType], name: str) -> type | None:
     """The class of a model that one of some modules has under a name; None if none has."""
-    found = (getattr(module, name, None) for module in modules)
-    return next((each for each in found if isinstance(each, type)), None)
+    attributes = (getattr(module, name, None) for module in modules)
+    return next((each for each in attributes if isinstance(each, type)), None)

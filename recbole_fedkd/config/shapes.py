@@ -24,12 +24,12 @@ def check_shape(name: str, value: Any) -> None:
 
 def check_fields(config: Any) -> None:
     """Raise :class:`InputError` if two keys that name columns name the same one; the rating may be the label."""
-    told: dict[Any, str] = {}
+    key_of: dict[Any, str] = {}
     for key in (*keys_with("column"), "LABEL_FIELD"):
         name = config[key]
         if not isinstance(name, str) or not name.strip():
             raise InputError(f"{key} is {shown(name)}; it must be the name of a column")
-        other = told.setdefault(name, key)
+        other = key_of.setdefault(name, key)
         if other != key and (other, key) != ("RATING_FIELD", "LABEL_FIELD"):
             raise InputError(f"{other} and {key} are both {shown(name)}; they must name different columns")
 
@@ -130,31 +130,31 @@ def _split(name: str, value: Any) -> None:
     )
     if not isinstance(value, Mapping) or len(value) != 1:
         raise InputError(f"{name} is {shown(value)}; it must be one of {allowed}")
-    kind, told = next(iter(value.items()))
+    kind, shares = next(iter(value.items()))
     if kind == "LS":
-        if told not in _LEAVE_ONE_OUT:
+        if shares not in _LEAVE_ONE_OUT:
             raise InputError(
-                f"{name}.LS is {shown(told)}; it must be one of {', '.join(_LEAVE_ONE_OUT)}"
-                f"{nearest(str(told), _LEAVE_ONE_OUT)}"
+                f"{name}.LS is {shown(shares)}; it must be one of {', '.join(_LEAVE_ONE_OUT)}"
+                f"{nearest(str(shares), _LEAVE_ONE_OUT)}"
             )
         return
     if kind not in ("RS", "TS"):
         raise InputError(f"{name} is {shown(value)}; it must be one of {allowed}")
-    what = f"{name}.{kind} is {shown(told)}"
+    what = f"{name}.{kind} is {shown(shares)}"
     rule = "it must be three shares, of training, validation and test, such as [0.8, 0.1, 0.1] or [8, 1, 1]"
-    if not isinstance(told, list | tuple) or not all(map(_is_number, told)):
+    if not isinstance(shares, list | tuple) or not all(map(_is_number, shares)):
         raise InputError(f"{what}; {rule}")
-    if len(told) != 3:
-        two = f"; [{told[0]}, 0, {told[1]}] has no validation" if len(told) == 2 else ""
-        raise InputError(f"{what}, which are {len(told)} shares; {rule}{two}")
-    if min(told) < 0:
+    if len(shares) != 3:
+        two = f"; [{shares[0]}, 0, {shares[1]}] has no validation" if len(shares) == 2 else ""
+        raise InputError(f"{what}, which are {len(shares)} shares; {rule}{two}")
+    if min(shares) < 0:
         raise InputError(f"{what}, which holds a negative share; {rule}")
-    if told[0] <= 0:
+    if shares[0] <= 0:
         raise InputError(f"{what}, which leaves nothing to train on; {rule}")
-    if told[1] + told[2] <= 0:
+    if shares[1] + shares[2] <= 0:
         raise InputError(f"{what}, which leaves nothing to judge by; {rule}")
-    total = sum(told)
-    whole = all(float(share).is_integer() for share in told)
+    total = sum(shares)
+    whole = all(float(share).is_integer() for share in shares)
     if not whole and abs(total - 1) > _SUM_OF_SHARES:
         raise InputError(f"{what}, which sums to {total:g}; {rule}")
 

@@ -371,19 +371,19 @@ def _fields(file: AtomicFile, lines: list[str]) -> list[str]:
         file.refuse(file.rows + place, "it holds a NUL character, which no text does; is the file damaged?")
     expected = len(file.columns)
     if [line.count(separator) for line in lines] != [expected - 1] * len(lines):
-        place, found = next(
+        place, count = next(
             (place, line.count(separator) + 1)
             for place, line in enumerate(lines)
             if line.count(separator) != expected - 1
         )
         cut = (
             ", and the file ends there without the end of a line: it was cut off"
-            if (found < expected and place == len(lines) - 1 and not file.ends)
+            if (count < expected and place == len(lines) - 1 and not file.ends)
             else ""
         )
         file.refuse(
             file.rows + place,
-            f"{found} field{'s' if found > 1 else ''} where the header has {expected} columns, separated by "
+            f"{count} field{'s' if count > 1 else ''} where the header has {expected} columns, separated by "
             f"{separator!r} (field_separator){cut}",
         )
     return text.replace("\n", separator).split(separator)

@@ -66,8 +66,8 @@ def loaded_columns(config: Any, path: Path, suffix: str, columns: list[Column]) 
     ids = id_fields(config, suffix)
     absent = {key: field for key, field in ids.items() if field not in names}
     if absent:
-        told = " and ".join(f"'{field}' ({key})" for key, field in absent.items())
-        raise InputError(f"'{path}' has no column {told}; {columns_there}: name yours by {' and '.join(absent)}")
+        missing = " and ".join(f"'{field}' ({key})" for key, field in absent.items())
+        raise InputError(f"'{path}' has no column {missing}; {columns_there}: name yours by {' and '.join(absent)}")
     load, unload = _named(config, "load_col", suffix), _named(config, "unload_col", suffix) or []
     if config.gives("unload_col") and not config.gives("load_col"):
         load = None
@@ -144,18 +144,18 @@ def _named(config: Any, key: str, suffix: str) -> list[str] | None:
 
 def _check_what_is_read(config: Any, path: Path, names: list[str], loaded: list[str]) -> None:
     """Ratings and timestamps are there where the config reads them."""
-    found = f"the columns of '{path}' are {listed(names, 30)}"
+    columns_there = f"the columns of '{path}' are {listed(names, 30)}"
     for key in ("RATING_FIELD", "TIME_FIELD"):
         if config.gives(key) and config[key] not in names:
             raise InputError(
-                f"'{path}' has no column '{config[key]}' ({key}); {found}{nearest(str(config[key]), names)}"
+                f"'{path}' has no column '{config[key]}' ({key}); {columns_there}{nearest(str(config[key]), names)}"
             )
     rating, mode = config["RATING_FIELD"], config["label_mode"]
     if mode in ("rating", "threshold") and rating not in loaded:
         mend = "load it by load_col" if rating in names else "name yours by RATING_FIELD"
         raise InputError(
             f"label_mode={mode} needs ratings, but dataset '{config['dataset']}' has no column '{rating}' among its loaded "
-            f"columns; {found}: {mend}, or use label_mode=implicit"
+            f"columns; {columns_there}: {mend}, or use label_mode=implicit"
         )
     history = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
     written = config["benchmark_filename"] and config["MODEL_TYPE"] == ModelType.SEQUENTIAL and mode is None
@@ -167,9 +167,9 @@ def _check_what_is_read(config: Any, path: Path, names: list[str], loaded: list[
         )
         raise InputError(
             f"model '{config['model']}' takes the histories of a benchmark file as they are, but no column '{history}' is "
-            f"loaded; {found}: {mend}"
+            f"loaded; {columns_there}: {mend}"
         )
     who, time = _splits_by_time(config), config["TIME_FIELD"]
     if who and time not in loaded:
         mend = "load it by load_col" if time in names else "name yours by TIME_FIELD"
-        raise InputError(f"{who} needs timestamps, but no column '{time}' is loaded; {found}: {mend}")
+        raise InputError(f"{who} needs timestamps, but no column '{time}' is loaded; {columns_there}: {mend}")

@@ -258,12 +258,12 @@ def id_column(names: Collection[str], role: str, what: str) -> str:
     Raises:
         InputError: no column looks like it.
     """
-    found = _guess(names, role) or next((name for name in names if name.lower() == "id"), None)
-    if found is None:
+    column = _guess(names, role) or next((name for name in names if name.lower() == "id"), None)
+    if column is None:
         raise InputError(
             f"{what} has no column that looks like the {role}: it has {listed(names)}; call it {FIELDS[role]}"
         )
-    return found
+    return column
 
 
 def tokens_of(column: pd.Series) -> pd.Series:

@@ -21,20 +21,20 @@ def declared_labels(values: NDArray[np.floating], declared: Sequence[float] | No
     Raises:
         InputError: fewer than two labels, or a value outside the declared set.
     """
-    found = sorted({float(value) for value in np.unique(values)})
-    if len(found) < 2:
-        raise InputError(f"field '{field}' holds only the value {found}; at least two distinct labels are needed")
+    present = sorted({float(value) for value in np.unique(values)})
+    if len(present) < 2:
+        raise InputError(f"field '{field}' holds only the value {present}; at least two distinct labels are needed")
     if declared is None:
-        if len(found) > 100:
+        if len(present) > 100:
             raise InputError(
-                f"field '{field}' holds {len(found)} distinct values; label_values must declare the labels, "
+                f"field '{field}' holds {len(present)} distinct values; label_values must declare the labels, "
                 "or label_mode=threshold makes two of them"
             )
-        return found
+        return present
     labels = sorted({float(value) for value in declared})
     if len(labels) < 2:
         raise InputError(f"label_values is {list(declared)}; at least two distinct labels are needed")
-    outside = [value for value in found if value not in labels]
+    outside = [value for value in present if value not in labels]
     if outside:
         raise InputError(f"field '{field}' holds the label {outside[0]:g}, which is not among label_values {labels}")
     return labels

@@ -116,9 +116,11 @@ class AtomicFiles(CountedFilters):
         """
         first, same = self._parts.setdefault(suffix, (path, columns))
         if sorted(same, key=str) != sorted(columns, key=str):
-            told = (listed([f"{column.name}:{column.kind.value}" for column in each], 30) for each in (same, columns))
+            listings = (
+                listed([f"{column.name}:{column.kind.value}" for column in each], 30) for each in (same, columns)
+            )
             raise InputError(
-                f"'{first}' has the columns {next(told)}, but '{path}' has {next(told)}; parts must have the same"
+                f"'{first}' has the columns {next(listings)}, but '{path}' has {next(listings)}; parts must have the same"
             )
         unique = []
         for column in columns:

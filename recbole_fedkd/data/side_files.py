@@ -35,8 +35,8 @@ class SideTable:
 
     def __str__(self) -> str:
         """A look at it, a few lines."""
-        told = [f"{name} ({_KINDS[self.types[name]]})" for name in self.table.columns[1:]]
-        return "\n".join([f"{self.role}s: {len(self.table)}, with {', '.join(told)}", *self.notes])
+        columns = [f"{name} ({_KINDS[self.types[name]]})" for name in self.table.columns[1:]]
+        return "\n".join([f"{self.role}s: {len(self.table)}, with {', '.join(columns)}", *self.notes])
 
     def write(self, folder: Path, name: str) -> Path:
         """Write ``<folder>/<name>/<name>.user`` or ``.item`` whole or not at all."""
@@ -63,10 +63,10 @@ def side_table(frame: pd.DataFrame, role: str, column: str | None, known: Collec
     """
     names = [str(name) for name in frame.columns]
     frame = frame.set_axis(names, axis=1)
-    found = column if column in names else id_column(names, role, what)
-    ids, features = tokens_of(frame[found]), [name for name in names if name != found]
+    id_name = column if column in names else id_column(names, role, what)
+    ids, features = tokens_of(frame[id_name]), [name for name in names if name != id_name]
     if not features:
-        raise InputError(f"{what} has no column beside '{found}'; a file of {role}s holds features")
+        raise InputError(f"{what} has no column beside '{id_name}'; a file of {role}s holds features")
     named = {name: re.sub(r"[\W]+", "_", re.sub(r":\w+$", "", name)).strip("_") or f"column_{place}"
              for place, name in enumerate(features)}  # fmt: skip
     taken = [*FIELDS.values(), *named.values()]
@@ -79,7 +79,7 @@ def side_table(frame: pd.DataFrame, role: str, column: str | None, known: Collec
     shared = int(ids[usable].isin(set(known)).sum())
     if not shared:
         raise InputError(
-            f"{what} has no {role} of the interactions in column '{found}', such as '{next(iter(known))[:60]}'"
+            f"{what} has no {role} of the interactions in column '{id_name}', such as '{next(iter(known))[:60]}'"
         )
     table, types = pd.DataFrame({FIELDS[role]: ids}), {FIELDS[role]: "token"}
     for name in features:

@@ -91,7 +91,7 @@ class ThresholdLabels(Dataset):
             low = f"{asked[field]:g}" if ours else str(asked)
             self._check_sides(ratings, asked[field], "rating_threshold" if ours else "threshold", low)
 
-    def _check_sides(self, ratings: NDArray[np.floating], threshold: float, key: str, told: str) -> None:
+    def _check_sides(self, ratings: NDArray[np.floating], threshold: float, key: str, shown: str) -> None:
         """Warn of ratings that nearly all are on one side of a threshold.
 
         Raises:
@@ -108,12 +108,12 @@ class ThresholdLabels(Dataset):
             )
         if positive.all() or not positive.any():
             raise InputError(
-                f"{key} is {told}, but {'all' if positive.all() else 'none'} of the {len(ratings)} ratings of dataset "
+                f"{key} is {shown}, but {'all' if positive.all() else 'none'} of the {len(ratings)} ratings of dataset "
                 f"'{name}', which are {low:g} to {high:g}, reach it, so that there is one label only; set {key} in between, "
                 f"such as {three_quarters((low, high)):g}"
             )
         sided = one_sided(positive)
         if sided:
             self.logger.warning(
-                f"dataset '{name}': {sided}, as {key} is {told} and the ratings are {low:g} to {high:g}; is it meant so?"
+                f"dataset '{name}': {sided}, as {key} is {shown} and the ratings are {low:g} to {high:g}; is it meant so?"
             )

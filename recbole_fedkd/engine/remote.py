@@ -121,12 +121,12 @@ class RemoteEngine(Engine):
             error.__cause__ = fault
             self._leave_out(current, number, reason(error), error)
 
-    def _masked(self, round_index: int, step: str, told: Mapping[int, bytes]) -> dict[int, bytes]:
+    def _masked(self, round_index: int, step: str, letters: Mapping[int, bytes]) -> dict[int, bytes]:
         """What parties answer in a step under masks; who does not is told of in the log."""
-        packed = {number: msgpack.packb([step, content]) for number, content in told.items()}
+        packed = {number: msgpack.packb([step, content]) for number, content in letters.items()}
         answers = self._round_trip(MASK, round_index, packed, "")
         said = {}
-        for number in told:
+        for number in letters:
             try:
                 said[number] = self._checked(number, answers.get(number)).said
             except Exception as error:

@@ -191,8 +191,8 @@ def canonical(value: Any) -> str:
 
 def _identity(keys: Mapping[str, Any]) -> str:
     """Hash of what a run computes."""
-    told = {key: value for key, value in keys.items() if key not in keys_with("aside")}
-    return hashlib.sha256(canonical(told).encode()).hexdigest()
+    computed = {key: value for key, value in keys.items() if key not in keys_with("aside")}
+    return hashlib.sha256(canonical(computed).encode()).hexdigest()
 
 
 def digest_of(cell_id: str) -> str:
@@ -232,9 +232,9 @@ def _axes(grid: Any, origin: str) -> dict[str, list[Any]]:
         if name == "config_files":
             raise InputError(f"{origin}: config_files cannot be in grid; put it into keys or into rows")
         axes[name] = [_checked_keys({name: value}, f"{origin}, grid")[name] for value in values]
-        told = [canonical(value) for value in axes[name]]
-        for text in told:
-            if told.count(text) > 1:
+        texts = [canonical(value) for value in axes[name]]
+        for text in texts:
+            if texts.count(text) > 1:
                 raise InputError(f"{origin}: grid key '{name}' holds {text} twice, which makes cells twice")
     return axes
 
@@ -252,9 +252,9 @@ def _rows(content: Any, axes: Mapping[str, list[Any]], origin: str) -> dict[str,
             raise InputError(f"{where}: its name must be a text")
         if given is not None and not isinstance(given, Mapping):
             raise InputError(f"{where} is {given!r}; it must map config keys to values")
-        told = dict(given or {})
-        confined, cases = told.pop("only", None) or {}, told.pop("by", None) or {}
-        keys = _checked_keys(told, where)
+        settings = dict(given or {})
+        confined, cases = settings.pop("only", None) or {}, settings.pop("by", None) or {}
+        keys = _checked_keys(settings, where)
         only: dict[str, set[str]] = {}
         for key, values in _conditions(confined, "only", "lists", axes, where):
             if not isinstance(values, list) or not values:
@@ -308,14 +308,14 @@ def _checked_keys(given: Any, where: str) -> dict[str, Any]:
             raise InputError(f"{where}: {name!r} is no name of a config key")
         if name == "user_metrics" or name in keys_with("one_run") - keys_with("folder"):
             raise InputError(f"{where}: key '{name}' is that of a single run and cannot be in an experiment")
-    told = dict(given)
-    files = told.pop("config_files", None) or []
+    keys = dict(given)
+    files = keys.pop("config_files", None) or []
     if isinstance(files, str):
         files = files.split()
     if not isinstance(files, list):
         raise InputError(f"{where}: config_files is {files!r}; it must be a list of files, or their names in one text")
     # What the files hold, not where they lie, is part of a cell.
-    keys = {**FedKDConfig.read_given([str(file) for file in files], None, None), **told}
+    keys = {**FedKDConfig.read_given([str(file) for file in files], None, None), **keys}
     for name, value in keys.items():
         keys[name] = parse_value(value) if isinstance(value, str) else value
         if name in keys_with("folder") and value is not None:

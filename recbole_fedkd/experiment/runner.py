@@ -132,18 +132,20 @@ def _configs(cells: Sequence[Cell]) -> tuple[dict[str, dict[str, Any]], dict[str
     built: dict[str, dict[str, Any] | InputError] = {}
     configs, refused = {}, {}
     for cell in cells:
-        told = {name: value for name, value in cell.keys.items() if name != "seed" and name not in keys_with("aside")}
-        text = canonical(told)
+        computed = {
+            name: value for name, value in cell.keys.items() if name != "seed" and name not in keys_with("aside")
+        }
+        text = canonical(computed)
         if text not in built:
             try:
                 built[text] = FedKDConfig(config_dict=cell.keys).plain_values()
             except InputError as error:
                 built[text] = error
-        found = built[text]
-        if isinstance(found, InputError):
-            refused[cell.id] = str(found)
+        values = built[text]
+        if isinstance(values, InputError):
+            refused[cell.id] = str(values)
         else:
-            configs[cell.id] = found
+            configs[cell.id] = values
     return configs, refused
 
 

@@ -69,7 +69,7 @@ class Request(_Envelope):
         operation: one of :data:`OPERATIONS`.
         round: from 0.
         counted: the latest round of which the server has counted this party's answer; :data:`NEVER`: none.
-        told: the server's message; empty: it says nothing new.
+        message: the server's message; empty: it says nothing new.
         phase: rows that are to be judged, ``valid`` or ``test``; empty: none, the party only takes in what it is told.
     """
 
@@ -77,7 +77,7 @@ class Request(_Envelope):
     operation: str
     round: int
     counted: int = NEVER
-    told: bytes = b""
+    message: bytes = b""
     phase: str = ""
 
     def _check(self) -> None:
@@ -86,7 +86,7 @@ class Request(_Envelope):
             raise ValueError("run, operation or phase is none")
         if not all(_is(number, int) for number in (self.round, self.counted)) or not self.counted >= NEVER:
             raise ValueError("round is none")
-        if self.round < 0 or not _is(self.told, bytes):
+        if self.round < 0 or not _is(self.message, bytes):
             raise ValueError("round is negative, or the message is none")
 
 

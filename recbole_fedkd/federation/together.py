@@ -77,15 +77,15 @@ def build_population(config: Any, dataset: Any, client_of_user: Tensor) -> Built
     """
     clients = int(client_of_user.max()) + 1
     hindrance = obstacle(config, clients) if config["engine"] == "fleet" else None
-    fleet: FleetPopulation | RecBoleFleetPopulation | None = None
+    population: FleetPopulation | RecBoleFleetPopulation | None = None
     if config["engine"] == "fleet" and hindrance is None:
         if config.attentive:
             kind = FactorFleetPopulation if config.learns_factors else FleetPopulation
-            fleet = kind(config, read_schema(dataset, clients), all_rows(dataset), client_of_user)
+            population = kind(config, read_schema(dataset, clients), all_rows(dataset), client_of_user)
         else:
-            fleet, hindrance = _fleet_of_recbole(config, dataset, client_of_user)
-    if fleet is not None:
-        return Built(fleet.to(config["device"]))
+            population, hindrance = _fleet_of_recbole(config, dataset, client_of_user)
+    if population is not None:
+        return Built(population.to(config["device"]))
     if hindrance is not None:
         getLogger().warning(f"engine fleet cannot run this, engine local does: {hindrance}")
     schema, parts = read_schema(dataset, clients), rows_of_clients(dataset, client_of_user)

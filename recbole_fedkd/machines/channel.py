@@ -136,17 +136,17 @@ class Channel:
 
     def _read(self, count: int, end: float | None, waits: bool = False) -> bytes:
         """So many bytes; ``waits``: the first may take as long as it likes."""
-        found = bytearray()
-        while len(found) < count:
+        received = bytearray()
+        while len(received) < count:
             left = _STALLED if end is None else min(_STALLED, end - monotonic())
             if left <= 0:
                 raise TimeoutError("it is too slow")
-            self._socket.settimeout(None if waits and end is None and not found else left)
-            more = self._socket.recv(min(count - len(found), _CHUNK))
+            self._socket.settimeout(None if waits and end is None and not received else left)
+            more = self._socket.recv(min(count - len(received), _CHUNK))
             if not more:
                 raise OSError("it went away")
-            found += more
-        return bytes(found)
+            received += more
+        return bytes(received)
 
     def raw(self, send: bytes = b"", count: int = 0) -> bytes:
         """Bytes without a length, for what is said before messages are."""
@@ -202,7 +202,7 @@ def let_in(connection: socket.socket, key: bytes | None, tls: ssl.SSLContext | N
     return channel
 
 
-def go_to(connection: socket.socket, key: bytes | None, tls: ssl.SSLContext | None, host: str, told: str) -> Channel:
+def go_to(connection: socket.socket, key: bytes | None, tls: ssl.SSLContext | None, host: str, server: str) -> Channel:
     """The party's side of a beginning.
 
     Args:
@@ -210,7 +210,7 @@ def go_to(connection: socket.socket, key: bytes | None, tls: ssl.SSLContext | No
         key: that both know; None: there is none.
         tls: whom the party believes; None: nothing is encrypted.
         host: that the certificate must be of.
-        told: what sentences call the server.
+        server: what sentences call the server.
 
     Raises:
         InputError: the server is another than was meant; to try again would not help.
@@ -221,26 +221,26 @@ def go_to(connection: socket.socket, key: bytes | None, tls: ssl.SSLContext | No
         try:
             connection = tls.wrap_socket(connection, server_hostname=host)
         except ssl.SSLCertVerificationError as error:
-            raise InputError(f"{told} shows a certificate that is not believed: {error.verify_message}") from error
+            raise InputError(f"{server} shows a certificate that is not believed: {error.verify_message}") from error
         except ssl.SSLEOFError:
             raise
         except ssl.SSLError as error:
-            raise InputError(f"{told} does not speak TLS as this party does: {error.reason}") from error
+            raise InputError(f"{server} does not speak TLS as this party does: {error.reason}") from error
     channel = Channel(connection)
     word = channel.raw(_WORD, len(_WORD))
     if word == _SPEAK_TLS:
-        raise InputError(f"{told} speaks TLS; name who has signed its certificate by --authority")
+        raise InputError(f"{server} speaks TLS; name who has signed its certificate by --authority")
     if word != _WORD:
-        raise InputError(f"{told} is no coordinator of this package")
+        raise InputError(f"{server} is no coordinator of this package")
     theirs = channel.raw(count=_NONCE)
     if key is None:
         if any(theirs):
-            raise InputError(f"{told} asks for a key; name it by --secret")
+            raise InputError(f"{server} asks for a key; name it by --secret")
         return channel
     if not any(theirs):
-        raise InputError(f"{told} and this party do not share a key: it has none")
+        raise InputError(f"{server} and this party do not share a key: it has none")
     own = os.urandom(_NONCE)
     answer = channel.raw(own + _proof(key, b"party", theirs + own), 32)
     if not hmac.compare_digest(answer, _proof(key, b"server", theirs + own)):
-        raise InputError(f"{told} and this party do not share a key")
+        raise InputError(f"{server} and this party do not share a key")
     return channel

@@ -25,7 +25,7 @@ from recbole_fedkd.federation import build_server
 from recbole_fedkd.files import regular_file, remove_temporaries, writable_folder, write_json
 from recbole_fedkd.machines.judging import PROTOCOLS, added, area_within, check_judgeable, metrics_of
 from recbole_fedkd.machines.manifest import Manifest
-from recbole_fedkd.rounds import EpochRecord, record_of, told
+from recbole_fedkd.rounds import EpochRecord, number_of, record_of
 
 _WHERE = "; judged by each party where its rows are, sums added"
 
@@ -58,7 +58,7 @@ class Coordinator:
         self.engine = RemoteEngine(
             server, transport, new_run(), dict(sizes), config["client_timeout"], config["min_clients"]
         )
-        self.records: list[EpochRecord] = []
+        self.rounds: list[EpochRecord] = []
         self.best_score = -float("inf") if config["valid_metric_bigger"] else float("inf")
         self.best_result: dict[str, float] | None = None
         self.best_round: int | None = None
@@ -74,7 +74,7 @@ class Coordinator:
     @property
     def round(self) -> int:
         """The round that comes next, from 0."""
-        return len(self.records)
+        return len(self.rounds)
 
     def fit(self, on_round: Callable[[int, dict[str, Any]], None] | None = None) -> dict[str, Any]:
         """Train to the end, and have the best round's networks judged.
@@ -91,8 +91,8 @@ class Coordinator:
         while self.round < self.epochs and not self.stopped:
             self._run_round()
             if on_round is not None:
-                on_round(self.round, asdict(self.records[-1]))
-        if not self.test_sums and self.records:
+                on_round(self.round, asdict(self.rounds[-1]))
+        if not self.test_sums and self.rounds:
             last = dict.fromkeys(self.engine.sizes, b"")
             self.test_sums = _numbers(self.engine.judged(self.round - 1, last, "test"))
             self._write()
@@ -109,7 +109,7 @@ class Coordinator:
         secret = release is not None and release.samples  # who took part is what the epsilon stands on
         if report.missing:
             reasons = "" if secret else f": {report.reasons}"
-            getLogger().warning(f"round {told(index)}: {len(report.missing)} clients left out{reasons}")
+            getLogger().warning(f"round {number_of(index)}: {len(report.missing)} clients left out{reasons}")
         down, up = report.bytes_down, report.bytes_up
         record = EpochRecord(perf_counter() - began, report.loss, sum(down.values()), sum(up.values()))
         record.codec_error = report.codec_error
@@ -125,42 +125,42 @@ class Coordinator:
         if improved:
             self.best_round = index
             self.engine.keep_best(index)
-        self.records.append(record)
+        self.rounds.append(record)
         self._write()
 
     def _metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """The metrics that are asked for, of sums."""
         asked = {name.lower() for name in self.config.judged_metrics}
-        found = metrics_of(sums, self.manifest.schema.label_values)
-        return {name: value for name, value in found.items() if name.partition("@")[0] in asked}
+        metrics = metrics_of(sums, self.manifest.schema.label_values)
+        return {name: value for name, value in metrics.items() if name.partition("@")[0] in asked}
 
     def _protocol(self, name: str) -> str:
         """How a test metric came about."""
         within = f", exact to {area_within(added(self.test_sums)):.1g}" if name == "auc" else ""
         return PROTOCOLS[name.partition("@")[0]] + within + _WHERE
 
-    def _judged(self, found: dict[str, float]) -> bool:
+    def _judged(self, metrics: dict[str, float]) -> bool:
         """Whether a round is the best so far; says when to stop."""
         name, bigger = str(self.config["valid_metric"]).lower(), self.config["valid_metric_bigger"]
-        if name not in found:
-            raise InputError(f"valid_metric is {name}, which parties do not judge; they judge {', '.join(found)}")
+        if name not in metrics:
+            raise InputError(f"valid_metric is {name}, which parties do not judge; they judge {', '.join(metrics)}")
         self.best_score, self.waited, self.stopped, improved = early_stopping(
-            found[name], self.best_score, self.waited, self.config["stopping_step"], bigger
+            metrics[name], self.best_score, self.waited, self.config["stopping_step"], bigger
         )
         if improved:
-            self.best_result = found
+            self.best_result = metrics
         return bool(improved)
 
     def result(self) -> dict[str, Any]:
         """What a run returns, as far as the coordinator knows it."""
-        records = self.records
-        down, up = sum(each.bytes_down for each in records), sum(each.bytes_up for each in records)
+        rounds = self.rounds
+        down, up = sum(each.bytes_down for each in rounds), sum(each.bytes_up for each in rounds)
         digits = self.config["metric_decimal_place"]
 
-        def rounded(found: Mapping[str, float] | None) -> dict[str, float] | None:
-            return None if found is None else {name: round(value, digits) for name, value in found.items()}
+        def rounded(metrics: Mapping[str, float] | None) -> dict[str, float] | None:
+            return None if metrics is None else {name: round(value, digits) for name, value in metrics.items()}
 
-        test, seconds = rounded(self._metrics(added(self.test_sums))), sum(each.seconds for each in records)
+        test, seconds = rounded(self._metrics(added(self.test_sums))), sum(each.seconds for each in rounds)
         return {
             "best_valid_score": None if self.best_result is None else self.best_score,
             "valid_score_bigger": bool(self.config["valid_metric_bigger"]),
@@ -169,12 +169,12 @@ class Coordinator:
             "protocols": {name: self._protocol(name) for name in test or {}},
             "communication": {"total_bytes": down + up, "bytes_down": down, "bytes_up": up},
             "timing": {
-                "rounds": len(records),
+                "rounds": len(rounds),
                 "training_seconds": seconds,
-                "seconds_per_round": seconds / max(len(records), 1),
+                "seconds_per_round": seconds / max(len(rounds), 1),
             },
-            "rounds": [{"round": number, **asdict(record)} for number, record in enumerate(records, start=1)],
-            "best_round": None if self.best_round is None else told(self.best_round),
+            "rounds": [{"round": number, **asdict(record)} for number, record in enumerate(rounds, start=1)],
+            "best_round": None if self.best_round is None else number_of(self.best_round),
             "engine": self.engine.name,
             "environment": {
                 "python": platform.python_version(),
@@ -187,7 +187,7 @@ class Coordinator:
                 "label_values": list(self.manifest.schema.label_values),
                 "clients": [],  # what parties hold of each label is theirs
             },
-            "epsilon": records[-1].epsilon if records else None,
+            "epsilon": rounds[-1].epsilon if rounds else None,
             "parties": {str(number): rounded(self._metrics(sums)) for number, sums in sorted(self.test_sums.items())},
             "config": self.config.plain_values(),
             "run_folder": str(self.folder),
@@ -199,7 +199,7 @@ class Coordinator:
             "run": self.engine.run,
             "sizes": dict(self.engine.sizes),
             "engine": self.engine.state_dict(),
-            "records": [asdict(record) for record in self.records],
+            "records": [asdict(record) for record in self.rounds],
             "best": [float(self.best_score), self.best_result, self.best_round, self.waited, self.stopped],
             "test_sums": self.test_sums,
         }
@@ -213,7 +213,7 @@ class Coordinator:
             self.engine.run, sizes = state["run"], state["sizes"]
             self.engine.resize(sizes)
             self.engine.load_state_dict(state["engine"])
-            self.records = [record_of(record) for record in state["records"]]
+            self.rounds = [record_of(record) for record in state["records"]]
             self.best_score, self.best_result, self.best_round, self.waited, self.stopped = state["best"]
             self.test_sums = state["test_sums"]
 

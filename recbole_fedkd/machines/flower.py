@@ -59,8 +59,8 @@ def _record(content: bytes) -> Any:
 
 def _content(message: Any) -> bytes:
     """The bytes of a message; of none of ours, none."""
-    found = message.content.get(_RECORD) if message.has_content() else None
-    content = found.get(_BYTES) if found is not None else None
+    record = message.content.get(_RECORD) if message.has_content() else None
+    content = record.get(_BYTES) if record is not None else None
     return content if isinstance(content, bytes) else b""
 
 
@@ -164,11 +164,11 @@ class FlowerTransport:
                 asked = any(each[:2] == (number, node) for each in self._open.values())
                 if node in self._online and not asked:
                     self._push(node, request, number)
-            found = list(self._pulled())
-            for number, packed in found:
+            pulled = list(self._pulled())
+            for number, packed in pulled:
                 waiting.pop(number, None)
                 yield number, packed
-            if not found:
+            if not pulled:
                 sleep(_POLL)
 
 
@@ -208,15 +208,15 @@ def serve(
 
 def _refusal(cause: BaseException | None, node_key: str | None) -> str:
     """Why a SuperLink does not take a node; raises :class:`InputError` where to try again would not help."""
-    told = str(cause)
-    if "CERTIFICATE_VERIFY_FAILED" in told:
-        raise InputError(f"the SuperLink shows a certificate that is not believed: {told}")
+    sentence = str(cause)
+    if "CERTIFICATE_VERIFY_FAILED" in sentence:
+        raise InputError(f"the SuperLink shows a certificate that is not believed: {sentence}")
     code = re.search(r'"code": *(\d+)', getattr(getattr(cause, "response", None), "text", ""))
     if code is not None and code[1] == _KEYS_ONLY:
         raise InputError("the SuperLink asks for a registered key; name it by --node-key")
     if code is not None and code[1] == _NOT_ACTIVATED:
         return f"it does not know the key '{node_key}', or takes it for that of a party that is still there"
-    return told or "for no reason that it says"
+    return sentence or "for no reason that it says"
 
 
 def _read(file: str | None, name: str) -> bytes | None:
@@ -263,13 +263,13 @@ def _attend(answer: Callable[[bytes], bytes], address: str, certificate: bytes |
             if received is None:
                 sleep(_POLL)
                 continue
-            told, tree = received
-            run, name = told.metadata.run_id, told.metadata.message_id
+            question, tree = received
+            run, name = question.metadata.run_id, question.metadata.message_id
             contents = pull_objects([each.object_id for each in iterate_object_tree(tree)], partial(pull_object, run))
             confirm(run, name)
             request = inflate_object_from_contents(name, contents)
             began = monotonic()
-            reply = Message(_record(answer(_content(request))), reply_to=told)
+            reply = Message(_record(answer(_content(request))), reply_to=question)
             with no_object_id_recompute():
                 reply.metadata.__dict__["_message_id"] = reply.object_id
                 parts, asked = get_all_nested_objects(reply), get_object_tree(reply)
@@ -313,11 +313,11 @@ def server_app() -> Any:
         from recbole_fedkd.machines.manifest import Manifest
         from recbole_fedkd.machines.running import coordinated
 
-        told = context.run_config
-        out = Path(str(told["out"]))
+        settings = context.run_config
+        out = Path(str(settings["out"]))
         try:
-            read = Manifest.load(str(told["manifest"]), json.loads(str(told["keys"])))
-            coordinated(read, FlowerTransport(grid, read.digest), out, f"{SCHEME}{told['address']}")
+            read = Manifest.load(str(settings["manifest"]), json.loads(str(settings["keys"])))
+            coordinated(read, FlowerTransport(grid, read.digest), out, f"{SCHEME}{settings['address']}")
         except (InputError, TrainingError) as error:
             (out / FAILED).write_text(str(error))
             raise
@@ -334,13 +334,13 @@ class Submitted:
         address: of the SuperLink, ``<host>:<port>``.
         out: the coordinator's folder.
         authority: PEM file of who has signed the SuperLink's certificate; None: nothing is encrypted.
-        told: the app's config.
+        settings: the app's config.
     """
 
-    def __init__(self, address: str, out: Path, authority: str | None, told: Mapping[str, str]) -> None:
+    def __init__(self, address: str, out: Path, authority: str | None, settings: Mapping[str, str]) -> None:
         self.home, self.app = out / "flower", out / "flower" / "app"
         self.app.mkdir(parents=True, exist_ok=True)
-        lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in told.items()]
+        lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in settings.items()]
         (self.app / "pyproject.toml").write_text(_APP + "".join(lines), encoding="utf-8")
         (self.app / "recbole_fedkd_app.py").write_text(_MODULE)
         trust = f"root-certificates = {json.dumps(str(Path(authority).resolve()))}" if authority else "insecure = true"
@@ -354,12 +354,12 @@ class Submitted:
         environment = {**os.environ, "FLWR_HOME": str(self.home)}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         try:
-            found = json.loads(done.stdout[done.stdout.index("{") :])
+            answer = json.loads(done.stdout[done.stdout.index("{") :])
         except ValueError:
-            found = {"success": False, "error-message": f"{done.stdout} {done.stderr}"}
-        if not found.get("success"):
-            raise TrainingError(f"Flower does not run the coordinator: {' '.join(str(found).split())[:800]}")
-        return dict(found)
+            answer = {"success": False, "error-message": f"{done.stdout} {done.stderr}"}
+        if not answer.get("success"):
+            raise TrainingError(f"Flower does not run the coordinator: {' '.join(str(answer).split())[:800]}")
+        return dict(answer)
 
     def start(self) -> str:
         """Submit a run; returns its name."""
@@ -367,8 +367,8 @@ class Submitted:
 
     def status(self, run: str) -> str:
         """Flower's word for how a run is, such as ``running`` or ``finished:failed``."""
-        (found,) = self._flwr("list", "link", "--run-id", run)["runs"]
-        return str(found["status"])
+        (state,) = self._flwr("list", "link", "--run-id", run)["runs"]
+        return str(state["status"])
 
 
 def supervise(submitted: Submitted, out: Path, finished: Callable[[], bool], every: float = 10.0) -> None:

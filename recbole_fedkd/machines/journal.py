@@ -37,9 +37,9 @@ class Journal:
         events = read_events(self.file)
         self._rounds = sum(event["event"] == "round" for event in events)
 
-    def write(self, event: str, **told: Any) -> None:
+    def write(self, event: str, **values: Any) -> None:
         """Add a line."""
-        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **told}
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **values}
         packed = (json.dumps(json_ready(line), allow_nan=False) + "\n").encode()
         descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -50,20 +50,20 @@ class Journal:
         finally:
             os.close(descriptor)
 
-    def rounds(self, records: Sequence[EpochRecord], seen: Mapping[int, float]) -> None:
+    def rounds(self, rounds: Sequence[EpochRecord], seen: Mapping[int, float]) -> None:
         """Add a line for every round that has none yet.
 
         Args:
-            records: of all rounds.
+            rounds: of all rounds.
             seen: when each party was heard last, in seconds since 1970.
         """
-        for number in range(self._rounds + 1, len(records) + 1):
-            told = {name: value for name, value in asdict(records[number - 1]).items() if name != "clients"}
+        for number in range(self._rounds + 1, len(rounds) + 1):
+            values = {name: value for name, value in asdict(rounds[number - 1]).items() if name != "clients"}
             moments = {
                 party: datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds") for party, at in seen.items()
             }
-            self.write("round", round=number, **told, seen=moments)
-        self._rounds = max(self._rounds, len(records))
+            self.write("round", round=number, **values, seen=moments)
+        self._rounds = max(self._rounds, len(rounds))
 
 
 def read_events(file: Path) -> list[dict[str, Any]]:
@@ -96,15 +96,15 @@ def status(folder: Path) -> str:
     begin = latest.get("begin", {})
     age = _ago((datetime.now(UTC) - datetime.fromisoformat(events[-1]["time"])).total_seconds())
     down, up = (sum(event[f"bytes_{way}"] for event in rounds.values()) for way in ("down", "up"))
-    told = [
+    lines = [
         f"{_state(events[-1])}; {len(rounds)} of {begin.get('epochs', '?')} rounds; the last word is {age} old",
         f"{down + up:,} bytes: {down:,} down, {up:,} up",
     ]
     if parties := begin.get("parties"):
-        told += ["", _parties(parties, rounds)]
+        lines += ["", _parties(parties, rounds)]
     if rounds:
-        told += ["", _curve(rounds)]
-    return "\n".join(told)
+        lines += ["", _curve(rounds)]
+    return "\n".join(lines)
 
 
 def _state(last: Mapping[str, Any]) -> str:

@@ -132,7 +132,7 @@ def metrics_of(sums: Mapping[str, float], labels: Sequence[float]) -> dict[str, 
     rows = sums.get("rows", 0.0)
     if not rows:
         return {}
-    found = {
+    metrics = {
         "mae": sums["absolute"] / rows,
         "nmae": sums["absolute"] / rows / (labels[-1] - labels[0]),
         "rmse": (sums["squared"] / rows) ** 0.5,
@@ -143,8 +143,8 @@ def metrics_of(sums: Mapping[str, float], labels: Sequence[float]) -> dict[str, 
     for name, value in sums.items():
         if name.startswith("labelledndcg@"):
             users = sums[name.replace("labelledndcg", "judged users")]
-            found[name] = value / users if users else math.nan
-    return {name: value for name, value in found.items() if not math.isnan(value)}
+            metrics[name] = value / users if users else math.nan
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
 def _histograms(sums: Mapping[str, float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -73,8 +73,8 @@ class Manifest:
         """
         file = regular_file(folder / PARTY)
         try:
-            told = json.loads(file.read_text(encoding="utf-8"))
-            number, manifest = int(told["number"]), str(told["manifest"])
+            content = json.loads(file.read_text(encoding="utf-8"))
+            number, manifest = int(content["number"]), str(content["manifest"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
             raise InputError(f"'{file}' does not say which party it is: {reason}") from error
@@ -87,11 +87,11 @@ class Manifest:
 
 def digest_of(folder: Path) -> bytes:
     """The digest of a manifest's folder, 16 bytes."""
-    found = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     for name in (CONFIG, SCHEMA, TABLES):
         content = (folder / name).read_bytes()
-        found.update(len(content).to_bytes(8, "little") + content)
-    return found.digest()
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.digest()
 
 
 def write_manifest(config: FedKDConfig, schema: DataSchema, folder: Path) -> None:

@@ -32,19 +32,19 @@ class PartyMasks:
         self._half: SecureClient | None = None
         self._given: dict[bytes, bytes] = {}
 
-    def answer(self, name: bytes, told: bytes) -> bytes:
+    def answer(self, name: bytes, request: bytes) -> bytes:
         """Its part of a step, once.
 
         Args:
             name: of the request.
-            told: the step, and what the server says in it.
+            request: the step, and what the server says in it.
 
         Raises:
             MessageError: it has no keys any more, or what it was told is nothing of this protocol.
         """
         if name in self._given:
             return self._given[name]
-        step, content = self._read(told)
+        step, content = self._read(request)
         try:
             if step == KEYS:
                 self._half, self._given = self._begun(content), {}
@@ -73,13 +73,13 @@ class PartyMasks:
         half.take(self.message)
         return half
 
-    def _read(self, told: bytes) -> tuple[str, bytes]:
+    def _read(self, request: bytes) -> tuple[str, bytes]:
         try:
-            step, content = msgpack.unpackb(told, raw=False, max_array_len=2, max_ext_len=0)
+            step, content = msgpack.unpackb(request, raw=False, max_array_len=2, max_ext_len=0)
         except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
-            raise MessageError("malformed", f"{len(told)} bytes are no step of a secure sum: {error}") from error
+            raise MessageError("malformed", f"{len(request)} bytes are no step of a secure sum: {error}") from error
         if step not in STEPS or not isinstance(content, bytes):
-            raise MessageError("malformed", f"{len(told)} bytes are no step of a secure sum")
+            raise MessageError("malformed", f"{len(request)} bytes are no step of a secure sum")
         return step, content
 
 

@@ -38,7 +38,7 @@ class Nursery:
     """
 
     def __init__(self, manifest: Path, given: Mapping[str, Any], address: str, folder: Path, lock: int) -> None:
-        told = {"manifest": str(manifest), "given": dict(given), "address": address, "folder": str(folder)}
+        order = {"manifest": str(manifest), "given": dict(given), "address": address, "folder": str(folder)}
         # What the parent found on its path, the child finds as well.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self.process = subprocess.Popen(
@@ -49,15 +49,15 @@ class Nursery:
             start_new_session=True,
             pass_fds=[lock],
         )
-        self._say(told)
+        self._say(order)
 
     def ended(self) -> bool:
         """Whether it runs no more."""
         return self.process.poll() is not None
 
-    def _say(self, told: Any) -> None:
+    def _say(self, order: Any) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(told) + "\n")
+        self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
 
     def start(self, number: int, folder: Path) -> None:
@@ -89,8 +89,8 @@ def main() -> None:
         if lines.ended:
             return
         first = next(lines.take(), None)
-    told = json.loads(first)
-    manifest = Manifest.load(told["manifest"], told["given"])
+    order = json.loads(first)
+    manifest = Manifest.load(order["manifest"], order["given"])
     # Else Python's collector would write to all that forks share, which would then be a copy of each, of 60 MB.
     gc.collect()
     gc.freeze()
@@ -103,7 +103,7 @@ def main() -> None:
     def start(number: int, folder: str) -> None:
         child = os.fork()
         if not child:
-            _live(manifest, Path(folder), told["address"], (0, woken, wake))
+            _live(manifest, Path(folder), order["address"], (0, woken, wake))
         running[child] = number, folder
 
     try:
@@ -124,7 +124,7 @@ def main() -> None:
         for child in running:  # whoever still writes would make a folder that is being removed anew
             with suppress(ChildProcessError):
                 os.waitpid(child, 0)
-        shutil.rmtree(told["folder"], ignore_errors=True)
+        shutil.rmtree(order["folder"], ignore_errors=True)
 
 
 class _Lines:

@@ -201,8 +201,8 @@ class Party:
         self._go_to(self._state.before)
         self._place, self._fresh = None, False
         client = self._client
-        if asked.told:
-            client.receive(asked.told)
+        if asked.message:
+            client.receive(asked.message)
         training = client.train(asked.round)
         said = kept = client.send(asked.round)
         if kept and self.manifest.config["secure_aggregation"]:
@@ -224,7 +224,7 @@ class Party:
         if self._masks is None:
             self._go_to(trained.after)
             self._masks = self._new_masks(self.manifest.config, self._client, whole_message(self._client, trained.kept))
-        said = self._masks.answer(name, asked.told)
+        said = self._masks.answer(name, asked.message)
         return Answer(self.number, asked.run, MASK, asked.round, name, said).to_bytes()
 
     def _serve(self, asked: Request, name: bytes) -> bytes:
@@ -232,8 +232,8 @@ class Party:
         self._go_to(self._after_training(asked.counted))
         self._place, self._fresh = None, False
         client = self._client
-        if asked.told:
-            client.receive(asked.told)
+        if asked.message:
+            client.receive(asked.message)
         client.serve()
         sums = self._judge.sums(client.task.network, asked.phase) if asked.phase else {}
         packed = Answer(self.number, asked.run, JUDGE, asked.round, name, numbers=sums).to_bytes()
@@ -284,8 +284,8 @@ def whole_message(client: Client, said: bytes) -> Message:
 def _write_state(state: _State, file: Path) -> None:
     """Write what a party remembers, whole or not at all."""
     parts = {name: getattr(state, name) for name in ("before", "trained", "judged")}
-    told = {name: vars(part) if isinstance(part, _Done) else part for name, part in parts.items()}
-    write_sealed({"run": state.run, "round": state.round, **told}, file)
+    done = {name: vars(part) if isinstance(part, _Done) else part for name, part in parts.items()}
+    write_sealed({"run": state.run, "round": state.round, **done}, file)
 
 
 def _read_state(file: Path) -> _State:

@@ -38,11 +38,11 @@ def obstacle(config: Any, clients: int) -> str | None:
         return "a lone client trains as RecBole does, from the run's own streams"
     try:
         again = FedKDConfig(config["model"], config["dataset"], config_dict={"plugins": config["plugins"]})
-        found = f"{again.model_class.__module__}.{again.model_class.__qualname__}"
+        loaded = f"{again.model_class.__module__}.{again.model_class.__qualname__}"
     except InputError as error:
-        found = str(error)
+        loaded = str(error)
     own = config.model_class
-    if found != f"{own.__module__}.{own.__qualname__}":
+    if loaded != f"{own.__module__}.{own.__qualname__}":
         return f"model '{config['model']}' is a class that only this process knows; name its module by plugins"
     return None
 
@@ -59,8 +59,8 @@ def _new_folder() -> tuple[Path, int]:
     import fcntl  # not every system has it
 
     for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
-        with suppress(OSError), left.open("rb") as found:
-            fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left.parent, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDONLY, 0o600)
@@ -146,8 +146,8 @@ class ProcessesEngine(RemoteEngine):
         assert self._running is not None
         for client in self.clients:
             file = self._running.folders[client.number] / STATE
-            if file.is_file() and (found := served(file)) is not None:
-                client.restore(found)
+            if file.is_file() and (state := served(file)) is not None:
+                client.restore(state)
 
     def state_dict(self) -> dict[str, Any]:
         """As that of engine ``local``."""

@@ -103,14 +103,14 @@ def coordinated(read: Manifest, transport: Gathering, out: Path, address: str) -
         coordinator = Coordinator(read, transport, sizes, out)
         if address.startswith(flower.SCHEME):
             coordinator.engine.name = "flower"
-        journal.rounds(coordinator.records, transport.seen)
+        journal.rounds(coordinator.rounds, transport.seen)
         parties = {str(number): size for number, size in coordinator.engine.sizes.items()}
         journal.write("begin", round=coordinator.round + 1, epochs=read.config["epochs"], parties=parties)
         if coordinator.round:
             print(f"going on after round {coordinator.round}", flush=True)
 
         def tell(number: int, record: Mapping[str, Any]) -> None:
-            journal.rounds(coordinator.records, transport.seen)
+            journal.rounds(coordinator.rounds, transport.seen)
             _tell(number, record)
 
         result = coordinator.fit(tell)
@@ -141,8 +141,8 @@ def _on_flower(read: Manifest, address: str, out: Path, trust: Trust, keys: Mapp
             "a SuperLink has keys and a certificate of its own; name who has signed it by --authority alone"
         )
     writable_folder(out, f"folder '{out}'")
-    told = {"manifest": str(read.folder.resolve()), "out": str(out.resolve()), "keys": json.dumps(dict(keys))}
-    submitted = flower.Submitted(address, out, trust.authority, {**told, "address": address})
+    settings = {"manifest": str(read.folder.resolve()), "out": str(out.resolve()), "keys": json.dumps(dict(keys))}
+    submitted = flower.Submitted(address, out, trust.authority, {**settings, "address": address})
     print(
         f"coordinator on the SuperLink at {address}; it begins when all {read.schema.clients} parties are there",
         flush=True,

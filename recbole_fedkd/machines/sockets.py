@@ -242,7 +242,7 @@ def serve(
     Raises:
         InputError: the server is another than was meant.
     """
-    told = f"the server at '{address}'" if isinstance(address, str) else f"the server at '{address[0]}:{address[1]}'"
+    server = f"the server at '{address}'" if isinstance(address, str) else f"the server at '{address[0]}:{address[1]}'"
     host = Path(address).name if isinstance(address, str) else address[0]
     pause, missed = 0.05, monotonic()
     while True:
@@ -250,7 +250,7 @@ def serve(
             channel: Channel | None = None
             connection = _connected(address)
             try:
-                channel = go_to(connection, key, tls, host, told)
+                channel = go_to(connection, key, tls, host, server)
                 channel.send(hello())
                 while True:
                     request = channel.receive()

@@ -124,12 +124,12 @@ class FactorizationNetwork(nn.Module):
         def gradients(errors: Tensor) -> dict[str, Tensor | RowSums]:
             errors = errors.unsqueeze(2)
             of_users, of_items = errors * item_vectors, errors * user_vectors
-            found = {"user_embedding.weight": (users, of_users), "item_embedding.weight": (items, of_items)}
+            sums = {"user_embedding.weight": (users, of_users), "item_embedding.weight": (items, of_items)}
             if biases:
-                found |= {"user_bias.weight": (users, errors), "item_bias.weight": (items, errors)}
+                sums |= {"user_bias.weight": (users, errors), "item_bias.weight": (items, errors)}
             return {
                 name: RowSums(ids, values.sum_to_size(*ids.shape, values.shape[2]), count[name])
-                for name, (ids, values) in found.items()
+                for name, (ids, values) in sums.items()
             }
 
         return scores, gradients
@@ -165,16 +165,16 @@ class ScoreFunctionNetwork(nn.Module):
     def scores_of_many(parameters: Mapping[str, Tensor], users: Tensor, items: Tensor) -> tuple[Tensor, Gradients]:
         """Scores ``[c, n]`` of many networks, and their gradients; arguments as of ``FactorizationNetwork``."""
         table, weight, bias = (parameters[name] for name in ("item_embedding.weight", "score.weight", "score.bias"))
-        found = looked_up(table, items)
+        vectors = looked_up(table, items)
 
         def gradients(errors: Tensor) -> dict[str, Tensor | RowSums]:
             return {
                 "item_embedding.weight": RowSums(items, errors.unsqueeze(2) * weight, table.shape[1]),
-                "score.weight": errors.unsqueeze(1) @ found,
+                "score.weight": errors.unsqueeze(1) @ vectors,
                 "score.bias": errors.sum(1, keepdim=True),
             }
 
-        return torch.baddbmm(bias.unsqueeze(2), found, weight.mT).squeeze(2), gradients
+        return torch.baddbmm(bias.unsqueeze(2), vectors, weight.mT).squeeze(2), gradients
 
     def touched_squared_norm(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """``R(w)`` of a batch (arguments as in :meth:`forward`): item rows outside the batch do not count."""

@@ -129,8 +129,10 @@ class GramBuilder:
                 raise InputError(
                     f"recent_half_life is {half_life}, but the dataset has no column '{time}' of times; leave it 0"
                 )
-            each = gram.recency(users, rows.interactions[time][positive], half_life)
-            weights = each.new_zeros(len(pairs)).scatter_reduce(0, place, each, "amax")  # as of its latest
+            weight_of_row = gram.recency(users, rows.interactions[time][positive], half_life)
+            weights = weight_of_row.new_zeros(len(pairs)).scatter_reduce(
+                0, place, weight_of_row, "amax"
+            )  # as of its latest
         users, items = pairs // schema.item_num, pairs % schema.item_num
         known = Rows(users, items, torch.ones(len(items), dtype=torch.double), len(rows.users) + 1, schema.item_num)
         network = GramNetwork(known, self.settings, self.kind, weights)

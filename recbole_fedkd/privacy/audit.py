@@ -151,8 +151,8 @@ def audited(
     directions = np.random.default_rng(seed).standard_normal((canaries, numbers))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     inside = uniform(canaries) < 0.5
-    told = np.zeros(sum(sizes.values()))
-    told[:numbers] = directions[inside].sum(0)
+    summed = np.zeros(sum(sizes.values()))
+    summed[:numbers] = directions[inside].sum(0)
 
     own = PrivateRelease(replace(release.settings, epsilon=None, clip_quantile=None))  # whatever the run has spent
     own.clients, own.noise_multiplier = canaries, release.noise_multiplier
@@ -161,7 +161,7 @@ def audited(
     share = max(answers, 1) if isinstance(fold, WeightedMean) else 1
     statistics, place = {}, 0
     for name, size in sizes.items():
-        part = told[place : place + size].reshape(specs[name].shape) * own.clip.norm_of(name) / share
+        part = summed[place : place + size].reshape(specs[name].shape) * own.clip.norm_of(name) / share
         statistics[name] = torch.from_numpy(start.get(name, 0.0) + part)
         place += size
     heard = np.zeros(numbers)
@@ -170,8 +170,8 @@ def audited(
         assert out is not None
         moved = [(out[name].double().numpy() - start.get(name, 0.0)) / own.clip.norm_of(name) for name in sizes]
         heard += np.concatenate([each.ravel() for each in moved])[:numbers]
-    found = np.linalg.lstsq(directions.T, heard, rcond=None)[0]
-    order, half = np.argsort(found), canaries // 4
+    along = np.linalg.lstsq(directions.T, heard, rcond=None)[0]
+    order, half = np.argsort(along), canaries // 4
     right = int(inside[order[-half:]].sum() + (~inside[order[:half]]).sum()) if half else 0
     bound = epsilon_at_least(canaries, 2 * half, right, own.settings.delta)
     return CanaryAudit(canaries, 2 * half, right, bound, own.spent_by(rounds))

@@ -93,10 +93,12 @@ class MaskingClient:
         """Step 1: the public keys."""
         return _packed([[_public_bytes(self._sealing), _public_bytes(self._masking)]])
 
-    def shares(self, told: bytes) -> bytes:
+    def shares(self, keys_of_neighbours: bytes) -> bytes:
         """Step 2: sealed shares of both secrets for every neighbour, of whom the server has told the keys."""
         self._enter("shares")
-        self._public = {number: (sealing, masking) for number, sealing, masking in _unpacked(told, int, bytes, bytes)}
+        self._public = {
+            number: (sealing, masking) for number, sealing, masking in _unpacked(keys_of_neighbours, int, bytes, bytes)
+        }
         holders = sorted(self._public)
         if len(holders) < LEAST - 1:
             raise MaskingError(
@@ -112,11 +114,11 @@ class MaskingClient:
             sealed.append([holder, nonce + content])
         return _packed(sealed)
 
-    def masked(self, told: bytes, vector: Vector) -> bytes:
-        """Step 3: the vector under its masks; ``told`` are the shares that neighbours have sealed for this client."""
+    def masked(self, letters: bytes, vector: Vector) -> bytes:
+        """Step 3: the vector under its masks; ``letters`` are the shares that neighbours have sealed for this client."""
         self._enter("masked")
         total = vector.astype(np.uint64) + stream(self._seed, len(vector))
-        for sender, sealed in _unpacked(told, int, bytes):
+        for sender, sealed in _unpacked(letters, int, bytes):
             if sender not in self._public:
                 raise MaskingError(f"client {self.number} is to hold a share of client {sender}, who is no neighbour")
             try:
@@ -131,10 +133,10 @@ class MaskingClient:
         self._check_enough(len(self._held))
         return total.astype("<u8").tobytes()
 
-    def unmasking(self, told: bytes) -> bytes:
-        """Step 4: one share of every neighbour whose shares it holds; ``told`` are the numbers of those that have sent."""
+    def unmasking(self, senders: bytes) -> bytes:
+        """Step 4: one share of every neighbour whose shares it holds; ``senders`` are the numbers of those that have sent."""
         self._enter("unmasking")
-        sent = set(_unpacked(told))
+        sent = set(_unpacked(senders))
         self._check_enough(len(sent & self._held.keys()))
         return _packed(
             [
@@ -184,8 +186,8 @@ class MaskingServer:
     def keys(self, keys: Mapping[int, bytes]) -> dict[int, bytes]:
         """After step 1: to each client the keys of its neighbours."""
         self._check(keys, "sent keys")
-        for number, told in keys.items():
-            for sealing, masking in _unpacked(told, bytes, bytes):
+        for number, pairs in keys.items():
+            for sealing, masking in _unpacked(pairs, bytes, bytes):
                 self._public[number] = sealing, masking
         degree = self.degree if self.degree is not None else usual_degree(len(keys))
         self._tied = neighbours_of(sorted(keys), degree)
@@ -199,8 +201,8 @@ class MaskingServer:
         self._check(sealed, "sent shares")
         self._shared = set(sealed)
         letters: dict[int, list[list[Any]]] = {number: [] for number in sealed}
-        for sender, told in sealed.items():
-            for holder, content in _unpacked(told, int, bytes):
+        for sender, shares in sealed.items():
+            for holder, content in _unpacked(shares, int, bytes):
                 if holder in letters and holder in self._tied[sender]:
                     letters[holder].append([sender, content])
         return {number: _packed(each) for number, each in letters.items()}
@@ -213,8 +215,8 @@ class MaskingServer:
                 raise MaskingError(f"client {number} has sent {len(content)} bytes where {8 * self.length} were due")
             self._total += np.frombuffer(content, "<u8")
         self.summed = sorted(vectors)
-        told = {number: [other for other in self._tied[number] if other in vectors] for number in vectors}
-        return {number: _packed(others) for number, others in told.items()}
+        there = {number: [other for other in self._tied[number] if other in vectors] for number in vectors}
+        return {number: _packed(others) for number, others in there.items()}
 
     def unmasked(self, shares: Mapping[int, bytes]) -> Vector:
         """After step 4: the sum.
@@ -223,8 +225,8 @@ class MaskingServer:
             MaskingError: too few shares of a client's secret have come; nothing is known then.
         """
         held: dict[int, dict[int, bytes]] = {number: {} for number in self._shared}
-        for holder, told in shares.items():
-            for owner, share in _unpacked(told, int, bytes):
+        for holder, packed in shares.items():
+            for owner, share in _unpacked(packed, int, bytes):
                 if owner in held and holder in self._tied[owner]:
                     held[owner][holder] = share
         secret = {owner: self._secret(owner, each) for owner, each in held.items() if self._is_needed(owner)}
@@ -308,14 +310,14 @@ def _packed(content: Any) -> bytes:
     return made
 
 
-def _unpacked(told: bytes, *kinds: type) -> list[Any]:
+def _unpacked(packed: bytes, *kinds: type) -> list[Any]:
     """A list out of somebody else's bytes, each entry a row of these types; without types each is a number."""
     try:
-        rows = msgpack.unpackb(told, raw=False, max_array_len=2**20, max_ext_len=0)
+        rows = msgpack.unpackb(packed, raw=False, max_array_len=2**20, max_ext_len=0)
         for row in rows if isinstance(rows, list) else [None]:
             parts, due = (row, kinds) if kinds else ([row], (int,))
             if not isinstance(parts, list) or tuple(map(type, parts)) != due:
                 raise ValueError("it is not what this step sends")
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.exceptions.UnpackException) as error:
-        raise MaskingError(f"secure aggregation: {len(told)} bytes are no answer: {error}") from error
+        raise MaskingError(f"secure aggregation: {len(packed)} bytes are no answer: {error}") from error
     return list(rows)

@@ -168,7 +168,7 @@ class PrivateRelease(Release):
         self.releases += 1
         if self.spends is not None:
             self.spends(self.state_dict())
-        found = dict(start) if statistics is None else dict(statistics)
+        arrays = dict(start) if statistics is None else dict(statistics)
         # What clients have added by themselves is not added again.
         share, added = 1.0, float(self.settings.noise == "central")
         if isinstance(fold, WeightedMean):
@@ -179,7 +179,7 @@ class PrivateRelease(Release):
             name: _noised(value, start.get(name), share, added * self.deviation_of(name), specs[name])
             if name in specs
             else value
-            for name, value in found.items()
+            for name, value in arrays.items()
         }
         self._move()
         return released

@@ -75,7 +75,7 @@ class SecureClient:
             drawn = [discrete_gaussian(part.numel(), deviations[name]) for name, part in self.layout.items()]
             self._vector = self._vector + np.concatenate(drawn)
 
-    def answer(self, step: str, told: bytes) -> bytes:
+    def answer(self, step: str, content: bytes) -> bytes:
         """Its part of a step; with the first it begins anew, with keys that nobody has seen.
 
         Raises:
@@ -87,8 +87,8 @@ class SecureClient:
         if self._masking is None:
             raise MaskingError(f"client {self.number} has no keys, since it was started again; a round draws new ones")
         if step == SHARES:
-            return self._masking.shares(told)
-        return self._masking.masked(told, self._vector) if step == MASKED else self._masking.unmasking(told)
+            return self._masking.shares(content)
+        return self._masking.masked(content, self._vector) if step == MASKED else self._masking.unmasking(content)
 
 
 class SecureSum(Hidden):
@@ -193,23 +193,23 @@ class SecureSum(Hidden):
         """The clients that are in the sum, and the sum."""
         server = MaskingServer(sum(part.numel() for part in self._layout.values()), self.least)
         self.traffic = {number: (0, len(header.to_bytes())) for number, header in self._headers.items()}
-        told = server.keys(self._asked(KEYS, dict.fromkeys(self._headers, self.terms)))
-        told = server.shares(self._asked(SHARES, told))
-        self.seen = self._asked(MASKED, told)
+        letters = server.keys(self._asked(KEYS, dict.fromkeys(self._headers, self.terms)))
+        letters = server.shares(self._asked(SHARES, letters))
+        self.seen = self._asked(MASKED, letters)
         total = server.unmasked(self._asked(UNMASKING, server.masked(self.seen)))
         return server.summed, total
 
-    def _asked(self, step: str, told: Mapping[int, bytes]) -> dict[int, bytes]:
+    def _asked(self, step: str, letters: Mapping[int, bytes]) -> dict[int, bytes]:
         """What clients answer, with the bytes counted; those that fall silent are not in it."""
-        answers = (self.ask or self._ask_here)(step, told)
-        for number, content in told.items():
+        answers = (self.ask or self._ask_here)(step, letters)
+        for number, content in letters.items():
             down, up = self.traffic[number]
             counted = len(content) if step != KEYS or self.ask is not None else 0
             self.traffic[number] = down + counted, up + len(answers.get(number, b""))
         return dict(answers)
 
-    def _ask_here(self, step: str, told: Mapping[int, bytes]) -> dict[int, bytes]:
-        return {number: self._clients[number].answer(step, content) for number, content in told.items()}
+    def _ask_here(self, step: str, letters: Mapping[int, bytes]) -> dict[int, bytes]:
+        return {number: self._clients[number].answer(step, content) for number, content in letters.items()}
 
     def _check_layout(self, layout: _Layout) -> None:
         known = self._layout or layout
@@ -267,9 +267,9 @@ def check_secure(config: Mapping[str, object], strategy: Strategy, state: Server
     check_additive(strategy, "secure_aggregation=True")
     fold = strategy.empty(state, {0: 1, 1: 1})
     if type(fold) not in (Sums, WeightedMean):
-        knowledge = f" with knowledge={strategy.knowledge.name}" if strategy.exchanges_knowledge else ""
+        exchanged = f" with knowledge={strategy.knowledge.name}" if strategy.exchanges_knowledge else ""
         raise InputError(
-            f"secure_aggregation=True tells the server a sum alone, and strategy '{strategy.name}'{knowledge} keeps who has "
+            f"secure_aggregation=True tells the server a sum alone, and strategy '{strategy.name}'{exchanged} keeps who has "
             "said what; use fedavg, or knowledge=label or factors"
         )
     if codecs:

@@ -185,17 +185,17 @@ class FoldIn:
             )
             return scored[0]
 
-        found = learn(
+        learned_values = learn(
             learned, lambda changed: functional.cross_entropy(logits(changed, items), labels, reduction="sum")
         )
         with torch.no_grad():
-            scores: Tensor = logits(found, torch.arange(self.item_count)).softmax(-1) @ values
+            scores: Tensor = logits(learned_values, torch.arange(self.item_count)).softmax(-1) @ values
         return scores
 
     def _buffers_of_history(self, network: nn.Module, items: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """What a network holds of its users, of one with this history: the latest first, features unknown."""
         buffers = dict(network.named_buffers())
-        found = {}
+        own_buffers = {}
         for name in names_of(network, "user_buffers"):
             like = buffers[name]
             own = like.new_zeros(1, *like.shape[1:])
@@ -204,8 +204,8 @@ class FoldIn:
                 own[0, :kept] = items.flip(0)[:kept]
             elif name.endswith("history_labels"):
                 own[0, :kept] = functional.one_hot(labels.flip(0)[:kept], like.shape[2]).to(like)
-            found[name] = own
-        return found
+            own_buffers[name] = own
+        return own_buffers
 
     def _negatives(self, items: Tensor, count: int) -> Tensor:
         """Items that are not in the history, drawn by the run's seed."""
@@ -319,8 +319,8 @@ class FoldIn:
 
         def loss(rows: Mapping[str, Tensor]) -> Tensor:
             forget_cached(model)
-            found = call(model, changed(rows), "calculate_loss", batch)
-            parts = found if isinstance(found, tuple) else (found,)
+            losses = call(model, changed(rows), "calculate_loss", batch)
+            parts = losses if isinstance(losses, tuple) else (losses,)
             return torch.stack(parts).sum() * len(items)
 
         zeros = {name: torch.zeros_like(weights[name][:1]) for name in places}
@@ -399,19 +399,19 @@ def flat(scores: Tensor) -> Tensor:
 
 def learn(start: Mapping[str, Tensor], loss: Callable[[Mapping[str, Tensor]], Tensor]) -> dict[str, Tensor]:
     """The tensors that a loss and a standard normal prior prefer, by L-BFGS from where they start."""
-    found = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
-    if not found:
+    tensors = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
+    if not tensors:
         return {}
-    optimizer = torch.optim.LBFGS(list(found.values()), max_iter=STEPS, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(list(tensors.values()), max_iter=STEPS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        total = loss(found) + sum(value.square().sum() for value in found.values()) / 2
+        total = loss(tensors) + sum(value.square().sum() for value in tensors.values()) / 2
         total.backward()
         return total
 
     optimizer.step(closure)
-    return {name: value.detach() for name, value in found.items()}
+    return {name: value.detach() for name, value in tensors.items()}
 
 
 class _Method(nn.Module):

@@ -239,7 +239,7 @@ class Recommender:
         return scores
 
     def _ids(self, tokens: Sequence[str], known: Mapping[str, int], what: str) -> list[int]:
-        found = []
+        ids = []
         for token in tokens:
             number = known.get(token)
             if number is None:
@@ -249,8 +249,8 @@ class Recommender:
                     f"{what} '{token[:100]}' is not among the {len(known)} {what}s of dataset '{self.config['dataset']}'"
                     f"{close or other}"
                 )
-            found.append(number)
-        return found
+            ids.append(number)
+        return ids
 
     def _pairs(self, pairs: Any) -> tuple[list[str], list[str]]:
         if isinstance(pairs, pd.DataFrame):

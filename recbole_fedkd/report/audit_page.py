@@ -58,11 +58,11 @@ def _verdict(audit: Mapping[str, Any]) -> tuple[str, ...]:
         )
     else:
         first = f"The server learns something of which items a client has rated: AUC {worst:.2f}, where .50 is nothing."
-    told = [each["labels"] for each in seen if each["labels"] is not None]
+    exact = [each["labels"] for each in seen if each["labels"] is not None]
     rest = []
-    if told and max(told) > 0:
+    if exact and max(exact) > 0:
         rest.append(
-            f"How many ratings of each kind a client gave is told exactly for {100 * max(told):.0f} % of the clients."
+            f"How many ratings of each kind a client gave is told exactly for {100 * max(exact):.0f} % of the clients."
         )
     if all(each["masked"] for each in seen):
         rest.append("It gets messages under masks: of a single client nothing but numbers that look random.")
@@ -98,16 +98,16 @@ def _release(canaries: Mapping[str, Any] | None) -> tuple[Block, ...]:
                 soft=False,
             ),
         )
-    told = (
+    sentence = (
         f"The accountant says that all rounds together spend at most epsilon {canaries['accounted']:.3f}. One run of the "
         f"release with {canaries['canaries']} canaries, of which somebody who knows them all guessed {canaries['guesses']}, "
         f"{canaries['right']} rightly, shows at least {canaries['epsilon']:.3f} (95 % sure)."
     )
     if canaries["epsilon"] > canaries["accounted"]:
-        told += " More than is accounted: the release is broken, do not use it."
+        sentence += " More than is accounted: the release is broken, do not use it."
     else:
-        told += " The two agree: a bound from below that is under the bound from above."
-    return (Paragraph(told, soft=False),)
+        sentence += " The two agree: a bound from below that is under the bound from above."
+    return (Paragraph(sentence, soft=False),)
 
 
 def _settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:

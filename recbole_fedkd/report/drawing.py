@@ -71,7 +71,7 @@ class Canvas:
     axes: list[Axes]
     right: float = _RIGHT
     lines: dict[str, Any] = field(default_factory=dict)
-    told: list[tuple[Axes, float, float, int, str]] = field(default_factory=list)
+    marks: list[tuple[Axes, float, float, int, str]] = field(default_factory=list)
     name: str = ""
     title: str = ""
     caption: str = ""
@@ -91,7 +91,7 @@ class Canvas:
 
     def tell(self, x: float, y: float, row: int, text: str, panel: int = 0) -> None:
         """Say what a point of a panel, in its data's units, is."""
-        self.told.append((self.axes[panel], float(x), float(y), row, text))
+        self.marks.append((self.axes[panel], float(x), float(y), row, text))
 
     def _lay_out(self, beside: float) -> None:
         """Leave so many inches beside the panels free for the legend of the rows."""
@@ -127,7 +127,7 @@ class Canvas:
             self.figure.savefig(drawn, format="svg", metadata={"Date": None})
         height = self.figure.get_figheight() * 72
         points = []
-        for axes, x, y, row, text in self.told:
+        for axes, x, y, row, text in self.marks:
             place = axes.transData.transform((x, y))
             if axes.bbox.padded(1).contains(*place):
                 across, up = place * 72 / self.figure.dpi

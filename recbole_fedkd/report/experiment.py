@@ -279,13 +279,13 @@ def _note_mixed_rows(groups: tuple[Group, ...], notes: list[str]) -> None:
 def _scale(scale: Any, groups: tuple[Group, ...], notes: list[str]) -> Scale | None:
     if not isinstance(scale, Mapping):
         return None
-    found: dict[str, str | None] = {}
+    rows: dict[str, str | None] = {}
     for part in ("floor", "ceiling", "bytes"):
-        row = found[part] = None if scale.get(part) is None else str(scale[part])
+        row = rows[part] = None if scale.get(part) is None else str(scale[part])
         missing = [group.title for group in groups if row is not None and row not in group.rows]
         if missing:
             notes.append(f"The scale's {part} is the row '{row}', which has no run in: {'; '.join(missing)}.")
-    return Scale(found["floor"], found["ceiling"], found["bytes"])
+    return Scale(rows["floor"], rows["ceiling"], rows["bytes"])
 
 
 def _published(content: Mapping[str, Any], rows: set[str], notes: list[str]) -> Published | None:

@@ -106,7 +106,7 @@ def client_quality(group: Group, metrics: Sequence[str], size: Size | None = Non
         metrics: lower-case names.
         size: only these clients and rows; None for all.
     """
-    found = []
+    qualities = []
     references = {run.seed: run for run in group.runs[group.reference]}
     for row in group.rows if size is None else size.rows:
         placed = [(run, clients) for run in group.runs[row] if (clients := clients_of(run, group)) is not None]
@@ -127,7 +127,7 @@ def client_quality(group: Group, metrics: Sequence[str], size: Size | None = Non
                     gains.append(sign * client_means(clients, paired_users(run, other, metric)))
             gains = [each for each in gains if len(each)]
             if of_clients:
-                found.append(
+                qualities.append(
                     ClientQuality(
                         row=row,
                         metric=metric,
@@ -139,7 +139,7 @@ def client_quality(group: Group, metrics: Sequence[str], size: Size | None = Non
                         compared=sum(map(len, gains)),
                     )
                 )
-    return found
+    return qualities
 
 
 def client_means(clients: pd.Series, values: pd.Series) -> pd.Series:

@@ -106,15 +106,15 @@ def _group_section(
 
 def _settings(group: Group) -> list[Block]:
     """What the grid set for each row, folded away; settings that all rows share say nothing."""
-    found: dict[str, dict[str, str]] = {}
+    of_keys: dict[str, dict[str, str]] = {}
     for row in group.rows:
         for key, value in group.runs[row][0].settings.items():
             if key not in group.settings and key != "seed":
-                found.setdefault(key, {})[row] = as_text(value)
-    telling = [key for key, of_row in found.items() if len(of_row) < len(group.rows) or len(set(of_row.values())) > 1]
+                of_keys.setdefault(key, {})[row] = as_text(value)
+    telling = [key for key, of_row in of_keys.items() if len(of_row) < len(group.rows) or len(set(of_row.values())) > 1]
     if not telling:
         return []
-    rows = [(row, *(found[key].get(row, "") for key in telling)) for row in group.rows]
+    rows = [(row, *(of_keys[key].get(row, "") for key in telling)) for row in group.rows]
     table = text_table(("row", *telling), rows, f"Settings, {group.title}")
     return [Folded("What the rows set", (table,))]
 

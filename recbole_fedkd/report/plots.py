@@ -251,8 +251,8 @@ def _partition(partition: Mapping[str, Any]) -> Canvas:
         axes.bar(names, shares[:, label], bottom=below, color=shade, width=0.75, label=texts[label])
         for number, share in enumerate(shares[:, label]):
             if share:
-                told = f"client {number}, label {texts[label]}: {share:.0%}"
-                canvas.tell(number, below[number] + share / 2, -1, told, panel=1)
+                text = f"client {number}, label {texts[label]}: {share:.0%}"
+                canvas.tell(number, below[number] + share / 2, -1, text, panel=1)
         below += shares[:, label]
     axes.set_xlabel("client")
     axes.set_ylabel("share of labels")

@@ -59,7 +59,7 @@ def quality(group: Group) -> dict[tuple[str, str], Summary]:
         for row in group.rows
         for metric in metrics_of(group)
     }
-    return {place: summary(found) for place, found in values.items() if found}
+    return {place: summary(numbers) for place, numbers in values.items() if numbers}
 
 
 def best_of(group: Group, metric: str, means: Mapping[str, float]) -> set[str]:
@@ -73,9 +73,11 @@ def best_of(group: Group, metric: str, means: Mapping[str, float]) -> set[str]:
 
 def best_rows(group: Group) -> dict[str, set[str]]:
     """Per metric the rows with the best mean as printed; none where a single row has it or the protocols differ."""
-    found = quality(group)
+    summaries = quality(group)
     return {
-        metric: best_of(group, metric, {row: found[row, metric].mean for row in group.rows if (row, metric) in found})
+        metric: best_of(
+            group, metric, {row: summaries[row, metric].mean for row in group.rows if (row, metric) in summaries}
+        )
         for metric in metrics_of(group)
     }
 
@@ -86,29 +88,29 @@ def protocols_of(group: Group, metric: str) -> dict[str, list[str]]:
     What a protocol says in brackets at its end was counted on one split, and may differ between seeds: the first to the last
     of the counts are told.
     """
-    found: dict[str, list[str]] = {}
+    rows_of: dict[str, list[str]] = {}
     sentences: dict[str, str] = {}
     counted: dict[str, list[str]] = {}
     for run in group.all_runs:
         if metric in run.test:
             whole = run.protocols.get(metric, "protocol not recorded")
-            key, (told, counts) = comparable_protocol(whole), parted_protocol(whole)
-            sentences[key] = max(sentences.get(key, ""), told, key=len)
-            if run.row not in found.setdefault(key, []):
-                found[key].append(run.row)
+            key, (sentence, counts) = comparable_protocol(whole), parted_protocol(whole)
+            sentences[key] = max(sentences.get(key, ""), sentence, key=len)
+            if run.row not in rows_of.setdefault(key, []):
+                rows_of[key].append(run.row)
             if counts and counts not in counted.setdefault(key, []):
                 counted[key].append(counts)
-    return {" ".join([sentences[key], *_merged_counts(counted.get(key, []))]): rows for key, rows in found.items()}
+    return {" ".join([sentences[key], *_merged_counts(counted.get(key, []))]): rows for key, rows in rows_of.items()}
 
 
-def _merged_counts(told: Sequence[str]) -> list[str]:
+def _merged_counts(texts: Sequence[str]) -> list[str]:
     """One text for several that differ in their numbers alone, with each number's range; else all of them."""
-    if len({re.sub(r"\d+", "#", text) for text in told}) != 1:
-        return list(told)
-    numbers = zip(*([int(number) for number in re.findall(r"\d+", text)] for text in told), strict=True)
+    if len({re.sub(r"\d+", "#", text) for text in texts}) != 1:
+        return list(texts)
+    numbers = zip(*([int(number) for number in re.findall(r"\d+", text)] for text in texts), strict=True)
     ranges = iter(["{} to {}".format(*ends) if (ends := (min(each), max(each)))[0] < ends[1] else str(ends[0])
                    for each in numbers])  # fmt: skip
-    return [re.sub(r"\d+", lambda _: next(ranges), told[0])]
+    return [re.sub(r"\d+", lambda _: next(ranges), texts[0])]
 
 
 def protocol_sentences(group: Group) -> list[str]:
@@ -122,23 +124,23 @@ def protocol_sentences(group: Group) -> list[str]:
         else:
             usual = max(protocols, key=lambda text: len(protocols[text]))
             crowd = {usual} if len(protocols[usual]) > 3 else set()
-            told = "; ".join(
+            listing = "; ".join(
                 f"{text} ({'all other rows' if text in crowd else ', '.join(rows)})" for text, rows in protocols.items()
             )
             differing.append(
-                f"{usual_name(metric)}: the protocol differs between rows, so that they do not compare: {told}."
+                f"{usual_name(metric)}: the protocol differs between rows, so that they do not compare: {listing}."
             )
     return [f"{', '.join(names)}: {text}." for text, names in shared.items()] + differing
 
 
 def quality_table(group: Group, comparisons: Sequence[Comparison] = ()) -> Table:
     """The quality of each row by every metric; it holds no times, so that it does not depend on the machine."""
-    found, best, tests = quality(group), best_rows(group), by_place(comparisons)
+    summaries, best, tests = quality(group), best_rows(group), by_place(comparisons)
     columns: dict[str, Sequence[Cell | str]] = {}
     for metric in metrics_of(group):
         cells = columns[heading(metric)] = []
         for row in group.rows:
-            mine = found.get((row, metric))
+            mine = summaries.get((row, metric))
             text = NONE if mine is None else mean_and_deviation(mine)
             if mine is not None and mine.count != len(group.runs[row]):
                 text += f" (n = {mine.count})"
@@ -172,13 +174,13 @@ def published_table(group: Group, published: Published) -> Table | None:
     rows = [row for row in group.rows if row in published.rows]
     if not rows or any(group.settings.get(key) != value for key, value in published.settings.items()):
         return None
-    found = quality(group)
+    summaries = quality(group)
     columns: dict[str, Sequence[Cell | str]] = {}
     for name in dict.fromkeys(str(name) for row in rows for name in published.rows[row]):
         columns[f"{name}, published"] = column([published.rows[row].get(name) for row in rows], as_text)
         ours = published.metrics.get(name, name.lower())
         if ours in metrics_of(group):
-            measured = [found.get((row, ours)) for row in rows]
+            measured = [summaries.get((row, ours)) for row in rows]
             columns[f"{usual_name(ours)}, measured"] = column(measured, mean_and_deviation)
     return Table.of_columns(rows, columns, f"Published and measured, {group.title}")
 
@@ -186,8 +188,8 @@ def published_table(group: Group, published: Published) -> Table | None:
 def trend(tests: Sequence[Comparison]) -> str:
     """``better`` or ``worse`` than the reference where a test tells the rows apart; else empty."""
     units = significant_units(tests)
-    told = next((each for each in tests if each.unit in units), None)
-    return "" if told is None else "better" if told.better else "worse"
+    decided = next((each for each in tests if each.unit in units), None)
+    return "" if decided is None else "better" if decided.better else "worse"
 
 
 def hint(tests: Sequence[Comparison]) -> str:
@@ -195,16 +197,16 @@ def hint(tests: Sequence[Comparison]) -> str:
     if not tests:
         return ""
     units = " and over ".join(significant_units(tests))
-    told = f"significant over {units}" if units else "not significant"
-    return f"{signed(tests[0].difference)} against {tests[0].reference}, {told}"
+    verdict = f"significant over {units}" if units else "not significant"
+    return f"{signed(tests[0].difference)} against {tests[0].reference}, {verdict}"
 
 
 def by_place(comparisons: Sequence[Comparison]) -> dict[tuple[str, str], list[Comparison]]:
     """The comparisons of each row and metric."""
-    found: dict[tuple[str, str], list[Comparison]] = {}
+    placed: dict[tuple[str, str], list[Comparison]] = {}
     for each in comparisons:
-        found.setdefault((each.row, each.metric), []).append(each)
-    return found
+        placed.setdefault((each.row, each.metric), []).append(each)
+    return placed
 
 
 def significance_table(comparisons: Sequence[Comparison]) -> Table:
@@ -215,8 +217,8 @@ def significance_table(comparisons: Sequence[Comparison]) -> Table:
             t, w = (next(each for each in tests if (each.unit, each.test) == (unit, name))
                     for name in ("paired t", "Wilcoxon"))  # fmt: skip
             numbers = [t.p, t.corrected, w.p, w.corrected]
-            told = [row, usual_name(metric), unit, str(t.count), signed(t.difference), *map(probability, numbers)]
-            rows.append(tuple(map(Cell, told)))
+            cells = [row, usual_name(metric), unit, str(t.count), signed(t.difference), *map(probability, numbers)]
+            rows.append(tuple(map(Cell, cells)))
     header = ("row", "metric", "pairs", "number", "difference", "t: p", "t: p corrected", "Wilcoxon: p",
               "Wilcoxon: p corrected")  # fmt: skip
     return Table(header, tuple(rows), "Every test")
@@ -246,11 +248,11 @@ def significance_sentences(group: Group, comparisons: Sequence[Comparison], name
 def quality_lines(group: Group) -> Iterator[dict[str, Any]]:
     """One line per row and metric, in full precision."""
     best = best_rows(group)
-    for (row, metric), found in quality(group).items():
-        told = [text for text, rows in protocols_of(group, metric).items() if row in rows]
+    for (row, metric), measured in quality(group).items():
+        texts = [text for text, rows in protocols_of(group, metric).items() if row in rows]
         yield {
-            "row": row, "metric": metric, "better": direction(metric), "mean": found.mean, "deviation": found.deviation,
-            "seeds": found.count, "best": int(row in best[metric]), "protocol": "; ".join(told),
+            "row": row, "metric": metric, "better": direction(metric), "mean": measured.mean, "deviation": measured.deviation,
+            "seeds": measured.count, "best": int(row in best[metric]), "protocol": "; ".join(texts),
         }  # fmt: skip
 
 

@@ -24,15 +24,15 @@ _ORIGIN = re.compile(r", three quarters of the scale \S+")
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
-def parted_protocol(told: str) -> tuple[str, str]:
+def parted_protocol(protocol: str) -> tuple[str, str]:
     """A protocol, and what was counted on the split of one seed, in brackets at its end or empty."""
-    protocol, bracket, counts = told.partition(" [")
+    protocol, bracket, counts = protocol.partition(" [")
     return protocol, bracket.strip() + counts
 
 
-def comparable_protocol(told: str) -> str:
+def comparable_protocol(protocol: str) -> str:
     """What two protocols have in common that judge alike."""
-    return _ORIGIN.sub("", parted_protocol(told)[0])
+    return _ORIGIN.sub("", parted_protocol(protocol)[0])
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ class Run:
 
     def protocol(self, metric: str) -> str | None:
         """How a test metric came about, alike for all that was judged alike; None where that is not known."""
-        told = self.protocols.get(metric)
-        return None if told is None else comparable_protocol(told)
+        protocol = self.protocols.get(metric)
+        return None if protocol is None else comparable_protocol(protocol)
 
     @property
     def best_valid(self) -> float | None:
@@ -245,7 +245,7 @@ def run_of(
 def _numbers(name: str, value: Any) -> list[tuple[str, float]]:
     """The finite numbers of an optional part, each by the names that lead to it."""
     if isinstance(value, Mapping):
-        return [found for key, inner in value.items() for found in _numbers(f"{name} {key}".lower(), inner)]
+        return [number for key, inner in value.items() for number in _numbers(f"{name} {key}".lower(), inner)]
     usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return [(name, float(value))] if usable else []
 

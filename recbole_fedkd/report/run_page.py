@@ -81,15 +81,15 @@ def _word(run: Run) -> str:
 
 def _verdict(run: Run, group: Group, finished: bool) -> list[str]:
     """What the run reached, what it cost, and who was missing."""
-    told = []
+    sentences = []
     if run.test:
         reached = ", ".join(f"{usual_name(metric)} {run.test[metric]:.4f}" for metric in main_metrics(group))
-        told.append(f"{run.row} reached {reached} on the test rows.")
+        sentences.append(f"{run.row} reached {reached} on the test rows.")
     elif run.best_valid is not None:
         reached = f"{usual_name(run.valid_metric)} {run.best_valid:.4f}"
-        told.append(f"{run.row} has reached {reached} in validation{'' if finished else '; it is not finished'}.")
+        sentences.append(f"{run.row} has reached {reached} in validation{'' if finished else '; it is not finished'}.")
     else:
-        told.append(f"{run.row} was not validated{'' if finished else ' yet; it is not finished'}.")
+        sentences.append(f"{run.row} was not validated{'' if finished else ' yet; it is not finished'}.")
     best = "" if run.best_round is None else f"; the best is {_word(run)} {run.best_round}"
     down, up = sum(each.bytes_down for each in run.rounds), sum(each.bytes_up for each in run.rounds)
     sent = "One model on all data, without a network"
@@ -97,21 +97,21 @@ def _verdict(run: Run, group: Group, finished: bool) -> list[str]:
         sent = f"Sent {byte_count(run.total_bytes)}" if run.total_bytes else "Sent nothing"
         sent += f" ({byte_count(down)} down, {byte_count(up)} up)" if run.total_bytes else ""
     engine = f", on engine {run.engine}" if run.engine else ""
-    told.append(
+    sentences.append(
         f"{sent}; {counted(len(run.rounds), _word(run))} in {duration(run.training_seconds)} of training{engine}{best}."
     )
     values = _of_clients(run, group)
     if values is not None and len(values) > 1:
         metric = str(values.name)
         worst = values.idxmax() if lower_is_better(metric) else values.idxmin()
-        told.append(
+        sentences.append(
             f"The worst of {counted(len(values), 'client')} in {usual_name(metric)} is client {worst:.0f} with "
             f"{values[worst]:.4f}; their mean is {values.mean():.4f}."
         )
     missing = sum(len(each.missing) for each in run.rounds)
     if missing:
-        told.append(f"Clients were left out of a round {counted(missing, 'time')}; see below.")
-    return told
+        sentences.append(f"Clients were left out of a round {counted(missing, 'time')}; see below.")
+    return sentences
 
 
 def _results(run: Run, group: Group) -> list[Block]:
@@ -240,11 +240,11 @@ def _clients(run: Run, group: Group) -> list[Block]:
 
 
 def _left_out(reasons: dict[str, list[str]]) -> Sequence[str]:
-    told = [
+    lines = [
         f"{who} ({'round' if len(rounds) == 1 else 'rounds'} {', '.join(rounds[:8])}{', ...' if len(rounds) > 8 else ''})"
         for who, rounds in list(reasons.items())[:20]
     ]
-    return [*told, f"and {len(reasons) - 20} more"] if len(reasons) > 20 else told
+    return [*lines, f"and {len(reasons) - 20} more"] if len(reasons) > 20 else lines
 
 
 def _commands(folder: Path, finished: bool) -> list[Block]:

@@ -176,8 +176,10 @@ def compare(group: Group, metrics: Sequence[str], reference: str | None = None) 
             for unit, differences in (("seeds", by_seed), ("users", user_differences(judged, metric))):
                 for name, test in TESTS.items():
                     mean = float(differences.mean()) if len(differences) else math.nan
-                    found = Comparison(row, reference, metric, unit, name, len(differences), mean, test(differences))
-                    families.setdefault((unit, name), []).append(found)
+                    comparison = Comparison(
+                        row, reference, metric, unit, name, len(differences), mean, test(differences)
+                    )
+                    families.setdefault((unit, name), []).append(comparison)
     return [
         replace(comparison, corrected=corrected)
         for family in families.values()

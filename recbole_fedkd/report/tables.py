@@ -57,11 +57,11 @@ from recbole_fedkd.report.statistics import Comparison, Summary, lower_is_better
 
 def overview_table(group: Group, comparisons: Sequence[Comparison], scale: Scale | None) -> Table:
     """Quality by the main metrics, bytes, rounds and seconds of each row: what a reader looks for first."""
-    found, best, tests, costs = quality(group), best_rows(group), by_place(comparisons), costs_of(group)
+    summaries, best, tests, costs = quality(group), best_rows(group), by_place(comparisons), costs_of(group)
     columns: dict[str, Sequence[Cell | str]] = {}
     for metric in main_metrics(group):
         columns[heading(metric)] = [
-            _quality_cell(found.get((row, metric)), row in best[metric], tests.get((row, metric), []))
+            _quality_cell(summaries.get((row, metric)), row in best[metric], tests.get((row, metric), []))
             for row in group.rows
         ]
     columns |= _extra_columns(group)
@@ -85,11 +85,11 @@ def overview_table(group: Group, comparisons: Sequence[Comparison], scale: Scale
     return Table.of_columns(group.rows, columns, f"Overview, {group.title}")
 
 
-def _quality_cell(found: Summary | None, best: bool, tests: Sequence[Comparison]) -> Cell:
-    if found is None:
+def _quality_cell(measured: Summary | None, best: bool, tests: Sequence[Comparison]) -> Cell:
+    if measured is None:
         return Cell(NONE)
-    spread = "" if math.isnan(found.deviation) else f"±{found.deviation:.4f}"
-    return Cell(f"{found.mean:.4f}", best, spread, trend(tests), hint(tests))
+    spread = "" if math.isnan(measured.deviation) else f"±{measured.deviation:.4f}"
+    return Cell(f"{measured.mean:.4f}", best, spread, trend(tests), hint(tests))
 
 
 def _extra_columns(group: Group) -> dict[str, Sequence[Cell | str]]:
@@ -111,15 +111,15 @@ def _extra_columns(group: Group) -> dict[str, Sequence[Cell | str]]:
 
 def overview_sentence(group: Group, tested: bool) -> str:
     """What the overview's numbers and signs are."""
-    told = [
+    sentences = [
         "Mean ± sample standard deviation over the seeds; bytes up and down over all clients until the judged round."
     ]
     if tested:
-        told.append(
+        sentences.append(
             f"▲ better, ▼ worse than {group.reference} (the reference): below 0.05 after Holm's correction in the paired "
             "t-test over seeds or in Wilcoxon's test over users; no sign: not told apart."
         )
-    return " ".join([*told, "The best of a column is bold and underlined."])
+    return " ".join([*sentences, "The best of a column is bold and underlined."])
 
 
 # The clients
@@ -133,22 +133,22 @@ def client_blocks(group: Group) -> list[Block]:
     shown = {each.row for each in everyone}
     borrowed = [row for row in group.rows if row in shown and not any("client" in run.users for run in group.runs[row])]
     missing = [row for row in group.rows if row not in shown]
-    told = [
+    sentences = [
         "A client's metric is the mean over its users that are judged by it. Shown are the mean over the clients and the "
         f"worst client, each ± the sample standard deviation over seeds, and against {group.reference}, with the same "
         "seed and users, the mean difference and in brackets how many clients are better off, over all seeds. Best in bold."
     ]
     if borrowed:
-        told.append(
+        sentences.append(
             f"Users of {', '.join(borrowed)}, which recorded no clients, count to those that they have in other rows."
         )
     if missing:
-        told.append(f"Without clients or metrics of single users, and left out: {', '.join(missing)}.")
+        sentences.append(f"Without clients or metrics of single users, and left out: {', '.join(missing)}.")
     blocks: list[Block] = [Heading("All clients"), _client_table(group, everyone, "All clients")]
-    blocks.append(Paragraph(" ".join(told)))
+    blocks.append(Paragraph(" ".join(sentences)))
     for size in sizes_of(group):
-        found = client_quality(group, metrics_of(group), size)
-        if not found:
+        qualities = client_quality(group, metrics_of(group), size)
+        if not qualities:
             continue
         others = [row for row in size.rows if any(run.student_pool != size.pool for run in group.runs[row])]
         sentence = f"Clients {_numbers(group, size)}, which have this student."
@@ -157,9 +157,9 @@ def client_blocks(group: Group) -> list[Block]:
         # Which size of how many, and in which keys it differs from the row's own.
         own = ", ".join(f"{key}: {as_text(value)}" for key, value in size.pool[size.place].items())
         title = f"Students {size.place + 1} of {len(size.pool)} ({own or 'the keys of the row'})"
-        blocks += [Heading(title), _client_table(group, found, title), Paragraph(sentence)]
-    sentences = size_sentences(group)
-    return [*blocks, Bullets(tuple(sentences))] if sentences else blocks
+        blocks += [Heading(title), _client_table(group, qualities, title), Paragraph(sentence)]
+    gains = size_sentences(group)
+    return [*blocks, Bullets(tuple(gains))] if gains else blocks
 
 
 def _numbers(group: Group, size: Size) -> str:
@@ -171,11 +171,11 @@ def _numbers(group: Group, size: Size) -> str:
     return ", ".join([*numbers[:8], *(["..."] if len(numbers) > 8 else [])])
 
 
-def _client_table(group: Group, found: Sequence[ClientQuality], label: str) -> Table:
-    places = {(each.row, each.metric): each for each in found}
-    rows = list(dict.fromkeys(each.row for each in found))
+def _client_table(group: Group, qualities: Sequence[ClientQuality], label: str) -> Table:
+    places = {(each.row, each.metric): each for each in qualities}
+    rows = list(dict.fromkeys(each.row for each in qualities))
     columns: dict[str, Sequence[Cell | str]] = {}
-    for metric in sorted({each.metric for each in found}, key=metrics_of(group).index):
+    for metric in sorted({each.metric for each in qualities}, key=metrics_of(group).index):
         own = [places.get((row, metric)) for row in rows]
         for part, name in (("mean", heading(metric)), ("worst", f"{usual_name(metric)}, worst client")):
             values: dict[str, Summary] = {each.row: getattr(each, part) for each in own if each}
@@ -201,15 +201,15 @@ def size_sentences(group: Group) -> list[str]:
                 gains.setdefault((each.row, each.metric), {})[size.place + 1] = better
     sentences = []
     for row in dict.fromkeys(row for row, _ in gains):
-        told: dict[str, list[str]] = {}
+        gains_in: dict[str, list[str]] = {}
         for metric in (metric for name, metric in gains if name == row):
             sizes = [str(number) for number, better in gains[row, metric].items() if better]
             if len(sizes) == len(gains[row, metric]):
                 where = "students of every size gain"
             else:
                 where = f"only students of size {', '.join(sizes)} gain" if sizes else "students of no size gain"
-            told.setdefault(where, []).append(usual_name(metric))
-        parts = "; ".join(f"in {', '.join(names)} {where}" for where, names in told.items())
+            gains_in.setdefault(where, []).append(usual_name(metric))
+        parts = "; ".join(f"in {', '.join(names)} {where}" for where, names in gains_in.items())
         sentences.append(f"{row} against {group.reference}, means over clients and seeds: {parts}.")
     return sentences
 
@@ -295,8 +295,14 @@ def cost_lines(group: Group, named_reference: bool) -> Iterator[dict[str, Any]]:
     score = f"the best validation score of {group.reference}"
     quantities = _SPENT | ({f"{name} to {score}": of for name, of in _REACHED.items()} if named_reference else {})
     for name, value in quantities.items():
-        for row, found in zip(group.rows, _summaries(group, value), strict=True):
-            yield {"row": row, "quantity": name, "mean": found.mean, "deviation": found.deviation, "seeds": found.count}
+        for row, spent in zip(group.rows, _summaries(group, value), strict=True):
+            yield {
+                "row": row,
+                "quantity": name,
+                "mean": spent.mean,
+                "deviation": spent.deviation,
+                "seeds": spent.count,
+            }
 
 
 # Bytes against quality
@@ -314,11 +320,11 @@ def scale_fronts(group: Group) -> dict[str, set[str]]:
 
 def scale_blocks(group: Group, scale: Scale) -> list[Block]:
     """Quality, the share of the way from floor to ceiling that it closes, bytes, and their share of the unit's."""
-    found = quality(group)
+    summaries = quality(group)
     columns: dict[str, Sequence[Cell | str]] = {}
     for metric, front in scale_fronts(group).items():
         columns[heading(metric)] = [
-            Cell(f"{found[row, metric].mean:.4f}" if (row, metric) in found else NONE, row in front)
+            Cell(f"{summaries[row, metric].mean:.4f}" if (row, metric) in summaries else NONE, row in front)
             for row in group.rows
         ]
         if scale.floor and scale.ceiling:
@@ -326,9 +332,11 @@ def scale_blocks(group: Group, scale: Scale) -> list[Block]:
             columns[f"{usual_name(metric)}, closed"] = _shares(group, closed)
     moved = _summaries(group, lambda each: each.judged_bytes)
     columns["bytes until the best round"] = column([each.mean for each in moved], "{:,.0f}".format)
-    told = ["Means over seeds; in bold the front: no other row is at least as good in this metric for fewer bytes."]
+    sentences = [
+        "Means over seeds; in bold the front: no other row is at least as good in this metric for fewer bytes."
+    ]
     if scale.floor and scale.ceiling:
-        told.append(
+        sentences.append(
             f"Closed is (row - {scale.floor}) / ({scale.ceiling} - {scale.floor}), the share of the distance from "
             f"{scale.floor} to {scale.ceiling}, computed within each seed and then averaged; it is below 0 for a row worse "
             f"than {scale.floor} and above 100 % for one better than {scale.ceiling}."
@@ -336,19 +344,19 @@ def scale_blocks(group: Group, scale: Scale) -> list[Block]:
     if scale.bytes_row is not None:
         shares = [share_of_bytes(group, row, scale.bytes_row) for row in group.rows]
         columns[f"share of the bytes of {scale.bytes_row}"] = _shares(group, shares)
-        told.append(
+        sentences.append(
             f"Bytes are up and down over all clients, and their share of those of {scale.bytes_row} is computed "
             "within each seed and then averaged too."
         )
-    return [Table.of_columns(group.rows, columns, f"Bytes and quality, {group.title}"), Paragraph(" ".join(told))]
+    return [Table.of_columns(group.rows, columns, f"Bytes and quality, {group.title}"), Paragraph(" ".join(sentences))]
 
 
-def _shares(group: Group, found: Sequence[Summary]) -> list[str]:
+def _shares(group: Group, summaries: Sequence[Summary]) -> list[str]:
     """Shares in per cent, with the number of seeds where it is not the row's."""
-    texts = column([each.mean for each in found], percent)
+    texts = column([each.mean for each in summaries], percent)
     return [
         f"{text} (n = {each.count})" if each.count and each.count != len(group.runs[row]) else text
-        for row, text, each in zip(group.rows, texts, found, strict=True)
+        for row, text, each in zip(group.rows, texts, summaries, strict=True)
     ]
 
 
@@ -356,12 +364,12 @@ def scale_lines(group: Group, scale: Scale) -> Iterator[dict[str, Any]]:
     """One line per row and metric, in full precision."""
     fronts = scale_fronts(group)
     moved = dict(zip(group.rows, _summaries(group, lambda each: each.judged_bytes), strict=True))
-    for (row, metric), found in quality(group).items():
+    for (row, metric), measured in quality(group).items():
         if metric in fronts:
             closed = share_closed(group, row, metric, scale.floor, scale.ceiling)
             share = share_of_bytes(group, row, scale.bytes_row)
             yield {
-                "row": row, "metric": metric, "better": direction(metric), "mean": found.mean, "seeds": found.count,
+                "row": row, "metric": metric, "better": direction(metric), "mean": measured.mean, "seeds": measured.count,
                 "closed": closed.mean, "closed_seeds": closed.count, "bytes": moved[row].mean,
                 "share_of_bytes": share.mean, "share_of_bytes_seeds": share.count, "front": int(row in fronts[metric]),
             }  # fmt: skip

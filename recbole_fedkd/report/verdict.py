@@ -33,7 +33,7 @@ def verdict(group: Group, comparisons: Sequence[Comparison], scale: Scale | None
     metric = verdict_metric(group)
     if metric is None:
         return ("No run has a test result, so there is nothing to judge.",)
-    means = {row: found.mean for (row, each), found in quality(group).items() if each == metric}
+    means = {row: measured.mean for (row, each), measured in quality(group).items() if each == metric}
     name = usual_name(metric)
     if len(means) == 1:
         (row,) = means
@@ -47,7 +47,7 @@ def verdict(group: Group, comparisons: Sequence[Comparison], scale: Scale | None
     best, ties = order[0], [row for row in order if row in best_of(group, metric, means)]
     tests = by_place(compare(group, [metric], best))
     shared = f" (as printed it shares this place with {listed(ties[1:])})" if len(ties) > 1 else ""
-    told = [
+    sentences = [
         f"{named(best)} is best in {name}: {_value(group, best, metric)}{shared}, {_against_others(tests, order[1:], metric)}.",
         _cost(group, best),
     ]
@@ -55,30 +55,30 @@ def verdict(group: Group, comparisons: Sequence[Comparison], scale: Scale | None
     sending = [row for row in order if places[row][0]]
     top = next(iter(sending), None)
     if top is not None and top != best:
-        told.append(
+        sentences.append(
             f"Of the rows that send something, {named(top)} is best: {_value(group, top, metric)}, "
             f"{_against(tests.get((top, metric), []), best)}. {_cost(group, top)}"
         )
-    told += _cheaper(group, metric, top, order)
+    sentences += _cheaper(group, metric, top, order)
     if scale is not None and scale.floor and scale.ceiling and top is not None:
         closed = share_closed(group, top, metric, scale.floor, scale.ceiling)
         if closed.count:
-            told.append(
+            sentences.append(
                 f"{named(top)} closes {percent(closed.mean)} of the distance from {named(scale.floor)} to "
                 f"{named(scale.ceiling)}."
             )
-    trends = [trend(found) for (_, each), found in by_place(comparisons).items() if each == metric]
+    trends = [trend(measured) for (_, each), measured in by_place(comparisons).items() if each == metric]
     if trends and group.reference != best:
-        told.append(
+        sentences.append(
             f"Against the reference, {named(group.reference)}, of {counted(len(trends), 'row')} {trends.count('better')} are "
             f"significantly better and {trends.count('worse')} significantly worse in {name}."
         )
-    return tuple(told)
+    return tuple(sentences)
 
 
 def _value(group: Group, row: str, metric: str) -> str:
-    found = quality(group)[row, metric]
-    return f"{mean_and_deviation(found)} over {counted(found.count, 'seed')}"
+    measured = quality(group)[row, metric]
+    return f"{mean_and_deviation(measured)} over {counted(measured.count, 'seed')}"
 
 
 def _cost(group: Group, row: str) -> str:
@@ -135,8 +135,8 @@ def _cheaper(group: Group, metric: str, top: str | None, order: Sequence[str]) -
     front = front_rows({row: places[row] for row in order if places[row][0]}, not lower_is_better(metric))
     tests = by_place(compare(group, [metric], top))
     for row in front[: front.index(top)] if top in front else []:
-        found = tests.get((row, metric), [])
-        if any(each.made for each in found) and not significant_units(found):
+        compared = tests.get((row, metric), [])
+        if any(each.made for each in compared) and not significant_units(compared):
             share = percent((places[row][0] or 0.0) / (places[top][0] or 1.0))
             return [
                 f"No test tells it from {named(row)}, which sends {share} of its bytes: {_value(group, row, metric)}."

@@ -147,11 +147,11 @@ def _choices(text: str, where: str) -> tuple[Any, ...]:
         raise InputError(f"{where}: choice takes a list such as [a,b,c], not '{text}'")
     read = tuple(parse_value(value) if isinstance(value, str) else value for value in values)
     try:
-        told = [_canonical(value) for value in read]
+        texts = [_canonical(value) for value in read]
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: '{text}' holds what JSON cannot: {error}") from error
-    for each in told:
-        if told.count(each) > 1:
+    for each in texts:
+        if texts.count(each) > 1:
             raise InputError(f"{where}: {each} stands in the choice twice")
     return read
 

@@ -93,12 +93,12 @@ class Search:
     def identity(self) -> str:
         """What a search that goes on must share with the one before; the number of trials may grow."""
         given = FedKDConfig.read_given(list(self.config_files), None, self.keys)
-        told = {key: value for key, value in given.items() if key not in keys_with("aside")}
+        computed = {key: value for key, value in given.items() if key not in keys_with("aside")}
         lines = sorted(
             f"{parameter.name} {parameter.kind} {parameter.choices or parameter.numbers}"
             for parameter in self.parameters
         )
-        return json.dumps([self.algorithm, lines, told], sort_keys=True, default=str)
+        return json.dumps([self.algorithm, lines, computed], sort_keys=True, default=str)
 
     def values(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
         """Config keys of a trial from what optuna drew."""
@@ -178,10 +178,10 @@ def _search(search: Search, out: Path, trials: int | None, stream: TextIO) -> di
         try:
             score = _score(search, trial)
         except Exception as error:  # also RecBole's own, of parameters that do not go together
-            told = str(error) if isinstance(error, InputError | TrainingError) else f"{type(error).__name__}: {error}"
-            trial.set_user_attr("error", told)
+            reason = str(error) if isinstance(error, InputError | TrainingError) else f"{type(error).__name__}: {error}"
+            trial.set_user_attr("error", reason)
             study.tell(trial, state=TrialState.FAIL)
-            said = f"failed: {told}"
+            said = f"failed: {reason}"
         else:
             study.tell(trial, score)
             said = f"{search.metric} {score:.6g}"

@@ -18,7 +18,7 @@ from recbole_fedkd.federated.server import Release
 from recbole_fedkd.federation import Population, build_engine
 from recbole_fedkd.limits import refuse_mixed_precision
 from recbole_fedkd.machines.processes import ProcessesEngine, obstacle
-from recbole_fedkd.rounds import EpochRecord, told
+from recbole_fedkd.rounds import EpochRecord, number_of
 from recbole_fedkd.trainer.checkpointed import CheckpointTrainer
 
 
@@ -114,7 +114,7 @@ class FedKDTrainer(CheckpointTrainer):
         bar = tqdm(
             total=sum(samples[number] for number in chosen) * self.config["local_epochs"],
             ncols=100,
-            desc=set_color(f"Round {told(epoch_idx):>5}", "pink"),
+            desc=set_color(f"Round {number_of(epoch_idx):>5}", "pink"),
             unit="sample",
             unit_scale=True,
             disable=not show_progress,
@@ -135,14 +135,14 @@ class FedKDTrainer(CheckpointTrainer):
             except RuntimeError as error:
                 refuse_mixed_precision(self.config, error)
                 raise
-            left = np.mean([record.seconds for record in self.records] or [bar.format_dict["elapsed"]])
+            left = np.mean([record.seconds for record in self.rounds] or [bar.format_dict["elapsed"]])
             left *= self.epochs - epoch_idx - 1
             bar.set_postfix_str(f"loss {report.loss:.4f}, {moved} B, <= {left:.0f} s left")
         self._report = report
         if report.missing:
             left_out = f"{len(report.missing)} of {len(chosen)} clients left out"
             secret = self._release is not None and self._release.samples
-            self.logger.warning(f"round {told(epoch_idx)}: {left_out}{'' if secret else f': {report.reasons}'}")
+            self.logger.warning(f"round {number_of(epoch_idx)}: {left_out}{'' if secret else f': {report.reasons}'}")
         self.tensorboard.add_scalar("Bytes/Round", report.total_bytes, epoch_idx)
         return report.loss
 

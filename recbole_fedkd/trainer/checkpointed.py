@@ -64,8 +64,8 @@ from recbole_fedkd.rounds import (
     NumberedLogger,
     add_clients,
     client_line,
+    number_of,
     record_of,
-    told,
     without_clients,
 )
 
@@ -100,7 +100,7 @@ class CheckpointTrainer(Trainer):
         self.wandblogger = NumberedBoard(self.wandblogger)
         self.run_folder = Path(config["checkpoint_dir"]) / (config["run_name"] or new_run_name(config))
         self.saved_model_file = str(self.run_folder / BEST)
-        self.records: list[EpochRecord] = []
+        self.rounds: list[EpochRecord] = []
         self._judges: dict[str, Judge] = {}
         self._train_data: Any = None
         self._resumed_random: dict[str, Any] | None = None
@@ -197,7 +197,7 @@ class CheckpointTrainer(Trainer):
         started = perf_counter()
         loss: float | tuple[float, ...] = self._train_once(train_data, epoch_idx, loss_func, show_progress)
         total = float(sum(loss)) if isinstance(loss, tuple) else float(loss or 0.0)
-        self.records.append(self._record(perf_counter() - started, total))
+        self.rounds.append(self._record(perf_counter() - started, total))
         judged = self._has_valid_data and not self.pretrains and self.eval_step > 0
         if not judged or (epoch_idx + 1) % self.eval_step:
             self.train_loss_dict[epoch_idx] = total
@@ -212,7 +212,7 @@ class CheckpointTrainer(Trainer):
             improved = self.best_epoch == epoch
             if improved:
                 self._best_digest = None
-            line = client_line(told(epoch), self.records[-1])
+            line = client_line(number_of(epoch), self.rounds[-1])
             if line is not None:
                 self._of_clients.append(line, self.run_folder / CLIENTS)
             content = sealed(self._state(epoch))
@@ -222,7 +222,7 @@ class CheckpointTrainer(Trainer):
                 write_bytes(content, Path(self.saved_model_file))
                 self.logger.info(set_color("Saving current", "blue") + f": {self.saved_model_file}")
         if self.on_round is not None:
-            self.on_round(told(epoch), self.epochs, asdict(self.records[-1]))
+            self.on_round(number_of(epoch), self.epochs, asdict(self.rounds[-1]))
 
     @contextmanager
     def _kept_files_named(self) -> Iterator[None]:
@@ -239,7 +239,7 @@ class CheckpointTrainer(Trainer):
             loss = super()._train_epoch(train_data, Epoch(epoch_idx), loss_func, show_progress)
             check_trained(0.0, dict(self.model.named_parameters()), learner_of(self.optimizer))
         except NotFiniteError as error:
-            raise NotFiniteError(f"epoch {told(epoch_idx)}: {error}") from error
+            raise NotFiniteError(f"epoch {number_of(epoch_idx)}: {error}") from error
         except (RuntimeError, OverflowError) as error:
             reason = str(error)
             if "sparse gradients" in reason or "dense gradients" in reason:
@@ -250,7 +250,7 @@ class CheckpointTrainer(Trainer):
             refuse_mixed_precision(self.config, error)
             if "overflow" not in reason:  # what torch says of a step too large for its numbers
                 raise
-            raise NotFiniteError(f"epoch {told(epoch_idx)}: {reason} ({learner_of(self.optimizer)})") from error
+            raise NotFiniteError(f"epoch {number_of(epoch_idx)}: {reason} ({learner_of(self.optimizer)})") from error
         return loss
 
     def _record(self, seconds: float, loss: float) -> EpochRecord:
@@ -264,10 +264,10 @@ class CheckpointTrainer(Trainer):
             if not np.isfinite(score):
                 raise NotFiniteError(f"valid_metric {self.config['valid_metric']} is {score}, which decides nothing")
         except NotFiniteError as error:
-            raise NotFiniteError(f"validation after {self.epoch_word} {len(self.records)}: {error}") from error
+            raise NotFiniteError(f"validation after {self.epoch_word} {len(self.rounds)}: {error}") from error
         self._latest_valid_result = dict(result)
-        if self.records:
-            self.records[-1].valid = {name: float(value) for name, value in result.items()}
+        if self.rounds:
+            self.rounds[-1].valid = {name: float(value) for name, value in result.items()}
         return float(score), result
 
     @recbole_warnings_silenced()
@@ -342,7 +342,7 @@ class CheckpointTrainer(Trainer):
             "best_digest": self._best_digest,
             "best_valid_result": dict(self.best_valid_result) if self.best_valid_result is not None else None,
             "train_loss": dict(self.train_loss_dict),
-            "records": [without_clients(record) for record in self.records],
+            "records": [without_clients(record) for record in self.rounds],
             "clients": self._of_clients.state(),
             "state_dict": self.model.state_dict(),
             "other_parameter": other,
@@ -417,7 +417,7 @@ class CheckpointTrainer(Trainer):
         load_parameters(self.model, state, last.file)
         with restored(last.file):
             self._restore_training(state["training"])
-            self.records = [record_of(record) for record in state["records"]]
+            self.rounds = [record_of(record) for record in state["records"]]
             self._take_clients(last)
         self.start_epoch = state["epoch"] + 1
         self.cur_step = state["cur_step"]
@@ -430,7 +430,7 @@ class CheckpointTrainer(Trainer):
         self._resumed_from = (last, best)
         if Path(resume_file).is_dir():
             remove_temporaries(Path(resume_file))
-        self.logger.info(f"Checkpoint loaded. Training goes on with number {told(self.start_epoch)}")
+        self.logger.info(f"Checkpoint loaded. Training goes on with number {number_of(self.start_epoch)}")
 
     def _take_clients(self, checkpoint: Checkpoint) -> None:
         """What single clients cost in the rounds of a checkpoint, from the file beside it."""
@@ -440,7 +440,7 @@ class CheckpointTrainer(Trainer):
                 f"beside '{checkpoint.file}' lies no {CLIENTS}: what single clients cost so far is not known"
             )
         self._of_clients = GrowingRecord(lines or b"")
-        self.records = add_clients(self.records, self._of_clients.begun)
+        self.rounds = add_clients(self.rounds, self._of_clients.begun)
 
     def _loader_generators(self) -> list[torch.Generator]:
         """Generators of the training loader and of the loaders inside it (knowledge-aware models have two)."""

@@ -189,9 +189,9 @@ class OwnDownlink(Downlink):
     def _read(self, messages: Mapping[int, Message | None]) -> None:
         """What clients make of what each of them has heard."""
         elementwise, alike = self.server.strategy.elementwise, dict[Hashable, list[int]]()
-        told = {number: message for number, message in messages.items() if message is not None}
-        self._fresh = set(told)
-        for number, message in told.items():
+        news = {number: message for number, message in messages.items() if message is not None}
+        self._fresh = set(news)
+        for number, message in news.items():
             alike.setdefault(heard_alike(self.links[number], message) if elementwise else number, []).append(number)
         for together in alike.values():
             for begin in range(0, len(together), TOGETHER):
@@ -201,9 +201,9 @@ class OwnDownlink(Downlink):
                     [self.received.get(number, {}) for number in numbers],
                 )
                 if elementwise:
-                    made = understood_by_many(links, before, told[numbers[0]], self.device)
+                    made = understood_by_many(links, before, news[numbers[0]], self.device)
                 else:
-                    made = [understood(links[0], before[0], told[numbers[0]], self.device)]
+                    made = [understood(links[0], before[0], news[numbers[0]], self.device)]
                 self.received.update(zip(numbers, made, strict=True))
 
     def hear(self, chosen: Sequence[int], round_index: int) -> dict[int, int]:

@@ -64,8 +64,8 @@ class FactorDownlink(Downlink):
 
     def hear(self, chosen: Sequence[int], round_index: int) -> dict[int, int]:
         """One message for all; who was left out of a round before gets a longer one that says the same in the end."""
-        told, payloads = self.server.state.get("told"), dict[int, bytes]()
-        known = {number: int(told[number]) if told is not None else 0 for number in chosen}
+        versions, payloads = self.server.state.get("told"), dict[int, bytes]()
+        known = {number: int(versions[number]) if versions is not None else 0 for number in chosen}
         for number, stages in known.items():
             if stages not in payloads:
                 payloads[stages] = self.server.send(number, round_index)
@@ -174,13 +174,13 @@ class FactorUplink(Uplink):
             collected: its array by pair of client and item, those beside it by user.
         """
         task = self.downlink.task
-        told = {
+        statistics = {
             name: value.new_zeros(task.clients, *value.shape[1:]).index_add_(0, task.client_of_user, value)
             for name, value in collected.items()
             if name != stage
         }
-        told[stage] = collected[stage].float().double()  # as they travel
-        return shortened(told, stage, task.pair_owner, task.clients, clip.norm_of)
+        statistics[stage] = collected[stage].float().double()  # as they travel
+        return shortened(statistics, stage, task.pair_owner, task.clients, clip.norm_of)
 
     def _say_alone(self, stage: str, number: int, loss: float, current: Round) -> None:
         """The sums of one client by its own end of the wire."""

@@ -224,15 +224,15 @@ class ClientGroup(nn.Module):
 
     def joined(self, named: Mapping[str, Tensor | RowSums]) -> list[Tensor | RowSums]:
         """The way back from :meth:`named`, as :meth:`Weights.tensors` has them."""
-        found: list[Tensor | RowSums] = []
+        tensors: list[Tensor | RowSums] = []
         for names, axis in ((self.dense_names, 1), (self.item_names, 2), (self.user_names, 2)):
             parts = [named[name] for name in names]
             sparse = [part for part in parts if isinstance(part, RowSums)]
             if sparse and len(sparse) == len(parts) and all(each.ids is sparse[0].ids for each in sparse):
-                found.append(replace(sparse[0], values=side_by_side([each.values for each in sparse], 2)))
+                tensors.append(replace(sparse[0], values=side_by_side([each.values for each in sparse], 2)))
             elif parts:
-                found.append(side_by_side([dense(part).flatten(axis) for part in parts], axis))
-        return found
+                tensors.append(side_by_side([dense(part).flatten(axis) for part in parts], axis))
+        return tensors
 
     @torch.no_grad()
     def unpacked(

@@ -281,9 +281,9 @@ class PackTraining:
         leaves = training.weights.tensors()
         if not self.settings.enable_amp and derives_by_hand(self.task, self.strategy, training.network):
             clients = training.group, training.network, training.pack, training.weights
-            losses, found = derived_by_hand(self.task, *clients, batch)
+            losses, made = derived_by_hand(self.task, *clients, batch)
             adds = self.optimizer.adds and not self.settings.clip_grad_norm
-            gradients: list[Any] = found if adds else [dense(each) for each in found]
+            gradients: list[Any] = made if adds else [dense(each) for each in made]
             logits = hidden = losses.new_zeros(len(losses), 0, 0)
         else:
             with self.settings.precision(self.device):
