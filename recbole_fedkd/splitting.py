@@ -46,8 +46,8 @@ def split_federation(
     assert owners is not None
     writable_folder(out, f"folder '{out}'")
     schema = read_schema(splits[0], int(owners.max()) + 1)
-    write_manifest(config, schema, out / MANIFEST)
     folders = party_folders(out, range(schema.clients))
+    write_manifest(config, schema, out / MANIFEST, folders)
     train, *held_out = (rows_of_clients(split, owners) for split in splits)
     for number, folder in folders.items():
         phases = {phase: parts[number] for phase, parts in zip(("valid", "test"), held_out, strict=True)}

@@ -42,8 +42,8 @@ class Federation:
         dataset, owners = loaders[0]._dataset, trainer.model.client_of_user
         schema = read_schema(dataset, int(owners.max()) + 1)
         self.folder, self.config = folder, config
-        write_manifest(config, schema, folder / "manifest")
         self.folders = party_folders(folder, range(schema.clients))
+        write_manifest(config, schema, folder / "manifest", self.folders)
         for number, rows in enumerate(rows_of_clients(dataset, owners)):
             write_party(folder / "manifest", number, rows, self.folders[number])
         self.manifest = Manifest.load(folder / "manifest")

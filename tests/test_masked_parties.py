@@ -1,5 +1,7 @@
 """Sums under masks over parties elsewhere: what a server gets, and parties that are killed in any step."""
 
+from dataclasses import replace
+
 import msgpack
 import pytest
 import torch
@@ -8,9 +10,13 @@ from test_machines import RUN, Federation
 pytest.importorskip("cryptography")
 
 from recbole_fedkd.engine import ClientError, InProcess
+from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.envelope import MASK, TRAIN, Answer, Request
 from recbole_fedkd.federated.message import Message
-from recbole_fedkd.privacy.masking import MaskingError
+from recbole_fedkd.machines.manifest import IDENTITY
+from recbole_fedkd.machines.party import Party
+from recbole_fedkd.privacy.identity import MaskingError
+from recbole_fedkd.privacy.masking import MaskingClient
 from recbole_fedkd.privacy.secure_sum import STEPS
 
 CASES = {
@@ -214,3 +220,42 @@ def test_what_parties_do_not_answer_is_a_client_error_where_all_have_to(parties)
     )
     with pytest.raises(ClientError, match="malformed"):
         remote.engine.run_round(0)
+
+
+def test_parties_notice_keys_that_the_server_has_swapped(parties):
+    """The server of a round puts keys of its own in the place of a party's; whoever is told them says so, and no more."""
+    remote, _ = parties("fedavg")
+    ask = dict(remote.transport.answering)
+    own = MaskingClient(1)
+
+    def swapped(request):
+        answer = Answer.from_bytes(ask[1](request))
+        told = {"said": own.keys()} if step_of(Request.from_bytes(request)) == "keys" else {}
+        return replace(answer, **told).to_bytes()
+
+    remote.transport.answering[1] = swapped
+    heard = listened(remote)
+    with pytest.raises(MaskingError, match="1 clients have sent shares, 4 are needed; nothing is revealed"):
+        remote.engine.run_round(0)
+    refused = [answer for number, request, answer in heard if step_of(request) == "shares" and number != 1]
+    assert all("told keys of client 1 that client 1 has not signed" in each.detail for each in refused)
+    assert not any(each.said for each in refused)
+    assert not [request for _, request, _ in heard if step_of(request) == "masked"]
+
+
+def test_a_party_signs_by_the_key_that_the_manifest_says(parties):
+    remote, _ = parties("fedavg")
+    manifest, folder = remote.parties[0].manifest, remote.parties[0].folder
+    assert (folder / IDENTITY).stat().st_mode & 0o777 == 0o600
+    for content, said in [
+        (b"00" * 32, "is not the key that"),
+        (b"?", "is not the private key of a party"),
+        (None, "No such file"),
+    ]:
+        (folder / IDENTITY).unlink()
+        if content is not None:
+            (folder / IDENTITY).write_bytes(content)
+        with pytest.raises(InputError, match=said) as caught:
+            Party(folder, manifest)
+        assert "\n" not in str(caught.value)
+        (folder / IDENTITY).touch()

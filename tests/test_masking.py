@@ -7,7 +7,9 @@ from scipy.stats import chisquare
 
 pytest.importorskip("cryptography")
 
-from recbole_fedkd.privacy.masking import MaskingClient, MaskingError, MaskingServer, neighbours_of, usual_degree
+from recbole_fedkd.privacy.identity import MaskingError, new_identities
+from recbole_fedkd.privacy.masking import MaskingClient, MaskingServer, neighbours_of, usual_degree
+from recbole_fedkd.privacy.secure_sum import KEYS
 from recbole_fedkd.privacy.shamir import PRIME, secret_of, shares_of
 
 
@@ -133,7 +135,7 @@ def test_a_key_that_is_none_is_told_in_a_sentence(key):
     server = MaskingServer(3)
     clients = {number: MaskingClient(number) for number in range(4)}
     keys = {number: each.keys() for number, each in clients.items()}
-    told = server.keys({**keys, 2: msgpack.packb([[key, key]])})
+    told = server.keys({**keys, 2: msgpack.packb([[key, key, b""]])})
     with pytest.raises(MaskingError, match="are no public key"):
         clients[0].shares(told[0])
 
@@ -297,3 +299,61 @@ def test_the_masked_sum_is_the_sum_within_half_a_step_a_client(count):
     hidden.into(fold)
     error = np.abs(fold.finish()["x"].numpy() - drawn.sum(0))
     assert error.max() <= count / 2 * 2.0 ** -fraction_bits(count) + 1e-9
+
+
+# Who is who
+
+
+def told_keys(context=b"run, round, terms"):
+    """Three clients that know each other's signing keys, and what the server tells client 0 of the others' keys."""
+    identities = new_identities(range(3))
+    clients = {number: MaskingClient(number, identity=identities[number], round_of=context) for number in range(3)}
+    server = MaskingServer(5)
+    said = {number: client.keys() for number, client in clients.items()}
+    return clients, server, said, identities
+
+
+def test_keys_that_their_client_has_signed_for_the_round_are_taken():
+    clients, server, said, _ = told_keys()
+    assert clients[0].shares(server.keys(said)[0])
+
+
+@pytest.mark.parametrize("fake", ["unsigned", "of an identity made up", "of another client", "of another round"])
+def test_a_server_that_swaps_keys_is_noticed_by_the_clients(fake):
+    clients, server, said, identities = told_keys()
+    if fake == "unsigned":
+        said[1] = MaskingClient(1).keys()
+    elif fake == "of an identity made up":
+        said[1] = MaskingClient(1, identity=new_identities([1])[1], round_of=clients[0].round_of).keys()
+    elif fake == "of another client":
+        said[1] = said[2]
+    else:
+        said[1] = MaskingClient(1, identity=identities[1], round_of=b"another").keys()
+    with pytest.raises(
+        MaskingError, match="told keys of client 1 that client 1 has not signed for this round"
+    ) as caught:
+        clients[0].shares(server.keys(said)[0])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_client_that_nobody_has_heard_of_is_noticed():
+    clients, server, said, _ = told_keys()
+    said[7] = MaskingClient(7, identity=new_identities([7])[7], round_of=clients[0].round_of).keys()
+    with pytest.raises(MaskingError, match="keys of client 7 that client 7 has not signed"):
+        clients[0].shares(server.keys(said)[0])
+
+
+def test_a_server_that_swaps_keys_ends_a_run_of_one_process(prepared):
+    _, trainer, _, _ = prepared(**kind_of_run(strategy="fedavg"))
+    engine, hides = trainer.engine, trainer.engine.server.hides
+
+    def hidden(*given):
+        made = hides(*given)
+        made.ask = lambda step, told: (
+            made._ask_here(step, told) | ({1: MaskingClient(1).keys()} if step == KEYS else {})
+        )
+        return made
+
+    engine.server.hides = hidden
+    with pytest.raises(MaskingError, match="has not signed for this round"):
+        engine.run_round(0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -337,10 +337,12 @@ def server_of(config: Any, strategy: Strategy, shared: SharedState, clients: int
     release = PrivateRelease(privacy, config["clients_per_round"]) if privacy is not None else None
     hides = None
     if config["secure_aggregation"]:
-        from recbole_fedkd.privacy.secure_sum import SecureSum, check_secure  # needs an extra
+        from recbole_fedkd.privacy.identity import new_identities  # both need an extra
+        from recbole_fedkd.privacy.secure_sum import SecureSum, check_secure
 
         noisy = release if release is not None and release.settings.noise == "distributed" else None
-        hides = partial(SecureSum, least=config["min_clients"] or 0, release=noisy)
+        here = cache(partial(new_identities, range(clients)))
+        hides = partial(SecureSum, least=config["min_clients"] or 0, release=noisy, identities=here)
     server = Server(strategy, config["seed"], config["clients_per_round"], wire_of(config, clients), release, hides)
     server.start(shared)
     if hides is not None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recbole_fedkd.checkpoint import check_names_no_file, values_to_read
 from recbole_fedkd.config import FedKDConfig
@@ -19,7 +20,13 @@ from recbole_fedkd.data.schema import SCHEMA, TABLES, ClientRows, DataSchema
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.files import regular_file, write_json
 
+if TYPE_CHECKING:
+    from recbole_fedkd.privacy.identity import Identity
+
 CONFIG, PARTY, ROWS = "config.json", "party.json", "rows.npz"
+
+KEYS, IDENTITY = "keys.json", "identity.key"
+"""Of a federation under masks: everybody's public signing keys, in the manifest; and a party's private one, in its folder."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,32 @@ class Manifest:
         """What tells this manifest from others, 16 bytes."""
         return digest_of(self.folder)
 
+    def identity_of(self, folder: Path, number: int) -> Identity | None:
+        """Who a party is to the others under masks; None where nobody has a signing key.
+
+        Raises:
+            InputError: the party's key is not the one that the manifest says, or there is none.
+        """
+        if not (self.folder / KEYS).is_file():
+            return None
+        from recbole_fedkd.privacy.identity import Identity, public_key  # needs an extra
+
+        file = regular_file(self.folder / KEYS)
+        try:
+            told = json.loads(file.read_text(encoding="utf-8"))
+            directory = {int(each): bytes.fromhex(key) for each, key in told.items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"'{file}' does not hold the parties' public keys: {error}") from error
+        try:
+            own = bytes.fromhex((folder / IDENTITY).read_text(encoding="ascii").strip())
+            fits = public_key(own) == directory.get(number)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"'{folder / IDENTITY}' is not the private key of a party: {reason}") from error
+        if not fits:
+            raise InputError(f"'{folder / IDENTITY}' is not the key that '{file}' says party {number} signs by")
+        return Identity(number, own, directory)
+
     def number_of(self, folder: Path) -> int:
         """The number of the party that a folder is of.
 
@@ -88,19 +121,33 @@ class Manifest:
 def digest_of(folder: Path) -> bytes:
     """The digest of a manifest's folder, 16 bytes."""
     digest = hashlib.blake2b(digest_size=16)
-    for name in (CONFIG, SCHEMA, TABLES):
+    for name in (CONFIG, SCHEMA, TABLES, *([KEYS] if (folder / KEYS).is_file() else [])):
         content = (folder / name).read_bytes()
         digest.update(len(content).to_bytes(8, "little") + content)
     return digest.digest()
 
 
-def write_manifest(config: FedKDConfig, schema: DataSchema, folder: Path) -> None:
-    """Write what is public into a folder."""
+def write_manifest(config: FedKDConfig, schema: DataSchema, folder: Path, parties: Mapping[int, Path]) -> None:
+    """Write what is public into a folder; under masks also whose key is whose, and into each party's folder its own."""
+    identities = {}
+    if config["secure_aggregation"]:
+        # Needs an extra, and says so before anything is written.
+        from recbole_fedkd.privacy.identity import new_identities
+
+        identities = new_identities(parties)
     folder.mkdir(parents=True, exist_ok=True)
     schema.save(folder)
     values = config.plain_values()
     # Whose machine it was is nobody's business.
     write_json({**values, "data_path": f"dataset/{values['dataset']}"}, folder / CONFIG)
+    for number, identity in identities.items():
+        parties[number].mkdir(parents=True, exist_ok=True)
+        file = os.open(parties[number] / IDENTITY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(file, "w", encoding="ascii") as writing:
+            writing.write(identity.own.hex() + "\n")
+    if identities:
+        directory = next(iter(identities.values())).directory
+        write_json({str(number): key.hex() for number, key in directory.items()}, folder / KEYS)
 
 
 def write_party(

@@ -13,7 +13,7 @@ import msgpack
 
 from recbole_fedkd.federated.client import Client
 from recbole_fedkd.federated.message import Message, MessageError
-from recbole_fedkd.privacy.masking import MaskingError
+from recbole_fedkd.privacy.identity import Identity, MaskingError
 from recbole_fedkd.privacy.secure_sum import KEYS, STEPS, SecureClient, terms_of
 from recbole_fedkd.privacy.settings import PrivacySettings
 
@@ -25,10 +25,13 @@ class PartyMasks:
         config: the federation's.
         client: that has trained.
         message: what it would have said to a server that may see it.
+        identity: by which it signs its keys, and knows those of others; None: the server is believed.
+        run: what tells the run and its round from all others.
     """
 
-    def __init__(self, config: Any, client: Client, message: Message) -> None:
+    def __init__(self, config: Any, client: Client, message: Message, identity: Identity | None, run: bytes) -> None:
         self.config, self.client, self.message = config, client, message
+        self.identity, self.run = identity, run
         self._half: SecureClient | None = None
         self._given: dict[bytes, bytes] = {}
 
@@ -69,7 +72,7 @@ class PartyMasks:
             bound = privacy.bound
             deviation = partial(_deviation, noise, bound.norm_of)
         empty = partial(client.strategy.empty, {}, samples)
-        half = SecureClient(client.number, empty, len(samples), deviation)
+        half = SecureClient(client.number, empty, len(samples), deviation, self.identity, self.run)
         half.take(self.message)
         return half
 

@@ -102,7 +102,7 @@ class Party:
                 PartyMasks,
             )  # needs an extra, and says so before anything is trained
 
-            self._new_masks = PartyMasks
+            self._new_masks, self._identity = PartyMasks, manifest.identity_of(folder, self.number)
         self._state = _State()
         remove_temporaries(folder)
         if keep and (folder / STATE).is_file():
@@ -223,7 +223,8 @@ class Party:
             raise MessageError("masks", "it has no message of this round")
         if self._masks is None:
             self._go_to(trained.after)
-            self._masks = self._new_masks(self.manifest.config, self._client, whole_message(self._client, trained.kept))
+            run, message = f"{asked.run}\0{asked.round}\0".encode(), whole_message(self._client, trained.kept)
+            self._masks = self._new_masks(self.manifest.config, self._client, message, self._identity, run)
         said = self._masks.answer(name, asked.message)
         return Answer(self.number, asked.run, MASK, asked.round, name, said).to_bytes()
 

@@ -75,8 +75,8 @@ class _Running:
         # Whatever is made of users' rows is gone when the run is.
         self._folder, self._lock = folder, lock = _new_folder()
         manifest = folder / "manifest"
-        write_manifest(config, read_schema(dataset, len(clients)), manifest)
         self.folders = party_folders(folder, range(len(clients)))
+        write_manifest(config, read_schema(dataset, len(clients)), manifest, self.folders)
         for number, rows in enumerate(rows_of_clients(dataset, client_of_user)):
             write_party(manifest, number, rows, self.folders[number])
             begin_as(clients[number].snapshot(), run, self.folders[number] / STATE)

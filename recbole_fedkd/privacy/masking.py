@@ -3,7 +3,7 @@
 Bonawitz et al., CCS 2017, in the form for a server that is curious and follows the protocol, on the sparse graph of Bell et
 al., CCS 2020. Client and server exchange bytes in four steps; anybody may fall silent after any of them:
 
-1. keys: every client has two fresh pairs (X25519), one to seal shares with, one that masks are made of;
+1. keys: every client has two fresh pairs (X25519), one to seal shares with, one that masks are made of, and signs both;
 2. shares: it deals its mask key and a seed of its own out to its neighbours, sealed (Shamir, ChaCha20-Poly1305);
 3. masked: it sends its vector plus a mask of its seed, plus or minus a mask per neighbour that both can make (AES-CTR);
 4. unmasking: of neighbours that have sent, it gives its share of the seed, of those that have not, that of the mask key;
@@ -25,7 +25,8 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_fedkd.errors import InputError, TrainingError
+from recbole_fedkd.errors import InputError
+from recbole_fedkd.privacy.identity import Identity, MaskingError
 from recbole_fedkd.privacy.shamir import SHARE_BYTES, secret_of, shares_of
 
 try:
@@ -46,10 +47,6 @@ LEAST = 3
 """With two clients each knows the other's vector from the sum and its own; with one the sum is the vector."""
 
 _STEPS = ("shares", "masked", "unmasking")
-
-
-class MaskingError(TrainingError):
-    """The round cannot be finished, and nothing of any client's vector is known."""
 
 
 def neighbours_of(clients: Sequence[int], degree: int) -> dict[int, list[int]]:
@@ -79,10 +76,14 @@ class MaskingClient:
         number: of the client.
         least_share: share of its neighbours that must be there to unmask; above one half no server that lies about who is
             missing gets both secrets of a client.
+        identity: by which it signs its keys, and knows whether neighbours have signed theirs; None: the server is believed.
+        round_of: what tells the round from all others, and is signed too.
     """
 
-    def __init__(self, number: int, least_share: float = 0.5) -> None:
-        self.number, self.least_share = number, least_share
+    def __init__(
+        self, number: int, least_share: float = 0.5, identity: Identity | None = None, round_of: bytes = b""
+    ) -> None:
+        self.number, self.least_share, self.identity, self.round_of = number, least_share, identity, round_of
         self._sealing, self._masking = X25519PrivateKey.generate(), X25519PrivateKey.generate()
         self._seed = os.urandom(32)
         self._public: dict[int, tuple[bytes, bytes]] = {}
@@ -90,15 +91,17 @@ class MaskingClient:
         self._done = 0
 
     def keys(self) -> bytes:
-        """Step 1: the public keys."""
-        return _packed([[_public_bytes(self._sealing), _public_bytes(self._masking)]])
+        """Step 1: the public keys, and its signature on them."""
+        keys = _public_bytes(self._sealing), _public_bytes(self._masking)
+        return _packed([[*keys, self.identity.signed(self.round_of, b"".join(keys)) if self.identity else b""]])
 
     def shares(self, keys_of_neighbours: bytes) -> bytes:
         """Step 2: sealed shares of both secrets for every neighbour, of whom the server has told the keys."""
         self._enter("shares")
-        self._public = {
-            number: (sealing, masking) for number, sealing, masking in _unpacked(keys_of_neighbours, int, bytes, bytes)
-        }
+        for number, sealing, masking, signature in _unpacked(keys_of_neighbours, int, bytes, bytes, bytes):
+            if self.identity is not None:
+                self.identity.check(number, self.round_of, sealing + masking, signature)
+            self._public[number] = sealing, masking
         holders = sorted(self._public)
         if len(holders) < LEAST - 1:
             raise MaskingError(
@@ -179,6 +182,7 @@ class MaskingServer:
         self.length, self.least, self.least_share, self.degree = length, max(least, LEAST), least_share, degree
         self.summed: list[int] = []
         self._public: dict[int, tuple[bytes, bytes]] = {}
+        self._signed: dict[int, bytes] = {}
         self._tied: dict[int, list[int]] = {}
         self._shared: set[int] = set()
         self._total = np.zeros(length, np.uint64)
@@ -187,12 +191,12 @@ class MaskingServer:
         """After step 1: to each client the keys of its neighbours."""
         self._check(keys, "sent keys")
         for number, pairs in keys.items():
-            for sealing, masking in _unpacked(pairs, bytes, bytes):
-                self._public[number] = sealing, masking
+            for sealing, masking, signature in _unpacked(pairs, bytes, bytes, bytes):
+                self._public[number], self._signed[number] = (sealing, masking), signature
         degree = self.degree if self.degree is not None else usual_degree(len(keys))
         self._tied = neighbours_of(sorted(keys), degree)
         return {
-            client: _packed([[other, *self._public[other]] for other in others])
+            client: _packed([[other, *self._public[other], self._signed[other]] for other in others])
             for client, others in self._tied.items()
         }
 

@@ -16,7 +16,8 @@ from recbole_fedkd.federated.aggregate import Fold, Sums, WeightedMean
 from recbole_fedkd.federated.message import Message, MessageError, without_arrays
 from recbole_fedkd.federated.server import Hidden
 from recbole_fedkd.federated.strategy import ServerState, Strategy, check_additive
-from recbole_fedkd.privacy.masking import LEAST, MaskingClient, MaskingError, MaskingServer
+from recbole_fedkd.privacy.identity import Identity, MaskingError
+from recbole_fedkd.privacy.masking import LEAST, MaskingClient, MaskingServer
 from recbole_fedkd.privacy.noise import discrete_gaussian
 from recbole_fedkd.privacy.release import PrivateRelease
 
@@ -43,13 +44,23 @@ class SecureClient:
         empty: makes a fold that has taken in nothing, a ``Sums`` or a ``WeightedMean``.
         clients: that take part.
         noise: standard deviation of what the client adds to a message by itself, by the name of an array; None: nothing.
+        identity: by which it signs its keys, and knows those of others; None: the server is believed.
+        run: what tells the run and its round from all others.
 
     Attributes:
         layout: arrays of the sum, by name.
     """
 
-    def __init__(self, number: int, empty: _Empty, clients: int, noise: Callable[[str], float] | None = None) -> None:
-        self.number, self.empty, self.noise = number, empty, noise
+    def __init__(
+        self,
+        number: int,
+        empty: _Empty,
+        clients: int,
+        noise: Callable[[str], float] | None = None,
+        identity: Identity | None = None,
+        run: bytes = b"",
+    ) -> None:
+        self.number, self.empty, self.noise, self.identity, self.run = number, empty, noise, identity, run
         self.bits = fraction_bits(clients)
         self.layout: _Layout = {}
         self._vector: _Vector = np.zeros(0, np.int64)
@@ -82,7 +93,8 @@ class SecureClient:
             MaskingError: it was asked out of turn, or what it was told does not fit.
         """
         if step == KEYS:
-            self._masking = MaskingClient(self.number)
+            # All sign the same terms, so that nobody is told others.
+            self._masking = MaskingClient(self.number, identity=self.identity, round_of=self.run + content)
             return self._masking.keys()
         if self._masking is None:
             raise MaskingError(f"client {self.number} has no keys, since it was started again; a round draws new ones")
@@ -104,6 +116,7 @@ class SecureSum(Hidden):
         least: clients that must be in the sum; 0: all.
         release: whose noise clients add, each its share, so that there is as much where only the fewest are in the sum; None:
             no noise.
+        identities: of clients that are here, made when the first one speaks.
 
     Attributes:
         seen: client to what the server has got of its numbers, once the sum is made.
@@ -115,9 +128,10 @@ class SecureSum(Hidden):
         samples: Mapping[int, int],
         least: int = 0,
         release: PrivateRelease | None = None,
+        identities: Callable[[], Mapping[int, Identity]] = dict,
     ) -> None:
         super().__init__()
-        self.empty, self.samples, self.release = empty, samples, release
+        self.empty, self.samples, self.release, self.identities = empty, samples, release, identities
         self.least = max(least or len(samples), LEAST)
         self.bits = fraction_bits(len(samples))
         self.seen: dict[int, bytes] = {}
@@ -131,7 +145,8 @@ class SecureSum(Hidden):
         Raises:
             MessageError: it adds other arrays than the clients before it, or numbers that are too large.
         """
-        client = SecureClient(upload.sender, self.empty, len(self.samples), self._noise)
+        identity = self.identities().get(upload.sender)
+        client = SecureClient(upload.sender, self.empty, len(self.samples), self._noise, identity)
         client.take(upload)
         self._check_layout(client.layout)
         self._clients[upload.sender] = client
