@@ -204,12 +204,54 @@ def test_noise_of_the_parties_is_in_the_sum(parties):
     assert float(changed.std()) == pytest.approx(3.0 * 2.0 / 4, rel=8 / len(changed) ** 0.5)
 
 
-def test_processes_under_masks_end_as_one_process_without(run):
-    keys = {"strategy": "fedavg", "epochs": 2, "saved": False}
-    one, other = run(**keys), run(**keys, engine="processes", secure_aggregation=True)
+KILLED = """
+import hashlib, os, signal, sys
+from pathlib import Path
+
+import msgpack
+
+from recbole_fedkd.machines.masks import PartyMasks
+from recbole_fedkd.privacy.secure_sum import STEPS
+
+FOLDER, answer = Path({folder!r}), PartyMasks.answer
+
+
+def dying(self, name, content):
+    step, number = msgpack.unpackb(content)[0], self.client.number
+    due = number == 1 and step == STEPS[self.message.round // 2]
+    file = FOLDER / f"killed-{{self.message.round}}"
+    if due and not self.message.round % 2 and not file.exists():
+        file.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    said = answer(self, name, content)
+    with (FOLDER / "said").open("a") as writing:
+        writing.write(f"{{step}} {{number}} {{self.message.round}} {{hashlib.sha256(said).hexdigest()}}\\n")
+    if due and self.message.round % 2 and not file.exists():
+        file.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return said
+
+
+if getattr(sys.modules["__main__"].__spec__, "name", "") == "recbole_fedkd.machines.nursery":
+    PartyMasks.answer = dying  # in the processes of parties alone
+"""
+
+
+def test_processes_that_are_killed_in_every_step_under_masks_end_as_one_process_without(run, tmp_path):
+    """SIGKILL to a party in a round's step, another in every round, before it answers and before the answer leaves."""
+    (tmp_path / "killed_parties.py").write_text(KILLED.format(folder=str(tmp_path)))
+    keys = {"strategy": "fedavg", "client_num": 4, "epochs": 2 * len(STEPS), "stopping_step": 10, "saved": False}
+    one = run(**keys)
+    other = run(**keys, engine="processes", secure_aggregation=True, plugins=[str(tmp_path / "killed_parties.py")])
     assert other["engine"] == "processes" and other["engine_fallback"] is None
+    assert len(list(tmp_path.glob("killed-*"))) == len(other["rounds"]) == 2 * len(STEPS)
+    assert not any(each["missing"] for each in other["rounds"])
     for metric, value in one["test_result"].items():
         assert other["test_result"][metric] == pytest.approx(value, abs=1e-3), metric
+    said = [line.split() for line in (tmp_path / "said").read_text().splitlines()]
+    for step in ("keys", "masked"):  # of all that was drawn and made nothing was the same twice
+        told = [digest for each, _, _, digest in said if each == step]
+        assert len(told) == len(set(told)) > 4 * len(other["rounds"])
 
 
 def test_what_parties_do_not_answer_is_a_client_error_where_all_have_to(parties):
