@@ -49,6 +49,18 @@ def test_multi_krum_leaves_the_farthest_out_and_weights_the_others():
     assert mean_of("multi_krum", FIVE, [1.0, 1.0, 1.0, 5.0, 9.0]) == pytest.approx([26 / 8, 1.8 / 8])
 
 
+def test_directions_leave_out_who_turns_another_way_and_shorten_who_goes_farther_than_the_median():
+    """By hand: the fifth is left out; lengths 1, 2.0025, 3.0067, 4.0112 and 111.8, so that the fourth is cut by .7496."""
+    assert mean_of("directions", FIVE) == pytest.approx([2.2496, 0.1312], abs=1e-4)
+    # The last turns back, and is near to the others all the same: Krum keeps it, and drops the third.
+    turned = [[10.0, 0.0], [0.5, 6.0], [0.5, -6.0], [8.0, 3.0], [-1.0, 0.0]]
+    assert mean_of("directions", turned) == pytest.approx([3.1646, 0.5285], abs=1e-4)
+    assert mean_of("multi_krum", turned) == pytest.approx([4.375, 2.25])
+    assert mean_of("directions", [[3.0, 4.0], [6.0, 8.0], [-3.0, -4.0]], [1.0, 3.0, 9.0], 0.4) == pytest.approx(
+        [3.0, 4.0]
+    )
+
+
 def test_scores_of_krum_are_sums_of_the_nearest_squared_distances():
     uploads = [upload([value]) for value in (0.0, 1.0, 3.0, 7.0)]
     distances = squared_distances(uploads, {"p:w": torch.tensor([5.0])})

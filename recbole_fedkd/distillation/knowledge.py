@@ -181,7 +181,7 @@ class TrimSettings:
     trim_ratio: float = setting(
         0.1,
         "in [0, 0.5)",
-        "Share of the clients that trimmed_mean leaves out at each end, and that krum and multi_krum take for wrong.",
+        "Share of the clients that trimmed_mean leaves out at each end, and that other robust means take for wrong.",
     )
 
 
