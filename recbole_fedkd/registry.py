@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar, overload
 
 from recbole_fedkd.errors import InputError
@@ -78,6 +79,7 @@ class NoSettings:
     """The settings of what has no key of its own."""
 
 
+@cache
 def settings_of(settings_type: type) -> dict[str, Setting]:
     """The keys that a settings dataclass declares, by name; its other fields are keys of somebody else that it reads."""
     hints = typing.get_type_hints(settings_type)

@@ -1,20 +1,39 @@
-"""One data set, cut into a folder per party and a manifest."""
+"""What a federation begins with: a data set cut into parties, or a public catalogue to which each party brings its own file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+import torch
+from recbole.utils import FeatureSource, init_seed
+from torch import Tensor
+
+from recbole_fedkd.compat import pickles_refused, recbole_warnings_silenced
 from recbole_fedkd.config import FedKDConfig
-from recbole_fedkd.data.schema import read_schema, rows_of_clients
-from recbole_fedkd.errors import InputError
+from recbole_fedkd.data.creation import create_dataset, samples_made
+from recbole_fedkd.data.importing import FIELDS, Imported, check_name, id_column, import_table, read_table, tokens_of
+from recbole_fedkd.data.importing import write_atomic as write_interactions
+from recbole_fedkd.data.preparation import data_preparation
+from recbole_fedkd.data.schema import ClientRows, DataSchema, read_schema, rows_of_clients
+from recbole_fedkd.data.side_files import side_table
+from recbole_fedkd.errors import InputError, listed
 from recbole_fedkd.files import writable_folder
 from recbole_fedkd.machines.judging import check_judgeable
-from recbole_fedkd.machines.manifest import party_folders, write_manifest, write_party
+from recbole_fedkd.machines.manifest import IDENTITY, Manifest, party_folders, write_manifest, write_party
 from recbole_fedkd.quick_start import _prepare_data
 
 MANIFEST = "manifest"
+USERS_OF_PARTY = "users_of_party"
+"""Word of a catalogue's schema for the most users that one party may have."""
+
+_MADE_UP_ROWS = 10
+_FILTERS = ("user_inter_num_interval", "item_inter_num_interval", "val_interval")
 
 
 def split_federation(
@@ -35,12 +54,8 @@ def split_federation(
     Raises:
         InputError: bad input of any kind; nothing is written then.
     """
-    config = FedKDConfig(model, dataset, files, None, keys)
-    if not config.federated:
-        raise InputError(f"strategy is {config['strategy']}, which has no clients; a federation has")
-    check_judgeable(config)
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"folder '{out}' is there already and not empty; name another by --out")
+    config = _config_of_parties(model, dataset, files, keys)
+    _check_free(out)
     data = _prepare_data(config)
     splits, owners = [loader._dataset for loader in data.loaders], data.client_of_user
     assert owners is not None
@@ -53,3 +68,228 @@ def split_federation(
         phases = {phase: parts[number] for phase, parts in zip(("valid", "test"), held_out, strict=True)}
         write_party(out / MANIFEST, number, train[number], folder, phases)
     return list(folders.values())
+
+
+def _config_of_parties(
+    model: str | None, dataset: str | None, files: list[str], keys: Mapping[str, Any]
+) -> FedKDConfig:
+    config = FedKDConfig(model, dataset, files, None, keys)
+    if not config.federated:
+        raise InputError(f"strategy is {config['strategy']}, which has no clients; a federation has")
+    check_judgeable(config)
+    return config
+
+
+def _check_free(out: Path, apart_from: str = "") -> None:
+    if out.exists() and (not out.is_dir() or any(file.name != apart_from for file in out.iterdir())):
+        raise InputError(f"'{out}' is there already and no empty folder; name another by --out")
+
+
+def catalogue_manifest(
+    items: Path,
+    model: str | None,
+    dataset: str | None,
+    out: Path,
+    files: list[str],
+    keys: Mapping[str, Any],
+    users: int,
+) -> DataSchema:
+    """Make the manifest of a public catalogue, to which each party brings its own rows (:func:`bring`).
+
+    What RecBole makes of the catalogue is read off a data set of made-up rows, of which nothing is kept: every item has one.
+
+    Args:
+        items: of all parties; a ``.item`` file, or a CSV, TSV or parquet file with an id and features, if there are any.
+        model: model name.
+        dataset: what the federation's data are called.
+        out: the manifest's folder, which is made.
+        files: config files.
+        keys: that win over them; ``label_values`` is the label set, which no party's rows may decide.
+        users: the most that one party may have.
+
+    Raises:
+        InputError: bad input of any kind; nothing is written then.
+    """
+    name = check_name(dataset or items.stem)
+    config = _config_of_parties(model, name, files, keys)
+    _check_free(out)
+    if config["label_mode"] != "implicit" and not config["label_values"]:
+        raise InputError("a catalogue does not say which labels there are; name them, such as label_values=[1,2,3,4,5]")
+    if (config["load_col"] or {}).get("user"):
+        raise InputError(
+            "load_col names columns of users, which are their parties' own; a catalogue has none: leave them out"
+        )
+    with tempfile.TemporaryDirectory(prefix="recbole_fedkd-") as folder:
+        tokens = _copy_catalogue(items, Path(folder), name)
+        write_interactions(_made_up(tokens, config), Path(folder), name, _fields(config))
+        free = {**dict.fromkeys(_FILTERS), "holdout_clients": 0.0, "partition": "random", "data_path": folder}
+        made = FedKDConfig(model, name, files, None, {**keys, **free})
+        train = _prepare_data(made).loaders[0]._dataset
+        schema = read_schema(train, config["client_num"])
+    if missing := set(tokens) - set(schema.numbers_of_tokens[schema.item_field]):
+        raise InputError(
+            f"items {listed(sorted(missing))} of '{items}' do not come through filter_inter_by_user_or_item"
+        )
+    known = torch.ones(schema.item_num, dtype=torch.bool)
+    known[0] = False
+    user_num = 1 + users * schema.clients
+    columns = {**schema.columns, schema.user_field: replace(schema.columns[schema.user_field], tokens=user_num)}
+    more = {**schema.more, USERS_OF_PARTY: users}
+    known_items = None if schema.known_items is None else known
+    schema = replace(schema, user_num=user_num, columns=columns, more=more, known_items=known_items)
+    config["rating_threshold"] = made["rating_threshold"]
+    writable_folder(out, f"folder '{out}'")
+    write_manifest(config, schema, out, party_folders(out.parent, range(schema.clients)))
+    return schema
+
+
+def _fields(config: Any) -> dict[str, str]:
+    """What a config calls the columns of interactions."""
+    keys = {"user": "USER_ID_FIELD", "item": "ITEM_ID_FIELD", "rating": "RATING_FIELD", "time": "TIME_FIELD"}
+    return {role: config[key] for role, key in keys.items()}
+
+
+def _copy_catalogue(items: Path, folder: Path, name: str) -> list[str]:
+    """Write a catalogue as a data set's ``.item`` file, where it has features; returns the items."""
+    table = read_table(items)
+    column = id_column(list(map(str, table.columns)), "item", f"'{items}'")
+    tokens = [token for token in dict.fromkeys(tokens_of(table[column])) if token not in ("", "[PAD]")]
+    if len(tokens) < 2:
+        raise InputError(f"'{items}' has {len(tokens)} item(s) in column '{column}'; a catalogue has two at least")
+    (folder / name).mkdir()
+    if items.suffix == ".item":
+        (folder / name / f"{name}.item").write_bytes(items.read_bytes())
+    elif len(table.columns) > 1:
+        side_table(table, "item", column, tokens, f"'{items}'").write(folder, name)
+    return tokens
+
+
+def _made_up(tokens: list[str], config: Any) -> pd.DataFrame:
+    """Rows in which every item and every label is met, of enough users for all clients."""
+    users = 2 * config["client_num"] + 8
+    each = min(len(tokens), max(_MADE_UP_ROWS, -(-len(tokens) // users)))
+    place = np.arange(users * each)
+    labels = [f"{value:g}" for value in config["label_values"] or [1.0]]
+    columns = {
+        "user": np.char.add("u", (place // each).astype(str)),
+        "item": np.array(tokens, dtype=object)[place % len(tokens)],
+        "rating": np.array(labels, dtype=object)[(place // 2) % len(labels)],
+        "time": place.astype(str),
+    }
+    return pd.DataFrame({FIELDS[role]: column for role, column in columns.items()}, dtype=object)
+
+
+@dataclass(frozen=True)
+class Brought:
+    """What came of a party's own file.
+
+    Attributes:
+        imported: its rows, and which were dropped and why.
+        outside: items that are not in the catalogue, to their rows, which are left out.
+        rows: that each split holds.
+        users: of the party.
+    """
+
+    imported: Imported
+    outside: Mapping[str, int]
+    rows: Mapping[str, int]
+    users: int
+
+    def __str__(self) -> str:
+        """A look at it, a few lines."""
+        lines = [str(self.imported)]
+        if self.outside:
+            lines.append(
+                f"left out {sum(self.outside.values())} rows of {len(self.outside)} items outside the catalogue: "
+                f"{listed(list(self.outside))}"
+            )
+        told = ", ".join(f"{count} {phase}" for phase, count in self.rows.items())
+        return "\n".join([*lines, f"{self.users} users; rows: {told}"])
+
+
+def bring(
+    file: Path, manifest: Path, number: int, out: Path, named: Mapping[str, str], keys: Mapping[str, Any] | None = None
+) -> Brought:
+    """Make a party's folder of its own file, split by the manifest's rule; nothing of it goes anywhere.
+
+    Args:
+        file: a ``.inter`` file, or a CSV, TSV or parquet file with a row per interaction.
+        manifest: folder of the manifest of a catalogue.
+        number: of the party, from 0.
+        out: the party's folder, which is made.
+        named: role to the column that plays it, as far as somebody says so; see :func:`import_table`.
+        keys: see :meth:`Manifest.load`.
+
+    Raises:
+        InputError: bad input of any kind; nothing is written then.
+    """
+    schema = Manifest.load(manifest, keys).schema
+    if USERS_OF_PARTY not in schema.more:
+        raise InputError(
+            f"'{manifest}' was cut with its parties; one that they bring rows to is made by: manifest <items>"
+        )
+    if not 0 <= number < schema.clients:
+        raise InputError(f"number is {number}; the manifest's parties are 0 to {schema.clients - 1}")
+    _check_free(out, apart_from=IDENTITY)
+    imported = import_table(read_table(file), named, f"'{file}'")
+    known = imported.table["item_id"].isin(schema.numbers_of_tokens[schema.item_field])
+    outside = imported.table["item_id"][~known].value_counts().to_dict()
+    if not known.any():
+        raise InputError(
+            f"no item of '{file}' is in the catalogue of '{manifest}'; its items are such as '{next(iter(outside))}'"
+        )
+    imported.table = imported.table[known].reset_index(drop=True)
+    with tempfile.TemporaryDirectory(prefix="recbole_fedkd-") as folder:
+        phases = _split_as_ruled(imported.table, manifest, Path(folder), dict(keys or {}), schema, number, file)
+    writable_folder(out, f"folder '{out}'")
+    train = phases.pop("train")
+    write_party(manifest, number, train, out, phases)
+    rows = {name: len(part.interactions[schema.item_field]) for name, part in {"train": train, **phases}.items()}
+    return Brought(imported, outside, rows, len(train.users))
+
+
+@recbole_warnings_silenced()
+@pickles_refused()
+def _split_as_ruled(
+    table: pd.DataFrame, manifest: Path, folder: Path, keys: dict[str, Any], schema: DataSchema, number: int, file: Path
+) -> dict[str, ClientRows]:
+    """A party's rows by split, as a run of the manifest's config would load and split them, in the manifest's numbers."""
+    own = [
+        name
+        for name, column in schema.columns.items()
+        if column.source in (FeatureSource.INTERACTION.value, FeatureSource.USER_ID.value, FeatureSource.ITEM_ID.value)
+    ]
+    read = Manifest.load(manifest, {**keys, "data_path": str(folder)}).config
+    fields = _fields(read)
+    if absent := [name for role, name in fields.items() if name in own and FIELDS[role] not in table]:
+        raise InputError(f"'{file}' has no column for {listed(absent)}, which the manifest's rows have")
+    write_interactions(table, folder, read["dataset"], fields)
+    loaded = [name for name in own if name in fields.values()]
+    config = Manifest.load(manifest, {**keys, "data_path": str(folder), "load_col": {"inter": loaded}}).config
+    config.of_one_party = True
+    init_seed(config["seed"], config["reproducibility"])
+    dataset = create_dataset(config)
+    with samples_made(config, dataset):
+        splits = [loader._dataset for loader in data_preparation(config, dataset)]
+    most, found = schema.more[USERS_OF_PARTY], int(dataset.user_num) - 1
+    if found > most:
+        raise InputError(f"'{file}' has {found} users; a party of this manifest has {most} at most")
+    users = torch.arange(1, found + 1) + number * most
+    phases = {}
+    for name, split in zip(("train", "valid", "test"), splits, strict=True):
+        interactions = {
+            column: _in_numbers_of(schema, dataset, column, split.inter_feat[column], number * most) for column in own
+        }
+        phases[name] = ClientRows(users, interactions, {})
+    return phases
+
+
+def _in_numbers_of(schema: DataSchema, dataset: Any, column: str, values: Tensor, first: int) -> Tensor:
+    """A column of a party's rows in the manifest's numbers."""
+    if column == schema.user_field:
+        return values + first
+    if column not in schema.numbers_of_tokens:
+        return values
+    known = schema.numbers_of_tokens[column]
+    numbers: Iterable[int] = [known[str(token)] for token in dataset.field2id_token[column]]
+    return torch.tensor(list(numbers))[values]

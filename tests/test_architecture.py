@@ -85,7 +85,7 @@ MAY_KNOW = {
         "telling",
         "trainer",
     },
-    "splitting": {"config", "data", "files", "machines", "quick_start"},
+    "splitting": {"compat", "config", "data", "files", "machines", "quick_start"},
     "auditing": {"checkpoint", "config", "data", "engine", "federated", "files", "privacy", "quick_start", "report"},
     "cost": {"config", "limits", "quick_start", "record"},
     "record": {"files"},

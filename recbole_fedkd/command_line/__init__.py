@@ -23,6 +23,8 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "import": (commands.import_file, usage.IMPORT),
     "recommend": (commands.recommend, usage.RECOMMEND),
     "split-federation": (commands.split_federation, usage.SPLIT_FEDERATION),
+    "manifest": (commands.manifest, usage.MANIFEST),
+    "bring": (commands.bring, usage.BRING),
     "coordinate": (commands.coordinate, usage.COORDINATE),
     "party": (commands.party, usage.PARTY),
     "status": (commands.status, usage.STATUS),

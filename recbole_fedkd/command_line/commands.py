@@ -234,6 +234,44 @@ def split_federation(arguments: Sequence[str]) -> int:
     return 0
 
 
+def manifest(arguments: Sequence[str]) -> int:
+    """Make the manifest of a public catalogue."""
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError("manifest needs a catalogue; write manifest <items>.csv --model=<name> --client_num=<parties>")
+    keys = parse_arguments(arguments[1:])
+    out = Path(keys.pop("out", "federation/manifest"))
+    users = take_count(keys, "users", most=10**7) or 1000
+    files = keys.pop("config_files", "").split()
+    model, dataset = keys.pop("model", None), keys.pop("dataset", None)
+    from recbole_fedkd.splitting import catalogue_manifest
+
+    schema = catalogue_manifest(Path(arguments[0]), model, dataset, out, files, keys, users)
+    print(
+        f"{schema.item_num - 1} items; {schema.clients} parties of {users} users at most\nmanifest: {out}\n"
+        f"next, at each party: recbole-fedkd bring <file> --manifest={out} --number=<0 to {schema.clients - 1}> --out=<folder>"
+    )
+    return 0
+
+
+def bring(arguments: Sequence[str]) -> int:
+    """Make a party's folder of its own file."""
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError("bring needs a file; write bring <file>.csv --manifest=<folder> --number=<n> --out=<folder>")
+    keys = parse_arguments(arguments[1:])
+    if lacking := [name for name in ("manifest", "number", "out") if name not in keys]:
+        raise InputError(f"bring needs --{lacking[0]}=<...>; see bring --help")
+    place, number, out = Path(keys.pop("manifest")), keys.pop("number"), Path(keys.pop("out"))
+    if not number.isdecimal():
+        raise InputError(f"number is '{number[:40]}'; it must be a party's number, from 0")
+    from recbole_fedkd.data.importing import ROLES
+    from recbole_fedkd.splitting import bring as bring_file
+
+    named = {role: keys.pop(role) for role in ROLES if role in keys}
+    print(bring_file(Path(arguments[0]), place, int(number), out, named, keys))
+    print(f"party: {out}\nnext: recbole-fedkd party {out} --manifest={place} --address=<address of the coordinator>")
+    return 0
+
+
 def coordinate(arguments: Sequence[str]) -> int:
     """Run the server of a federation whose parties are elsewhere."""
     if not arguments or arguments[0].startswith("-"):

@@ -17,6 +17,8 @@ Commands (each has a --help of its own):
   search                    search for hyper-parameters by validation
   recommend RUN             what a trained model recommends, to its users or to somebody new
   split-federation          cut a data set into a folder per party and a manifest
+  manifest ITEMS            make a manifest of a public catalogue, to which ...
+  bring FILE                ... a party brings its own rows
   coordinate MANIFEST       the server of a federation whose parties are other processes
   party FOLDER              one party of it
   cost                      bytes and seconds of a federation on links that are not here
@@ -186,6 +188,31 @@ is public, and each FOLDER/party-N the rows of one party alone. Metrics are MAE,
 LogLoss, of models of this package.
 
   --out=FOLDER   a new folder (default: federation)
+"""
+
+MANIFEST = """\
+usage: recbole-fedkd manifest ITEMS --model=MODEL --client_num=PARTIES [--out=FOLDER]
+                              [--users=N] [--dataset=NAME] [--key=value ...]
+
+Makes the manifest of a federation whose parties have files of their own (see bring): the items with
+their features, the labels (label_values), and the config, by whose rule a party splits its rows.
+
+  ITEMS            a .item file, or a CSV, TSV or parquet file: an id, and features if there are any
+  --out=FOLDER     a new folder (default: federation/manifest)
+  --users=N        the most users that one party may have (default: 1000)
+  --dataset=NAME   what the data are called (default: the name of the file)
+"""
+
+BRING = """\
+usage: recbole-fedkd bring FILE --manifest=FOLDER --number=N --out=FOLDER
+                           [--user=COLUMN] [--item=COLUMN] [--rating=COLUMN] [--time=COLUMN]
+
+Makes a party's folder of its own file, split by the manifest's rule; it goes nowhere. Rows of items
+outside the catalogue are left out, and named.
+
+  FILE             a .inter file, or a CSV, TSV or parquet file with a row per interaction
+  --number=N       of the party, from 0; every party has another
+  --user, ...      columns, where their names do not tell
 """
 
 COORDINATE = """\

@@ -65,6 +65,7 @@ class FedKDConfig(JudgedConfig):
         reads_history: whether the model gets the user's training history as columns of every row.
         reads_features: whether the model is one of this package that embeds features of users, items and rows.
         keeps_logs: whether a run of it has a log file and TensorBoard's curves.
+        of_one_party: whether the data set is one party's own rows, which need not hold every label.
         fingerprint: what the data set is held against when it is loaded; None unless a checkpoint says so.
     """
 
@@ -78,6 +79,7 @@ class FedKDConfig(JudgedConfig):
     learns_factors: bool
     fingerprint: Any = None
     keeps_logs: bool = False
+    of_one_party: bool = False
     _known: KnownKeys
 
     def __init__(

@@ -19,12 +19,12 @@ def declared_labels(values: NDArray[np.floating], declared: Sequence[float] | No
         field: name of the label field, for the message.
 
     Raises:
-        InputError: fewer than two labels, or a value outside the declared set.
+        InputError: fewer than two labels where none are declared, or a value outside the declared set.
     """
     present = sorted({float(value) for value in np.unique(values)})
-    if len(present) < 2:
-        raise InputError(f"field '{field}' holds only the value {present}; at least two distinct labels are needed")
     if declared is None:
+        if len(present) < 2:
+            raise InputError(f"field '{field}' holds only the value {present}; at least two distinct labels are needed")
         if len(present) > 100:
             raise InputError(
                 f"field '{field}' holds {len(present)} distinct values; label_values must declare the labels, "

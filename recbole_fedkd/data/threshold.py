@@ -97,7 +97,7 @@ class ThresholdLabels(Dataset):
         Raises:
             InputError: all of them are.
         """
-        if not len(ratings):
+        if not len(ratings) or self.config.of_one_party:
             return
         name, positive = self.dataset_name, ratings >= threshold
         low, high = float(ratings.min()), float(ratings.max())
