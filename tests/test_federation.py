@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from recbole_fedkd.federated.client import client_round_seed
+from recbole_fedkd.federated.draws import KeyedDraws, StreamDraws, client_round_seed
 from recbole_fedkd.federated.message import Message
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy, register_strategy
 from recbole_fedkd.federated.task import sample_negatives, shuffled
@@ -180,10 +180,9 @@ def slow_round(networks, samples, teachers, keys, round_index):
     for number, (network, (users, items, labels)) in enumerate(zip(networks, samples, strict=True)):
         optimizer = torch.optim.SGD(network.parameters(), lr=keys["learning_rate"])
         network.train()
-        seed = client_round_seed(2020, number, round_index)
-        torch.manual_seed(seed)
-        generator = torch.Generator().manual_seed(seed)
-        for batch in shuffled(len(users), keys["train_batch_size"], generator):
+        torch.manual_seed(client_round_seed(2020, number, round_index))
+        order = KeyedDraws(2020, [number], round_index).epoch().orders([len(users)])[0]
+        for batch in order.split(keys["train_batch_size"]):
             logits = network(users[batch], items[batch, None])[:, 0]
             loss = functional.cross_entropy(logits, labels[batch])
             if teachers is not None:
@@ -331,7 +330,7 @@ def test_negatives_are_never_training_positives_and_all_others_come_up():
     items = torch.tensor([1, 2, 3, 4, 5])
     positives = torch.unique(users * 7 + items)
     asked = torch.tensor([1, 2]).repeat(500)
-    drawn = sample_negatives(asked, positives, 7, torch.Generator().manual_seed(0))
+    drawn = sample_negatives(asked, positives, 7, StreamDraws(torch.Generator().manual_seed(0)))
     assert set(drawn[asked == 1].tolist()) == {4, 5, 6}
     assert set(drawn[asked == 2].tolist()) == {1, 2, 3, 6}
 
@@ -339,7 +338,7 @@ def test_negatives_are_never_training_positives_and_all_others_come_up():
 def test_a_user_with_every_item_cannot_be_sampled_for():
     positives = torch.tensor([1 * 4 + 1, 1 * 4 + 2, 1 * 4 + 3])
     with pytest.raises(ValueError, match="every item"):
-        sample_negatives(torch.tensor([1]), positives, 4, torch.Generator())
+        sample_negatives(torch.tensor([1]), positives, 4, StreamDraws(torch.Generator()))
 
 
 def test_a_strategy_can_be_added_from_outside(run):

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from recbole_fedkd.federated.codec import WireCodecs
 from recbole_fedkd.federated.dialogue import answer, on_device, understood
+from recbole_fedkd.federated.draws import KeyedDraws, client_round_seed
 from recbole_fedkd.federated.message import Message, Training
 from recbole_fedkd.federated.serving import MovingAverage
 from recbole_fedkd.federated.strategy import LocalResult, Strategy
@@ -23,8 +24,6 @@ from recbole_fedkd.federated.task import AttentiveTask, Step, Task
 from recbole_fedkd.federated.wire import ClientLink
 from recbole_fedkd.finite import check_trained, learner_of
 from recbole_fedkd.model.shared import forget_cached
-
-_WORD = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -59,18 +58,6 @@ class ClientSettings:
         must not be kept for the next call.
         """
         return torch.autocast(device.type, torch.bfloat16, enabled=self.enable_amp, cache_enabled=False)
-
-
-def client_round_seed(seed: int, client: int, round_index: int) -> int:
-    """Seed of one client in one round, of 32 bits: the order in which clients run changes nothing."""
-    state = 0
-    for number in (seed, client + 1, round_index):
-        # The output function of SplitMix64 (Steele et al., OOPSLA 2014): numpy's SeedSequence takes ten times as long.
-        state = ((state ^ number) + 0x9E3779B97F4A7C15) & _WORD
-        state = ((state ^ state >> 30) * 0xBF58476D1CE4E5B9) & _WORD
-        state = ((state ^ state >> 27) * 0x94D049BB133111EB) & _WORD
-        state ^= state >> 31
-    return state >> 32
 
 
 @contextmanager
@@ -187,6 +174,7 @@ class Client:
             return self._train(round_index, on_step)
         seed = client_round_seed(self.settings.seed, self.number, round_index)
         self.task.generator.manual_seed(seed)
+        self.task.draws = KeyedDraws(self.settings.seed, [self.number], round_index)
         with own_streams(seed, self.device):
             return self._train(round_index, on_step)
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from recbole_fedkd.distillation.losses import label_cross_entropy
-from recbole_fedkd.federated.task import CLEAN_BATCH, Step, Task, shuffled
+from recbole_fedkd.federated.draws import StreamDraws
+from recbole_fedkd.federated.task import CLEAN_BATCH, Step, Task
 from recbole_fedkd.model.factor_head import FactorHead
 from recbole_fedkd.model.gram import GramNetwork
 from recbole_fedkd.model.shared import SharedState
@@ -30,13 +31,14 @@ class FactorTask(Task):
         self.shared, self.labels = shared, len(head.exchange.values)
         self.batch_size, self.reg_weight = batch_size, reg_weight
         self.generator = torch.Generator().manual_seed(seed)
+        self.draws = StreamDraws(self.generator)
 
     def __len__(self) -> int:
         return len(self.head.exchange.labels)
 
     def batches(self) -> Iterator[Tensor]:
         """Numbers of rows, in random order."""
-        return shuffled(len(self), self.batch_size, self.generator)
+        return iter(self.draws.epoch().orders([len(self)])[0].split(self.batch_size))
 
     def clean_batches(self) -> Iterator[Tensor]:
         """Numbers of all rows."""

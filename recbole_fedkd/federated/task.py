@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from recbole_fedkd.distillation.losses import label_cross_entropy
+from recbole_fedkd.federated.draws import Draws, EpochDraws, StreamDraws, shuffled_order
 from recbole_fedkd.model.factorization import click_logits
 from recbole_fedkd.model.network import NO_CONTEXT, AttentiveNetwork, Context
 from recbole_fedkd.model.shared import SharedState
@@ -64,7 +65,8 @@ class Task(ABC):
         network: the module; the client's optimiser holds its parameters.
         shared: the part of the network that a strategy may send.
         labels: number of labels ``T``.
-        generator: decides the order of the samples, and what else the task draws by itself.
+        generator: what a client alone in its federation, and RecBole's loaders, draw from.
+        draws: decide the order of the samples, and what else the task draws by itself; set before every round.
         learns: whether there is anything to train by gradient.
     """
 
@@ -73,6 +75,7 @@ class Task(ABC):
     shared: SharedState
     labels: int
     generator: torch.Generator
+    draws: Draws
 
     @abstractmethod
     def __len__(self) -> int:
@@ -147,6 +150,7 @@ class AttentiveTask(Task):
         self.batch_size, self.reg_weight = batch_size, reg_weight
         self.negatives, self.item_count = negatives, item_count
         self.generator = torch.Generator().manual_seed(seed)
+        self.draws = StreamDraws(self.generator)
         if negatives:
             self._positives = torch.unique(samples.users * item_count + samples.items)
 
@@ -155,14 +159,15 @@ class AttentiveTask(Task):
 
     def batches(self) -> Iterator[Samples]:
         """Batches of one epoch; negatives are drawn anew."""
-        samples = self._epoch_samples()
+        draws = self.draws.epoch()
+        samples = self._epoch_samples(draws)
         device = samples.users.device
-        for rows in shuffled(len(samples), self.batch_size, self.generator):
+        for rows in draws.orders([len(samples)])[0].split(self.batch_size):
             yield samples.select(rows.to(device))
 
     def clean_batches(self) -> Iterator[Samples]:
         """Every sample once."""
-        samples = self._epoch_samples()
+        samples = self._epoch_samples(self.draws.epoch())
         for rows in torch.arange(len(samples), device=samples.users.device).split(CLEAN_BATCH):
             yield samples.select(rows)
 
@@ -223,13 +228,13 @@ class AttentiveTask(Task):
             logits, hidden = network(users, items, context).flatten(0, 1), None
         return label_cross_entropy(logits, labels, weights), logits, hidden
 
-    def _epoch_samples(self) -> Samples:
+    def _epoch_samples(self, draws: EpochDraws) -> Samples:
         """The samples, with freshly drawn negatives, each in the context of its positive, where the labels are implicit."""
         samples = self.samples
         if not self.negatives:
             return samples
         users = samples.users.repeat(self.negatives)
-        items = sample_negatives(users, self._positives, self.item_count, self.generator)
+        items = sample_negatives(users, self._positives, self.item_count, draws)
         return Samples(
             torch.cat([samples.users, users]),
             torch.cat([samples.items, items]),
@@ -368,18 +373,7 @@ def shuffled(count: int, batch_size: int, generator: torch.Generator) -> Iterato
     yield from shuffled_order(count, generator).split(batch_size)
 
 
-def shuffled_order(count: int, generator: torch.Generator) -> Tensor:
-    """Row numbers ``[count]`` in the random order of torch's loader; the generator is left as the loader leaves it.
-
-    The loader draws a seed for its workers first, and its sampler an order of which it takes no row last.
-    """
-    torch.empty((), dtype=torch.int64).random_(generator=generator)
-    order = torch.randperm(count, generator=generator)
-    torch.randperm(count, generator=generator)
-    return order
-
-
-def sample_negatives(users: Tensor, positives: Tensor, item_count: int, generator: torch.Generator) -> Tensor:
+def sample_negatives(users: Tensor, positives: Tensor, item_count: int, draws: EpochDraws) -> Tensor:
     """Draw for each entry an item that is no training positive of its user, uniformly, in bulk.
 
     Only training positives are excluded, as in RecBole: a held-out item may be drawn, or it would stand out as the one
@@ -389,7 +383,7 @@ def sample_negatives(users: Tensor, positives: Tensor, item_count: int, generato
         users: user ids ``[n]``.
         positives: sorted unique keys ``user * item_count + item`` of the training positives.
         item_count: number of items, padding (id 0, never drawn) included.
-        generator: where the draws come from.
+        draws: of the client in an epoch.
 
     Returns:
         Item ids ``[n]``.
@@ -400,15 +394,14 @@ def sample_negatives(users: Tensor, positives: Tensor, item_count: int, generato
     per_user = torch.bincount(positives // item_count)
     if (per_user >= item_count - 1).any():
         raise ValueError(f"user {int(per_user.argmax())} has interacted with every item; no negative can be sampled")
-    items = torch.empty_like(users)
-    pending = torch.arange(len(users), device=users.device)
-    while len(pending):
-        drawn = torch.randint(1, item_count, (len(pending),), generator=generator).to(users.device)
-        items[pending] = drawn
-        keys = users[pending] * item_count + drawn
+    device = users.device
+
+    def taken(places: Tensor, items: Tensor) -> Tensor:
+        keys = users[places.to(device)] * item_count + items.to(device)
         slot = torch.searchsorted(positives, keys).clamp(max=len(positives) - 1)
-        pending = pending[positives[slot] == keys]
-    return items
+        return (positives[slot] == keys).to(places.device)
+
+    return draws.negatives([len(users)], item_count, taken).to(device)
 
 
 def total_loss(model: Any, interaction: Any) -> Tensor:

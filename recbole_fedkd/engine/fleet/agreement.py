@@ -16,7 +16,8 @@ from recbole_fedkd.engine.fleet.population import RecBoleFleetPopulation
 from recbole_fedkd.engine.fleet.samples import Epoch, RecBoleSamples
 from recbole_fedkd.engine.fleet.steps import drawing, stepped
 from recbole_fedkd.engine.fleet.store import Weights
-from recbole_fedkd.federated.client import client_round_seed, own_streams
+from recbole_fedkd.federated.client import own_streams
+from recbole_fedkd.federated.draws import client_round_seed
 from recbole_fedkd.federated.task import RecBoleTask
 from recbole_fedkd.model.backbone import HandedDropout
 

@@ -1,4 +1,4 @@
-"""Random draws of packed clients, from the streams that each client draws from by itself."""
+"""What packed clients draw, each what it draws by itself: the package's own draws, and from streams as RecBole does."""
 
 from __future__ import annotations
 
@@ -8,38 +8,41 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from recbole_fedkd.federated.client import client_round_seed
-from recbole_fedkd.federated.task import shuffled_order
+from recbole_fedkd.federated.draws import KeyedDraws, client_keys, shuffled_order
 
 
 class Streams:
-    """The streams of clients in one round: one for orders and negatives, one for dropout.
+    """What clients draw from in one round: streams for dropout and for RecBole's loaders, one of each a client.
 
     Args:
         seed: the run's seed.
         numbers: the clients.
         round_index: from 0.
+
+    Attributes:
+        own: the order of samples, and negatives, of the package's own networks.
     """
 
     def __init__(self, seed: int, numbers: Sequence[int], round_index: int) -> None:
-        seeds = [client_round_seed(seed, number, round_index) for number in numbers]
-        self.order = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self._seeds = seeds
+        self.own = KeyedDraws(seed, numbers, round_index)
+        self._seeds: list[int] = (client_keys(seed, numbers, round_index) >> np.uint64(32)).tolist()
+
+    @cached_property
+    def loaders(self) -> list[torch.Generator]:
+        """The streams of RecBole's loaders, made where there are any."""
+        return [torch.Generator().manual_seed(seed) for seed in self._seeds]
 
     @cached_property
     def dropout(self) -> list[torch.Generator]:
         """The streams for dropout, made where something is dropped."""
         return [torch.Generator().manual_seed(seed) for seed in self._seeds]
 
-    def orders(self, sizes: Sequence[int], batch_size: int) -> Tensor:
-        """Order of an epoch of each client ``[c, largest]``; a sample of its last batch fills up behind a client's own."""
-        drawn = torch.cat([shuffled_order(size, stream) for size, stream in zip(sizes, self.order, strict=True)])
-        size = torch.tensor(sizes).unsqueeze(1)
-        start = (size.cumsum(0) - size).expand(-1, max(sizes))
-        position = torch.arange(max(sizes)).expand_as(start)
-        return drawn[start + torch.where(position < size, position, (size - 1) // batch_size * batch_size)]
+    def loader_orders(self, sizes: Sequence[int], batch_size: int) -> Tensor:
+        """Order of an epoch of each client's loader ``[c, largest]``, see :func:`filled_up`."""
+        drawn = (shuffled_order(size, stream) for size, stream in zip(sizes, self.loaders, strict=True))
+        return filled_up(nn.utils.rnn.pad_sequence(list(drawn), batch_first=True), sizes, batch_size)
 
     def masks(self, counts: Sequence[int], rows: int, layers: Sequence[tuple[float, tuple[int, ...]]]) -> list[Tensor]:
         """Dropout masks of a batch ``[c, rows, *shape]`` per layer, which draw one after the other.
@@ -56,32 +59,6 @@ class Streams:
             for mask, (share, _) in zip(drawn, layers, strict=True):
                 mask[slot, :count].bernoulli_(1.0 - share, generator=generator)
         return drawn
-
-    def negatives(self, owner: Tensor, counts: Sequence[int], taken: Tensor, item_count: int) -> Tensor:
-        """Items that are no training positives, as :func:`~recbole_fedkd.federated.task.sample_negatives` draws them.
-
-        Args:
-            owner: whose each item is ``[n]``, client by client.
-            counts: items of each client.
-            taken: bool ``[owners, items]``, who holds which item; nobody holds all.
-            item_count: number of items, padding included.
-
-        Returns:
-            Items ``[n]``.
-        """
-        slot = torch.repeat_interleave(torch.tensor(counts))
-        items = torch.empty_like(owner)
-        pending = torch.arange(len(owner))
-        while len(pending):
-            counts = torch.bincount(slot[pending], minlength=len(self.order)).tolist()
-            drawn = torch.cat([
-                torch.randint(1, item_count, (count,), generator=generator)
-                for generator, count in zip(self.order, counts, strict=True)
-                if count
-            ])  # fmt: skip
-            items[pending] = drawn
-            pending = pending[taken[owner[pending], drawn]]
-        return items
 
     def batch_negatives(
         self,
@@ -131,3 +108,9 @@ class Streams:
                 filled += len(whose)
             epochs.append(sampled)
         return epochs
+
+
+def filled_up(orders: Tensor, sizes: Sequence[int], batch_size: int) -> Tensor:
+    """Orders of clients' samples ``[c, largest]``, where a sample of its last batch fills up behind a client's own."""
+    size, position = torch.tensor(sizes).unsqueeze(1), torch.arange(orders.shape[1]).expand_as(orders)
+    return orders.gather(1, torch.where(position < size, position, (size - 1) // batch_size * batch_size))

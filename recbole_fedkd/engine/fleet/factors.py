@@ -18,7 +18,7 @@ from recbole_fedkd.distillation.exchange import FactorExchange, TablesOfAll
 from recbole_fedkd.distillation.factors import PairedRows, Rows
 from recbole_fedkd.distillation.features import LEAST_DEVIATION, ItemTables, standardised
 from recbole_fedkd.distillation.losses import label_cross_entropy
-from recbole_fedkd.engine.fleet.draws import Streams
+from recbole_fedkd.engine.fleet.draws import Streams, filled_up
 from recbole_fedkd.engine.fleet.exchange import Base
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.population import FleetPopulation
@@ -161,7 +161,8 @@ class FactorSamples(FleetTask):
             index = start + order
             return Epoch({"rows": index}, torch.zeros_like(index), self.labels[index], real.float())
 
-        shuffled = [epoch(streams.orders(sizes.tolist(), self.batch_size)) for _ in range(epochs)]
+        drawn = (streams.own.epoch().orders(sizes.tolist()) for _ in range(epochs))
+        shuffled = [epoch(filled_up(orders, sizes.tolist(), self.batch_size)) for orders in drawn]
         return shuffled, epoch(torch.where(real, position, 0)) if clean else None
 
     def needed(self, epoch: Epoch) -> Tensor:

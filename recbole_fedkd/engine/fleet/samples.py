@@ -15,7 +15,7 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 
 from recbole_fedkd.engine.fleet.batching import for_client, seen_by_losses
-from recbole_fedkd.engine.fleet.draws import Streams
+from recbole_fedkd.engine.fleet.draws import Streams, filled_up
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.population import RecBoleFleetPopulation
 from recbole_fedkd.engine.fleet.store import Pack
@@ -146,7 +146,7 @@ class LabelledSamples(FleetTask):
         # Who an entry belongs to, among all users of all packed clients.
         places = torch.arange(len(numbers), device=device).unsqueeze(1) * (int(users.max()) + 1) + users
         drawn_at = drawn.flatten().nonzero().flatten()
-        owner = places.flatten()[drawn_at].cpu()
+        owner = places.flatten()[drawn_at].cpu() * self.item_count
         counts = (held * self.negatives).tolist()
         taken = torch.zeros(0, 0, dtype=torch.bool)
         if self.negatives:
@@ -154,13 +154,17 @@ class LabelledSamples(FleetTask):
             taken[places[positive].cpu(), samples.items[index[positive]].cpu()] = True
             if int(held.max()) >= self.item_count - 1 and taken[:, 1:].all(1).any():
                 raise ValueError("a user has interacted with every item; no negative can be sampled")
+        pairs = taken.flatten()
+
+        def is_taken(places: Tensor, items: Tensor) -> Tensor:
+            return pairs.index_select(0, owner.index_select(0, places) + items)
 
         def epoch(shuffle: bool) -> Epoch:
-            items = samples.items[index]
+            items, draws = samples.items[index], streams.own.epoch()
             if self.negatives:
-                sampled_items = streams.negatives(owner, counts, taken, self.item_count).to(device)
+                sampled_items = draws.negatives(counts, self.item_count, is_taken).to(device)
                 items = items.flatten().index_copy(0, drawn_at, sampled_items).view_as(items)
-            order = streams.orders(sizes, self.batch_size).to(device) if shuffle else position
+            order = filled_up(draws.orders(sizes), sizes, self.batch_size).to(device) if shuffle else position
             fields = {"users": users.gather(1, order)}
             rows = index.gather(1, order)
             fields |= {f"{CONTEXT}{name}": values[rows] for name, values in samples.context.items()}
@@ -240,7 +244,7 @@ class RecBoleSamples(FleetTask):
         held, start = self.rows[numbers].unsqueeze(1), self._start[numbers].unsqueeze(1)
         rows = held.flatten().tolist()
         unshuffled = torch.arange(max(rows)).expand(len(rows), -1)
-        orders = [streams.orders(rows, self.positives) for _ in range(epochs)] + [unshuffled] * clean
+        orders = [streams.loader_orders(rows, self.positives) for _ in range(epochs)] + [unshuffled] * clean
         # A batch is its positives, once each with the first negatives, once each with the second ones, and so on.
         entry = torch.arange(max(rows) * self.times, device=device).expand(len(rows), -1)
         real = entry < held * self.times

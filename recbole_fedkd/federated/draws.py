@@ -1,0 +1,176 @@
+"""What clients draw by themselves: the order of their samples, and their negatives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Words = NDArray[np.uint64]
+
+GOLDEN = 0x9E3779B97F4A7C15
+PLACES = np.uint64(2**28 - 1)
+"""The bits of a word that hold a sample's place while samples are ordered; the others are drawn."""
+
+ORDER, NEGATIVES = 1, 2
+"""What draws are for."""
+
+
+def mixed(words: Words) -> Words:
+    """The output function of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), in place."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        words ^= words >> np.uint64(shift)
+        words *= np.uint64(factor)
+    words ^= words >> np.uint64(31)
+    return words
+
+
+def keyed(words: Words, *numbers: Words | int) -> Words:
+    """Words ``[...]`` that depend on one number after the other as well; each a whole number or words of the same shape."""
+    for number in numbers:
+        own = number if isinstance(number, np.ndarray) else np.uint64(number % 2**64)
+        words = mixed((words ^ own) + np.uint64(GOLDEN))
+    return words
+
+
+def client_keys(seed: int, numbers: Sequence[int], round_index: int) -> Words:
+    """A word of every client in a round ``[c]``: the order in which clients run changes nothing."""
+    clients = np.asarray(numbers, dtype=np.uint64) + np.uint64(1)
+    return keyed(np.zeros(len(clients), dtype=np.uint64), seed, clients, round_index)
+
+
+def client_round_seed(seed: int, client: int, round_index: int) -> int:
+    """Seed of 32 bits for the streams that one client draws from in one round: dropout's, and those of RecBole's loaders."""
+    return int(client_keys(seed, [client], round_index)[0] >> np.uint64(32))
+
+
+class EpochDraws(ABC):
+    """What clients draw in an epoch."""
+
+    @abstractmethod
+    def orders(self, sizes: Sequence[int]) -> Tensor:
+        """A random order of each client's samples ``[c, largest]``; what is behind a client's own means nothing."""
+
+    @abstractmethod
+    def _items(self, places: NDArray[np.int64], counts: Sequence[int], attempt: int, item_count: int) -> Tensor:
+        """Items from 1, drawn for some places among what all clients draw, ``counts`` each."""
+
+    def negatives(self, counts: Sequence[int], item_count: int, taken: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Items that are not taken, uniformly, in bulk: what is taken is drawn again.
+
+        Args:
+            counts: items of each client ``[c]``.
+            item_count: number of items, padding (id 0, never drawn) included.
+            taken: of places among all that is drawn ``[n]`` and items ``[n]``, which are taken; not all may be.
+
+        Returns:
+            Items, client by client ``[sum of counts]``.
+        """
+        items = torch.empty(sum(counts), dtype=torch.long)
+        pending, attempt = torch.arange(len(items)), 0
+        while len(pending):
+            drawn = self._items(pending.numpy(), counts, attempt, item_count)
+            items[pending] = drawn
+            pending = pending[taken(pending, drawn)]
+            attempt += 1
+        return items
+
+
+class Draws(ABC):
+    """What clients draw: epoch by epoch."""
+
+    @abstractmethod
+    def epoch(self) -> EpochDraws:
+        """What they draw in the next one."""
+
+
+class KeyedDraws(Draws):
+    """A function of the run's seed, the client, the round, the epoch, what is drawn for, and the place.
+
+    A client draws the same whoever draws beside it, on both engines and in every process. Words are those of SplitMix64, whose
+    state is a counter: word ``i`` follows from a client's key without those before it.
+
+    Args:
+        seed: the run's.
+        numbers: the clients ``[c]``.
+        round_index: from 0.
+    """
+
+    def __init__(self, seed: int, numbers: Sequence[int], round_index: int) -> None:
+        self._keys, self._epochs = client_keys(seed, numbers, round_index), 0
+
+    def epoch(self) -> EpochDraws:
+        """See the base class."""
+        self._epochs += 1
+        return _KeyedEpoch(keyed(self._keys, self._epochs))
+
+
+class _KeyedEpoch(EpochDraws):
+    def __init__(self, keys: Words) -> None:
+        self.keys = keys
+
+    def orders(self, sizes: Sequence[int]) -> Tensor:
+        """By the size of a word per sample; of two words of the same 36 bits the sample in front is first."""
+        own, largest = np.asarray(sizes)[:, None], max(sizes)
+        if largest > PLACES:
+            raise ValueError(f"a client has {largest} samples; {PLACES} can be ordered")
+        places = np.arange(largest, dtype=np.uint64)
+        words = mixed(keyed(self.keys, ORDER)[:, None] + places * np.uint64(GOLDEN))
+        words &= ~PLACES
+        words |= places
+        words[places >= own] = np.uint64(2**64 - 1)
+        words.sort(1)
+        words &= PLACES
+        return torch.from_numpy(words.view(np.int64))
+
+    def _items(self, places: NDArray[np.int64], counts: Sequence[int], attempt: int, item_count: int) -> Tensor:
+        """By the upper half of a word; an item is more likely than another by less than ``item_count / 2 ** 32``."""
+        starts = np.cumsum(counts) - counts
+        keys = keyed(self.keys, NEGATIVES, attempt) - starts.astype(np.uint64) * np.uint64(GOLDEN)
+        of_place = np.repeat(keys, counts)
+        if attempt:
+            of_place = of_place[places]
+        words = mixed(of_place + places.view(np.uint64) * np.uint64(GOLDEN))
+        words >>= np.uint64(32)
+        words *= np.uint64(item_count - 1)
+        words >>= np.uint64(32)
+        words += np.uint64(1)
+        return torch.from_numpy(words.view(np.int64))
+
+
+class StreamDraws(Draws, EpochDraws):
+    """What a client alone in its federation draws: as RecBole's loader does, from one stream after the other.
+
+    Args:
+        generator: the stream.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def epoch(self) -> EpochDraws:
+        """The stream goes on."""
+        return self
+
+    def orders(self, sizes: Sequence[int]) -> Tensor:
+        """RecBole's loader is torch's; of one client alone."""
+        (size,) = sizes
+        return shuffled_order(size, self.generator).unsqueeze(0)
+
+    def _items(self, places: NDArray[np.int64], counts: Sequence[int], attempt: int, item_count: int) -> Tensor:
+        return torch.randint(1, item_count, (len(places),), generator=self.generator)
+
+
+def shuffled_order(count: int, generator: torch.Generator) -> Tensor:
+    """Row numbers ``[count]`` in the random order of torch's loader; the generator is left as the loader leaves it.
+
+    The loader draws a seed for its workers first, and its sampler an order of which it takes no row last.
+    """
+    torch.empty((), dtype=torch.int64).random_(generator=generator)
+    order = torch.randperm(count, generator=generator)
+    torch.randperm(count, generator=generator)
+    return order
