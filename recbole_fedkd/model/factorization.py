@@ -6,7 +6,6 @@ IEEE Intelligent Systems 36(5), 2021). PFedRec (Zhang et al., IJCAI 2023) has a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -47,8 +46,21 @@ def dense(gradient: Tensor | RowSums) -> Tensor:
     return gradient.added_to(gradient.values.new_zeros(len(gradient.ids), gradient.rows, gradient.values.shape[2]))
 
 
-Gradients = Callable[[Tensor], dict[str, Tensor | RowSums]]
-"""Makes of a loss's derivatives by scores ``[c, n]`` those by all parameters, by name ``[c, ...]``."""
+@dataclass(frozen=True)
+class Factors:
+    """Names of the parameters of a network whose scores are ``u . i + b_u + b_i``, and nothing else.
+
+    Attributes:
+        user: a row per local user; one row: of all users alike.
+        item: a row per item.
+        user_bias: as many rows as ``user``; None: there are none.
+        item_bias: as many as ``item``; None like it.
+    """
+
+    user: str
+    item: str
+    user_bias: str | None = None
+    item_bias: str | None = None
 
 
 def looked_up(tables: Tensor, ids: Tensor) -> Tensor:
@@ -104,35 +116,11 @@ class FactorizationNetwork(nn.Module):
             scores = scores + self.user_bias(users) + self.item_bias(items).squeeze(-1)
         return click_logits(scores)
 
-    @staticmethod
-    def scores_of_many(parameters: Mapping[str, Tensor], users: Tensor, items: Tensor) -> tuple[Tensor, Gradients]:
-        """Scores ``[c, n]`` of many networks, and their gradients.
-
-        Args:
-            parameters: by name ``[c, ...]``.
-            users: of each network ``[c, n]``, or one of each ``[c, 1]``.
-            items: ``[c, n]``.
-        """
-        both = (("user", users), ("item", items))
-        count = {name: tables.shape[1] for name, tables in parameters.items()}
-        user_vectors, item_vectors = (looked_up(parameters[f"{kind}_embedding.weight"], ids) for kind, ids in both)
-        scores = (user_vectors * item_vectors).sum(2)
-        biases = "user_bias.weight" in parameters
-        if biases:
-            scores = scores + sum(looked_up(parameters[f"{kind}_bias.weight"], ids).squeeze(2) for kind, ids in both)
-
-        def gradients(errors: Tensor) -> dict[str, Tensor | RowSums]:
-            errors = errors.unsqueeze(2)
-            of_users, of_items = errors * item_vectors, errors * user_vectors
-            sums = {"user_embedding.weight": (users, of_users), "item_embedding.weight": (items, of_items)}
-            if biases:
-                sums |= {"user_bias.weight": (users, errors), "item_bias.weight": (items, errors)}
-            return {
-                name: RowSums(ids, values.sum_to_size(*ids.shape, values.shape[2]), count[name])
-                for name, (ids, values) in sums.items()
-            }
-
-        return scores, gradients
+    @property
+    def factors(self) -> Factors:
+        """What a score is made of."""
+        biases = ("user_bias.weight", "item_bias.weight") if self.user_bias is not None else ()
+        return Factors("user_embedding.weight", "item_embedding.weight", *biases)
 
     def touched_squared_norm(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """``R(w)`` of a batch (arguments as in :meth:`forward`): rows outside the batch do not count."""
@@ -152,6 +140,7 @@ class ScoreFunctionNetwork(nn.Module):
 
     user_rows: ClassVar[tuple[str, ...]] = ()
     item_rows: ClassVar[tuple[str, ...]] = ("item_embedding.weight",)
+    factors: ClassVar[Factors] = Factors("score.weight", "item_embedding.weight", "score.bias")
 
     def __init__(self, items: int, width: int) -> None:
         super().__init__()
@@ -160,21 +149,6 @@ class ScoreFunctionNetwork(nn.Module):
     def forward(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Logits ``[batch, targets, 2]`` of items ``[batch, targets]``; ``users [batch]`` are all alike."""
         return click_logits(self.score(self.item_embedding(items)).squeeze(-1))
-
-    @staticmethod
-    def scores_of_many(parameters: Mapping[str, Tensor], users: Tensor, items: Tensor) -> tuple[Tensor, Gradients]:
-        """Scores ``[c, n]`` of many networks, and their gradients; arguments as of ``FactorizationNetwork``."""
-        table, weight, bias = (parameters[name] for name in ("item_embedding.weight", "score.weight", "score.bias"))
-        vectors = looked_up(table, items)
-
-        def gradients(errors: Tensor) -> dict[str, Tensor | RowSums]:
-            return {
-                "item_embedding.weight": RowSums(items, errors.unsqueeze(2) * weight, table.shape[1]),
-                "score.weight": errors.unsqueeze(1) @ vectors,
-                "score.bias": errors.sum(1, keepdim=True),
-            }
-
-        return torch.baddbmm(bias.unsqueeze(2), vectors, weight.mT).squeeze(2), gradients
 
     def touched_squared_norm(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """``R(w)`` of a batch (arguments as in :meth:`forward`): item rows outside the batch do not count."""

@@ -222,13 +222,20 @@ class ClientGroup(nn.Module):
                 named[name] = piece.reshape(*piece.shape[:2], *shapes[name][1:])
         return named
 
+    def column(self, name: str) -> int:
+        """Where a parameter begins on the last axis of :class:`Weights`."""
+        for names, first_axis in ((self.dense_names, 0), (self.item_names, 1), (self.user_names, 1)):
+            if name in names:
+                return sum(self.shapes[before][first_axis:].numel() for before in names[: names.index(name)])
+        raise KeyError(name)
+
     def joined(self, named: Mapping[str, Tensor | RowSums]) -> list[Tensor | RowSums]:
         """The way back from :meth:`named`, as :meth:`Weights.tensors` has them."""
         tensors: list[Tensor | RowSums] = []
         for names, axis in ((self.dense_names, 1), (self.item_names, 2), (self.user_names, 2)):
             parts = [named[name] for name in names]
             sparse = [part for part in parts if isinstance(part, RowSums)]
-            if sparse and len(sparse) == len(parts) and all(each.ids is sparse[0].ids for each in sparse):
+            if axis == 2 and sparse and len(sparse) == len(parts) and all(each.ids is sparse[0].ids for each in sparse):
                 tensors.append(replace(sparse[0], values=side_by_side([each.values for each in sparse], 2)))
             elif parts:
                 tensors.append(side_by_side([dense(part).flatten(axis) for part in parts], axis))
@@ -277,7 +284,7 @@ class ClientGroup(nn.Module):
         for name in self.user_buffers:
             values = whole[name][pack.members]
             if name in self.item_references:
-                values = pack.local.gather(1, values.flatten(1)).long().view_as(values)
+                values = pack.places(values.flatten(1)).view_as(values)
             own[name] = values
         return own
 

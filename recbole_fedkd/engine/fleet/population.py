@@ -151,7 +151,7 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
             own_context[name] = values.new_zeros(len(clients), width, *values.shape[1:])
             own_context[name][slot, column] = values[row]
         pack = group.pack(clients, own_items.flatten(1))
-        own_items = pack.local.gather(1, own_items.flatten(1)).long().view_as(own_items)
+        own_items = pack.places(own_items.flatten(1)).view_as(own_items)
         if group.single_users and targets == 1:
             own_users, own_items = own_users[:, :1], own_items.transpose(1, 2)
             own_context = {name: values.transpose(1, 2) for name, values in own_context.items()}

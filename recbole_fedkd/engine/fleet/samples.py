@@ -178,7 +178,7 @@ class LabelledSamples(FleetTask):
 
     def arguments(self, group: ClientGroup, pack: Pack, batch: Epoch) -> tuple[Any, ...]:
         """Users ``[c, batch]``, own items, context ``[c, batch, targets]``, labels, weights, items ``[c, batch * targets]``."""
-        items, users = pack.local.gather(1, batch.items).long(), batch.fields["users"]
+        items, users = pack.places(batch.items), batch.fields["users"]
         axis = 1 if group.single_users else 2
         context = {name: batch.fields[f"{CONTEXT}{name}"].unsqueeze(axis) for name in self.samples.context}
         users = users[:, :1] if group.single_users else users

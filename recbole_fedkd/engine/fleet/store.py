@@ -106,6 +106,10 @@ class Pack:
     local: Tensor
     known: Tensor
 
+    def places(self, items: Tensor) -> Tensor:
+        """Each client's own ids of its items ``[c, n]``."""
+        return self.local.gather(1, items).long()
+
     def first(self, count: int) -> Pack:
         """The first clients alone."""
         return self.select(slice(count))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_fedkd.engine.base import ClientError
-from recbole_fedkd.engine.fleet.by_hand import derived_by_hand, derives_by_hand
+from recbole_fedkd.engine.fleet.by_hand import compiled_epoch, derived_by_hand, derives_by_hand
 from recbole_fedkd.engine.fleet.draws import Streams
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.heard import Heard, Received
@@ -203,6 +203,11 @@ class PackTraining:
         collected: dict[str, Tensor] = {}
         losses = torch.zeros(len(numbers), dtype=torch.float64, device=self.device)
         for number, epoch in enumerate(epochs):
+            done = self._compiled_epoch(training, epoch)
+            if done is not None:
+                losses = done
+                self._check_trained(training, [losses], numbers, round_index)
+                continue
             last = number == len(epochs) - 1
             of_steps = []
             for step, batch in enumerate(epoch.batches(task.batch_size, training.sizes)):
@@ -272,6 +277,16 @@ class PackTraining:
         left = (min(size - step * self.task.batch_size, self.task.batch_size) for size in sizes)
         return [count for count in left if count > 0]
 
+    def _by_hand(self, training: Training) -> bool:
+        return not self.settings.enable_amp and derives_by_hand(self.task, self.strategy, training.network)
+
+    def _compiled_epoch(self, training: Training, epoch: Epoch) -> Tensor | None:
+        """Losses of packed clients ``[c]`` that have trained in compiled code; None where that cannot be."""
+        if self.settings.clip_grad_norm or not self._by_hand(training):
+            return None
+        clients = training.group, training.network, training.pack, training.weights
+        return compiled_epoch(self.optimizer, training.rates, clients, self.task.batch_size, training.sizes, epoch)
+
     def _trained_on(
         self, training: Training, batch: Epoch, counts: Sequence[int], streams: Streams
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -279,7 +294,7 @@ class PackTraining:
         masks = streams.masks(counts, batch.labels.shape[1], drawing(training.network))
         masks = [mask.to(self.device) for mask in masks]
         leaves = training.weights.tensors()
-        if not self.settings.enable_amp and derives_by_hand(self.task, self.strategy, training.network):
+        if self._by_hand(training):
             clients = training.group, training.network, training.pack, training.weights
             losses, made = derived_by_hand(self.task, *clients, batch)
             adds = self.optimizer.adds and not self.settings.clip_grad_norm
