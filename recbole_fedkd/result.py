@@ -17,6 +17,7 @@ from recbole_fedkd import __version__
 from recbole_fedkd.data.dataset import user_base_of
 from recbole_fedkd.data.schema import label_values
 from recbole_fedkd.evaluation import JudgedRows
+from recbole_fedkd.federated.draws import DRAWS_VERSION
 from recbole_fedkd.rounds import EpochRecord
 from recbole_fedkd.trainer import CheckpointTrainer, FedKDTrainer
 
@@ -75,9 +76,10 @@ def epsilon(rounds: Sequence[EpochRecord]) -> float | None:
 
 
 def environment() -> dict[str, str]:
-    """Versions of what a number depends on."""
+    """Versions of what a number depends on; ``draws``: of what clients draw by themselves."""
     packages = ("recbole-fedkd", "recbole", "torch", "numpy", "pandas", "scipy")
     versions = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    versions["draws"] = str(DRAWS_VERSION)
     for package in packages:
         versions[package] = __version__ if package == "recbole-fedkd" else importlib.metadata.version(package)
     return versions

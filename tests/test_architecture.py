@@ -63,7 +63,7 @@ MAY_KNOW = {
         "optim",
     },
     "telling": {"data", "evaluation", "model", "result", "trainer"},
-    "result": {"data", "evaluation", "rounds", "trainer"},
+    "result": {"data", "evaluation", "federated", "rounds", "trainer"},
     "strangers": {"checkpoint", "data", "engine", "evaluation", "federated", "federation", "trainer"},
     "quick_start": {
         "federation",

@@ -17,7 +17,7 @@ from torch import Tensor
 from recbole_fedkd.checkpoint.sealed import digest, read_sealed, write_sealed
 from recbole_fedkd.errors import InputError
 
-CHECKPOINT_VERSION = 6
+CHECKPOINT_VERSION = 7
 BEST, LAST, ROWS = "best.pth", "last.pth", "rows.pth"
 
 

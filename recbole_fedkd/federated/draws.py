@@ -16,6 +16,9 @@ GOLDEN = 0x9E3779B97F4A7C15
 PLACES = np.uint64(2**28 - 1)
 """The bits of a word that hold a sample's place while samples are ordered; the others are drawn."""
 
+DRAWS_VERSION = 2
+"""Of what clients draw; in version 1 they drew from streams of torch's."""
+
 ORDER, NEGATIVES = 1, 2
 """What draws are for."""
 
