@@ -460,6 +460,7 @@ def test_a_round_without_anybody_lets_noise_out_all_the_same(prepared, engine, m
             "sees no message as it was",
         ),
         ({"strategy": "afd", "privacy": {"clip": 1.0, "epsilon": 1.0, "clip_quantile": 0.5}}, "'afd' sends knowledge"),
+        ({"privacy": {"clip": 1.0, "epsilon": 1.0, "clip_rate": 0.5}}, "clip_quantile is not set"),
         ({"partition": "random"}, "set partition=user, or privacy.unit=client"),
         ({"strategy": "local"}, "strategy=local they send nothing"),
         ({"strategy": "afd", "aggregation": "median"}, "aggregation=median needs every client's own"),

@@ -192,7 +192,8 @@ class PrivateRelease(Release):
         self._used = self.clip.clip_norm
         halves = sum(0.5 if within else -0.5 for within in self.follows.within.values())
         share = 0.5 + (halves + float(gaussian((), self.count_noise))) / (self.rate * self.clients)
-        self._clip_by(next_bound(self.clip.clip_norm, share, quantile, self.settings.clip_rate))
+        # Few clients have much noise, which is not to throw the bound anywhere.
+        self._clip_by(next_bound(self.clip.clip_norm, min(max(share, 0.0), 1.0), quantile, self.settings.clip_rate))
 
     def _clip_by(self, norm: float) -> None:
         self.clip = replace(self.clip, clip_norm=norm)

@@ -98,6 +98,9 @@ def check_privacy(config: Any) -> None:
     for pattern, norm in settings.clips.items():
         if isinstance(norm, bool) or not isinstance(norm, int | float) or not norm > 0:
             raise InputError(f"privacy.clips.{pattern} is {norm!r}; it must be a number > 0")
+    idle = [name for name in ("clip_rate", "clip_count_noise") if name in given]
+    if idle and settings.clip_quantile is None:
+        raise InputError(f"privacy.{idle[0]} is of a clip that moves, and privacy.clip_quantile is not set; set it")
     if settings.clip is None:
         raise InputError(
             "privacy.clip is not set; it must be a number > 0, the largest L2 norm of what a message changes"
