@@ -5,6 +5,7 @@ from time import process_time
 
 import numpy as np
 
+from recbole_fedkd.privacy.identity import new_identities
 from recbole_fedkd.privacy.masking import MaskingClient, MaskingServer
 
 
@@ -12,7 +13,8 @@ def measured(count: int, length: int, lost_share: float) -> dict[str, float]:
     """Processor seconds of the slowest client and of the server, bytes per client; some clients are lost before they send."""
     generator = np.random.default_rng(0)
     server = MaskingServer(length)
-    clients = {number: MaskingClient(number) for number in range(count)}
+    identities = new_identities(range(count))
+    clients = {number: MaskingClient(number, identity=identities[number], round_of=b"round") for number in range(count)}
     vectors = generator.integers(-(2**40), 2**40, (count, length))
     lost = set(generator.choice(count, int(count * lost_share), replace=False).tolist())
     spent, up, down = dict.fromkeys(clients, 0.0), dict.fromkeys(clients, 0), dict.fromkeys(clients, 0)
