@@ -412,6 +412,21 @@ def uploads(engine, index):
     return told
 
 
+def assert_taken_alike_at_once(engine, messages, one_by_one):
+    """All messages of a round in one go come to the same bits; not one of them does where one is wrong."""
+    intake, first = engine.server.intake(0, engine.samples), next(iter(messages[0].arrays))
+    together = {name: np.stack([message.arrays[name] for message in messages]) for name in messages[0].arrays}
+    beyond = together[first].copy()
+    beyond[-1] = np.nan if beyond.dtype.kind == "f" else -1
+    for wrong in ({**together, first: beyond}, {**together, "more": np.zeros(len(messages))}):
+        assert not intake.add_many(messages[0].kind, engine.samples, wrong) and not intake.answered
+    assert not intake.add_many("nonsense", engine.samples, together)
+    if intake.add_many(messages[0].kind, engine.samples, together):
+        torch.testing.assert_close(intake.fold.finish(), one_by_one.fold.finish(), rtol=0, atol=0)
+        assert intake.answered == one_by_one.answered
+        assert not intake.add_many(messages[0].kind, engine.samples, together)
+
+
 @every("strategies")
 def test_a_strategys_messages_are_taken_from_their_sender_of_their_round_and_kind_alone(engine_of, name):
     engine = engine_of(name).engine
@@ -435,8 +450,8 @@ def test_a_strategys_messages_are_taken_from_their_sender_of_their_round_and_kin
             intake.add(1, spoiled.to_bytes())
     with pytest.raises(MessageError):
         intake.add(1, payloads[1][:-3])
-    for number, payload in payloads.items():
-        intake.add(number, payload)
+    messages = [intake.add(number, payload) for number, payload in payloads.items()]
+    assert_taken_alike_at_once(engine, messages, intake)
     intake.finish()
 
 

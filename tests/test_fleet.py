@@ -16,12 +16,13 @@ from torch import nn
 from recbole_fedkd import load_data_and_model
 from recbole_fedkd.checkpoint import read_checkpoint
 from recbole_fedkd.engine import ClientError, FleetEngine
+from recbole_fedkd.engine.fleet.exchange import Sizes
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.optimizers import BatchedAdam, BatchedSGD, clip_norms
 from recbole_fedkd.engine.fleet.packing import MAX_PADDING, MAX_ROW_PADDING, packed, slots
 from recbole_fedkd.engine.fleet.store import RowStore
 from recbole_fedkd.engine.fleet.threads import SideBySide
-from recbole_fedkd.federated.message import Message, sizes_by_sender
+from recbole_fedkd.federated.message import Message
 from recbole_fedkd.federated.task import Samples
 from recbole_fedkd.quick_start import build_trainer
 
@@ -376,8 +377,8 @@ def test_clipping_is_per_network():
 @pytest.mark.parametrize("senders", [[0, 127, 128, 255, 256, 65535, 65536, 2**32]])
 def test_sizes_of_messages_are_the_lengths_of_their_bytes(senders):
     arrays = {"means": np.ones((2, 2), np.float32)}
-    sizes = sizes_by_sender(Message("knowledge", 300, 9, arrays), senders)
-    assert sizes == [len(Message("knowledge", 300, sender, arrays).to_bytes()) for sender in senders]
+    sizes = Sizes().by_sender(Message("knowledge", 300, 9, arrays), senders)
+    assert list(sizes.values()) == [len(Message("knowledge", 300, sender, arrays).to_bytes()) for sender in senders]
 
 
 # The one test that times: a ratio of two times of the same process, each the least of several, in processor seconds.

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from recbole_fedkd.federated.message import SCHEMA_VERSION, Message, MessageError
+from recbole_fedkd.federated.message import (
+    SCHEMA_VERSION,
+    ArraySpec,
+    Message,
+    MessageError,
+    Schema,
+    all_taken,
+    check_arrays,
+)
 
 DTYPES = st.sampled_from([np.float32, np.float64, np.int32, np.int64, np.uint8, np.bool_, np.float16, np.int8])
 
@@ -73,3 +81,35 @@ def test_a_shape_that_does_not_fit_is_refused():
     content["a"]["x"][1] = [5]
     with pytest.raises(MessageError, match="malformed"):
         Message.from_bytes(msgpack.packb(content))
+
+
+def is_taken(of_client, schema):
+    try:
+        check_arrays(of_client, schema)
+    except MessageError:
+        return False
+    return True
+
+
+@given(
+    values=arrays.arrays(
+        np.float32, st.tuples(st.integers(1, 3), st.just(2)), elements=st.sampled_from([0, 1, 2e19, np.nan])
+    ),
+    counts=st.sampled_from([(), (2,), (2, 3), (0,)]).flatmap(
+        lambda shape: st.integers(1, 3).flatmap(
+            lambda count: arrays.arrays(np.int32, (count, *shape), elements=st.sampled_from([0, 1, 1, 1, -1]))
+        )
+    ),
+    empty=st.booleans(),
+    names=st.sampled_from([("means", "counts"), ("means",), ("counts",), ("means", "counts", "more")]),
+)
+def test_all_are_taken_at_once_exactly_where_each_is_taken_alone(values, counts, empty, names):
+    count = min(len(values), len(counts))
+    given = {"means": values[:count], "counts": counts[:count], "more": values[:count]}
+    specs = {
+        "means": ArraySpec((2,)),
+        "counts": ArraySpec(counts.shape[1:], np.int32, counts=True, optional=True, empty=empty),
+    }
+    together, schema = {name: given[name] for name in names}, Schema("any", specs)
+    alone = [is_taken({name: array[place] for name, array in together.items()}, schema) for place in range(count)]
+    assert all_taken(together, schema, count) == all(alone)

@@ -8,7 +8,7 @@ The order of the uploads is that of the sums, so that the same order gives the s
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -27,6 +27,14 @@ class Fold(ABC):
     @abstractmethod
     def add(self, upload: Message) -> None:
         """Take one client's upload in. Raises :class:`MessageError`, and is as before, for one that is not taken."""
+
+    def add_many(self, senders: Sequence[int], arrays: Mapping[str, NDArray[np.generic]]) -> bool:
+        """Take in the uploads of several clients, ``[c, ...]`` by name, to the same bits as one by one.
+
+        Returns:
+            Whether it has; else it sees them one by one.
+        """
+        return False
 
     @abstractmethod
     def merge(self, other: Self) -> None:
@@ -75,11 +83,21 @@ class Sums(Fold):
     def add(self, upload: Message) -> None:
         """Add its arrays."""
         for name, array in upload.arrays.items():
-            if name in self.sums:
-                total = self.sums[name].numpy()
-                np.add(total, array, out=total)
-            else:
-                self.sums[name] = torch.tensor(array, dtype=self.dtype)
+            self._add(name, array[None])
+
+    def add_many(self, senders: Sequence[int], arrays: Mapping[str, NDArray[np.generic]]) -> bool:
+        """Add their arrays, in their order."""
+        for name, of_clients in arrays.items():
+            self._add(name, of_clients)
+        return True
+
+    def _add(self, name: str, of_clients: NDArray[np.generic]) -> None:
+        known = name in self.sums
+        if not known:
+            self.sums[name] = torch.tensor(of_clients[0], dtype=self.dtype)
+        total = self.sums[name].numpy()
+        for array in of_clients[not known :]:
+            np.add(total, array, out=total)
 
     def merge(self, other: Self) -> None:
         """Add the other's sums."""
@@ -183,9 +201,14 @@ class LatestOfEach(Fold):
 
     def add(self, upload: Message) -> None:
         """Replace the client's."""
-        self.heard.add(upload.sender)
-        for name, array in upload.arrays.items():
-            self.latest[name][upload.sender] = torch.tensor(array)
+        self.add_many([upload.sender], {name: array[None] for name, array in upload.arrays.items()})
+
+    def add_many(self, senders: Sequence[int], arrays: Mapping[str, NDArray[np.generic]]) -> bool:
+        """Replace the clients'."""
+        self.heard.update(senders)
+        for name, of_clients in arrays.items():
+            self.latest[name][list(senders)] = torch.tensor(of_clients)
+        return True
 
     def merge(self, other: Self) -> None:
         """Replace those that the other has heard."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -233,12 +233,6 @@ def without_arrays(message: Message) -> Message:
     return replace(message, arrays={name: np.zeros(0, np.int8) for name in message.arrays})
 
 
-def sizes_by_sender(message: Message, senders: Sequence[int]) -> list[int]:
-    """Bytes on the wire of messages that differ from ``message`` in the sender and in the numbers that they hold."""
-    without_sender = len(message.to_bytes()) - len(msgpack.packb(message.sender))
-    return [without_sender + len(msgpack.packb(sender)) for sender in senders]
-
-
 def check_kind(message: Message, schema: Schema | None) -> None:
     """Raise :class:`MessageError` for a message of another kind than was asked for."""
     if schema is not None and message.kind != schema.kind:
@@ -297,6 +291,17 @@ def check_arrays(arrays: Arrays, schema: Schema | None = None) -> None:
                 raise MessageError("counts", f"'{name}' holds {least}, and a count is not negative")
             if not spec.empty and not array.any():
                 raise MessageError("counts", f"'{name}' sums to 0, of which no mean can be taken")
+
+
+def all_taken(arrays: Arrays, schema: Schema, count: int) -> bool:
+    """Whether :func:`check_arrays` takes every one of ``count`` clients' arrays, given as ``[count, ...]`` by name."""
+    of_all = {name: spec._replace(shape=(count, *spec.shape)) for name, spec in schema.arrays.items()}
+    try:
+        check_arrays(arrays, Schema(schema.kind, of_all))
+    except MessageError:
+        return False
+    means = [arrays[name] for name, spec in of_all.items() if spec.counts and not spec.empty and name in arrays]
+    return all(array.any(tuple(range(1, array.ndim))).all() for array in means)
 
 
 def _shortened(text: str) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recbole_fedkd.federated.aggregate import Fold
 from recbole_fedkd.federated.codec import WireCodecs
-from recbole_fedkd.federated.message import SERVER, Message, MessageError
+from recbole_fedkd.federated.message import SERVER, Message, MessageError, all_taken
 from recbole_fedkd.federated.strategy import ServerState, Strategy
 from recbole_fedkd.federated.wire import ServerLink
 from recbole_fedkd.finite import check_state
@@ -269,6 +269,33 @@ class Intake:
         self.take(client, message)
         self.server.link.acknowledge(client)
         return message
+
+    def add_many(self, kind: str, samples: Mapping[int, int], arrays: Mapping[str, NDArray[np.generic]]) -> bool:
+        """Take in several clients' messages that were made on this side of the wire, where nothing is wrong with any.
+
+        Args:
+            kind: of the messages.
+            samples: client to the samples that it speaks for.
+            arrays: what they hold, ``[clients, ...]`` by name, in the order of ``samples``.
+
+        Returns:
+            Whether they were taken; else none was, and :meth:`add_read` says what is wrong with whom.
+        """
+        link, schema = self.server.link, self.server.link.schema
+        if (
+            self.hidden is not None
+            or self.server.codecs.changes_uploads
+            or link.broadcast is not None
+            or schema is None
+        ):
+            return False
+        due = all(client not in self.answered and self.samples.get(client) == of for client, of in samples.items())
+        if not due or kind != schema.kind or not all_taken(arrays, schema, len(samples)):
+            return False
+        if not self.fold.add_many(list(samples), arrays):
+            return False
+        self.answered.update(dict.fromkeys(samples, True))
+        return True
 
     def add_header(self, client: int, payload: bytes) -> None:
         """Know of the upload of a client that keeps it, and adds it under masks.

@@ -121,12 +121,16 @@ class ClientLink:
         for stage in self.stages:
             wire = stage.encode(wire)
         self.codec_error = wire.codec_error
-        if self.strategy.remembers_sent:
-            # What the server will see is what is taken off what it says.
-            seen = received_through(self.stages, wire, None) if self.codecs.changes_uploads else message
-            self.sent = {**self.sent, **to_tensors(seen.arrays)}
-        self.sent_in = message.round
+        # What the server will see is what is taken off what it says.
+        changed = self.codecs.changes_uploads and self.strategy.remembers_sent
+        seen = received_through(self.stages, wire, None) if changed else message
+        self.has_sent(to_tensors(seen.arrays) if self.strategy.remembers_sent else {}, message.round)
         return wire
+
+    def has_sent(self, tensors: Mapping[str, Tensor], round_index: int) -> None:
+        """Remember what the client has sent in a round, as the server saw it."""
+        self.sent = {**self.sent, **tensors}
+        self.sent_in = round_index
 
     def state_dict(self) -> dict[str, Any]:
         """What was last said and dropped, and which version was heard; plain values and tensors only."""

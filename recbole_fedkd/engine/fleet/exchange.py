@@ -6,7 +6,7 @@ Where all start from one network (:class:`CommonDownlink`) it is kept once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -65,12 +65,15 @@ class Sizes:
 
     def __call__(self, message: Message) -> int:
         """Length of the message's bytes."""
+        return self.by_sender(message, [message.sender])[message.sender]
+
+    def by_sender(self, message: Message, senders: Iterable[int]) -> dict[int, int]:
+        """Length of the bytes of messages of its signature, by sender."""
         arrays = tuple((name, array.dtype, array.shape) for name, array in message.arrays.items())
         signature = message.kind, message.round, arrays, any(message.codec_error)
-        sender = len(msgpack.packb(message.sender))
         if signature not in self._without_sender:
-            self._without_sender[signature] = len(message.to_bytes()) - sender
-        return self._without_sender[signature] + sender
+            self._without_sender[signature] = len(message.to_bytes()) - len(msgpack.packb(message.sender))
+        return {sender: self._without_sender[signature] + len(msgpack.packb(sender)) for sender in senders}
 
 
 class Downlink(ABC):

@@ -6,10 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import msgpack
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedkd.engine.base import ClientError, Round
@@ -19,11 +16,14 @@ from recbole_fedkd.engine.fleet.messages import MeanOfClients, SharedTensors
 from recbole_fedkd.engine.fleet.training import Trained, Training
 from recbole_fedkd.federated.aggregate import MeanOfChangedRows, WeightedMean
 from recbole_fedkd.federated.dialogue import answer
+from recbole_fedkd.federated.knowledge import Knowledge
+from recbole_fedkd.federated.knowledge.base import Arrays
 from recbole_fedkd.federated.message import LARGEST, Message, MessageError, check_arrays
 from recbole_fedkd.federated.message import Training as TrainedOn
 from recbole_fedkd.federated.server import Server
-from recbole_fedkd.federated.strategy import LocalResult
+from recbole_fedkd.federated.strategy import LocalResult, to_tensors
 from recbole_fedkd.federated.strategy.federated_averaging import BUFFER, PARAMETER, FederatedAveraging
+from recbole_fedkd.federated.strategy.knowledge_exchange import AttentiveFederatedDistillation
 from recbole_fedkd.model.shared import Rows, SharedState
 
 
@@ -76,8 +76,17 @@ class MessageUplink(Uplink):
         """Nothing: an end of the wire remembers what it has said, and says it once."""
 
     def say(self, trained: Trained, base: Base, current: Round) -> dict[int, ClientError]:
-        """Each by itself."""
-        refused, losses, made = {}, trained.losses.tolist(), self._made(trained)
+        """All at once where nothing is wrong with any, else each by itself."""
+        refused, losses, parts = {}, trained.losses.tolist(), self._made(trained)
+        if len(parts) == 1 and self._taken(trained, parts[0][1], current):
+            for size, loss in zip(trained.training.sizes, losses, strict=True):
+                current.count(loss, size)
+            return {}
+        made = {
+            slot: {name: array[place] for name, array in arrays.items()}
+            for slots, arrays in parts
+            for place, slot in enumerate(slots)
+        }
         for slot, shared in enumerate(self._shared(trained, base)):
             number, size = trained.numbers[slot], trained.training.sizes[slot]
             link, stage = self.links[number], "sending"
@@ -97,9 +106,30 @@ class MessageUplink(Uplink):
             current.count(losses[slot], size, link.codec_error if message is not None else (0.0, 0.0))
         return refused
 
-    def _made(self, trained: Trained) -> dict[int, dict[str, NDArray[np.generic]]]:
-        """What the kind of knowledge makes of what packed clients have collected, by slot, where that is done at once."""
-        strategy, made = self.server.strategy, dict[int, dict[str, NDArray[np.generic]]]()
+    def _taken(self, trained: Trained, arrays: Arrays, current: Round) -> bool:
+        """Whether the server has taken what all packed clients say, ``[c, ...]`` by name, at once."""
+        strategy, numbers = self.server.strategy, trained.numbers
+        says_all = type(strategy).upload is AttentiveFederatedDistillation.upload
+        if not says_all or type(strategy.knowledge).disguised is not Knowledge.disguised:
+            return False
+        result = LocalResult(SharedTensors({}, {}), False, {}, {name: array[0] for name, array in arrays.items()})
+        example = strategy.upload(result, numbers[0], current.index)
+        samples = dict(zip(numbers, trained.training.sizes, strict=True))
+        if example is None or not current.intake.add_many(example.kind, samples, arrays):
+            return False
+        current.report.bytes_up.update(self._size_of.by_sender(example, numbers))
+        tensors = to_tensors(arrays) if strategy.remembers_sent else {}
+        sent = {name: value.unbind() for name, value in tensors.items()}
+        for slot, number in enumerate(numbers):
+            self.links[number].has_sent({name: values[slot] for name, values in sent.items()}, current.index)
+        return True
+
+    def _made(self, trained: Trained) -> list[tuple[list[int], Arrays]]:
+        """What the kind of knowledge makes of what packed clients have collected, where that is done at once.
+
+        Those that have never spoken before are apart: their slots, and what they say ``[slots, ...]`` by name.
+        """
+        strategy, made = self.server.strategy, list[tuple[list[int], Arrays]]()
         if not (strategy.elementwise and trained.collected):
             return made
         spoken = [self.links[number].sent_in is not None for number in trained.numbers]
@@ -109,8 +139,8 @@ class MessageUplink(Uplink):
             try:
                 arrays = strategy.knowledge.upload(collected, not before)
             except Exception:  # one by one shows whose fault it is
-                return {}
-            made |= {slot: {name: array[place] for name, array in arrays.items()} for place, slot in enumerate(slots)}
+                return []
+            made.append((slots, arrays))
         return made
 
     def _shared(self, trained: Trained, base: Base) -> Iterator[SharedState]:
@@ -180,10 +210,8 @@ class MeanUplink(Uplink):
         sizes = trained.training.sizes
         self._answered += sum(self._share(size) for size in sizes)
         current.count(float(trained.losses.sum()), sum(sizes))
-        sender = len(msgpack.packb(self._example.sender))
-        size = self._size_of(self._example) - sender
+        current.report.bytes_up.update(self._size_of.by_sender(self._example, trained.numbers))
         for number in trained.numbers:
-            current.report.bytes_up[number] = size + len(msgpack.packb(number))
             current.intake.answered[number] = True
             self.server.link.acknowledge(number)
         return {}
