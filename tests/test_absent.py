@@ -13,7 +13,7 @@ from test_engines_agree import apart
 from test_fleet import read_state
 from torch import nn
 
-from recbole_fedkd.engine import LocalEngine
+from recbole_fedkd.engine import ClientError, LocalEngine
 from recbole_fedkd.engine.fleet.training import PackTraining
 from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.federated.client import Client, ClientSettings
@@ -212,6 +212,15 @@ def test_both_engines_leave_out_the_same_clients_and_keep_them_as_they_were(prep
         for name, value in one.items():
             assert value.isfinite().all()
             torch.testing.assert_close(other[name], value.detach(), rtol=2e-4, atol=2e-4)
+
+
+def test_for_a_fault_of_packing_nobody_is_left_out(prepared, monkeypatch):
+    engine = prepared(engine="fleet", strategy="afd", partition="user", min_clients=1)[1].engine
+    monkeypatch.setattr(engine.training, "settings", None)
+    with pytest.raises(
+        ClientError, match=r"^clients \d+ to \d+, round 1, training: 'NoneType' object has no attribute"
+    ):
+        engine.run_round(0)
 
 
 def spoiled_sums(trainer, monkeypatch):

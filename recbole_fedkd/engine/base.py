@@ -50,6 +50,13 @@ class RoundReport:
 class ClientError(TrainingError):
     """An error inside a client, with the client, the round and the stage it happened in."""
 
+    @classmethod
+    def of(cls, who: str, round_index: int, stage: str, cause: Exception) -> ClientError:
+        """Of what happened in a client, or in several."""
+        error = cause if isinstance(cause, cls) else cls(f"{who}, round {round_index + 1}, {stage}: {cause}")
+        error.__cause__ = cause if error is not cause else cause.__cause__
+        return error
+
 
 @dataclass
 class Round:
@@ -197,11 +204,11 @@ class Engine(ABC):
     def close(self) -> None:  # noqa: B027
         """No more rounds: let go of what is held outside of this process."""
 
-    def _leave_out(self, current: Round, client: int, reason: str, error: ClientError) -> None:
+    def _leave_out(self, current: Round, client: int, error: ClientError) -> None:
         """A client is missing in the round; where everybody has to answer, that ends the run."""
         if self.min_clients is None:
             raise error
-        current.report.missing[client] = reason
+        current.report.missing[client] = reason(error)
 
     def _check_enough(self, current: Round) -> None:
         answered = len(current.chosen) - len(current.report.missing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recbole_fedkd.engine.base import ClientError, Engine, Round, reason
+from recbole_fedkd.engine.base import ClientError, Engine, Round
 from recbole_fedkd.federated.client import Client
 from recbole_fedkd.federated.server import Server
 
@@ -38,7 +38,7 @@ class LocalEngine(Engine):
             try:
                 self._run_client(by_number[number], payload, current)
             except ClientError as error:
-                self._leave_out(current, number, reason(error), error)
+                self._leave_out(current, number, error)
                 if before is not None:
                     by_number[number].restore(before)
 
@@ -55,7 +55,7 @@ class LocalEngine(Engine):
             stage = "answering"
             current.intake.add(client.number, answer)
         except Exception as error:
-            raise ClientError(f"client {client.number}, round {current.index + 1}, {stage}: {error}") from error
+            raise ClientError.of(f"client {client.number}", current.index, stage, error) from error
         finally:
             if current.on_bytes is not None:
                 current.on_bytes(len(payload) + current.report.bytes_up[client.number])

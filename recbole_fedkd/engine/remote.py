@@ -100,7 +100,7 @@ class RemoteEngine(Engine):
             try:
                 self._take(number, answers.get(number), current)
             except ClientError as error:
-                self._leave_out(current, number, reason(error), error)
+                self._leave_out(current, number, error)
         if current.intake.hidden is not None:
             self._unmask(current, counted)
 
@@ -117,9 +117,7 @@ class RemoteEngine(Engine):
         for number in current.intake.unmask():
             self.counted[number] = counted.get(number, NEVER)
             fault = MessageError("masks", "it fell silent before its numbers were in the sum")
-            error = ClientError(f"client {number}, round {current.index + 1}, masking: {fault}")
-            error.__cause__ = fault
-            self._leave_out(current, number, reason(error), error)
+            self._leave_out(current, number, ClientError.of(f"client {number}", current.index, "masking", fault))
 
     def _masked(self, round_index: int, step: str, letters: Mapping[int, bytes]) -> dict[int, bytes]:
         """What parties answer in a step under masks; who does not is told of in the log."""
@@ -151,7 +149,7 @@ class RemoteEngine(Engine):
             else:
                 current.intake.add_header(number, said)
         except Exception as error:
-            raise ClientError(f"client {number}, round {current.index + 1}, {stage}: {error}") from error
+            raise ClientError.of(f"client {number}", current.index, stage, error) from error
         finally:
             if current.on_bytes is not None:
                 current.on_bytes(current.report.bytes_down[number] + current.report.bytes_up[number])
@@ -200,8 +198,7 @@ class RemoteEngine(Engine):
             try:
                 good[number] = self._checked(number, answers.get(number))
             except Exception as error:
-                failed = ClientError(f"client {number}, round {round_index + 1}, serving its users: {error}")
-                failed.__cause__ = error
+                failed = ClientError.of(f"client {number}", round_index, "serving its users", error)
                 if self.min_clients is None:
                     raise failed from error
                 missing[number] = reason(failed)

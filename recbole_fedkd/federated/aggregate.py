@@ -24,6 +24,11 @@ Tensors = dict[str, Tensor]
 class Fold(ABC):
     """Statistics of a round."""
 
+    def __init_subclass__(cls) -> None:
+        # Whoever takes an upload in another way than its base takes them one by one, unless it says how many are taken in.
+        if "add" in vars(cls) and "add_many" not in vars(cls):
+            cls.add_many = Fold.add_many  # type: ignore[method-assign]
+
     @abstractmethod
     def add(self, upload: Message) -> None:
         """Take one client's upload in. Raises :class:`MessageError`, and is as before, for one that is not taken."""

@@ -6,6 +6,7 @@ Networks, losses, strategies and ends of the wire are those of the ``local`` eng
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_fedkd.engine.base import ClientError, Engine, Round, reason
+from recbole_fedkd.engine.base import ClientError, Engine, Round
 from recbole_fedkd.engine.fleet.exchange import (
     Base,
     CommonDownlink,
@@ -144,7 +145,7 @@ class FleetEngine(Engine):
                 RowChanges.apply(memory_rows, memory.rows)
         self.padding = 1.0 - current.seen / max(filled, 1)
         for number in sorted(missing):
-            self._leave_out(current, number, reason(missing[number]), missing[number])
+            self._leave_out(current, number, missing[number])
             self.downlink.restore(number, before[number])
         if current.on_bytes is not None:
             current.on_bytes(report.total_bytes)
@@ -155,8 +156,8 @@ class FleetEngine(Engine):
         refused = self.uplink.say(trained, base, current)
         if not refused:
             return trained
-        if self.min_clients is None:
-            error = refused[min(refused)]
+        error = next(filter(_is_of_packing, refused.values()), refused[min(refused)])
+        if self.min_clients is None or _is_of_packing(error):
             raise error from error.__cause__
         missing.update(refused)
         kept = [slot for slot, number in enumerate(trained.numbers) if number not in refused]
@@ -267,11 +268,8 @@ class FleetEngine(Engine):
             return [trained.with_part(self.uplink.part(trained.training))]
         except Exception as error:
             who = f"clients {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"client {numbers[0]}"
-            failed = ClientError(f"{who}, round {round_index + 1}, training: {error}")
-            failed.__cause__ = error
-            if isinstance(error, ClientError):
-                failed = error
-            if self.min_clients is None:
+            failed = ClientError.of(who, round_index, "training", error)
+            if self.min_clients is None or _is_of_packing(failed):
                 raise failed from failed.__cause__
             if len(numbers) == 1:
                 missing[numbers[0]] = failed
@@ -302,3 +300,16 @@ class FleetEngine(Engine):
             memory.load_state_dict(saved)
         for average, saved in zip(self.averages, state["averages"], strict=True):
             average.load_state_dict(saved)
+
+
+_FAULTS = (AssertionError, AttributeError, LookupError, NameError, TypeError)
+"""Errors of code; what is wrong with numbers or takes too much memory, torch and this package say by others."""
+
+
+def _is_of_packing(error: ClientError) -> bool:
+    """Whether the code that packs clients is at fault, for which none of them can be left out."""
+    cause = error.__cause__
+    frames = traceback.walk_tb(cause.__traceback__ if cause is not None else None)
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in frames]
+    raised_in = next((name for name in reversed(modules) if not name.startswith("torch.")), "")
+    return isinstance(cause, _FAULTS) and raised_in.startswith("recbole_fedkd.engine.fleet.")

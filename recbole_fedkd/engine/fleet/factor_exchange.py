@@ -233,8 +233,7 @@ class FactorUplink(Uplink):
             try:
                 self._say_alone(self._stage, number, loss, current)
             except Exception as error:
-                refused[number] = ClientError(f"client {number}, round {current.index + 1}, sending: {error}")
-                refused[number].__cause__ = error
+                refused[number] = ClientError.of(f"client {number}", current.index, "sending", error)
         return refused
 
     def finish(self, current: Round) -> Mapping[str, Tensor] | None:

@@ -100,8 +100,7 @@ class MessageUplink(Uplink):
                 stage = "answering"
                 current.intake.add_read(number, wire)
             except Exception as error:
-                refused[number] = ClientError(f"client {number}, round {current.index + 1}, {stage}: {error}")
-                refused[number].__cause__ = error
+                refused[number] = ClientError.of(f"client {number}", current.index, stage, error)
                 continue
             current.count(losses[slot], size, link.codec_error if message is not None else (0.0, 0.0))
         return refused
@@ -229,8 +228,7 @@ class MeanUplink(Uplink):
             try:
                 check_arrays(message.arrays if message is not None else {})
             except MessageError as error:
-                refused[number] = ClientError(f"client {number}, round {current.index + 1}, answering: {error}")
-                refused[number].__cause__ = error
+                refused[number] = ClientError.of(f"client {number}", current.index, "answering", error)
         return refused
 
     def finish(self, current: Round) -> Mapping[str, Tensor] | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedkd.distillation.knowledge import class_sums, item_histograms, log_prior
@@ -169,6 +171,14 @@ class _Totals(Sums):
                 raise MessageError("doubled", "its histogram is counted already")
             self.spoken[upload.sender] = True
         super().add(upload)
+
+    def add_many(self, senders: Sequence[int], arrays: Mapping[str, NDArray[np.generic]]) -> bool:
+        """Add their arrays."""
+        if "histogram" in arrays:
+            if bool(self.spoken[list(senders)].any()):
+                return False
+            self.spoken[list(senders)] = True
+        return super().add_many(senders, arrays)
 
     def merge(self, other: Self) -> None:
         """Add the other's."""
