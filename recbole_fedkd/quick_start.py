@@ -30,6 +30,7 @@ from recbole_fedkd.compat import (
 )
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.config.fitted import fit_context, fit_rows
+from recbole_fedkd.config.given import read_given
 from recbole_fedkd.data.creation import create_dataset, samples_made
 from recbole_fedkd.data.dataset import user_base_of
 from recbole_fedkd.data.features import features_of
@@ -122,7 +123,7 @@ def run_recbole_fedkd(
     Raises:
         InputError: bad input of any kind, in one sentence.
     """
-    given = FedKDConfig.read_given(config_file_list, config_dict, command_line)
+    given = read_given(config_file_list, config_dict, command_line)
     if isinstance(dataset, pd.DataFrame):
         with frame_as_dataset(dataset, given, saved) as (name, folder):
             lies = {**(command_line or {}), "data_path": folder}

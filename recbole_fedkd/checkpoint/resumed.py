@@ -10,6 +10,7 @@ from typing import Any
 
 from recbole_fedkd.checkpoint.reading import Checkpoint
 from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.config.given import read_given
 from recbole_fedkd.config.keys import described_keys, keys_with
 from recbole_fedkd.errors import InputError
 
@@ -59,7 +60,7 @@ def resumed_config(
     for key in keys_with("kept"):
         if not isinstance(saved.get(key), described_keys()[key].types):
             raise InputError(f"checkpoint '{source}' cannot be used: its config has no usable '{key}'")
-    given = FedKDConfig.read_given(config_file_list, config_dict, command_line)
+    given = read_given(config_file_list, config_dict, command_line)
     for key, asked_for in (("model", model), ("dataset", dataset)):
         wanted = asked_for or given.pop(key, None)
         name = getattr(wanted, "__name__", wanted)

@@ -22,7 +22,7 @@ from recbole.trainer import TraditionalTrainer, Trainer
 from recbole.utils import InputType, ModelType, get_trainer
 
 from recbole_fedkd.config.files import PROPERTIES, RECBOLE_PROPERTIES, files_of_model, preset_file
-from recbole_fedkd.config.given import convert_given, named, read_files, read_given, values_of_preset
+from recbole_fedkd.config.given import convert_given, named, read_files, values_of_preset
 from recbole_fedkd.config.judging import JudgedConfig
 from recbole_fedkd.config.keys import keys_with, merged_layers, read_keys
 from recbole_fedkd.config.known import KnownKeys, keys_in_source
@@ -104,16 +104,6 @@ class FedKDConfig(JudgedConfig):
         check_transform(self)
         check_privacy(self)
         check_attack(self)
-
-    @classmethod
-    def read_given(
-        cls,
-        config_file_list: list[str] | None,
-        config_dict: Mapping[str, Any] | None,
-        command_line: Mapping[str, Any] | None,
-    ) -> dict[str, Any]:
-        """The user's own keys merged, without any default and unchecked; arguments as of the constructor."""
-        return read_given(config_file_list, config_dict, command_line)
 
     def compatibility_settings(self) -> None:
         """Replaces RecBole's, which reads names that numpy 2 removed."""

@@ -24,7 +24,7 @@ from recbole_fedkd.config.keys import (
 )
 from recbole_fedkd.config.shapes import check_shape
 from recbole_fedkd.config.synonyms import called_here
-from recbole_fedkd.errors import InputError, listed, nearest, shown
+from recbole_fedkd.errors import InputError, nearest, shown
 from recbole_fedkd.privacy import settings as _settings  # noqa: F401  (declares a dictionary)
 from recbole_fedkd.registry import DICTIONARIES, settings_of
 
@@ -162,7 +162,7 @@ class KnownKeys:
             if name in self.sizes:
                 check_size(name, value)
             if name in DICTIONARIES and value is not None:
-                values[name] = _read_parts(name, value, DICTIONARIES[name])
+                values[name] = _read_parts(self.keys[name], value, DICTIONARIES[name])
             if "network" in roles:
                 for part, inner in _numbered(name, value):
                     self._check_architecture(part, inner)
@@ -187,15 +187,12 @@ def _numbered(name: str, value: Any) -> list[tuple[str, Any]]:
     return [] if value is None else [(name, value)]
 
 
-def _read_parts(name: str, value: Mapping[Any, Any], settings_type: type) -> dict[str, Any]:
+def _read_parts(key: Key, value: Mapping[Any, Any], settings_type: type) -> dict[str, Any]:
     """A dictionary whose keys a settings dataclass declares, as they take it.
 
     Raises:
         InputError: an unknown part, or one whose value is not allowed.
     """
-    parts = {part: replace(Key.of(each), name=f"{name}.{part}") for part, each in settings_of(settings_type).items()}
-    for part in value:
-        if part not in parts:
-            hint = nearest(str(part), parts) or f"; allowed are {listed(parts)}"
-            raise InputError(f"key '{name}.{part}' is unknown{hint}")
+    parts = {part: replace(Key.of(own), name=f"{key.name}.{part}") for part, own in settings_of(settings_type).items()}
+    replace(key, parts=tuple(parts)).check_parts(value)
     return {part: parts[part].read(each) for part, each in value.items()}

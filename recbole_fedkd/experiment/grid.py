@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recbole_fedkd.config import FedKDConfig, parse_value, read_yaml
+from recbole_fedkd.config import parse_value, read_yaml
+from recbole_fedkd.config.given import read_given
 from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.config.plugins import plugins_from_anywhere
 from recbole_fedkd.errors import InputError, nearest
@@ -315,7 +316,7 @@ def _checked_keys(given: Any, where: str) -> dict[str, Any]:
     if not isinstance(files, list):
         raise InputError(f"{where}: config_files is {files!r}; it must be a list of files, or their names in one text")
     # What the files hold, not where they lie, is part of a cell.
-    keys = {**FedKDConfig.read_given([str(file) for file in files], None, None), **keys}
+    keys = {**read_given([str(file) for file in files], None, None), **keys}
     for name, value in keys.items():
         keys[name] = parse_value(value) if isinstance(value, str) else value
         if name in keys_with("folder") and value is not None:

@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from texttable import Texttable
 
 from recbole_fedkd.config import FedKDConfig, parse_value
+from recbole_fedkd.config.given import read_given
 from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.errors import InputError, TrainingError, nearest
 from recbole_fedkd.files import config_text, regular_file, write_bytes, write_json
@@ -92,7 +93,7 @@ class Search:
 
     def identity(self) -> str:
         """What a search that goes on must share with the one before; the number of trials may grow."""
-        given = FedKDConfig.read_given(list(self.config_files), None, self.keys)
+        given = read_given(list(self.config_files), None, self.keys)
         computed = {key: value for key, value in given.items() if key not in keys_with("aside")}
         lines = sorted(
             f"{parameter.name} {parameter.kind} {parameter.choices or parameter.numbers}"
@@ -202,7 +203,7 @@ def config_of(out: Path) -> Path:
 def _config_of_best(search: Search, best: Mapping[str, Any]) -> str:
     """The keys of the best trial, as a config file that a run takes."""
     about = f"best of a search by validation {search.metric}, {best['score']:.6g}: {_spelled(best['parameters'])}"
-    given = FedKDConfig.read_given(list(search.config_files), None, {**search.keys, **best["parameters"]})
+    given = read_given(list(search.config_files), None, {**search.keys, **best["parameters"]})
     keys = {name: value for name, value in given.items() if name not in keys_with("aside")}
     return config_text(
         about, {name: parse_value(value) if isinstance(value, str) else value for name, value in keys.items()}
