@@ -195,7 +195,7 @@ def write_audit(made: Audit, folder: Path) -> Path:
     """Write an audit as a page and as JSON into ``<folder>/audit``; returns the page."""
     from recbole_fedkd.report.audit_page import write_audit_page  # brings matplotlib
 
-    place = folder if folder.is_dir() else folder.parent
-    out = writable_folder(place / "audit", f"folder '{place / 'audit'}'")
+    base = folder if folder.is_dir() else folder.parent
+    out = writable_folder(base / "audit", f"folder '{base / 'audit'}'")
     write_json(asdict(made), out / AUDIT)
     return write_audit_page(asdict(made), out)

@@ -215,8 +215,8 @@ def import_file(arguments: Sequence[str]) -> int:
     targets = [target, *(each.write(folder, name) for each in tables.values())]
     print(imported, *tables.values(), sep="\n")
     preset = "factors --client_num=16" if "rating" in imported.table else "fedmf"
-    place = "" if str(folder) == "dataset" else f" --data_path={folder}"
-    print(f"written: {', '.join(map(str, targets))}\nnext: recbole-fedkd --preset={preset} --dataset={name}{place}")
+    option = "" if str(folder) == "dataset" else f" --data_path={folder}"
+    print(f"written: {', '.join(map(str, targets))}\nnext: recbole-fedkd --preset={preset} --dataset={name}{option}")
     return 0
 
 

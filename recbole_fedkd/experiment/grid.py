@@ -141,8 +141,8 @@ def expand(
     cells: dict[str, Cell] = {}
     for values in itertools.product(*axes.values()):
         for row_name, row in (rows or {"": _Row({})}).items():
-            place = dict(zip(axes, values, strict=True))
-            merged = {**keys, **place, **row.keys_at(place, fixed), **fixed}
+            point = dict(zip(axes, values, strict=True))
+            merged = {**keys, **point, **row.keys_at(point, fixed), **fixed}
             if "preset" not in merged:
                 # A preset names its model.
                 merged = {"model": DEFAULT_MODEL, **merged}

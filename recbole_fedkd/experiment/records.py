@@ -31,8 +31,8 @@ def prepare_folder(folder: Path, experiment: Experiment) -> None:
     shutil.rmtree(folder / "work", ignore_errors=True)
     for name in _FOLDERS:
         (folder / name).mkdir(parents=True, exist_ok=True)
-    for place in (folder, *(folder / name for name in _FOLDERS)):
-        for file in place.iterdir():
+    for target in (folder, *(folder / name for name in _FOLDERS)):
+        for file in target.iterdir():
             if _TEMPORARY.fullmatch(file.name):
                 file.unlink(missing_ok=True)
     by_row = sorted(experiment.cells, key=lambda cell: experiment.rows.index(cell.row))
@@ -75,11 +75,11 @@ def checkpoint_folder(folder: Path, cell: Cell) -> Path:
 
 def keep_checkpoint(folder: Path, cell: Cell, run_folder: Path) -> None:
     """Take over the best checkpoint of a run, and what is needed to load it."""
-    place = checkpoint_folder(folder, cell)
-    place.mkdir(parents=True, exist_ok=True)
+    target = checkpoint_folder(folder, cell)
+    target.mkdir(parents=True, exist_ok=True)
     for name in (BEST, ROWS, "partition.json"):
         if (run_folder / name).is_file():
-            write_bytes((run_folder / name).read_bytes(), place / name)
+            write_bytes((run_folder / name).read_bytes(), target / name)
 
 
 def work_folder(folder: Path, cell: Cell) -> Path:

@@ -103,7 +103,7 @@ def _sums(config: object, schema: DataSchema, rows: ClientRows, distribution: Te
     if "auc" in asked:
         for name, of_class in (("clicks", clicked), ("others", ~clicked)):
             bins = np.bincount((positive[of_class] * BINS).astype(int).clip(0, BINS - 1), minlength=BINS)
-            sums |= {f"{name} {place}": float(bins[place]) for place in np.flatnonzero(bins)}
+            sums |= {f"{name} {bin_number}": float(bins[bin_number]) for bin_number in np.flatnonzero(bins)}
     if "labelledndcg" in asked:
         ranks = label_ranks(labels.numpy(), values.numpy())
         users = rows.interactions[schema.user_field].numpy()
@@ -151,9 +151,9 @@ def _histograms(sums: Mapping[str, float]) -> tuple[NDArray[np.float64], NDArray
     """Rows with a click and others by their bin, ``[BINS]`` each."""
     bins = {"clicks": np.zeros(BINS), "others": np.zeros(BINS)}
     for name, value in sums.items():
-        kind, _, place = name.partition(" ")
-        if kind in bins and place.isdigit() and int(place) < BINS:
-            bins[kind][int(place)] = value
+        kind, _, bin_number = name.partition(" ")
+        if kind in bins and bin_number.isdigit() and int(bin_number) < BINS:
+            bins[kind][int(bin_number)] = value
     return bins["clicks"], bins["others"]
 
 

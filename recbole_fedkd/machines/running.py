@@ -77,10 +77,10 @@ def coordinate(manifest: Path, address: str, out: Path, trust: Trust, keys: Mapp
     read = Manifest.load(manifest, keys)
     if address.startswith(flower.SCHEME):
         return _on_flower(read, address.removeprefix(flower.SCHEME), out, trust, keys)
-    place, key, tls = read_address(address), read_key(trust.secret), server_tls(trust.certificate, trust.private_key)
-    if isinstance(place, str):
-        Path(place).unlink(missing_ok=True)  # left by one that was killed
-    transport = SocketTransport(place, read.digest, key, tls)
+    endpoint, key, tls = read_address(address), read_key(trust.secret), server_tls(trust.certificate, trust.private_key)
+    if isinstance(endpoint, str):
+        Path(endpoint).unlink(missing_ok=True)  # left by one that was killed
+    transport = SocketTransport(endpoint, read.digest, key, tls)
     try:
         return coordinated(read, transport, out, address)
     finally:
@@ -193,6 +193,6 @@ def attend(party: Party, address: str, trust: Trust, patience: float | None = No
     flower.check_installed()
     if trust.secret:
         raise InputError("a SuperLink asks for no --secret, but knows a party by its --node-key")
-    place = address.removeprefix(flower.SCHEME)
-    read_address(place)
-    flower.serve(party.answer, place, trust.authority, trust.node_key)
+    endpoint = address.removeprefix(flower.SCHEME)
+    read_address(endpoint)
+    flower.serve(party.answer, endpoint, trust.authority, trust.node_key)

@@ -121,7 +121,9 @@ class GramBuilder:
         schema = self.schema
         positive = schema.label_indices(rows) == 1
         users, items = schema.own_numbers(rows)[positive], rows.interactions[schema.item_field][positive]
-        pairs, place = torch.unique(users * schema.item_num + items, return_inverse=True)  # an interaction counts once
+        pairs, pair_of_row = torch.unique(
+            users * schema.item_num + items, return_inverse=True
+        )  # an interaction counts once
         weights, half_life = None, self.settings.recent_half_life
         if half_life:
             time = schema.fields["time_field"]
@@ -131,7 +133,7 @@ class GramBuilder:
                 )
             weight_of_row = gram.recency(users, rows.interactions[time][positive], half_life)
             weights = weight_of_row.new_zeros(len(pairs)).scatter_reduce(
-                0, place, weight_of_row, "amax"
+                0, pair_of_row, weight_of_row, "amax"
             )  # as of its latest
         users, items = pairs // schema.item_num, pairs % schema.item_num
         known = Rows(users, items, torch.ones(len(items), dtype=torch.double), len(rows.users) + 1, schema.item_num)

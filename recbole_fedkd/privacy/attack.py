@@ -107,9 +107,9 @@ def poisoned(
         return {}
     known, counts = item.unique(return_counts=True)
     rarest = known[counts.argsort(stable=True)][: settings.items]
-    place = _place_among(user, wrong)
-    taken = wrong & (place < len(rarest))
-    made = {"item": torch.where(taken, rarest[place.clamp(max=len(rarest) - 1)], item)}
+    rank = _place_among(user, wrong)
+    taken = wrong & (rank < len(rarest))
+    made = {"item": torch.where(taken, rarest[rank.clamp(max=len(rarest) - 1)], item)}
     return made | ({"label": torch.where(taken, max(label_values), label)} if label is not None else {})
 
 

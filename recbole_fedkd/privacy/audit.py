@@ -159,11 +159,11 @@ def audited(
     start = {name: np.asarray(value, dtype=np.float64) for name, value in link.reference.items()}
     answers = int(inside.sum())
     share = max(answers, 1) if isinstance(fold, WeightedMean) else 1
-    statistics, place = {}, 0
+    statistics, begin = {}, 0
     for name, size in sizes.items():
-        part = summed[place : place + size].reshape(specs[name].shape) * own.clip.norm_of(name) / share
+        part = summed[begin : begin + size].reshape(specs[name].shape) * own.clip.norm_of(name) / share
         statistics[name] = torch.from_numpy(start.get(name, 0.0) + part)
-        place += size
+        begin += size
     heard = np.zeros(numbers)
     for _ in range(rounds):
         out = own.of_round(fold, statistics, answers, link)

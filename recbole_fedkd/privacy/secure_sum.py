@@ -194,12 +194,12 @@ class SecureSum(Hidden):
                 if not self.repeats:
                     raise
                 self.repeats -= 1
-        sums, place = _sums(fold), 0
+        sums, begin = _sums(fold), 0
         for name, part in self._layout.items():
             size = part.numel()
-            values = torch.from_numpy(total[place : place + size] / 2.0**self.bits).view(part.shape)
+            values = torch.from_numpy(total[begin : begin + size] / 2.0**self.bits).view(part.shape)
             sums[name] = (values if part.dtype.is_floating_point else values.round()).to(part.dtype)
-            place += size
+            begin += size
         if isinstance(fold, WeightedMean):
             fold.weight = sum(fold.weight_of(self._headers[number]) for number in summed)
         return summed
@@ -236,10 +236,10 @@ class SecureSum(Hidden):
         """What the server has got of every client, read as if no mask were on it, by array."""
         made: dict[int, dict[str, NDArray[np.float64]]] = {}
         for number, content in self.seen.items():
-            numbers, place, made[number] = np.frombuffer(content, "<i8") / 2.0**self.bits, 0, {}
+            numbers, begin, made[number] = np.frombuffer(content, "<i8") / 2.0**self.bits, 0, {}
             for name, part in self._layout.items():
-                made[number][name] = numbers[place : place + part.numel()].reshape(part.shape)
-                place += part.numel()
+                made[number][name] = numbers[begin : begin + part.numel()].reshape(part.shape)
+                begin += part.numel()
         return made
 
 

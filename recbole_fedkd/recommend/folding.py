@@ -311,10 +311,10 @@ class FoldIn:
         batch = self._batch(items, ratings, getattr(model, "input_type", None) == InputType.PAIRWISE)
 
         def changed(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            place = {name: torch.tensor([start], device=weights[name].device) for name, start in places.items()}
+            row_of = {name: torch.tensor([start], device=weights[name].device) for name, start in places.items()}
             return {
                 **weights,
-                **{name: weights[name].detach().index_copy(0, place[name], row) for name, row in rows.items()},
+                **{name: weights[name].detach().index_copy(0, row_of[name], row) for name, row in rows.items()},
             }
 
         def loss(rows: Mapping[str, Tensor]) -> Tensor:

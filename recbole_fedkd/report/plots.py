@@ -88,9 +88,9 @@ def _learning_curve(group: Group, metric: str, name: str) -> Canvas | None:
         (canvas.lines[row],) = axes.plot(x, mean, **look, markevery=max(1, len(x) // 8))
         band = axes.fill_between(x, mean - deviation, mean + deviation, color=look["color"], alpha=0.13, linewidth=0)
         band.set_gid(f"row-{number}")
-        for place, value, spread in zip(x, mean, deviation, strict=True):
+        for point, value, spread in zip(x, mean, deviation, strict=True):
             spread_told = f" ± {spread:.4f}" if len(curves) > 1 else ""
-            canvas.tell(place, value, number, f"{row}, {said(place)}: {value:.4f}{spread_told}")
+            canvas.tell(point, value, number, f"{row}, {said(point)}: {value:.4f}{spread_told}")
         # The steep start of training would press what tells the rows apart into a few pixels.
         later = slice(len(x) // 4, None)
         shown += [*(mean - deviation)[later], *(mean + deviation)[later]]

@@ -37,11 +37,11 @@ def metrics_of(group: Group) -> list[str]:
     names = dict.fromkeys(metric for run in group.all_runs for metric in run.test)
     order = list(USUAL_NAMES)
 
-    def place(metric: str) -> tuple[int, int]:
+    def order_of(metric: str) -> tuple[int, int]:
         stem, _, cut = metric.partition("@")
         return order.index(stem) if stem in order else len(order), int(cut) if cut.isdecimal() else 0
 
-    return sorted(names, key=place)
+    return sorted(names, key=order_of)
 
 
 def main_metrics(group: Group) -> list[str]:
@@ -59,7 +59,7 @@ def quality(group: Group) -> dict[tuple[str, str], Summary]:
         for row in group.rows
         for metric in metrics_of(group)
     }
-    return {place: summary(numbers) for place, numbers in values.items() if numbers}
+    return {cell: summary(numbers) for cell, numbers in values.items() if numbers}
 
 
 def best_of(group: Group, metric: str, means: Mapping[str, float]) -> set[str]:

@@ -248,11 +248,11 @@ def _left_out(reasons: dict[str, list[str]]) -> Sequence[str]:
 
 
 def _commands(folder: Path, finished: bool) -> list[Block]:
-    place = shlex.quote(str(folder))
+    quoted = shlex.quote(str(folder))
     how = "Go on for more rounds than it had" if finished else "Go on where it stopped"
     return [
         Paragraph(f"{how}, bit for bit as if it had not stopped:"),
-        Command(f"recbole-fedkd --resume={place}{' --epochs=N' if finished else ''}"),
+        Command(f"recbole-fedkd --resume={quoted}{' --epochs=N' if finished else ''}"),
         Paragraph("Its model, ready to predict, in Python:"),
         Command(
             "from recbole_fedkd.quick_start import load_data_and_model\n"
