@@ -117,10 +117,9 @@ class MessageUplink(Uplink):
         if example is None or not current.intake.add_many(example.kind, samples, arrays):
             return False
         current.report.bytes_up.update(self._size_of.by_sender(example, numbers))
-        tensors = to_tensors(arrays) if strategy.remembers_sent else {}
-        sent = {name: value.unbind() for name, value in tensors.items()}
-        for slot, number in enumerate(numbers):
-            self.links[number].has_sent({name: values[slot] for name, values in sent.items()}, current.index)
+        for slot, number in enumerate(numbers):  # each keeps its own alone, whatever becomes of the others'
+            own = {name: array[slot] for name, array in arrays.items()} if strategy.remembers_sent else {}
+            self.links[number].has_sent(to_tensors(own), current.index)
         return True
 
     def _made(self, trained: Trained) -> list[tuple[list[int], Arrays]]:
