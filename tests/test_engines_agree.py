@@ -29,8 +29,12 @@ KEYS |= {"factor_size": 3, "sketch_width": 3, "sketch_passes": 2, "em_steps": 1}
 
 
 def kinds(strategy):
-    """Kinds of knowledge that a strategy can exchange; `gram` is that of `sums` alone."""
-    return [kind for kind in KNOWLEDGE if kind != "gram"] if STRATEGIES[strategy].exchanges_knowledge else ["label"]
+    """Kinds of knowledge that a strategy can exchange; `gram` is that of `sums` alone, `fold_in` runs on `local` alone."""
+    return (
+        [kind for kind in KNOWLEDGE if kind not in ("gram", "fold_in")]
+        if STRATEGIES[strategy].exchanges_knowledge
+        else ["label"]
+    )
 
 
 # What trains nothing has no network to batch: `sums` runs on the local engine, see tests/test_gram.py.

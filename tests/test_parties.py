@@ -25,6 +25,7 @@ CASES = {
     "afd, features": ("AttnFedKD", {"strategy": "afd", "use_user_id": True, "dropout_prob": 0.2}),
     "afd, items": ("AttnFedKD", {"strategy": "afd", "knowledge": "item"}),
     "afd, factors": ("AttnFedKD", {"strategy": "afd", "knowledge": "factors", "epochs": 8}),
+    "afd, fold_in": ("AttnFedKD", {"strategy": "afd", "knowledge": "fold_in", "label_knowledge": True, "epochs": 8}),
     "fd, pool": ("AttnFedKD", {"strategy": "fd", "student_pool": [{"embedding_size": 2}, {"embedding_size": 8}]}),
     "fedavg": ("AttnFedKD", {"strategy": "fedavg"}),
     "fedavg, int8": ("AttnFedKD", {"strategy": "fedavg", "codecs": ["int8"], "clients_per_round": 2}),

@@ -62,6 +62,7 @@ class FedKDConfig(JudgedConfig):
         trains_teacher: whether clients keep a teacher beside the student.
         learns_mutually: whether the two teach each other by weights that are keys.
         learns_factors: whether clients exchange item factors and train heads on them.
+        taught_by_fold_in: whether clients exchange item factors, which teach their students.
         reads_history: whether the model gets the user's training history as columns of every row.
         reads_features: whether the model is one of this package that embeds features of users, items and rows.
         keeps_logs: whether a run of it has a log file and TensorBoard's curves.
@@ -77,6 +78,7 @@ class FedKDConfig(JudgedConfig):
     trains_teacher: bool
     learns_mutually: bool
     learns_factors: bool
+    taught_by_fold_in: bool
     fingerprint: Any = None
     keeps_logs: bool = False
     of_one_party: bool = False
@@ -257,7 +259,8 @@ class FedKDConfig(JudgedConfig):
             )
         self.trains_teacher = self.federated and STRATEGIES[strategy].trains_teacher
         self.learns_mutually = self.trains_teacher and issubclass(STRATEGIES.settings[strategy], MutualWeights)
-        self.learns_factors = self._learns_factors(attentive, strategy)
+        of_factors = self._of_factors(attentive, strategy)
+        self.learns_factors, self.taught_by_fold_in = of_factors == "factors", of_factors == "fold_in"
         unread = keys_with("central") if self.federated else keys_with("federation") - self._known.of_model
         unread = unread - getattr(model_class, "reads", frozenset())
         if self.federated and not attentive:
@@ -348,25 +351,31 @@ class FedKDConfig(JudgedConfig):
         values, saved = self.external_config_dict, self._checkpoint_values
         return key in values and not (key in saved and saved[key] == values[key])
 
-    def _learns_factors(self, attentive: bool, strategy: str) -> bool:
-        """Whether clients exchange item factors; refuses what cannot go with them."""
+    def _of_factors(self, attentive: bool, strategy: str) -> str | None:
+        """The kind of knowledge, where it is made of item factors; refuses what cannot go with them."""
         exchanges = self.federated and STRATEGIES[strategy].exchanges_knowledge and strategy != "sums"
         if exchanges and self._chosen("knowledge") == "gram":
             raise InputError(
                 "knowledge=gram is what strategy=sums exchanges; use that, with --model=GramEASE or PureSVD"
             )
-        if not exchanges or self._chosen("knowledge") != "factors":
-            return False
+        knowledge: str = self._chosen("knowledge")
+        if not exchanges or knowledge not in ("factors", "fold_in"):
+            return None
         if not attentive:
-            raise InputError("knowledge=factors trains a head of its own on item factors; use --model=AttnFedKD")
+            raise InputError(
+                f"knowledge={knowledge} trains a network of its own on item factors; use --model=AttnFedKD"
+            )
         if self._chosen("label_mode") == "implicit":
             raise InputError(
-                "knowledge=factors is made of labels, and label_mode=implicit has one; use label_mode=rating or threshold"
+                f"knowledge={knowledge} is made of labels, and label_mode=implicit has one; use label_mode=rating or threshold"
             )
-        for key in ("student_pool", "clients_per_round"):
-            if self._chosen(key):
-                raise InputError(f"knowledge=factors needs one head and every client in its exchange; unset {key}")
-        return True
+        if self._chosen("clients_per_round"):
+            raise InputError(f"knowledge={knowledge} needs every client in its exchange; unset clients_per_round")
+        if knowledge == "factors" and self._chosen("student_pool"):
+            raise InputError(
+                "knowledge=factors trains heads, all of one size; unset student_pool, or use knowledge=fold_in"
+            )
+        return knowledge
 
     def check_names(self, names: Iterable[str]) -> None:
         """Check that each is the name of a key.

@@ -1,17 +1,21 @@
-"""Tasks whose networks are made of sums over their clients' rows: a head on item factors is trained, all else is measured."""
+"""Tasks of what sums over clients' rows say: a head on item factors, a student that they teach, and models of sums alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from recbole_fedkd.distillation.losses import label_cross_entropy
+from recbole_fedkd.distillation.losses import label_cross_entropy, teacher_cross_entropy
 from recbole_fedkd.federated.draws import StreamDraws
-from recbole_fedkd.federated.task import CLEAN_BATCH, Step, Task
+from recbole_fedkd.federated.task import CLEAN_BATCH, AttentiveTask, Samples, Step, Task
 from recbole_fedkd.model.factor_head import FactorHead
 from recbole_fedkd.model.gram import GramNetwork
+from recbole_fedkd.model.known import ToldPairs
+from recbole_fedkd.model.network import AttentiveNetwork
 from recbole_fedkd.model.shared import SharedState
 
 
@@ -27,7 +31,8 @@ class FactorTask(Task):
     """
 
     def __init__(self, head: FactorHead, shared: SharedState, batch_size: int, reg_weight: float, seed: int) -> None:
-        self.network = self.head = head
+        self.network = self.head = self.told = head
+        self.knows: set[str] = set()
         self.shared, self.labels = shared, len(head.exchange.values)
         self.batch_size, self.reg_weight = batch_size, reg_weight
         self.generator = torch.Generator().manual_seed(seed)
@@ -52,6 +57,42 @@ class FactorTask(Task):
         if self.reg_weight and torch.is_grad_enabled():
             loss = loss + self.reg_weight * self.head.squared_norm()
         return Step(loss, len(batch), logits, labels, exchange.rows.items[batch])
+
+
+class TaughtTask(AttentiveTask):
+    """An attentive student that the fold-in teaches pair by pair: ``CE(y, p) + w CE(q_ui, p) + lambda R(w)``.
+
+    ``q_ui`` is what the totals of an exchange say of the pair by the user's other rows, a discretised normal distribution.
+    Beside every row may stand random items, on which it teaches and no label does.
+
+    Attributes:
+        told: what teaches.
+        knows: stages that are in its tables.
+        weight: ``w``.
+        unrated: random items beside every row.
+    """
+
+    def __init__(self, *arguments: Any, weight: float, unrated: int) -> None:
+        super().__init__(*arguments)
+        assert isinstance(self.network, AttentiveNetwork) and isinstance(self.network.known, ToldPairs)
+        self.told, self.weight, self.unrated = self.network.known, weight, unrated
+        self.knows: set[str] = set()
+
+    def step(self, batch: Samples, with_logits: bool) -> Step:
+        """As of the base class; in a pass without gradients nobody teaches."""
+        step = super().step(batch, with_logits)
+        if not self.weight or not torch.is_grad_enabled():
+            return step
+        assert step.logits is not None
+        users, items, logits = batch.users, batch.items, step.logits
+        if self.unrated:
+            repeated = torch.arange(len(users), device=users.device).repeat(self.unrated)
+            drawn = torch.randint(1, self.item_count, (len(repeated),)).to(users.device)
+            beside = replace(batch.select(repeated), items=drawn)
+            users, items = torch.cat([users, beside.users]), torch.cat([items, drawn])
+            logits = torch.cat([logits, self.network(*self.arguments(beside)).squeeze(1)])
+        taught = teacher_cross_entropy(logits, self.told.teacher(users, items), 1.0).mean()
+        return replace(step, loss=step.loss + self.weight * taught)
 
 
 class FloorTask(FactorTask):

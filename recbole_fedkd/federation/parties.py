@@ -30,7 +30,7 @@ from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.stage import Clip, Encoding
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy
 from recbole_fedkd.federated.strategy.ensemble_distillation import EnsembleDistillation
-from recbole_fedkd.federated.sum_tasks import FactorTask, FloorTask, SumTask
+from recbole_fedkd.federated.sum_tasks import FactorTask, FloorTask, SumTask, TaughtTask
 from recbole_fedkd.federated.task import (
     AttentiveTask,
     MutualTask,
@@ -192,7 +192,10 @@ def build_task(config: Any, schema: DataSchema, rows: ClientRows, network: nn.Mo
     kind = MutualTask if isinstance(network, TeacherAndStudent) else AttentiveTask
     samples = samples_of(schema, rows, schema.own_numbers(rows), config["device"])
     labels, negatives = len(schema.label_values), negatives_per_row(config)
-    return kind(network, shared, samples, labels, batch_size, reg_weight, negatives, schema.item_num, seed)
+    arguments = (network, shared, samples, labels, batch_size, reg_weight, negatives, schema.item_num, seed)
+    if config.taught_by_fold_in:
+        return TaughtTask(*arguments, weight=config["fold_in_weight"], unrated=config["unrated_pairs"])
+    return kind(*arguments)
 
 
 def samples_of(schema: DataSchema, rows: ClientRows, users: Tensor, device: torch.device) -> Samples:

@@ -144,6 +144,8 @@ class Coordinator:
         name, bigger = str(self.config["valid_metric"]).lower(), self.config["valid_metric_bigger"]
         if name not in metrics:
             raise InputError(f"valid_metric is {name}, which parties do not judge; they judge {', '.join(metrics)}")
+        if self.round <= self.engine.server.strategy.exchange_rounds:
+            self.waited = 0  # patience is with training, which begins after the exchange
         self.best_score, self.waited, self.stopped, improved = early_stopping(
             metrics[name], self.best_score, self.waited, self.config["stopping_step"], bigger
         )

@@ -61,8 +61,8 @@ class FloorHead(FactorHead):
         """As of a head; the deviation is that of the own rows, each predicted without itself, leaning on everybody's."""
         super().know(totals, own)
         squares, noise = self.known_scalars.new_zeros(0), self.known_scalars[1]
-        if self._of_rows is not None:
-            squares = (self._of_rows[0].double() - self.exchange.rows.values).square()
+        if self.of_rows is not None:
+            squares = (self.of_rows[0].double() - self.exchange.rows.values).square()
         self.spread.copy_(((squares.sum() + SPREAD_ROWS * noise) / (len(squares) + SPREAD_ROWS)).sqrt().clamp(min=1e-3))
 
     def logits(self, mean: Tensor, features: Tensor) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,10 +11,14 @@ from torch import Tensor, nn
 from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings, item_tables
 from recbole_fedkd.distillation.factors import Rows
-from recbole_fedkd.distillation.features import feature_count, moments, normal_logits, standardised
+from recbole_fedkd.distillation.features import KnownUsers, feature_count, moments, normal_logits, standardised
+from recbole_fedkd.model.told import ToldTables
 
 GROUPS = 8
 """Groups of users whose own part is taken off the items' tables where their rows are trained on, as clients do."""
+
+_NOBODY = torch.zeros(0, dtype=torch.long)
+NO_ROWS = Rows(_NOBODY, _NOBODY, _NOBODY.double(), 0, 0)
 
 
 def exchange_of(settings: FactorSettings, schema: DataSchema, rows: ClientRows) -> FactorExchange:
@@ -60,8 +63,11 @@ class KnownPairs(nn.Module):
         """What is computed once."""
         if self._found is None:
             with torch.no_grad():
-                self._found = _Found(self.exchange)
+                self._found = self._find()
         return self._found
+
+    def _find(self) -> _Found:
+        return _found_in_groups(self.exchange)
 
     @contextmanager
     def of_somebody(self, items: Tensor, labels: Tensor) -> Iterator[None]:
@@ -89,54 +95,94 @@ class KnownPairs(nn.Module):
         return logits + normal_logits(self.values, mean, self.found.spread * self.log_scale.exp())
 
 
-class _Found:
-    """Tables of one place, and the features of its rows, each without itself; arguments as of :class:`KnownPairs`."""
+class ToldPairs(KnownPairs):
+    """The same by the tables that came down in an exchange: they are of everybody's rows, and part of a ``state_dict``.
+
+    What is left out of them for the own rows is the client's own part, which only the client that trains has at hand.
+    """
 
     def __init__(self, exchange: FactorExchange) -> None:
-        rows = exchange.rows
-        groups, members = _groups(exchange)
-        totals: dict[str, Tensor] = {}
-        said: list[dict[str, Tensor]] = [{} for _ in groups]
-        for stage in exchange.settings.stages:
-            for own, group in zip(said, groups, strict=True):
-                own.update(group.answer(stage, totals))
-            totals.update(
-                {name: torch.stack([own[name] for own in said]).sum(0) for name in said[0] if name not in totals}
-            )
-        tables = item_tables(exchange.settings, totals, None, exchange.values)
-        self.tables, self.users = tables, exchange.known_users(tables)
-        self.vectors, self.spread = tables.vectors.float(), tables.noise.sqrt().float()
-        means = rows.values.new_zeros(len(rows.items))
-        features = rows.values.new_zeros(len(rows.items), feature_count(len(exchange.values)))
-        for own, group, places in zip(said, groups, members, strict=True):
-            others = item_tables(exchange.settings, totals, own, exchange.values)
-            means[places], features[places] = group.known_users(others).of_rows()
-        self.moments = moments(features)
-        self._take(rows, means, features)
+        super().__init__(exchange)
+        self.told = ToldTables(exchange)
+        self.register_load_state_dict_post_hook(ToldPairs._forget)
 
-    def _take(self, rows: Rows, means: Tensor, features: Tensor) -> None:
-        self.means, self.features = means.float(), standardised(features, *self.moments)
-        self.keys, self.order = torch.sort(rows.users * rows.item_count + rows.items, stable=True)
+    def know(self, totals: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+        """As of :class:`ToldTables`."""
+        self.told.know(totals, own)
+        self._forget(None)
+
+    def teacher(self, users: Tensor, items: Tensor) -> Tensor:
+        """Label logits ``[n, T]`` of the fold-in, of local users and items ``[n]``; of own rows each without itself."""
+        mean, _ = self.described(users, items)
+        return normal_logits(self.values, mean, self.found.spread)
+
+    def _find(self) -> _Found:
+        told = self.told
+        empty = told.feature_mean.new_zeros(0), told.feature_mean.new_zeros(0, self.width)
+        rows = self.exchange.rows if told.of_rows is not None else NO_ROWS
+        return _Found(told.known_users, (told.feature_mean, told.feature_scale), rows, *(told.of_rows or empty))
+
+    def _forget(self, _keys: object) -> None:
+        self._found = None
+
+
+class _Found:
+    """What is known of users, and the rows that are described without themselves.
+
+    Args:
+        users: who are known, with the tables.
+        moments: of the features, mean and deviation.
+        rows: that are described.
+        means: predicted label of each ``[n]``.
+        features: standardised ``[n, F]``.
+    """
+
+    def __init__(
+        self, users: KnownUsers, moments: tuple[Tensor, Tensor], rows: Rows, means: Tensor, features: Tensor
+    ) -> None:
+        self.users, self.tables, self.moments = users, users.tables, moments
+        self.vectors, self.spread = self.tables.vectors.float(), self.tables.noise.sqrt().float()
+        self.means, self.features = means, features
+        self.keys, self.order = torch.sort(rows.users * self.tables.vectors.shape[0] + rows.items, stable=True)
 
     def of_somebody(self, exchange: FactorExchange, items: Tensor, labels: Tensor) -> _Found:
         """The same tables for one user, 0, of these rows, which are no part of the tables."""
-        other = copy.copy(self)
         rows = Rows(torch.zeros_like(items), items, exchange.values[labels], 1, exchange.rows.item_count)
-        alone = FactorExchange(exchange.settings, rows, labels, exchange.values)
-        other.users = alone.known_users(self.tables)
-        other._take(rows, *other.users.of_rows())
-        return other
+        users = FactorExchange(exchange.settings, rows, labels, exchange.values).known_users(self.tables)
+        means, features = users.of_rows()
+        return _Found(users, self.moments, rows, means.float(), standardised(features, *self.moments))
 
     def of_pairs(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        mean, features = self.users.of_pairs(users, items)
-        means, features_of_rows = mean.float(), standardised(features, *self.moments)
-        if len(self.keys):
-            wanted = users * self.users.rows.item_count + items
-            entry = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
-            known = torch.nonzero(self.keys[entry] == wanted).flatten()
-            rows = self.order[entry[known]]
-            means[known], features_of_rows[known] = self.means[rows], self.features[rows]
-        return means, features_of_rows
+        wanted = users * len(self.vectors) + items
+        entry = torch.searchsorted(self.keys, wanted).clamp(max=max(len(self.keys) - 1, 0))
+        known = self.keys[entry] == wanted if len(self.keys) else torch.zeros_like(wanted, dtype=torch.bool)
+        means, described = self.means.new_empty(len(users)), self.features.new_empty(len(users), self.features.shape[1])
+        rows = self.order[entry[known]]
+        means[known], described[known] = self.means[rows], self.features[rows]
+        if not known.all():
+            mean, features = self.users.of_pairs(users[~known], items[~known])
+            means[~known], described[~known] = mean.float(), standardised(features, *self.moments)
+        return means, described
+
+
+def _found_in_groups(exchange: FactorExchange) -> _Found:
+    """Tables of one place, and the features of its rows, each without itself; the argument as of :class:`KnownPairs`."""
+    rows = exchange.rows
+    groups, members = _groups(exchange)
+    totals: dict[str, Tensor] = {}
+    said: list[dict[str, Tensor]] = [{} for _ in groups]
+    for stage in exchange.settings.stages:
+        for own, group in zip(said, groups, strict=True):
+            own.update(group.answer(stage, totals))
+        totals.update({name: torch.stack([own[name] for own in said]).sum(0) for name in said[0] if name not in totals})
+    tables = item_tables(exchange.settings, totals, None, exchange.values)
+    means = rows.values.new_zeros(len(rows.items))
+    features = rows.values.new_zeros(len(rows.items), feature_count(len(exchange.values)))
+    for own, group, places in zip(said, groups, members, strict=True):
+        others = item_tables(exchange.settings, totals, own, exchange.values)
+        means[places], features[places] = group.known_users(others).of_rows()
+    scale = moments(features)
+    return _Found(exchange.known_users(tables), scale, rows, means.float(), standardised(features, *scale))
 
 
 def _groups(exchange: FactorExchange) -> tuple[Sequence[FactorExchange], Sequence[Tensor]]:

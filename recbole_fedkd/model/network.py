@@ -80,12 +80,14 @@ class Architecture(ArchitectureSettings):
     """All that shapes a network.
 
     ``labels``: their number ``T``. ``item_prior``: whether a log-prior per item is added to the logits. ``factors``: how to
-    find what the rows of its users say of a pair; None: the network is not told.
+    find what rows say of a pair; None: nothing is found. ``told``: whether that comes down, to teach, and is not found in the
+    rows of its users.
     """
 
     labels: int
     item_prior: bool
     factors: FactorSettings | None = None
+    told: bool = False
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ class AttentiveNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.architecture, self.known = architecture, known
+        seen = self._seen
         width = architecture.embedding_size
         self.user_id_field, self.item_id_field = users.id_field, items.id_field
         self.item_count = items.rows
@@ -224,9 +227,9 @@ class AttentiveNetwork(nn.Module):
             self.label_embedding = nn.Linear(architecture.labels, width, bias=False)
             self.history_attention = TargetAttention(width, architecture.attention_heads, history.items.shape[1])
             fields += 1
-        if known is not None:
-            self.known_field = nn.Linear(known.width, width)
-            self.known_vectors = nn.Linear(known.exchange.settings.factor_size, width, bias=False)
+        if seen is not None:
+            self.known_field = nn.Linear(seen.width, width)
+            self.known_vectors = nn.Linear(seen.exchange.settings.factor_size, width, bias=False)
             fields += 2
         self.field_attention = TargetAttention(width, architecture.attention_heads) if architecture.attention else None
         self.backbone = BACKBONES[architecture.backbone](
@@ -235,7 +238,7 @@ class AttentiveNetwork(nn.Module):
         if architecture.item_prior:
             # Filled by what clients tell each other, never learned; part of the state, because judging needs it.
             self.register_buffer("item_prior", torch.zeros(items.rows, architecture.labels))
-        if known is not None:
+        if seen is not None:
             # The network starts at what is known, and learns what differs from it.
             for weight in self.backbone.layers[-1].parameters():
                 nn.init.zeros_(weight)
@@ -289,8 +292,8 @@ class AttentiveNetwork(nn.Module):
         )
         for field in self.context_fields:
             keys = keys + self._embed_values(field, getattr(self, _history_name(field)).index_select(0, users), 2)
-        if self.known is not None:
-            keys = keys + self.known_vectors(self.known.vectors(past))
+        if self._seen is not None:
+            keys = keys + self.known_vectors(self._seen.vectors(past))
         return past, keys
 
     def observe(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Observation:
@@ -300,8 +303,8 @@ class AttentiveNetwork(nn.Module):
         of_rows = [
             self._embed_values(field, context[field], 2).expand(-1, targets, -1) for field in self.context_fields
         ]
-        if self.known is not None:
-            of_rows.append(self.known_vectors(self.known.vectors(items)))
+        if self._seen is not None:
+            of_rows.append(self.known_vectors(self._seen.vectors(items)))
         item_vectors = torch.stack([*(self._embed(field, items) for field in self.item_fields), *of_rows], 2)
         query = item_vectors.mean(2)
         parts = [item_vectors]
@@ -314,10 +317,10 @@ class AttentiveNetwork(nn.Module):
             attention["history"] = weights.flatten(0, 1)
             parts.append(past.unsqueeze(2))
         shortcut: Tensor | float = 0.0
-        if self.known is not None:
-            mean, features = self.known.described(users.repeat_interleave(targets), items.flatten())
+        if self._seen is not None:
+            mean, features = self._seen.described(users.repeat_interleave(targets), items.flatten())
             parts.append(self.known_field(features).view(batch, targets, 1, width))
-            shortcut = self.known(mean, features).view(batch, targets, -1)
+            shortcut = self._seen(mean, features).view(batch, targets, -1)
         fields = torch.cat(parts, 2).flatten(0, 1)
         if self.field_attention is not None:
             attended, weights = self.field_attention(query.reshape(-1, 1, width), fields)
@@ -345,7 +348,12 @@ class AttentiveNetwork(nn.Module):
     @property
     def ranks(self) -> bool:
         """Whether it has :meth:`rank`; what rows say of a pair is the pair's own, and none of its parts'."""
-        return self.known is None
+        return self._seen is None
+
+    @property
+    def _seen(self) -> KnownPairs | None:
+        """What it is told of a pair as features; what merely teaches it, it does not see."""
+        return self.known if self.architecture.known_features else None
 
     def rank(self, users: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Logits ``[users, items, T]`` of every item, as :meth:`forward` has them but for the last bits; no gradient.

@@ -110,6 +110,8 @@ class FedKDTrainer(CheckpointTrainer):
     def _train_once(self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool) -> float:
         assert self.engine is not None
         samples = self.engine.samples
+        if epoch_idx <= self.engine.server.strategy.exchange_rounds:
+            self.cur_step = 0  # patience is with training, which begins after the exchange
         chosen = self.engine.server.choose(list(samples), epoch_idx)
         bar = tqdm(
             total=sum(samples[number] for number in chosen) * self.config["local_epochs"],

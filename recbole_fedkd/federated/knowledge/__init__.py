@@ -2,6 +2,7 @@
 
 from recbole_fedkd.federated.knowledge.base import KNOWLEDGE, Knowledge, Sizes, register_knowledge
 from recbole_fedkd.federated.knowledge.factors import FactorKnowledge
+from recbole_fedkd.federated.knowledge.fold_in import FoldInKnowledge, FoldInSettings
 from recbole_fedkd.federated.knowledge.gram import GramKnowledge
 from recbole_fedkd.federated.knowledge.item import KNOWLEDGE_USES, ItemKnowledge
 from recbole_fedkd.federated.knowledge.label import LabelKnowledge, LabelSettings
@@ -12,6 +13,8 @@ __all__ = [
     "KNOWLEDGE",
     "KNOWLEDGE_USES",
     "FactorKnowledge",
+    "FoldInKnowledge",
+    "FoldInSettings",
     "GramKnowledge",
     "ItemKnowledge",
     "Knowledge",

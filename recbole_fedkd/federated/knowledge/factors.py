@@ -9,7 +9,7 @@ from torch import Tensor
 from recbole_fedkd.distillation.exchange import FactorSettings
 from recbole_fedkd.federated.knowledge.base import Arrays, StagedSums, Tensors, register_knowledge
 from recbole_fedkd.federated.message import ArraySpec
-from recbole_fedkd.federated.sum_tasks import FactorTask
+from recbole_fedkd.federated.sum_tasks import FactorTask, TaughtTask
 from recbole_fedkd.federated.task import Task
 
 
@@ -31,18 +31,20 @@ class FactorKnowledge(StagedSums):
 
     def statistics(self, task: Task, received: Tensors) -> dict[str, Tensor]:
         """The next stage's sums."""
-        assert isinstance(task, FactorTask)
+        assert isinstance(task, FactorTask | TaughtTask)
         stage = self.next_stage(received)
         if stage is None:
             return {}
-        exchange, unit, totals = task.head.exchange, self.sizes.user_unit, _double(received)
+        exchange, unit, totals = task.told.exchange, self.sizes.user_unit, _double(received)
         return exchange.answer(stage, totals) if unit is None else exchange.answer_of_bounded_users(stage, totals, unit)
 
     def taken_in(self, task: Task, received: Tensors, own: Tensors) -> None:
-        """The head computes what it knows."""
-        assert isinstance(task, FactorTask)
-        if "histogram" in received:
-            task.head.know(_double(received), _double(own))
+        """Tables of the items are computed of the totals, wherever there are new ones."""
+        assert isinstance(task, FactorTask | TaughtTask)
+        totals = {stage for stage in self.settings.stages if stage in received}
+        if totals and totals != task.knows:
+            task.told.know(_double(received), _double(own))
+            task.knows = totals
 
     def upload(self, collected: Tensors, first: bool) -> Arrays:
         """The sums per item in single precision; what is no item's in double, which no codec takes."""

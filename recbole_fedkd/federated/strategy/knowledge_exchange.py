@@ -38,8 +38,9 @@ class ExchangeSettings(DistillationSettings):
         "label",
         "one of <knowledge>",
         "What is distilled; label: the mean logits per label, T x T numbers; item: sums and counts per item; factors: sums "
-        "per item from which everybody computes item vectors, and a head on them; prototype: mean hidden states; prediction: "
-        "what networks say of items, and what a model of the server makes of it.",
+        "per item from which everybody computes item vectors, and a head on them; fold_in: the same sums, which teach a "
+        "student pair by pair; prototype: mean hidden states; prediction: what networks say of items, and what a model of the "
+        "server makes of it.",
         roles="said",
     )
 

@@ -1,0 +1,103 @@
+"""What comes down in an exchange of item factors, as a module holds it: the items' tables, and what is known of own users."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from recbole_fedkd.distillation.exchange import FactorExchange, item_tables
+from recbole_fedkd.distillation.factors import Curvature
+from recbole_fedkd.distillation.features import ItemTables, KnownUsers, feature_count, moments, standardised
+
+
+class ToldTables(nn.Module):
+    """What is known of every item, as far as totals of an exchange have come down, and with it of the users who live here.
+
+    Until anything is known of the items it predicts the labels' middle.
+
+    Args:
+        exchange: of the users that are served: their rows, and what they make of totals.
+    """
+
+    known_scalars: Tensor
+    item_bias: Tensor
+    item_vectors: Tensor
+    item_histogram: Tensor
+    curvature_root: Tensor
+    curvature_values: Tensor
+    feature_mean: Tensor
+    feature_scale: Tensor
+
+    def __init__(self, exchange: FactorExchange) -> None:
+        super().__init__()
+        self.exchange = exchange
+        labels, items, width = len(exchange.values), exchange.rows.item_count, exchange.settings.factor_size
+        features = feature_count(labels)
+        empty = {
+            "known_scalars": torch.tensor([float(exchange.values.mean()), 1.0]).double(),
+            "item_bias": torch.zeros(items).double(),
+            "item_vectors": torch.zeros(items, width).double(),
+            "item_histogram": torch.zeros(items, labels).double(),
+            "curvature_root": torch.zeros(width + 1, width + 1).double(),
+            "curvature_values": torch.zeros(width + 1).double(),
+            "feature_mean": torch.zeros(features),
+            "feature_scale": torch.ones(features),
+        }
+        for name, value in empty.items():
+            self.register_buffer(name, value)
+        self._users: KnownUsers | None = None
+        self.of_rows: tuple[Tensor, Tensor] | None = None
+        self.register_load_state_dict_post_hook(ToldTables._forget)
+
+    @torch.no_grad()
+    def know(self, totals: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+        """Take in the totals of an exchange, as far as it has come.
+
+        Args:
+            totals: of all clients, by the names of :meth:`FactorExchange.answer`.
+            own: the client's own part of them, which is taken off for its own rows.
+        """
+        exchange = self.exchange
+        self.know_items(totals)
+        if exchange.settings.stages[-1] not in totals:
+            return  # nothing is trained before the exchange is over, and leaving every row out takes its time
+        others = exchange.known_users(item_tables(exchange.settings, totals, own, exchange.values))
+        mean, features = others.of_rows()
+        for kept, moment in zip((self.feature_mean, self.feature_scale), moments(features), strict=True):
+            kept.copy_(moment)
+        self.of_rows = mean.float(), self.standardised(features)
+
+    @torch.no_grad()
+    def know_items(self, totals: Mapping[str, Tensor]) -> None:
+        """Take in what totals say of every item."""
+        tables = item_tables(self.exchange.settings, totals, None, self.exchange.values)
+        self.known_scalars.copy_(torch.stack([tables.mean, tables.noise]))
+        self.item_bias.copy_(tables.bias)
+        self.item_vectors.copy_(tables.vectors)
+        self.item_histogram.copy_(tables.histogram)
+        self.curvature_root.copy_(tables.curvature.root)
+        self.curvature_values.copy_(tables.curvature.values)
+        self._forget(None)
+
+    @property
+    def known_users(self) -> KnownUsers:
+        """What is known of the users, given what is known of the items."""
+        if self._users is None:
+            self._users = self.exchange.known_users(self.tables)
+        return self._users
+
+    @property
+    def tables(self) -> ItemTables:
+        """What is known of every item."""
+        mean, noise = self.known_scalars
+        curvature = Curvature(self.curvature_root, self.curvature_values)
+        return ItemTables(mean, self.item_bias, self.item_vectors, self.item_histogram, noise, curvature)
+
+    def standardised(self, features: Tensor) -> Tensor:
+        """Features ``[n, F]`` by the moments of those of the own rows."""
+        return standardised(features, self.feature_mean, self.feature_scale)
+
+    def _forget(self, _keys: object) -> None:
+        self._users = None
