@@ -69,6 +69,19 @@ def columns(products: list[torch.Tensor], bases: list[torch.Tensor], width: int)
     return torch.cat(products, 1) @ factors.nystroem_mixing(products, bases, width)
 
 
+def test_directions_of_pure_noise_are_given_up_and_those_of_a_pattern_kept():
+    rng = np.random.default_rng(3)
+    noise = rng.normal(size=(400, ITEMS))
+    pattern = noise + 3 * rng.normal(size=(400, 1)) * rng.normal(size=ITEMS)
+    for dense, kept in ((noise, 0), (pattern, 1)):
+        values, vectors = np.linalg.eigh(dense.T @ dense)
+        found = torch.from_numpy(vectors[:, ::-1] * np.sqrt(values[::-1].clip(0))[None])
+        counts, variance = torch.full((ITEMS,), 400.0).double(), torch.tensor(1.0).double()
+        shares = factors.shares_above_noise(found, counts, variance, 400)
+        np.testing.assert_allclose(shares.numpy(), (1 - (400 + np.sqrt(400 * ITEMS)) / values[::-1]).clip(0))
+        assert (shares > 0.5).sum() == kept and (shares[kept:] < 0.2).all()
+
+
 def test_one_item_or_empty_rows_have_factors_too():
     rows = Rows(torch.tensor([0]), torch.tensor([0]), torch.tensor([1.5], dtype=torch.double), 1, 1)
     basis = factors.first_basis(1, 1, 0)

@@ -24,7 +24,7 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class FactorSettings:
-    """The keys of the exchange; ``seed`` is the run's, of the first basis and public.
+    """The keys of the exchange; ``seed`` is the run's, of the first basis, and as public as the number of ``users``.
 
     ``drawn``: item vectors start from small random ones of that seed, and not from the passes.
     """
@@ -48,6 +48,7 @@ class FactorSettings:
     )
     seed: int = 2020
     drawn: bool = False
+    users: int = 1
     head_size: int = setting(32, "in [1, 4096]", "Width of the head's perceptron.")
 
     @property
@@ -282,9 +283,12 @@ def bases(settings: FactorSettings, totals: Tensors, items: int) -> list[Tensor]
 
 
 def _mixing(settings: FactorSettings, totals: Tensors) -> Tensor:
-    """What makes item vectors of all passes' products, ``[passes * directions, k]``."""
+    """What makes item vectors of all passes' products, ``[passes * directions, k]``; directions of noise are 0."""
     products = [totals[f"product_{number}"] for number in range(settings.sketch_passes)]
     mixing = factors.nystroem_mixing(products, bases(settings, totals, len(products[0])), settings.factor_size)
+    counts, found = totals["histogram"].sum(1), torch.cat(products, 1) @ mixing
+    variance = totals["squares"].squeeze() / counts.sum().clamp(min=1)
+    mixing = mixing * factors.shares_above_noise(found, counts, variance, settings.users).sqrt()
     return functional.pad(mixing, (0, settings.factor_size - mixing.shape[1]))
 
 

@@ -174,6 +174,26 @@ def nystroem_mixing(products: Sequence[Tensor], bases: Sequence[Tensor], width: 
     return leading
 
 
+def shares_above_noise(factors: Tensor, item_counts: Tensor, variance: Tensor, users: int) -> Tensor:
+    """What of each column of factors ``F [items, k]`` of the Gram matrix is more than noise would make, as shares ``[k]``.
+
+    Residuals of variance ``s`` without any pattern have ``E[G] = s diag(n)``: along a direction ``f`` of length one that is
+    ``d = s sum_i f_i^2 n_i``. Of what is drawn, the leading directions lie above it by up to ``2 sqrt(m / n)`` of
+    it, with ``m`` rows a user (the edge of Marchenko and Pastur 1967, for few of them); half of that is taken off too.
+
+    Args:
+        factors: as of :func:`nystroem_mixing`, ``F F^T`` near ``G``.
+        item_counts: ``n [items]``.
+        variance: ``s``.
+        users: how many users the rows are of.
+    """
+    squares = factors.square()
+    weight = squares.sum(0).clamp(min=1e-300)
+    counts = (squares * item_counts.unsqueeze(1)).sum(0) / weight
+    rows_each = item_counts.sum() / max(users, 1)
+    return (1 - variance * (counts + (rows_each * counts).sqrt()) / weight).clamp(min=0)
+
+
 def scaled_factors(factors: Tensor, item_counts: Tensor, shrinkage: float) -> Tensor:
     """Item vectors ``V [items, k]`` for users with an identity prior, from factors of the Gram matrix.
 

@@ -175,7 +175,8 @@ class FoldIn(Bias):
         return read_settings(FactorSettings, config)
 
     def _predictors(self, config: Any, rows: Rows, labels: Tensor) -> dict[str, Tensor]:
-        exchange = FactorExchange(self.sum_settings(config), rows, labels, self.label_values)
+        settings = replace(self.sum_settings(config), users=max(1, rows.user_count - 1))
+        exchange = FactorExchange(settings, rows, labels, self.label_values)
         totals: dict[str, Tensor] = {}
         for stage in exchange.settings.stages:
             totals.update(exchange.answer(stage, totals))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ def exchange_of(settings: FactorSettings, schema: DataSchema, rows: ClientRows) 
     order = torch.argsort(users, stable=True)
     labels, values = schema.label_indices(rows)[order], torch.tensor(schema.label_values)
     known = Rows(users[order], items[order], values.double()[labels], len(rows.users) + 1, schema.item_num)
-    return FactorExchange(settings, known, labels, values)
+    return FactorExchange(replace(settings, users=max(1, schema.user_num - 1)), known, labels, values)
 
 
 class KnownPairs(nn.Module):

@@ -353,7 +353,7 @@ class AttentiveNetwork(nn.Module):
     @property
     def _seen(self) -> KnownPairs | None:
         """What it is told of a pair as features; what merely teaches it, it does not see."""
-        return self.known if self.architecture.known_features else None
+        return self.known if self.architecture.known_features or not self.architecture.told else None
 
     def rank(self, users: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Logits ``[users, items, T]`` of every item, as :meth:`forward` has them but for the last bits; no gradient.
