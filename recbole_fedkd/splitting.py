@@ -167,14 +167,14 @@ def _copy_catalogue(items: Path, folder: Path, name: str) -> list[str]:
 def _made_up(tokens: list[str], config: Any) -> pd.DataFrame:
     """Rows in which every item and every label is met, of enough users for all clients."""
     users = 2 * config["client_num"] + 8
-    each = min(len(tokens), max(_MADE_UP_ROWS, -(-len(tokens) // users)))
-    place = np.arange(users * each)
+    rows_of_user = min(len(tokens), max(_MADE_UP_ROWS, -(-len(tokens) // users)))
+    row = np.arange(users * rows_of_user)
     labels = [f"{value:g}" for value in config["label_values"] or [1.0]]
     columns = {
-        "user": np.char.add("u", (place // each).astype(str)),
-        "item": np.array(tokens, dtype=object)[place % len(tokens)],
-        "rating": np.array(labels, dtype=object)[(place // 2) % len(labels)],
-        "time": place.astype(str),
+        "user": np.char.add("u", (row // rows_of_user).astype(str)),
+        "item": np.array(tokens, dtype=object)[row % len(tokens)],
+        "rating": np.array(labels, dtype=object)[(row // 2) % len(labels)],
+        "time": row.astype(str),
     }
     return pd.DataFrame({FIELDS[role]: column for role, column in columns.items()}, dtype=object)
 
@@ -203,8 +203,8 @@ class Brought:
                 f"left out {sum(self.outside.values())} rows of {len(self.outside)} items outside the catalogue: "
                 f"{listed(list(self.outside))}"
             )
-        told = ", ".join(f"{count} {phase}" for phase, count in self.rows.items())
-        return "\n".join([*lines, f"{self.users} users; rows: {told}"])
+        counts = ", ".join(f"{count} {phase}" for phase, count in self.rows.items())
+        return "\n".join([*lines, f"{self.users} users; rows: {counts}"])
 
 
 def bring(
@@ -271,10 +271,10 @@ def _split_as_ruled(
     dataset = create_dataset(config)
     with samples_made(config, dataset):
         splits = [loader._dataset for loader in data_preparation(config, dataset)]
-    most, found = schema.more[USERS_OF_PARTY], int(dataset.user_num) - 1
-    if found > most:
-        raise InputError(f"'{file}' has {found} users; a party of this manifest has {most} at most")
-    users = torch.arange(1, found + 1) + number * most
+    most, users_there = schema.more[USERS_OF_PARTY], int(dataset.user_num) - 1
+    if users_there > most:
+        raise InputError(f"'{file}' has {users_there} users; a party of this manifest has {most} at most")
+    users = torch.arange(1, users_there + 1) + number * most
     phases = {}
     for name, split in zip(("train", "valid", "test"), splits, strict=True):
         interactions = {

@@ -84,8 +84,8 @@ class Manifest:
 
         file = regular_file(self.folder / KEYS)
         try:
-            told = json.loads(file.read_text(encoding="utf-8"))
-            directory = {int(each): bytes.fromhex(key) for each, key in told.items()}
+            keys = json.loads(file.read_text(encoding="utf-8"))
+            directory = {int(each): bytes.fromhex(key) for each, key in keys.items()}
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"'{file}' does not hold the parties' public keys: {error}") from error
         try:
