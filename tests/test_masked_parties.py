@@ -58,6 +58,22 @@ def step_of(request):
     return msgpack.unpackb(request.message)[0] if request.operation == MASK else None
 
 
+@pytest.mark.parametrize("weights", ["uniform", "samples"])
+def test_parties_round_to_steps_that_everybody_knows_under_a_codec(parties, weights):
+    """Eight bits of the bound in words of two bytes; the network that has changed is what it is but for a step a client."""
+    remote, local = parties("clipped", codecs=["int8"], broadcast_codecs=[], client_weights=weights)
+    heard = listened(remote)
+    before = {name: value.clone() for name, value in local.server.state.items()}
+    remote.engine.run_round(0)
+    local.run_round(0)
+    length = sum(value.numel() for value in before.values())
+    masked = [answer.said for _, request, answer in heard if step_of(request) == "masked"]
+    assert {len(content) for content in masked} == {2 * length}
+    if weights == "samples":  # as the federation without masks has it
+        for name, value in local.server.state.items():
+            torch.testing.assert_close(remote.engine.server.state[name], value, rtol=0, atol=4 * 0.3 / 127)
+
+
 def assert_near(remote, local):
     for name, value in local.server.state.items():
         torch.testing.assert_close(remote.engine.server.state[name], value, rtol=1e-5, atol=1e-6)

@@ -7,9 +7,11 @@ from scipy.stats import chisquare
 
 pytest.importorskip("cryptography")
 
+from recbole_fedkd.federated.aggregate import Sums
+from recbole_fedkd.federated.stage import ClipSettings
 from recbole_fedkd.privacy.identity import MaskingError, new_identities
 from recbole_fedkd.privacy.masking import MaskingClient, MaskingServer, neighbours_of, usual_degree
-from recbole_fedkd.privacy.secure_sum import KEYS
+from recbole_fedkd.privacy.secure_sum import KEYS, Grid
 from recbole_fedkd.privacy.shamir import PRIME, secret_of, shares_of
 
 
@@ -250,6 +252,15 @@ def test_the_fleet_leaves_masks_to_the_local_engine(run):
         ({"min_clients": 1}, "min_clients is 1"),
         ({"strategy": "local"}, "clients send nothing"),
         ({"codecs": ["int8"]}, "codec 'int8' has one of its own"),
+        ({"codecs": ["int8", "fp16"], "stages": ["clip", "codecs"]}, "codec 'fp16' has one of its own"),
+        ({"codecs": ["int4"], "stages": ["clip", "codecs"], "strategy": "afd"}, "codec 'int4' has one of its own"),
+        (
+            {
+                **{"codecs": ["int8"], "stages": ["clip", "codecs"], "client_weights": "uniform"},
+                "privacy": {"clip": 1.0, "epsilon": 1.0, "unit": "client"},
+            },
+            "longer than privacy.clip",
+        ),
         ({"codecs": ["row_sparse", "fp16"]}, "codec 'row_sparse'"),
         ({"row_mean": "changed"}, "needs every client's own"),
         ({"strategy": "afd", "aggregation": "attentive"}, "aggregation=attentive needs every client's own"),
@@ -357,3 +368,36 @@ def test_a_server_that_swaps_keys_ends_a_run_of_one_process(prepared):
     engine.server.hides = hidden
     with pytest.raises(MaskingError, match="has not signed for this round"):
         engine.run_round(0)
+
+
+# Codecs under masks
+
+
+def changed_of(prepared, **keys):
+    """What a round changes of the server's network, and bytes that came up from each client."""
+    _, trainer, _, _ = prepared(**kind_of_run(strategy="fedavg", stages=["clip", "codecs"], clip_norm=0.5, **keys))
+    state = {name: value.double() for name, value in trainer.engine.server.state.items()}
+    report = trainer.engine.run_round(0)
+    after = trainer.engine.server.state
+    return {name: (after[name].double() - value).numpy() for name, value in state.items()}, report.bytes_up
+
+
+@pytest.mark.parametrize(("codec", "levels"), [("int8", 127), ("int4", 7)])
+def test_codecs_sum_under_masks_on_the_scale_of_the_clip_in_a_quarter_of_the_bytes(prepared, codec, levels):
+    exact, bytes_of_words = changed_of(prepared, secure_aggregation=False)[0], changed_of(prepared)[1]
+    rounded, bytes_up = changed_of(prepared, codecs=[codec], broadcast_codecs=[])
+    numbers = sum(value.size for value in exact.values())
+    assert all(bytes_of_words[number] - bytes_up[number] == 6 * numbers for number in bytes_up)
+    differences = np.concatenate([(rounded[name] - value).ravel() for name, value in exact.items()])
+    # Four clients, each less than a step of the bound times its share off, and as often above as below.
+    assert 0 < np.abs(differences).max() <= 4 * 0.5 / levels
+    assert abs(differences.mean()) < 6 * differences.std() / len(differences) ** 0.5
+
+
+def test_a_grid_has_words_that_hold_the_sum_and_rounds_without_a_bias():
+    grid = Grid(127, ClipSettings(2.0), {}, dict.fromkeys(range(258), 1))
+    assert grid.word == 2 and Grid(127, ClipSettings(2.0), {}, dict.fromkeys(range(259), 1)).word == 4
+    assert grid.step(Sums(), "w") == 2.0 / 127
+    rounded = grid.rounded(np.full(100_000, 0.25))
+    assert set(rounded.tolist()) == {0, 1} and rounded.mean() == pytest.approx(0.25, abs=0.01)
+    assert grid.rounded(np.array([126.999999999, -127.0000001])).tolist() == pytest.approx([127, -127], abs=1)

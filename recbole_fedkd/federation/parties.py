@@ -23,11 +23,11 @@ from recbole_fedkd.data.rows import sampler_of
 from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.client import Client, ClientSettings, streams_kept
-from recbole_fedkd.federated.codec import WireCodecs
+from recbole_fedkd.federated.codec import CodecStack, WireCodecs
 from recbole_fedkd.federated.knowledge import KNOWLEDGE, Sizes
 from recbole_fedkd.federated.knowledge.prototype import hidden_width
 from recbole_fedkd.federated.server import Server
-from recbole_fedkd.federated.stage import Clip, Encoding
+from recbole_fedkd.federated.stage import Clip, ClipSettings, Encoding
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy
 from recbole_fedkd.federated.strategy.ensemble_distillation import EnsembleDistillation
 from recbole_fedkd.federated.sum_tasks import FactorTask, FloorTask, SumTask, TaughtTask
@@ -39,6 +39,7 @@ from recbole_fedkd.federated.task import (
     Task,
     click_loss,
 )
+from recbole_fedkd.federated.wire import ServerLink
 from recbole_fedkd.model import (
     AttnFedKD,
     GramNetwork,
@@ -341,7 +342,7 @@ def server_of(config: Any, strategy: Strategy, shared: SharedState, clients: int
     hides = None
     if config["secure_aggregation"]:
         from recbole_fedkd.privacy.identity import new_identities  # both need an extra
-        from recbole_fedkd.privacy.secure_sum import SecureSum, check_secure
+        from recbole_fedkd.privacy.secure_sum import LEVELS, SecureSum, check_secure
 
         noisy = release if release is not None and release.settings.noise == "distributed" else None
         here = cache(partial(new_identities, range(clients)))
@@ -352,11 +353,28 @@ def server_of(config: Any, strategy: Strategy, shared: SharedState, clients: int
         server.link.stages = [
             stage for stage in server.link.stages if not isinstance(stage, Clip)
         ]  # it sees none of them
-        check_secure(config, strategy, server.state, [codec.name for codec in server.codecs.up.codecs])
+        clip = clip_of(server.codecs)
+        check_secure(config, strategy, server.state, clip is not None)
+        if config["codecs"]:
+            assert clip is not None
+            levels, link = LEVELS[config["codecs"][0]], server.link
+            server.hides = partial(hides, grid=partial(_grid, levels, clip, link))
     if release is not None:
         check_strategy(strategy, server.state, config["clients_per_round"] is not None, release.settings)
         release.follows = next((each for each in server.link.stages if isinstance(each, FollowedClip)), None)
     return server
+
+
+def _grid(levels: int, clip: ClipSettings, link: ServerLink, samples: Mapping[int, int]) -> Any:
+    """The grid of a round under masks, at the server's end of the wire."""
+    from recbole_fedkd.privacy.secure_sum import Grid
+
+    return Grid(levels, clip, link.reference, samples)
+
+
+def clip_of(codecs: WireCodecs) -> ClipSettings | None:
+    """The bound that stage ``clip`` sets; None where there is none."""
+    return next((settings for name, settings in codecs.stages if name == Clip.name), None)
 
 
 def user_unit(config: Any) -> Callable[[str], float] | None:
@@ -382,6 +400,8 @@ def wire_of(config: Any, clients: int) -> WireCodecs:
     whatever bounds it.
     """
     wire, privacy = WireCodecs.of(config), PrivacySettings.of(config)
+    if config["secure_aggregation"]:
+        wire = replace(wire, up=CodecStack())  # whoever masks rounds by a scale that is public
     stages = wire.stages
     if privacy is not None and user_unit(config) is None:
         stages = (_bound(privacy), *stages)

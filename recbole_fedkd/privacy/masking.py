@@ -41,7 +41,7 @@ except ImportError as error:
         "secure_aggregation needs the package cryptography, which is not installed; install recbole-fedkd[secagg]"
     ) from error
 
-Vector = NDArray[np.int64]
+Vector = NDArray[np.signedinteger[Any]]
 
 LEAST = 3
 """With two clients each knows the other's vector from the sum and its own; with one the sum is the vector."""
@@ -120,7 +120,8 @@ class MaskingClient:
     def masked(self, letters: bytes, vector: Vector) -> bytes:
         """Step 3: the vector under its masks; ``letters`` are the shares that neighbours have sealed for this client."""
         self._enter("masked")
-        total = vector.astype(np.uint64) + stream(self._seed, len(vector))
+        length, word = len(vector), vector.dtype.itemsize
+        total = vector.view(f"u{word}") + stream(self._seed, length, word)
         for sender, sealed in _unpacked(letters, int, bytes):
             if sender not in self._public:
                 raise MaskingError(f"client {self.number} is to hold a share of client {sender}, who is no neighbour")
@@ -131,10 +132,11 @@ class MaskingClient:
                     f"the share that client {sender} sealed for client {self.number} was changed"
                 ) from error
             self._held[sender] = content
-            mask = pair_mask(self._masking, self._public[sender][1], len(vector))
+            mask = pair_mask(self._masking, self._public[sender][1], length, word)
             total = total + mask if self.number < sender else total - mask
         self._check_enough(len(self._held))
-        return total.astype("<u8").tobytes()
+        masked: bytes = total.astype(f"<u{word}").tobytes()
+        return masked
 
     def unmasking(self, senders: bytes) -> bytes:
         """Step 4: one share of every neighbour whose shares it holds; ``senders`` are the numbers of those that have sent."""
@@ -170,6 +172,7 @@ class MaskingServer:
 
     Args:
         length: of the vectors.
+        word: bytes of one of their numbers, 2, 4 or 8; sums must fit into them.
         least: clients that must be in the sum, 3 or more.
         least_share: as of :class:`MaskingClient`.
         degree: neighbours of a client; None: as many as :func:`usual_degree` says.
@@ -178,14 +181,17 @@ class MaskingServer:
         summed: the clients that are in the sum.
     """
 
-    def __init__(self, length: int, least: int = LEAST, least_share: float = 0.5, degree: int | None = None) -> None:
+    def __init__(
+        self, length: int, least: int = LEAST, least_share: float = 0.5, degree: int | None = None, word: int = 8
+    ) -> None:
+        self.word = word
         self.length, self.least, self.least_share, self.degree = length, max(least, LEAST), least_share, degree
         self.summed: list[int] = []
         self._public: dict[int, tuple[bytes, bytes]] = {}
         self._signed: dict[int, bytes] = {}
         self._tied: dict[int, list[int]] = {}
         self._shared: set[int] = set()
-        self._total = np.zeros(length, np.uint64)
+        self._total = np.zeros(length, f"u{word}")
 
     def keys(self, keys: Mapping[int, bytes]) -> dict[int, bytes]:
         """After step 1: to each client the keys of its neighbours."""
@@ -215,9 +221,11 @@ class MaskingServer:
         """After step 3: to each client that has sent, who else has."""
         self._check(vectors, "sent a masked vector")
         for number, content in vectors.items():
-            if number not in self._shared or len(content) != 8 * self.length:
-                raise MaskingError(f"client {number} has sent {len(content)} bytes where {8 * self.length} were due")
-            self._total += np.frombuffer(content, "<u8")
+            if number not in self._shared or len(content) != self.word * self.length:
+                raise MaskingError(
+                    f"client {number} has sent {len(content)} bytes where {self.word * self.length} were due"
+                )
+            self._total += np.frombuffer(content, f"<u{self.word}")
         self.summed = sorted(vectors)
         there = {number: [other for other in self._tied[number] if other in vectors] for number in vectors}
         return {number: _packed(others) for number, others in there.items()}
@@ -236,7 +244,7 @@ class MaskingServer:
         secret = {owner: self._secret(owner, each) for owner, each in held.items() if self._is_needed(owner)}
         total, there = self._total.copy(), set(self.summed)
         for owner in self.summed:
-            total -= stream(secret[owner], self.length)
+            total -= stream(secret[owner], self.length, self.word)
         for owner in self._shared - there:
             if owner not in secret:
                 continue
@@ -244,10 +252,10 @@ class MaskingServer:
             if _public_bytes(key) != self._public[owner][1]:
                 raise MaskingError(f"the shares of client {owner} give another key than it has told")
             for other in there.intersection(self._tied[owner]):
-                mask = pair_mask(key, self._public[other][1], self.length)
+                mask = pair_mask(key, self._public[other][1], self.length, self.word)
                 # The other has added it where its number is the smaller one.
                 total = total - mask if other < owner else total + mask
-        return total.astype(np.int64)
+        return total.view(f"i{self.word}").astype(np.int64)
 
     def _is_needed(self, owner: int) -> bool:
         """Whether masks of a client are in the sum: its own, or those that its neighbours share with it."""
@@ -280,16 +288,16 @@ def threshold_of(holders: int, least_share: float) -> int:
     return min(holders, math.floor(holders * least_share) + 1)
 
 
-def stream(key: bytes, length: int) -> NDArray[np.uint64]:
-    """Numbers of 64 bits that only who has the key can tell from random ones: AES-256 in counter mode."""
+def stream(key: bytes, length: int, word: int = 8) -> NDArray[Any]:
+    """Numbers of ``word`` bytes that only who has the key can tell from random ones: AES-256 in counter mode."""
     # A key makes one stream in its life, so that the counter may start at 0.
-    made = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update(bytes(8 * length))
-    return np.frombuffer(made, "<u8").astype(np.uint64, copy=False)
+    made = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update(bytes(word * length))
+    return np.frombuffer(made, f"<u{word}").astype(f"u{word}", copy=False)
 
 
-def pair_mask(key: X25519PrivateKey, other: bytes, length: int) -> NDArray[np.uint64]:
+def pair_mask(key: X25519PrivateKey, other: bytes, length: int, word: int = 8) -> NDArray[Any]:
     """The mask that two clients have in common, of the key of one and the public key of the other."""
-    return stream(_derived(key, other, b"recbole-fedkd mask"), length)
+    return stream(_derived(key, other, b"recbole-fedkd mask"), length, word)
 
 
 def _derived(key: X25519PrivateKey, other: bytes, use: bytes) -> bytes:

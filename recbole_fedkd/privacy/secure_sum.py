@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -13,12 +15,13 @@ from numpy.typing import NDArray
 
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.aggregate import Fold, Sums, WeightedMean
-from recbole_fedkd.federated.message import Message, MessageError, without_arrays
+from recbole_fedkd.federated.message import Message, MessageError, Training, without_arrays
 from recbole_fedkd.federated.server import Hidden
+from recbole_fedkd.federated.stage import ClipSettings, difference
 from recbole_fedkd.federated.strategy import ServerState, Strategy, check_additive
 from recbole_fedkd.privacy.identity import Identity, MaskingError
 from recbole_fedkd.privacy.masking import LEAST, MaskingClient, MaskingServer
-from recbole_fedkd.privacy.noise import discrete_gaussian
+from recbole_fedkd.privacy.noise import discrete_gaussian, uniform
 from recbole_fedkd.privacy.release import PrivateRelease
 
 LARGEST = 2.0**20
@@ -27,8 +30,50 @@ LARGEST = 2.0**20
 KEYS, SHARES, MASKED, UNMASKING = STEPS = ("keys", "shares", "masked", "unmasking")
 
 _Empty = Callable[[], Fold]
-_Vector = NDArray[np.int64]
+_Vector = NDArray[np.signedinteger[Any]]
 _Layout = dict[str, torch.Tensor]
+
+
+LEVELS = {"int8": 127, "int4": 7}
+"""Codecs that sum, and their steps from 0 to the bound that stage ``clip`` sets: a scale that everybody knows."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Public steps in which what changed of a network is told under a codec, in words of 2 or 4 bytes.
+
+    Attributes:
+        levels: steps up to the bound.
+        clip: the bound on what a client changes.
+        reference: the network that all have started from.
+        samples: of an epoch of every client that takes part.
+    """
+
+    levels: int
+    clip: ClipSettings
+    reference: Mapping[str, NDArray[np.generic]]
+    samples: Mapping[int, int]
+
+    @property
+    def word(self) -> int:
+        """Bytes of a number, into which the sum over all fits."""
+        return 2 if self.levels * len(self.samples) < 2**15 else 4
+
+    def step(self, fold: Fold, name: str) -> float:
+        """Width of a step of an array: the bound times the largest share of a client, over the levels."""
+        return self.clip.norm_of(name) * max(share_of(fold, each) for each in set(self.samples.values())) / self.levels
+
+    def rounded(self, values: NDArray[np.float64]) -> NDArray[np.signedinteger[Any]]:
+        """Whole steps, up or down by coins so that the mean is kept."""
+        whole = np.floor(values + uniform(len(values))).clip(-self.levels, self.levels)
+        return whole.astype(f"i{self.word}")
+
+
+def share_of(fold: Fold, samples: int) -> float:
+    """What a client of so many samples counts for in a sum."""
+    if not isinstance(fold, WeightedMean):
+        return 1.0
+    return fold.weight_of(Message("", 0, 0, {}, Training(samples))) / fold.expected
 
 
 def fraction_bits(clients: int) -> int:
@@ -46,6 +91,7 @@ class SecureClient:
         noise: standard deviation of what the client adds to a message by itself, by the name of an array; None: nothing.
         identity: by which it signs its keys, and knows those of others; None: the server is believed.
         run: what tells the run and its round from all others.
+        grid: of a codec; None: fixed point.
 
     Attributes:
         layout: arrays of the sum, by name.
@@ -59,8 +105,10 @@ class SecureClient:
         noise: Callable[[str], float] | None = None,
         identity: Identity | None = None,
         run: bytes = b"",
+        grid: Grid | None = None,
     ) -> None:
         self.number, self.empty, self.noise, self.identity, self.run = number, empty, noise, identity, run
+        self.grid = grid
         self.bits = fraction_bits(clients)
         self.layout: _Layout = {}
         self._vector: _Vector = np.zeros(0, np.int64)
@@ -73,9 +121,14 @@ class SecureClient:
             MessageError: its numbers are too large.
         """
         own = self.empty()
-        own.add(upload)
+        grid = self.grid
+        own.add(upload if grid is None else replace(upload, arrays=difference(upload.arrays, grid.reference)))
         parts = _sums(own)
         self.layout = _layout(own)
+        if grid is not None:
+            steps = [parts[name].double().numpy().ravel() / grid.step(own, name) for name in self.layout]
+            self._vector = grid.rounded(np.concatenate(steps))
+            return
         numbers = np.concatenate([parts[name].double().numpy().ravel() for name in self.layout])
         if numbers.size and float(np.abs(numbers).max()) >= LARGEST:
             raise MessageError("not finite", f"it adds {np.abs(numbers).max():g}; masks take numbers below {LARGEST:g}")
@@ -117,6 +170,7 @@ class SecureSum(Hidden):
         release: whose noise clients add, each its share, so that there is as much where only the fewest are in the sum; None:
             no noise.
         identities: of clients that are here, made when the first one speaks.
+        grid: makes the grid of a round of the clients' samples; None: fixed point.
 
     Attributes:
         seen: client to what the server has got of its numbers, once the sum is made.
@@ -129,11 +183,13 @@ class SecureSum(Hidden):
         least: int = 0,
         release: PrivateRelease | None = None,
         identities: Callable[[], Mapping[int, Identity]] = dict,
+        grid: Callable[[Mapping[int, int]], Grid] | None = None,
     ) -> None:
         super().__init__()
         self.empty, self.samples, self.release, self.identities = empty, samples, release, identities
         self.least = max(least or len(samples), LEAST)
         self.bits = fraction_bits(len(samples))
+        self.grid = grid(samples) if grid is not None else None
         self.seen: dict[int, bytes] = {}
         self._headers: dict[int, Message] = {}
         self._clients: dict[int, SecureClient] = {}
@@ -146,7 +202,7 @@ class SecureSum(Hidden):
             MessageError: it adds other arrays than the clients before it, or numbers that are too large.
         """
         identity = self.identities().get(upload.sender)
-        client = SecureClient(upload.sender, self.empty, len(self.samples), self._noise, identity)
+        client = SecureClient(upload.sender, self.empty, len(self.samples), self._noise, identity, grid=self.grid)
         client.take(upload)
         self._check_layout(client.layout)
         self._clients[upload.sender] = client
@@ -197,16 +253,23 @@ class SecureSum(Hidden):
         sums, begin = _sums(fold), 0
         for name, part in self._layout.items():
             size = part.numel()
-            values = torch.from_numpy(total[begin : begin + size] / 2.0**self.bits).view(part.shape)
+            values = torch.from_numpy(total[begin : begin + size] * self._step(fold, name)).view(part.shape)
+            if self.grid is not None:
+                shares = sum(share_of(fold, self.samples[number]) for number in summed)
+                values = values + torch.from_numpy(self.grid.reference[name].astype(np.float64)) * shares
             sums[name] = (values if part.dtype.is_floating_point else values.round()).to(part.dtype)
             begin += size
         if isinstance(fold, WeightedMean):
             fold.weight = sum(fold.weight_of(self._headers[number]) for number in summed)
         return summed
 
+    def _step(self, fold: Fold, name: str) -> float:
+        return 2.0**-self.bits if self.grid is None else self.grid.step(fold, name)
+
     def _total(self) -> tuple[list[int], _Vector]:
         """The clients that are in the sum, and the sum."""
-        server = MaskingServer(sum(part.numel() for part in self._layout.values()), self.least)
+        word = 8 if self.grid is None else self.grid.word
+        server = MaskingServer(sum(part.numel() for part in self._layout.values()), self.least, word=word)
         self.traffic = {number: (0, len(header.to_bytes())) for number, header in self._headers.items()}
         letters = server.keys(self._asked(KEYS, dict.fromkeys(self._headers, self.terms)))
         letters = server.shares(self._asked(SHARES, letters))
@@ -236,9 +299,11 @@ class SecureSum(Hidden):
         """What the server has got of every client, read as if no mask were on it, by array."""
         made: dict[int, dict[str, NDArray[np.float64]]] = {}
         for number, content in self.seen.items():
-            numbers, begin, made[number] = np.frombuffer(content, "<i8") / 2.0**self.bits, 0, {}
+            word = 8 if self.grid is None else self.grid.word
+            numbers, begin, made[number] = np.frombuffer(content, f"<i{word}"), 0, {}
+            fold = self.empty()
             for name, part in self._layout.items():
-                made[number][name] = numbers[begin : begin + part.numel()].reshape(part.shape)
+                made[number][name] = self._step(fold, name) * numbers[begin : begin + part.numel()].reshape(part.shape)
                 begin += part.numel()
         return made
 
@@ -267,14 +332,14 @@ def _sums(fold: Fold) -> dict[str, torch.Tensor]:
     return fold.sums
 
 
-def check_secure(config: Mapping[str, object], strategy: Strategy, state: ServerState, codecs: list[str]) -> None:
+def check_secure(config: Mapping[str, object], strategy: Strategy, state: ServerState, clips: bool) -> None:
     """Check that a server needs nothing but the sum of what clients send.
 
     Args:
         config: the run's config.
         strategy: the strategy.
         state: that the server starts with.
-        codecs: of what clients send, by name.
+        clips: whether stage ``clip`` bounds what clients send.
 
     Raises:
         InputError: it does; or there are too few clients.
@@ -287,10 +352,18 @@ def check_secure(config: Mapping[str, object], strategy: Strategy, state: Server
             f"secure_aggregation=True tells the server a sum alone, and strategy '{strategy.name}'{exchanged} keeps who has "
             "said what; use fedavg, or knowledge=label or factors"
         )
-    if codecs:
+    codecs = config["codecs"]
+    assert isinstance(codecs, list)
+    other = next((codec for codec in codecs if codec not in LEVELS), None) or (codecs[1] if len(codecs) > 1 else None)
+    if other is not None or (codecs and not (clips and strategy.shares_parameters)):
         raise InputError(
-            f"secure_aggregation=True masks numbers on one public scale, and codec '{codecs[0]}' has one of its own for every "
-            "client; set codecs=[] (broadcast_codecs may stay)"
+            f"secure_aggregation=True masks numbers on one public scale, and codec '{other or codecs[0]}' has one of its own "
+            "for every client; set codecs=[] (broadcast_codecs may stay), or for networks int8 or int4 alone with "
+            "stages=[clip, codecs], whose clip_norm is public"
+        )
+    if codecs and config["privacy"]:
+        raise InputError(
+            f"codec '{codecs[0]}' rounds under masks, by which a message gets longer than privacy.clip; set codecs=[]"
         )
     for key in ("clients_per_round", "min_clients"):
         value = config[key]
