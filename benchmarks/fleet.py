@@ -85,6 +85,7 @@ def prepared(case: str, arguments: argparse.Namespace):
 
 def run_case(case: str, arguments: argparse.Namespace) -> dict[str, float]:
     trainer, train_data = prepared(case, arguments)
+    keep_freed_memory()
     measured = timed(lambda index: trainer._train_once(train_data, index, None, False), arguments.rounds)
     engine = getattr(trainer, "engine", None)
     if engine is not None:

@@ -316,7 +316,7 @@ def test_replacing_some_clients_rows_leaves_those_of_the_others(counts, chosen, 
         items = [torch.tensor(sorted(random.sample(range(9), size)), dtype=torch.long) for size in sizes]
         data = [torch.rand(size, 2) for size in sizes]
         expected.update({client: parts for client, *parts in zip(clients, items, data, strict=True)})
-        store.replace(torch.tensor(clients), torch.tensor(sizes), torch.cat(items), torch.cat(data))
+        store.replace(torch.tensor(clients), torch.tensor(sizes), torch.cat(items), list(data))
 
     put(list(range(len(counts))))
     put(sorted(chosen, reverse=True))

@@ -106,15 +106,26 @@ class KeyedDraws(Draws):
     def __init__(self, seed: int, numbers: Sequence[int], round_index: int) -> None:
         self._keys, self._epochs = client_keys(seed, numbers, round_index), 0
 
-    def epoch(self) -> EpochDraws:
+    def epoch(self) -> KeyedEpoch:
         """See the base class."""
         self._epochs += 1
-        return _KeyedEpoch(keyed(self._keys, self._epochs))
+        return KeyedEpoch(keyed(self._keys, self._epochs))
 
 
-class _KeyedEpoch(EpochDraws):
+class KeyedEpoch(EpochDraws):
+    """What clients draw in an epoch as a function.
+
+    Args:
+        keys: a word of each client ``[c]``.
+    """
+
     def __init__(self, keys: Words) -> None:
         self.keys = keys
+
+    @property
+    def negative_keys(self) -> Words:
+        """A word of each client ``[c]`` that the words of an attempt at its negatives follow from."""
+        return keyed(self.keys, NEGATIVES)
 
     def orders(self, sizes: Sequence[int]) -> Tensor:
         """By the size of a word per sample; of two words of the same 36 bits the sample in front is first."""
@@ -133,7 +144,7 @@ class _KeyedEpoch(EpochDraws):
     def _items(self, places: NDArray[np.int64], counts: Sequence[int], attempt: int, item_count: int) -> Tensor:
         """By the upper half of a word; an item is more likely than another by less than ``item_count / 2 ** 32``."""
         starts = np.cumsum(counts) - counts
-        keys = keyed(self.keys, NEGATIVES, attempt) - starts.astype(np.uint64) * np.uint64(GOLDEN)
+        keys = keyed(self.negative_keys, attempt) - starts.astype(np.uint64) * np.uint64(GOLDEN)
         of_place = np.repeat(keys, counts)
         if attempt:
             of_place = of_place[places]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recbole_fedkd.engine.fleet.compiled import steps_of_many
+from recbole_fedkd.engine.fleet.compiled import has_compiler, steps_of_many
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.optimizers import BatchedOptimizer, BatchedSGD, Tensors
 from recbole_fedkd.engine.fleet.samples import Epoch, FleetTask, LabelledSamples
@@ -106,7 +106,7 @@ def compiled_epoch(
     """
     group, network, pack, weights = clients
     factors: Factors = network.factors  # type: ignore[assignment]
-    if type(optimizer) is not BatchedSGD or weights.rows.device.type != "cpu":
+    if type(optimizer) is not BatchedSGD or weights.rows.device.type != "cpu" or not has_compiler():
         return None
     tables = weights.tensors()
     rates = rates if rates is not None else [torch.full(table.shape[-1:], optimizer.rate) for table in tables]

@@ -1,7 +1,11 @@
-"""Loops in compiled code, where numba is installed: what torch does in a dozen passes through memory is done in one."""
+"""Loops in compiled code, where numba is installed: what torch does in a dozen passes through memory is done in one.
+
+Whoever calls them has another way where :func:`has_compiler` says no, and for tensors of a GPU.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -24,12 +28,16 @@ ROUNDING = {"reassoc", "contract", "arcp", "nsz"}
 
 
 @cache
-def compiled(function: Callable[..., None]) -> Callable[..., None] | None:
-    """A function of arrays and numbers in machine code, which leaves Python's lock; None where numba is not installed."""
-    try:
-        from numba import njit
-    except ImportError:
-        return None
+def has_compiler() -> bool:
+    """Whether numba is installed."""
+    return importlib.util.find_spec("numba") is not None
+
+
+@cache
+def compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """A function of arrays and numbers in machine code, which leaves Python's lock."""
+    from numba import njit
+
     made: Any
     try:
         made = njit(function, nogil=True, fastmath=ROUNDING, cache=True)
@@ -48,7 +56,7 @@ def steps_of_many(
     labels: Tensor,
     sizes: Sequence[int],
     batch_size: int,
-) -> Tensor | None:
+) -> Tensor:
     """Train many networks whose scores are ``u . i + b_u + b_i`` for an epoch of SGD with the cross-entropy of clicks.
 
     Args:
@@ -64,15 +72,14 @@ def steps_of_many(
         batch_size: samples in a step.
 
     Returns:
-        Loss of each, summed over its samples ``[c]``, in double precision; None without a compiler.
+        Loss of each, summed over its samples ``[c]``, in double precision.
     """
-    run = compiled(_steps)
-    if run is None:
-        return None
     losses, counts = np.zeros(len(sizes)), np.asarray(sizes, dtype=np.int64)
     tables = [table.numpy() for table in (of_user, of_item)]
     columns = [rate.float().numpy() for rate in rates]
-    run(*tables, *columns, *places, users.numpy(), items.numpy(), labels.numpy(), counts, batch_size, losses)
+    compiled(_steps)(
+        *tables, *columns, *places, users.numpy(), items.numpy(), labels.numpy(), counts, batch_size, losses
+    )
     return torch.from_numpy(losses)
 
 
@@ -150,3 +157,140 @@ def _steps(
                     of_user[client, user, place] -= user_rates[place] * gradients[user, place]
                     gradients[user, place] = 0.0
         losses[client] = total + math.log(product)
+
+
+def drawn_of_many(
+    keys: NDArray[np.uint64],
+    orders: Tensor,
+    runs: tuple[Tensor, Tensor],
+    batch_size: int,
+    samples: tuple[Tensor, Tensor],
+    negatives: int,
+    item_count: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """An epoch of clients of one user each, negatives included.
+
+    Args:
+        keys: what the negatives of each client come from ``[c]``, see :class:`~recbole_fedkd.federated.draws.KeyedDraws`.
+        orders: of each client's samples ``[c, largest]``, its positives first.
+        runs: the first positive and the number of positives of each ``[c]``; nobody holds all items.
+        batch_size: samples in a step; a sample of a client's last batch fills up behind its own.
+        samples: items and labels of the positives of all.
+        negatives: of every positive.
+        item_count: number of items, padding included.
+
+    Returns:
+        Items, labels, and the positive that each belongs to, ``[c, largest]`` each.
+    """
+    made = [torch.empty_like(orders) for _ in range(3)]
+    arrays = [values.numpy() for values in (orders, *runs, *samples)]
+    compiled(_drawn)(keys, *arrays, batch_size, negatives, item_count, *(each.numpy() for each in made))
+    return made[0], made[1], made[2]
+
+
+def _drawn(
+    keys: NDArray[np.uint64],
+    orders: Ids,
+    starts: Ids,
+    held: Ids,
+    items: Ids,
+    labels: Ids,
+    batch_size: int,
+    negatives: int,
+    item_count: int,
+    of_items: Ids,
+    of_labels: Ids,
+    of_rows: Ids,
+) -> None:
+    """See :func:`drawn_of_many`; words as of :func:`~recbole_fedkd.federated.draws.mixed`."""
+    golden, one, two = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+    first, second, third, half = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(32)
+    taken = np.zeros(item_count, np.bool_)
+    for client in range(len(keys)):
+        start, own = starts[client], held[client]
+        size = own * (1 + negatives)
+        for row in range(start, start + own):
+            taken[items[row]] = True
+        for place in range(orders.shape[1]):
+            sample = orders[client, place if place < size else (size - 1) // batch_size * batch_size]
+            if sample < own:
+                row = start + sample
+                item, label = items[row], labels[row]
+            else:
+                sample -= own
+                row, label, item = start + sample % own, 0, 0
+                attempt = np.uint64(0)
+                while item == 0 or taken[item]:
+                    word = (keys[client] ^ attempt) + golden
+                    for turn in range(2):
+                        word = (word ^ (word >> first)) * one
+                        word = (word ^ (word >> second)) * two
+                        word ^= word >> third
+                        if turn == 0:
+                            word += np.uint64(sample) * golden
+                    item = np.int64((((word >> half) * np.uint64(item_count - 1)) >> half) + np.uint64(1))
+                    attempt += np.uint64(1)
+            of_items[client, place], of_labels[client, place], of_rows[client, place] = item, label, row
+        for row in range(start, start + own):
+            taken[items[row]] = False
+
+
+def touched_by_many(needed: Tensor, item_count: int) -> tuple[Tensor, Tensor]:
+    """Which items clients need ``[c, n]``: those of each ``[c, rows]``, padding first and 0 behind, and how many ``[c]``."""
+    items = torch.zeros(len(needed), min(needed.shape[1] + 1, item_count), dtype=torch.long)
+    count = torch.ones(len(needed), dtype=torch.long)
+    compiled(_touched)(needed.numpy(), np.zeros(item_count, np.int64), items.numpy(), count.numpy())
+    return items[:, : int(count.max())].contiguous(), count
+
+
+def _touched(needed: Ids, asked_by: Ids, items: Ids, count: Ids) -> None:
+    """See :func:`touched_by_many`; ``asked_by``: zeros, one an item."""
+    for client in range(len(needed)):
+        found = 1
+        for place in range(needed.shape[1]):
+            item = needed[client, place]
+            if item > 0 and asked_by[item] != client + 1:
+                asked_by[item] = client + 1
+                items[client, found] = item
+                found += 1
+        count[client] = found
+
+
+def placed_by_many(items: Tensor, count: Tensor, asked: Tensor, item_count: int) -> Tensor:
+    """Where among each client's ``items [c, rows]``, the first ``count [c]`` of them, ``asked [c, n]`` stand, which do."""
+    places = torch.empty_like(asked)
+    compiled(_placed)(items.numpy(), count.numpy(), asked.numpy(), np.zeros(item_count, np.int64), places.numpy())
+    return places
+
+
+def _placed(items: Ids, count: Ids, asked: Ids, place_of: Ids, places: Ids) -> None:
+    """See :func:`placed_by_many`; ``place_of``: zeros, one an item."""
+    for client in range(len(items)):
+        for place in range(count[client]):
+            place_of[items[client, place]] = place
+        for sample in range(asked.shape[1]):
+            places[client, sample] = place_of[asked[client, sample]]
+
+
+def add_changes(items: Tensor, count: Tensor, rows: Tensor, base: Tensor, shares: Tensor, total: Tensor) -> None:
+    """Add ``share_k (w_k - base)`` of the item rows of many clients to ``total [items, D]``.
+
+    Args:
+        items: of each client's rows ``[c, rows]``.
+        count: rows of each ``[c]``.
+        rows: ``w [c, rows, D]``.
+        base: ``[items, D]``.
+        shares: ``[c]``, in double precision.
+        total: changed in place.
+    """
+    compiled(_add_changes)(*(values.numpy() for values in (items, count, rows, base, shares.to(rows.dtype), total)))
+
+
+def _add_changes(items: Ids, count: Ids, rows: Table, base: Table, shares: Table, total: Table) -> None:
+    for client in range(len(items)):
+        share = shares[client]
+        for place in range(count[client]):
+            item = items[client, place]
+            own, common, sums = rows[client, place], base[item], total[item]
+            for column in range(len(sums)):
+                sums[column] += share * (own[column] - common[column])

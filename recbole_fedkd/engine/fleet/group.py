@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
 
+from recbole_fedkd.engine.fleet.compiled import has_compiler, touched_by_many
 from recbole_fedkd.engine.fleet.store import Pack, RowStore, Weights
 from recbole_fedkd.model.factorization import RowSums, dense
 from recbole_fedkd.model.pair import names_of
@@ -132,12 +133,20 @@ class ClientGroup(nn.Module):
         entry = self.first_member[clients].unsqueeze(1) + users
         members = torch.where(present, self.member[entry.clamp(max=len(self.member) - 1)], 0)
         members = torch.cat([torch.zeros_like(clients).unsqueeze(1), members], 1)
+        return Pack(clients, members, *self._touched(clients, members, needed, stores), self.item_count)
+
+    def _touched(
+        self, clients: Tensor, members: Tensor, needed: Tensor, stores: Sequence[RowStore]
+    ) -> tuple[Tensor, Tensor]:
+        """Items that packed clients need ``[c, rows]``, padding first, and how many ``[c]``; arguments as of :meth:`pack`."""
+        device, buffers = clients.device, dict(self.whole.named_buffers())
+        references = [buffers[name][members].flatten(1) for name in self.item_references]
+        if not any(len(store.item) for store in stores) and has_compiler() and device.type == "cpu":
+            return touched_by_many(side_by_side([needed, *references], 1), self.item_count)
         known = torch.zeros(len(clients), self.item_count, dtype=torch.bool, device=device)
         known[:, 0] = True
-        known.scatter_(1, needed, True)
-        buffers = dict(self.whole.named_buffers())
-        for name in self.item_references:
-            known.scatter_(1, buffers[name][members].flatten(1), True)
+        for asked in (needed, *references):
+            known.scatter_(1, asked, True)
         for store in stores:
             own_slot, own_item, _ = store.of(clients)
             known[own_slot, own_item] = True
@@ -146,9 +155,7 @@ class ClientGroup(nn.Module):
         column = torch.arange(len(known_slot), device=device) - (count.cumsum(0) - count)[known_slot]
         items = torch.zeros(len(clients), int(count.max()), dtype=torch.long, device=device)
         items[known_slot, column] = known_item
-        local = torch.zeros(known.shape, dtype=torch.int32, device=device)
-        local[known_slot, known_item] = column.int()
-        return Pack(clients, members, items, count, local, known)
+        return items, count
 
     def weights(self, pack: Pack, base: tuple[Tensor, Tensor, Tensor], serving: bool = False) -> Weights:
         """Parameters of packed clients, in memory of their own.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -84,9 +84,12 @@ class RowChanges:
         )
 
     @staticmethod
-    def apply(changes: Sequence[RowChanges], store: RowStore) -> None:
-        """Bring a store up to date with the rows of all packs."""
+    def apply(changes: list[RowChanges], store: RowStore) -> None:
+        """Bring a store up to date with the rows of all packs, which are used up."""
         if changes:
-            store.replace(
-                *(torch.cat([getattr(change, part.name) for change in changes]) for part in fields(RowChanges))
+            clients, counts, items = (
+                torch.cat([getattr(change, name) for change in changes]) for name in ("clients", "counts", "items")
             )
+            pieces = [change.data for change in changes]
+            changes.clear()
+            store.replace(clients, counts, items, pieces)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from recbole_fedkd.engine.fleet.compiled import add_changes, has_compiler
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.store import Pack, Weights
 from recbole_fedkd.federated.strategy.base import ServerState
@@ -84,11 +85,15 @@ class MeanOfClients:
     def part(self, pack: Pack, weights: Weights, shares: Tensor) -> MeanPart:
         """What packed clients add; ``shares`` ``[c]`` in double precision, 1 in sum over all clients of the round."""
         moved = weights.dense - self.dense_base
-        items, share = pack.items.flatten(), shares.to(weights.rows.dtype).view(-1, 1)
-        # sum_k share_k w_k and sum_k share_k of every row: cheaper than to look the base up for every row of every client.
-        held = torch.zeros_like(self.item_base).index_add_(0, items, (weights.rows * share.unsqueeze(2)).flatten(0, 1))
-        counted = held.new_zeros(len(held)).index_add_(0, items, share.expand_as(pack.items).flatten())
-        rows = held.addcmul_(self.item_base, counted.unsqueeze(1), value=-1.0)
+        rows = torch.zeros_like(self.item_base)
+        if has_compiler() and rows.device.type == "cpu":
+            add_changes(pack.items, pack.count, weights.rows, self.item_base, shares, rows)
+        else:
+            items, share = pack.items.flatten(), shares.to(rows.dtype).view(-1, 1)
+            # sum_k share_k w_k and sum_k share_k of every row: cheaper than to look the base up for every row of every client.
+            rows.index_add_(0, items, (weights.rows * share.unsqueeze(2)).flatten(0, 1))
+            counted = rows.new_zeros(len(rows)).index_add_(0, items, share.expand_as(pack.items).flatten())
+            rows.addcmul_(self.item_base, counted.unsqueeze(1), value=-1.0)
         changed = self._changed(pack, weights, moved, shares) if self.of_changed else (None, None)
         return MeanPart(shares @ moved.double(), rows, *changed)
 

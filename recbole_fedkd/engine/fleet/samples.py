@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,10 +15,12 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 
 from recbole_fedkd.engine.fleet.batching import for_client, seen_by_losses
+from recbole_fedkd.engine.fleet.compiled import drawn_of_many, has_compiler
 from recbole_fedkd.engine.fleet.draws import Streams, filled_up
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.population import RecBoleFleetPopulation
 from recbole_fedkd.engine.fleet.store import Pack
+from recbole_fedkd.federated.draws import EpochDraws, KeyedEpoch
 from recbole_fedkd.federated.task import AttentiveTask, Samples, Step, click_loss, handed_logits, is_click, total_loss
 
 CONTEXT = "context "
@@ -135,42 +137,76 @@ class LabelledSamples(FleetTask):
         """As :class:`~recbole_fedkd.federated.task.AttentiveTask` draws them."""
         samples, device = self.samples, self.rows.device
         held, start = self.rows[numbers], self._start[numbers]
-        sizes = self.sizes[numbers].tolist()
+        compiled = self.negatives and group.single_users and device.type == "cpu" and has_compiler()
+        if compiled and int(held.max()) < self.item_count - 1:
+            drawn = [self._compiled(held, start, streams.own.epoch(), each < epochs) for each in range(epochs + clean)]
+            return drawn[:epochs], drawn[-1] if clean else None
+        whole = held * (1 + self.negatives)
+        first, sizes = whole.cumsum(0) - whole, whole.tolist()
         position = torch.arange(max(sizes), device=device).expand(len(numbers), -1)
-        real = position < (held * (1 + self.negatives)).unsqueeze(1)
-        positive = position < held.unsqueeze(1)
-        index = start.unsqueeze(1) + torch.where(real, position % held.unsqueeze(1), 0)
-        users = samples.users[index]
-        labels = torch.where(positive, samples.labels[index], 0) if self.negatives else samples.labels[index]
-        drawn = real & ~positive
-        # Who an entry belongs to, among all users of all packed clients.
-        places = torch.arange(len(numbers), device=device).unsqueeze(1) * (int(users.max()) + 1) + users
-        drawn_at = drawn.flatten().nonzero().flatten()
-        owner = places.flatten()[drawn_at].cpu() * self.item_count
-        counts = (held * self.negatives).tolist()
-        taken = torch.zeros(0, 0, dtype=torch.bool)
-        if self.negatives:
-            taken = torch.zeros(int(places.max()) + 1, self.item_count, dtype=torch.bool)
-            taken[places[positive].cpu(), samples.items[index[positive]].cpu()] = True
-            if int(held.max()) >= self.item_count - 1 and taken[:, 1:].all(1).any():
-                raise ValueError("a user has interacted with every item; no negative can be sampled")
-        pairs = taken.flatten()
-
-        def is_taken(places: Tensor, items: Tensor) -> Tensor:
-            return pairs.index_select(0, owner.index_select(0, places) + items)
+        real = (position < whole.unsqueeze(1)).float()
+        # All samples of all clients, one client's behind another's, the positives of each first.
+        items = torch.empty(sum(sizes), dtype=torch.long, device=device)
+        items[runs(first, held)] = samples.items[runs(start, held)]
+        drawn_at = runs(first + held, held * self.negatives)
+        negatives = self._negatives(numbers, held, start)
 
         def epoch(shuffle: bool) -> Epoch:
-            items, draws = samples.items[index], streams.own.epoch()
+            draws, order = streams.own.epoch(), position
+            of_epoch = items.index_copy(0, drawn_at, negatives(draws).to(device)) if self.negatives else items
+            if shuffle:
+                order = filled_up(draws.orders(sizes), sizes, self.batch_size).to(device)
+            # Of a sample that fills up, anything may be said.
+            order = torch.minimum(order, (whole - 1).unsqueeze(1))
+            rows = start.unsqueeze(1) + (order.remainder(held.unsqueeze(1)) if self.negatives else order)
+            labels = samples.labels[rows]
             if self.negatives:
-                sampled_items = draws.negatives(counts, self.item_count, is_taken).to(device)
-                items = items.flatten().index_copy(0, drawn_at, sampled_items).view_as(items)
-            order = filled_up(draws.orders(sizes), sizes, self.batch_size).to(device) if shuffle else position
-            fields = {"users": users.gather(1, order)}
-            rows = index.gather(1, order)
+                labels = torch.where(order < held.unsqueeze(1), labels, 0)
+            fields = {"users": samples.users[rows]}
             fields |= {f"{CONTEXT}{name}": values[rows] for name, values in samples.context.items()}
-            return Epoch(fields, items.gather(1, order), labels.gather(1, order), real.float())
+            return Epoch(fields, of_epoch[first.unsqueeze(1) + order], labels, real)
 
         return [epoch(True) for _ in range(epochs)], epoch(False) if clean else None
+
+    def _compiled(self, held: Tensor, start: Tensor, draws: KeyedEpoch, shuffle: bool) -> Epoch:
+        """An epoch of clients of one user each, in compiled code."""
+        samples, whole = self.samples, held * (1 + self.negatives)
+        position = torch.arange(int(whole.max()))
+        orders = draws.orders(whole.tolist()) if shuffle else position.repeat(len(held), 1)
+        items, labels, rows = drawn_of_many(
+            draws.negative_keys,
+            orders,
+            (start, held),
+            self.batch_size,
+            (samples.items, samples.labels),
+            self.negatives,
+            self.item_count,
+        )
+        fields = {"users": samples.users[rows]}
+        fields |= {f"{CONTEXT}{name}": values[rows] for name, values in samples.context.items()}
+        return Epoch(fields, items, labels, (position < whole.unsqueeze(1)).float())
+
+    def _negatives(self, numbers: Sequence[int], held: Tensor, start: Tensor) -> Callable[[EpochDraws], Tensor]:
+        """Draws the negatives of packed clients, one client's behind another's, of an epoch."""
+        counts, samples = (held * self.negatives).tolist(), self.samples
+        if not self.negatives:
+            return lambda draws: samples.items[:0]
+        positive = runs(start, held)
+        slots, users = torch.repeat_interleave(held), samples.users[positive]
+        # Who a sample belongs to, among all users of all packed clients.
+        owner = slots * (int(users.max()) + 1) + users
+        taken = torch.zeros(int(owner.max()) + 1, self.item_count, dtype=torch.bool)
+        taken[owner.cpu(), samples.items[positive].cpu()] = True
+        if int(held.max()) >= self.item_count - 1 and taken[:, 1:].all(1).any():
+            raise ValueError("a user has interacted with every item; no negative can be sampled")
+        # The users of a client's samples, again and again.
+        again = runs(held.cumsum(0) - held, held, self.negatives).cpu()
+        pairs, begin = taken.flatten(), owner.cpu()[again] * self.item_count
+
+        def is_taken(places: Tensor, items: Tensor) -> Tensor:
+            return pairs.index_select(0, begin.index_select(0, places) + items)
+
+        return lambda draws: draws.negatives(counts, self.item_count, is_taken)
 
     def needed(self, epoch: Epoch) -> Tensor:
         """The items."""
@@ -328,6 +364,17 @@ class RecBoleSamples(FleetTask):
         index = torch.zeros(1, count, dtype=torch.long, device=device)
         sampled = index.flatten() if self.sampled else None
         return self._epoch(index, sampled, torch.arange(count, device=device), index, torch.ones_like(index))
+
+
+def runs(starts: Tensor, lengths: Tensor, times: int = 1) -> Tensor:
+    """``start, start + 1, ...`` of every run, ``times`` times, one run behind another."""
+    whole = lengths * times
+    within = torch.arange(int(whole.sum()), device=starts.device) - torch.repeat_interleave(
+        whole.cumsum(0) - whole, whole
+    )
+    if times > 1:
+        within = within.remainder(torch.repeat_interleave(lengths, whole))
+    return within + torch.repeat_interleave(starts, whole)
 
 
 def _columns(features: Any, device: torch.device) -> dict[str, Tensor]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from recbole_fedkd.engine.fleet.compiled import has_compiler, placed_by_many
 
 
 class RowStore(nn.Module):
@@ -42,16 +45,31 @@ class RowStore(nn.Module):
         row = self.start[clients][slot] + offset
         return slot, self.item[row], row
 
-    def replace(self, clients: Tensor, count: Tensor, item: Tensor, data: Tensor) -> None:
-        """Give the clients ``[c]`` other rows: ``count`` ``[c]`` each, in their order ``item`` ``[rows]`` and ``data``."""
+    def replace(self, clients: Tensor, count: Tensor, item: Tensor, pieces: list[Tensor]) -> None:
+        """Give the clients ``[c]`` other rows: ``count`` ``[c]`` each, in their order ``item [rows]`` and their numbers.
+
+        Args:
+            clients: places of clients.
+            count: rows of each.
+            item: of every row.
+            pieces: the rows, one piece behind another; emptied, so that no row is in memory twice.
+        """
         others = torch.ones_like(self.count, dtype=torch.bool)
         others[clients] = False
         rest = torch.nonzero(others).flatten()
         order, counts = torch.cat([clients, rest]), torch.cat([count, self.count[rest]])
         _, kept_item, row = self.of(rest)
         if len(row):
-            item, data = torch.cat([item, kept_item]), torch.cat([data, self.data[row]])
-        self.item, self.data = item, data
+            item = torch.cat([item, kept_item])
+            pieces.append(self.data[row])
+        self.item, self.data = item, self.data[:0]
+        data, begin = self.data.new_empty(len(item), self.data.shape[1]), 0
+        pieces.reverse()
+        while pieces:
+            piece = pieces.pop()
+            data[begin : begin + len(piece)] = piece
+            begin += len(piece)
+        self.data = data
         self.count[order] = counts
         self.start[order] = counts.cumsum(0) - counts
 
@@ -95,19 +113,34 @@ class Pack:
         members: user ids ``[c, 1 + users]``, each client's behind a padding user; 0 where a client has fewer.
         items: item ids ``[c, rows]``, 0 where a client has fewer.
         count: rows of each client ``[c]``.
-        local: ``[c, items]``, the client's own id of each item; 0 where it has none.
-        known: bool ``[c, items]``, which items have one.
+        item_count: number of all items.
     """
 
     clients: Tensor
     members: Tensor
     items: Tensor
     count: Tensor
-    local: Tensor
-    known: Tensor
+    item_count: int
+
+    @cached_property
+    def local(self) -> Tensor:
+        """The client's own id of each item ``[c, items]``; 0 where it has none."""
+        local = torch.zeros(len(self.items), self.item_count, dtype=torch.int32, device=self.items.device)
+        # What a client has less than the largest is padding's, which is written last and has place 0.
+        places = torch.arange(self.items.shape[1], dtype=torch.int32, device=self.items.device)
+        local.scatter_(1, self.items, places.where(self.items > 0, 0))
+        return local
+
+    @cached_property
+    def known(self) -> Tensor:
+        """Which items have one: bool ``[c, items]``."""
+        known = torch.zeros(len(self.items), self.item_count, dtype=torch.bool, device=self.items.device)
+        return known.scatter_(1, self.items, True)
 
     def places(self, items: Tensor) -> Tensor:
         """Each client's own ids of its items ``[c, n]``."""
+        if has_compiler() and items.device.type == "cpu":
+            return placed_by_many(self.items, self.count, items, self.item_count)
         return self.local.gather(1, items).long()
 
     def first(self, count: int) -> Pack:
@@ -116,7 +149,7 @@ class Pack:
 
     def select(self, slots: Tensor | slice) -> Pack:
         """Some of the clients."""
-        return Pack(*(getattr(self, part.name)[slots] for part in fields(self)))
+        return Pack(self.clients[slots], self.members[slots], self.items[slots], self.count[slots], self.item_count)
 
 
 @dataclass(frozen=True)
