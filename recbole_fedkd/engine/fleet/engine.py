@@ -27,7 +27,7 @@ from recbole_fedkd.engine.fleet.factor_exchange import FactorDownlink, FactorUpl
 from recbole_fedkd.engine.fleet.factors import FactorSamples
 from recbole_fedkd.engine.fleet.memory import OptimizerMemory, RowChanges
 from recbole_fedkd.engine.fleet.optimizers import BatchedOptimizer
-from recbole_fedkd.engine.fleet.packing import packed, slots
+from recbole_fedkd.engine.fleet.packing import packed, places_of
 from recbole_fedkd.engine.fleet.population import CompactPopulation
 from recbole_fedkd.engine.fleet.samples import FleetTask
 from recbole_fedkd.engine.fleet.serving import GroupAverage
@@ -137,7 +137,7 @@ class FleetEngine(Engine):
                     answered = self._answered(trained, base, current, missing)
                     self._keep(group_index, answered, rows, memory_rows)
                     sizes = trained.training.sizes
-                    filled += sum(slots(size, sizes[0], self.task.batch_size) for size in sizes)
+                    filled += places_of(np.asarray(sizes), self.task.batch_size)
                     if current.on_step is not None:
                         current.on_step(sum(sizes) * self.settings.local_epochs)
             RowChanges.apply(rows, group.rows)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recbole_fedkd.engine.fleet.compiled import add_changes, has_compiler
+from recbole_fedkd.engine.fleet.compiled import add_changes, has_compiler, touched_by_many
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.store import Pack, Weights
 from recbole_fedkd.federated.strategy.base import ServerState
@@ -54,12 +54,14 @@ class MeanPart:
 
     Attributes:
         dense: ``sum_k share_k (w_k - base)`` of what every sample touches ``[P]``.
+        items: ids of the item rows that follow; None: all of them.
         rows: the same of the item rows ``[items, D]``.
         dense_changed: sum of the shares of those that changed a number ``[P]``; None where all count.
         rows_changed: the same of the item rows.
     """
 
     dense: Tensor
+    items: Tensor | None
     rows: Tensor
     dense_changed: Tensor | None
     rows_changed: Tensor | None
@@ -85,22 +87,31 @@ class MeanOfClients:
     def part(self, pack: Pack, weights: Weights, shares: Tensor) -> MeanPart:
         """What packed clients add; ``shares`` ``[c]`` in double precision, 1 in sum over all clients of the round."""
         moved = weights.dense - self.dense_base
-        rows = torch.zeros_like(self.item_base)
-        if has_compiler() and rows.device.type == "cpu":
-            add_changes(pack.items, pack.count, weights.rows, self.item_base, shares, rows)
+        touched = None
+        if has_compiler() and self.item_base.device.type == "cpu":
+            # Of a large catalogue few clients touch little.
+            (touched, *_), _ = touched_by_many(pack.items.view(1, -1), len(self.item_base))
+            base, places = self.item_base[touched], torch.zeros(len(self.item_base), dtype=torch.long)
+            places[touched] = torch.arange(len(touched))
+            rows = torch.zeros_like(base)
+            add_changes(places[pack.items], pack.count, weights.rows, base, shares, rows)
         else:
+            rows = torch.zeros_like(self.item_base)
             items, share = pack.items.flatten(), shares.to(rows.dtype).view(-1, 1)
             # sum_k share_k w_k and sum_k share_k of every row: cheaper than to look the base up for every row of every client.
             rows.index_add_(0, items, (weights.rows * share.unsqueeze(2)).flatten(0, 1))
             counted = rows.new_zeros(len(rows)).index_add_(0, items, share.expand_as(pack.items).flatten())
             rows.addcmul_(self.item_base, counted.unsqueeze(1), value=-1.0)
         changed = self._changed(pack, weights, moved, shares) if self.of_changed else (None, None)
-        return MeanPart(shares @ moved.double(), rows, *changed)
+        return MeanPart(shares @ moved.double(), touched, rows, *changed)
 
     def add(self, part: MeanPart) -> None:
         """Add what packed clients add."""
         self.dense += part.dense
-        self.rows += part.rows
+        if part.items is None:
+            self.rows += part.rows
+        else:
+            self.rows.index_add_(0, part.items, part.rows.double())
         if part.dense_changed is not None and part.rows_changed is not None:
             self.dense_changed += part.dense_changed
             self.rows_changed += part.rows_changed

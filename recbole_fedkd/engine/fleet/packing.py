@@ -20,6 +20,11 @@ def slots(size: int, largest: int, batch_size: int) -> int:
     return min(largest, -(-size // batch_size) * batch_size)
 
 
+def places_of(sizes: NDArray[np.int64], batch_size: int) -> int:
+    """Places that packed clients with so many samples take, the largest first, padding included."""
+    return int(np.minimum(sizes[:1], -(-sizes // batch_size) * batch_size).sum())
+
+
 def packed(
     sizes: NDArray[np.int64],
     batch_size: int,

@@ -209,9 +209,10 @@ class MeanUplink(Uplink):
         self._answered += sum(self._share(size) for size in sizes)
         current.count(float(trained.losses.sum()), sum(sizes))
         current.report.bytes_up.update(self._size_of.by_sender(self._example, trained.numbers))
-        for number in trained.numbers:
-            current.intake.answered[number] = True
-            self.server.link.acknowledge(number)
+        current.intake.answered.update(dict.fromkeys(trained.numbers, True))
+        if self.server.link.broadcast is not None:
+            for number in trained.numbers:
+                self.server.link.acknowledge(number)
         return {}
 
     def _too_large(self, trained: Trained, base: Base, current: Round) -> dict[int, ClientError]:
