@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from recbole_fedkd import load_data_and_model
+from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings
+from recbole_fedkd.distillation.factors import Rows
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.model.told import ToldTables
 
 KEYS = {
     "strategy": "afd",
@@ -112,3 +115,23 @@ def test_students_of_several_sizes_are_taught(taught):
     engine = taught(student_pool=[{"embedding_size": 2}, {"embedding_size": 6, "hidden_sizes": [6, 8]}])
     widths = [client.task.network.architecture.embedding_size for client in engine.clients]
     assert set(widths) == {2, 6}
+
+
+def test_a_client_that_has_all_rows_is_trained_on_what_is_known_of_them():
+    generator = torch.Generator().manual_seed(1)
+    users, items = torch.nonzero(torch.rand(60, 12, generator=generator) < 0.6, as_tuple=True)
+    strength = torch.randn(12, generator=generator)[items]
+    labels = torch.bucketize(strength + 0.3 * torch.randn(len(users), generator=generator), torch.tensor([-0.5, 0.5]))
+    values = torch.tensor([1.0, 2.0, 3.0])
+    rows = Rows(users + 1, items, values.double()[labels], 61, 12)
+    exchange = FactorExchange(
+        FactorSettings(factor_size=2, sketch_width=3, sketch_passes=1, em_steps=1), rows, labels, values
+    )
+    totals = {}
+    for stage in exchange.settings.stages:
+        totals.update(exchange.answer(stage, totals))
+    told = ToldTables(exchange)
+    told.know(totals, totals)
+    means, features = told.of_rows
+    assert torch.corrcoef(torch.stack([means.double(), rows.values]))[0, 1] > 0.7
+    assert features.std(0)[0] > 0.5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -13,10 +13,7 @@ from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings, item_tables
 from recbole_fedkd.distillation.factors import Rows
 from recbole_fedkd.distillation.features import KnownUsers, feature_count, moments, normal_logits, standardised
-from recbole_fedkd.model.told import ToldTables
-
-GROUPS = 8
-"""Groups of users whose own part is taken off the items' tables where their rows are trained on, as clients do."""
+from recbole_fedkd.model.told import ToldTables, described_in_groups, groups_of
 
 _NOBODY = torch.zeros(0, dtype=torch.long)
 NO_ROWS = Rows(_NOBODY, _NOBODY, _NOBODY.double(), 0, 0)
@@ -169,7 +166,7 @@ class _Found:
 def _found_in_groups(exchange: FactorExchange) -> _Found:
     """Tables of one place, and the features of its rows, each without itself; the argument as of :class:`KnownPairs`."""
     rows = exchange.rows
-    groups, members = _groups(exchange)
+    groups, _ = groups_of(exchange)
     totals: dict[str, Tensor] = {}
     said: list[dict[str, Tensor]] = [{} for _ in groups]
     for stage in exchange.settings.stages:
@@ -177,26 +174,6 @@ def _found_in_groups(exchange: FactorExchange) -> _Found:
             own.update(group.answer(stage, totals))
         totals.update({name: torch.stack([own[name] for own in said]).sum(0) for name in said[0] if name not in totals})
     tables = item_tables(exchange.settings, totals, None, exchange.values)
-    means = rows.values.new_zeros(len(rows.items))
-    features = rows.values.new_zeros(len(rows.items), feature_count(len(exchange.values)))
-    for own, group, places in zip(said, groups, members, strict=True):
-        others = item_tables(exchange.settings, totals, own, exchange.values)
-        means[places], features[places] = group.known_users(others).of_rows()
+    means, features = described_in_groups(exchange, totals, said)
     scale = moments(features)
     return _Found(exchange.known_users(tables), scale, rows, means.float(), standardised(features, *scale))
-
-
-def _groups(exchange: FactorExchange) -> tuple[Sequence[FactorExchange], Sequence[Tensor]]:
-    """The rows of every group of users, and their places among all."""
-    rows = exchange.rows
-    number = rows.users % max(1, min(GROUPS, len(rows.users.unique())))
-    places = [torch.nonzero(number == group).flatten() for group in number.unique().tolist()] or [number]
-    parts = [
-        Rows(rows.users[place], rows.items[place], rows.values[place], rows.user_count, rows.item_count)
-        for place in places
-    ]
-    groups = [
-        FactorExchange(exchange.settings, part, exchange.labels[each], exchange.values)
-        for part, each in zip(parts, places, strict=True)
-    ]
-    return groups, places

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from recbole_fedkd.distillation.exchange import FactorExchange, item_tables
-from recbole_fedkd.distillation.factors import Curvature
+from recbole_fedkd.distillation.factors import Curvature, Rows
 from recbole_fedkd.distillation.features import ItemTables, KnownUsers, feature_count, moments, standardised
+
+GROUPS = 8
+"""Groups of users whose own part is taken off the items' tables where their rows are trained on, as clients do."""
 
 
 class ToldTables(nn.Module):
@@ -63,8 +66,12 @@ class ToldTables(nn.Module):
         self.know_items(totals)
         if exchange.settings.stages[-1] not in totals:
             return  # nothing is trained before the exchange is over, and leaving every row out takes its time
-        others = exchange.known_users(item_tables(exchange.settings, totals, own, exchange.values))
-        mean, features = others.of_rows()
+        if own and torch.equal(own["histogram"], totals["histogram"]):
+            # Nobody else has a row, and without its own part nothing would be left.
+            mean, features = described_in_groups(exchange, totals, None)
+        else:
+            others = exchange.known_users(item_tables(exchange.settings, totals, own, exchange.values))
+            mean, features = others.of_rows()
         for kept, moment in zip((self.feature_mean, self.feature_scale), moments(features), strict=True):
             kept.copy_(moment)
         self.of_rows = mean.float(), self.standardised(features)
@@ -101,3 +108,40 @@ class ToldTables(nn.Module):
 
     def _forget(self, _keys: object) -> None:
         self._users = None
+
+
+def described_in_groups(
+    exchange: FactorExchange, totals: Mapping[str, Tensor], said: Sequence[Mapping[str, Tensor]] | None
+) -> tuple[Tensor, Tensor]:
+    """Predicted labels and features of all rows of one place, each by the tables without the part of its user's group.
+
+    Args:
+        exchange: of the place.
+        totals: of all stages.
+        said: what each group has said of them; None: what it would say.
+    """
+    rows, (groups, members) = exchange.rows, groups_of(exchange)
+    means = rows.values.new_zeros(len(rows.items))
+    features = rows.values.new_zeros(len(rows.items), feature_count(len(exchange.values)))
+    for number, (group, places) in enumerate(zip(groups, members, strict=True)):
+        if said is None:
+            own = {stage: group.answer(stage, totals)[stage] for stage in exchange.settings.stages}
+        tables = item_tables(exchange.settings, totals, own if said is None else said[number], exchange.values)
+        means[places], features[places] = group.known_users(tables).of_rows()
+    return means, features
+
+
+def groups_of(exchange: FactorExchange) -> tuple[Sequence[FactorExchange], Sequence[Tensor]]:
+    """The rows of every group of users, and their places among all."""
+    rows = exchange.rows
+    number = rows.users % max(1, min(GROUPS, len(rows.users.unique())))
+    places = [torch.nonzero(number == group).flatten() for group in number.unique().tolist()] or [number]
+    parts = [
+        Rows(rows.users[place], rows.items[place], rows.values[place], rows.user_count, rows.item_count)
+        for place in places
+    ]
+    groups = [
+        FactorExchange(exchange.settings, part, exchange.labels[each], exchange.values)
+        for part, each in zip(parts, places, strict=True)
+    ]
+    return groups, places
