@@ -151,7 +151,7 @@ def probe(model: str | None, dataset: str | None, files: list[str], keys: Mappin
     The first round is often another than those after it: nothing was learned yet, and clients hold nothing to tell a change of.
     """
     config = FedKDConfig(model, dataset, files, None, {"show_progress": False, **keys})
-    if config["engine"] == "processes":  # the same rounds, of which this process's seconds are all
+    if config["engine"] in ("processes", "flower"):  # the same rounds, of which this process's seconds are all
         config = FedKDConfig(model, dataset, files, None, {"show_progress": False, **keys, "engine": "local"})
     if not config.federated:
         raise InputError(f"strategy is {config['strategy']}, which has no clients; a federation has")

@@ -18,12 +18,12 @@ from sklearn.metrics import roc_auc_score
 from recbole_fedkd.engine import InProcess
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.envelope import Answer
-from recbole_fedkd.machines.coordinator import SERVER_STATE, Coordinator
+from recbole_fedkd.machines.coordinator import SERVER_STATE, Coordinator, sole_coordinator
 from recbole_fedkd.machines.journal import LOG, Journal, read_events, status
 from recbole_fedkd.machines.judging import BINS, added, area_within, metrics_of
 from recbole_fedkd.machines.manifest import Manifest
 from recbole_fedkd.machines.party import Party
-from recbole_fedkd.machines.running import coordinated
+from recbole_fedkd.machines.running import Trust, coordinate, coordinated
 from recbole_fedkd.privacy.accountant import epsilon_of, noise_for
 from recbole_fedkd.report import write_report
 from recbole_fedkd.rounds import EpochRecord
@@ -239,6 +239,15 @@ def test_coordinator_and_parties_that_are_killed_at_any_moment_change_nothing(mo
 
     found = kills.measured_all({"strategy": "fedavg", "codecs": ["row_sparse", "int8"]}, kills=6, seed=3)
     assert found["kills"] >= 6 and found["different runs"] == 0
+
+
+def test_a_second_coordinator_of_a_folder_is_refused_and_takes_nothing_from_the_first(cut, tmp_path):
+    address = f"unix:{tmp_path}/s"
+    with sole_coordinator(tmp_path / "server"):
+        (tmp_path / "s").touch()
+        with pytest.raises(InputError, match="another coordinator runs in"):
+            coordinate(cut[0], address, tmp_path / "server", Trust(), {})
+        assert (tmp_path / "s").exists()
 
 
 def histogram(places, name):

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -14,7 +15,7 @@ import psutil
 import pytest
 import torch
 from conftest import SMALL
-from test_machines import CASES, assert_same
+from test_machines import CASES, assert_same, result_of
 
 from recbole_fedkd.checkpoint import read_sealed
 from recbole_fedkd.federated.envelope import Request
@@ -83,17 +84,20 @@ def superlink(tmp_path_factory):
 
 @pytest.fixture
 def federation(prepared, data_path, tmp_path, superlink):
-    """A manifest, folders of parties with a node for each, and the engine that runs the same clients in one process."""
+    """A manifest, folders of parties with a node for each, and the engine that runs the same clients in one process.
+
+    Files lie in a folder that is called as the case is.
+    """
     nurseries = []
 
     def make(case, held_back=0):
         keys = {**CASES[case], **JUDGED}
         _, trainer, _, _ = prepared("AttnFedKD", **keys)
         given = {"data_path": str(data_path), **SMALL, **keys}
-        folders = split_federation("AttnFedKD", "tiny", tmp_path / "cut", [], given)
+        folders = split_federation("AttnFedKD", "tiny", tmp_path / case / "cut", [], given)
         lock = os.open(tmp_path, os.O_RDONLY)
         address = f"{flower.SCHEME}{superlink.address}"
-        nursery = Nursery(tmp_path / "cut" / "manifest", {}, address, tmp_path / "nothing", lock)
+        nursery = Nursery(tmp_path / case / "cut" / "manifest", {}, address, tmp_path / "nothing", lock)
         os.close(lock)
         nurseries.append(nursery)
         for number, folder in enumerate(folders[: len(folders) - held_back]):
@@ -122,12 +126,20 @@ def assert_as_local(folders, local, server):
     assert_same(found, expected)
 
 
-@pytest.mark.parametrize("case", ["afd", "fedavg", "items", "factors"])
-def test_over_flower_parties_with_their_own_rows_are_the_clients_of_one_process(federation, superlink, tmp_path, case):
-    folders, local, _ = federation(case)
-    result = coordinated(superlink, tmp_path)
-    assert result["engine"] == "flower" and len(result["rounds"]) == ROUNDS and len(result["parties"]) == 4
-    assert_as_local(folders, local, tmp_path / "server")
+def test_in_one_command_a_run_over_flower_is_that_of_one_process(run):
+    assert result_of(run, "flower", "afd") == result_of(run, "local", "afd")
+
+
+def test_federations_of_one_superlink_are_those_of_one_process_each(federation, superlink, tmp_path):
+    """All at once: a party of one is none of another, and each has its own rows alone."""
+    cases = ["fedavg", "items", "factors"]
+    made = {case: federation(case) for case in cases}
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(lambda case: coordinated(superlink, tmp_path / case), cases))
+    for case, result in zip(cases, results, strict=True):
+        assert result["engine"] == "flower" and len(result["rounds"]) == ROUNDS and len(result["parties"]) == 4
+        folders, local, _ = made[case]
+        assert_as_local(folders, local, tmp_path / case / "server")
 
 
 def held(folder, manifest, address, reached, go):
@@ -161,13 +173,14 @@ def test_node_serverapp_and_superlink_may_be_killed(federation, superlink, tmp_p
     folders, local, nursery = federation("codecs", held_back=1)
     processes = multiprocessing.get_context("spawn")
     reached, go = processes.Event(), processes.Event()
-    told = (folders[-1], tmp_path / "cut" / "manifest", f"{flower.SCHEME}{superlink.address}", reached, go)
+    home = tmp_path / "codecs"
+    told = (folders[-1], home / "cut" / "manifest", f"{flower.SCHEME}{superlink.address}", reached, go)
     last = processes.Process(target=held, args=told, daemon=True)
     killed = []
 
     def begun():
         """The rounds that a coordinator has begun with, as its log tells."""
-        return [event["round"] for event in read_events(tmp_path / "server" / LOG) if event["event"] == "begin"]
+        return [event["round"] for event in read_events(home / "server" / LOG) if event["event"] == "begin"]
 
     def kill_everything():
         assert reached.wait(240)
@@ -176,13 +189,13 @@ def test_node_serverapp_and_superlink_may_be_killed(federation, superlink, tmp_p
         os.kill(min(nodes), signal.SIGKILL)
         until(lambda: len({child.pid for child in children()} - {min(nodes)}) == len(nodes))
         killed.append("node")
-        (app,) = superlink.programs("flwr-serverapp")
-        os.kill(app, signal.SIGKILL)
-        until(lambda: not superlink.programs("flwr-serverapp"))
+        for app in superlink.programs("flwr-serverapp"):
+            os.kill(app, signal.SIGKILL)
+        until(lambda: begun() == [1, 2])
         killed.append("serverapp")
         superlink.kill()
         superlink.start()
-        until(lambda: begun() == [1, 2])
+        until(lambda: begun() == [1, 2, 2])
         killed.append("superlink")
 
     def killer():
@@ -195,9 +208,9 @@ def test_node_serverapp_and_superlink_may_be_killed(federation, superlink, tmp_p
     thread = threading.Thread(target=killer)
     thread.start()
     try:
-        coordinated(superlink, tmp_path)
+        coordinated(superlink, home)
     finally:
         thread.join()
         last.kill()
     assert killed == ["node", "serverapp", "superlink"]
-    assert_as_local(folders, local, tmp_path / "server")
+    assert_as_local(folders, local, home / "server")

@@ -5,7 +5,7 @@ from recbole_fedkd.engine.fleet.engine import FleetEngine
 from recbole_fedkd.engine.local import LocalEngine
 from recbole_fedkd.engine.remote import InProcess, RemoteEngine, Transport
 
-ENGINES = {"local": LocalEngine, "fleet": FleetEngine, "processes": RemoteEngine}
+ENGINES = {"local": LocalEngine, "fleet": FleetEngine, "processes": RemoteEngine, "flower": RemoteEngine}
 
 __all__ = [
     "ENGINES",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from logging import getLogger
@@ -13,6 +14,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from recbole.utils import early_stopping
 
 from recbole_fedkd import __version__
@@ -29,8 +31,30 @@ from recbole_fedkd.rounds import EpochRecord, number_of, record_of
 
 _WHERE = "; judged by each party where its rows are, sums added"
 
-SERVER_STATE, SPENT = "server.pth", "spent.json"
-"""Files of the coordinator's folder: all that it knows; and how many rounds ``privacy`` has let something out of."""
+SERVER_STATE, SPENT, LOCK = "server.pth", "spent.json", ".lock"
+"""Files of the coordinator's folder: all that it knows; how many rounds ``privacy`` has let something out of; and what a
+coordinator holds that runs there."""
+
+
+@contextmanager
+def sole_coordinator(folder: Path, patience: float = 1.0) -> Iterator[None]:
+    """A folder for one coordinator alone; raises :class:`InputError` where another still runs there after so many seconds."""
+    writable_folder(folder, f"folder '{folder}'")
+    try:
+        held = FileLock(folder / LOCK).acquire(timeout=patience)
+    except Timeout as error:
+        raise InputError(f"another coordinator runs in '{folder}'; end it first, or name another --out") from error
+    with held:
+        yield
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a coordinator runs in a folder."""
+    try:
+        with FileLock(folder / LOCK).acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
 
 
 class Coordinator:

@@ -8,11 +8,8 @@ A party speaks Flower's Fleet API through functions that Flower keeps to itself:
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from logging import CRITICAL, getLogger
@@ -20,13 +17,11 @@ from pathlib import Path
 from time import monotonic, sleep, time
 from typing import Any
 
-from recbole_fedkd.errors import InputError, TrainingError
+from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.envelope import HELLO, Answer, Request, new_run
 from recbole_fedkd.federated.message import MessageError
 
 SCHEME = "flower:"
-FAILED = "failed.txt"
-"""File of the coordinator's folder in which it says why it could not go on."""
 
 _RECORD, _BYTES = "recbole_fedkd", "bytes"
 _POLL = 0.3
@@ -46,9 +41,7 @@ def check_installed() -> None:
     try:
         import flwr  # noqa: F401
     except ImportError as error:
-        raise InputError(
-            "an address that begins with flower: needs Flower; pip install -c constraints.txt 'recbole-fedkd[flower]'"
-        ) from error
+        raise InputError("Flower is not installed; pip install -c constraints.txt 'recbole-fedkd[flower]'") from error
 
 
 def _record(content: bytes) -> Any:
@@ -275,130 +268,3 @@ def _attend(answer: Callable[[bytes], bytes], address: str, certificate: bytes |
                 parts, asked = get_all_nested_objects(reply), get_object_tree(reply)
                 wanted, session = send(reply, asked, monotonic() - began)
                 push_objects(parts, partial(push_object, run, session), object_ids_to_push=wanted)
-
-
-_APP = """\
-[project]
-name = "recbole-fedkd-coordinator"
-version = "1.0.0"
-description = "The coordinator of a federation of recbole_fedkd"
-license = "MIT"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "recbole-fedkd"
-
-[tool.flwr.app.components]
-serverapp = "recbole_fedkd_app:app"
-clientapp = "recbole_fedkd_app:node"
-
-[tool.flwr.app.config]
-"""
-_MODULE = '''\
-"""The coordinator as an app of Flower."""
-
-from flwr.clientapp import ClientApp
-from recbole_fedkd.machines.flower import server_app
-
-app = server_app()
-node = ClientApp()
-'''
-
-
-def server_app() -> Any:
-    """The coordinator as an app of Flower, of which the run's config names manifest, folder and keys."""
-    from flwr.serverapp import ServerApp
-
-    def main(grid: Any, context: Any) -> None:
-        from recbole_fedkd.machines.manifest import Manifest
-        from recbole_fedkd.machines.running import coordinated
-
-        settings = context.run_config
-        out = Path(str(settings["out"]))
-        try:
-            read = Manifest.load(str(settings["manifest"]), json.loads(str(settings["keys"])))
-            coordinated(read, FlowerTransport(grid, read.digest), out, f"{SCHEME}{settings['address']}")
-        except (InputError, TrainingError) as error:
-            (out / FAILED).write_text(str(error))
-            raise
-
-    app = ServerApp()
-    app.main()(main)
-    return app
-
-
-class Submitted:
-    """Runs of a coordinator on a SuperLink, one after the other where one is killed.
-
-    Args:
-        address: of the SuperLink, ``<host>:<port>``.
-        out: the coordinator's folder.
-        authority: PEM file of who has signed the SuperLink's certificate; None: nothing is encrypted.
-        settings: the app's config.
-    """
-
-    def __init__(self, address: str, out: Path, authority: str | None, settings: Mapping[str, str]) -> None:
-        self.home, self.app = out / "flower", out / "flower" / "app"
-        self.app.mkdir(parents=True, exist_ok=True)
-        lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in settings.items()]
-        (self.app / "pyproject.toml").write_text(_APP + "".join(lines), encoding="utf-8")
-        (self.app / "recbole_fedkd_app.py").write_text(_MODULE)
-        trust = f"root-certificates = {json.dumps(str(Path(authority).resolve()))}" if authority else "insecure = true"
-        (self.home / "config.toml").write_text(
-            f'[superlink]\ndefault = "link"\n\n[superlink.link]\naddress = "{address}"\n{trust}\n'
-        )
-
-    def _flwr(self, *arguments: str) -> dict[str, Any]:
-        """What Flower's command says; raises :class:`TrainingError` where it says no."""
-        command = [sys.executable, "-c", "from flwr.cli.app import app; app()", *arguments, "--format", "json"]
-        environment = {**os.environ, "FLWR_HOME": str(self.home)}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        try:
-            answer = json.loads(done.stdout[done.stdout.index("{") :])
-        except ValueError:
-            answer = {"success": False, "error-message": f"{done.stdout} {done.stderr}"}
-        if not answer.get("success"):
-            raise TrainingError(f"Flower does not run the coordinator: {' '.join(str(answer).split())[:800]}")
-        return dict(answer)
-
-    def start(self) -> str:
-        """Submit a run; returns its name."""
-        return str(self._flwr("run", str(self.app), "link")["run-id"])
-
-    def status(self, run: str) -> str:
-        """Flower's word for how a run is, such as ``running`` or ``finished:failed``."""
-        (state,) = self._flwr("list", "link", "--run-id", run)["runs"]
-        return str(state["status"])
-
-
-def supervise(submitted: Submitted, out: Path, finished: Callable[[], bool], every: float = 10.0) -> None:
-    """Have the coordinator run until it has finished, also where SuperLink or ServerApp are killed.
-
-    Args:
-        submitted: its runs.
-        out: the coordinator's folder.
-        finished: whether there is a result.
-        every: seconds between two looks at how the run is.
-
-    Raises:
-        TrainingError: it fails by itself, or the SuperLink is not there when it begins.
-    """
-    (out / FAILED).unlink(missing_ok=True)
-    run: str | None = submitted.start()
-    looked = monotonic()
-    while not finished():
-        sleep(_POLL)
-        if monotonic() - looked < every:
-            continue
-        looked = monotonic()
-        try:
-            if run is None:
-                run = submitted.start()
-            if not submitted.status(run).startswith("finished") or finished():
-                continue
-        except TrainingError as error:  # nobody is there, or somebody who knows of no such run
-            getLogger().warning(str(error))
-        if (out / FAILED).is_file():
-            raise TrainingError((out / FAILED).read_text())
-        getLogger().warning("the coordinator was cut off; it is started again, and goes on where it was")
-        run = None

@@ -15,10 +15,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 FAILED = "failed.txt"
 """File of a party's folder in which it says why it could not go on."""
@@ -35,10 +37,20 @@ class Nursery:
         address: at which the parties find their server, as :func:`recbole_fedkd.machines.running.attend` reads it.
         folder: that is removed when it ends: whoever has started it may have been killed.
         lock: descriptor that it, and each party, keeps open.
+        program: that is started before them and ends with them; empty: none.
     """
 
-    def __init__(self, manifest: Path, given: Mapping[str, Any], address: str, folder: Path, lock: int) -> None:
+    def __init__(
+        self,
+        manifest: Path,
+        given: Mapping[str, Any],
+        address: str,
+        folder: Path,
+        lock: int,
+        program: Sequence[str] = (),
+    ) -> None:
         order = {"manifest": str(manifest), "given": dict(given), "address": address, "folder": str(folder)}
+        order["program"] = list(program)
         # What the parent found on its path, the child finds as well.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self.process = subprocess.Popen(
@@ -79,9 +91,6 @@ class Nursery:
 def main() -> None:
     """Fork parties until the standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever stops the server stops the parties
-    import recbole_fedkd.machines.running  # noqa: F401 - loaded before the first fork
-    from recbole_fedkd.machines.manifest import Manifest
-
     lines = _Lines(0)
     first: bytes | None = None
     while first is None:
@@ -90,6 +99,11 @@ def main() -> None:
             return
         first = next(lines.take(), None)
     order = json.loads(first)
+    program = _started(order["program"], Path(order["folder"]))
+
+    import recbole_fedkd.machines.running  # noqa: F401 - loaded before the first fork
+    from recbole_fedkd.machines.manifest import Manifest
+
     manifest = Manifest.load(order["manifest"], order["given"])
     # Else Python's collector would write to all that forks share, which would then be a copy of each, of 60 MB.
     gc.collect()
@@ -118,6 +132,8 @@ def main() -> None:
             if 0 in ready:
                 lines.wait()
     finally:
+        if program is not None:
+            _end(program)
         for child in running:
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
@@ -125,6 +141,23 @@ def main() -> None:
             with suppress(ChildProcessError):
                 os.waitpid(child, 0)
         shutil.rmtree(order["folder"], ignore_errors=True)
+
+
+def _started(command: Sequence[str], folder: Path) -> psutil.Process | None:
+    """A program that runs beside the parties, and says what it has to say in a file."""
+    if not command:
+        return None
+    with (folder / "program.log").open("ab") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder)
+    return psutil.Process(process.pid)
+
+
+def _end(program: psutil.Process) -> None:
+    """End a program, and whatever it has started."""
+    with suppress(psutil.NoSuchProcess):
+        for each in (*program.children(recursive=True), program):
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
 
 
 class _Lines:

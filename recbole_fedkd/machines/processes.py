@@ -1,4 +1,4 @@
-"""``engine=processes``: a process per client on this machine, cut from one data set; the bits are those of engine ``local``."""
+"""``engine=processes`` and ``flower``: a process per client of this machine, cut from one data set; the bits of ``local``."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ from recbole_fedkd.federated.client import Client
 from recbole_fedkd.federated.envelope import new_run
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federation import Population
+from recbole_fedkd.machines import superlink
+from recbole_fedkd.machines.flower import SCHEME, check_installed
 from recbole_fedkd.machines.manifest import Manifest, party_folders, write_manifest, write_party
 from recbole_fedkd.machines.nursery import FAILED, Nursery
 from recbole_fedkd.machines.party import STATE, begin_as, served
+from recbole_fedkd.machines.relay import RelayedTransport
 from recbole_fedkd.machines.sockets import SocketTransport
 
 
@@ -33,7 +36,12 @@ def obstacle(config: Any, clients: int) -> str | None:
     Args:
         config: the run's config.
         clients: number of clients.
+
+    Raises:
+        InputError: they are to run over Flower, which is not installed.
     """
+    if config["engine"] == "flower":
+        check_installed()
     if clients == 1:
         return "a lone client trains as RecBole does, from the run's own streams"
     try:
@@ -69,9 +77,22 @@ def _new_folder() -> tuple[Path, int]:
 
 
 class _Running:
-    """Processes, a socket and a folder, for as long as they are needed."""
+    """Processes, a socket and a folder, for as long as they are needed.
 
-    def __init__(self, config: Any, dataset: Any, client_of_user: Any, clients: Sequence[Client], run: str) -> None:
+    Args:
+        config: the run's config.
+        dataset: the training split.
+        client_of_user: ``[users]``, padding user 0: -1.
+        clients: as which the parties begin.
+        run: name of the run.
+        on_flower: whether parties are nodes of a Flower SuperLink that is started beside them.
+    """
+
+    transport: SocketTransport | RelayedTransport
+
+    def __init__(
+        self, config: Any, dataset: Any, client_of_user: Any, clients: Sequence[Client], run: str, on_flower: bool
+    ) -> None:
         # Whatever is made of users' rows is gone when the run is.
         self._folder, self._lock = folder, lock = _new_folder()
         manifest = folder / "manifest"
@@ -82,11 +103,22 @@ class _Running:
             begin_as(clients[number].snapshot(), run, self.folders[number] / STATE)
         given = {"plugins": config["plugins"]} if config["plugins"] else {}
         read = Manifest.load(manifest, {**given, "state": "ERROR"})
-        address = str(folder / "server")
-        self.transport = SocketTransport(address, read.digest)
-        self.nursery = Nursery(manifest, {**given, "state": "ERROR"}, f"unix:{address}", folder, lock)
+        program: Sequence[str] = ()
+        if on_flower:
+            place, program = superlink.local_superlink(folder)
+            address = f"{SCHEME}{place}"
+        else:
+            address = f"unix:{folder / 'server'}"
+            self.transport = SocketTransport(str(folder / "server"), read.digest)
+        self.nursery = Nursery(manifest, {**given, "state": "ERROR"}, address, folder, lock, program)
         for number, own in self.folders.items():
             self.nursery.start(number, own)
+        if on_flower:
+            try:
+                self.transport = superlink.relayed(place, folder, read.digest, config["client_timeout"])
+            except BaseException:
+                self.nursery.close()
+                raise
 
     def await_parties(self, timeout: float) -> None:
         """Wait until all parties are there; raises :class:`TrainingError` where one cannot come."""
@@ -111,6 +143,8 @@ class _Running:
 class ProcessesEngine(RemoteEngine):
     """Clients in local processes, with mirrors of them here by which RecBole judges and checkpoints are written.
 
+    With ``engine: flower`` they are nodes of a SuperLink of this machine, and all that is said goes through it.
+
     Args:
         config: the run's config.
         population: all clients' networks.
@@ -125,7 +159,7 @@ class ProcessesEngine(RemoteEngine):
         self._closing: Any = None
         server: Server = local.server
         super().__init__(server, None, new_run(), local.sizes, config["client_timeout"], config["min_clients"])  # type: ignore[arg-type]
-        self.closed = self._mirror
+        self.name, self.closed = config["engine"], self._mirror
 
     def _run_clients(self, current: Round) -> None:
         self._start()
@@ -136,7 +170,7 @@ class ProcessesEngine(RemoteEngine):
         if self._running is not None:
             return
         self.run, self.counted = new_run(), {}
-        self._running = running = _Running(*self._cut, self.clients, self.run)
+        self._running = running = _Running(*self._cut, self.clients, self.run, self.name == "flower")
         self._closing = weakref.finalize(self, running.close)
         running.await_parties(self.timeout)
         self.transport = running.transport

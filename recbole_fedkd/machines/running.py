@@ -14,9 +14,9 @@ from recbole_fedkd.engine import Transport
 from recbole_fedkd.errors import InputError, TrainingError, listed
 from recbole_fedkd.federated.envelope import Answer
 from recbole_fedkd.files import writable_folder, write_json
-from recbole_fedkd.machines import flower
+from recbole_fedkd.machines import flower, superlink
 from recbole_fedkd.machines.channel import client_tls, read_key, server_tls
-from recbole_fedkd.machines.coordinator import SERVER_STATE, Coordinator
+from recbole_fedkd.machines.coordinator import SERVER_STATE, Coordinator, sole_coordinator
 from recbole_fedkd.machines.journal import Journal
 from recbole_fedkd.machines.manifest import Manifest
 from recbole_fedkd.machines.party import Party
@@ -78,13 +78,14 @@ def coordinate(manifest: Path, address: str, out: Path, trust: Trust, keys: Mapp
     if address.startswith(flower.SCHEME):
         return _on_flower(read, address.removeprefix(flower.SCHEME), out, trust, keys)
     endpoint, key, tls = read_address(address), read_key(trust.secret), server_tls(trust.certificate, trust.private_key)
-    if isinstance(endpoint, str):
-        Path(endpoint).unlink(missing_ok=True)  # left by one that was killed
-    transport = SocketTransport(endpoint, read.digest, key, tls)
-    try:
-        return coordinated(read, transport, out, address)
-    finally:
-        transport.close()
+    with sole_coordinator(out):
+        if isinstance(endpoint, str):
+            Path(endpoint).unlink(missing_ok=True)  # left by one that was killed
+        transport = SocketTransport(endpoint, read.digest, key, tls)
+        try:
+            return coordinated(read, transport, out, address)
+        finally:
+            transport.close()
 
 
 def coordinated(read: Manifest, transport: Gathering, out: Path, address: str) -> dict[str, Any]:
@@ -142,12 +143,12 @@ def _on_flower(read: Manifest, address: str, out: Path, trust: Trust, keys: Mapp
         )
     writable_folder(out, f"folder '{out}'")
     settings = {"manifest": str(read.folder.resolve()), "out": str(out.resolve()), "keys": json.dumps(dict(keys))}
-    submitted = flower.Submitted(address, out, trust.authority, {**settings, "address": address})
+    submitted = superlink.Submitted(address, out, trust.authority, {**settings, "address": address})
     print(
         f"coordinator on the SuperLink at {address}; it begins when all {read.schema.clients} parties are there",
         flush=True,
     )
-    flower.supervise(submitted, out, (out / RESULT).is_file)
+    superlink.supervise(submitted, out, (out / RESULT).is_file)
     result: dict[str, Any] = json.loads((out / RESULT).read_text(encoding="utf-8"))
     print(f"best round {result['best_round']}, test {result['test_result']}\nresult: {out / RESULT}", flush=True)
     return result

@@ -66,12 +66,12 @@ class FedKDTrainer(CheckpointTrainer):
         config = self.config
         engine: LocalEngine | FleetEngine | ProcessesEngine = build_engine(config, self.model, train_data._dataset)
         clients = int(self.model.client_of_user.max()) + 1
-        if config["engine"] == "processes" and isinstance(engine, LocalEngine):
+        if config["engine"] in ("processes", "flower") and isinstance(engine, LocalEngine):
             self.fallback = obstacle(config, clients)
             if self.fallback is None:
                 engine = ProcessesEngine(config, self.model, train_data._dataset, engine)
             else:
-                self.logger.warning(f"engine processes cannot run this, engine local does: {self.fallback}")
+                self.logger.warning(f"engine {config['engine']} cannot run this, engine local does: {self.fallback}")
         self.strangers = held_out_clients(clients, config["holdout_clients"], config["seed"]).tolist()
         engine.held_out = frozenset(self.strangers)
         if not engine.samples:

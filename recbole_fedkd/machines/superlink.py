@@ -1,0 +1,202 @@
+"""What runs on a Flower SuperLink: the coordinator as its app, again where it was killed; and a SuperLink of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from logging import getLogger
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+from recbole_fedkd.errors import InputError, TrainingError
+from recbole_fedkd.machines.coordinator import in_use, sole_coordinator
+from recbole_fedkd.machines.flower import SCHEME, FlowerTransport
+from recbole_fedkd.machines.relay import RelayedTransport, relay
+
+FAILED = "failed.txt"
+"""File of the coordinator's folder in which it says why it could not go on."""
+
+_POLL = 0.3
+_LET_GO = 60.0
+_APP = """\
+[project]
+name = "recbole-fedkd-coordinator"
+version = "1.0.0"
+description = "The coordinator of a federation of recbole_fedkd"
+license = "MIT"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "recbole-fedkd"
+
+[tool.flwr.app.components]
+serverapp = "recbole_fedkd_app:app"
+clientapp = "recbole_fedkd_app:node"
+
+[tool.flwr.app.config]
+"""
+_MODULE = '''\
+"""The coordinator as an app of Flower."""
+
+from flwr.clientapp import ClientApp
+from recbole_fedkd.machines.superlink import server_app
+
+app = server_app()
+node = ClientApp()
+'''
+
+
+def server_app() -> Any:
+    """The coordinator as an app of Flower, of which the run's config names manifest, folder and keys.
+
+    Or, where it names a socket, the way to the parties alone, for a coordinator that listens there.
+    """
+    from flwr.serverapp import ServerApp
+
+    def main(grid: Any, context: Any) -> None:
+        from recbole_fedkd.machines.manifest import Manifest
+        from recbole_fedkd.machines.running import coordinated
+
+        settings = context.run_config
+        if "relay" in settings:
+            relay(FlowerTransport(grid, bytes.fromhex(str(settings["manifest"]))), str(settings["relay"]))
+            return
+        out = Path(str(settings["out"]))
+        try:
+            read = Manifest.load(str(settings["manifest"]), json.loads(str(settings["keys"])))
+            with sole_coordinator(out, _LET_GO):
+                coordinated(read, FlowerTransport(grid, read.digest), out, f"{SCHEME}{settings['address']}")
+        except (InputError, TrainingError) as error:
+            (out / FAILED).write_text(str(error))
+            raise
+
+    app = ServerApp()
+    app.main()(main)
+    return app
+
+
+class Submitted:
+    """Runs of a coordinator on a SuperLink, one after the other where one is killed.
+
+    Args:
+        address: of the SuperLink, ``<host>:<port>``.
+        out: the coordinator's folder.
+        authority: PEM file of who has signed the SuperLink's certificate; None: nothing is encrypted.
+        settings: the app's config.
+    """
+
+    def __init__(self, address: str, out: Path, authority: str | None, settings: Mapping[str, str]) -> None:
+        self.home, self.app = out / "flower", out / "flower" / "app"
+        self.app.mkdir(parents=True, exist_ok=True)
+        lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in settings.items()]
+        (self.app / "pyproject.toml").write_text(_APP + "".join(lines), encoding="utf-8")
+        (self.app / "recbole_fedkd_app.py").write_text(_MODULE)
+        trust = f"root-certificates = {json.dumps(str(Path(authority).resolve()))}" if authority else "insecure = true"
+        (self.home / "config.toml").write_text(
+            f'[superlink]\ndefault = "link"\n\n[superlink.link]\naddress = "{address}"\n{trust}\n'
+        )
+
+    def _flwr(self, *arguments: str) -> dict[str, Any]:
+        """What Flower's command says; raises :class:`TrainingError` where it says no."""
+        command = [sys.executable, "-c", "from flwr.cli.app import app; app()", *arguments, "--format", "json"]
+        environment = {**os.environ, "FLWR_HOME": str(self.home)}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        try:
+            answer = json.loads(done.stdout[done.stdout.index("{") :])
+        except ValueError:
+            answer = {"success": False, "error-message": f"{done.stdout} {done.stderr}"}
+        if not answer.get("success"):
+            raise TrainingError(f"Flower does not run the coordinator: {' '.join(str(answer).split())[:800]}")
+        return dict(answer)
+
+    def start(self) -> str:
+        """Submit a run; returns its name."""
+        return str(self._flwr("run", str(self.app), "link")["run-id"])
+
+    def status(self, run: str) -> str:
+        """Flower's word for how a run is, such as ``running`` or ``finished:failed``."""
+        (state,) = self._flwr("list", "link", "--run-id", run)["runs"]
+        return str(state["status"])
+
+
+def supervise(submitted: Submitted, out: Path, finished: Callable[[], bool], every: float = 10.0) -> None:
+    """Have the coordinator run until it has finished, also where SuperLink or ServerApp are killed.
+
+    Args:
+        submitted: its runs.
+        out: the coordinator's folder.
+        finished: whether there is a result.
+        every: seconds between two looks at how the run is.
+
+    Raises:
+        TrainingError: it fails by itself, or the SuperLink is not there when it begins.
+    """
+    (out / FAILED).unlink(missing_ok=True)
+    run: str | None = submitted.start()
+    looked, began = monotonic(), False
+    while not finished():
+        sleep(_POLL)
+        if in_use(out):
+            began = True
+            continue
+        if finished():
+            return
+        # Flower itself misses an app that was killed when its heartbeats have expired, after more than a minute.
+        if not began:
+            if monotonic() - looked < every:
+                continue
+            looked = monotonic()
+            try:
+                if run is None:
+                    run = submitted.start()
+                if not submitted.status(run).startswith("finished"):
+                    continue
+            except TrainingError as error:  # nobody is there, or somebody who knows of no such run
+                getLogger().warning(str(error))
+        if (out / FAILED).is_file():
+            raise TrainingError((out / FAILED).read_text())
+        getLogger().warning("the coordinator was cut off; it is started again, and goes on where it was")
+        run, began, looked = None, False, monotonic() - every
+
+
+def local_superlink(folder: Path) -> tuple[str, list[str]]:
+    """A SuperLink for a run of this machine: its address, and the command that starts it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    programs = str(Path(sys.executable).parent)
+    # Flower finds its other programs by the path.
+    environment = [f"PATH={programs}{os.pathsep}{os.environ.get('PATH', '')}", f"FLWR_HOME={folder}"]
+    options = ["--insecure", "--port", str(port), "--disable-runtime-dependency-installation"]
+    return f"127.0.0.1:{port}", ["env", *environment, "flower-superlink", *options]
+
+
+def relayed(address: str, folder: Path, manifest: bytes, timeout: float) -> RelayedTransport:
+    """The way to the nodes of a SuperLink of this machine, once it is there.
+
+    Args:
+        address: of the SuperLink.
+        folder: for what Flower's command writes, and the socket.
+        manifest: digest that a party must name.
+        timeout: seconds that the SuperLink has to start, and its app.
+
+    Raises:
+        TrainingError: one of them does not start.
+    """
+    host, _, port = address.rpartition(":")
+    end = monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            break
+        except OSError as error:
+            if monotonic() > end:
+                raise TrainingError(f"Flower's SuperLink has not started within {timeout:g} s") from error
+            sleep(_POLL)
+    place = folder / "relay"
+    submitted = Submitted(address, folder, None, {"manifest": manifest.hex(), "relay": str(place)})
+    return RelayedTransport(place, submitted.start, timeout)
