@@ -22,8 +22,9 @@ RECORD_VERSIONS = (1, RECORD_VERSION)
 RUN_RECORD, RUN_USERS = "record.jsonl", "users.npz"
 """Names of the two files in the folder of a single run."""
 
-OPTIONAL_PARTS = ("engine", "engine_fallback", "strangers", "cold", "spread", "epsilon")
-"""What a result has only where it applies: the engine that ran, held-out clients, cold rows, deviations, privacy spent."""
+OPTIONAL_PARTS = ("engine", "engine_fallback", "strangers", "cold", "spread", "epsilon", "parties")
+"""What a result has only where it applies: the engine that ran, held-out clients, cold rows, deviations, privacy spent, and
+what each party has judged at home."""
 
 _WHOLE_NUMBERS = ("user", "client")
 

@@ -231,6 +231,8 @@ def test_three_terminals_and_a_stranger(cut, tmp_path):
     assert [event["round"] for event in events if event["event"] == "round"] == [1, 2, 3, 4]
     page = write_report(tmp_path / "server").read_text()
     assert "histograms of 4096 bins" in page and "judged by each party where its rows are" in page
+    assert "Parties, the worst in MAE first" in page and f"{found['parties']['2']['rmse']:.4f}" in page
+    assert "Time on a network" in page and "10 Mbit/s up, 50 down, 40 ms" in page
 
 
 def test_coordinator_and_parties_that_are_killed_at_any_moment_change_nothing(monkeypatch):

@@ -7,8 +7,9 @@ import pytest
 from conftest import SMALL
 
 from recbole_fedkd.command_line import main
-from recbole_fedkd.cost import Network, network_of, of_run, probe
+from recbole_fedkd.cost import of_run, probe
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.network import Network, dealt_as_recorded, network_of
 
 
 def arrays(*values):
@@ -63,6 +64,17 @@ def test_bytes_are_those_of_the_run_before_and_after_it(run, data_path):
     told = recorded.table(Network())
     assert f"until the best round, {result['best_round']} (" in told
     assert f"{result['communication']['total_bytes']:,} B" in told
+
+
+def test_a_round_of_a_record_is_dealt_out_to_its_clients():
+    partition = {"client_num": 2, "clients": [{"samples": 30}, {"samples": 10}]}
+    (found,) = dealt_as_recorded([(8.0, 4.0, 2.0)], partition, None)
+    assert found.tolist() == [[4, 4], [2, 2], [1.5, 0.5]]
+    (drawn,) = dealt_as_recorded([(8.0, 4.0, 2.0)], partition, 1)
+    assert drawn.tolist() == [[8], [4], [2]]
+    (unknown,) = dealt_as_recorded([(8.0, 4.0, 2.0)], {"client_num": 2, "clients": []}, None)
+    assert unknown.tolist() == [[4, 4], [2, 2], [1, 1]]
+    assert dealt_as_recorded([(8.0, 4.0, 2.0)], None, None) == []
 
 
 def test_the_command_says_what_it_cannot_use(capsys, tmp_path):

@@ -15,11 +15,16 @@ import psutil
 import pytest
 import torch
 from conftest import SMALL
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from test_machines import CASES, assert_same, result_of
+from test_sockets import certificate
 
 from recbole_fedkd.checkpoint import read_sealed
+from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.envelope import Request
 from recbole_fedkd.machines import flower, running
+from recbole_fedkd.machines import superlink as superlinks
 from recbole_fedkd.machines.coordinator import SERVER_STATE
 from recbole_fedkd.machines.journal import LOG, read_events
 from recbole_fedkd.machines.manifest import Manifest
@@ -29,6 +34,7 @@ from recbole_fedkd.splitting import split_federation
 
 pytest.importorskip("flwr", reason="Flower is not installed: pip install -c constraints.txt -e '.[flower]'")
 
+TRUSTING = running.Trust()
 ROUNDS = 3
 JUDGED = {"epochs": ROUNDS, "metrics": ["MAE"], "valid_metric": "MAE", "stopping_step": 10, "client_num": 4}
 
@@ -83,18 +89,25 @@ def superlink(tmp_path_factory):
 
 
 @pytest.fixture
-def federation(prepared, data_path, tmp_path, superlink):
-    """A manifest, folders of parties with a node for each, and the engine that runs the same clients in one process.
+def cut(prepared, data_path, tmp_path):
+    """Folders of parties beside a manifest, and the engine that runs the same clients in one process."""
 
-    Files lie in a folder that is called as the case is.
-    """
+    def make(case, **more):
+        keys = {**CASES[case], **JUDGED, **more}
+        _, trainer, _, _ = prepared("AttnFedKD", **keys)
+        given = {"data_path": str(data_path), **SMALL, **keys}
+        return split_federation("AttnFedKD", "tiny", tmp_path / case / "cut", [], given), trainer.engine
+
+    return make
+
+
+@pytest.fixture
+def federation(cut, tmp_path, superlink):
+    """As :func:`cut`, with a node of the SuperLink for each party; files lie in a folder that is called as the case is."""
     nurseries = []
 
     def make(case, held_back=0):
-        keys = {**CASES[case], **JUDGED}
-        _, trainer, _, _ = prepared("AttnFedKD", **keys)
-        given = {"data_path": str(data_path), **SMALL, **keys}
-        folders = split_federation("AttnFedKD", "tiny", tmp_path / case / "cut", [], given)
+        folders, local = cut(case)
         lock = os.open(tmp_path, os.O_RDONLY)
         address = f"{flower.SCHEME}{superlink.address}"
         nursery = Nursery(tmp_path / case / "cut" / "manifest", {}, address, tmp_path / "nothing", lock)
@@ -102,15 +115,15 @@ def federation(prepared, data_path, tmp_path, superlink):
         nurseries.append(nursery)
         for number, folder in enumerate(folders[: len(folders) - held_back]):
             nursery.start(number, folder)
-        return folders, trainer.engine, nursery
+        return folders, local, nursery
 
     yield make
     for each in nurseries:
         each.close()
 
 
-def coordinated(superlink, folder):
-    keys, trust = {"client_timeout": 300.0}, running.Trust()
+def coordinated(superlink, folder, trust=TRUSTING):
+    keys = {"client_timeout": 300.0}
     return running.coordinate(
         folder / "cut" / "manifest", f"{flower.SCHEME}{superlink.address}", folder / "server", trust, keys
     )
@@ -132,7 +145,7 @@ def test_in_one_command_a_run_over_flower_is_that_of_one_process(run):
 
 def test_federations_of_one_superlink_are_those_of_one_process_each(federation, superlink, tmp_path):
     """All at once: a party of one is none of another, and each has its own rows alone."""
-    cases = ["fedavg", "items", "factors"]
+    cases = ["items", "factors"]
     made = {case: federation(case) for case in cases}
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(lambda case: coordinated(superlink, tmp_path / case), cases))
@@ -142,9 +155,52 @@ def test_federations_of_one_superlink_are_those_of_one_process_each(federation, 
         assert_as_local(folders, local, tmp_path / case / "server")
 
 
+def key_pair(file):
+    """A private key, and beside it the public one, as of ssh-keygen."""
+    made = ec.generate_private_key(ec.SECP384R1())
+    form = serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    file.write_bytes(made.private_bytes(serialization.Encoding.PEM, *form))
+    public = made.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    file.with_suffix(".pub").write_bytes(public)
+    return str(file)
+
+
+def test_over_tls_with_keys_a_run_is_that_of_one_process_and_strangers_are_refused(cut, tmp_path, monkeypatch):
+    folders, local = cut("fedavg", client_num=2)
+    (right, private), (wrong, _) = certificate(tmp_path, "right"), certificate(tmp_path, "wrong")
+    keys = [key_pair(tmp_path / f"node-{number}") for number in range(3)]
+    tls = ["--ssl-certfile", right, "--ssl-keyfile", private, "--ssl-ca-certfile", right]
+    made = SuperLink(tmp_path, *tls, "--enable-supernode-auth", "--database", str(tmp_path / "superlink.db"))
+    processes, home = multiprocessing.get_context("spawn"), tmp_path / "fedavg"
+    parties = []
+    try:
+        superlinks.await_superlink(made.address, 240)
+        administrator = superlinks.Submitted(made.address, tmp_path / "administrator", right, {})
+        for folder, key in zip(folders, keys, strict=False):
+            administrator._flwr("supernode", "register", f"{key}.pub", "link")
+            trust = running.Trust(authority=right, node_key=key)
+            told = (folder, home / "cut" / "manifest", f"{flower.SCHEME}{made.address}", trust, {})
+            parties.append(processes.Process(target=running.live, args=told, daemon=True))
+            parties[-1].start()
+        monkeypatch.setattr(flower, "_REFUSED_FOR", -1.0)
+        for authority, key, sentence in (
+            (wrong, keys[2], "shows a certificate that is not believed"),
+            (right, None, "asks for a registered key; name it by --node-key"),
+            (right, keys[2], "does not let this party in: it does not know the key"),
+        ):
+            with pytest.raises(InputError, match=sentence):
+                flower.serve(None, made.address, authority, key)
+        coordinated(made, home, running.Trust(authority=right))
+    finally:
+        for each in parties:
+            each.kill()
+        made.kill()
+    assert_as_local(folders, local, home / "server")
+
+
 def held(folder, manifest, address, reached, go):
     """A party, a process of its own, that says when it is asked in the second round, and answers there when it may."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Flower interrupts a node that its SuperLink does not know any more
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as of a command in a terminal
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     party = Party(folder, Manifest.load(manifest))

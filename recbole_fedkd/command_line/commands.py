@@ -16,6 +16,7 @@ from recbole_fedkd.command_line.tables import listed_tokens, rated_tokens, writa
 from recbole_fedkd.config.early import check_early
 from recbole_fedkd.config.given import read_given
 from recbole_fedkd.errors import InputError, nearest
+from recbole_fedkd.network import network_of
 
 
 def run(keys: dict[str, str]) -> int:
@@ -59,7 +60,7 @@ def _compare(file: str, keys: dict[str, str]) -> int:
     """Run an experiment and make its report; the exit code is 1 if a run failed."""
     out = Path(keys.pop("out", f"results/{Path(file).stem}"))
     workers = take_count(keys, "workers", most=1024) or os.cpu_count() or 1
-    keep = keys.pop("keep_checkpoints", "False")
+    network, keep = network_of(keys), keys.pop("keep_checkpoints", "False")
     if keep not in ("True", "False"):
         raise InputError(f"keep_checkpoints is '{keep[:40]}'; it must be True or False")
     from recbole_fedkd.experiment import read_experiment, run_experiment
@@ -67,19 +68,23 @@ def _compare(file: str, keys: dict[str, str]) -> int:
 
     outcome = run_experiment(read_experiment(file, keys), out, workers, keep=keep == "True")
     print(outcome)
-    print(f"report: {write_report(out)}")
+    print(f"report: {write_report(out, network)}")
     return 1 if outcome.failed else 0
 
 
 def report(arguments: Sequence[str]) -> int:
     """Make the report of an experiment again, or the page of a run."""
-    if len(arguments) != 1 or arguments[0].startswith("-"):
+    if not arguments or arguments[0].startswith("-"):
         raise InputError("report needs the folder of one experiment or run; write report <folder>")
+    keys = parse_arguments(arguments[1:])
+    network = network_of(keys)
+    if keys:
+        raise InputError(f"report takes no --{next(iter(keys))}; see report --help")
     if not Path(arguments[0]).is_dir():
         raise InputError(f"folder '{arguments[0]}' does not exist; report needs the folder of an experiment or a run")
     from recbole_fedkd.report import write_report
 
-    print(f"report: {write_report(Path(arguments[0]))}")
+    print(f"report: {write_report(Path(arguments[0]), network)}")
     return 0
 
 
@@ -317,7 +322,7 @@ def cost(arguments: Sequence[str]) -> int:
     """Reckon what a federation costs on a network."""
     run = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
     keys = parse_arguments(arguments[1:] if run is not None else arguments)
-    from recbole_fedkd.cost import network_of, of_run, probe
+    from recbole_fedkd.cost import of_run, probe
     from recbole_fedkd.logs import screen
 
     network = network_of(keys)

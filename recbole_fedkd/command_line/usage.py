@@ -86,11 +86,12 @@ publication on to the report.
 """
 
 REPORT = """\
-usage: recbole-fedkd report FOLDER
+usage: recbole-fedkd report FOLDER [NETWORK]
 
 Makes the report of an experiment again, from the records in its folder alone (results/<name>), or
 the page of a single run (saved/<run>): learning curve, bytes, clients and the worst of them,
-protocols, and how the run goes on. Of an unfinished run its checkpoint is read.
+protocols, and how the run goes on. Of an unfinished run its checkpoint is read. Both say how long
+the rounds would take on a network (--uplink and so on, see cost --help).
 """
 
 AUDIT = """\

@@ -72,8 +72,6 @@ class Coordinator:
 
     def __init__(self, manifest: Manifest, transport: Transport, sizes: Mapping[int, int], folder: Path) -> None:
         check_judgeable(manifest.config)
-        if holdout := manifest.config["holdout_clients"]:
-            raise InputError(f"holdout_clients is {holdout}, which a coordinator does not run; leave it out")
         self.manifest, self.config, self.folder = manifest, manifest.config, folder
         writable_folder(folder, f"folder '{folder}'")
         remove_temporaries(folder)

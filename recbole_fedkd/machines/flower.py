@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from logging import CRITICAL, getLogger
 from pathlib import Path
 from time import monotonic, sleep, time
+from types import SimpleNamespace
 from typing import Any
 
 from recbole_fedkd.errors import InputError
@@ -183,6 +185,7 @@ def serve(
         InputError: a file cannot be used, or the SuperLink does not let this node in.
     """
     certificate, keys = _read(authority, "authority"), _node_keys(node_key)
+    _not_interrupted()
     pause, refused_since = 1.0, None
     while True:
         began = monotonic()
@@ -234,6 +237,22 @@ def _node_keys(file: str | None) -> Any:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise InputError(f"node-key '{file}' is no key on an elliptic curve; ssh-keygen -t ecdsa -b 384 makes one")
     return key, key.public_key()
+
+
+def _not_interrupted() -> None:
+    """Flower interrupts the process of a node that its SuperLink does not know any more; here such a node comes anew."""
+    from flwr.supercore.retry import http_retry
+    from flwr.supernode import fleet_http_connection
+
+    spared = SimpleNamespace(**{**vars(os), "kill": lambda *_: None})
+    for module in (http_retry, fleet_http_connection):
+        module.os = spared
+
+    def told(failed: threading.ExceptHookArgs) -> None:
+        """In a line, for a thread of Flower's that sends heartbeats."""
+        getLogger().warning(f"the SuperLink takes no heartbeat of this party: {failed.exc_value}".split("\n")[0])
+
+    threading.excepthook = told
 
 
 def _attend(answer: Callable[[bytes], bytes], address: str, certificate: bytes | None, keys: Any) -> None:

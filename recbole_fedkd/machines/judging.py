@@ -41,6 +41,11 @@ def check_judgeable(config: object) -> None:
         raise InputError(
             f"model '{config['model']}' is not judged where the data are; models of this package are"  # type: ignore[index]
         )
+    if holdout := config["holdout_clients"]:  # type: ignore[index]
+        raise InputError(
+            f"holdout_clients is {holdout}, and clients that come when training is over are judged in one place alone; "
+            "leave it out, or run it with engine=processes"
+        )
     if unknown := [name for name in metrics if name not in PROTOCOLS]:
         raise InputError(
             f"metrics {listed(unknown)} are not sums over rows, so parties cannot judge them apart; set metrics to some of "

@@ -24,6 +24,7 @@ from recbole_fedkd.machines.sockets import SocketTransport, read_address, serve
 from recbole_fedkd.record import RUN_RECORD, RUN_USERS, write_record
 
 RESULT = "result.json"
+_SUPERLINK_STARTS = 60.0
 
 
 def _same_arithmetic(manifest: Manifest) -> None:
@@ -136,11 +137,11 @@ def _keep(result: Mapping[str, Any], out: Path) -> None:
 def _on_flower(read: Manifest, address: str, out: Path, trust: Trust, keys: Mapping[str, Any]) -> dict[str, Any]:
     """Have the coordinator run as an app of a SuperLink on this machine, again where it was killed."""
     flower.check_installed()
-    read_address(address)
     if trust.secret or trust.certificate or trust.private_key:
         raise InputError(
             "a SuperLink has keys and a certificate of its own; name who has signed it by --authority alone"
         )
+    superlink.await_superlink(address, _SUPERLINK_STARTS)
     writable_folder(out, f"folder '{out}'")
     settings = {"manifest": str(read.folder.resolve()), "out": str(out.resolve()), "keys": json.dumps(dict(keys))}
     submitted = superlink.Submitted(address, out, trust.authority, {**settings, "address": address})

@@ -17,6 +17,7 @@ from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.machines.coordinator import in_use, sole_coordinator
 from recbole_fedkd.machines.flower import SCHEME, FlowerTransport
 from recbole_fedkd.machines.relay import RelayedTransport, relay
+from recbole_fedkd.machines.sockets import read_address
 
 FAILED = "failed.txt"
 """File of the coordinator's folder in which it says why it could not go on."""
@@ -175,6 +176,27 @@ def local_superlink(folder: Path) -> tuple[str, list[str]]:
     return f"127.0.0.1:{port}", ["env", *environment, "flower-superlink", *options]
 
 
+def await_superlink(address: str, timeout: float) -> None:
+    """Wait until somebody listens at an address.
+
+    Raises:
+        InputError: it is no address of a SuperLink.
+        TrainingError: nobody does within so many seconds.
+    """
+    place = read_address(address)
+    if isinstance(place, str):
+        raise InputError(f"a SuperLink listens at <host>:<port>, not at '{address}'")
+    end = monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection(place, timeout=5).close()
+            return
+        except OSError as error:
+            if monotonic() > end:
+                raise TrainingError(f"no SuperLink listens at {address}, for {timeout:g} s now: {error}") from error
+            sleep(_POLL)
+
+
 def relayed(address: str, folder: Path, manifest: bytes, timeout: float) -> RelayedTransport:
     """The way to the nodes of a SuperLink of this machine, once it is there.
 
@@ -187,16 +209,7 @@ def relayed(address: str, folder: Path, manifest: bytes, timeout: float) -> Rela
     Raises:
         TrainingError: one of them does not start.
     """
-    host, _, port = address.rpartition(":")
-    end = monotonic() + timeout
-    while True:
-        try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-            break
-        except OSError as error:
-            if monotonic() > end:
-                raise TrainingError(f"Flower's SuperLink has not started within {timeout:g} s") from error
-            sleep(_POLL)
+    await_superlink(address, timeout)
     place = folder / "relay"
     submitted = Submitted(address, folder, None, {"manifest": manifest.hex(), "relay": str(place)})
     return RelayedTransport(place, submitted.start, timeout)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+
+from recbole_fedkd.network import USUAL, Network
 
 __all__ = ["write_report"]
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, network: Network = USUAL) -> Path:
     """Write the report of an experiment or of a run into ``<folder>/report``; a report that is already there is replaced.
 
     Nothing is measured here, so the same records give the same tables again.
@@ -15,6 +18,7 @@ def write_report(folder: Path) -> Path:
     Args:
         folder: the experiment's folder, with ``runs``, and where they exist ``users``, ``failures`` and
             ``experiment.json``; or the folder of a run, with its record, or where it is unfinished its checkpoint.
+        network: on which the rounds' time is reckoned.
 
     Returns:
         The path of the page, ``<folder>/report/index.html``.
@@ -28,5 +32,7 @@ def write_report(folder: Path) -> Path:
     from recbole_fedkd.report.single import is_run_folder, read_single
 
     if is_run_folder(Path(folder)):
-        return write_run_page(*read_single(Path(folder)), Path(folder))
-    return write_all(read_experiment(Path(folder)), Path(folder) / "report")
+        return write_run_page(*read_single(Path(folder)), Path(folder), network)
+    found = read_experiment(Path(folder))
+    groups = tuple(replace(group, network=network) for group in found.groups)
+    return write_all(replace(found, groups=groups), Path(folder) / "report")

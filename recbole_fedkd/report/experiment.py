@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.network import USUAL, Network
 from recbole_fedkd.report.records import UNREADABLE, Run, as_text, differing_keys, one_line, read_run, read_users
 
 
@@ -64,12 +65,14 @@ class Group:
         rows: names of the rows, in the order of the tables.
         runs: per row, ordered by seed.
         reference: the row that the others are compared with.
+        network: on which their time is reckoned.
     """
 
     settings: Mapping[str, Any]
     rows: tuple[str, ...]
     runs: Mapping[str, tuple[Run, ...]]
     reference: str
+    network: Network = USUAL
 
     @property
     def title(self) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_fedkd.files import write_bytes
+from recbole_fedkd.network import Network
 from recbole_fedkd.report.contents import Block
 from recbole_fedkd.report.experiment import Experiment, Group
 from recbole_fedkd.report.page import experiment_page
@@ -78,11 +79,11 @@ def write_all(experiment: Experiment, folder: Path) -> Path:
     return folder / "index.html"
 
 
-def write_run_page(run: Run, finished: bool, folder: Path) -> Path:
-    """Write the page of a single run into ``<folder>/report``; returns its path."""
+def write_run_page(run: Run, finished: bool, folder: Path, network: Network) -> Path:
+    """Write the page of a single run, its time reckoned on a network, into ``<folder>/report``; returns its path."""
     page = folder / "report" / "index.html"
     page.parent.mkdir(exist_ok=True)
-    write_bytes(html(run_page(run, folder, finished)).encode(), page)
+    write_bytes(html(run_page(run, folder, finished, network)).encode(), page)
     return page
 
 

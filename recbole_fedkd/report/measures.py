@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from recbole_fedkd.network import USUAL, Network, dealt_as_recorded
 from recbole_fedkd.report.experiment import Group
 from recbole_fedkd.report.records import Run
 from recbole_fedkd.report.statistics import Summary, lower_is_better, paired_users, seed_pairs, summary
@@ -154,11 +155,12 @@ def client_means(clients: pd.Series, values: pd.Series) -> pd.Series:
 
 @dataclass(frozen=True)
 class Effort:
-    """What was spent until a score was reached: rounds, seconds and bytes (None for a central run)."""
+    """What was spent until a score was reached: rounds, seconds; bytes and seconds on a network, None for a central run."""
 
     rounds: int
     seconds: float
     bytes_moved: int | None
+    network_seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,7 @@ class Cost:
         best_round: number of the judged round, from 1.
         total_bytes: None for a central run, as are the bytes below.
         best_bytes: up to and with the best round.
+        network_seconds: on a network, up to and with the best round.
         seconds: of training.
         seconds_per_round: of training.
         reached: rounds, seconds and bytes until the validation score was as good as the best of the reference's run of
@@ -181,6 +184,7 @@ class Cost:
     best_round: int | None
     total_bytes: int | None
     best_bytes: int | None
+    network_seconds: float | None
     seconds: float
     seconds_per_round: float | None
     reached: Effort | None
@@ -192,11 +196,14 @@ class Cost:
         return self.total_bytes if self.best_bytes is None else self.best_bytes
 
 
-def cost(run: Run, reference: Run | None) -> Cost:
-    """Cost of a run, and what it spent to reach the best validation score of ``reference``."""
-    best_bytes = None
+def cost(run: Run, reference: Run | None, network: Network = USUAL) -> Cost:
+    """Cost of a run, and what it spent to reach the best validation score of ``reference``, also on a network."""
+    best_bytes, best_seconds = None, None
+    lengths = lengths_of_rounds(run, network)
     if not run.central and run.best_round is not None:
-        best_bytes = sum(each.bytes_moved for each in run.rounds if each.number <= run.best_round)
+        until = [each.number <= run.best_round for each in run.rounds]
+        best_bytes = sum(each.bytes_moved for each, counts in zip(run.rounds, until, strict=True) if counts)
+        best_seconds = sum(lengths[: sum(until)]) if lengths else None
     target = None
     if reference is not None and (reference.valid_metric, reference.valid_bigger) == (
         run.valid_metric,
@@ -208,15 +215,29 @@ def cost(run: Run, reference: Run | None) -> Cost:
         best_round=run.best_round,
         total_bytes=None if run.central else run.total_bytes,
         best_bytes=best_bytes,
+        network_seconds=best_seconds,
         seconds=run.training_seconds,
         seconds_per_round=run.training_seconds / len(run.rounds) if run.rounds else None,
-        reached=None if target is None else effort_to_reach(run, target),
+        reached=None if target is None else effort_to_reach(run, target, lengths),
         comparable=target is not None,
     )
 
 
-def effort_to_reach(run: Run, target: float) -> Effort | None:
-    """Spent up to and with the first round whose validation score is at least as good as ``target``; None if none is."""
+def lengths_of_rounds(run: Run, network: Network) -> list[float]:
+    """Seconds that each round of a run would take on a network; empty where there are no clients."""
+    spent = [(each.bytes_down, each.bytes_up, each.seconds) for each in run.rounds]
+    dealt = [] if run.central else dealt_as_recorded(spent, run.partition, run.config.get("clients_per_round"))
+    return [network.seconds(each[0], each[1], each[2], place) for place, each in enumerate(dealt)]
+
+
+def effort_to_reach(run: Run, target: float, lengths: Sequence[float] = ()) -> Effort | None:
+    """Spent up to and with the first round whose validation score is at least as good as ``target``; None if none is.
+
+    Args:
+        run: the run.
+        target: the score.
+        lengths: seconds of its rounds on a network; empty: unknown.
+    """
     for position, score in run.valid_curve():
         if score >= target if run.valid_bigger else score <= target:
             until = run.rounds[: position + 1]
@@ -224,6 +245,7 @@ def effort_to_reach(run: Run, target: float) -> Effort | None:
                 rounds=len(until),
                 seconds=sum(each.seconds for each in until),
                 bytes_moved=None if run.central else sum(each.bytes_moved for each in until),
+                network_seconds=sum(lengths[: len(until)]) if lengths else None,
             )
     return None
 
@@ -231,7 +253,7 @@ def effort_to_reach(run: Run, target: float) -> Effort | None:
 def costs_of(group: Group) -> Mapping[str, list[Cost]]:
     """Costs of the runs of each row, against the reference's run of the same seed."""
     references = {run.seed: run for run in group.runs[group.reference]}
-    return {row: [cost(run, references.get(run.seed)) for run in group.runs[row]] for row in group.rows}
+    return {row: [cost(run, references.get(run.seed), group.network) for run in group.runs[row]] for row in group.rows}
 
 
 def bytes_and_quality(group: Group, metric: str) -> dict[str, tuple[float | None, float]]:

@@ -90,6 +90,7 @@ class Run:
         config: every key with its value.
         engine: the engine that ran; None if it was not recorded.
         extras: numbers that few runs have, such as ``strangers mae`` or ``epsilon``.
+        parties: test metrics that each party has judged where its rows are; empty where they are judged in one place.
     """
 
     cell: str
@@ -112,6 +113,7 @@ class Run:
     config: Mapping[str, Any] = field(default_factory=dict)
     engine: str | None = None
     extras: Mapping[str, float] = field(default_factory=dict)
+    parties: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def student_pool(self) -> tuple[Mapping[str, Any], ...]:
@@ -232,11 +234,12 @@ def run_of(
         training_seconds=float(timing.get("training_seconds") or sum(each.seconds for each in ordered)),
         users=pd.DataFrame() if users is None else users,
         config=config,
+        parties={int(number): scores(found or {}) for number, found in (result.get("parties") or {}).items()},
         engine=None if result.get("engine") is None else str(result["engine"]),
         extras={
             name: value
             for part in OPTIONAL_PARTS
-            if part != "engine"
+            if part not in ("engine", "parties")
             for name, value in _numbers(part, result.get(part))
         },
     )
@@ -259,6 +262,7 @@ def _partition(partition: Any) -> Mapping[str, Any] | None:
     ]
     return {
         "scheme": str(partition.get("scheme") or "not named"),
+        "client_num": int(partition.get("client_num") or len(clients)),
         "label_values": list(partition.get("label_values") or []),
         "clients": clients,
     }

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from recbole_fedkd.network import USUAL, Network, time_of
 from recbole_fedkd.report.contents import (
     Block,
     Bullets,
@@ -29,7 +30,7 @@ from recbole_fedkd.report.contents import (
 )
 from recbole_fedkd.report.drawing import COLOURS, Canvas
 from recbole_fedkd.report.experiment import Group
-from recbole_fedkd.report.measures import client_means
+from recbole_fedkd.report.measures import client_means, lengths_of_rounds
 from recbole_fedkd.report.page import Page, environment_table, text_table
 from recbole_fedkd.report.plots import learning_curves, partitions
 from recbole_fedkd.report.quality import main_metrics, metrics_of, protocol_sentences
@@ -39,15 +40,16 @@ from recbole_fedkd.report.statistics import lower_is_better
 WORST = 10
 
 
-def run_page(run: Run, folder: Path, finished: bool) -> Page:
+def run_page(run: Run, folder: Path, finished: bool, network: Network = USUAL) -> Page:
     """The page of a run.
 
     Args:
         run: the run; without a result, what its checkpoint knows.
         folder: where it lies, for the commands.
         finished: whether it has a result.
+        network: on which its time is reckoned.
     """
-    group = Group({}, (run.row,), {run.row: (run,)}, run.row)
+    group = Group({}, (run.row,), {run.row: (run,)}, run.row, network)
     canvases = [
         *learning_curves(group)[:1],
         *_losses(run),
@@ -62,6 +64,7 @@ def run_page(run: Run, folder: Path, finished: bool) -> Page:
         blocks.append(Figures(tuple(canvas.draw(1) for canvas in canvases)))
     sections = [Section("run", "Result and course", tuple(blocks), tuple(_verdict(run, group, finished)))]
     if not run.central:
+        sections += [*_on_network(run, group.network, folder)]
         sections.append(Section("clients", "Clients", tuple(_clients(run, group))))
     sections.append(Section("next", "How it goes on", tuple(_commands(folder, finished))))
     settings = [(key, as_text(value)) for key, value in run.settings.items()]
@@ -132,6 +135,32 @@ def _extras(run: Run) -> list[Block]:
         return []
     rows = [(name.replace("_", " "), f"{value:.6g}") for name, value in run.extras.items()]
     return [Heading("Also recorded"), text_table(("what", "value"), rows, "Also recorded")]
+
+
+def _on_network(run: Run, network: Network, folder: Path) -> list[Section]:
+    """How long its rounds would take on links and devices that were not there."""
+    lengths = lengths_of_rounds(run, network)
+    if not lengths:
+        return []
+    columns: dict[str, list[str]] = {"rounds": [], "time": [], "bytes": []}
+    marks = {"all rounds": len(run.rounds)}
+    if run.best_round is not None:
+        quality = {each.number: each.valid for each in run.rounds}.get(run.best_round, {})
+        reached = (
+            f" ({usual_name(run.valid_metric)} {quality[run.valid_metric]:.4f})" if run.valid_metric in quality else ""
+        )
+        marks = {f"until the best round{reached}": sum(each.number <= run.best_round for each in run.rounds), **marks}
+    for count in marks.values():
+        columns["rounds"].append(str(count))
+        columns["time"].append(time_of(sum(lengths[:count])))
+        columns["bytes"].append(byte_count(sum(each.bytes_moved for each in run.rounds[:count])))
+    sentence = (
+        f"Reckoned from its bytes and seconds for {network}; a round is as long as its slowest client takes, message down, "
+        "training, message up. Of another network:"
+    )
+    command = f"recbole-fedkd report {shlex.quote(str(folder))} --uplink=1 --downlink=10 --latency=80 --slowdown=8"
+    table = Table.of_columns(list(marks), columns, "Time on a network")
+    return [Section("network", "Time on a network", (table, Paragraph(sentence), Command(command)))]
 
 
 def _losses(run: Run) -> list[Canvas]:
@@ -205,7 +234,9 @@ def _clients(run: Run, group: Group) -> list[Block]:
     """The worst clients, and those that were left out of rounds."""
     blocks: list[Block] = []
     values = _of_clients(run, group)
-    if values is None:
+    if values is None and run.parties:
+        blocks += _parties(run)
+    elif values is None:
         blocks.append(
             Paragraph("Metrics of single users were not recorded, so that nothing is known of single clients.")
         )
@@ -237,6 +268,22 @@ def _clients(run: Run, group: Group) -> list[Block]:
     if reasons:
         blocks += [Heading("Left out of rounds"), Bullets(tuple(_left_out(reasons)))]
     return blocks
+
+
+def _parties(run: Run) -> list[Block]:
+    """What parties have judged at home, the worst first."""
+    metric = run.valid_metric if run.valid_metric in run.test else next(iter(run.test), "")
+    lower = lower_is_better(metric)
+    last = float("-inf") if lower else float("inf")
+    order = sorted(run.parties, key=lambda number: run.parties[number].get(metric, last), reverse=lower)
+    columns = {
+        heading(each): column([run.parties[number].get(each) for number in order], "{:.4f}".format) for each in run.test
+    }
+    return [
+        Heading(f"Parties, the worst in {usual_name(metric)} first"),
+        Table.of_columns([f"party {number}" for number in order], columns, "Parties"),
+        Paragraph("Each has judged its own test rows where they are; single users are known to nobody else."),
+    ]
 
 
 def _left_out(reasons: dict[str, list[str]]) -> Sequence[str]:

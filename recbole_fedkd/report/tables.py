@@ -236,6 +236,7 @@ _SPENT: dict[str, Callable[[Cost], float | None]] = {
     "best round": lambda each: each.best_round,
     "bytes in all": lambda each: each.total_bytes,
     "bytes until the best round": lambda each: each.best_bytes,
+    "network seconds until the best round": lambda each: each.network_seconds,
     "training seconds": lambda each: each.seconds,
     "seconds a round": lambda each: each.seconds_per_round,
 }
@@ -243,6 +244,7 @@ _REACHED: dict[str, Callable[[Cost], float | None]] = {
     "rounds": lambda each: None if each.reached is None else each.reached.rounds,
     "seconds": lambda each: None if each.reached is None else each.reached.seconds,
     "bytes": lambda each: None if each.reached is None else each.reached.bytes_moved,
+    "network seconds": lambda each: None if each.reached is None else each.reached.network_seconds,
 }
 
 
@@ -260,7 +262,9 @@ def cost_blocks(group: Group, named_reference: bool) -> list[Block]:
         Paragraph(
             "Means over seeds, seconds ± sample standard deviation. Seconds are of training alone and hold for the "
             "machine that ran it; rounds are epochs where one model is trained on all data, and the best is counted "
-            "from 1. Bytes are up and down, over all clients."
+            "from 1. Bytes are up and down, over all clients. Network seconds are reckoned from bytes and seconds of the "
+            f"rounds, for {group.network}: a round is as long as its slowest client takes. `recbole-fedkd report FOLDER "
+            "--uplink=1` reckons them for another network."
         ),
     ]
     if named_reference:
