@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,7 +84,7 @@ def _config_of_parties(
 
 def _check_free(out: Path, apart_from: str = "") -> None:
     if out.exists() and (not out.is_dir() or any(file.name != apart_from for file in out.iterdir())):
-        raise InputError(f"'{out}' is there already and no empty folder; name another by --out")
+        raise InputError(f"'{out}' is there already and not empty; name another by --out")
 
 
 def catalogue_manifest(
@@ -124,7 +126,8 @@ def catalogue_manifest(
         write_interactions(_made_up(tokens, config), Path(folder), name, _fields(config))
         free = {**dict.fromkeys(_FILTERS), "holdout_clients": 0.0, "partition": "random", "data_path": folder}
         made = FedKDConfig(model, name, files, None, {**keys, **free})
-        train = _prepare_data(made).loaders[0]._dataset
+        with _muted():
+            train = _prepare_data(made).loaders[0]._dataset
         schema = read_schema(train, config["client_num"])
     if missing := set(tokens) - set(schema.numbers_of_tokens[schema.item_field]):
         raise InputError(
@@ -137,10 +140,22 @@ def catalogue_manifest(
     more = {**schema.more, USERS_OF_PARTY: users}
     known_items = None if schema.known_items is None else known
     schema = replace(schema, user_num=user_num, columns=columns, more=more, known_items=known_items)
-    config["rating_threshold"] = made["rating_threshold"]
+    for key in ("rating_threshold", "threshold"):  # made of label_values where nothing is set
+        config[key] = made[key]
     writable_folder(out, f"folder '{out}'")
     write_manifest(config, schema, out, party_folders(out.parent, range(schema.clients)))
     return schema
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """What there is to say of made-up rows is of no use to anybody."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _fields(config: Any) -> dict[str, str]:
@@ -173,7 +188,7 @@ def _made_up(tokens: list[str], config: Any) -> pd.DataFrame:
     columns = {
         "user": np.char.add("u", (row // rows_of_user).astype(str)),
         "item": np.array(tokens, dtype=object)[row % len(tokens)],
-        "rating": np.array(labels, dtype=object)[(row // 2) % len(labels)],
+        "rating": np.array(labels, dtype=object)[row // rows_of_user % len(labels)],
         "time": row.astype(str),
     }
     return pd.DataFrame({FIELDS[role]: column for role, column in columns.items()}, dtype=object)
@@ -223,13 +238,15 @@ def bring(
     Raises:
         InputError: bad input of any kind; nothing is written then.
     """
-    schema = Manifest.load(manifest, keys).schema
+    read = Manifest.load(manifest, keys)
+    schema = read.schema
     if USERS_OF_PARTY not in schema.more:
         raise InputError(
             f"'{manifest}' was cut with its parties; one that they bring rows to is made by: manifest <items>"
         )
     if not 0 <= number < schema.clients:
         raise InputError(f"number is {number}; the manifest's parties are 0 to {schema.clients - 1}")
+    read.identity_of(out, number)
     _check_free(out, apart_from=IDENTITY)
     imported = import_table(read_table(file), named, f"'{file}'")
     known = imported.table["item_id"].isin(schema.numbers_of_tokens[schema.item_field])
@@ -261,11 +278,15 @@ def _split_as_ruled(
     ]
     read = Manifest.load(manifest, {**keys, "data_path": str(folder)}).config
     fields = _fields(read)
-    if absent := [name for role, name in fields.items() if name in own and FIELDS[role] not in table]:
+    # Labels by a threshold take the place of the ratings that they are made of.
+    needed = {role: name for role, name in fields.items() if name in own}
+    if read["label_mode"] in ("rating", "threshold"):
+        needed["rating"] = fields["rating"]
+    if absent := [name for role, name in needed.items() if FIELDS[role] not in table]:
         raise InputError(f"'{file}' has no column for {listed(absent)}, which the manifest's rows have")
     write_interactions(table, folder, read["dataset"], fields)
-    loaded = [name for name in own if name in fields.values()]
-    config = Manifest.load(manifest, {**keys, "data_path": str(folder), "load_col": {"inter": loaded}}).config
+    loaded = {"load_col": {"inter": list(needed.values())}}
+    config = Manifest.load(manifest, {**keys, "data_path": str(folder), **loaded}).config
     config.of_one_party = True
     init_seed(config["seed"], config["reproducibility"])
     dataset = create_dataset(config)

@@ -1,6 +1,9 @@
 """The documentation: its links lead somewhere, and the front door stays short."""
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,3 +41,13 @@ def test_every_page_of_the_documentation_is_linked_from_another():
 
 def test_the_front_door_has_at_most_150_lines():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_units_of_the_documentation_are_ones_that_systemd_takes(tmp_path):
+    units = re.findall(r"```ini\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8"), re.S)
+    files = [tmp_path / f"unit{number}.service" for number in range(len(units))]
+    for file, unit in zip(files, units, strict=True):
+        file.write_text(unit.replace("/opt/fed/bin/recbole-fedkd", sys.executable))
+    found = subprocess.run(["systemd-analyze", "verify", *files], capture_output=True, text=True, check=False)
+    assert len(units) == 2 and (found.returncode, found.stderr) == (0, "")

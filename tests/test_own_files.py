@@ -83,8 +83,9 @@ def test_every_row_of_the_catalogue_is_in_one_split_and_the_others_are_named(fil
         assert not any(b"who" in file.read_bytes() for file in files_of_all)
 
 
-def test_they_train_together(files, tmp_path):
-    assert made() == 0 and brought(0) == 0 and brought(1) == 0
+@pytest.mark.parametrize("more", [[], ["--label_mode=threshold", "--metrics=[MAE,RMSE]"]], ids=["rating", "threshold"])
+def test_they_train_together(files, tmp_path, more):
+    assert made(*more) == 0 and brought(0) == 0 and brought(1) == 0
     manifest = Manifest.load("m")
     parties = {number: Party(tmp_path / f"p{number}", manifest) for number in range(2)}
     transport = InProcess({number: party.answer for number, party in parties.items()})
@@ -127,7 +128,7 @@ def test_a_party_may_have_met_one_label_only(files, tmp_path):
         (lambda: made("--load_col={user: [user_id, age]}"), "which are their parties' own"),
         (lambda: made("--strategy=central"), "trains one network on all data"),
         (lambda: main(["manifest", "none.csv", *KEYS]), "'none.csv' cannot be read"),
-        (lambda: main(["manifest", "0.csv", *KEYS, "--out=0.csv"]), "no empty folder"),
+        (lambda: main(["manifest", "0.csv", *KEYS, "--out=0.csv"]), "is there already and not empty"),
         (lambda: made() or brought(0, number=2), "the manifest's parties are 0 to 1"),
         (lambda: made() or brought(0, number="x"), "must be a party's number"),
         (lambda: made() or brought(0, "shop.csv"), "no column that looks like the user"),
@@ -136,6 +137,8 @@ def test_a_party_may_have_met_one_label_only(files, tmp_path):
         (lambda: made() or brought(0, "sixes.csv"), "label 6, which is not among label_values"),
         (lambda: made() or brought(0, "many.csv"), "has 10 users; a party of this manifest has 9 at most"),
         (lambda: made() or brought(0, "0.csv", "--time="), "no column for timestamp"),
+        (lambda: made("--label_mode=threshold") or brought(0, "0.csv", "--rating="), "no column for rating"),
+        (lambda: made("--secure_aggregation=True") or brought(0), "identity.key' is not the private key of a party"),
         (lambda: made() or brought(0, "0.csv", "--colour=red"), "colour"),
     ],
 )  # fmt: skip
