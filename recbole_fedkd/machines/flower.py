@@ -240,13 +240,21 @@ def _node_keys(file: str | None) -> Any:
 
 
 def _not_interrupted() -> None:
-    """Flower interrupts the process of a node that its SuperLink does not know any more; here such a node comes anew."""
+    """Flower interrupts the process of a node that its SuperLink does not know any more, and ends that of one that it refuses.
+
+    It even does so seconds later, behind the back of whoever tries again; here such a node comes anew.
+    """
     from flwr.supercore.retry import http_retry
     from flwr.supernode import fleet_http_connection
 
     spared = SimpleNamespace(**{**vars(os), "kill": lambda *_: None})
     for module in (http_retry, fleet_http_connection):
         module.os = spared
+
+    def refused(_code: int, message: str = "", **_more: object) -> None:
+        raise SystemExit(message)
+
+    fleet_http_connection.flwr_exit = refused
 
     def told(failed: threading.ExceptHookArgs) -> None:
         """In a line, for a thread of Flower's that sends heartbeats."""
