@@ -7,15 +7,18 @@ import itertools
 import pytest
 import torch
 
+from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings
+from recbole_fedkd.distillation.factors import Rows
 from recbole_fedkd.model import catalogue
 from recbole_fedkd.model.catalogue import rank_items
+from recbole_fedkd.model.known import KnownPairs
 from recbole_fedkd.model.network import Architecture, AttentiveNetwork, FeatureTable, History
 from recbole_fedkd.model.pair import TeacherAndStudent
 
 USERS, ITEMS, LABELS, SLOTS = 6, 23, 3, 5
 
 
-def network_of(backbone="cnn", attention=True, history=True, context=False, prior=False, **different):
+def network_of(backbone="cnn", attention=True, history=True, context=False, prior=False, known=False, **different):
     """A network with numbers, several tokens a field, odd names, padded and full and empty histories."""
     torch.manual_seed(5)
     users = FeatureTable(
@@ -39,12 +42,22 @@ def network_of(backbone="cnn", attention=True, history=True, context=False, prio
     architecture = Architecture(
         labels=LABELS, backbone=backbone, attention=attention, item_prior=prior, **{**values, **different}
     )
-    network = AttentiveNetwork(architecture, users, items, kept, tokens)
+    network = AttentiveNetwork(architecture, users, items, kept, tokens, pairs() if known else None)
     for parameter in network.parameters():
         parameter.data.normal_(std=0.5)
     if prior:
         network.item_prior.normal_()
     return network.eval()
+
+
+def pairs():
+    """What rows of the users say of pairs."""
+    numbers, items = torch.arange(40) % (USERS - 1) + 1, torch.randint(1, ITEMS, (40,))
+    labels, values = torch.randint(0, LABELS, (40,)), torch.arange(1.0, LABELS + 1)
+    order = torch.argsort(numbers, stable=True)
+    rows = Rows(numbers[order], items[order], values.double()[labels[order]], USERS, ITEMS)
+    settings = FactorSettings(factor_size=3, sketch_width=4, sketch_passes=1, em_steps=1)
+    return KnownPairs(FactorExchange(settings, rows, labels[order], values))
 
 
 def context_of(network, users):
@@ -100,6 +113,36 @@ def test_a_pair_ranks_by_what_serves(serve):
     users = torch.arange(USERS)
     expected = item_by_item(pair, users, {})
     torch.testing.assert_close(rank_items(pair, users, {}, ITEMS), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("history, context", itertools.product([False, True], repeat=2))
+def test_what_rows_say_of_a_pair_is_part_of_its_rank(history, context):
+    network, users = network_of(history=history, context=context, known=True), torch.arange(1, USERS)
+    told = context_of(network, users)
+    expected = item_by_item(network, users, told)
+    torch.testing.assert_close(rank_items(network, users, told, ITEMS), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("serve", [None, "teacher", "both"])
+def test_what_is_kept_of_the_items_changes_no_bit(serve):
+    network = network_of() if serve is None else TeacherAndStudent(network_of(), network_of("mlp"), serve).eval()
+    users = torch.arange(USERS)
+    of_items = network.catalogue()
+    one_by_one = [rank_items(network, users[place : place + 1], {}, ITEMS, of_items) for place in range(USERS)]
+    assert torch.equal(torch.cat(one_by_one), rank_items(network, users, {}, ITEMS))
+
+
+def test_the_latest_are_kept_and_no_more(monkeypatch):
+    monkeypatch.setattr(catalogue, "MOST", 2)
+    made, kept = [], catalogue.Kept()
+
+    def make(number):
+        return kept.of(number, lambda: made.append(number) or number)
+
+    assert [make(number) for number in (1, 2, 1, 3, 1, 2)] == [1, 2, 1, 3, 1, 2]
+    assert made == [1, 2, 3, 2], "1 was asked for again before 2 went"
 
 
 def test_in_training_and_with_gradients_the_network_itself_is_asked():

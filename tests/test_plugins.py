@@ -28,7 +28,7 @@ ALL = [str(FOLDER / f"{name}.py") for name in RUNS]
 # Plugins without a key.
 KEYLESS = {
     "tilt": {"metrics": ["Tilt", "MAE"], "valid_metric": "MAE"},
-    "plain": {"model": "Plain", "strategy": "fedavg", "load_col": None, "embedding_size": 4},
+    "plain": {"model": "Plain", "strategy": "fedavg", "load_col": None, "vector_size": 4},
 }
 
 
@@ -97,12 +97,39 @@ def test_all_of_them_run_together_from_the_command_line_and_go_on_from_a_checkpo
         ("damping", "x", "damping is 'x'; it must be a number"),
         ("dampin", 0.5, "did you mean 'damping'"),
         ("strategy", "dampd", "did you mean 'damped'"),
+        ("vector_size", 0, "vector_size is 0; it must be an integer in [1, 4096]"),
+        ("vector_siz", 8, "did you mean 'vector_size'"),
     ],
 )
 def test_a_plugins_key_is_checked_as_any_other(name, value, says):
+    own = [*ALL, str(FOLDER / "plain.py")]
+    model = "Plain" if name.startswith("vector") else "AttnFedKD"
     with pytest.raises(InputError) as refused:
-        FedKDConfig("AttnFedKD", "ml-100k", config_dict={"plugins": ALL, "strategy": "damped", name: value})
+        FedKDConfig(model, "ml-100k", config_dict={"plugins": own, "strategy": "damped", name: value})
     assert says in str(refused.value)
+
+
+def test_keys_of_a_model_are_its_own(capsys):
+    """Each has its default, whatever another model calls so; who does not read a key is told, and not refused."""
+    own = {"plugins": [str(FOLDER / "plain.py")]}
+    config = FedKDConfig("Plain", "ml-100k", config_dict=own)
+    assert config["vector_size"] == 32 and config.unread_keys == []
+    other = FedKDConfig("BPR", "ml-100k", config_dict={**own, "vector_size": 8})
+    assert other.unread_keys == ["vector_size"]
+    with pytest.raises(InputError, match="key 'vector_size' is unknown"):
+        FedKDConfig("BPR", "ml-100k", config_dict={"vector_size": 8})
+    named = f"--plugins={FOLDER / 'plain.py'}"
+    for words in (["--help"], ["--help", "--model=Plain"], ["--help", "vector_size"]):
+        assert main([*words, named]) == 0
+        told = capsys.readouterr().out
+        assert "Model Plain" in told and "--vector_size=32" in told and "an item's vector. [in [1, 4096]]" in told
+
+
+def test_a_model_may_not_declare_a_key_of_every_run(tmp_path):
+    text = (FOLDER / "plain.py").read_text()
+    (tmp_path / "rounds.py").write_text(text.replace("vector_size", "epochs"))
+    with pytest.raises(InputError, match="model 'Plain' declares the key 'epochs', which every run has"):
+        FedKDConfig("Plain", "ml-100k", config_dict={"plugins": str(tmp_path / "rounds.py")})
 
 
 def test_help_tells_a_plugins_keys_and_names_where_it_is_given(capsys):

@@ -24,10 +24,10 @@ from recbole.utils import InputType, ModelType, get_trainer
 from recbole_fedkd.config.files import PROPERTIES, RECBOLE_PROPERTIES, files_of_model, preset_file
 from recbole_fedkd.config.given import convert_given, named, read_files, values_of_preset
 from recbole_fedkd.config.judging import JudgedConfig
-from recbole_fedkd.config.keys import keys_with, merged_layers, read_keys
+from recbole_fedkd.config.keys import keys_of_model, keys_with, merged_layers, read_keys
 from recbole_fedkd.config.known import KnownKeys, keys_in_source
 from recbole_fedkd.config.models import find_model
-from recbole_fedkd.config.plugins import import_plugins, model_of
+from recbole_fedkd.config.plugins import import_plugins, model_of, models_with_keys
 from recbole_fedkd.config.shapes import check_fields
 from recbole_fedkd.config.synonyms import called_here
 from recbole_fedkd.config.transforms import check_transform
@@ -38,7 +38,7 @@ from recbole_fedkd.federated.knowledge import KNOWLEDGE
 from recbole_fedkd.federated.strategy import STRATEGIES
 from recbole_fedkd.model import MODELS, AttnFedKD, Bias, FactorizationRecommender, GramRecommender, corrected
 from recbole_fedkd.privacy.settings import check_attack, check_privacy
-from recbole_fedkd.registry import declared_settings, settings_of
+from recbole_fedkd.registry import NoSettings, declared_settings, settings_of
 
 
 class FedKDConfig(JudgedConfig):
@@ -83,6 +83,7 @@ class FedKDConfig(JudgedConfig):
     keeps_logs: bool = False
     of_one_party: bool = False
     _known: KnownKeys
+    _keys_of_plugins: set[str]
 
     def __init__(
         self,
@@ -132,6 +133,7 @@ class FedKDConfig(JudgedConfig):
     def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple[str, type, str]:
         chosen, name = named(self.external_config_dict, model, dataset)
         plugins = import_plugins(self.external_config_dict.get("plugins"))
+        self._keys_of_plugins = {key for own in models_with_keys(plugins) for key in keys_of_model(own)}
         if isinstance(chosen, str):
             own = model_of(plugins, chosen)
             return chosen, find_model(chosen) if own is None else own, name
@@ -151,9 +153,14 @@ class FedKDConfig(JudgedConfig):
         files = files_of_model(model, self.reads_features)
         for file in files:
             self._update_internal_config_dict(file)
+        declared = settings_of(getattr(model_class, "settings_type", NoSettings))
+        self.internal_config_dict.update({name: copy.copy(setting.default) for name, setting in declared.items()})
         recbole_names = [name for names in self.parameters.values() for name in names]
         stock = model_class.__module__.startswith(("recbole.", "recbole_fedkd."))
-        self._known = KnownKeys(recbole_names, model, dataset, files, keys_in_source(model_class), stock)
+        mentioned, own = keys_in_source(model_class), keys_of_model(model_class)
+        self._known = KnownKeys(
+            recbole_names, model, dataset, files, mentioned, stock, own, elsewhere=self._keys_of_plugins
+        )
         self.unread_keys += self._known.check(self.external_config_dict)
         preset_values = values_of_preset(self.external_config_dict)
         if "label_mode" in preset_values:

@@ -14,7 +14,7 @@ from recbole_fedkd.config.choices import spelled_out
 from recbole_fedkd.config.files import DESCRIBED, FILES_OF_EVERY_RUN, PROPERTIES, RECBOLE_PROPERTIES
 from recbole_fedkd.config.values import excess, parse_value
 from recbole_fedkd.errors import InputError, listed, nearest, shown
-from recbole_fedkd.registry import Setting, declared_settings
+from recbole_fedkd.registry import NoSettings, Setting, declared_settings, settings_of
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
@@ -342,11 +342,25 @@ def declared_keys() -> dict[str, Key]:
     Raises:
         InputError: one of them is a key of every run already.
     """
-    declared = {name: Key.of(setting) for name, setting in declared_settings().items()}
+    return _new_keys(declared_settings(), "a plugin")
+
+
+def keys_of_model(model_class: type) -> dict[str, Key]:
+    """The keys that a model of the user's own declares in its ``settings_type``; a model without one declares none.
+
+    Raises:
+        InputError: one of them is a key of every run already.
+    """
+    declared = settings_of(getattr(model_class, "settings_type", NoSettings))
+    return _new_keys(declared, f"model '{model_class.__name__}'")
+
+
+def _new_keys(settings: Mapping[str, Setting], owner: str) -> dict[str, Key]:
+    declared = {name: Key.of(setting) for name, setting in settings.items()}
     for file in FILES_OF_EVERY_RUN:
         for name, key in read_keys(file).items():
             if name in declared and key.sentence != declared[name].sentence:
-                raise InputError(f"a plugin declares the key '{name}', which every run has; it must have another name")
+                raise InputError(f"{owner} declares the key '{name}', which every run has; it must have another name")
     return declared
 
 

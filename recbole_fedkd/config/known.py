@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from recbole_fedkd.config.files import FILES_OF_EVERY_RUN, PROPERTIES, RECBOLE_PROPERTIES
@@ -64,6 +65,8 @@ class KnownKeys:
         files: properties files of this package for the model, later ones win.
         mentioned: keys that the model's source reads, see :func:`keys_in_source`.
         stock: whether the model is RecBole's or this package's.
+        declared: keys that the model declares itself, see :func:`keys_of_model`.
+        elsewhere: names that other models of the user's own declare.
 
     Attributes:
         keys: name to key.
@@ -79,6 +82,8 @@ class KnownKeys:
         files: list[Path],
         mentioned: Iterable[str] = (),
         stock: bool = True,
+        declared: Mapping[str, Key] = MappingProxyType({}),
+        elsewhere: Iterable[str] = (),
     ) -> None:
         keys = {name: Key(name, "~", (), "", "") for name in recbole_names} | described_keys() | declared_keys()
         recbole_files = [*FILES_OF_EVERY_RUN]
@@ -99,13 +104,15 @@ class KnownKeys:
         for name in mentioned:
             keys.setdefault(name, Key(name, "~", (), "", ""))
             self.of_model.add(name)
-        self.keys = keys
-        own_keys = {name for file in files for name in read_keys(file)}
+        self.keys = {**keys, **declared}
+        self.of_model |= declared.keys()
+        self.elsewhere = _keys_of_all_models().union(elsewhere)
+        own_keys = declared.keys() | {name for file in files for name in read_keys(file)}
         self.sizes = sizes_of_models() - own_keys if stock else frozenset()
 
     def knows(self, name: str) -> bool:
         """Whether a name is that of a key, of this model or of another one."""
-        return name in self.keys or name in _keys_of_all_models()
+        return name in self.keys or name in self.elsewhere
 
     def check_names(self, names: Iterable[Any]) -> None:
         """Check that each is the name of a key.
@@ -113,14 +120,13 @@ class KnownKeys:
         Raises:
             InputError: one of them is not; the sentence tells what it is called here, or the nearest name.
         """
-        elsewhere = _keys_of_all_models()
         for name in names:
             if not isinstance(name, str):
                 raise InputError(f"key {shown(name)} is not a text; keys are names such as learning_rate")
             if name in self.keys and "computed" in self.keys[name].roles:
                 raise InputError(f"key '{name}' cannot be set; {self.keys[name].sentence}")
-            if name not in self.keys and name not in elsewhere:
-                hint = called_here(name, self.keys) or nearest(name, {*self.keys, *elsewhere})
+            if not self.knows(name):
+                hint = called_here(name, self.keys) or nearest(name, {*self.keys, *self.elsewhere})
                 raise InputError(f"key '{name[:100]}' is unknown{hint}")
 
     def check(self, values: dict[str, Any]) -> list[str]:
@@ -134,12 +140,11 @@ class KnownKeys:
         """
         self.check_names(values)
         unread = []
-        elsewhere = _keys_of_all_models()
         named = values.get("additional_feat_suffix")
         several = named if isinstance(named, list | tuple) else [named]
         suffixes = [suffix for suffix in several if isinstance(suffix, str)]  # others are refused by their own key
         for name, given in list(values.items()):
-            if name not in self.keys and name in elsewhere:
+            if name not in self.keys and name in self.elsewhere:
                 unread.append(name)
                 continue
             roles = self.keys[name].roles

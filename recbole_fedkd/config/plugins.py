@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from recbole_fedkd.config.files import PROPERTIES
-from recbole_fedkd.config.keys import declared_keys, read_keys
+from recbole_fedkd.config.keys import declared_keys, keys_of_model, read_keys
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.registry import all_or_nothing
 
@@ -65,6 +65,12 @@ def _from_file(file: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def models_with_keys(modules: Sequence[ModuleType]) -> list[type]:
+    """The models of some modules that declare keys of their own."""
+    classes = (each for module in modules for each in vars(module).values() if isinstance(each, type))
+    return [each for each in classes if hasattr(each, "calculate_loss") and keys_of_model(each)]
 
 
 def model_of(modules: Sequence[ModuleType], name: str) -> type | None:

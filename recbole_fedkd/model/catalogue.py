@@ -9,7 +9,9 @@ of small matrices with the items on the last axis, where every step reads memory
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +22,9 @@ from recbole_fedkd.model.attention import TargetAttention
 BLOCK = 2048
 """Items at a time: what they need of one user stays in the processor's cache."""
 
+MOST = 32
+"""Clients whose catalogues are kept."""
+
 PAIRS = 32768
 """User-item pairs that a network without a ranking of its own scores at a time; bounds its memory."""
 
@@ -27,7 +32,7 @@ SAFE = 60.0
 """Scores up to this need no largest one taken off before they are exponents, which 32 bits then hold."""
 
 
-def rank_items(network: Any, users: Tensor, context: Mapping[str, Tensor], items: int) -> Tensor:
+def rank_items(network: Any, users: Tensor, context: Mapping[str, Tensor], items: int, catalogue: Any = None) -> Tensor:
     """Logits ``[users, items, T]`` of every item, by the network's own ``rank`` where it has one.
 
     Args:
@@ -35,14 +40,15 @@ def rank_items(network: Any, users: Tensor, context: Mapping[str, Tensor], items
         users: local user ids ``[users]``.
         context: of each user, with an axis of one target.
         items: number of items, padding included.
+        catalogue: what the network's own ``catalogue`` has made of its parameters as they are; None: it is made.
     """
     if getattr(network, "ranks", False) and not network.training and not torch.is_grad_enabled():
-        ranked: Tensor = network.rank(users, context)
+        ranked: Tensor = network.rank(users, context, catalogue)
         return ranked
-    catalogue, parts = torch.arange(items, device=users.device), []
+    everything, parts = torch.arange(items, device=users.device), []
     for rows in torch.arange(len(users), device=users.device).split(max(1, PAIRS // items)):
         own = {name: values[rows] for name, values in context.items()}
-        parts.append(network(users[rows], catalogue.expand(len(rows), -1), own))
+        parts.append(network(users[rows], everything.expand(len(rows), -1), own))
     return torch.cat(parts)
 
 
@@ -89,14 +95,20 @@ class Keys:
         scores = (self.of_heads @ projected).add_(self.added)
         return scores.view(len(self.queries.heads), self.count, -1)
 
-    def pooled(self, projected: Tensor) -> Tensor:
-        """What the items of a block get of these keys alone ``[d, block]``; 0 where there is none."""
+    def pooled(self, projected: Tensor, seen: Tensor | None = None) -> Tensor:
+        """What the items of a block get of these keys alone ``[d, block]``; 0 where there is none.
+
+        ``seen``: bool ``[keys, block]``, which of the keys an item sees; None: all.
+        """
         if not self.count:
             return torch.zeros_like(projected)
-        weights = exponents(self.scores(projected), self.safe)
-        pooled = torch.matmul(self.summed, weights)
+        scores = self.scores(projected)
+        if seen is not None:
+            scores.masked_fill_(~seen, -torch.inf)
+        pooled = torch.matmul(self.summed, exponents(scores, self.safe))
         share = pooled[:, -1:].reciprocal().div_(len(pooled))
-        return pooled[:, :-1].mul_(share).sum(0)
+        mean = pooled[:, :-1].mul_(share).sum(0)
+        return mean if seen is None else mean.where(seen.any(0), 0.0)
 
 
 def exponents(scores: Tensor, safe: bool = False) -> Tensor:
@@ -125,3 +137,53 @@ def attended_fields(keys: Keys, projected: Tensor, varying: Sequence[Tensor]) ->
     for weight, field in zip(weights, varying, strict=False):
         pooled.addcmul_(weight, field)
     return torch.addmm(keys.values.T @ weights[len(varying) :], queries.attention.value.weight, pooled)
+
+
+def framed(fields: Sequence[Tensor], added: Tensor | None, width: int) -> Tensor:
+    """Fields ``[d, width]`` or ``[d, 1]``, to each of which the same is added, between zeros ``[1 + fields + 1, d, width]``."""
+    rows = fields[0].new_empty(len(fields) + 2, len(fields[0]), width)
+    rows[:: len(fields) + 1] = 0.0
+    for place, field in enumerate(fields, 1):
+        if added is None:
+            rows[place] = field
+        else:
+            torch.add(field, added, out=rows[place])
+    return rows
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What ranking needs of all items, whoever asks.
+
+    Attributes:
+        fields: vectors of the fields that are an item's own ``[fields, d, items]``.
+        to_fields: what the items ask attention over the fields of a row; None: there is none.
+        to_past: what they ask attention over a history.
+    """
+
+    fields: Tensor
+    to_fields: Queries | None
+    to_past: Queries | None
+
+    def of_history(self, keys: Tensor, shift: Tensor, kept: Tensor | None = None) -> Keys:
+        """The keys ``[slots, d]`` of a history, of all slots or of those ``[slots]`` that are kept."""
+        assert self.to_past is not None
+        bias = self.to_past.attention.position_bias
+        assert bias is not None
+        return Keys(self.to_past, *((keys, shift, bias.T) if kept is None else (keys[kept], shift, bias[kept].T)))
+
+
+class Kept:
+    """What was made for the latest few, such as clients: :data:`MOST` of them, so that many do not fill the memory."""
+
+    def __init__(self) -> None:
+        self._made: OrderedDict[int, Any] = OrderedDict()
+
+    def of(self, number: int, make: Callable[[], Any]) -> Any:
+        """What was made for a number, or is made now."""
+        if number not in self._made:
+            self._made[number] = make()
+            if len(self._made) > MOST:
+                self._made.popitem(last=False)
+        self._made.move_to_end(number)
+        return self._made[number]

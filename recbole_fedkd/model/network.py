@@ -15,7 +15,7 @@ from recbole_fedkd.distillation.exchange import FactorSettings
 from recbole_fedkd.distillation.losses import touched_squared_norm
 from recbole_fedkd.model.attention import TargetAttention
 from recbole_fedkd.model.backbone import BACKBONES
-from recbole_fedkd.model.catalogue import BLOCK, Keys, Queries, attended_fields
+from recbole_fedkd.model.catalogue import BLOCK, Catalogue, Keys, Queries, attended_fields, framed
 from recbole_fedkd.model.known import KnownPairs
 
 Context = Mapping[str, Tensor]
@@ -346,66 +346,79 @@ class AttentiveNetwork(nn.Module):
         return self.observe(users, items, context).logits
 
     @property
-    def ranks(self) -> bool:
-        """Whether it has :meth:`rank`; what rows say of a pair is the pair's own, and none of its parts'."""
-        return self._seen is None
-
-    @property
     def _seen(self) -> KnownPairs | None:
         """What it is told of a pair as features; what merely teaches it, it does not see."""
         return self.known if self.architecture.known_features or not self.architecture.told else None
 
-    def rank(self, users: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+    ranks = True
+    """It has :meth:`rank`."""
+
+    @torch.no_grad()
+    def catalogue(self) -> Catalogue:
+        """What :meth:`rank` needs of the items, whoever asks; it holds as long as no parameter changes."""
+        items = torch.arange(self.item_count, device=self.embeddings[_module_name(self.item_id_field)].weight.device)  # type: ignore[arg-type]
+        of_items = [self._embed(field, items) for field in self.item_fields]
+        if self._seen is not None:
+            of_items.append(self.known_vectors(self._seen.vectors(items)))
+        fields = torch.stack([vectors.T for vectors in of_items])
+        query = fields.sum(0) / (len(fields) + len(self.context_fields))
+        asked = (self.field_attention, self.history_attention)
+        return Catalogue(fields, *(None if each is None else Queries(each, query) for each in asked))
+
+    def rank(self, users: Tensor, context: Context = NO_CONTEXT, catalogue: Catalogue | None = None) -> Tensor:
         """Logits ``[users, items, T]`` of every item, as :meth:`forward` has them but for the last bits; no gradient.
 
         Args:
             users: local user ids ``[users]``.
             context: of each user, with an axis of one target.
+            catalogue: of the parameters as they are; None: it is made.
         """
-        items = torch.arange(self.item_count, device=users.device)
-        fields = torch.stack([self._embed(field, items).T for field in self.item_fields])
+        asked = catalogue if catalogue is not None else self.catalogue()
+        width = self.architecture.embedding_size
         of_rows = [self._embed_values(field, context[field], 2) for field in self.context_fields]
         of_users = [self._embed(field, users).unsqueeze(1) for field in self.user_fields]
-        nothing = fields.new_zeros(len(users), 0, len(fields[0]))
-        number = len(fields) + len(of_rows)
-        shift = torch.cat([nothing, *of_rows], 1).sum(1) / number
-        own = torch.cat([nothing, *of_rows, *of_users], 1)
-        to_fields = Queries(self.field_attention, fields.sum(0) / number) if self.field_attention is not None else None
-        to_past = (
-            Queries(self.history_attention, fields.sum(0) / number) if self.history_attention is not None else None
-        )
-        logits = fields.new_empty(len(users), self.architecture.labels, len(items)).transpose(1, 2)
-        if to_past is not None:
-            past, keys = self._keys(users)
-            seen = past[:, :-1] != 0  # of an item that no slot holds, the oldest slot is hidden
-        memories, rows = [], []
-        for place in range(len(users)):
-            if to_past is not None:
-                (slots,) = seen[place].nonzero(as_tuple=True)
-                bias = to_past.attention.position_bias
-                of_slots = bias[slots].T if bias is not None else None
-                memories.append(Keys(to_past, keys[place, slots], shift[place], of_slots))
-            if to_fields is not None:
-                rows.append(Keys(to_fields, own[place], shift[place]))
-        for start in range(0, len(items), BLOCK):
-            block = slice(start, start + BLOCK)
-            of_items = [*fields[:, :, block].contiguous()]
-            constant = own.unsqueeze(3).expand(-1, -1, -1, of_items[0].shape[1])
-            for place in range(len(users)):
-                varying = of_items
-                if to_past is not None:
-                    varying = [*of_items, memories[place].pooled(to_past.projected[:, block])]
-                edge = torch.zeros_like(of_items[0])
-                row = torch.stack([edge, *of_items, *constant[place], *varying[len(of_items) :], edge])
-                if to_fields is not None:
-                    row[1:-1] += attended_fields(rows[place], to_fields.projected[:, block], varying)
-                logits[place, block] = self.backbone.ranked(row).T
-        if self.architecture.item_prior:
-            logits += self.item_prior
-        if to_past is not None:
-            # An item of the history does not see itself: each of these is asked for by itself.
-            logits.scatter_(1, past.unsqueeze(2).expand(-1, -1, logits.shape[2]), self.forward(users, past, context))
-        return logits
+        of_context = torch.cat([asked.fields.new_zeros(len(users), 0, width), *of_rows], 1)
+        own = torch.cat([of_context, *of_users], 1)
+        shift = of_context.sum(1) / (len(asked.fields) + len(of_rows))
+        past, keys = self._keys(users) if asked.to_past is not None else (None, None)
+        logits = asked.fields.new_empty(len(users), self.architecture.labels, self.item_count).transpose(1, 2)
+        everything = torch.arange(self.item_count, device=users.device)
+        blocks: list[slice | Tensor] = [slice(at, at + BLOCK) for at in range(0, self.item_count, BLOCK)]
+        for place, user in enumerate(users):
+            row = Keys(asked.to_fields, own[place], shift[place]) if asked.to_fields is not None else None
+            histories = []
+            if past is not None and keys is not None:
+                # An item that no slot holds does not see the oldest, an item of the history, asked for last, not itself.
+                slots = past[place] != 0
+                others = slots.unsqueeze(1) & (past[place].unsqueeze(1) != past[place])
+                slots[-1] = False
+                histories = [
+                    (asked.of_history(keys[place], shift[place], slots), None),
+                    (asked.of_history(keys[place], shift[place]), others),
+                ]
+            if self._seen is not None:
+                mean, features = self._seen.described(user.expand(self.item_count), everything)
+                of_pairs, shortcut = self.known_field(features).T, self._seen(mean, features)
+            for block in [*blocks, past[place]] if past is not None else blocks:
+                varying = [*asked.fields[:, :, block]]
+                if past is not None and asked.to_past is not None:
+                    history, seen = histories[isinstance(block, Tensor)]
+                    varying.append(history.pooled(asked.to_past.projected[:, block], seen))
+                if self._seen is not None:
+                    varying.append(of_pairs[:, block])
+                added = None
+                if row is not None and asked.to_fields is not None:
+                    added = attended_fields(row, asked.to_fields.projected[:, block], varying)
+                fields = self._in_order(varying, own[place].unsqueeze(2))
+                scored = self.backbone.ranked(framed(fields, added, varying[0].shape[1])).T
+                logits[place, block] = scored + shortcut[block] if self._seen is not None else scored
+        return logits + self.item_prior if self.architecture.item_prior else logits
+
+    def _in_order(self, varying: Sequence[Tensor], constant: Tensor) -> list[Tensor]:
+        """The fields of a row as :meth:`observe` has them, given those that depend on the item, and all others."""
+        items, rows, own = len(self.item_fields), len(self.context_fields), len(self.item_fields)
+        own += self._seen is not None
+        return [*varying[:items], *constant[:rows], *varying[items:own], *constant[rows:], *varying[own:]]
 
     def touched_squared_norm(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """``R(w)`` of a batch (arguments as in :meth:`forward`): embedding rows outside the batch do not count."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_fedkd.distillation.losses import MutualWeights, matching_gap, mutual_loss, weighted_mutual_loss
+from recbole_fedkd.model.catalogue import Catalogue
 from recbole_fedkd.model.network import NO_CONTEXT, AttentiveNetwork, Context
 from recbole_fedkd.model.shared import Rows
 
@@ -56,12 +57,24 @@ class TeacherAndStudent(nn.Module):
         logits: Tensor = served(users, items, context)
         return logits
 
-    def rank(self, users: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+    ranks = True
+
+    def catalogue(self) -> tuple[Catalogue, ...]:
+        """What :meth:`rank` needs of the items, of each network that serves."""
+        return tuple(network.catalogue() for network in self._serving())
+
+    def rank(
+        self, users: Tensor, context: Context = NO_CONTEXT, catalogue: tuple[Catalogue, ...] | None = None
+    ) -> Tensor:
         """Logits ``[users, items, T]`` of what serves; arguments as of ``AttentiveNetwork``."""
-        if self.serve == "both":
-            return self._served(self.student.rank(users, context), self.teacher.rank(users, context))
-        served: AttentiveNetwork = getattr(self, self.serve)
-        return served.rank(users, context)
+        serving = self._serving()
+        known = catalogue or (None,) * len(serving)
+        ranked = [network.rank(users, context, of) for network, of in zip(serving, known, strict=True)]
+        return self._served(ranked[0], ranked[-1])
+
+    def _serving(self) -> tuple[AttentiveNetwork, ...]:
+        both = {"student": self.student, "teacher": self.teacher}
+        return tuple(network for name, network in both.items() if self.serve in (name, "both"))
 
     def _served(self, of_student: Tensor, of_teacher: Tensor) -> Tensor:
         if self.serve == "both":

@@ -73,7 +73,8 @@ class NetworkPopulation(LabelledRecommender):
         for client in owners.unique().tolist():
             rows = torch.nonzero(owners == client).flatten()
             own = {name: values[rows] for name, values in context.items()}
-            out[rows] = rank_items(self.networks[client], self.local_id[users[rows]], own, self.item_num)
+            network, asked = self.networks[client], self.local_id[users[rows]]
+            out[rows] = rank_items(network, asked, own, self.item_num, self.catalogue_of(network, client))
         return out
 
 

@@ -16,7 +16,7 @@ from recbole_fedkd.data.features import FeatureField
 from recbole_fedkd.data.schema import ClientRows, DataSchema, all_rows, history_of, read_schema
 from recbole_fedkd.distillation.exchange import FactorSettings
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.model.catalogue import rank_items
+from recbole_fedkd.model.catalogue import Kept, rank_items
 from recbole_fedkd.model.known import KnownPairs, ToldPairs, exchange_of
 from recbole_fedkd.model.network import (
     NO_CONTEXT,
@@ -93,6 +93,8 @@ class LabelledRecommender(AbstractRecommender):
     """Whether it reads ``AttnStudent``'s keys: an attentive network over features, and no model of ids alone."""
 
     label_values: Tensor
+    kept: Kept | None = None
+    """What rankings make of the parameters alone, where these change no more; None: it is made anew for every one."""
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__()
@@ -147,6 +149,10 @@ class LabelledRecommender(AbstractRecommender):
         """Raw logits ``[users, items, T]`` of every item, each user in one context ``[users, 1, ...]``."""
         raise NotImplementedError
 
+    def catalogue_of(self, network: Any, client: int = 0) -> Any:
+        """What a client's network has made of its parameters; None where nothing is kept, or the network makes nothing."""
+        return self.kept.of(client, network.catalogue) if self.kept is not None and hasattr(network, "ranks") else None
+
 
 def one_target(context: Context) -> dict[str, Tensor]:
     """Context of rows ``[batch, ...]`` as that of one target each, ``[batch, 1, ...]``."""
@@ -185,7 +191,7 @@ class NetworkRecommender(LabelledRecommender):
 
     def rank(self, users: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """See :meth:`LabelledRecommender.rank`."""
-        return rank_items(self.network, users, context, self.item_num)
+        return rank_items(self.network, users, context, self.item_num, self.catalogue_of(self.network))
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """``CE(y, p) + lambda R(w)`` of a batch."""

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedkd.errors import InputError, TrainingError, nearest, shown
+from recbole_fedkd.model.catalogue import Kept
+from recbole_fedkd.model.student import LabelledRecommender
 from recbole_fedkd.quick_start import load_data_and_model
 from recbole_fedkd.recommend.folding import FoldIn
 from recbole_fedkd.recommend.scoring import Scorer
@@ -45,13 +47,15 @@ class Recommender:
 
     Args:
         config: the run's config.
-        model: the trained model.
+        model: the trained model, whose parameters change no more: what follows from them alone is computed once.
         dataset: the whole dataset.
         training: its training split.
     """
 
     def __init__(self, config: Any, model: Any, dataset: Any, training: Any) -> None:
         self.config, self.model, self.dataset = config, model, dataset
+        if isinstance(model, LabelledRecommender):
+            model.kept = Kept()
         self._scorer = Scorer(config, model, dataset, training)
         self._folding = FoldIn(config, model, dataset, training, self._scorer)
         self.user_field, self.item_field = dataset.uid_field, dataset.iid_field

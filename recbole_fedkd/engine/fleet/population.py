@@ -7,6 +7,7 @@ touched. For computing, clients are packed: item ids are renumbered per client, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -103,18 +104,30 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
         """Every user by the network of the client it lives on; see :meth:`LabelledRecommender.rank`."""
         owners = self.client_of_user[users]
         out = torch.empty(len(users), len(self.label_values), self.item_num, device=users.device).transpose(1, 2)
-        bases = [group.base() for group in self.client_groups]
-        for client in owners.unique():
-            group_index = int(client) % len(bases)
-            group, rows = self.client_groups[group_index], torch.nonzero(owners == client).flatten()
-            own = {
-                f"network.{name}": value
-                for name, value in group.served_by(client // len(bases), bases[group_index]).items()
-            }
-            caller = Caller(group.whole.eval(), rank_items)
-            asked = users[rows], {name: values[rows] for name, values in context.items()}, self.item_num
-            out[rows] = functional_call(caller, own, asked)
+        bases: dict[int, Any] = {}
+        for client in owners.unique().tolist():
+            rows = torch.nonzero(owners == client).flatten()
+            served = partial(self._served, client, bases)
+            own, catalogue = served() if self.kept is None else self.kept.of(client, served)
+            caller = Caller(self.client_groups[client % len(self.groups)].whole.eval(), rank_items)
+            of_rows = {name: values[rows] for name, values in context.items()}
+            out[rows] = functional_call(caller, own, (users[rows], of_rows, self.item_num, catalogue))
         return out
+
+    def _served(self, client: int, bases: dict[int, Any]) -> tuple[dict[str, Tensor], Any]:
+        """The network that serves a client's users, by its parameters, and what a ranking makes of them where it is kept.
+
+        ``bases``: what a group's clients have in common, by the group, as far as it is known.
+        """
+        slot, index = divmod(client, len(self.groups))
+        group = self.client_groups[index]
+        if index not in bases:
+            bases[index] = group.base()
+        served = group.served_by(torch.tensor(slot, device=self.client_of_user.device), bases[index])
+        own = {f"network.{name}": value for name, value in served.items()}
+        if self.kept is None or not hasattr(group.whole, "ranks"):
+            return own, None
+        return own, functional_call(Caller(group.whole.eval(), lambda network: network.catalogue()), own, ())
 
     def _parts(self, group: ClientGroup, counts: Tensor, targets: int) -> list[Tensor]:
         """Clients with about as many rows each, ``fleet_memory`` at a time, by their places in ``counts`` ``[c]``."""
