@@ -15,14 +15,14 @@ from recbole_fedkd.config.defaults import default_values
 from recbole_fedkd.config.early import recbole_arguments
 from recbole_fedkd.config.files import DESCRIBED, FILES_OF_EVERY_RUN, PROPERTIES, RECBOLE_PROPERTIES, files_of_model
 from recbole_fedkd.config.given import values_of_preset
-from recbole_fedkd.config.keys import Key, declared_keys, keys_of_model, read_keys, read_sections
+from recbole_fedkd.config.keys import Key, declared_keys, keys_of_model, read_keys, read_sections, settings_of_model
 from recbole_fedkd.config.known import KnownKeys
 from recbole_fedkd.config.models import check_model_name
 from recbole_fedkd.config.plugins import import_plugins, model_of, models_with_keys
 from recbole_fedkd.config.synonyms import called_here
 from recbole_fedkd.config.values import read_yaml
 from recbole_fedkd.errors import InputError, nearest
-from recbole_fedkd.registry import declared_settings, settings_of
+from recbole_fedkd.registry import declared_settings
 
 WIDTH = 100
 _COLUMN = 34
@@ -52,7 +52,7 @@ def help_text(arguments: Iterable[str]) -> str:
     for each in sorted(models_with_keys(plugins), key=lambda one: one.__name__ == model):
         sections.pop(f"Model {each.__name__}", None)
         sections = {f"Model {each.__name__}": keys_of_model(each), **sections}
-        defaults |= {name: setting.default for name, setting in settings_of(each.settings_type).items()}
+        defaults |= {name: setting.default for name, setting in settings_of_model(each).items()}
     if words:
         return _found(words[0].lstrip("-"), sections, defaults)
     preset = f" --preset={given['preset']}" if given.get("preset") else ""

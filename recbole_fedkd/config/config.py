@@ -24,7 +24,7 @@ from recbole.utils import InputType, ModelType, get_trainer
 from recbole_fedkd.config.files import PROPERTIES, RECBOLE_PROPERTIES, files_of_model, preset_file
 from recbole_fedkd.config.given import convert_given, named, read_files, values_of_preset
 from recbole_fedkd.config.judging import JudgedConfig
-from recbole_fedkd.config.keys import keys_of_model, keys_with, merged_layers, read_keys
+from recbole_fedkd.config.keys import keys_of_model, keys_with, merged_layers, read_keys, settings_of_model
 from recbole_fedkd.config.known import KnownKeys, keys_in_source
 from recbole_fedkd.config.models import find_model
 from recbole_fedkd.config.plugins import import_plugins, model_of, models_with_keys
@@ -38,7 +38,7 @@ from recbole_fedkd.federated.knowledge import KNOWLEDGE
 from recbole_fedkd.federated.strategy import STRATEGIES
 from recbole_fedkd.model import MODELS, AttnFedKD, Bias, FactorizationRecommender, GramRecommender, corrected
 from recbole_fedkd.privacy.settings import check_attack, check_privacy
-from recbole_fedkd.registry import NoSettings, declared_settings, settings_of
+from recbole_fedkd.registry import declared_settings, settings_of
 
 
 class FedKDConfig(JudgedConfig):
@@ -153,7 +153,7 @@ class FedKDConfig(JudgedConfig):
         files = files_of_model(model, self.reads_features)
         for file in files:
             self._update_internal_config_dict(file)
-        declared = settings_of(getattr(model_class, "settings_type", NoSettings))
+        declared = settings_of_model(model_class)
         self.internal_config_dict.update({name: copy.copy(setting.default) for name, setting in declared.items()})
         recbole_names = [name for names in self.parameters.values() for name in names]
         stock = model_class.__module__.startswith(("recbole.", "recbole_fedkd."))

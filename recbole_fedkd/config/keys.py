@@ -345,14 +345,18 @@ def declared_keys() -> dict[str, Key]:
     return _new_keys(declared_settings(), "a plugin")
 
 
+def settings_of_model(model_class: type) -> dict[str, Setting]:
+    """What a model of the user's own declares in its ``settings_type``; a model without one declares nothing."""
+    return settings_of(getattr(model_class, "settings_type", NoSettings))
+
+
 def keys_of_model(model_class: type) -> dict[str, Key]:
-    """The keys that a model of the user's own declares in its ``settings_type``; a model without one declares none.
+    """The keys that a model of the user's own declares.
 
     Raises:
         InputError: one of them is a key of every run already.
     """
-    declared = settings_of(getattr(model_class, "settings_type", NoSettings))
-    return _new_keys(declared, f"model '{model_class.__name__}'")
+    return _new_keys(settings_of_model(model_class), f"model '{model_class.__name__}'")
 
 
 def _new_keys(settings: Mapping[str, Setting], owner: str) -> dict[str, Key]:
