@@ -1,7 +1,8 @@
 """The code of the documentation runs: every block of a page, in its order, on a small data set under the names of the text.
 
-What is shortened: two rounds in place of the preset's, one seed in place of three. A block that cannot run
-here says why in a comment above it, ``<!-- not run: reason -->``, and a whole page ``<!-- page not run: reason -->``.
+What is shortened: one round in place of the preset's, a small network, one seed in place of three, and cells of ``compare`` run
+in this process (tests/test_experiment.py has them in their own). A block that cannot run here says why in a comment above it,
+``<!-- not run: reason -->``, and a whole page ``<!-- page not run: reason -->``.
 """
 
 import re
@@ -17,12 +18,21 @@ from conftest import write_dataset
 
 from recbole_fedkd import quick_start
 from recbole_fedkd.command_line import _COMMANDS, main
+from recbole_fedkd.experiment import runner
+from recbole_fedkd.experiment.cell import run_cell
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^(?:<!-- (?:not run: )?(.+?) -->\n)?```(bash|python|yaml)\n(.*?)^```$", re.M | re.S)
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-SHORT = {"epochs": "2", "embedding_size": "4", "attention_heads": "2", "history_length": "3", "show_progress": "False"}
+SHORT = {
+    "epochs": "1",
+    "embedding_size": "4",
+    "hidden_sizes": "[4, 8]",
+    "attention_heads": "2",
+    "history_length": "3",
+    "show_progress": "False",
+}
 
 
 def short():
@@ -66,7 +76,11 @@ def desk(tmp_path, monkeypatch):
     def shortened(*given, command_line=None, **keys):
         return whole(*given, command_line={**short(), **(command_line or {})}, **keys)
 
+    def run_here(cell, folder, children, progress, keep):
+        run_cell(cell, folder, lambda line: None, keep)
+
     monkeypatch.setattr(quick_start, "run_recbole_fedkd", shortened)
+    monkeypatch.setattr(runner, "_run_cell", run_here)
     return {"frame": frame, "__name__": "page"}
 
 
@@ -86,15 +100,13 @@ def shell(text):
         if words[0] not in _COMMANDS and not words[0].startswith("--help"):
             given = [word.partition("=")[0] for word in words]
             words += [f"--{key}={value}" for key, value in short().items() if f"--{key}" not in given]
-        if words[0] in ("compare", "search"):
-            words += [
-                "--epochs=2",
-                f"--data_path={Path('dataset').resolve()}",
-                *(["--trials=2"] if words[0] == "search" else ["--workers=1"]),
-            ]
+        if words[0] == "compare":
+            words += ["--epochs=1", f"--data_path={Path('dataset').resolve()}", "--workers=1"]
+        if words[0] == "audit":
+            words += ["--rounds=1"]
         said = StringIO()
         with redirect_stdout(said):
-            code = main([word for word in words if not (words[0] == "search" and word == "--trials=10")])
+            code = main(words)
         assert code == 0, f"{line}\n{said.getvalue()}"
 
 

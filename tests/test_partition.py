@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from recbole_fedkd.data.partition import PARTITIONS, UserBase, partition_users
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.registry import NoSettings
 
 SCHEMES = ["random", "user", "attribute:group", "dirichlet:0.1", "dirichlet:100", "quantity:0.3", "quantity:50"]
 
@@ -117,3 +118,20 @@ def test_a_partition_can_be_added_from_outside():
         assert partition_users("evenodd", user_base(4, None), 0).tolist() == [0, 1, 0, 1]
     finally:
         del PARTITIONS["evenodd"]
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (lambda base, argument, generator: np.zeros(base.users), "array of float64"),
+        (lambda base, argument, generator, settings: np.zeros(base.users + 1, int), "shape (6,)"),
+        (lambda base, argument, generator: np.arange(base.users) - 1, "from 0, for each of the 5 users"),
+    ],
+)
+def test_a_partition_of_ones_own_that_gives_no_clients_is_told(monkeypatch, made, says):
+    """With settings or without, whatever it takes."""
+    monkeypatch.setitem(PARTITIONS, "own", made)
+    monkeypatch.setitem(PARTITIONS.settings, "own", NoSettings)
+    with pytest.raises(InputError) as refused:
+        partition_users("own", user_base(5, 2), 1)
+    assert says in str(refused.value)

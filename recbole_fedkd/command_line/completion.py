@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Collection, Iterable, Mapping
 
 from recbole_fedkd.config.choices import choices
 from recbole_fedkd.config.early import recbole_arguments
@@ -23,29 +24,37 @@ def completion_script(shell: str) -> str:
     return script
 
 
-def complete(commands: Iterable[str]) -> None:
+def complete(commands: Mapping[str, tuple[object, str]]) -> None:
     """Answer a shell that asks for completions, and end; nothing happens in a process that none has asked."""
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
 
-        argcomplete.autocomplete(parser(commands), always_complete_options="long")
+        word = next(iter(os.environ.get("COMP_LINE", "").split()[1:]), "")
+        _, usage = commands.get(word, (None, ""))
+        argcomplete.autocomplete(parser(commands, usage), always_complete_options="long")
 
 
-def parser(commands: Iterable[str]) -> argparse.ArgumentParser:
-    """Commands, keys and choices as argparse knows them; nothing is parsed by it."""
+def parser(commands: Iterable[str], usage: str = "") -> argparse.ArgumentParser:
+    """Commands, keys and choices as argparse knows them; nothing is parsed by it.
+
+    ``usage``: of the command whose arguments are asked for, which says which it has, and whether config keys are among them.
+    """
     built = argparse.ArgumentParser("recbole-fedkd", add_help=False, allow_abbrev=False)
     built.add_argument("command", nargs="?", choices=list(commands))
-    keys = [
-        key
-        for file in (PROPERTIES / "model" / "AttnStudent.yaml", *FILES_OF_EVERY_RUN)
-        for key in read_keys(file).values()
-    ]
-    named = {key.name: _choices(key) for key in reversed(keys)}
-    named |= {name: None for name in recbole_arguments() if name not in named}
-    named |= {"model": [*choices("models"), *recbole_models().values()], "dataset": None, "config_files": None}
-    for name, allowed in sorted(named.items()):
+    built.add_argument("rest", nargs="*")
+    own = {*re.findall(r"--([a-z][a-z_-]+)", usage), "help"} - {"key"}
+    named = {} if usage and "--key=value" not in usage and "config keys" not in usage else _config_keys()
+    for name, allowed in sorted({**dict.fromkeys(own), **named}.items()):
         built.add_argument(f"--{name}", choices=allowed)
     return built
+
+
+def _config_keys() -> dict[str, Collection[str] | None]:
+    """Every key of a run, to what it takes; None: anything."""
+    files = (PROPERTIES / "model" / "AttnStudent.yaml", *FILES_OF_EVERY_RUN)
+    keys = [key for file in files for key in read_keys(file).values()]
+    named = {**dict.fromkeys(recbole_arguments()), **{key.name: _choices(key) for key in reversed(keys)}}
+    return named | {"model": [*choices("models"), *recbole_models().values()], "dataset": None, "config_files": None}
 
 
 def _choices(key: Key) -> Collection[str] | None:

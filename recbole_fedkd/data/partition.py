@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recbole_fedkd.errors import InputError, nearest
-from recbole_fedkd.registry import NoSettings, Registry, read_settings
+from recbole_fedkd.registry import Registry, read_settings
 
 Clients = NDArray[np.int64]
 
@@ -40,7 +41,7 @@ class UserBase:
 
 
 Partition = Callable[..., Clients]
-"""A function of the users' base, the argument behind the colon (or None), a random generator and, where it declares any, its
+"""A function of the users' base, the argument behind the colon (or None), a random generator and, where it takes them, its
 settings."""
 
 PARTITIONS: Registry[Partition] = Registry("partition", "partitions")
@@ -69,10 +70,15 @@ def partition_users(scheme: str, user_base: UserBase, seed: int, config: Any = N
             f"where one is needed (attribute:<field>, dirichlet:<alpha>, quantity:<alpha>){nearest(name, PARTITIONS)}"
         )
     generator = np.random.default_rng(np.random.SeedSequence([seed, 0x9A27]))
-    settings_type = PARTITIONS.settings[name]
-    own: list[Any] = [] if settings_type is NoSettings else [read_settings(settings_type, config or {})]
-    clients: Clients = PARTITIONS[name](user_base, argument or None, generator, *own)
-    return clients
+    own: Any = read_settings(PARTITIONS.settings[name], config or {})
+    taken = len(signature(PARTITIONS[name]).parameters)
+    clients = np.asarray(PARTITIONS[name](*(user_base, argument or None, generator, own)[:taken]))
+    if clients.dtype.kind not in "iu" or clients.shape != (user_base.users,) or clients.min() < 0:
+        raise InputError(
+            f"partition '{name}' gives an array of {clients.dtype} of shape {clients.shape}; it must give the number of a "
+            f"client, from 0, for each of the {user_base.users} users"
+        )
+    return clients.astype(np.int64, copy=False)
 
 
 def held_out_clients(clients: int, share: float, seed: int) -> Clients:
