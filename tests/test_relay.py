@@ -1,12 +1,13 @@
 """A transport that is used from another process."""
 
 import socket
+import sys
 import threading
 
 import pytest
 
 from recbole_fedkd.engine import InProcess
-from recbole_fedkd.errors import TrainingError
+from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.machines.relay import RelayedTransport, relay
 
 
@@ -43,6 +44,14 @@ def test_a_question_that_was_left_early_leaves_nothing_for_the_next(relayed):
     assert next(first) == (0, b"0 a")
     first.close()
     assert list(relayed.exchange({1: b"b"}, 1)) == [(1, b"1 b")]
+
+
+def test_a_run_over_flower_where_it_is_not_installed_ends_in_a_sentence(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "flwr", None)
+    with pytest.raises(
+        InputError, match=r"Flower is not installed; pip install -c constraints\.txt 'recbole-fedkd\[flower\]'"
+    ):
+        run(engine="flower", strategy="fedavg", epochs=1, saved=False)
 
 
 def test_where_the_other_end_does_not_come_or_goes_it_is_said(tmp_path):
