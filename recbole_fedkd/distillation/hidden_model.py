@@ -31,7 +31,7 @@ def logits_of(model: Mapping[str, Tensor], clients: Tensor, items: Tensor) -> Te
 def learned(
     model: Mapping[str, Tensor], predictions: Tensor, epochs: int, rate: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """The model after some passes over what clients predict, by the cross-entropy to it (PTF-FedRec, eq. 5).
+    """The model after some passes over what clients predict, by the cross-entropy to it (PTF-FedRec, its central training).
 
     Args:
         model: as of :func:`started`.

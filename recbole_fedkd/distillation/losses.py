@@ -135,7 +135,7 @@ class MutualWeights:
 def weighted_mutual_loss(
     logits: Tensor, peer_logits: Tensor, labels: Tensor, label_weight: float, weights: Tensor | None = None
 ) -> Tensor:
-    """One side of mutual learning: ``w CE + (1 - w) KL(p_peer || p)`` (FML, eq. 4 and 5; Zhang et al., CVPR 2018).
+    """One side of mutual learning: ``w CE + (1 - w) KL(p_peer || p)`` (FML, algorithm 1; Zhang et al., CVPR 2018).
 
     Args:
         logits: ``[batch, T]``.

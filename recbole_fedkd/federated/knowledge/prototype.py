@@ -36,8 +36,8 @@ class PrototypeKnowledge(SumsByClass):
     """The mean hidden state of the samples of an item or a label, which clients pull theirs towards.
 
     Local objective: ``L + lambda |f(x) - C_j|^2 / h`` of the sample's class ``j``, ``f(x)`` the last hidden layer, ``h`` wide
-    (FedProto, eq. 7, sample by sample as its published code has it). Server: ``C_j`` is the
-    mean over the samples of all clients (eq. 6). Classes are ``P`` items, or labels as in the paper.
+    (FedProto, its local objective, sample by sample as its published code has it). Server: ``C_j`` is the
+    mean over the samples of all clients (its global aggregation). Classes are ``P`` items, or labels as in the paper.
 
     Up: ``sums`` ``[P, h]`` and ``seen`` ``[P]``. Down: ``prototypes`` ``[P, h]`` and ``known`` ``[P]``, the same for all.
     """

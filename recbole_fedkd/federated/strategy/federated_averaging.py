@@ -219,7 +219,7 @@ class MutualLearning(FederatedAveraging):
     """``fml``: a small network (the "meme") is averaged, the client's own stays, and the two learn from each other.
 
     ``L_own = alpha CE + (1 - alpha) KL(p_meme || p_own)``, ``L_meme = beta CE + (1 - beta) KL(p_own || p_meme)``. FML: Shen et
-    al., arXiv:2006.16765, 2020, eq. 4 and 5. alpha is ``teacher_label_weight``, beta ``student_label_weight``.
+    al., arXiv:2006.16765, 2020, algorithm 1. alpha is ``teacher_label_weight``, beta ``student_label_weight``.
     """
 
     name = "fml"
