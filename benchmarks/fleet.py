@@ -102,6 +102,12 @@ def power_law_counts(users: int, items: int, generator: np.random.Generator) -> 
     return np.minimum(counts, items // 10).astype(np.int64)
 
 
+def power_law_items(count: int, items: int, generator: np.random.Generator) -> np.ndarray:
+    """Items of interactions ``[count]``, some of which are much more popular than others."""
+    popularity = generator.permutation(items) + 1
+    return popularity[(generator.random(count) ** 3 * items).astype(np.int64)]
+
+
 def synthetic_schema(users: int, items: int) -> DataSchema:
     """As much of a dataset as a population of ``PFedRec`` reads."""
     names = {"uid_field": "user_id", "iid_field": "item_id", "label_field": None, "time_field": None}
@@ -115,9 +121,7 @@ def run_synthetic(users: int, arguments: argparse.Namespace) -> dict[str, float]
     config = FedKDConfig("PFedRec", "ml-100k", config_dict=keys)
     generator, item_count = np.random.default_rng(0), arguments.items
     sizes = torch.from_numpy(power_law_counts(users, item_count, generator))
-    popularity = generator.permutation(item_count) + 1
-    rank = generator.random(int(sizes.sum())) ** 3
-    items = torch.from_numpy(popularity[(rank * item_count).astype(np.int64)])
+    items = torch.from_numpy(power_law_items(int(sizes.sum()), item_count, generator))
     ones = torch.ones_like(items)
     rows = ClientRows(torch.arange(1, users + 1), {}, {})
     population = FleetPopulation(config, synthetic_schema(users, item_count), rows, torch.arange(-1, users))
