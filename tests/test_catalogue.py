@@ -18,12 +18,15 @@ from recbole_fedkd.model.pair import TeacherAndStudent
 USERS, ITEMS, LABELS, SLOTS = 6, 23, 3, 5
 
 
-def network_of(backbone="cnn", attention=True, history=True, context=False, prior=False, known=False, **different):
+def network_of(
+    backbone="cnn", attention=True, history=True, context=False, prior=False, known=False, profiles=True, **different
+):
     """A network with numbers, several tokens a field, odd names, padded and full and empty histories."""
     torch.manual_seed(5)
     users = FeatureTable(
         "user", USERS, {"age": torch.randint(0, 4, (USERS,)), "income": torch.randn(USERS)}, {"age": 4}
     )
+    users = users if profiles else FeatureTable("user", USERS, {}, {})
     columns = {"genre": torch.randint(0, 7, (ITEMS, 3)), "price": torch.randn(ITEMS)}
     items = FeatureTable("item", ITEMS, columns, {"genre": 7})
     past = torch.stack([torch.randperm(ITEMS - 1)[:SLOTS] + 1 for _ in range(USERS)])
@@ -87,7 +90,10 @@ def test_every_architecture_ranks_as_it_scores(monkeypatch, backbone, attention,
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("different", [{"use_user_id": False}, {"hidden_sizes": (4,)}, {"attention_heads": 1}])
+@pytest.mark.parametrize(
+    "different",
+    [{"use_user_id": False}, {"use_user_id": False, "profiles": False}, {"hidden_sizes": (4,)}, {"attention_heads": 1}],
+)
 def test_sizes_do_not_matter(different):
     network, users = network_of(**different), torch.arange(USERS)
     expected = item_by_item(network, users, {})

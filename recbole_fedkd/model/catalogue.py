@@ -93,7 +93,7 @@ class Keys:
     def scores(self, projected: Tensor) -> Tensor:
         """Scores ``[heads, keys, block]`` of projected queries ``[d, block]``."""
         scores = (self.of_heads @ projected).add_(self.added)
-        return scores.view(len(self.queries.heads), self.count, -1)
+        return scores.view(len(self.queries.heads), self.count, projected.shape[1])
 
     def pooled(self, projected: Tensor, seen: Tensor | None = None) -> Tensor:
         """What the items of a block get of these keys alone ``[d, block]``; 0 where there is none.
