@@ -288,7 +288,10 @@ def _told_how_to_go_on(trainer: CheckpointTrainer, saved: bool) -> Iterator[None
 
 
 def load_data_and_model(
-    model_file: str | Path, config_dict: Mapping[str, Any] | None = None, model: type | None = None
+    model_file: str | Path,
+    config_dict: Mapping[str, Any] | None = None,
+    model: type | None = None,
+    device: torch.device | None = None,
 ) -> tuple[FedKDConfig, Any, Any, Any, EvaluationData, EvaluationData]:
     """Rebuild config, data and trained model from a checkpoint, with the six results of RecBole's function of this name.
 
@@ -296,6 +299,7 @@ def load_data_and_model(
         model_file: a checkpoint file, or a run folder, which stands for its best checkpoint.
         config_dict: keys to change, such as ``data_path``.
         model: class of a model of your own; not needed if the key ``plugins`` names its module.
+        device: where the model computes; default: what ``gpu_id`` says.
 
     Returns:
         Config, model (ready to predict), dataset, training loader, and validation and test data for the trainer's
@@ -307,6 +311,7 @@ def load_data_and_model(
     checkpoint = best_checkpoint(model_file)
     config = resumed_config(checkpoint, model, None, None, config_dict, None, model_file)
     config.fingerprint = _known_data(checkpoint)
+    config.final_config_dict["device"] = device or config["device"]
     data = _prepare_data(config)
     loaded, _ = _prepare_model(config, data)
     if isinstance(loaded, CompactPopulation):

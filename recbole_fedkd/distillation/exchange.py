@@ -75,18 +75,24 @@ class FactorSettings:
         return {f"curvature_{number}": (self.factor_size + 1,) * 2} if kind == "gradient" else {}
 
 
+@dataclass(frozen=True, eq=False)
 class FactorExchange:
     """A client's side of the exchange, or that of one place that has everything.
 
-    Args:
+    Attributes:
         settings: the keys.
         rows: own rows, with label values.
         labels: label index of every row ``[n]``.
-        values: label values ``[T]``, ascending.
+        values: label values ``[T]``, ascending, double.
     """
 
-    def __init__(self, settings: FactorSettings, rows: Rows, labels: Tensor, values: Tensor) -> None:
-        self.settings, self.rows, self.labels, self.values = settings, rows, labels, values.double()
+    settings: FactorSettings
+    rows: Rows
+    labels: Tensor
+    values: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", self.values.double())
 
     def answer(self, stage: str, totals: Tensors, by_user: bool = False) -> dict[str, Tensor]:
         """What goes up in a round.
@@ -274,7 +280,8 @@ def item_biases(settings: FactorSettings, totals: Tensors, values: Tensor, mean:
 
 def bases(settings: FactorSettings, totals: Tensors, items: int) -> list[Tensor]:
     """Bases ``Q_1 .. Q_j`` that follow from the products so far; everybody computes the same."""
-    bases = [factors.first_basis(items, min(settings.sketch_width, items), settings.seed)]
+    first = factors.first_basis(items, min(settings.sketch_width, items), settings.seed)
+    bases = [first.to(totals["histogram"].device)]
     for number in range(settings.sketch_passes - 1):
         if f"product_{number}" not in totals:
             break
@@ -301,7 +308,8 @@ def _first_vectors(settings: FactorSettings, totals: Tensors, mixing: Tensor) ->
 def _drawn_vectors(settings: FactorSettings, tables: ItemTables) -> Tensor:
     """Item vectors ``[I, k]`` a tenth as long as what is to be explained, from the public seed."""
     generator = torch.Generator().manual_seed(settings.seed)
-    return 0.1 * tables.noise.sqrt() * torch.randn(tables.vectors.shape, generator=generator, dtype=torch.double)
+    drawn = torch.randn(tables.vectors.shape, generator=generator, dtype=torch.double)
+    return 0.1 * tables.noise.sqrt() * drawn.to(tables.vectors.device)
 
 
 def _mean(histogram: Tensor, values: Tensor) -> Tensor:

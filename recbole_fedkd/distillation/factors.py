@@ -256,7 +256,9 @@ class FoldedUsers:
         for user, own_vectors in zip(present.tolist(), vectors[rows.items[order]].split(counts), strict=True):
             outer[user] = own_vectors.T @ own_vectors
         scales = rows.per_user(self.uncertainty.scales[rows.items])
-        self.precision = torch.eye(width, dtype=vectors.dtype) + (outer + self._covariances(scales)) / noise
+        self.precision = (
+            torch.eye(width, dtype=vectors.dtype, device=vectors.device) + (outer + self._covariances(scales)) / noise
+        )
         self.weighted = rows.per_user(vectors[rows.items] * rows.values.unsqueeze(1)) / noise
         covariance = torch.linalg.inv(self.precision)
         self.posterior = UserPosterior((covariance @ self.weighted.unsqueeze(2)).squeeze(2), covariance)
@@ -420,8 +422,8 @@ def distribution_of_mean(mean: Tensor, spread: float, values: Tensor) -> Tensor:
     mean = mean.clamp(values[0] + margin, values[-1] - margin)
     middle, reach = (values[0] + values[-1]) / 2, (values[-1] - values[0]) / 2
     # sinh puts grid points where they are needed: close inside the labels, sparse far outside.
-    steps = torch.linspace(-1, 1, 8193, dtype=mean.dtype)
-    grid = middle + torch.sinh(steps * 6) / torch.sinh(torch.tensor(6.0, dtype=mean.dtype)) * (
+    steps = torch.linspace(-1, 1, 8193, dtype=mean.dtype, device=mean.device)
+    grid = middle + torch.sinh(steps * 6) / torch.sinh(steps.new_tensor(6.0)) * (
         reach + 16 * spread * spread / torch.diff(values).min() + 8 * spread
     )
     reached = _tilted(grid, spread, values) @ values

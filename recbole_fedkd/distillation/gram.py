@@ -147,7 +147,9 @@ def ease_map(factors: Tensor, diagonal: Tensor, shrinkage: float) -> ItemMap:
     """
     rest = (diagonal - factors.square().sum(1)).clamp(min=0) + shrinkage
     scaled = factors / rest.unsqueeze(1)
-    inner = torch.linalg.inv(torch.eye(factors.shape[1], dtype=factors.dtype) + factors.T @ scaled)
+    inner = torch.linalg.inv(
+        torch.eye(factors.shape[1], dtype=factors.dtype, device=factors.device) + factors.T @ scaled
+    )
     carried = scaled @ inner
     of_item = 1 / rest - (carried * scaled).sum(1)  # diagonal of P
     return ItemMap(1 - 1 / (rest * of_item), scaled, carried / of_item.unsqueeze(1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,13 +51,13 @@ class ClientSettings:
     enable_amp: bool = False
     serve_average: float = 0.0
 
-    def precision(self, device: torch.device) -> torch.autocast:
+    def precision(self, device: torch.device) -> AbstractContextManager[None]:
         """Where a loss is computed.
 
         bfloat16 has the range of float32, so that no gradient needs to be scaled. Under ``vmap`` a cast weight of one client
         must not be kept for the next call.
         """
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.enable_amp, cache_enabled=False)
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if self.enable_amp else nullcontext()
 
 
 @contextmanager

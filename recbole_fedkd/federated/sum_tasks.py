@@ -134,6 +134,7 @@ class SumTask(Task):
     def step(self, batch: Tensor, with_logits: bool) -> Step:
         """Cross-entropy of interactions."""
         rows = self.network.rows
-        items, labels = rows.items[batch], torch.ones_like(batch)
+        items = rows.items[batch]
+        labels = torch.ones_like(items)
         logits = self.network(rows.users[batch], items.unsqueeze(1)).squeeze(1)
         return Step(label_cross_entropy(logits, labels, None), len(batch), logits, labels, items)

@@ -16,10 +16,11 @@ from recbole_fedkd.errors import InputError
 from recbole_fedkd.model.factorization import click_logits
 from recbole_fedkd.model.network import NO_CONTEXT, Context
 from recbole_fedkd.model.student import LabelledRecommender
+from recbole_fedkd.model.with_rows import WithRows
 from recbole_fedkd.registry import read_settings
 
 
-class GramNetwork(nn.Module):
+class GramNetwork(WithRows):
     """Scores that are linear in a user's interactions, see :class:`~recbole_fedkd.distillation.gram.ItemMap`.
 
     Until anything is known all scores are zero. Of few users the scores themselves are kept, of many the map.
@@ -31,6 +32,7 @@ class GramNetwork(nn.Module):
         weights: what each row counts for in its user's scores ``[n]``; None: all alike.
     """
 
+    beside: ClassVar[tuple[str, ...]] = ("rows", "weights", "_folded", "_pairs")
     user_rows: ClassVar[tuple[str, ...]] = ()
     item_rows: ClassVar[tuple[str, ...]] = ()
     known: Tensor
@@ -74,7 +76,7 @@ class GramNetwork(nn.Module):
             item_map = gram.svd_map(factors, settings.gram_size)
         self.known.fill_(True)
         if self.keeps_scores:
-            every = torch.arange(self.rows.item_count).expand(self.rows.user_count, -1)
+            every = torch.arange(self.rows.item_count, device=self.rows.items.device).expand(self.rows.user_count, -1)
             self.scores.copy_(item_map.scores(self._folded_by(item_map), every, self._seen_rows().double()))
             return
         for name in ("own", "into", "out"):
@@ -100,7 +102,8 @@ class GramNetwork(nn.Module):
         return self.rows.per_user(into if self.weights is None else into * self.weights.to(into).unsqueeze(1))
 
     def _seen_rows(self) -> Tensor:
-        seen = torch.zeros(self.rows.user_count, self.rows.item_count, dtype=torch.bool)
+        shape, device = (self.rows.user_count, self.rows.item_count), self.rows.items.device
+        seen = torch.zeros(shape, dtype=torch.bool, device=device)
         seen[self.rows.users, self.rows.items] = True
         return seen
 

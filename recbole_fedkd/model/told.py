@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recbole_fedkd.distillation.exchange import FactorExchange, item_tables
 from recbole_fedkd.distillation.factors import Curvature, Rows
 from recbole_fedkd.distillation.features import ItemTables, KnownUsers, feature_count, moments, standardised
+from recbole_fedkd.model.with_rows import WithRows
 
 GROUPS = 8
 """Groups of users whose own part is taken off the items' tables where their rows are trained on, as clients do."""
 
 
-class ToldTables(nn.Module):
+class ToldTables(WithRows):
     """What is known of every item, as far as totals of an exchange have come down, and with it of the users who live here.
 
     Until anything is known of the items it predicts the labels' middle.
@@ -24,6 +26,7 @@ class ToldTables(nn.Module):
         exchange: of the users that are served: their rows, and what they make of totals.
     """
 
+    beside: ClassVar[tuple[str, ...]] = ("exchange", "of_rows")
     known_scalars: Tensor
     item_bias: Tensor
     item_vectors: Tensor
@@ -105,6 +108,10 @@ class ToldTables(nn.Module):
     def standardised(self, features: Tensor) -> Tensor:
         """Features ``[n, F]`` by the moments of those of the own rows."""
         return standardised(features, self.feature_mean, self.feature_scale)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self._users = None
+        return super()._apply(fn, recurse)
 
     def _forget(self, _keys: object) -> None:
         self._users = None

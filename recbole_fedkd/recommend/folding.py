@@ -32,6 +32,7 @@ from recbole_fedkd.federated.strategy import STRATEGIES
 from recbole_fedkd.model import Bias
 from recbole_fedkd.model import FoldIn as FloorOfVectors
 from recbole_fedkd.model.factor_head import FactorHead
+from recbole_fedkd.model.known import KnownPairs
 from recbole_fedkd.model.pair import names_of
 from recbole_fedkd.model.population import user_rows
 from recbole_fedkd.model.shared import forget_cached, matching
@@ -91,8 +92,8 @@ class FoldIn:
             network, weights = self._network(client)
             if isinstance(network, FactorHead):
                 return self._of_factors(network, items, labels, client)
-            known = getattr(network, "known", None)
-            with known.of_somebody(items, labels) if known is not None else nullcontext():
+            known = getattr(network, "known", None)  # of sums of interactions it is a flag
+            with known.of_somebody(items, labels) if isinstance(known, KnownPairs) else nullcontext():
                 return self._of_network(network, weights, items, labels)
         return self._of_recbole(items, ratings, client)
 

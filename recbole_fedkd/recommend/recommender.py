@@ -36,7 +36,8 @@ def load(run: str | Path, config_dict: Mapping[str, Any] | None = None, model: t
     Raises:
         InputError: the checkpoint cannot be used, or the data are not those that it was made from.
     """
-    config, loaded, dataset, train_data, _, _ = load_data_and_model(run, config_dict, model)
+    # A few users at a time are answered sooner by the processor, and a run of a GPU recommends where there is none.
+    config, loaded, dataset, train_data, _, _ = load_data_and_model(run, config_dict, model, torch.device("cpu"))
     return Recommender(config, loaded, dataset, train_data._dataset)
 
 

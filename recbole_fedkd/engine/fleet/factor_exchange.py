@@ -146,8 +146,8 @@ class FactorUplink(Uplink):
     def _say_at_once(self, stage: str, clients: Sequence[int], round_index: int) -> None:
         """The sums of all clients, encoded and added up together."""
         task, downlink, stack = self.downlink.task, self.downlink, self.server.codecs.up
-        chosen = torch.zeros(task.clients, dtype=torch.bool)
-        chosen[torch.tensor(clients)] = True
+        chosen = torch.zeros(task.clients, dtype=torch.bool, device=task.owner.device)
+        chosen[torch.tensor(clients, device=chosen.device)] = True
         clip = next((settings for name, settings in self.server.codecs.stages if name == Clip.name), None)
         exchange = task.exchange(chosen[task.owner])
         collected = exchange.answer(stage, _double(downlink.received), by_user=clip is not None)
@@ -156,13 +156,17 @@ class FactorUplink(Uplink):
         arrays = self.knowledge.upload(collected, False)
         check_arrays(arrays)
         values = np.ascontiguousarray(arrays.pop(stage), dtype=np.float32)
-        counts, rows = torch.bincount(task.pair_owner, minlength=task.clients).numpy(), task.rows.item_count
-        seen, leaves = seen_rows(stack, stage, values, counts, rows)
+        counts = torch.bincount(task.pair_owner, minlength=task.clients).cpu().numpy()
+        seen, leaves = seen_rows(stack, stage, values, counts, task.rows.item_count)
         if stack.codecs:
             self._lost = squared_error({stage: values}, {stage: seen})
-        downlink.own[stage] = own = torch.from_numpy(seen)
-        total = torch.zeros(rows, seen.shape[1], dtype=torch.double).index_add_(0, task.pair_item, own.double())
-        self._statistics = {stage: total.float(), **{name: torch.from_numpy(array) for name, array in arrays.items()}}
+        downlink.own[stage] = own = torch.from_numpy(seen).to(downlink.device)
+        total = own.new_zeros(task.rows.item_count, seen.shape[1], dtype=torch.double)
+        total.index_add_(0, task.pair_item, own.double())
+        self._statistics = {
+            stage: total.float().cpu(),
+            **{name: torch.from_numpy(array) for name, array in arrays.items()},
+        }
         self._bytes = self._sizes(leaves, arrays, clients, round_index)
 
     def _clipped(self, clip: ClipSettings, stage: str, collected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -197,7 +201,7 @@ class FactorUplink(Uplink):
         current.report.bytes_up[number] = len(wire.to_bytes())
         current.intake.add_read(number, wire)
         current.count(loss, size, link.codec_error)
-        seen = link.sent[stage]
+        seen = link.sent[stage].to(downlink.device)
         own = downlink.own.setdefault(stage, seen.new_zeros(len(task.pair_item), seen.shape[1]))
         own[mine] = seen[task.pair_item[mine]]
 

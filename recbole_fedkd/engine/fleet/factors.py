@@ -82,7 +82,7 @@ class FactorSamples(FleetTask):
         """Nothing is known of any row, as of a head that has been told nothing."""
         middle, width = self.head.known_scalars[0].float(), len(self.head.feature_mean)
         self.mean = middle.expand(len(self.labels))
-        self.features = torch.zeros(1, width).expand(len(self.labels), -1)
+        self.features = middle.new_zeros(1, width).expand(len(self.labels), -1)
 
     def exchange(self, part: Tensor) -> FactorExchange:
         """That of all clients of some rows, bool ``[n]``, as if they were one place with sums per pair."""
@@ -130,7 +130,7 @@ class FactorSamples(FleetTask):
         """Predicted labels and features of the rows of some clients, and mean and deviation of each client's features."""
         exchange, (begin, end) = self.head.exchange, clients
         rows = slice(int(self._start[begin]), int(self._start[end - 1] + self.sizes[end - 1]))
-        first, last = torch.searchsorted(self.pair_owner, torch.tensor([begin, end])).tolist()
+        first, last = torch.searchsorted(self.pair_owner, self.pair_owner.new_tensor([begin, end])).tolist()
         owner, pair_owner = self.owner[rows] - begin, self.pair_owner[first:last] - begin
         items = self.pair_item[first:last]
         others = tables.without({name: part[first:last] for name, part in own.items()}, items)
@@ -154,11 +154,11 @@ class FactorSamples(FleetTask):
     ) -> tuple[list[Epoch], Epoch | None]:
         """As :class:`~recbole_fedkd.federated.sum_tasks.FactorTask` draws them."""
         sizes, start = self.sizes[numbers], self._start[numbers].unsqueeze(1)
-        position = torch.arange(int(sizes.max())).expand(len(numbers), -1)
+        position = torch.arange(int(sizes.max()), device=sizes.device).expand(len(numbers), -1)
         real = position < sizes.unsqueeze(1)
 
         def epoch(order: Tensor) -> Epoch:
-            index = start + order
+            index = start + order.to(start.device)
             return Epoch({"rows": index}, torch.zeros_like(index), self.labels[index], real.float())
 
         drawn = (streams.own.epoch().orders(sizes.tolist()) for _ in range(epochs))

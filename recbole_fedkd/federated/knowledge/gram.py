@@ -45,7 +45,8 @@ class GramKnowledge(StagedSums):
             return gram.answer(name.replace("basis", "product"), rows, basis)
         if task.network.informed:
             return {}
-        return gram.answer("product_0", rows, gram.directions(self.settings, self.sizes.items, [], []))
+        first = gram.directions(self.settings, self.sizes.items, [], [])
+        return gram.answer("product_0", rows, first.to(rows.items.device))
 
     def upload(self, collected: Tensors, first: bool) -> Arrays:
         """The sums in single precision."""
