@@ -249,12 +249,12 @@ def _not_interrupted() -> None:
 
     spared = SimpleNamespace(**{**vars(os), "kill": lambda *_: None})
     for module in (http_retry, fleet_http_connection):
-        module.os = spared
+        vars(module)["os"] = spared
 
     def refused(_code: int, message: str = "", **_more: object) -> None:
         raise SystemExit(message)
 
-    fleet_http_connection.flwr_exit = refused
+    vars(fleet_http_connection)["flwr_exit"] = refused
 
     def told(failed: threading.ExceptHookArgs) -> None:
         """In a line, for a thread of Flower's that sends heartbeats."""
