@@ -18,6 +18,7 @@ from conftest import write_dataset
 
 from recbole_fedkd import quick_start
 from recbole_fedkd.command_line import _COMMANDS, main
+from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.experiment import runner
 from recbole_fedkd.experiment.cell import run_cell
 
@@ -79,6 +80,15 @@ def desk(tmp_path, monkeypatch):
     def run_here(cell, folder, children, progress, keep):
         run_cell(cell, folder, lambda line: None, keep)
 
+    defaults = FedKDConfig._set_default_parameters
+
+    def small(config):
+        """RecBole takes its own ml-100k, whatever ``data_path`` says."""
+        defaults(config)
+        if config.dataset == "ml-100k":
+            config.final_config_dict["data_path"] = str(tmp_path / "dataset" / "ml-100k")
+
+    monkeypatch.setattr(FedKDConfig, "_set_default_parameters", small)
     monkeypatch.setattr(quick_start, "run_recbole_fedkd", shortened)
     monkeypatch.setattr(runner, "_run_cell", run_here)
     return {"frame": frame, "__name__": "page"}
@@ -115,7 +125,7 @@ def test_the_code_of_a_page_runs_in_its_order(desk, page):
     files = iter(re.findall(r"`(\w+\.yaml)`:$", page.read_text(encoding="utf-8"), re.M))
     made = [Path(path) for path in re.findall(r"saved/(?=<run>)", page.read_text(encoding="utf-8"))]
     if made and page.name in ("recommend.md", "runs.md"):
-        shell("recbole-fedkd --preset=factors --dataset=ml-100k --client_num=16")
+        shell("recbole-fedkd --preset=factors --dataset=ml-100k --client_num=3 --epochs=9")
     for kind, text in blocks(page):
         if kind == "bash":
             shell(text)
