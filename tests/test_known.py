@@ -34,7 +34,7 @@ def correlation(predicted: torch.Tensor, labels: torch.Tensor) -> float:
 def test_a_row_that_is_trained_on_is_described_without_its_label():
     known, rows, labels = noise_rows()
     mean, features = known.described(rows.users, rows.items)
-    fitted, _ = known.found.users.of_pairs(rows.users, rows.items)
+    fitted, _ = known.pair_features.users.of_pairs(rows.users, rows.items)
     assert correlation(fitted, labels) > 0.3 > 0.1 > correlation(mean, labels)
     histograms = features[:, 8:].T
     assert all(correlation(column, labels) < 0.15 for column in histograms)
@@ -45,7 +45,7 @@ def test_a_pair_that_is_no_row_is_described_by_all_rows():
     taken = set((rows.users * ITEMS + rows.items).tolist())
     user, item = next((u, i) for u in range(1, 5) for i in range(ITEMS) if u * ITEMS + i not in taken)
     mean, _ = known.described(torch.tensor([user]), torch.tensor([item]))
-    expected, _ = known.found.users.of_pairs(torch.tensor([user]), torch.tensor([item]))
+    expected, _ = known.pair_features.users.of_pairs(torch.tensor([user]), torch.tensor([item]))
     torch.testing.assert_close(mean, expected.float())
 
 

@@ -157,7 +157,7 @@ def shortened(
     """What several owners say, each shortened to norm 1 over all its arrays, each of these in units of its own.
 
     Args:
-        told: by the stage's name ``[pairs, ...]``, other arrays by owner ``[count, ...]``.
+        answers: by the stage's name ``[pairs, ...]``, other arrays by owner ``[count, ...]``.
         stage: of the exchange.
         owner: of every pair ``[pairs]``.
         count: number of owners.
@@ -293,9 +293,9 @@ def _mixing(settings: FactorSettings, totals: Tensors) -> Tensor:
     """What makes item vectors of all passes' products, ``[passes * directions, k]``; directions of noise are 0."""
     products = [totals[f"product_{number}"] for number in range(settings.sketch_passes)]
     mixing = factors.nystroem_mixing(products, bases(settings, totals, len(products[0])), settings.factor_size)
-    counts, found = totals["histogram"].sum(1), torch.cat(products, 1) @ mixing
+    counts, spanned = totals["histogram"].sum(1), torch.cat(products, 1) @ mixing
     variance = totals["squares"].squeeze() / counts.sum().clamp(min=1)
-    mixing = mixing * factors.shares_above_noise(found, counts, variance, settings.users).sqrt()
+    mixing = mixing * factors.shares_above_noise(spanned, counts, variance, settings.users).sqrt()
     return functional.pad(mixing, (0, settings.factor_size - mixing.shape[1]))
 
 

@@ -54,43 +54,43 @@ class KnownPairs(nn.Module):
         nn.init.zeros_(self.linear.bias)
         self.log_scale = nn.Parameter(torch.zeros(1))
         self.register_buffer("values", exchange.values.float(), persistent=False)
-        self._found: _Found | None = None
+        self._pair_features: _PairFeatures | None = None
 
     @property
-    def found(self) -> _Found:
+    def pair_features(self) -> _PairFeatures:
         """What is computed once."""
-        if self._found is None:
+        if self._pair_features is None:
             with torch.no_grad():
-                self._found = self._find()
-        return self._found
+                self._pair_features = self._compute()
+        return self._pair_features
 
-    def _find(self) -> _Found:
-        return _found_in_groups(self.exchange)
+    def _compute(self) -> _PairFeatures:
+        return _pair_features_in_groups(self.exchange)
 
     @contextmanager
     def of_somebody(self, items: Tensor, labels: Tensor) -> Iterator[None]:
         """As long as it lasts, local user 0 is somebody new with these rows: items and label indices ``[n]``."""
-        kept = self.found
+        kept = self.pair_features
         with torch.no_grad():
-            self._found = kept.of_somebody(self.exchange, items, labels)
+            self._pair_features = kept.of_somebody(self.exchange, items, labels)
         try:
             yield
         finally:
-            self._found = kept
+            self._pair_features = kept
 
     def described(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted labels ``[n]`` and standardised features ``[n, F]`` of local users and items ``[n]``."""
-        mean, features = self.found.of_pairs(users.cpu(), items.cpu())
+        mean, features = self.pair_features.of_pairs(users.cpu(), items.cpu())
         return mean.to(users.device), features.to(users.device)
 
     def vectors(self, items: Tensor) -> Tensor:
         """Item vectors ``[..., k]`` of items."""
-        return self.found.vectors[items.cpu()].to(items.device)
+        return self.pair_features.vectors[items.cpu()].to(items.device)
 
     def forward(self, mean: Tensor, features: Tensor) -> Tensor:
         """``-(v_t - mean)^2 / (2 s^2)`` plus a linear map of the features, which starts at zero: logits ``[n, T]``."""
         logits: Tensor = self.linear(features)
-        return logits + normal_logits(self.values, mean, self.found.spread * self.log_scale.exp())
+        return logits + normal_logits(self.values, mean, self.pair_features.spread * self.log_scale.exp())
 
 
 class ToldPairs(KnownPairs):
@@ -112,19 +112,19 @@ class ToldPairs(KnownPairs):
     def teacher(self, users: Tensor, items: Tensor) -> Tensor:
         """Label logits ``[n, T]`` of the fold-in, of local users and items ``[n]``; of own rows each without itself."""
         mean, _ = self.described(users, items)
-        return normal_logits(self.values, mean, self.found.spread)
+        return normal_logits(self.values, mean, self.pair_features.spread)
 
-    def _find(self) -> _Found:
+    def _compute(self) -> _PairFeatures:
         told = self.told
         empty = told.feature_mean.new_zeros(0), told.feature_mean.new_zeros(0, self.width)
         rows = self.exchange.rows if told.of_rows is not None else NO_ROWS
-        return _Found(told.known_users, (told.feature_mean, told.feature_scale), rows, *(told.of_rows or empty))
+        return _PairFeatures(told.known_users, (told.feature_mean, told.feature_scale), rows, *(told.of_rows or empty))
 
     def _forget(self, _keys: object) -> None:
-        self._found = None
+        self._pair_features = None
 
 
-class _Found:
+class _PairFeatures:
     """What is known of users, and the rows that are described without themselves.
 
     Args:
@@ -143,12 +143,12 @@ class _Found:
         self.means, self.features = means, features
         self.keys, self.order = torch.sort(rows.users * self.tables.vectors.shape[0] + rows.items, stable=True)
 
-    def of_somebody(self, exchange: FactorExchange, items: Tensor, labels: Tensor) -> _Found:
+    def of_somebody(self, exchange: FactorExchange, items: Tensor, labels: Tensor) -> _PairFeatures:
         """The same tables for one user, 0, of these rows, which are no part of the tables."""
         rows = Rows(torch.zeros_like(items), items, exchange.values[labels], 1, exchange.rows.item_count)
         users = FactorExchange(exchange.settings, rows, labels, exchange.values).known_users(self.tables)
         means, features = users.of_rows()
-        return _Found(users, self.moments, rows, means.float(), standardised(features, *self.moments))
+        return _PairFeatures(users, self.moments, rows, means.float(), standardised(features, *self.moments))
 
     def of_pairs(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         wanted = users * len(self.vectors) + items
@@ -163,7 +163,7 @@ class _Found:
         return means, described
 
 
-def _found_in_groups(exchange: FactorExchange) -> _Found:
+def _pair_features_in_groups(exchange: FactorExchange) -> _PairFeatures:
     """Tables of one place, and the features of its rows, each without itself; the argument as of :class:`KnownPairs`."""
     rows = exchange.rows
     groups, _ = groups_of(exchange)
@@ -176,4 +176,4 @@ def _found_in_groups(exchange: FactorExchange) -> _Found:
     tables = item_tables(exchange.settings, totals, None, exchange.values)
     means, features = described_in_groups(exchange, totals, said)
     scale = moments(features)
-    return _Found(exchange.known_users(tables), scale, rows, means.float(), standardised(features, *scale))
+    return _PairFeatures(exchange.known_users(tables), scale, rows, means.float(), standardised(features, *scale))

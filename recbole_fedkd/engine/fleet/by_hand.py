@@ -54,15 +54,15 @@ def scores_of_many(
             scores = scores + looked_up(table, ids).squeeze(2)
 
     def gradients(errors: Tensor) -> dict[str, Tensor | RowSums]:
-        of_scores, found = errors.unsqueeze(2), dict[str, Tensor | RowSums]()
+        of_scores, gradients = errors.unsqueeze(2), dict[str, Tensor | RowSums]()
         for (name, bias, ids), others in zip(sides, (item_vectors, user_vectors), strict=True):
             alone = ids.shape[1] < errors.shape[1]
             values = errors.unsqueeze(1) @ others if alone else of_scores * others
-            found[name] = RowSums(ids, values, parameters[name].shape[1])
+            gradients[name] = RowSums(ids, values, parameters[name].shape[1])
             if bias is not None:
                 values = of_scores.sum(1, keepdim=True) if alone else of_scores
-                found[bias] = RowSums(ids, values, parameters[name].shape[1])
-        return found
+                gradients[bias] = RowSums(ids, values, parameters[name].shape[1])
+        return gradients
 
     return scores, gradients
 

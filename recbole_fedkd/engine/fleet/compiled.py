@@ -246,14 +246,14 @@ def touched_by_many(needed: Tensor, item_count: int) -> tuple[Tensor, Tensor]:
 def _touched(needed: Ids, asked_by: Ids, items: Ids, count: Ids) -> None:
     """See :func:`touched_by_many`; ``asked_by``: zeros, one an item."""
     for client in range(len(needed)):
-        found = 1
-        for place in range(needed.shape[1]):
-            item = needed[client, place]
+        taken = 1
+        for column in range(needed.shape[1]):
+            item = needed[client, column]
             if item > 0 and asked_by[item] != client + 1:
                 asked_by[item] = client + 1
-                items[client, found] = item
-                found += 1
-        count[client] = found
+                items[client, taken] = item
+                taken += 1
+        count[client] = taken
 
 
 def placed_by_many(items: Tensor, count: Tensor, asked: Tensor, item_count: int) -> Tensor:
