@@ -43,6 +43,7 @@ MAY_KNOW = {
         "finite",
         "privacy",
         "record",
+        "registry",
         "rounds",
     },
     "trainer": {

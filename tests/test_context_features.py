@@ -266,7 +266,7 @@ def test_a_sampled_negative_has_the_context_of_its_row(daily):
     _, trainer, loaders, _ = prepared(daily, "AttnFedKD", **keys)
     rows = loaders[0]._dataset.inter_feat
     task = trainer.engine.clients[0].task
-    samples = task._epoch_samples()
+    samples = task._epoch_samples(task.draws.epoch())
     count = len(task.samples)
     assert len(samples) == 2 * count and (samples.labels[count:] == 0).all()
     for name, values in samples.context.items():

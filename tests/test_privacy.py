@@ -1,6 +1,7 @@
 """Differential privacy: the account, the bound on what one user changes, and noise that no seed knows."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -258,11 +259,9 @@ def test_of_a_client_of_many_users_each_is_bounded_by_itself(prepared, monkeypat
         rows = engine.clients[0].task.head.exchange.rows
         user = int(rows.users[0])
         if gone:
-            exchange = engine.clients[0].task.head.exchange
-            kept = rows.users != user
-            for name in ("users", "items", "values"):
-                object.__setattr__(rows, name, getattr(rows, name)[kept])
-            exchange.labels = exchange.labels[kept]
+            head, kept = engine.clients[0].task.head, rows.users != user
+            left = replace(rows, users=rows.users[kept], items=rows.items[kept], values=rows.values[kept])
+            head.exchange = replace(head.exchange, rows=left, labels=head.exchange.labels[kept])
         intake = engine.server.intake(0, engine.samples)
         fold = intake.fold
         for client in engine.clients:

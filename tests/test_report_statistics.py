@@ -346,7 +346,7 @@ def test_effort_to_reach_the_reference_by_hand(tmp_path):
     assert effort_to_reach(group.runs["central"][0], 0.7).bytes_moved is None
     assert cost(group.runs["afd"][0], group.runs["local"][0]).best_bytes == 300
     spent, way = tables(cost_blocks(group, experiment.named_reference))
-    assert cells(way) == [
+    assert [row[:5] for row in cells(way)] == [
         ["local", "2 of 2", "2.5", "2.50 ± 0.71", "0"],
         ["afd", "1 of 2", "3.0", "6.00", "300"],
         ["central", "1 of 1", "1.0", "9.00", NONE],

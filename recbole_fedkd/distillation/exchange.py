@@ -75,7 +75,7 @@ class FactorSettings:
         return {f"curvature_{number}": (self.factor_size + 1,) * 2} if kind == "gradient" else {}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class FactorExchange:
     """A client's side of the exchange, or that of one place that has everything.
 
@@ -92,7 +92,7 @@ class FactorExchange:
     values: Tensor
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "values", self.values.double())
+        self.values = self.values.double()
 
     def answer(self, stage: str, totals: Tensors, by_user: bool = False) -> dict[str, Tensor]:
         """What goes up in a round.

@@ -186,11 +186,15 @@ def serve(
     """
     certificate, keys = _read(authority, "authority"), _node_keys(node_key)
     _not_interrupted()
+    from flwr.supercore.run import RunNotRunningException
+
     pause, refused_since = 1.0, None
     while True:
         began = monotonic()
         try:
             _attend(answer, address, certificate, keys)
+            refused_since = None
+        except RunNotRunningException:  # its run has ended while this party answered: nobody waits for that any more
             refused_since = None
         except SystemExit as error:  # Flower's way to say that it cannot connect
             why = _refusal(error.__context__, node_key)

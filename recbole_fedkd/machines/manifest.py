@@ -19,6 +19,7 @@ from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.data.schema import SCHEMA, TABLES, ClientRows, DataSchema
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.files import regular_file, write_json
+from recbole_fedkd.registry import registries
 
 if TYPE_CHECKING:
     from recbole_fedkd.privacy.identity import Identity
@@ -137,7 +138,16 @@ def write_manifest(config: FedKDConfig, schema: DataSchema, folder: Path, partie
         identities = new_identities(parties)
     folder.mkdir(parents=True, exist_ok=True)
     schema.save(folder)
-    values = config.plain_values()
+    # What another's code in this process declares, and this federation leaves as it is, no party needs to know.
+    others = {
+        key.name: key.default
+        for registry in registries().values()
+        for owner, key in registry.declared()
+        if not registry[owner].__module__.startswith("recbole_fedkd.")
+    }
+    values = {
+        name: value for name, value in config.plain_values().items() if name not in others or others[name] != value
+    }
     # Whose machine it was is nobody's business.
     write_json({**values, "data_path": f"dataset/{values['dataset']}"}, folder / CONFIG)
     for number, identity in identities.items():

@@ -112,7 +112,8 @@ class Submitted:
         except ValueError:
             answer = {"success": False, "error-message": f"{done.stdout} {done.stderr}"}
         if not answer.get("success"):
-            raise TrainingError(f"Flower does not run the coordinator: {' '.join(str(answer).split())[:800]}")
+            why = " ".join(str(answer.get("error-message") or answer).split())
+            raise TrainingError(f"Flower does not run the coordinator: {why[:800]}")
         return dict(answer)
 
     def start(self) -> str:
