@@ -15,7 +15,14 @@ ALIKE = {"afd_*", "fd*", "fwd*", "factors_*", "fedpuresvd"}
 """Presets whose parts other cases have."""
 
 PRESETS = [file.stem for file in sorted((PROPERTIES / "preset").glob("*.yaml"))]
-SMALLER = {"feddf": {"server_epochs": 1, "unlabelled_pairs": 64}, "fedrec": {"clients_per_round": 8}}
+WHOLE = {"sketch_passes": 1, "em_steps": 1, "epochs": 6}
+"""An exchange of item factors that ends, and rounds after it that train."""
+SMALLER = {
+    "factors": WHOLE,
+    "taught": WHOLE,
+    "feddf": {"server_epochs": 1, "unlabelled_pairs": 64},
+    "fedrec": {"clients_per_round": 8},
+}
 CASES = {
     **{
         preset: (None, {"preset": preset, **SMALLER.get(preset, {})})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,7 @@ from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings, 
 from recbole_fedkd.distillation.factors import Rows
 from recbole_fedkd.distillation.features import KnownUsers, feature_count, moments, normal_logits, standardised
 from recbole_fedkd.model.told import ToldTables, described_in_groups, groups_of
-
-_NOBODY = torch.zeros(0, dtype=torch.long)
-NO_ROWS = Rows(_NOBODY, _NOBODY, _NOBODY.double(), 0, 0)
+from recbole_fedkd.model.with_rows import WithRows
 
 
 def exchange_of(settings: FactorSettings, schema: DataSchema, rows: ClientRows) -> FactorExchange:
@@ -28,7 +27,7 @@ def exchange_of(settings: FactorSettings, schema: DataSchema, rows: ClientRows) 
     return FactorExchange(replace(settings, users=max(1, schema.user_num - 1)), known, labels, values)
 
 
-class KnownPairs(nn.Module):
+class KnownPairs(WithRows):
     """Features of pairs by the rows of a network's own users, and a head on them: a linear shortcut to the network's logits.
 
     The tables are those that the exchange of item factors comes to among ``GROUPS`` groups of the users. A pair that is among
@@ -42,6 +41,7 @@ class KnownPairs(nn.Module):
         width: numbers of :meth:`described`.
     """
 
+    beside: ClassVar[tuple[str, ...]] = ("exchange",)
     values: Tensor
 
     def __init__(self, exchange: FactorExchange) -> None:
@@ -67,6 +67,10 @@ class KnownPairs(nn.Module):
     def _compute(self) -> _PairFeatures:
         return _pair_features_in_groups(self.exchange)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self._pair_features = None
+        return super()._apply(fn, recurse)
+
     @contextmanager
     def of_somebody(self, items: Tensor, labels: Tensor) -> Iterator[None]:
         """As long as it lasts, local user 0 is somebody new with these rows: items and label indices ``[n]``."""
@@ -80,12 +84,11 @@ class KnownPairs(nn.Module):
 
     def described(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted labels ``[n]`` and standardised features ``[n, F]`` of local users and items ``[n]``."""
-        mean, features = self.pair_features.of_pairs(users.cpu(), items.cpu())
-        return mean.to(users.device), features.to(users.device)
+        return self.pair_features.of_pairs(users, items)
 
     def vectors(self, items: Tensor) -> Tensor:
         """Item vectors ``[..., k]`` of items."""
-        return self.pair_features.vectors[items.cpu()].to(items.device)
+        return self.pair_features.vectors[items]
 
     def forward(self, mean: Tensor, features: Tensor) -> Tensor:
         """``-(v_t - mean)^2 / (2 s^2)`` plus a linear map of the features, which starts at zero: logits ``[n, T]``."""
@@ -117,7 +120,9 @@ class ToldPairs(KnownPairs):
     def _compute(self) -> _PairFeatures:
         told = self.told
         empty = told.feature_mean.new_zeros(0), told.feature_mean.new_zeros(0, self.width)
-        rows = self.exchange.rows if told.of_rows is not None else NO_ROWS
+        rows = self.exchange.rows
+        if told.of_rows is None:
+            rows = replace(rows, users=rows.users[:0], items=rows.items[:0], values=rows.values[:0])
         return _PairFeatures(told.known_users, (told.feature_mean, told.feature_scale), rows, *(told.of_rows or empty))
 
     def _forget(self, _keys: object) -> None:
