@@ -186,6 +186,16 @@ def test_a_client_chosen_late_gets_the_histograms_it_missed(prepared):
         )
 
 
+def test_totals_under_noise_that_are_less_than_a_clients_own_leave_a_prior_of_finite_numbers(prepared):
+    """A histogram of -1 samples has no logarithm; what is left of it is nothing, and the prior that of all items."""
+    _, engine = engine_of(prepared, knowledge_use="prior")
+    knowledge = engine.server.strategy.knowledge
+    own = {"histogram": torch.tensor([[3, 0], [0, 2]])}
+    told = knowledge.understood({"histogram": torch.tensor([[0, 0], [5, 2]])}, own, True)["item_prior"]
+    torch.testing.assert_close(told, log_prior(torch.tensor([[0, 0], [5, 0]]), knowledge.settings.prior_strength))
+    assert told.isfinite().all()
+
+
 def test_the_prior_is_added_to_the_logits_and_is_not_learned(prepared):
     trainer, engine = engine_of(prepared, knowledge_use="prior")
     network = engine.clients[0].task.network.eval()

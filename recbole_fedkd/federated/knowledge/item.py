@@ -139,7 +139,8 @@ class ItemKnowledge(SumsByClass):
             made["teacher"] = sums / seen.clamp(min=1).unsqueeze(-1)
         if "histogram" in received:
             histogram = received["histogram"] - own["histogram"] if "histogram" in own else received["histogram"]
-            made["item_prior"] = log_prior(histogram, self.settings.prior_strength)
+            # Totals under noise, or that travelled in few bits, may be less than a client's own.
+            made["item_prior"] = log_prior(histogram.clamp(min=0), self.settings.prior_strength)
         return made
 
     def installed(self, understood: Tensors) -> dict[str, Tensor]:
