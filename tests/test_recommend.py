@@ -54,6 +54,10 @@ KINDS = {
     "WideDeep, fedavg": ("WideDeep", {"label_mode": "threshold", "strategy": "fedavg"}),
     "WideDeep, stock": ("WideDeep", {"threshold": {"rating": 4}}),
     "DIN": ("DIN", {"label_mode": "threshold"}),
+    "DIN, stock": ("DIN", {**STOCK, "MAX_ITEM_LIST_LENGTH": 4}),
+    "DIEN": ("DIEN", {**STOCK, "MAX_ITEM_LIST_LENGTH": 4}),
+    "CORE": ("CORE", {**STOCK, **SEQUENTIAL, "MAX_ITEM_LIST_LENGTH": 8}),
+    "GRU4RecCPR": ("GRU4RecCPR", {**STOCK, **SEQUENTIAL, "MAX_ITEM_LIST_LENGTH": 8, "reranker_CAN_NUM": 10}),
     "GRU4Rec": ("GRU4Rec", {**STOCK, **SEQUENTIAL, "MAX_ITEM_LIST_LENGTH": 8}),
     "SASRec": ("SASRec", {**STOCK, **SEQUENTIAL, "MAX_ITEM_LIST_LENGTH": 8, "n_heads": 2, "hidden_size": 8}),
 }

@@ -265,16 +265,22 @@ class FoldedUsers:
 
     def of_pairs(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Expected residual ``v_i m_u`` and its variance as a share of the noise, both ``[n]``, of users and items ``[n]``."""
-        posterior, vectors = self.posterior, self.vectors[items]
-        mean = (vectors * posterior.mean[users]).sum(1)
+        posterior, vectors, scales = self.posterior, self.vectors[items], self.uncertainty.scales[items]
         runs, counts = torch.unique_consecutive(users, return_counts=True)
         if len(runs) * 16 > len(users):
             drawn = torch.einsum("nij,nj->ni", posterior.covariance[users], vectors)
-        else:  # a ranking asks for many items of a user in a row: one product, in place of a matrix for every pair
-            parts = zip(vectors.split(counts.tolist()), posterior.covariance[runs], strict=True)
-            drawn = torch.cat([part @ covariance for part, covariance in parts])
-        of_items = (self._along_users[users] * self.uncertainty.scales[items]).sum(1)
-        return mean, ((drawn * vectors).sum(1) + of_items) / self.noise
+            mean, along = posterior.mean[users], self._along_users[users]
+            return (vectors * mean).sum(1), ((drawn * vectors).sum(1) + (along * scales).sum(1)) / self.noise
+        # A ranking asks for many items of a user in a row: one product, in place of a matrix for every pair.
+        means, variances = [], []
+        of_users = (posterior.mean[runs], posterior.covariance[runs], self._along_users[runs])
+        sizes = counts.tolist()
+        for part, those, mean, covariance, along in zip(
+            vectors.split(sizes), scales.split(sizes), *of_users, strict=True
+        ):
+            means.append(part @ mean)
+            variances.append(((part @ covariance) * part).sum(1) + those @ along)
+        return torch.cat(means), torch.cat(variances) / self.noise
 
     def of_rows(self) -> tuple[Tensor, Tensor]:
         """The same of every row ``[n]`` by the user's *other* rows, exactly: what the row adds is taken off its user's sums."""

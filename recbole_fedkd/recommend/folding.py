@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from recbole.model.general_recommender import Pop
-from recbole.utils import InputType, ModelType
+from recbole.utils import InputType
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
@@ -37,7 +37,7 @@ from recbole_fedkd.model.pair import names_of
 from recbole_fedkd.model.population import user_rows
 from recbole_fedkd.model.shared import forget_cached, matching
 from recbole_fedkd.model.student import LabelledRecommender
-from recbole_fedkd.recommend.scoring import Scorer
+from recbole_fedkd.recommend.scoring import Scorer, flat, in_parts
 
 STEPS = 25
 """Iterations of L-BFGS on one user's row; it stands still after about ten."""
@@ -229,7 +229,10 @@ class FoldIn:
             if scores is not None:
                 return scores
         try:
-            return self._of_learned_row(model, weights, items, ratings)
+            scores = self._of_learned_row(model, weights, items, ratings)
+            if not scores[1:].isfinite().all() and all(bool(each.isfinite().all()) for each in model.parameters()):
+                raise ValueError("its scores of whom it was not trained with are no finite numbers")
+            return scores
         except InputError:
             raise
         except (
@@ -267,11 +270,13 @@ class FoldIn:
             )
 
     def _of_sequence(self, model: Any, weights: Mapping[str, Tensor], items: Tensor) -> Tensor | None:
-        """Sequential models read the sequence; those that read the user too have no answer."""
-        if self.config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
+        """Sequential models read the sequence; those that rank by it and read the user too have no answer."""
+        if not self.scorer.sequential:
             return None
         try:
             return self._full_sort(model, weights, Interaction(self._sequence(items)))
+        except NotImplementedError:  # it scores pairs, as DIN does
+            return None
         except KeyError as error:
             raise InputError(
                 f"model '{self.name}' reads {error} beside the sequence, which somebody who was never there does not have"
@@ -285,6 +290,7 @@ class FoldIn:
                 0
             ),
             self.config["ITEM_LIST_LENGTH_FIELD"]: torch.tensor([len(kept)]),
+            self.dataset.iid_field: kept[-1:],
         }
 
     @torch.no_grad()
@@ -340,15 +346,18 @@ class FoldIn:
             scores = call(model, weights, "full_sort_predict", rows)
         except NotImplementedError:
             everything = torch.arange(self.item_count)
-            pairs = self._pairs(everything, items)
-            scores = call(model, weights, "predict", pairs.to(self.config["device"]))
+            pairs = self._pairs(everything, items).to(self.config["device"])
+            scores = torch.cat([flat(call(model, weights, "predict", part)) for part in in_parts(pairs)])
         return flat(scores)
 
     def _user_columns(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
         """Columns of the padding user ``[n]``: features unknown, and the history where the model reads it."""
         columns = dict(self.scorer.rows(users).interaction)
-        columns |= {name: torch.zeros_like(columns[name]) for name in self.scorer.context}
-        if self.config.reads_history:
+        unknown = (
+            [name for name in columns if name.endswith(self.config["LIST_SUFFIX"])] if self.scorer.sequential else []
+        )
+        columns |= {name: torch.zeros_like(columns[name]) for name in (*self.scorer.context, *unknown)}
+        if self.config.reads_history or self.scorer.sequential:
             columns |= {
                 name: value.expand(len(users), *value.shape[1:]) for name, value in self._sequence(items).items()
             }
@@ -391,11 +400,6 @@ class FoldIn:
         batch = self._pairs(items, items)
         batch.update(Interaction({label: labels}))
         return batch.to(config["device"])
-
-
-def flat(scores: Tensor) -> Tensor:
-    """Scores of any shape and device, ``[n]``."""
-    return scores.detach().cpu().float().flatten()
 
 
 def learn(start: Mapping[str, Tensor], loss: Callable[[Mapping[str, Tensor]], Tensor]) -> dict[str, Tensor]:

@@ -107,8 +107,9 @@ class Recommender:
             if exclude_seen:
                 scores[self._seen_of(part)] = -torch.inf
             frames.append(self._ranked(scores, k, self._user_tokens[part.numpy()]))
-        empty = pd.DataFrame(columns=[self.user_field, self.item_field, "score", "rank"])
-        return pd.concat(frames, ignore_index=True) if frames else empty
+        if not frames:
+            return pd.DataFrame(columns=[self.user_field, self.item_field, "score", "rank"])
+        return pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
 
     def score(self, pairs: Any) -> pd.DataFrame:
         """The model's score of pairs, in their order.

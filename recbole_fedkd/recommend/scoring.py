@@ -11,9 +11,13 @@ from torch import Tensor
 
 from recbole_fedkd.data.features import features_of
 from recbole_fedkd.data.rows import rows_in_time
+from recbole_fedkd.model.student import LabelledRecommender
 
 BATCH = 2**21
-"""Pairs of user and item that are scored at a time."""
+"""Pairs of user and item that are ranked at a time."""
+
+SLOTS = 2**14
+"""Entries of the longest column that a model reads of pairs at a time: what it makes of them stays in the processor's cache."""
 
 
 class Scorer:
@@ -49,12 +53,29 @@ class Scorer:
     @torch.no_grad()
     def of_pairs(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores ``[n]`` of pairs of ids ``[n]``."""
+        if not isinstance(self.model, LabelledRecommender):  # RecBole's may rank by something else than they predict
+            scores = self._ranked_pairs(users, items)
+            if scores is not None:
+                return scores
         parts = []
         for some, those in zip(users.split(BATCH // 64), items.split(BATCH // 64), strict=True):
             rows = self.rows(some)
             rows.update(Interaction({self.item_field: those}))
             parts.append(self._predict(self._joined(rows)))
         return torch.cat(parts) if parts else torch.zeros(0)
+
+    def _ranked_pairs(self, users: Tensor, items: Tensor) -> Tensor | None:
+        """Scores ``[n]`` of pairs in the rankings of their users; None where a model ranks nothing by itself."""
+        asked, places = users.unique(return_inverse=True)
+        scores, first = torch.empty(len(users)), 0
+        for part in asked.split(max(1, BATCH // self.item_count)):
+            ranked = self.full_sort(self.rows(part))
+            if ranked is None:
+                return None
+            own = (places >= first) & (places < first + len(part))
+            scores[own] = ranked.view(len(part), self.item_count)[places[own] - first, items[own]]
+            first += len(part)
+        return scores
 
     def rows(self, users: Tensor) -> Interaction:
         """The columns that a model reads of users, but those of items."""
@@ -70,12 +91,13 @@ class Scorer:
     def _sequences(self, users: Tensor, rows: Interaction) -> Interaction:
         """Sequences that end with the latest interaction, where RecBole's rows end before their target."""
         length_field, suffix = self.config["ITEM_LIST_LENGTH_FIELD"], self.config["LIST_SUFFIX"]
-        columns = {self.user_field: users}
+        # Some read a target where they rank, for a loss that nobody asks for.
+        columns = {self.user_field: users, self.item_field: rows[self.item_field]}
         lengths = rows[length_field]
         for name in rows.interaction:
             if name.endswith(suffix):
-                past, latest = rows[name], rows[name.removesuffix(suffix)]
-                columns[name] = appended(past, lengths, latest)
+                of_row = name.removesuffix(suffix)  # DIEN's sampled items are of no row
+                columns[name] = appended(rows[name], lengths, rows[of_row]) if of_row in rows else rows[name]
         columns[length_field] = (lengths + 1).clamp(max=self.config["MAX_ITEM_LIST_LENGTH"])
         return self.dataset.join(Interaction(columns))
 
@@ -95,7 +117,7 @@ class Scorer:
         if self._full:
             try:
                 scores: Tensor = self.model.full_sort_predict(rows.to(self.device))
-                return scores.detach().cpu().float().flatten()
+                return flat(scores)
             except NotImplementedError:
                 self._full = False
         return None
@@ -108,8 +130,19 @@ class Scorer:
         return pairs
 
     def _predict(self, pairs: Interaction) -> Tensor:
-        parts = [pairs[start : start + BATCH // 16] for start in range(0, len(pairs), BATCH // 16)]
-        return torch.cat([self.model.predict(part.to(self.device)).detach().cpu().float().flatten() for part in parts])
+        return torch.cat([flat(self.model.predict(part.to(self.device))) for part in in_parts(pairs)])
+
+
+def in_parts(pairs: Interaction) -> list[Interaction]:
+    """Rows, :data:`SLOTS` entries of their longest column at a time."""
+    longest = max(values[:1].numel() for values in pairs.interaction.values())
+    size = max(1, SLOTS // max(1, longest))
+    return [pairs[start : start + size] for start in range(0, len(pairs), size)]
+
+
+def flat(scores: Tensor) -> Tensor:
+    """Scores of any shape and device, ``[n]``."""
+    return scores.detach().cpu().float().flatten()
 
 
 def appended(past: Tensor, lengths: Tensor, latest: Tensor) -> Tensor:
