@@ -129,8 +129,29 @@ def test_a_click_model_refuses_rating_labels():
 def test_keys_that_mean_something_else_to_a_recbole_model_keep_its_default():
     assert config("EASE")["reg_weight"] == 250.0
     assert config("LightGCN")["reg_weight"] == 1e-5
-    assert config("AttnFedKD")["reg_weight"] == 1e-5
+    assert config("AttnFedKD", preset="afd")["reg_weight"] == 1e-5
     assert config("AttnFedKD", preset="fd")["reg_weight"] == 0.0
+
+
+@pytest.mark.parametrize(("keys", "preset", "knowledge"), [
+    ({}, "factors", "factors"),
+    ({"client_num": 16, "partition": "user", "engine": "fleet", "learning_rate": 0.1, "factor_size": 8}, "factors", "factors"),
+    ({"label_mode": "threshold"}, "factors", "factors"),
+    ({"label_mode": "implicit"}, "afd", "label"),
+    ({"strategy": "fedavg"}, "afd", "label"),
+    ({"knowledge": "item"}, "afd", "item"),
+    ({"embedding_size": 16}, "afd", "label"),
+    ({"feature_fields": []}, "afd", "label"),
+    ({"gamma": 0.05}, "afd", "label"),
+    ({"clients_per_round": 2}, "afd", "label"),
+    ({"secure_aggregation": True}, "afd", "label"),
+    ({"student_pool": [{}]}, "afd", "label"),
+    ({"preset": "afd"}, "afd", "label"),
+    ({"preset": "fd"}, "fd", "label"),
+])  # fmt: skip
+def test_a_population_is_the_configuration_worth_using_unless_a_key_speaks_of_students(keys, preset, knowledge):
+    chosen = config("AttnFedKD", **keys)
+    assert (chosen["preset"], chosen["knowledge"], chosen.unread_keys) == (preset, knowledge, [])
 
 
 def test_keys_of_other_models_are_no_error_but_are_named():

@@ -97,7 +97,7 @@ def test_defaults_that_are_told_are_those_of_the_config(model, preset):
 def test_defaults_of_the_chosen_model_are_shown(capsys):
     assert "--mlp_hidden_size=[32, 16, 8]" in told(capsys, "--help", "--model=WideDeep")
     assert "--sketch_passes=3" in told(capsys, "--help", "--preset=factors")
-    assert "--learner=adam_to_sgd" in told(capsys, "--help") and "--learner=sgd" in told(
+    assert "--learner=adam_to_sgd" in told(capsys, "--help", "--preset=afd") and "--learner=sgd" in told(
         capsys, "--help", "--preset=fedmf"
     )
 

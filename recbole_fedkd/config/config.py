@@ -24,7 +24,14 @@ from recbole.utils import InputType, ModelType, get_trainer
 from recbole_fedkd.config.files import PROPERTIES, RECBOLE_PROPERTIES, files_of_model, preset_file
 from recbole_fedkd.config.given import convert_given, named, read_files, values_of_preset
 from recbole_fedkd.config.judging import JudgedConfig
-from recbole_fedkd.config.keys import keys_of_model, keys_with, merged_layers, read_keys, settings_of_model
+from recbole_fedkd.config.keys import (
+    keys_of_model,
+    keys_with,
+    merged_layers,
+    read_keys,
+    read_sections,
+    settings_of_model,
+)
 from recbole_fedkd.config.known import KnownKeys, keys_in_source
 from recbole_fedkd.config.models import find_model
 from recbole_fedkd.config.plugins import import_plugins, model_of, models_with_keys
@@ -32,6 +39,8 @@ from recbole_fedkd.config.shapes import check_fields
 from recbole_fedkd.config.synonyms import called_here
 from recbole_fedkd.config.transforms import check_transform
 from recbole_fedkd.config.values import ConfigLoader, plain
+from recbole_fedkd.distillation.exchange import FactorSettings
+from recbole_fedkd.distillation.knowledge import AGGREGATIONS
 from recbole_fedkd.distillation.losses import MutualWeights
 from recbole_fedkd.errors import InputError, shown
 from recbole_fedkd.federated.knowledge import KNOWLEDGE
@@ -173,9 +182,19 @@ class FedKDConfig(JudgedConfig):
             self._set_label_field(mode, model_class)
             self._set_rows(mode, model_class)
         preset = self._chosen("preset")
+        if "preset" not in self.external_config_dict and preset and self._speaks_of_students(mode):
+            preset = self.internal_config_dict["preset"] = "afd"
         if preset is not None:
             self._update_internal_config_dict(preset_file(preset))
         self._set_strategy(model, model_class, self._chosen("strategy"))
+
+    def _speaks_of_students(self, mode: str | None) -> bool:
+        """Whether the user sets a key of students or of an exchange, or labels that no item factors are made of."""
+        own = {key.name for one in (STRATEGIES, KNOWLEDGE, AGGREGATIONS) for _, key in one.declared()}
+        own |= keys_with("students") | keys_with("attentive") | keys_with("fields")
+        own |= read_sections(PROPERTIES / "model" / "AttnStudent.yaml")["Network"].keys()
+        given = {name for name, value in self.external_config_dict.items() if value is not None}
+        return mode == "implicit" or bool(given & (own - settings_of(FactorSettings).keys()))
 
     def _set_columns(self, dataset: str) -> None:
         """The columns that are loaded where labels are made.

@@ -34,6 +34,7 @@ ROLES = {
     "question": "What a search or an experiment asks.",
     "federation": "Read by a federation alone, unless a model has a key of this name; all that is declared in Python is.",
     "attentive": "Decides how the population of the attentive model is built.",
+    "students": "A population of the attentive model that is given it has students, and not heads on item factors.",
     "fields": "Encodes feature fields, which not every model embeds.",
     "central": "Read by RecBole's own trainer and loader, and not by the clients of a federation.",
     "memory": "A smaller value needs less memory.",
