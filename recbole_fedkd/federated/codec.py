@@ -47,7 +47,7 @@ class WireSettings:
         "each, if any, one of <stages>",
         "What a client's message passes on its way to the wire, in this order. With more than the codecs, a network travels as "
         "what changed of it.",
-        roles="said",
+        roles="said students",
     )
     error_feedback: bool = setting(True, "", "What encoding takes from a client's update is added to its next one.")
 
