@@ -137,6 +137,28 @@ def writable_folder(folder: Path, subject: str) -> Path:
     return folder
 
 
+@contextmanager
+def held_alone(file: Path, refused: str, patience: float = 0.0) -> Iterator[None]:
+    """Hold a file's lock, which the operating system lets go when the process ends, however it ends.
+
+    Args:
+        file: of the lock.
+        refused: sentence for whoever comes second.
+        patience: seconds that another has to let it go.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    from filelock import FileLock, Timeout  # asyncio comes with it, which no help text needs
+
+    try:
+        held = FileLock(file).acquire(timeout=patience)
+    except Timeout as error:
+        raise InputError(refused) from error
+    with held:
+        yield
+
+
 def remove_temporaries(folder: Path) -> None:
     """Remove what processes that were killed while they wrote left in a folder."""
     with suppress(OSError):

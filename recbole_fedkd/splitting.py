@@ -26,6 +26,7 @@ from recbole_fedkd.data.schema import ClientRows, DataSchema, read_schema, rows_
 from recbole_fedkd.data.side_files import side_table
 from recbole_fedkd.errors import InputError, listed
 from recbole_fedkd.files import writable_folder
+from recbole_fedkd.machines.coordinator import check_manifest
 from recbole_fedkd.machines.judging import check_judgeable
 from recbole_fedkd.machines.manifest import IDENTITY, Manifest, party_folders, write_manifest, write_party
 from recbole_fedkd.quick_start import _prepare_data
@@ -61,8 +62,9 @@ def split_federation(
     data = _prepare_data(config)
     splits, owners = [loader._dataset for loader in data.loaders], data.client_of_user
     assert owners is not None
-    writable_folder(out, f"folder '{out}'")
     schema = read_schema(splits[0], int(owners.max()) + 1)
+    check_manifest(Manifest(out / MANIFEST, config, schema))
+    writable_folder(out, f"folder '{out}'")
     folders = party_folders(out, range(schema.clients))
     write_manifest(config, schema, out / MANIFEST, folders)
     train, *held_out = (rows_of_clients(split, owners) for split in splits)
@@ -115,7 +117,7 @@ def catalogue_manifest(
     name = check_name(dataset or items.stem)
     config = _config_of_parties(model, name, files, keys)
     _check_free(out)
-    if config["label_mode"] != "implicit" and not config["label_values"]:
+    if not config["label_values"]:
         raise InputError("a catalogue does not say which labels there are; name them, such as label_values=[1,2,3,4,5]")
     if (config["load_col"] or {}).get("user"):
         raise InputError(
@@ -142,6 +144,7 @@ def catalogue_manifest(
     schema = replace(schema, user_num=user_num, columns=columns, more=more, known_items=known_items)
     for key in ("rating_threshold", "threshold"):  # made of label_values where nothing is set
         config[key] = made[key]
+    check_manifest(Manifest(out, config, schema))
     writable_folder(out, f"folder '{out}'")
     write_manifest(config, schema, out, party_folders(out.parent, range(schema.clients)))
     return schema
@@ -184,7 +187,7 @@ def _made_up(tokens: list[str], config: Any) -> pd.DataFrame:
     users = 2 * config["client_num"] + 8
     rows_of_user = min(len(tokens), max(_MADE_UP_ROWS, -(-len(tokens) // users)))
     row = np.arange(users * rows_of_user)
-    labels = [f"{value:g}" for value in config["label_values"] or [1.0]]
+    labels = [f"{value:g}" for value in config["label_values"]]
     columns = {
         "user": np.char.add("u", (row // rows_of_user).astype(str)),
         "item": np.array(tokens, dtype=object)[row % len(tokens)],
@@ -279,9 +282,7 @@ def _split_as_ruled(
     read = Manifest.load(manifest, {**keys, "data_path": str(folder)}).config
     fields = _fields(read)
     # Labels by a threshold take the place of the ratings that they are made of.
-    needed = {role: name for role, name in fields.items() if name in own}
-    if read["label_mode"] in ("rating", "threshold"):
-        needed["rating"] = fields["rating"]
+    needed = {role: name for role, name in fields.items() if name in own or role == "rating"}
     if absent := [name for role, name in needed.items() if FIELDS[role] not in table]:
         raise InputError(f"'{file}' has no column for {listed(absent)}, which the manifest's rows have")
     write_interactions(table, folder, read["dataset"], fields)

@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from recbole_fedkd.engine import InProcess
-from recbole_fedkd.errors import InputError
+from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.federated.envelope import Answer
-from recbole_fedkd.machines.coordinator import SERVER_STATE, Coordinator, sole_coordinator
-from recbole_fedkd.machines.journal import LOG, Journal, read_events, status
+from recbole_fedkd.files import held_alone
+from recbole_fedkd.machines.coordinator import LOCK, SERVER_STATE, Coordinator, sole_coordinator
+from recbole_fedkd.machines.journal import LOG, Follower, Journal, read_events, status
 from recbole_fedkd.machines.judging import BINS, added, area_within, metrics_of
 from recbole_fedkd.machines.manifest import Manifest
 from recbole_fedkd.machines.party import Party
-from recbole_fedkd.machines.running import Trust, coordinate, coordinated
+from recbole_fedkd.machines.running import Trust, coordinate, coordinated, live
 from recbole_fedkd.privacy.accountant import epsilon_of, noise_for
 from recbole_fedkd.report import write_report
 from recbole_fedkd.rounds import EpochRecord
@@ -188,6 +189,11 @@ def test_a_folder_of_another_federation_is_refused(cut, data_path, tmp_path):
         split_federation("AttnFedKD", "tiny", tmp_path / "other", [], other)
     with pytest.raises(InputError, match="metrics ndcg are not sums"):
         split_federation("AttnFedKD", "tiny", tmp_path / "third", [], {**other, "metrics": ["NDCG", "MAE"]})
+    # What a coordinator would refuse is refused before anything is cut.
+    two = {**other, "codecs": [], "client_num": 2, "secure_aggregation": True}
+    with pytest.raises(InputError, match="secure_aggregation=True needs three clients"):
+        split_federation("AttnFedKD", "tiny", tmp_path / "third", [], two)
+    assert not (tmp_path / "third").exists()
 
 
 def test_three_terminals_and_a_stranger(cut, tmp_path):
@@ -243,8 +249,17 @@ def test_coordinator_and_parties_that_are_killed_at_any_moment_change_nothing(mo
     assert found["kills"] >= 6 and found["different runs"] == 0
 
 
-def test_a_second_coordinator_of_a_folder_is_refused_and_takes_nothing_from_the_first(cut, tmp_path):
+def test_a_second_process_of_a_folder_is_refused_and_takes_nothing_from_the_first(cut, tmp_path):
     address = f"unix:{tmp_path}/s"
+    folder = parties_of(cut, tmp_path)[1][1].folder
+    with held_alone(folder / LOCK, ""):
+        (written := folder / ".state.pth.0123abcd").touch()
+        with pytest.raises(InputError, match="runs already; end that process first"):
+            live(folder, cut[0], address, Trust(), {})
+        assert written.exists()
+    with pytest.raises(InputError, match="does not say which party it is"):
+        live(tmp_path / "mistyped", cut[0], address, Trust(), {})
+    assert not (tmp_path / "mistyped").exists()
     with sole_coordinator(tmp_path / "server"):
         (tmp_path / "s").touch()
         with pytest.raises(InputError, match="another coordinator runs in"):
@@ -273,14 +288,24 @@ def test_auc_of_histograms_is_that_of_the_rows_where_no_two_share_a_bin_by_chanc
 
 def test_a_log_goes_on_after_a_kill_in_a_line_and_misses_no_round(tmp_path):
     records = [EpochRecord(1.0, 0.5, 10, 20, valid={"mae": 0.7}), EpochRecord(1.0, 0.4, 10, 20, missing={1: "absent"})]
-    journal = Journal(tmp_path)
+    said, heard = [], []
+    journal = Journal(tmp_path, said.append)
     journal.write("waiting", parties=2, address="here")
-    journal.write("begin", round=1, epochs=3, parties={"0": 1234, "1": 5})
+    follower = Follower(tmp_path, heard.append)
+    journal.write("begin", round=1, epochs=3, parties={"0": 1234, "1": 5}, there=2)
+    follower.look()
     journal.rounds(records[:1], {0: 0.0, 1: 0.0})
+    follower.look()
+    follower.look()
+    assert said == ["waiting for 2 parties at here", *heard]
+    assert heard == [
+        "2 of 2 parties are there; 0 of 3 rounds are done",
+        "round 1: loss 0.5000, mae 0.7000, 30 B, 1.0 s",
+    ]
     with (tmp_path / LOG).open("ab") as log:
         log.write(b'{"time": "cut of')
     again = Journal(tmp_path)
-    again.write("begin", round=2, epochs=3, parties={"0": 1234, "1": 5})
+    again.write("begin", round=2, epochs=3, parties={"0": 1234, "1": 5}, there=2)
     again.rounds(records, {0: 60.0})
     again.rounds(records, {0: 60.0})
     assert [event.get("round") for event in read_events(tmp_path / LOG)] == [None, 1, 1, 2, 2]
@@ -333,3 +358,35 @@ def test_a_token_and_a_row_that_were_planted_with_a_party_are_nowhere_else(tmp_p
     assert {SERVER_STATE, LOG, "result.json", "record.jsonl"} <= {each.name for each in files}
     for content in [*wire.bytes, *(each.read_bytes() for each in files)]:
         assert not any(mark in content for mark in marks)
+
+
+class Coming(Interrupted):
+    """Parties of which so many have come at each look."""
+
+    def __init__(self, parties, looks, after=10**9):
+        super().__init__({number: party.answer for number, party in parties.items()}, after)
+        self.greeted = {number: Answer.from_bytes(party.hello()) for number, party in parties.items()}
+        self.seen, self.looks = dict.fromkeys(parties, 1.0), iter(looks)
+
+    def await_parties(self, numbers, timeout):
+        return set(range(next(self.looks)))
+
+
+def test_a_coordinator_that_goes_on_says_so_when_somebody_is_there_and_a_finished_one_waits_for_nobody(cut, tmp_path):
+    manifest, parties = parties_of(cut, tmp_path)
+    out = tmp_path / "server"
+
+    def events():
+        return [event["event"] for event in read_events(out / LOG)]
+
+    with pytest.raises(KeyboardInterrupt):
+        coordinated(manifest, Coming(parties, [3], after=12), out, "here")
+    manifest.config["client_timeout"] = 0.0
+    with pytest.raises(TrainingError, match=r"client\(s\) 1, 2 have not come; the run goes on when 3 are there"):
+        coordinated(manifest, Coming(parties, [1, 1]), out, "here")
+    assert events()[-2:] == ["waiting", "failed"]
+    assert status(out).startswith("stopped: client(s) 1, 2 have not come")
+    manifest.config["client_timeout"] = 60.0
+    told = coordinated(manifest, Coming(parties, [0, 1, 3]), out, "here")
+    again = coordinated(manifest, Coming(parties, []), out, "here")
+    assert again["test_result"] == told["test_result"] and events()[-2:] == ["end", "end"]

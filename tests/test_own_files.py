@@ -138,7 +138,10 @@ def test_a_party_may_have_met_one_label_only(files, tmp_path):
         (lambda: made() or brought(0, "many.csv"), "has 10 users; a party of this manifest has 9 at most"),
         (lambda: made() or brought(0, "0.csv", "--time="), "no column for timestamp"),
         (lambda: made("--label_mode=threshold") or brought(0, "0.csv", "--rating="), "no column for rating"),
-        (lambda: made("--secure_aggregation=True") or brought(0), "identity.key' is not the private key of a party"),
+        (lambda: made("--secure_aggregation=True"), "needs three clients"),
+        (lambda: made("--secure_aggregation=True", "--client_num=3") or brought(0), "is not the private key of a party"),
+        (lambda: made("--label_mode=implicit", "--metrics=[LogLoss]", "--valid_metric=LogLoss"), "draw no others"),
+        (lambda: made("--model=BPR", "--metrics=[NDCG]", "--valid_metric=NDCG@10"), "model 'BPR' is not judged"),
         (lambda: made() or brought(0, "0.csv", "--colour=red"), "colour"),
     ],
 )  # fmt: skip

@@ -248,13 +248,17 @@ def manifest(arguments: Sequence[str]) -> int:
     users = take_count(keys, "users", most=10**7) or 1000
     files = keys.pop("config_files", "").split()
     model, dataset = keys.pop("model", None), keys.pop("dataset", None)
+    from recbole_fedkd.machines.manifest import IDENTITY
     from recbole_fedkd.splitting import catalogue_manifest
 
     schema = catalogue_manifest(Path(arguments[0]), model, dataset, out, files, keys, users)
-    print(
-        f"{schema.item_num - 1} items; {schema.clients} parties of {users} users at most\nmanifest: {out}\n"
-        f"next, at each party: recbole-fedkd bring <file> --manifest={out} --number=<0 to {schema.clients - 1}> --out=<folder>"
-    )
+    print(f"{schema.item_num - 1} items; {schema.clients} parties of {users} users at most\nmanifest: {out}")
+    folder = "<folder>"
+    if own := sorted(out.parent.glob(f"party-*/{IDENTITY}")):
+        folder = "<its folder>"
+        print(f"signing keys: {own[0].parent} ... {own[-1].parent}; hand each party its own folder")
+    numbers = f"<0 to {schema.clients - 1}>"
+    print(f"next, at each party: recbole-fedkd bring <file> --manifest={out} --number={numbers} --out={folder}")
     return 0
 
 
@@ -285,11 +289,12 @@ def coordinate(arguments: Sequence[str]) -> int:
     if "address" not in keys or "out" not in keys:
         raise InputError("coordinate needs --address=<address> and --out=<folder>; see coordinate --help")
     address, out = keys.pop("address"), Path(keys.pop("out"))
-    from recbole_fedkd.machines.running import Trust
+    from recbole_fedkd.machines.running import RESULT, Trust
     from recbole_fedkd.machines.running import coordinate as run_coordinator
 
     trust = Trust(*(keys.pop(name, None) for name in ("secret", "certificate", "private-key", "authority")))
     run_coordinator(Path(arguments[0]), address, out, trust, keys)
+    print(f"result: {out / RESULT}")
     return 0
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, TextIO
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from recbole_fedkd.config import FedKDConfig
@@ -34,7 +33,7 @@ from recbole_fedkd.experiment.records import (
     work_folder,
     write_failure,
 )
-from recbole_fedkd.files import write_json
+from recbole_fedkd.files import held_alone, write_json
 from recbole_fedkd.quick_start import check_dataset
 
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent.parent
@@ -87,7 +86,9 @@ def run_experiment(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"out '{folder}' cannot be made: {error.strerror}") from error
-    with sole_runner(folder):
+    with held_alone(
+        folder / ".lock", f"folder '{folder}' is in use by another runner; wait for it, or give another --out"
+    ):
         prepare_folder(folder, experiment)
         open_cells = [
             cell
@@ -159,23 +160,6 @@ def _without_data(cells: Sequence[Cell], configs: Mapping[str, dict[str, Any]]) 
             except InputError as error:
                 missing[cell.id] = str(error)
     return missing
-
-
-@contextmanager
-def sole_runner(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the operating system lets go when the process ends, however it ends.
-
-    Raises:
-        InputError: another process holds it.
-    """
-    try:
-        held = FileLock(folder / ".lock").acquire(blocking=False)
-    except Timeout as error:
-        raise InputError(
-            f"folder '{folder}' is in use by another runner; wait for it, or give another --out"
-        ) from error
-    with held:
-        yield
 
 
 class Progress:

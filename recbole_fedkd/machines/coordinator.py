@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from logging import getLogger
@@ -19,12 +19,12 @@ from recbole.utils import early_stopping
 
 from recbole_fedkd import __version__
 from recbole_fedkd.checkpoint import read_sealed, restored, write_sealed
-from recbole_fedkd.engine import RemoteEngine, Transport
+from recbole_fedkd.engine import InProcess, RemoteEngine, Transport
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.envelope import Answer, new_run
 from recbole_fedkd.federated.server import Release
 from recbole_fedkd.federation import build_server
-from recbole_fedkd.files import regular_file, remove_temporaries, writable_folder, write_json
+from recbole_fedkd.files import held_alone, regular_file, remove_temporaries, writable_folder, write_json
 from recbole_fedkd.machines.judging import PROTOCOLS, added, area_within, check_judgeable, metrics_of
 from recbole_fedkd.machines.manifest import Manifest
 from recbole_fedkd.rounds import EpochRecord, number_of, record_of
@@ -36,16 +36,11 @@ SERVER_STATE, SPENT, LOCK = "server.pth", "spent.json", ".lock"
 coordinator holds that runs there."""
 
 
-@contextmanager
-def sole_coordinator(folder: Path, patience: float = 1.0) -> Iterator[None]:
+def sole_coordinator(folder: Path, patience: float = 1.0) -> AbstractContextManager[None]:
     """A folder for one coordinator alone; raises :class:`InputError` where another still runs there after so many seconds."""
     writable_folder(folder, f"folder '{folder}'")
-    try:
-        held = FileLock(folder / LOCK).acquire(timeout=patience)
-    except Timeout as error:
-        raise InputError(f"another coordinator runs in '{folder}'; end it first, or name another --out") from error
-    with held:
-        yield
+    refused = f"another coordinator runs in '{folder}'; end it first, or name another --out"
+    return held_alone(folder / LOCK, refused, patience)
 
 
 def in_use(folder: Path) -> bool:
@@ -57,13 +52,27 @@ def in_use(folder: Path) -> bool:
         return True
 
 
+def engine_of(manifest: Manifest, transport: Transport, sizes: Mapping[int, int]) -> RemoteEngine:
+    """The engine of a coordinator; arguments and errors as of :class:`Coordinator`."""
+    config = manifest.config
+    check_judgeable(config)
+    server = build_server(config, manifest.schema)
+    return RemoteEngine(server, transport, new_run(), dict(sizes), config["client_timeout"], config["min_clients"])
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Raise what a coordinator of these parties would raise before their first round."""
+    sizes = dict.fromkeys(range(manifest.schema.clients), 1)
+    engine_of(manifest, InProcess({}), sizes).rounds_of_budget(manifest.config["epochs"])
+
+
 class Coordinator:
     """Draws clients, folds what they say, has them judged where they are, stops early, and can be killed at any moment.
 
     Args:
         manifest: what is public.
         transport: how parties are reached.
-        sizes: samples of an epoch of every party; of a run that goes on those that it began with are taken.
+        sizes: samples of an epoch of every party; a run that goes on has them.
         folder: its own; a run that lies there goes on.
 
     Raises:
@@ -71,15 +80,11 @@ class Coordinator:
     """
 
     def __init__(self, manifest: Manifest, transport: Transport, sizes: Mapping[int, int], folder: Path) -> None:
-        check_judgeable(manifest.config)
         self.manifest, self.config, self.folder = manifest, manifest.config, folder
         writable_folder(folder, f"folder '{folder}'")
         remove_temporaries(folder)
         config = self.config
-        server = build_server(config, manifest.schema)
-        self.engine = RemoteEngine(
-            server, transport, new_run(), dict(sizes), config["client_timeout"], config["min_clients"]
-        )
+        self.engine = engine_of(manifest, transport, sizes)
         self.rounds: list[EpochRecord] = []
         self.best_score = -float("inf") if config["valid_metric_bigger"] else float("inf")
         self.best_result: dict[str, float] | None = None
@@ -88,7 +93,7 @@ class Coordinator:
         self.test_sums: dict[int, dict[str, float]] = {}
         if (folder / SERVER_STATE).is_file():
             self._read(folder / SERVER_STATE)
-        self._release = server.release
+        self._release = self.engine.server.release
         if self._release is not None:
             _count_in(self._release, folder / SPENT)
         self.epochs = self.engine.rounds_of_budget(config["epochs"], self.round)
@@ -97,6 +102,15 @@ class Coordinator:
     def round(self) -> int:
         """The round that comes next, from 0."""
         return len(self.rounds)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to ask of parties."""
+        return self._trained and bool(self.test_sums or not self.rounds)
+
+    @property
+    def _trained(self) -> bool:
+        return self.stopped or self.round >= self.epochs
 
     def fit(self, on_round: Callable[[int, dict[str, Any]], None] | None = None) -> dict[str, Any]:
         """Train to the end, and have the best round's networks judged.
@@ -110,7 +124,8 @@ class Coordinator:
         Raises:
             ClientError: too few parties answered; the same folder goes on where that is.
         """
-        while self.round < self.epochs and not self.stopped:
+        while not self._trained:
+            self.test_sums = {}
             self._run_round()
             if on_round is not None:
                 on_round(self.round, asdict(self.rounds[-1]))

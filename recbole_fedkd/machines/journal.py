@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from texttable import Texttable
 
-from recbole_fedkd.errors import InputError
+from recbole_fedkd.errors import InputError, listed
 from recbole_fedkd.files import json_ready
 from recbole_fedkd.rounds import EpochRecord
 
@@ -30,10 +30,11 @@ class Journal:
 
     Args:
         folder: the coordinator's.
+        tell: told every event in words.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.file = folder / LOG
+    def __init__(self, folder: Path, tell: Callable[[str], None] = lambda _: None) -> None:
+        self.file, self._tell = folder / LOG, tell
         events = read_events(self.file)
         self._rounds = sum(event["event"] == "round" for event in events)
 
@@ -49,6 +50,7 @@ class Journal:
             os.write(descriptor, packed)
         finally:
             os.close(descriptor)
+        _say(line, self._tell)
 
     def rounds(self, rounds: Sequence[EpochRecord], seen: Mapping[int, float]) -> None:
         """Add a line for every round that has none yet.
@@ -64,6 +66,42 @@ class Journal:
             }
             self.write("round", round=number, **values, seen=moments)
         self._rounds = max(self._rounds, len(rounds))
+
+
+class Follower:
+    """Tells in words what a log gets from now on; arguments as of :class:`Journal`."""
+
+    def __init__(self, folder: Path, tell: Callable[[str], None]) -> None:
+        self.file, self._tell = folder / LOG, tell
+        self._size, self._told = -1, len(read_events(self.file))
+
+    def look(self) -> None:
+        """Tell what is new."""
+        size = self.file.stat().st_size if self.file.is_file() else 0
+        if size != self._size:
+            events = read_events(self.file)
+            for event in events[self._told :]:
+                _say(event, self._tell)
+            self._size, self._told = size, len(events)
+
+
+def _say(event: Mapping[str, Any], tell: Callable[[str], None]) -> None:
+    """Tell an event in words; why a run failed is told where its error is."""
+    what = event["event"]
+    if what == "begin":
+        there = f"{event['there']} of {len(event['parties'])} parties are there"
+        tell(f"{there}; {event['round'] - 1} of {event['epochs']} rounds are done")
+    elif what == "round":
+        tell(_round_in_words(event))
+    elif what != "failed":
+        tell(_state(event))
+
+
+def _round_in_words(event: Mapping[str, Any]) -> str:
+    missing = f", missing {listed(list(event['missing']))}" if event["missing"] else ""
+    valid = "".join(f", {name} {value:.4f}" for name, value in (event["valid"] or {}).items())
+    moved = event["bytes_down"] + event["bytes_up"]
+    return f"round {event['round']}: loss {event['loss']:.4f}{valid}, {moved:,} B, {event['seconds']:.1f} s{missing}"
 
 
 def read_events(file: Path) -> list[dict[str, Any]]:

@@ -41,6 +41,11 @@ def check_judgeable(config: object) -> None:
         raise InputError(
             f"model '{config['model']}' is not judged where the data are; models of this package are"  # type: ignore[index]
         )
+    if config["label_mode"] == "implicit":  # type: ignore[index]
+        raise InputError(
+            "label_mode is implicit, of which every held-out row is a click, and parties draw no others to judge them against; "
+            "use label_mode=rating or threshold, or run it with engine=processes"
+        )
     if holdout := config["holdout_clients"]:  # type: ignore[index]
         raise InputError(
             f"holdout_clients is {holdout}, and clients that come when training is over are judged in one place alone; "

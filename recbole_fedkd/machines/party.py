@@ -8,6 +8,7 @@ an answer leaves, whole or not at all, so that a party may be killed at any mome
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -79,7 +80,7 @@ class Party:
     Args:
         folder: its rows, and what it remembers.
         manifest: what is public.
-        keep: whether what it remembers is kept on the disk.
+        tell: told in words what it has done.
 
     Attributes:
         number: of the client.
@@ -88,8 +89,8 @@ class Party:
         InputError: the folder holds no party, or one of another federation.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, keep: bool = True) -> None:
-        self.folder, self.manifest, self.keep = folder, manifest, keep
+    def __init__(self, folder: Path, manifest: Manifest, tell: Callable[[str], None] = lambda _: None) -> None:
+        self.folder, self.manifest, self._tell = folder, manifest, tell
         self.number = manifest.number_of(folder)
         self.rows = ClientRows.load(folder / "rows.npz")
         self._client = self._built()
@@ -105,7 +106,7 @@ class Party:
             self._new_masks, self._identity = PartyMasks, manifest.identity_of(folder, self.number)
         self._state = _State()
         remove_temporaries(folder)
-        if keep and (folder / STATE).is_file():
+        if (folder / STATE).is_file():
             self._state = _read_state(folder / STATE)
             if self._state.before is not None:
                 with restored(folder / STATE):
@@ -214,6 +215,7 @@ class Party:
         self._state.trained = _Done(name, packed, self._place, asked.counted, kept if kept != said else None)
         self._state.judged = self._masks = None
         self._write()
+        self._tell(f"round {asked.round + 1}: loss {training.loss / max(training.seen, 1):.4f}, {len(said):,} B up")
         return packed
 
     def _mask(self, asked: Request, name: bytes) -> bytes:
@@ -248,8 +250,7 @@ class Party:
         served = self._state.judged
         if served is None:
             raise MessageError("round", "nothing was taken in yet that could be the best")
-        if self.keep:
-            write_sealed({"run": asked.run, "round": asked.round, "client": served.after}, self.folder / BEST_STATE)
+        write_sealed({"run": asked.run, "round": asked.round, "client": served.after}, self.folder / BEST_STATE)
         return Answer(self.number, asked.run, BEST, asked.round, name).to_bytes()
 
     def _test(self, asked: Request, name: bytes) -> bytes:
@@ -263,6 +264,7 @@ class Party:
             sums = self._judge.sums(self._client.task.network, asked.phase)
         finally:
             self._client.restore(kept)
+        self._tell("the run is over, its test rows are judged; waits for the next run, Ctrl-C ends it")
         return Answer(self.number, asked.run, JUDGE, asked.round, name, numbers=sums).to_bytes()
 
     def _go_to(self, snapshot: Snapshot | None) -> None:
@@ -273,8 +275,7 @@ class Party:
         self._place = snapshot
 
     def _write(self) -> None:
-        if self.keep:
-            _write_state(self._state, self.folder / STATE)
+        _write_state(self._state, self.folder / STATE)
 
 
 def whole_message(client: Client, said: bytes) -> Message:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any, Protocol
 
 import torch
@@ -13,11 +15,11 @@ import torch
 from recbole_fedkd.engine import Transport
 from recbole_fedkd.errors import InputError, TrainingError, listed
 from recbole_fedkd.federated.envelope import Answer
-from recbole_fedkd.files import writable_folder, write_json
+from recbole_fedkd.files import held_alone, writable_folder, write_json
 from recbole_fedkd.machines import flower, superlink
 from recbole_fedkd.machines.channel import client_tls, read_key, server_tls
-from recbole_fedkd.machines.coordinator import SERVER_STATE, Coordinator, sole_coordinator
-from recbole_fedkd.machines.journal import Journal
+from recbole_fedkd.machines.coordinator import LOCK, SERVER_STATE, Coordinator, sole_coordinator
+from recbole_fedkd.machines.journal import Follower, Journal
 from recbole_fedkd.machines.manifest import Manifest
 from recbole_fedkd.machines.party import Party
 from recbole_fedkd.machines.sockets import SocketTransport, read_address, serve
@@ -25,6 +27,7 @@ from recbole_fedkd.record import RUN_RECORD, RUN_USERS, write_record
 
 RESULT = "result.json"
 _SUPERLINK_STARTS = 60.0
+_print = partial(print, flush=True)
 
 
 def _same_arithmetic(manifest: Manifest) -> None:
@@ -92,37 +95,42 @@ def coordinate(manifest: Path, address: str, out: Path, trust: Trust, keys: Mapp
 def coordinated(read: Manifest, transport: Gathering, out: Path, address: str) -> dict[str, Any]:
     """Wait for the parties, train, and write the result; arguments as of :func:`coordinate`."""
     _same_arithmetic(read)
-    numbers, began = set(range(read.schema.clients)), (out / SERVER_STATE).is_file()
+    numbers = set(range(read.schema.clients))
     writable_folder(out, f"folder '{out}'")
-    journal = Journal(out)
-    journal.write("waiting", parties=len(numbers), address=address)
-    print(f"waiting for {len(numbers)} parties at {address}", flush=True)
+    journal = Journal(out, _print)
     try:
-        missing = numbers - transport.await_parties(numbers, 1.0 if began else read.config["client_timeout"])
-        if missing and not began:
-            raise TrainingError(f"client(s) {listed(sorted(missing))} have not come; the run begins when all are there")
-        sizes = {number: int((hello.numbers or {})["samples"]) for number, hello in sorted(transport.greeted.items())}
-        coordinator = Coordinator(read, transport, sizes, out)
-        if address.startswith(flower.SCHEME):
-            coordinator.engine.name = "flower"
-        journal.rounds(coordinator.rounds, transport.seen)
-        parties = {str(number): size for number, size in coordinator.engine.sizes.items()}
-        journal.write("begin", round=coordinator.round + 1, epochs=read.config["epochs"], parties=parties)
-        if coordinator.round:
-            print(f"going on after round {coordinator.round}", flush=True)
-
-        def tell(number: int, record: Mapping[str, Any]) -> None:
+        coordinator = Coordinator(read, transport, {}, out) if (out / SERVER_STATE).is_file() else None
+        if coordinator is None or not coordinator.finished:
+            # A run begins with all of them, and goes on with as many as a round needs.
+            least = len(numbers) if coordinator is None else read.config["min_clients"] or len(numbers)
+            journal.write("waiting", parties=len(numbers), address=address)
+            there = _gathered(transport, numbers, least, read.config["client_timeout"])
+            if coordinator is None:
+                greeted = sorted(transport.greeted.items())
+                sizes = {number: int((hello.numbers or {})["samples"]) for number, hello in greeted}
+                coordinator = Coordinator(read, transport, sizes, out)
             journal.rounds(coordinator.rounds, transport.seen)
-            _tell(number, record)
-
-        result = coordinator.fit(tell)
+            parties = {str(number): size for number, size in coordinator.engine.sizes.items()}
+            epochs = read.config["epochs"]
+            journal.write("begin", round=coordinator.round + 1, epochs=epochs, parties=parties, there=there)
+        result = coordinator.fit(lambda *_: journal.rounds(coordinator.rounds, transport.seen))
     except (InputError, TrainingError) as error:
         journal.write("failed", why=str(error))
         raise
     _keep(result, out)
     journal.write("end", best_round=result["best_round"], test=result["test_result"])
-    print(f"best round {result['best_round']}, test {result['test_result']}\nresult: {out / RESULT}", flush=True)
     return result
+
+
+def _gathered(transport: Gathering, numbers: set[int], least: int, timeout: float) -> int:
+    """How many parties have come, as soon as so many have; raises :class:`TrainingError` where they do not in time."""
+    end = monotonic() + timeout
+    while len(there := transport.await_parties(numbers, min(1.0, timeout))) < least:
+        if monotonic() > end:
+            raise TrainingError(
+                f"client(s) {listed(sorted(numbers - there))} have not come; the run goes on when {least} are there"
+            )
+    return len(there)
 
 
 def _keep(result: Mapping[str, Any], out: Path) -> None:
@@ -149,28 +157,27 @@ def _on_flower(read: Manifest, address: str, out: Path, trust: Trust, keys: Mapp
         f"coordinator on the SuperLink at {address}; it begins when all {read.schema.clients} parties are there",
         flush=True,
     )
-    superlink.supervise(submitted, out, (out / RESULT).is_file)
+    before = _written(out / RESULT)
+    superlink.supervise(submitted, out, lambda: _written(out / RESULT) != before, Follower(out, _print).look)
     result: dict[str, Any] = json.loads((out / RESULT).read_text(encoding="utf-8"))
-    print(f"best round {result['best_round']}, test {result['test_result']}\nresult: {out / RESULT}", flush=True)
     return result
 
 
-def _tell(number: int, record: Mapping[str, Any]) -> None:
-    missing = f", missing {listed(list(record['missing']))}" if record["missing"] else ""
-    valid = ", ".join(f"{name} {value:.4f}" for name, value in (record["valid"] or {}).items())
-    moved = record["bytes_down"] + record["bytes_up"]
-    print(
-        f"round {number}: loss {record['loss']:.4f}, {valid}, {moved} B, {record['seconds']:.1f} s{missing}", flush=True
-    )
+def _written(file: Path) -> int:
+    """When a file was written; 0: never."""
+    return file.stat().st_mtime_ns if file.is_file() else 0
 
 
 def live(folder: Path, manifest: Path, address: str, trust: Trust, keys: Mapping[str, Any]) -> None:
     """Answer what the coordinator asks, until somebody ends this process; arguments as of :func:`coordinate`."""
     read = Manifest.load(manifest, keys)
     _same_arithmetic(read)
-    party = Party(folder, read)
-    print(f"party {party.number}: {len(party.client.task)} samples, server at {address}", flush=True)
-    attend(party, address, trust)
+    read.number_of(folder)  # else there would be a folder that was mistyped
+    writable_folder(folder, f"folder '{folder}'")
+    with held_alone(folder / LOCK, f"the party of '{folder}' runs already; end that process first", patience=1.0):
+        party = Party(folder, read, tell=_print)
+        print(f"party {party.number}: {len(party.client.task)} samples, server at {address}", flush=True)
+        attend(party, address, trust)
 
 
 def attend(party: Party, address: str, trust: Trust, patience: float | None = None) -> None:

@@ -126,13 +126,20 @@ class Submitted:
         return str(state["status"])
 
 
-def supervise(submitted: Submitted, out: Path, finished: Callable[[], bool], every: float = 10.0) -> None:
+def supervise(
+    submitted: Submitted,
+    out: Path,
+    finished: Callable[[], bool],
+    look: Callable[[], None] = lambda: None,
+    every: float = 10.0,
+) -> None:
     """Have the coordinator run until it has finished, also where SuperLink or ServerApp are killed.
 
     Args:
         submitted: its runs.
         out: the coordinator's folder.
         finished: whether there is a result.
+        look: called now and then, and at the end.
         every: seconds between two looks at how the run is.
 
     Raises:
@@ -142,12 +149,13 @@ def supervise(submitted: Submitted, out: Path, finished: Callable[[], bool], eve
     run: str | None = submitted.start()
     looked, began = monotonic(), False
     while not finished():
+        look()
         sleep(_POLL)
         if in_use(out):
             began = True
             continue
         if finished():
-            return
+            break
         # Flower itself misses an app that was killed when its heartbeats have expired, after more than a minute.
         if not began:
             if monotonic() - looked < every:
@@ -164,6 +172,7 @@ def supervise(submitted: Submitted, out: Path, finished: Callable[[], bool], eve
             raise TrainingError((out / FAILED).read_text())
         getLogger().warning("the coordinator was cut off; it is started again, and goes on where it was")
         run, began, looked = None, False, monotonic() - every
+    look()
 
 
 def local_superlink(folder: Path) -> tuple[str, list[str]]:

@@ -14,7 +14,6 @@ from typing import Any, TextIO
 
 import numpy as np
 import optuna
-from filelock import FileLock, Timeout
 from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
@@ -24,7 +23,7 @@ from recbole_fedkd.config import FedKDConfig, parse_value
 from recbole_fedkd.config.given import read_given
 from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.errors import InputError, TrainingError, nearest
-from recbole_fedkd.files import config_text, regular_file, write_bytes, write_json
+from recbole_fedkd.files import config_text, held_alone, regular_file, write_bytes, write_json
 from recbole_fedkd.quick_start import run_recbole_fedkd
 from recbole_fedkd.search.parameters import Parameter
 
@@ -147,12 +146,10 @@ def run_search(search: Search, out: Path, trials: int | None = None, stream: Tex
     regular_file(config_of(out), "out's config file")
     try:
         out.resolve().parent.mkdir(parents=True, exist_ok=True)
-        held = FileLock(out.with_name(f".{out.name}.lock")).acquire(blocking=False)
-    except Timeout as error:
-        raise InputError(f"out '{out}' is in use by another search; wait for it, or give another --out") from error
+        (lock := out.with_name(f".{out.name}.lock")).touch()
     except OSError as error:
         raise InputError(f"out '{out}' cannot be written: {error.strerror}") from error
-    with held:
+    with held_alone(lock, f"out '{out}' is in use by another search; wait for it, or give another --out"):
         return _search(search, out, trials, stream or sys.stderr)
 
 
