@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
+from scipy import stats
 
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.bits import bridged
@@ -16,6 +17,7 @@ from recbole_fedkd.federated.codec import (
 )
 from recbole_fedkd.federated.encoding import LowRank, LowRankSettings, energy_rank
 from recbole_fedkd.federated.message import Message, MessageError, decoded
+from recbole_fedkd.federated.random_k import common_places
 from recbole_fedkd.federated.stage import applied, difference, named
 from recbole_fedkd.federated.wire import Broadcast
 
@@ -144,6 +146,16 @@ def test_top_k_sends_the_largest_numbers_and_nothing_else():
     back = stack.decode(encoded)["w"]
     array[2, 2] = 0.0
     assert np.array_equal(back, array)
+
+
+def test_random_k_sends_the_same_places_of_every_client_and_others_in_the_next_round():
+    stack = CodecStack.of(["random_k"], {"random_k_share": 0.1})
+    ones, twos = np.ones((10, 10), np.float32), np.full((10, 10), 2.0, np.float32)
+    seen = [stack.decode(stack.encode({"w": array}, each))["w"] for array in (ones, twos) for each in (0, 1, 0)]
+    assert [int((each != 0).sum()) for each in seen] == [10] * 6
+    assert np.array_equal(seen[0] * 2, seen[3]) and np.array_equal(seen[0], seen[2]) and (seen[0] != seen[1]).any()
+    drawn = np.concatenate([common_places(1000, 100, each) for each in range(400)])
+    assert stats.chisquare(np.bincount(drawn, minlength=1000)).pvalue > 1e-4  # a public draw: it never varies
 
 
 def test_sign_sends_a_bit_a_number_and_the_magnitude_of_each_row_in_steps():

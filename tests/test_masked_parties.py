@@ -13,6 +13,7 @@ from recbole_fedkd.engine import ClientError, InProcess
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.envelope import MASK, TRAIN, Answer, Request
 from recbole_fedkd.federated.message import Message
+from recbole_fedkd.federated.random_k import common_places
 from recbole_fedkd.machines.manifest import IDENTITY
 from recbole_fedkd.machines.party import Party
 from recbole_fedkd.privacy.identity import MaskingError
@@ -72,6 +73,17 @@ def test_parties_round_to_steps_that_everybody_knows_under_a_codec(parties, weig
     if weights == "samples":  # as the federation without masks has it
         for name, value in local.server.state.items():
             torch.testing.assert_close(remote.engine.server.state[name], value, rtol=0, atol=4 * 0.3 / 127)
+
+
+def test_parties_send_the_places_that_a_public_draw_picks_round_by_round(parties):
+    remote, _ = parties("clipped", codecs=["random_k"], broadcast_codecs=[])
+    for index in range(2):
+        before = {name: value.clone() for name, value in remote.engine.server.state.items()}
+        remote.engine.run_round(index)
+        for name, value in remote.engine.server.state.items():
+            changed = torch.nonzero((value != before[name]).flatten()).flatten().tolist()
+            assert set(changed) <= set(common_places(value.numel(), -(-value.numel() // 10), index).tolist())
+            assert changed or name.endswith("bias")
 
 
 def assert_near(remote, local):

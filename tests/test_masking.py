@@ -8,6 +8,7 @@ from scipy.stats import chisquare
 pytest.importorskip("cryptography")
 
 from recbole_fedkd.federated.aggregate import Sums
+from recbole_fedkd.federated.random_k import common_places
 from recbole_fedkd.federated.stage import ClipSettings
 from recbole_fedkd.privacy.identity import MaskingError, new_identities
 from recbole_fedkd.privacy.masking import MaskingClient, MaskingServer, neighbours_of, usual_degree
@@ -262,6 +263,10 @@ def test_the_fleet_leaves_masks_to_the_local_engine(run):
             "longer than privacy.clip",
         ),
         ({"codecs": ["row_sparse", "fp16"]}, "codec 'row_sparse'"),
+        ({"codecs": ["int8", "random_k"], "stages": ["clip", "codecs"]}, "codec 'random_k' has one of its own"),
+        ({"codecs": ["random_k", "random_k"], "stages": ["clip", "codecs"]}, "codec 'random_k' has one of its own"),
+        ({"codecs": ["random_k"]}, "codec 'random_k' has one of its own"),
+        ({"codecs": ["int8"], "stages": ["clip", "codecs"], "codec_arrays": {"int8": "item*"}}, "unset codec_arrays"),
         ({"row_mean": "changed"}, "needs every client's own"),
         ({"strategy": "afd", "aggregation": "attentive"}, "aggregation=attentive needs every client's own"),
         ({"strategy": "afd", "knowledge": "item", "knowledge_use": "distil"}, "keeps who has said"),
@@ -394,9 +399,34 @@ def test_codecs_sum_under_masks_on_the_scale_of_the_clip_in_a_quarter_of_the_byt
     assert abs(differences.mean()) < 6 * differences.std() / len(differences) ** 0.5
 
 
+def test_numbers_at_common_places_sum_under_masks_and_all_others_stay_as_they_were(prepared):
+    exact, bytes_of_all = changed_of(prepared, secure_aggregation=False)[0], changed_of(prepared)[1]
+    told, bytes_up = changed_of(prepared, codecs=["random_k"], random_k_share=0.25, broadcast_codecs=[])
+    rounded, bytes_of_steps = changed_of(
+        prepared, codecs=["random_k", "int8"], random_k_share=0.25, broadcast_codecs=[]
+    )
+    kept = 0
+    for name, value in exact.items():
+        places = common_places(value.size, -(-value.size // 4), 0)
+        there = np.isin(np.arange(value.size), places)
+        for changed, atol in ((told, 1e-6), (rounded, 4 * 0.5 / 127)):
+            np.testing.assert_allclose(changed[name].ravel()[there], value.ravel()[there], atol=atol)
+            assert not changed[name].ravel()[~there].any()
+        kept += len(places)
+    numbers = sum(value.size for value in exact.values())
+    assert all(bytes_of_all[number] - bytes_up[number] == 8 * (numbers - kept) for number in bytes_up)
+    assert all(bytes_of_all[number] - bytes_of_steps[number] == 8 * numbers - 2 * kept for number in bytes_up)
+
+
+def test_noise_under_masks_goes_with_common_places(run):
+    privacy = {"clip": 0.5, "noise_multiplier": 1.0, "noise": "distributed"}
+    keys = {"strategy": "fedavg", "partition": "user", "client_weights": "uniform", "codecs": ["random_k"]}
+    assert run(**kind_of_run(**keys, privacy=privacy))["epsilon"] > 0
+
+
 def test_a_grid_has_words_that_hold_the_sum_and_rounds_without_a_bias():
-    grid = Grid(127, ClipSettings(2.0), {}, dict.fromkeys(range(258), 1))
-    assert grid.word == 2 and Grid(127, ClipSettings(2.0), {}, dict.fromkeys(range(259), 1)).word == 4
+    grid = Grid(dict.fromkeys(range(258), 1), 127, clip=ClipSettings(2.0))
+    assert grid.word == 2 and Grid(dict.fromkeys(range(259), 1), 127).word == 4
     assert grid.step(Sums(), "w") == 2.0 / 127
     rounded = grid.rounded(np.full(100_000, 0.25))
     assert set(rounded.tolist()) == {0, 1} and rounded.mean() == pytest.approx(0.25, abs=0.01)

@@ -108,6 +108,7 @@ def test_a_missing_array_and_another_kind_are_refused():
 BOMBS = {
     "sign": {"signs": np.zeros(2**20, np.uint8), "steps": np.zeros(1, np.uint8), "largest": np.ones(1, np.float32)},
     "int4": {"codes": np.zeros(2**20, np.uint8), "steps": np.zeros(1, np.uint8), "largest": np.ones(1, np.float32)},
+    "random_k": {"values": np.ones(1, np.float32), "round": np.zeros(1, np.int32)},
     "top_k": {"gaps": np.ones(1, np.uint8), "values": np.ones(1, np.float32)},
     "low_rank": {"left": np.ones((30000, 1), np.float32), "right": np.ones((1, 30000), np.float32)},
 }

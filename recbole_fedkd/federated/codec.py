@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recbole_fedkd.errors import InputError, shown
+from recbole_fedkd.federated import random_k as _random_k  # noqa: F401  (registers its codec)
 from recbole_fedkd.federated.encoding import CODECS, Arrays, Codec
 from recbole_fedkd.registry import read_settings, registries, setting
 
@@ -28,7 +29,8 @@ class WireSettings:
         [],
         "each, if any, one of <codecs>",
         "Encodings of messages, stacked in this order; fp16, int8 (one scale a row), row_sparse (lossless), int4 (half a byte "
-        "a number), low_rank, top_k, sign (1 bit a number). With any, a network travels as what changed of it.",
+        "a number), low_rank, top_k, sign (1 bit a number), random_k (at places that all clients share). With any, a network "
+        "travels as what changed of it.",
         roles="said",
     )
     broadcast_codecs: list[str] | None = setting(

@@ -140,7 +140,7 @@ class EightBits(Codec):
     def shape_of(self, parts: Parts) -> tuple[int, ...]:
         """That of the codes."""
         codes, scales = parts["codes"], parts["scales"]
-        _fits(codes.ndim > 0 and scales.shape == (*codes.shape[:-1], 1))
+        fits(codes.ndim > 0 and scales.shape == (*codes.shape[:-1], 1))
         return codes.shape
 
     def decode(self, parts: Parts) -> NDArray[np.float32]:
@@ -213,10 +213,10 @@ class RowSparse(Codec):
     def shape_of(self, parts: Parts) -> tuple[int, ...]:
         """As many rows as were counted, as long as those that came."""
         present, values = parts["present"], parts["values"]
-        _fits(parts["count"].shape == (1,) and values.ndim > 1 and present.ndim == 1)
+        fits(parts["count"].shape == (1,) and values.ndim > 1 and present.ndim == 1)
         count = int(parts["count"][0])
-        _fits(count >= 0 and len(present) == -(-count // 8))
-        _fits(len(values) == int(np.unpackbits(present, count=count).sum()))
+        fits(count >= 0 and len(present) == -(-count // 8))
+        fits(len(values) == int(np.unpackbits(present, count=count).sum()))
         return (count, *values.shape[1:])
 
     def decode(self, parts: Parts) -> NDArray[np.float32]:
@@ -268,9 +268,9 @@ class LowRank(Codec):
 
     def shape_of(self, parts: Parts) -> tuple[int, ...]:
         """As it was sent; the product of the factors has as many numbers."""
-        left, right, shape = parts["left"], parts["right"], _sent_shape(parts)
-        _fits(left.ndim == 2 and right.ndim == 2 and left.shape[1] == right.shape[0] and len(shape) > 1)
-        _fits((len(left), right.shape[1]) == (shape[0], math.prod(shape[1:])))
+        left, right, shape = parts["left"], parts["right"], sent_shape(parts)
+        fits(left.ndim == 2 and right.ndim == 2 and left.shape[1] == right.shape[0] and len(shape) > 1)
+        fits((len(left), right.shape[1]) == (shape[0], math.prod(shape[1:])))
         return shape
 
     def decode(self, parts: Parts) -> NDArray[np.float32]:
@@ -328,9 +328,9 @@ class TopK(Codec):
 
     def shape_of(self, parts: Parts) -> tuple[int, ...]:
         """As it was sent; every place is one of it, and no place comes twice."""
-        gaps, shape = parts["gaps"], _sent_shape(parts)
-        _fits(gaps.ndim == 1 and gaps.shape == parts["values"].shape and bool(gaps.all()))
-        _fits(int(gaps.sum(dtype=np.int64)) <= math.prod(shape))
+        gaps, shape = parts["gaps"], sent_shape(parts)
+        fits(gaps.ndim == 1 and gaps.shape == parts["values"].shape and bool(gaps.all()))
+        fits(int(gaps.sum(dtype=np.int64)) <= math.prod(shape))
         return shape
 
     def decode(self, parts: Parts) -> NDArray[np.float32]:
@@ -414,24 +414,25 @@ def magnitudes_of(parts: Parts, count: int) -> NDArray[np.float32]:
     return np.where(steps == LOWEST, 0.0, largest * 2.0 ** (-steps / 2)).astype(np.float32)
 
 
-def _fits(true: bool) -> None:
+def fits(true: bool) -> None:
+    """Raise :class:`ValueError` for parts of which something is not true."""
     if not true:
         raise ValueError("its parts do not fit each other")
 
 
-def _sent_shape(parts: Parts) -> tuple[int, ...]:
+def sent_shape(parts: Parts) -> tuple[int, ...]:
     """The shape that a codec has sent along."""
     shape = parts["shape"]
-    _fits(shape.ndim == 1 and 0 < len(shape) <= 32 and bool((shape >= 0).all()))
+    fits(shape.ndim == 1 and 0 < len(shape) <= 32 and bool((shape >= 0).all()))
     return tuple(shape.tolist())
 
 
 def _shape_with_steps(parts: Parts, codes: NDArray[Any], codes_a_byte: int) -> tuple[int, ...]:
     """The shape sent along, if there are as many codes and steps as it asks for."""
-    shape, largest, steps = _sent_shape(parts), parts["largest"], parts["steps"]
+    shape, largest, steps = sent_shape(parts), parts["largest"], parts["steps"]
     size, rows = math.prod(shape), shape[0] if len(shape) > 1 else 1
-    _fits(largest.shape == (1,) and codes.shape == (-(-size // codes_a_byte),) and steps.shape == (-(-rows // 2),))
-    _fits(size > 0)
+    fits(largest.shape == (1,) and codes.shape == (-(-size // codes_a_byte),) and steps.shape == (-(-rows // 2),))
+    fits(size > 0)
     return shape
 
 

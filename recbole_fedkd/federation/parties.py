@@ -342,7 +342,7 @@ def server_of(config: Any, strategy: Strategy, shared: SharedState, clients: int
     hides = None
     if config["secure_aggregation"]:
         from recbole_fedkd.privacy.identity import new_identities  # both need an extra
-        from recbole_fedkd.privacy.secure_sum import LEVELS, SecureSum, check_secure
+        from recbole_fedkd.privacy.secure_sum import SecureSum, check_secure
 
         noisy = release if release is not None and release.settings.noise == "distributed" else None
         here = cache(partial(new_identities, range(clients)))
@@ -357,19 +357,19 @@ def server_of(config: Any, strategy: Strategy, shared: SharedState, clients: int
         check_secure(config, strategy, server.state, clip is not None)
         if config["codecs"]:
             assert clip is not None
-            levels, link = LEVELS[config["codecs"][0]], server.link
-            server.hides = partial(hides, grid=partial(_grid, levels, clip, link))
+            server.hides = partial(hides, grid=partial(_grid, config, clip, server.link))
     if release is not None:
         check_strategy(strategy, server.state, config["clients_per_round"] is not None, release.settings)
         release.follows = next((each for each in server.link.stages if isinstance(each, FollowedClip)), None)
     return server
 
 
-def _grid(levels: int, clip: ClipSettings, link: ServerLink, samples: Mapping[int, int]) -> Any:
+def _grid(config: Any, clip: ClipSettings, link: ServerLink, samples: Mapping[int, int]) -> Any:
     """The grid of a round under masks, at the server's end of the wire."""
     from recbole_fedkd.privacy.secure_sum import Grid
 
-    return Grid(levels, clip, link.reference, samples)
+    assert link.broadcast is not None  # stage clip has networks travel as what changed of them
+    return Grid.of(config, clip, link.reference, link.broadcast.version, samples)
 
 
 def clip_of(codecs: WireCodecs) -> ClipSettings | None:

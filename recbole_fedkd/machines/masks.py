@@ -15,7 +15,7 @@ from recbole_fedkd.federated.client import Client
 from recbole_fedkd.federated.message import Message, MessageError
 from recbole_fedkd.federation.parties import clip_of
 from recbole_fedkd.privacy.identity import Identity, MaskingError
-from recbole_fedkd.privacy.secure_sum import KEYS, LEVELS, STEPS, Grid, SecureClient, terms_of
+from recbole_fedkd.privacy.secure_sum import KEYS, STEPS, Grid, SecureClient, terms_of
 from recbole_fedkd.privacy.settings import PrivacySettings
 
 
@@ -73,12 +73,12 @@ class PartyMasks:
             bound = privacy.bound
             deviation = partial(_deviation, noise, bound.norm_of)
         empty = partial(client.strategy.empty, {}, samples)
-        grid = None
-        if codecs := self.config["codecs"]:
+        grid = Grid(samples)
+        if self.config["codecs"]:
             clip, updates = clip_of(client.link.codecs), client.link.updates
             assert clip is not None and updates is not None  # the server has looked
-            grid = Grid(LEVELS[codecs[0]], clip, updates.reference, samples)
-        half = SecureClient(client.number, empty, len(samples), deviation, self.identity, self.run, grid)
+            grid = Grid.of(self.config, clip, updates.reference, client.link.version, samples)
+        half = SecureClient(client.number, empty, grid, deviation, self.identity, self.run)
         half.take(self.message)
         return half
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgpack
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.aggregate import Fold, Sums, WeightedMean
 from recbole_fedkd.federated.message import Message, MessageError, Training, without_arrays
+from recbole_fedkd.federated.random_k import RandomK, RandomKSettings
 from recbole_fedkd.federated.server import Hidden
 from recbole_fedkd.federated.stage import ClipSettings, difference
 from recbole_fedkd.federated.strategy import ServerState, Strategy, check_additive
@@ -40,33 +41,71 @@ LEVELS = {"int8": 127, "int4": 7}
 
 @dataclass(frozen=True)
 class Grid:
-    """Public steps in which what changed of a network is told under a codec, in words of 2 or 4 bytes.
+    """What clients tell under masks, and how: at which places, in steps of which width, in how many bytes. All of it is public.
 
     Attributes:
-        levels: steps up to the bound.
-        clip: the bound on what a client changes.
-        reference: the network that all have started from.
         samples: of an epoch of every client that takes part.
+        levels: steps up to the bound of a codec; None: fixed point, as exact as sums of 64 bits can be.
+        share: of the numbers of an array that are told, at the places of codec ``random_k``.
+        version: of the network that all have started from, by which the places are drawn.
+        clip: the bound on what a client changes.
+        reference: the network; what changed of it is told. Empty: all is.
     """
 
-    levels: int
-    clip: ClipSettings
-    reference: Mapping[str, NDArray[np.generic]]
     samples: Mapping[int, int]
+    levels: int | None = None
+    share: float = 1.0
+    version: int = 0
+    clip: ClipSettings = field(default_factory=ClipSettings)
+    reference: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        config: Any,
+        clip: ClipSettings,
+        reference: Mapping[str, NDArray[np.generic]],
+        version: int,
+        samples: Mapping[int, int],
+    ) -> Grid:
+        """That of codecs that :func:`check_secure` has let pass, at either end of the wire."""
+        codecs = config["codecs"]
+        share = config["random_k_share"] if RandomK.name in codecs else 1.0
+        return Grid(samples, LEVELS.get(codecs[-1]), share, version, clip, reference)
 
     @property
     def word(self) -> int:
         """Bytes of a number, into which the sum over all fits."""
+        if self.levels is None:
+            return 8
         return 2 if self.levels * len(self.samples) < 2**15 else 4
 
+    def places(self, size: int) -> NDArray[np.int64]:
+        """Places of an array of so many numbers that are told, ascending."""
+        return RandomKSettings(self.share).places(size, self.version)
+
     def step(self, fold: Fold, name: str) -> float:
-        """Width of a step of an array: the bound times the largest share of a client, over the levels."""
+        """Width of a step of an array: of a codec the bound times the largest share of a client, over the levels."""
+        if self.levels is None:
+            return 2.0 ** -fraction_bits(len(self.samples))
         return self.clip.norm_of(name) * max(share_of(fold, each) for each in set(self.samples.values())) / self.levels
 
-    def rounded(self, values: NDArray[np.float64]) -> NDArray[np.signedinteger[Any]]:
-        """Whole steps, up or down by coins so that the mean is kept."""
-        whole = np.floor(values + uniform(len(values))).clip(-self.levels, self.levels)
+    def rounded(self, steps: NDArray[np.float64]) -> _Vector:
+        """Whole steps; of a codec up or down by coins, so that the mean is kept."""
+        if self.levels is None:
+            return np.rint(steps).astype(np.int64)
+        whole = np.floor(steps + uniform(len(steps))).clip(-self.levels, self.levels)
         return whole.astype(f"i{self.word}")
+
+    def unfolded(self, told: NDArray[np.signedinteger[Any]], layout: _Layout, fold: Fold) -> dict[str, torch.Tensor]:
+        """Numbers by array, double, of whole steps; 0 where nothing is told."""
+        made, begin = {}, 0
+        for name, part in layout.items():
+            places = self.places(part.numel())
+            values = np.zeros(part.numel())
+            values[places] = told[begin : begin + len(places)] * self.step(fold, name)
+            made[name] = torch.from_numpy(values).view(part.shape)
+            begin += len(places)
+        return made
 
 
 def share_of(fold: Fold, samples: int) -> float:
@@ -87,11 +126,10 @@ class SecureClient:
     Args:
         number: of the client.
         empty: makes a fold that has taken in nothing, a ``Sums`` or a ``WeightedMean``.
-        clients: that take part.
+        grid: of the round.
         noise: standard deviation of what the client adds to a message by itself, by the name of an array; None: nothing.
         identity: by which it signs its keys, and knows those of others; None: the server is believed.
         run: what tells the run and its round from all others.
-        grid: of a codec; None: fixed point.
 
     Attributes:
         layout: arrays of the sum, by name.
@@ -101,15 +139,13 @@ class SecureClient:
         self,
         number: int,
         empty: _Empty,
-        clients: int,
+        grid: Grid,
         noise: Callable[[str], float] | None = None,
         identity: Identity | None = None,
         run: bytes = b"",
-        grid: Grid | None = None,
     ) -> None:
-        self.number, self.empty, self.noise, self.identity, self.run = number, empty, noise, identity, run
-        self.grid = grid
-        self.bits = fraction_bits(clients)
+        self.number, self.empty, self.grid, self.noise = number, empty, grid, noise
+        self.identity, self.run = identity, run
         self.layout: _Layout = {}
         self._vector: _Vector = np.zeros(0, np.int64)
         self._masking: MaskingClient | None = None
@@ -120,23 +156,19 @@ class SecureClient:
         Raises:
             MessageError: its numbers are too large.
         """
-        own = self.empty()
-        grid = self.grid
-        own.add(upload if grid is None else replace(upload, arrays=difference(upload.arrays, grid.reference)))
-        parts = _sums(own)
+        own, grid = self.empty(), self.grid
+        own.add(replace(upload, arrays=difference(upload.arrays, grid.reference)))
         self.layout = _layout(own)
-        if grid is not None:
-            steps = [parts[name].double().numpy().ravel() / grid.step(own, name) for name in self.layout]
-            self._vector = grid.rounded(np.concatenate(steps))
-            return
-        numbers = np.concatenate([parts[name].double().numpy().ravel() for name in self.layout])
+        steps = {name: grid.step(own, name) for name in self.layout}
+        told = {name: part.double().numpy().ravel() for name, part in _sums(own).items()}
+        told = {name: told[name][grid.places(len(told[name]))] for name in self.layout}
+        numbers = np.concatenate(list(told.values()))
         if numbers.size and float(np.abs(numbers).max()) >= LARGEST:
             raise MessageError("not finite", f"it adds {np.abs(numbers).max():g}; masks take numbers below {LARGEST:g}")
-        self._vector = np.rint(numbers * 2.0**self.bits).astype(np.int64)
+        self._vector = grid.rounded(np.concatenate([told[name] / steps[name] for name in told]))
         if self.noise is not None:
             unit = own.weight_of(upload) / own.expected if isinstance(own, WeightedMean) else 1.0
-            deviations = {name: self.noise(name) * unit * 2.0**self.bits for name in self.layout}
-            drawn = [discrete_gaussian(part.numel(), deviations[name]) for name, part in self.layout.items()]
+            drawn = [discrete_gaussian(len(told[name]), self.noise(name) * unit / steps[name]) for name in told]
             self._vector = self._vector + np.concatenate(drawn)
 
     def answer(self, step: str, content: bytes) -> bytes:
@@ -170,7 +202,7 @@ class SecureSum(Hidden):
         release: whose noise clients add, each its share, so that there is as much where only the fewest are in the sum; None:
             no noise.
         identities: of clients that are here, made when the first one speaks.
-        grid: makes the grid of a round of the clients' samples; None: fixed point.
+        grid: makes the grid of a round of the clients' samples.
 
     Attributes:
         seen: client to what the server has got of its numbers, once the sum is made.
@@ -183,13 +215,12 @@ class SecureSum(Hidden):
         least: int = 0,
         release: PrivateRelease | None = None,
         identities: Callable[[], Mapping[int, Identity]] = dict,
-        grid: Callable[[Mapping[int, int]], Grid] | None = None,
+        grid: Callable[[Mapping[int, int]], Grid] = Grid,
     ) -> None:
         super().__init__()
         self.empty, self.samples, self.release, self.identities = empty, samples, release, identities
         self.least = max(least or len(samples), LEAST)
-        self.bits = fraction_bits(len(samples))
-        self.grid = grid(samples) if grid is not None else None
+        self.grid = grid(samples)
         self.seen: dict[int, bytes] = {}
         self._headers: dict[int, Message] = {}
         self._clients: dict[int, SecureClient] = {}
@@ -202,7 +233,7 @@ class SecureSum(Hidden):
             MessageError: it adds other arrays than the clients before it, or numbers that are too large.
         """
         identity = self.identities().get(upload.sender)
-        client = SecureClient(upload.sender, self.empty, len(self.samples), self._noise, identity, grid=self.grid)
+        client = SecureClient(upload.sender, self.empty, self.grid, self._noise, identity)
         client.take(upload)
         self._check_layout(client.layout)
         self._clients[upload.sender] = client
@@ -250,26 +281,19 @@ class SecureSum(Hidden):
                 if not self.repeats:
                     raise
                 self.repeats -= 1
-        sums, begin = _sums(fold), 0
-        for name, part in self._layout.items():
-            size = part.numel()
-            values = torch.from_numpy(total[begin : begin + size] * self._step(fold, name)).view(part.shape)
-            if self.grid is not None:
-                shares = sum(share_of(fold, self.samples[number]) for number in summed)
-                values = values + torch.from_numpy(self.grid.reference[name].astype(np.float64)) * shares
+        sums, shares = _sums(fold), sum(share_of(fold, self.samples[number]) for number in summed)
+        for name, told in self.grid.unfolded(total, self._layout, fold).items():
+            part, origin = self._layout[name], self.grid.reference.get(name)
+            values = told if origin is None else told + torch.from_numpy(origin.astype(np.float64)) * shares
             sums[name] = (values if part.dtype.is_floating_point else values.round()).to(part.dtype)
-            begin += size
         if isinstance(fold, WeightedMean):
             fold.weight = sum(fold.weight_of(self._headers[number]) for number in summed)
         return summed
 
-    def _step(self, fold: Fold, name: str) -> float:
-        return 2.0**-self.bits if self.grid is None else self.grid.step(fold, name)
-
     def _total(self) -> tuple[list[int], _Vector]:
         """The clients that are in the sum, and the sum."""
-        word = 8 if self.grid is None else self.grid.word
-        server = MaskingServer(sum(part.numel() for part in self._layout.values()), self.least, word=word)
+        told = sum(len(self.grid.places(part.numel())) for part in self._layout.values())
+        server = MaskingServer(told, self.least, word=self.grid.word)
         self.traffic = {number: (0, len(header.to_bytes())) for number, header in self._headers.items()}
         letters = server.keys(self._asked(KEYS, dict.fromkeys(self._headers, self.terms)))
         letters = server.shares(self._asked(SHARES, letters))
@@ -297,14 +321,11 @@ class SecureSum(Hidden):
 
     def arrays_seen(self) -> dict[int, dict[str, NDArray[np.float64]]]:
         """What the server has got of every client, read as if no mask were on it, by array."""
-        made: dict[int, dict[str, NDArray[np.float64]]] = {}
+        made = {}
         for number, content in self.seen.items():
-            word = 8 if self.grid is None else self.grid.word
-            numbers, begin, made[number] = np.frombuffer(content, f"<i{word}"), 0, {}
-            fold = self.empty()
-            for name, part in self._layout.items():
-                made[number][name] = self._step(fold, name) * numbers[begin : begin + part.numel()].reshape(part.shape)
-                begin += part.numel()
+            numbers = np.frombuffer(content, f"<i{self.grid.word}")
+            seen = self.grid.unfolded(numbers, self._layout, self.empty())
+            made[number] = {name: values.numpy() for name, values in seen.items()}
         return made
 
 
@@ -354,16 +375,22 @@ def check_secure(config: Mapping[str, object], strategy: Strategy, state: Server
         )
     codecs = config["codecs"]
     assert isinstance(codecs, list)
-    other = next((codec for codec in codecs if codec not in LEVELS), None) or (codecs[1] if len(codecs) > 1 else None)
+    left = codecs[codecs[:1] == [RandomK.name] :]
+    other = next((codec for codec in left if codec not in LEVELS), None) or (left[1] if len(left) > 1 else None)
     if other is not None or (codecs and not (clips and strategy.shares_parameters)):
         raise InputError(
             f"secure_aggregation=True masks numbers on one public scale, and codec '{other or codecs[0]}' has one of its own "
-            "for every client; set codecs=[] (broadcast_codecs may stay), or for networks int8 or int4 alone with "
-            "stages=[clip, codecs], whose clip_norm is public"
+            "for every client; set codecs=[] (broadcast_codecs may stay), or for networks random_k, int8 or int4, or int8 or "
+            "int4 after random_k, with stages=[clip, codecs], whose clip_norm is public"
         )
-    if codecs and config["privacy"]:
+    if codecs and config["codec_arrays"]:
         raise InputError(
-            f"codec '{codecs[0]}' rounds under masks, by which a message gets longer than privacy.clip; set codecs=[]"
+            "codec_arrays keeps codecs to some arrays, and under masks all arrays are told alike; unset codec_arrays, or "
+            "secure_aggregation"
+        )
+    if left and config["privacy"]:
+        raise InputError(
+            f"codec '{left[0]}' rounds under masks, by which a message gets longer than privacy.clip; take it out of codecs"
         )
     for key in ("clients_per_round", "min_clients"):
         value = config[key]
