@@ -19,7 +19,14 @@ from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.message import Message
 from recbole_fedkd.federated.server import Intake
 from recbole_fedkd.files import writable_folder, write_json
-from recbole_fedkd.privacy.audit import CanaryAudit, audited, item_scores, label_counts, membership_auc
+from recbole_fedkd.privacy.audit import (
+    CanaryAudit,
+    audited,
+    deviation_by_chance,
+    item_scores,
+    label_counts,
+    membership_auc,
+)
 from recbole_fedkd.privacy.release import PrivateRelease
 from recbole_fedkd.quick_start import _prepare
 
@@ -39,6 +46,7 @@ class Seen:
         masked: whether it has got them under masks.
         array: whose numbers tell an item's membership best; empty where none names an item.
         membership: AUC of a guess whether a client has rows of an item; .5: nothing.
+        chance: standard deviation of that AUC where messages say nothing.
         exact: share of the clients whose set of items is exactly that of the rows that are not zero.
         labels: share of the clients whose rows of each label are told exactly; None where nothing of that kind is told.
         samples: whether every message says how many rows its client has.
@@ -49,6 +57,7 @@ class Seen:
     masked: bool
     array: str
     membership: float
+    chance: float
     exact: float
     labels: float | None
     samples: bool = True
@@ -176,19 +185,19 @@ def _seen(
     places = [place for place, number in enumerate(looked_at) if number in arrays]
     of_clients = [item_scores(arrays[looked_at[place]], dict(start), members.shape[1]) for place in places]
     inside = members[places]
-    best, array, exact = 0.5, "", 0.0
+    best, chance, array, exact = 0.5, 0.0, "", 0.0
     for name in of_clients[0]:
         scores = np.stack([each[name] for each in of_clients])
         auc = membership_auc(scores[:, 1:], inside[:, 1:])
         if auc > best or not array:
-            best, array = auc, name
+            best, array, chance = auc, name, deviation_by_chance(scores[:, 1:], inside[:, 1:])
             exact = float(((scores > 0)[:, 1:] == inside[:, 1:]).all(1).mean())
     counts = [label_counts(arrays[looked_at[place]], histograms.shape[1]) for place in places]
     labels = None
     if counts[0] is not None:
         labels = float(np.mean([bool(np.all(each == histograms[p])) for each, p in zip(counts, places, strict=True)]))
     masked = intake is not None and intake.hidden is not None
-    return Seen(index + 1, kind, masked, array, float(best), exact, labels)
+    return Seen(index + 1, kind, masked, array, float(best), chance, exact, labels)
 
 
 def write_audit(made: Audit, folder: Path) -> Path:

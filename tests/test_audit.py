@@ -8,7 +8,7 @@ import pytest
 from recbole_fedkd.auditing import audited_run, write_audit
 from recbole_fedkd.command_line import main
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.privacy.audit import epsilon_at_least, item_scores, label_counts, membership_auc
+from recbole_fedkd.privacy.audit import deviation_by_chance, epsilon_at_least, item_scores, label_counts, membership_auc
 from recbole_fedkd.privacy.noise import gaussian
 
 FEDAVG = {"strategy": "fedavg", "partition": "user", "client_weights": "uniform", "epochs": 1}
@@ -41,6 +41,17 @@ def test_membership_is_guessed_within_an_item_so_that_popularity_tells_nothing()
 def test_an_auc_over_random_numbers_is_a_half():
     members = np.random.default_rng(0).random((40, 50)) < 0.3
     assert membership_auc(gaussian((40, 50), 1.0), members) == pytest.approx(0.5, abs=0.05)
+
+
+def test_how_far_chance_takes_an_auc_is_what_many_draws_of_random_messages_show():
+    members = np.random.default_rng(0).random((40, 50)) < np.random.default_rng(1).random((40, 1))
+    draws = np.random.default_rng(2).standard_normal((300, 40, 1)) * np.ones(
+        50
+    )  # a message that is all loud, or all quiet
+    seen = [membership_auc(scores, members) for scores in draws]
+    told = np.mean([deviation_by_chance(scores, members) for scores in draws[:20]])
+    assert told == pytest.approx(np.std(seen), rel=0.15)
+    assert deviation_by_chance(members.astype(float), np.ones_like(members)) == 0.0
 
 
 def test_labels_are_counted_over_items_where_a_message_says_so():
@@ -115,7 +126,7 @@ def test_under_masks_the_server_guesses_like_a_coin(run, keys, private):
     (seen,) = audited_run(run(**keys, secure_aggregation=True, **noise)["run_folder"], rounds=1).seen
     assert seen.masked and seen.exact == 0.0 and not seen.labels
     # Of several arrays the one that guesses best is told, so that chance is a little above a half.
-    assert seen.membership == pytest.approx(0.5, abs=0.08)
+    assert seen.membership == pytest.approx(0.5, abs=0.08) and (0 < seen.chance < 0.05 or not seen.array)
 
 
 # The page

@@ -57,13 +57,25 @@ def membership_auc(scores: Floats, members: NDArray[np.bool_]) -> float:
     Returns:
         The mean over all pairs of a client with an item and one without it, of one item each; equal scores count a half.
     """
-    won = pairs = 0.0
-    for column, inside in zip(scores.T, members.T, strict=True):
-        have, lack = int(inside.sum()), int((~inside).sum())
-        if have and lack:
-            won += rankdata(column)[inside].sum() - have * (have + 1) / 2
-            pairs += have * lack
-    return won / pairs if pairs else 0.5
+    return _auc_of_ranks(rankdata(scores, axis=0), members)
+
+
+def deviation_by_chance(scores: Floats, members: NDArray[np.bool_], draws: int = 30) -> float:
+    """Standard deviation of :func:`membership_auc` around a half where messages are dealt out to clients by chance.
+
+    Clients have few items or many, and their messages are one draw: an AUC within two of these is that of a coin, on either
+    side of a half.
+    """
+    ranks, generator = rankdata(scores, axis=0), np.random.default_rng(0)
+    return float(np.std([_auc_of_ranks(ranks, generator.permutation(members)) for _ in range(draws)]))
+
+
+def _auc_of_ranks(ranks: Floats, members: NDArray[np.bool_]) -> float:
+    have = members.sum(0)
+    pairs = (have * (len(members) - have)).sum()
+    # Of an item that all have, or nobody, both terms are the same.
+    won = (ranks * members).sum(0) - have * (have + 1) / 2
+    return float(won[(have > 0) & (have < len(members))].sum() / pairs) if pairs else 0.5
 
 
 def label_counts(arrays: Mapping[str, NDArray[np.generic]], labels: int) -> Floats | None:

@@ -76,15 +76,17 @@ def _messages(audit: Mapping[str, Any]) -> tuple[Block, ...]:
             f"{each['kind']}{', masked' if each['masked'] else ''}",
             each["array"] or "no array names an item",
             f"{each['membership']:.3f}",
+            f"± {each['chance']:.3f}",
             f"{100 * each['exact']:.0f} %",
             NONE if each["labels"] is None else f"{100 * each['labels']:.0f} %",
         )
         for each in audit["seen"]
     ]
-    header = ("round", "message", "told by", "membership AUC", "exact sets of items", "exact label counts")
+    header = ("round", "message", "told by", "membership AUC", "by chance", "exact sets of items", "exact label counts")
     note = (
         "Membership AUC: how often a client that has an item would be told from one that has not, by the item's numbers in "
-        "their messages; .50 is a coin, 1 is certainty. Exact sets: clients whose items are those of rows that are not zero."
+        "their messages; .50 is a coin, 1 is certainty. By chance: how far from .50 it is where messages say nothing, one "
+        "standard deviation. Exact sets: clients whose items are those of rows that are not zero."
     )
     return text_table(header, rows, "Messages"), Paragraph(note)
 
