@@ -379,9 +379,9 @@ def check_secure(config: Mapping[str, object], strategy: Strategy, state: Server
     other = next((codec for codec in left if codec not in LEVELS), None) or (left[1] if len(left) > 1 else None)
     if other is not None or (codecs and not (clips and strategy.shares_parameters)):
         raise InputError(
-            f"secure_aggregation=True masks numbers on one public scale, and codec '{other or codecs[0]}' has one of its own "
-            "for every client; set codecs=[] (broadcast_codecs may stay), or for networks random_k, int8 or int4, or int8 or "
-            "int4 after random_k, with stages=[clip, codecs], whose clip_norm is public"
+            f"secure_aggregation=True masks numbers that add up, and those of codec '{other or codecs[0]}' do not here; set "
+            "codecs=[] (broadcast_codecs may stay), or for networks random_k, int8 or int4, or int8 or int4 after random_k, "
+            "with stages=[clip, codecs], whose clip_norm is a public scale"
         )
     if codecs and config["codec_arrays"]:
         raise InputError(
