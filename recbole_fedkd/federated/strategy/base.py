@@ -104,7 +104,13 @@ class Strategy(ABC):
 
     @abstractmethod
     def loss(self, step: Step, received: Mapping[str, Tensor], shared: SharedState) -> Tensor:
-        """The local objective of a batch, a scalar, from the network's own loss, what came down and what is shared."""
+        """The local objective of a batch, a scalar, from the network's own loss, what came down and what is shared.
+
+        Args:
+            step: the batch.
+            received: arrays of the server's message, by name.
+            shared: of the trained network; ``shared.parameters()`` gives its tensors by name.
+        """
 
     @abstractmethod
     def upload(self, result: LocalResult, client: int, round_index: int) -> Message | None:
