@@ -18,8 +18,7 @@ class StepsSettings:
 class Steps(Codec):
     """``--codecs=[steps] --step_size=0.002``; an array that 127 steps do not reach stays as it is."""
 
-    name = "steps"
-    settings_type = StepsSettings
+    name, settings_type = "steps", StepsSettings
     parts = {"codes": np.int8}
 
     def encode(self, array, round_index):
