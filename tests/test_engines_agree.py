@@ -23,8 +23,6 @@ ARGUMENTS = {"attribute": "attribute:group", "dirichlet": "dirichlet:0.3", "quan
 """Partitions that need an argument, with one."""
 
 KEYS = {"learner": "sgd", "learning_rate": 0.2, "train_batch_size": 16, "client_num": 5, "label_mode": "rating"}
-# Steps of Adam are of one size: on feddf's server a sign that rounding turns over grows with every pass.
-KEYS |= {"server_epochs": 1}
 KEYS |= {"factor_size": 3, "sketch_width": 3, "sketch_passes": 2, "em_steps": 1}
 
 

@@ -268,10 +268,14 @@ def server_strategy(config: Any, schema: DataSchema, network: nn.Module) -> Stra
         history = schema.invented(users, rows_each, seed)
         with _from_the_seed(config, schema):
             (builder,) = network_builders(config, schema)
-            own = builder.build(history).to(config["device"]).eval()
+            own = builder.build(history).to(config["device"]).double().eval()
         # As many pairs of the same users; what is drawn for them is not their history.
         pairs = schema.invented(users, -(-strategy.settings.unlabelled_pairs // users), seed + 1)
         samples = samples_of(schema, pairs, schema.own_numbers(pairs), config["device"])
+        context = {
+            name: value.double() if value.is_floating_point() else value for name, value in samples.context.items()
+        }
+        samples = replace(samples, context=context)
         labels, batch_size = len(schema.label_values), config["train_batch_size"]
         strategy.unlabelled = AttentiveTask(
             own, shared_part(own, []), samples, labels, batch_size, 0.0, 0, schema.item_num, seed
