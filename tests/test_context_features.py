@@ -234,7 +234,7 @@ def test_labels_that_only_the_hour_explains_are_learned_with_it_and_not_without(
 
 
 @pytest.mark.parametrize("label_mode", ["threshold", "implicit"])
-@pytest.mark.parametrize(("partition", "strategy"), [("random", "fedavg"), ("user", "fedavg"), ("user", "local")])
+@pytest.mark.parametrize(("partition", "strategy"), [("random", "feddf"), ("user", "fedavg"), ("user", "local")])
 def test_both_engines_train_and_judge_in_the_same_context(daily, label_mode, partition, strategy):
     chosen = {
         "label_mode": label_mode,
@@ -242,6 +242,7 @@ def test_both_engines_train_and_judge_in_the_same_context(daily, label_mode, par
         "strategy": strategy,
         "dropout_prob": 0.2,
         "reg_weight": 1e-3,
+        "unlabelled_pairs": 64,
     }
     _, local, loaders, _ = prepared(daily, "AttnFedKD", **chosen)
     _, fleet, _, _ = prepared(daily, "AttnFedKD", engine="fleet", **chosen)

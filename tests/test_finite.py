@@ -81,7 +81,7 @@ class TestOneClient:
         _, trainer, _, _ = prepared(**keys)
         engine = trainer.engine
         engine.run_round(0)
-        state = {name: value.clone() for name, value in engine.server.state.items() if name != "told"}
+        state = {name: value.clone() for name, value in engine.server.state.items() if name != "held"}
         spoil(engine, 1)
         with pytest.raises(TrainingError, match=r"client 1, round \d, training: .*not finite after training"):
             engine.run_round(1)

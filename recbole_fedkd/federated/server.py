@@ -163,10 +163,13 @@ class Server:
         self.link = ServerLink(self.strategy, self.codecs, self.state)
 
     def send(self, client: int, round_index: int) -> bytes:
-        """Message for one client, serialised; empty if there is nothing to say."""
-        if self.strategy.same_for_all:
-            return self.link.write_once(client, round_index, lambda: self.message_for(SERVER, round_index))
-        return self.link.write(self.message_for(client, round_index))
+        """Message for one client, serialised, once for all to whom the same is said; empty if there is nothing to say."""
+        audience = self.strategy.audience(self.state, client)
+        if audience is None:
+            return self.link.write(self.message_for(client, round_index))
+        return self.link.write_once(
+            client, round_index, lambda: self.message_for(client, round_index), audience=audience
+        )
 
     def serve(self, round_index: int, whole: bool = False) -> bytes:
         """What every client takes in to serve its users, the same for all, where the strategy shares parameters.
@@ -222,7 +225,8 @@ class Server:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.state = dict(state["strategy"])
+        # Runs that began before versions were called `held` called them `told`.
+        self.state = {"held" if name == "told" else name: value for name, value in state["strategy"].items()}
         self.link.load_state_dict(state["broadcast"])
         if self.release is not None:
             self.release.load_state_dict(state["release"])

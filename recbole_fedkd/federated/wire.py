@@ -202,7 +202,7 @@ class ServerLink:
         self.stages = stages_of(codecs)
         for stage in self.stages:
             self.schema = stage.taken(self.schema) if self.schema is not None else None
-        self._written: dict[tuple[int, int], bytes] = {}
+        self._written: dict[tuple[int, int, int], bytes] = {}
 
     @property
     def reference(self) -> Arrays:
@@ -216,26 +216,33 @@ class ServerLink:
         return replace(message, arrays=self.codecs.down.encode(message.arrays, message.round)).to_bytes()
 
     def write_once(
-        self, client: int, round_index: int, message: Callable[[], Message | None], whole: bool = False
+        self,
+        client: int,
+        round_index: int,
+        message: Callable[[], Message | None],
+        whole: bool = False,
+        audience: int = 0,
     ) -> bytes:
-        """What goes down to every client alike, but for the version that it holds; made for the first that needs it.
+        """What goes down to clients alike, but for the version of a network that each holds; made for the first of them.
 
         Args:
             client: the client; ``SERVER``: all of them at the end of a round, when each holds the version before.
             round_index: the round.
             message: says the strategy's message.
             whole: whether it is for a client of which nobody knows what it holds.
+            audience: to whom the strategy says the same.
         """
         behind = 2 if whole else 1
         if self.broadcast is not None and client != SERVER:
             behind = min(self.broadcast.version - self.broadcast.acknowledged.get(client, 0), 2)
-        if (behind, round_index) not in self._written:
+        key = behind, audience, round_index
+        if key not in self._written:
             if self.broadcast is None:
-                self._written[behind, round_index] = self.write(message())
+                self._written[key] = self.write(message())
             else:
                 network = self.broadcast.message(behind, round_index)
-                self._written[behind, round_index] = network.to_bytes() if network is not None else b""
-        return self._written[behind, round_index]
+                self._written[key] = network.to_bytes() if network is not None else b""
+        return self._written[key]
 
     def read(self, client: int, message: Message | None, round_index: int) -> Message | None:
         """A client's message as it was before it was encoded; None if it has nothing to say.

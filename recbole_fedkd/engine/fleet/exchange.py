@@ -16,7 +16,7 @@ from torch import Tensor
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.heard import Heard
 from recbole_fedkd.federated.dialogue import heard_alike, on_device, understood, understood_by_many
-from recbole_fedkd.federated.message import SERVER, Message
+from recbole_fedkd.federated.message import Message
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.wire import ClientLink
 
@@ -213,22 +213,20 @@ class OwnDownlink(Downlink):
                 self.received.update(zip(numbers, made, strict=True))
 
     def hear(self, chosen: Sequence[int], round_index: int) -> dict[int, int]:
-        """To each its own."""
+        """To each its own; what is said to several is read once, unless each holds another version of a network."""
         server, sizes, size_of = self.server, {}, Sizes()
         messages: dict[int, Message | None] = {}
-        payload: bytes | None = None
-        common = server.message_for(SERVER, round_index) if server.strategy.same_for_all and not server.codecs else None
+        common: dict[int | None, Message | None] = {}
         for number in chosen:
-            if server.codecs:
-                before, payload = payload, server.send(number, round_index)
-                sizes[number] = len(payload)
-                if payload is not before or self.links[number].updates is not None:
-                    common = self.links[number].read(payload) if payload else None
-                messages[number] = common
-            else:
-                message = common if server.strategy.same_for_all else server.message_for(number, round_index)
+            audience = server.strategy.audience(server.state, number)
+            if audience is None and not server.codecs:
+                messages[number] = message = server.message_for(number, round_index)
                 sizes[number] = size_of(message) if message is not None else 0
-                messages[number] = message
+                continue
+            payload, link = server.send(number, round_index), self.links[number]
+            if audience is None or audience not in common or link.updates is not None:
+                common[audience] = link.read(payload) if payload else None
+            messages[number], sizes[number] = common[audience], len(payload)
         self._read(messages)
         return sizes
 

@@ -64,18 +64,14 @@ class FactorDownlink(Downlink):
 
     def hear(self, chosen: Sequence[int], round_index: int) -> dict[int, int]:
         """One message for all; who was left out of a round before gets a longer one that says the same in the end."""
-        versions, payloads = self.server.state.get("told"), dict[int, bytes]()
-        known = {number: int(versions[number]) if versions is not None else 0 for number in chosen}
-        for number, stages in known.items():
-            if stages not in payloads:
-                payloads[stages] = self.server.send(number, round_index)
-        payload = payloads[min(known.values())]
+        payloads = {number: self.server.send(number, round_index) for number in chosen}
+        payload = max(payloads.values(), key=len)
         message = self.links[chosen[0]].read(payload) if payload else None
         if message is not None:
             self.received = understood(self.links[chosen[0]], self.received, message, self.device)
             self._know()
         self._heard = Heard(learns=self.server.strategy.learns(self.received))
-        return {number: len(payloads[stages]) for number, stages in known.items()}
+        return {number: len(said) for number, said in payloads.items()}
 
     def _know(self) -> None:
         if "histogram" in self.received:

@@ -92,8 +92,14 @@ class Knowledge(ABC):
 
     @property
     def same_for_all(self) -> bool:
-        """Whether the server says the same to every client of a round."""
+        """Whether the server says the same to all clients that hold the same version of what it has said before."""
         return False
+
+    def audience(self, state: Tensors, client: int) -> int | None:
+        """As of a strategy: clients that hold the same version."""
+        if not self.same_for_all:
+            return None
+        return int(state["held"][client]) if "held" in state else 0
 
     @abstractmethod
     def collect(self, step: Step) -> dict[str, Tensor]:
@@ -143,19 +149,19 @@ class Knowledge(ABC):
         """What goes down to a client; nothing if the server knows nothing new."""
 
     def version(self, state: Tensors) -> int:
-        """What the server has to say, as a number that grows with it; ``told [K]`` of its state is what each client has."""
+        """What the server has to say, as a number that grows with it; ``held [K]`` of its state is what each client has."""
         return 0
 
     def delivered(self, state: Tensors, clients: Sequence[int]) -> dict[str, Tensor]:
         """The server's state once clients have answered its message: they have what there was to say."""
-        if "told" not in state:
+        if "held" not in state:
             return dict(state)
-        versions = state["told"].index_fill(0, torch.tensor(clients, dtype=torch.long), self.version(state))
-        return {**state, "told": versions}
+        versions = state["held"].index_fill(0, torch.tensor(clients, dtype=torch.long), self.version(state))
+        return {**state, "held": versions}
 
     def versions_of(self, state: Tensors) -> Tensor:
-        """``told [K]``; 0 of clients that have nothing."""
-        return state.get("told", torch.zeros(self.sizes.clients, dtype=torch.int64))
+        """``held [K]``; 0 of clients that have nothing."""
+        return state.get("held", torch.zeros(self.sizes.clients, dtype=torch.int64))
 
     @abstractmethod
     def teacher(self, received: Tensors, step: Step) -> tuple[Tensor | None, Tensor | None]:
@@ -194,6 +200,7 @@ class StagedSums(Knowledge):
 
     needs_each = None
     of_network = False
+    same_for_all = True
 
     @property
     def exchange_rounds(self) -> int:  # type: ignore[override]

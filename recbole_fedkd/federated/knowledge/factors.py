@@ -64,7 +64,7 @@ class FactorKnowledge(StagedSums):
 
     def step(self, state: Tensors, statistics: Tensors) -> dict[str, Tensor]:
         """The totals of all stages so far."""
-        return {**state, **statistics, "told": self.versions_of(state)}
+        return {**state, **statistics, "held": self.versions_of(state)}
 
     def possible(self, statistics: Tensors) -> Tensors:
         """Counts and squares are not negative, a curvature is symmetric and positive semi-definite."""
@@ -83,7 +83,7 @@ class FactorKnowledge(StagedSums):
 
     def download(self, state: Tensors, client: int, round_index: int) -> Arrays:
         """Totals of the stages that the client does not have."""
-        stages = self._finished(state)[int(state["told"][client]) :] if "told" in state else []
+        stages = self._finished(state)[int(state["held"][client]) :] if "held" in state else []
         names = [name for stage in stages for name in (stage, *self.settings.beside(stage))]
         return {name: state[name].cpu().numpy() for name in names}
 

@@ -64,6 +64,11 @@ class FoldInKnowledge(FactorKnowledge):
         """As label knowledge says."""
         return self.labels.needs_each if self.labels is not None else None
 
+    @property
+    def same_for_all(self) -> bool:  # type: ignore[override]
+        """As label knowledge says."""
+        return self.labels is None or self.labels.same_for_all
+
     def collect(self, step: Step) -> dict[str, Tensor]:
         """What label knowledge is made of."""
         return self.labels.collect(step) if self.labels is not None else {}

@@ -62,7 +62,7 @@ class GramKnowledge(StagedSums):
     def step(self, state: Tensors, statistics: Tensors) -> dict[str, Tensor]:
         """The next directions, or what follows from all passes."""
         settings, items = self.settings, self.sizes.items
-        following = {**state, **statistics, "told": self.versions_of(state)}
+        following = {**state, **statistics, "held": self.versions_of(state)}
         products = gram.products_of(settings, following)
         known = [gram.directions(settings, items, [], [])]
         known += [following[f"basis_{number}"].double() for number in range(1, len(products))]
@@ -81,7 +81,7 @@ class GramKnowledge(StagedSums):
 
     def download(self, state: Tensors, client: int, round_index: int) -> Arrays:
         """The latest, where the client does not have it."""
-        if "told" not in state or int(state["told"][client]) == self.version(state):
+        if "held" not in state or int(state["held"][client]) == self.version(state):
             return {}
         if "factors" in state:
             return {"factors": state["factors"].cpu().numpy(), "diagonal": state["counts"].cpu().numpy()}

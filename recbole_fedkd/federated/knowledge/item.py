@@ -47,6 +47,7 @@ class ItemKnowledge(SumsByClass):
     name = "item"
     settings_type = ItemSettings
     needs_each = None
+    same_for_all = True
     elementwise = True
 
     @property
@@ -93,13 +94,13 @@ class ItemKnowledge(SumsByClass):
 
     def step(self, state: Tensors, statistics: Tensors) -> dict[str, Tensor]:
         """Totals: of the round's sums, and of all histograms ever sent."""
-        following = {name: value for name, value in state.items() if name in ("histogram", "version", "told")}
+        following = {name: value for name, value in state.items() if name in ("histogram", "version", "held")}
         following |= {name: value for name, value in statistics.items() if name != "histogram"}
         if "histogram" in statistics:
             before = state.get("histogram", torch.zeros_like(statistics["histogram"]))
             following["histogram"] = before + statistics["histogram"]
             following["version"] = state.get("version", torch.zeros(1, dtype=torch.int64)) + 1
-            following["told"] = self.versions_of(state)
+            following["held"] = self.versions_of(state)
         return following
 
     def download_arrays(self) -> dict[str, ArraySpec]:
@@ -120,7 +121,7 @@ class ItemKnowledge(SumsByClass):
     def download(self, state: Tensors, client: int, round_index: int) -> Arrays:
         """The totals; the histograms' only for a client that does not have the latest."""
         names = [name for name in ("sums", "seen") if name in state]
-        if "histogram" in state and bool(state["told"][client] < state["version"][0]):
+        if "histogram" in state and bool(state["held"][client] < state["version"][0]):
             names.append("histogram")
         return {name: state[name].cpu().numpy() for name in names}
 

@@ -93,6 +93,10 @@ class Strategy(ABC):
         """Whether the server says the same to every client of a round."""
         return False
 
+    def audience(self, state: ServerState, client: int) -> int | None:
+        """A number that all clients share to whom the server says the same as to this one; None: it is told its own."""
+        return 0 if self.same_for_all else None
+
     @property
     def serves_aggregate(self) -> bool:
         """Whether every client takes over what the server holds at the end of a round, to serve its users by it."""

@@ -118,6 +118,10 @@ class AttentiveFederatedDistillation(Strategy):
         """As the kind of knowledge says."""
         return self.knowledge.same_for_all
 
+    def audience(self, state: ServerState, client: int) -> int | None:
+        """As the kind of knowledge says."""
+        return self.knowledge.audience(state, client)
+
     def empty(self, state: ServerState, samples: Mapping[int, int]) -> Fold:
         """As the kind of knowledge says."""
         return self.knowledge.empty(state)
