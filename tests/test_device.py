@@ -20,7 +20,7 @@ WHOLE = {"sketch_passes": 1, "em_steps": 1, "epochs": 6}
 SMALLER = {
     "factors": WHOLE,
     "taught": WHOLE,
-    "feddf": {"server_epochs": 1, "unlabelled_pairs": 64},
+    "feddf": {"unlabelled_pairs": 64},
     "fedrec": {"clients_per_round": 8},
 }
 CASES = {

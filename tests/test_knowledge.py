@@ -172,6 +172,17 @@ def test_histograms_are_sent_once_and_sums_every_round(prepared, use, up, down):
         assert not engine.server.aggregate(dict(enumerate(uploads)), index)
 
 
+def test_all_clients_of_a_version_hear_one_message_and_those_behind_another(prepared):
+    _, engine = engine_of(prepared, knowledge_use="both", client_num=6, clients_per_round=2)
+    engine.run_round(0)
+    engine.run_round(1)
+    said = {number: engine.server.send(number, 2) for number in range(6)}
+    versions = engine.server.state["held"].tolist()
+    assert len(set(versions)) > 1
+    for one, other in zip(said, list(said)[1:], strict=False):
+        assert (said[one] is said[other]) == (versions[one] == versions[other])
+
+
 def test_a_client_chosen_late_gets_the_histograms_it_missed(prepared):
     _, engine = engine_of(prepared, knowledge_use="prior", client_num=6, clients_per_round=2)
     for index in range(25):
