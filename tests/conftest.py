@@ -7,7 +7,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import logging
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 USERS, ITEMS = 30, 40
+PLUGINS = Path(__file__).resolve().parent.parent / "docs" / "plugins"
 
 
 def write_dataset(
@@ -116,6 +119,20 @@ def prepared(data_path: Path) -> Callable[..., Any]:
         return config, trainer, loaders, evaluations
 
     return prepare
+
+
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """What plugins register in a test is gone after it, so that they are known where they are named alone."""
+    from recbole_fedkd.registry import all_or_nothing
+
+    modules = set(sys.modules)
+    with suppress(EOFError), all_or_nothing():
+        yield
+        raise EOFError
+    for name in set(sys.modules) - modules:
+        if Path(getattr(sys.modules[name], "__file__", None) or "").resolve().parent == PLUGINS:
+            del sys.modules[name]
 
 
 @pytest.fixture

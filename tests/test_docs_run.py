@@ -22,6 +22,8 @@ from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.experiment import runner
 from recbole_fedkd.experiment.cell import run_cell
 
+pytestmark = pytest.mark.usefixtures("forgotten")
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^(?:<!-- (?:not run: )?(.+?) -->\n)?```(bash|python|yaml)\n(.*?)^```$", re.M | re.S)

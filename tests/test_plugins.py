@@ -1,20 +1,19 @@
 """Plugins: a file outside the package brings a strategy, a codec and the like, on every engine and in every process."""
 
-import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import SMALL
+from conftest import PLUGINS, SMALL
 
 from recbole_fedkd import load_data_and_model
 from recbole_fedkd.command_line import main
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.registry import NoSettings, Registry, all_or_nothing
+from recbole_fedkd.registry import NoSettings, Registry
 
-FOLDER = Path(__file__).resolve().parent.parent / "docs" / "plugins"
+pytestmark = pytest.mark.usefixtures("forgotten")
+
 # Plugin to its own key with two values, and the other keys that have it run.
 RUNS = {
     "damped": ("damping", 0.7, 0.1, {"strategy": "damped"}),
@@ -24,7 +23,7 @@ RUNS = {
     "sharpened": ("sharpness", 2.0, 5.0, {"strategy": "afd", "knowledge": "sharpened"}),
     "blocks": ("block_size", 6, 15, {"strategy": "local", "partition": "blocks"}),
 }
-ALL = [str(FOLDER / f"{name}.py") for name in RUNS]
+ALL = [str(PLUGINS / f"{name}.py") for name in RUNS]
 # Plugins without a key.
 KEYLESS = {
     "tilt": {"metrics": ["Tilt", "MAE"], "valid_metric": "MAE"},
@@ -32,28 +31,16 @@ KEYLESS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def forgotten():
-    """What a test registers is gone after it, so that plugins are known where they are named alone."""
-    modules = set(sys.modules)
-    with suppress(EOFError), all_or_nothing():
-        yield
-        raise EOFError
-    for name in set(sys.modules) - modules:
-        if str(FOLDER) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
-
-
 def test_every_plugin_of_the_docs_is_tried_and_short():
-    assert {file.stem for file in FOLDER.glob("*.py")} == RUNS.keys() | KEYLESS.keys()
-    assert all(len(file.read_text().splitlines()) < 40 for file in FOLDER.glob("*.py"))
+    assert {file.stem for file in PLUGINS.glob("*.py")} == RUNS.keys() | KEYLESS.keys()
+    assert all(len(file.read_text().splitlines()) < 40 for file in PLUGINS.glob("*.py"))
 
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("engine", ["local", "fleet"])
 def test_a_plugin_runs_and_its_key_counts(run, name, engine):
     key, value, other, rest = RUNS[name]
-    keys = {"plugins": [str(FOLDER / f"{name}.py")], "epochs": 2, "engine": engine, "saved": False, **rest}
+    keys = {"plugins": [str(PLUGINS / f"{name}.py")], "epochs": 2, "engine": engine, "saved": False, **rest}
     found, changed = run(**keys, **{key: value}), run(**keys, **{key: other})
     assert found["config"][key] == value
     assert found["engine"] == engine
@@ -66,7 +53,7 @@ def test_a_plugin_runs_and_its_key_counts(run, name, engine):
 @pytest.mark.parametrize("name", KEYLESS)
 @pytest.mark.parametrize("engine", ["local", "fleet"])
 def test_a_metric_and_a_model_of_ones_own_run(run, name, engine):
-    keys = {"plugins": [str(FOLDER / f"{name}.py")], "epochs": 1, "engine": engine, "saved": False, **KEYLESS[name]}
+    keys = {"plugins": [str(PLUGINS / f"{name}.py")], "epochs": 1, "engine": engine, "saved": False, **KEYLESS[name]}
     found = run(**keys)
     assert found["engine"] == engine
     if name == "tilt":
@@ -102,7 +89,7 @@ def test_all_of_them_run_together_from_the_command_line_and_go_on_from_a_checkpo
     ],
 )
 def test_a_plugins_key_is_checked_as_any_other(name, value, says):
-    own = [*ALL, str(FOLDER / "plain.py")]
+    own = [*ALL, str(PLUGINS / "plain.py")]
     model = "Plain" if name.startswith("vector") else "AttnFedKD"
     with pytest.raises(InputError) as refused:
         FedKDConfig(model, "ml-100k", config_dict={"plugins": own, "strategy": "damped", name: value})
@@ -111,14 +98,14 @@ def test_a_plugins_key_is_checked_as_any_other(name, value, says):
 
 def test_keys_of_a_model_are_its_own(capsys):
     """Each has its default, whatever another model calls so; who does not read a key is told, and not refused."""
-    own = {"plugins": [str(FOLDER / "plain.py")]}
+    own = {"plugins": [str(PLUGINS / "plain.py")]}
     config = FedKDConfig("Plain", "ml-100k", config_dict=own)
     assert config["vector_size"] == 32 and config.unread_keys == []
     other = FedKDConfig("BPR", "ml-100k", config_dict={**own, "vector_size": 8})
     assert other.unread_keys == ["vector_size"]
     with pytest.raises(InputError, match="key 'vector_size' is unknown"):
         FedKDConfig("BPR", "ml-100k", config_dict={"vector_size": 8})
-    named = f"--plugins={FOLDER / 'plain.py'}"
+    named = f"--plugins={PLUGINS / 'plain.py'}"
     for words in (["--help"], ["--help", "--model=Plain"], ["--help", "vector_size"]):
         assert main([*words, named]) == 0
         told = capsys.readouterr().out
@@ -126,7 +113,7 @@ def test_keys_of_a_model_are_its_own(capsys):
 
 
 def test_a_model_may_not_declare_a_key_of_every_run(tmp_path):
-    text = (FOLDER / "plain.py").read_text()
+    text = (PLUGINS / "plain.py").read_text()
     (tmp_path / "rounds.py").write_text(text.replace("vector_size", "epochs"))
     with pytest.raises(InputError, match="model 'Plain' declares the key 'epochs', which every run has"):
         FedKDConfig("Plain", "ml-100k", config_dict={"plugins": str(tmp_path / "rounds.py")})
@@ -142,7 +129,7 @@ def test_help_tells_a_plugins_keys_and_names_where_it_is_given(capsys):
 
 def test_cells_of_compare_have_the_plugins_of_its_file(tmp_path, data_path):
     """In processes of their own, in another folder, also where a plugin is named by a path from here."""
-    (tmp_path / "mine.py").write_text((FOLDER / "damped.py").read_text())
+    (tmp_path / "mine.py").write_text((PLUGINS / "damped.py").read_text())
     small = {name: value for name, value in SMALL.items() if name != "state"}
     experiment = {
         "keys": {
@@ -156,16 +143,16 @@ def test_cells_of_compare_have_the_plugins_of_its_file(tmp_path, data_path):
         "rows": {"half": {"strategy": "damped"}, "own": {"model": "Plain", "strategy": "fedavg", "load_col": None}},
     }
     experiment["keys"]["plugins"] = ["mine.py", "plain.py"]
-    (tmp_path / "plain.py").write_text((FOLDER / "plain.py").read_text())
+    (tmp_path / "plain.py").write_text((PLUGINS / "plain.py").read_text())
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(experiment))
     assert main(["compare", "e.yaml", "--out=out", "--workers=1"]) == 0
     assert len(list((tmp_path / "out" / "runs").iterdir())) == 2
 
 
 def test_bad_plugins_are_told_in_one_sentence(tmp_path):
-    (tmp_path / "twice.py").write_text((FOLDER / "damped.py").read_text().replace('"damped"', '"fedavg"'))
-    (tmp_path / "taken.py").write_text((FOLDER / "damped.py").read_text().replace("damping:", "epochs:"))
-    (tmp_path / "other.py").write_text((FOLDER / "damped.py").read_text().replace("damping:", "gamma:"))
+    (tmp_path / "twice.py").write_text((PLUGINS / "damped.py").read_text().replace('"damped"', '"fedavg"'))
+    (tmp_path / "taken.py").write_text((PLUGINS / "damped.py").read_text().replace("damping:", "epochs:"))
+    (tmp_path / "other.py").write_text((PLUGINS / "damped.py").read_text().replace("damping:", "gamma:"))
     for value, says in (
         ("twice.py", "strategy 'fedavg' is registered already"),
         ("taken.py", "key 'epochs', which every run has"),
