@@ -113,6 +113,8 @@ def coordinated(read: Manifest, transport: Gathering, out: Path, address: str) -
             parties = {str(number): size for number, size in coordinator.engine.sizes.items()}
             epochs = read.config["epochs"]
             journal.write("begin", round=coordinator.round + 1, epochs=epochs, parties=parties, there=there)
+        if address.startswith(flower.SCHEME):
+            coordinator.engine.name = "flower"
         result = coordinator.fit(lambda *_: journal.rounds(coordinator.rounds, transport.seen))
     except (InputError, TrainingError) as error:
         journal.write("failed", why=str(error))
