@@ -317,16 +317,25 @@ def test_replacing_some_clients_rows_leaves_those_of_the_others(counts, chosen, 
         items = [torch.tensor(sorted(random.sample(range(9), size)), dtype=torch.long) for size in sizes]
         data = [torch.rand(size, 2) for size in sizes]
         expected.update({client: parts for client, *parts in zip(clients, items, data, strict=True)})
-        store.replace(torch.tensor(clients), torch.tensor(sizes), torch.cat(items), list(data))
+        store.put(torch.tensor(clients), torch.tensor(sizes), torch.cat(items), torch.cat(data))
 
     put(list(range(len(counts))))
-    put(sorted(chosen, reverse=True))
-    for client, (items, data) in expected.items():
-        _, found, place = store.of(torch.tensor([client]))
-        assert torch.equal(found, items) and torch.equal(store.data[place], data)
+    for _ in range(4):
+        put(sorted(chosen, reverse=True))
+        if random.random() < 0.5:
+            store.tidy()
+            assert len(store.pieces) <= 1  # they are small
+        for client, (items, data) in expected.items():
+            _, found, rows = store.of(torch.tensor([client]), 1)
+            assert torch.equal(found, items) and torch.equal(rows, data[:, :1])
+    # Nothing of what all clients have replaced is kept.
+    put(list(range(len(counts))))
+    assert sum(len(data) for _, data in store.pieces.values()) == sum(len(items) for items, _ in expected.values())
     other = RowStore(len(counts), 2, 9)
     other.load_state_dict(store.state_dict())
-    assert all(torch.equal(one, two) for one, two in zip(store.buffers(), other.buffers(), strict=True))
+    saved, again = store.state_dict(), other.state_dict()
+    assert all(torch.equal(saved[name], again[name]) for name in ("start", "count", "item", "data"))
+    assert torch.equal(saved["data"], torch.cat([expected[client][1] for client in range(len(counts))]))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from recbole_fedkd.engine.fleet.exchange import (
 )
 from recbole_fedkd.engine.fleet.factor_exchange import FactorDownlink, FactorUplink
 from recbole_fedkd.engine.fleet.factors import FactorSamples
-from recbole_fedkd.engine.fleet.memory import OptimizerMemory, RowChanges
+from recbole_fedkd.engine.fleet.memory import OptimizerMemory
 from recbole_fedkd.engine.fleet.optimizers import BatchedOptimizer
 from recbole_fedkd.engine.fleet.packing import packed, places_of
 from recbole_fedkd.engine.fleet.population import CompactPopulation
@@ -130,19 +130,16 @@ class FleetEngine(Engine):
         for group_index, group in enumerate(self.groups):
             base = group.base()
             train = partial(self._train, group_index, current.index, base, missing)
-            rows: list[RowChanges] = []
-            memory_rows: list[RowChanges] = []
             for packs in self._side_by_side.map(train, self._packs(group_index, chosen)):
                 for trained in packs:
                     answered = self._answered(trained, base, current, missing)
-                    self._keep(group_index, answered, rows, memory_rows)
+                    self._keep(group_index, answered)
                     sizes = trained.training.sizes
                     filled += places_of(np.asarray(sizes), self.task.batch_size)
                     if current.on_step is not None:
                         current.on_step(sum(sizes) * self.settings.local_epochs)
-            RowChanges.apply(rows, group.rows)
-            for memory in self.memories[group_index : group_index + 1]:
-                RowChanges.apply(memory_rows, memory.rows)
+            for store in [group.rows, *(memory.rows for memory in self.memories[group_index : group_index + 1])]:
+                store.tidy()
         self.padding = 1.0 - current.seen / max(filled, 1)
         for number in sorted(missing):
             self._leave_out(current, number, missing[number])
@@ -163,19 +160,13 @@ class FleetEngine(Engine):
         kept = [slot for slot, number in enumerate(trained.numbers) if number not in refused]
         return trained.select(torch.tensor(kept, dtype=torch.long))
 
-    def _keep(self, group_index: int, trained: Trained, rows: list[RowChanges], memory_rows: list[RowChanges]) -> None:
-        """Keep what outlives the round; item rows are stored together, when all have trained."""
+    def _keep(self, group_index: int, trained: Trained) -> None:
+        """Keep what outlives the round."""
         training, group = trained.training, self.groups[group_index]
         group.write(training.pack, training.weights)
         group.keep_told(training.pack.clients, training.heard.installed)
-        width = group.rows.data.shape[1]
-        if width and trained.numbers:
-            rows.append(RowChanges.of(training.pack, training.weights.rows[..., :width]))
         if self.memories:
             self.memories[group_index].write(training.pack, training.memory, training.counters)
-        if self.memories and training.memory and trained.numbers:
-            remembered = torch.cat([memory.rows for memory in training.memory], 2)
-            memory_rows.append(RowChanges.of(training.pack, remembered))
 
     def _serve(self, round_index: int) -> None:
         if self.server.strategy.serves_aggregate:
@@ -189,7 +180,6 @@ class FleetEngine(Engine):
     def _install(self, group_index: int, numbers: Sequence[int]) -> None:
         """Put what clients have been told into their networks, outside of any training."""
         group, base = self.groups[group_index], self.groups[group_index].base()
-        rows: list[RowChanges] = []
         for number in numbers:
             heard = self.downlink.heard(group_index, [number])
             client = torch.tensor([number // len(self.groups)], device=self.device)
@@ -199,9 +189,7 @@ class FleetEngine(Engine):
             group.install(heard.installed, pack, weights, buffers)
             group.write(pack, weights)
             group.keep_told(client, heard.installed)
-            rows.append(RowChanges.of(pack, weights.rows[..., : group.rows.data.shape[1]]))
-        if group.rows.data.shape[1]:
-            RowChanges.apply(rows, group.rows)
+        group.rows.tidy()
 
     # Packs
 

@@ -11,7 +11,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from recbole_fedkd.engine.fleet.compiled import has_compiler, touched_by_many
-from recbole_fedkd.engine.fleet.store import Pack, RowStore, Weights
+from recbole_fedkd.engine.fleet.store import Pack, RowStore, Weights, side_by_side
 from recbole_fedkd.model.factorization import RowSums, dense
 from recbole_fedkd.model.pair import names_of
 
@@ -141,7 +141,7 @@ class ClientGroup(nn.Module):
         """Items that packed clients need ``[c, rows]``, padding first, and how many ``[c]``; arguments as of :meth:`pack`."""
         device, buffers = clients.device, dict(self.whole.named_buffers())
         references = [buffers[name][members].flatten(1) for name in self.item_references]
-        if not any(len(store.item) for store in stores) and has_compiler() and device.type == "cpu":
+        if not any(store.pieces for store in stores) and has_compiler() and device.type == "cpu":
             return touched_by_many(side_by_side([needed, *references], 1), self.item_count)
         known = torch.zeros(len(clients), self.item_count, dtype=torch.bool, device=device)
         known[:, 0] = True
@@ -171,7 +171,7 @@ class ClientGroup(nn.Module):
         if dense_from:
             dense[:, :dense_from] = self.own[pack.clients, :dense_from]
         rows = functional.embedding(pack.items, item_base) if self.item_names else dense.new_zeros(*pack.items.shape, 0)
-        rows_from = self.rows.data.shape[1] if serving else self.rows_resumed
+        rows_from = self.rows.width if serving else self.rows_resumed
         if rows_from:
             fill_rows(rows, pack, self.rows, rows_from)
         users = user_table[pack.members] if self.user_names else dense.new_zeros(*pack.members.shape, 0)
@@ -179,7 +179,9 @@ class ClientGroup(nn.Module):
 
     @torch.no_grad()
     def write(self, pack: Pack, weights: Weights) -> None:
-        """Keep what is the clients' own but for the item rows, which :meth:`RowStore.replace` takes for a whole round."""
+        """Keep what is the clients' own."""
+        if self.rows.width:
+            self.rows.put_pack(pack, weights.rows)
         if self.own.shape[1]:
             self.own[pack.clients] = weights.dense[:, : self.own.shape[1]]
         present = pack.members > 0
@@ -264,9 +266,8 @@ class ClientGroup(nn.Module):
         """Parameters of the network of all users and items as one client serves it; arguments as of :meth:`weights`."""
         dense, rows = base[0].clone(), base[1].clone()
         dense[: self.own.shape[1]] = self.own[client]
-        _, item, row = self.rows.of(client.unsqueeze(0))
-        width = self.rows.data.shape[1]
-        rows[item, :width] = self.rows.data[row]
+        _, item, own = self.rows.of(client.unsqueeze(0), self.rows.width)
+        rows[item, : self.rows.width] = own
         named = self.named(Weights(*(part.unsqueeze(0) for part in (dense, rows, base[2]))))
         return {name: value[0] for name, value in named.items()}
 
@@ -326,11 +327,6 @@ class ClientGroup(nn.Module):
         return vmap(of_client)(self.named(weights), dict(buffers), *packed)
 
 
-def side_by_side(parts: list[Tensor], axis: int) -> Tensor:
-    """The parts along an axis; one alone is not copied."""
-    return torch.cat(parts, axis) if len(parts) > 1 else parts[0]
-
-
 class Caller(nn.Module):
     """A function of a network as a module: ``torch.func`` swaps the parameters of modules."""
 
@@ -345,8 +341,8 @@ class Caller(nn.Module):
 
 def fill_rows(rows: Tensor, pack: Pack, store: RowStore, width: int) -> None:
     """Overwrite the first ``width`` columns of packed rows ``[c, rows, D]`` by what the clients have stored."""
-    slot, item, row = store.of(pack.clients)
+    slot, item, own = store.of(pack.clients, width)
     if len(slot):
         needed = pack.known[slot, item]
-        slot, item, row = slot[needed], item[needed], row[needed]
-        rows[slot, pack.local[slot, item].long(), :width] = store.data[row, :width]
+        slot, item = slot[needed], item[needed]
+        rows[slot, pack.local[slot, item].long(), :width] = own[needed]

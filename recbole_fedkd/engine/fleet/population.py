@@ -17,6 +17,7 @@ from torch.func import functional_call
 from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.engine.fleet.batching import BatchedModel
 from recbole_fedkd.engine.fleet.group import Caller, ClientGroup
+from recbole_fedkd.engine.fleet.store import ragged
 from recbole_fedkd.model.catalogue import rank_items
 from recbole_fedkd.model.network import NO_CONTEXT, Context
 from recbole_fedkd.model.population import RoutedPopulation, local_ids, rows_that_stay, whole_networks
@@ -95,7 +96,8 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
             clients, counts = torch.unique_consecutive(owners[mine] // len(self.groups), return_counts=True)
             starts = counts.cumsum(0) - counts
             for chosen in self._parts(group, counts, items.shape[1]):
-                rows, slot, column = _ragged(starts[chosen], counts[chosen])
+                slot, column = ragged(counts[chosen])
+                rows = starts[chosen][slot] + column
                 self._score(group, base, clients[chosen], (mine[rows], slot, column), (users, items, context), out)
         return out
 
@@ -217,7 +219,7 @@ class RecBoleFleetPopulation(CompactPopulation, RoutedPopulation):
         (group,) = self.client_groups
         group.whole.eval()
         scores: Tensor
-        if not group.own.shape[1] and not group.rows.data.shape[1]:
+        if not group.own.shape[1] and not group.rows.width:
             # But for user rows, of which it has everybody's, the network of all users is everybody's.
             scores = getattr(group.whole, method)(interaction)
             return scores.flatten()
@@ -231,10 +233,3 @@ class RecBoleFleetPopulation(CompactPopulation, RoutedPopulation):
             return said
 
         return self._parted(interaction, of_client)
-
-
-def _ragged(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pieces of a list: the numbers of their entries, the piece and the place in it of each, ``[entries]``."""
-    piece = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-    offset = torch.arange(len(piece), device=counts.device) - (counts.cumsum(0) - counts)[piece]
-    return starts[piece] + offset, piece, offset

@@ -31,21 +31,24 @@ class GroupAverage(MovingAverage):
         self._layout = self._rows_of_clients()
         super().serve()
 
+    def _put(self, values: dict[str, Tensor]) -> None:
+        super()._put(values)
+        if self.network.rows.width:
+            self.network.rows.fill(values["rows.data"])
+
     def _rows_of_clients(self) -> tuple[Tensor, Tensor]:
         """Client and item of every row that is stored ``[rows]``, as one number each, and the order of these numbers."""
-        store = self.network.rows
-        everybody = torch.arange(len(store.count), device=store.count.device)
-        slot, item, row = store.of(everybody)
-        keys = torch.empty_like(store.item)
-        keys[row] = slot * store.items + item
+        rows = self.network.rows.joined()
+        clients = torch.repeat_interleave(rows["count"])
+        keys = clients * self.network.rows.items + rows["item"]
         return keys, torch.argsort(keys)
 
     def _aligned(self) -> Tensor:
         """The averages of the rows that clients now hold."""
-        store = self.network.rows
         before, order = self._layout
         keys, _ = self._rows_of_clients()
-        rows = self.network.item_base()[store.item, : store.data.shape[1]]
+        store = self.network.rows
+        rows = self.network.item_base()[keys % store.items, : store.width]
         if len(before):
             entry = torch.searchsorted(before[order], keys).clamp(max=len(before) - 1)
             held = before[order][entry] == keys

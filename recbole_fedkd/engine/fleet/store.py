@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,82 +13,133 @@ from torch import Tensor, nn
 
 from recbole_fedkd.engine.fleet.compiled import has_compiler, placed_by_many
 
+FEW = 1024
+"""Rows of a piece that is joined with others where there are any."""
+
 
 class RowStore(nn.Module):
-    """Rows of item tables per client, each client's in one piece behind another.
+    """Rows of item tables per client: those that were put down together are one piece, which nobody changes.
+
+    A piece goes when no client holds rows of it any more, so that where packs of clients come again round after round there
+    is no row twice, but for those of a pack.
 
     Args:
         clients: number of clients.
         width: numbers in a row.
         items: number of items, padding included.
+
+    Attributes:
+        piece: which piece each client's rows are in ``[clients]``.
+        start: where in it they begin ``[clients]``.
+        count: how many they are ``[clients]``.
+        pieces: items ``[rows]`` and numbers ``[rows, width]`` of each.
     """
 
+    piece: Tensor
     start: Tensor
     count: Tensor
-    item: Tensor
-    data: Tensor
 
     growing = ("item", "data")
 
     def __init__(self, clients: int, width: int, items: int) -> None:
         super().__init__()
-        self.items = items
-        self.register_buffer("start", torch.zeros(clients, dtype=torch.long))
-        self.register_buffer("count", torch.zeros(clients, dtype=torch.long))
-        self.register_buffer("item", torch.zeros(0, dtype=torch.long))
-        self.register_buffer("data", torch.zeros(0, width))
+        self.width, self.items = width, items
+        for name in ("piece", "start", "count"):
+            self.register_buffer(name, torch.zeros(clients, dtype=torch.long), persistent=False)
+        self.pieces: dict[int, tuple[Tensor, Tensor]] = {}
+        self._live: dict[int, int] = {}
+        self._next = 0
 
-    def of(self, clients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The rows of the clients ``[c]``: place in ``clients``, item id and row of ``data``, each ``[rows]``."""
+    def _parts(self, clients: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+        """Rows of clients ``[c]``, by piece: place in ``clients``, among the client's rows and in the piece, and the piece."""
+        count, start, piece = self.count[clients], self.start[clients], self.piece[clients]
+        for number in piece[count > 0].unique().tolist():
+            of_piece = ((piece == number) & (count > 0)).nonzero().flatten()
+            place, offset = ragged(count[of_piece])
+            yield of_piece[place], offset, start[of_piece][place] + offset, *self.pieces[number]
+
+    def of(self, clients: Tensor, columns: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of the clients ``[c]``: place in ``clients``, item ``[rows]`` and first ``columns`` ``[rows, n]`` of each."""
+        device = clients.device
+        parts = [(torch.zeros(0, dtype=torch.long, device=device),) * 2 + (torch.zeros(0, columns, device=device),)]
+        for slot, _, row, item, data in self._parts(clients):
+            parts.append((slot, item[row], data[row, :columns] if columns else parts[0][2]))
+        slots, items, rows = (side_by_side(list(each), 0) for each in zip(*parts[len(parts) > 1 :], strict=True))
+        return slots, items, rows
+
+    def put(self, clients: Tensor, count: Tensor, item: Tensor, data: Tensor) -> None:
+        """Give the clients ``[c]`` other rows, a piece: ``count [c]`` each, in their order ``item [rows]`` and ``data``."""
+        left, freed = self.piece[clients].unique(return_inverse=True)
+        freed = torch.zeros_like(left).index_add(0, freed, self.count[clients])
+        number, self._next = self._next, self._next + 1
+        self.pieces[number], self._live[number] = (item, data), len(item)
+        self.piece[clients], self.count[clients], self.start[clients] = number, count, count.cumsum(0) - count
+        for before, rows in zip([*left.tolist(), number], [*freed.tolist(), 0], strict=True):
+            if before in self._live:
+                self._live[before] -= rows
+                if not self._live[before]:
+                    del self.pieces[before], self._live[before]
+
+    def put_pack(self, pack: Pack, rows: Tensor) -> None:
+        """The same for packed rows ``[c, rows, >= width]``."""
+        present = torch.arange(rows.shape[1], device=rows.device) < pack.count.unsqueeze(1)
+        filled = present.flatten().nonzero().flatten()
+        data = rows[..., : self.width].flatten(0, 1).index_select(0, filled)
+        self.put(pack.clients, pack.count, pack.items.flatten()[filled], data)
+
+    def tidy(self) -> None:
+        """Copy what is left of pieces that hold more rows of before than of now, or few at all; not while others read."""
+        rare = [number for number, live in self._live.items() if live < max(FEW, len(self.pieces[number][0]) / 2)]
+        if len(rare) > 1 or (rare and len(self.pieces[rare[0]][0]) > self._live[rare[0]]):
+            left = torch.isin(self.piece, torch.tensor(rare, device=self.piece.device)) & (self.count > 0)
+            clients = left.nonzero().flatten()
+            self.put(clients, self.count[clients], *self._joined(clients))
+
+    def _joined(self, clients: Tensor) -> tuple[Tensor, Tensor]:
+        """Items ``[rows]`` and numbers ``[rows, width]`` of the clients, one behind another."""
         count = self.count[clients]
-        slot = torch.repeat_interleave(torch.arange(len(clients), device=count.device), count)
-        offset = torch.arange(len(slot), device=count.device) - (count.cumsum(0) - count)[slot]
-        row = self.start[clients][slot] + offset
-        return slot, self.item[row], row
+        begin, total = count.cumsum(0) - count, int(count.sum())
+        items = torch.empty(total, dtype=torch.long, device=count.device)
+        rows = torch.empty(total, self.width, device=count.device)
+        for slot, offset, row, item, data in self._parts(clients):
+            place = begin[slot] + offset
+            items[place], rows[place] = item[row], data[row]
+        return items, rows
 
-    def replace(self, clients: Tensor, count: Tensor, item: Tensor, pieces: list[Tensor]) -> None:
-        """Give the clients ``[c]`` other rows: ``count`` ``[c]`` each, in their order ``item [rows]`` and their numbers.
+    def joined(self) -> dict[str, Tensor]:
+        """All rows, client by client: ``start`` and ``count`` ``[clients]``, ``item [rows]`` and ``data [rows, width]``."""
+        item, data = self._joined(torch.arange(len(self.count), device=self.count.device))
+        return {"start": self.count.cumsum(0) - self.count, "count": self.count.clone(), "item": item, "data": data}
 
-        Args:
-            clients: places of clients.
-            count: rows of each.
-            item: of every row.
-            pieces: the rows, one piece behind another; emptied, so that no row is in memory twice.
-        """
-        others = torch.ones_like(self.count, dtype=torch.bool)
-        others[clients] = False
-        rest = torch.nonzero(others).flatten()
-        order, counts = torch.cat([clients, rest]), torch.cat([count, self.count[rest]])
-        _, kept_item, row = self.of(rest)
-        if len(row):
-            item = torch.cat([item, kept_item])
-            pieces.append(self.data[row])
-        self.item, self.data = item, self.data[:0]
-        data, begin = self.data.new_empty(len(item), self.data.shape[1]), 0
-        pieces.reverse()
-        while pieces:
-            piece = pieces.pop()
-            data[begin : begin + len(piece)] = piece
-            begin += len(piece)
-        self.data = data
-        self.count[order] = counts
-        self.start[order] = counts.cumsum(0) - counts
+    def fill(self, data: Tensor) -> None:
+        """Give all rows other numbers ``[rows, width]``, in the order of :meth:`joined`."""
+        rows = self.joined()
+        self.put(torch.arange(len(self.count), device=self.count.device), rows["count"], rows["item"], data)
+
+    def _apply(self, function: Any, recurse: bool = True) -> RowStore:
+        super()._apply(function, recurse)
+        self.pieces = {number: (function(item), function(data)) for number, (item, data) in self.pieces.items()}
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        destination.update({f"{prefix}{name}": value for name, value in self.joined().items()})
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         """Take the tensors as they are, for the number of rows is part of what is saved; ValueError if they do not fit."""
         saved = {name: state_dict[f"{prefix}{name}"] for name in ("start", "count", "item", "data")}
-        own = dict(self.named_buffers())
+        shapes: dict[str, tuple[int, ...]] = {"item": (), "data": (self.width,)}
         for name, tensor in saved.items():
-            shape = tensor.shape[1:] if name in self.growing else tensor.shape
-            fits = shape == (own[name].shape[1:] if name in self.growing else own[name].shape)
-            if not fits or tensor.dtype != own[name].dtype or tensor.layout != own[name].layout:
+            grows, dtype = name in self.growing, torch.float32 if name == "data" else torch.long
+            fits = tensor.dim() and tuple(tensor.shape[grows:]) == shapes.get(name, tuple(self.count.shape))
+            if not fits or tensor.dtype != dtype or tensor.layout != torch.strided:
                 raise ValueError(f"'{prefix}{name}' is {tuple(tensor.shape)} of {tensor.dtype}")
         if not self._consistent(**saved):
             raise ValueError(
                 f"the rows of clients in '{prefix}item' are not one piece for each, of items that there are"
             )
-        for name, tensor in saved.items():
-            setattr(self, name, tensor.to(self.data.device, copy=True))
+        own = {name: tensor.to(self.count.device, copy=True) for name, tensor in saved.items()}
+        self.start, self.count, self.piece = own["start"], own["count"], torch.zeros_like(own["count"])
+        self.pieces, self._live, self._next = {0: (own["item"], own["data"])}, {0: len(own["item"])}, 1
 
     def _consistent(self, start: Tensor, count: Tensor, item: Tensor, data: Tensor) -> bool:
         """Whether the pieces lie behind each other and fill the rows, and every client has an item at most once."""
@@ -102,6 +154,17 @@ class RowStore(nn.Module):
             return False
         owner = torch.repeat_interleave(order, held)
         return len(torch.unique(owner * self.items + item)) == len(item)
+
+
+def ragged(count: Tensor) -> tuple[Tensor, Tensor]:
+    """Pieces of ``count [n]`` entries each, one behind another: piece, and place in it, of every entry."""
+    piece = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
+    return piece, torch.arange(len(piece), device=count.device) - (count.cumsum(0) - count)[piece]
+
+
+def side_by_side(parts: list[Tensor], axis: int) -> Tensor:
+    """The parts along an axis; one alone is not copied."""
+    return torch.cat(parts, axis) if len(parts) > 1 else parts[0]
 
 
 @dataclass(frozen=True)
