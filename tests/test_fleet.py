@@ -20,6 +20,7 @@ from recbole_fedkd.engine.fleet.exchange import Sizes
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.optimizers import BatchedAdam, BatchedSGD, clip_norms
 from recbole_fedkd.engine.fleet.packing import MAX_PADDING, MAX_ROW_PADDING, packed, slots
+from recbole_fedkd.engine.fleet.population import pack_bytes
 from recbole_fedkd.engine.fleet.store import RowStore
 from recbole_fedkd.engine.fleet.threads import SideBySide
 from recbole_fedkd.federated.message import Message
@@ -292,6 +293,13 @@ def test_an_error_inside_packed_clients_names_them_and_the_round(prepared, monke
     monkeypatch.setattr(trainer.engine.server.strategy, "loss", None)
     with pytest.raises(ClientError, match=r"clients \d+ to \d+, round 5, training"):
         trainer.engine.run_round(4)
+
+
+@pytest.mark.parametrize(
+    ("said", "device", "megabytes"), [(None, "cpu", 32), (None, "cuda:0", 512), (7.5, "cuda", 7.5)]
+)
+def test_packs_are_large_on_a_gpu_unless_somebody_says_otherwise(said, device, megabytes):
+    assert pack_bytes(said, torch.device(device)) == megabytes * 2**20
 
 
 def test_clients_keep_only_the_rows_that_they_have_touched(prepared):

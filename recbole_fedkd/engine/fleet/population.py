@@ -27,6 +27,11 @@ from recbole_fedkd.model.student import LabelledRecommender
 MEGABYTE = 2**20
 
 
+def pack_bytes(megabytes: float | None, device: torch.device) -> float:
+    """What clients side by side may take; where nobody says it, what was fastest on such a device (docs/performance.md)."""
+    return MEGABYTE * (megabytes or (512.0 if device.type == "cuda" else 32.0))
+
+
 class CompactPopulation(nn.Module):
     """Clients in compact form, whatever their networks are.
 
@@ -50,7 +55,7 @@ class CompactPopulation(nn.Module):
         """
         self.private_parameters = config["private_parameters"]
         self.clients = int(client_of_user.max()) + 1
-        self.memory = float(config["fleet_memory"]) * MEGABYTE
+        self.memory = pack_bytes(config["fleet_memory"], torch.device(config["device"]))
         numbers = torch.arange(self.clients)
         groups = (
             ClientGroup(whole, numbers[group_index :: len(wholes)], client_of_user)
