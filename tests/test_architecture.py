@@ -189,6 +189,12 @@ def test_whatever_the_page_of_the_house_names_is_there():
             found = getattr(found, attribute)
 
 
+def test_no_file_is_too_long_to_be_read_at_once():
+    assert not [
+        str(file) for file in (ROOT / "recbole_fedkd").rglob("*.py") if len(file.read_text().splitlines()) > 450
+    ]
+
+
 def test_recboles_quick_start_and_its_ray_are_never_imported():
     unwanted = ("ray", "pkg_resources", "recbole.quick_start")
     code = f"import sys, recbole_fedkd.quick_start; print([name for name in {unwanted} if name in sys.modules])"

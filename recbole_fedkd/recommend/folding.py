@@ -235,9 +235,7 @@ class FoldIn:
             return scores
         except InputError:
             raise
-        except (
-            Exception
-        ) as error:  # whatever a model of anybody's raises that is called in a way it was not written for
+        except Exception as error:  # whatever anybody's model raises that is called as it was not written for
             reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
             raise InputError(f"model '{self.name}' has no answer for somebody who was never there: {reason}") from error
 
@@ -261,13 +259,11 @@ class FoldIn:
         """Autoencoders read a user's row of the interaction matrix."""
         if not hasattr(model, "get_rating_matrix"):
             return None
-        row = torch.zeros(1, self.item_count, device=self.config["device"]).index_fill_(
-            1, items.to(self.config["device"]), 1.0
-        )
+        device = self.config["device"]
+        row = torch.zeros(1, self.item_count, device=device).index_fill_(1, items.to(device), 1.0)
         with replaced(model, "get_rating_matrix", lambda users: row.expand(len(users), -1)):
-            return self._full_sort(
-                model, weights, Interaction({self.dataset.uid_field: torch.zeros(1, dtype=torch.long)})
-            )
+            nobody = Interaction({self.dataset.uid_field: torch.zeros(1, dtype=torch.long)})
+            return self._full_sort(model, weights, nobody)
 
     def _of_sequence(self, model: Any, weights: Mapping[str, Tensor], items: Tensor) -> Tensor | None:
         """Sequential models read the sequence; those that rank by it and read the user too have no answer."""
@@ -285,10 +281,9 @@ class FoldIn:
     def _sequence(self, items: Tensor) -> dict[str, Tensor]:
         most = self.config["MAX_ITEM_LIST_LENGTH"]
         kept = items[-most:]
+        padded = functional.pad(kept, (0, most - len(kept)))
         return {
-            self.dataset.iid_field + self.config["LIST_SUFFIX"]: functional.pad(kept, (0, most - len(kept))).unsqueeze(
-                0
-            ),
+            self.dataset.iid_field + self.config["LIST_SUFFIX"]: padded.unsqueeze(0),
             self.config["ITEM_LIST_LENGTH_FIELD"]: torch.tensor([len(kept)]),
             self.dataset.iid_field: kept[-1:],
         }
