@@ -60,8 +60,10 @@ def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """RecBole writes logs into the current folder, and leaves its handlers and its level on the root logger.
 
-    A test that starts in the background would ignore Ctrl-C, which some tests send.
+    A test that starts in the background would ignore Ctrl-C, which some tests send. A coordinator rounds denormal numbers to 0
+    in its whole process, which is not to reach the next test.
     """
+    torch.set_flush_denormal(False)
     monkeypatch.chdir(tmp_path)
     before, level = list(logging.getLogger().handlers), logging.getLogger().level
     interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
