@@ -9,7 +9,7 @@ from recbole_fedkd import load_data_and_model
 from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings
 from recbole_fedkd.distillation.factors import Rows
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.model.told import ToldTables
+from recbole_fedkd.model.received import ReceivedTables
 
 KEYS = {
     "strategy": "afd",
@@ -49,7 +49,7 @@ def test_the_loss_is_that_of_labels_and_of_the_teacher_on_rated_and_unrated_pair
     drawn = torch.randint(1, task.item_count, (2 * len(batch),))
     users, items = batch.users.repeat(3), torch.cat([batch.items, drawn])
     logits = task.network(users, items.unsqueeze(1)).squeeze(1)
-    teacher = task.told.teacher(users, items).softmax(1)
+    teacher = task.teacher.teacher(users, items).softmax(1)
     own = torch.nn.functional.cross_entropy(logits[: len(batch)], batch.labels)
     expected = own - 0.7 * (teacher * logits.log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(loss, expected)
@@ -57,12 +57,12 @@ def test_the_loss_is_that_of_labels_and_of_the_teacher_on_rated_and_unrated_pair
 
 def test_the_teacher_of_a_row_has_not_seen_its_label(taught):
     client = taught().clients[0]
-    told, rows = client.task.told, client.task.told.exchange.rows
-    other, _ = told.told.known_users.of_pairs(rows.users, rows.items)
+    told, rows = client.task.teacher, client.task.teacher.exchange.rows
+    other, _ = told.received.known_users.of_pairs(rows.users, rows.items)
     mean, _ = told.described(rows.users, rows.items)
     error = (mean - rows.values).square().mean()
     assert error > 1.2 * (other - rows.values).square().mean()
-    torch.testing.assert_close(mean, told.told.of_rows[0])
+    torch.testing.assert_close(mean, told.received.of_rows[0])
 
 
 def test_a_student_that_is_not_told_what_teaches_it_has_no_more_parameters(taught):
@@ -130,7 +130,7 @@ def test_a_client_that_has_all_rows_is_trained_on_what_is_known_of_them():
     totals = {}
     for stage in exchange.settings.stages:
         totals.update(exchange.answer(stage, totals))
-    told = ToldTables(exchange)
+    told = ReceivedTables(exchange)
     told.know(totals, totals)
     means, features = told.of_rows
     assert torch.corrcoef(torch.stack([means.double(), rows.values]))[0, 1] > 0.7

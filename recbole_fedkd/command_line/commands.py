@@ -269,15 +269,15 @@ def bring(arguments: Sequence[str]) -> int:
     keys = parse_arguments(arguments[1:])
     if lacking := [name for name in ("manifest", "number", "out") if name not in keys]:
         raise InputError(f"bring needs --{lacking[0]}=<...>; see bring --help")
-    place, number, out = Path(keys.pop("manifest")), keys.pop("number"), Path(keys.pop("out"))
+    manifest, number, out = Path(keys.pop("manifest")), keys.pop("number"), Path(keys.pop("out"))
     if not number.isdecimal():
         raise InputError(f"number is '{number[:40]}'; it must be a party's number, from 0")
     from recbole_fedkd.data.importing import ROLES
     from recbole_fedkd.splitting import bring as bring_file
 
     named = {role: keys.pop(role) for role in ROLES if role in keys}
-    print(bring_file(Path(arguments[0]), place, int(number), out, named, keys))
-    print(f"party: {out}\nnext: recbole-fedkd party {out} --manifest={place} --address=<address of the coordinator>")
+    print(bring_file(Path(arguments[0]), manifest, int(number), out, named, keys))
+    print(f"party: {out}\nnext: recbole-fedkd party {out} --manifest={manifest} --address=<address of the coordinator>")
     return 0
 
 

@@ -14,7 +14,7 @@ from recbole_fedkd.federated.draws import StreamDraws
 from recbole_fedkd.federated.task import CLEAN_BATCH, AttentiveTask, Samples, Step, Task
 from recbole_fedkd.model.factor_head import FactorHead
 from recbole_fedkd.model.gram import GramNetwork
-from recbole_fedkd.model.known import ToldPairs
+from recbole_fedkd.model.known import ReceivedPairs
 from recbole_fedkd.model.network import AttentiveNetwork
 from recbole_fedkd.model.shared import SharedState
 
@@ -31,7 +31,7 @@ class FactorTask(Task):
     """
 
     def __init__(self, head: FactorHead, shared: SharedState, batch_size: int, reg_weight: float, seed: int) -> None:
-        self.network = self.head = self.told = head
+        self.network = self.head = self.teacher = head
         self.knows: set[str] = set()
         self.shared, self.labels = shared, len(head.exchange.values)
         self.batch_size, self.reg_weight = batch_size, reg_weight
@@ -66,7 +66,7 @@ class TaughtTask(AttentiveTask):
     Beside every row may stand random items, on which it teaches and no label does.
 
     Attributes:
-        told: what teaches.
+        teacher: what teaches.
         knows: stages that are in its tables.
         weight: ``w``.
         unrated: random items beside every row.
@@ -74,8 +74,8 @@ class TaughtTask(AttentiveTask):
 
     def __init__(self, *arguments: Any, weight: float, unrated: int) -> None:
         super().__init__(*arguments)
-        assert isinstance(self.network, AttentiveNetwork) and isinstance(self.network.known, ToldPairs)
-        self.told, self.weight, self.unrated = self.network.known, weight, unrated
+        assert isinstance(self.network, AttentiveNetwork) and isinstance(self.network.known, ReceivedPairs)
+        self.teacher, self.weight, self.unrated = self.network.known, weight, unrated
         self.knows: set[str] = set()
 
     def step(self, batch: Samples, with_logits: bool) -> Step:
@@ -91,7 +91,7 @@ class TaughtTask(AttentiveTask):
             beside = replace(batch.select(repeated), items=drawn)
             users, items = torch.cat([users, beside.users]), torch.cat([items, drawn])
             logits = torch.cat([logits, self.network(*self.arguments(beside)).squeeze(1)])
-        taught = teacher_cross_entropy(logits, self.told.teacher(users, items), 1.0).mean()
+        taught = teacher_cross_entropy(logits, self.teacher.teacher(users, items), 1.0).mean()
         return replace(step, loss=step.loss + self.weight * taught)
 
 

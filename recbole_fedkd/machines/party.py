@@ -95,7 +95,7 @@ class Party:
         self.rows = ClientRows.load(folder / "rows.npz")
         self._client = self._built()
         self._judge = PartyJudge(manifest.config, manifest.schema, self.rows, folder)
-        self._place: Snapshot | None = None  # that the client is at; None: it is as it was built, or under way
+        self._current: Snapshot | None = None  # that the client is at; None: it is as it was built, or under way
         self._fresh = True
         self._masks: PartyMasks | None = None
         if manifest.config["secure_aggregation"]:
@@ -181,9 +181,9 @@ class Party:
         """Forget everything: another run begins."""
         if not self._fresh:
             self._client = self._built()
-        self._fresh, self._place = True, None
+        self._fresh, self._current = True, None
         self._state = _State(run, before=self._client.snapshot())
-        self._place = self._state.before
+        self._current = self._state.before
 
     def _settle(self, asked: Request) -> None:
         """A new round begins: what of the one before counts is what the client is now."""
@@ -200,7 +200,7 @@ class Party:
 
     def _train(self, asked: Request, name: bytes) -> bytes:
         self._go_to(self._state.before)
-        self._place, self._fresh = None, False
+        self._current, self._fresh = None, False
         client = self._client
         if asked.message:
             client.receive(asked.message)
@@ -211,8 +211,8 @@ class Party:
         dropped, whole = client.link.codec_error
         numbers = {"loss": training.loss, "seen": training.seen, "dropped": dropped, "whole": whole}
         packed = Answer(self.number, asked.run, TRAIN, asked.round, name, said, numbers).to_bytes()
-        self._place = client.snapshot()
-        self._state.trained = _Done(name, packed, self._place, asked.counted, kept if kept != said else None)
+        self._current = client.snapshot()
+        self._state.trained = _Done(name, packed, self._current, asked.counted, kept if kept != said else None)
         self._state.judged = self._masks = None
         self._write()
         self._tell(f"round {asked.round + 1}: loss {training.loss / max(training.seen, 1):.4f}, {len(said):,} B up")
@@ -233,15 +233,15 @@ class Party:
     def _serve(self, asked: Request, name: bytes) -> bytes:
         """Take in what serves the users from now on, and judge."""
         self._go_to(self._after_training(asked.counted))
-        self._place, self._fresh = None, False
+        self._current, self._fresh = None, False
         client = self._client
         if asked.message:
             client.receive(asked.message)
         client.serve()
         sums = self._judge.sums(client.task.network, asked.phase) if asked.phase else {}
         packed = Answer(self.number, asked.run, JUDGE, asked.round, name, numbers=sums).to_bytes()
-        self._place = client.snapshot()
-        self._state.judged = _Done(name, packed, self._place, asked.counted)
+        self._current = client.snapshot()
+        self._state.judged = _Done(name, packed, self._current, asked.counted)
         self._write()
         return packed
 
@@ -269,10 +269,10 @@ class Party:
 
     def _go_to(self, snapshot: Snapshot | None) -> None:
         """Be as at the time of a snapshot."""
-        if snapshot is not None and snapshot is not self._place:
+        if snapshot is not None and snapshot is not self._current:
             self._client.restore(snapshot)
             self._fresh = False
-        self._place = snapshot
+        self._current = snapshot
 
     def _write(self) -> None:
         _write_state(self._state, self.folder / STATE)

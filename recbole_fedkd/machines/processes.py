@@ -105,8 +105,8 @@ class _Running:
         read = Manifest.load(manifest, {**given, "state": "ERROR"})
         program: Sequence[str] = ()
         if on_flower:
-            place, program = superlink.local_superlink(folder)
-            address = f"{SCHEME}{place}"
+            listening, program = superlink.local_superlink(folder)
+            address = f"{SCHEME}{listening}"
         else:
             address = f"unix:{folder / 'server'}"
             self.transport = SocketTransport(str(folder / "server"), read.digest)
@@ -115,7 +115,7 @@ class _Running:
             self.nursery.start(number, own)
         if on_flower:
             try:
-                self.transport = superlink.relayed(place, folder, read.digest, config["client_timeout"])
+                self.transport = superlink.relayed(listening, folder, read.digest, config["client_timeout"])
             except BaseException:
                 self.nursery.close()
                 raise

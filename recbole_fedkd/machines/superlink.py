@@ -193,13 +193,13 @@ def await_superlink(address: str, timeout: float) -> None:
         InputError: it is no address of a SuperLink.
         TrainingError: nobody does within so many seconds.
     """
-    place = read_address(address)
-    if isinstance(place, str):
+    listening = read_address(address)
+    if isinstance(listening, str):
         raise InputError(f"a SuperLink listens at <host>:<port>, not at '{address}'")
     end = monotonic() + timeout
     while True:
         try:
-            socket.create_connection(place, timeout=5).close()
+            socket.create_connection(listening, timeout=5).close()
             return
         except OSError as error:
             if monotonic() > end:
@@ -220,6 +220,6 @@ def relayed(address: str, folder: Path, manifest: bytes, timeout: float) -> Rela
         TrainingError: one of them does not start.
     """
     await_superlink(address, timeout)
-    place = folder / "relay"
-    submitted = Submitted(address, folder, None, {"manifest": manifest.hex(), "relay": str(place)})
-    return RelayedTransport(place, submitted.start, timeout)
+    relay = folder / "relay"
+    submitted = Submitted(address, folder, None, {"manifest": manifest.hex(), "relay": str(relay)})
+    return RelayedTransport(relay, submitted.start, timeout)

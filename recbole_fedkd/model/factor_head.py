@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from recbole_fedkd.distillation.exchange import FactorExchange
 from recbole_fedkd.distillation.features import feature_count, normal_logits
 from recbole_fedkd.model.network import NO_CONTEXT, Context
-from recbole_fedkd.model.told import ToldTables
+from recbole_fedkd.model.received import ReceivedTables
 
 
-class FactorHead(ToldTables):
+class FactorHead(ReceivedTables):
     """``-(v_t - mean)^2 / (2 s^2)`` plus a linear map and a perceptron of the features, as logits.
 
     At the start the maps are zero, so that the head is a discretised normal distribution around what the fold-in predicts.
@@ -25,7 +25,7 @@ class FactorHead(ToldTables):
 
     user_rows: ClassVar[tuple[str, ...]] = ()
     item_rows: ClassVar[tuple[str, ...]] = ()
-    told_buffers: ClassVar[tuple[str, ...]] = ("feature_mean", "feature_scale")
+    received_buffers: ClassVar[tuple[str, ...]] = ("feature_mean", "feature_scale")
 
     def __init__(self, exchange: FactorExchange, hidden: int) -> None:
         super().__init__(exchange)

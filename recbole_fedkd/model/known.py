@@ -14,7 +14,7 @@ from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings, item_tables
 from recbole_fedkd.distillation.factors import Rows
 from recbole_fedkd.distillation.features import KnownUsers, feature_count, moments, normal_logits, standardised
-from recbole_fedkd.model.told import ToldTables, described_in_groups, groups_of
+from recbole_fedkd.model.received import ReceivedTables, described_in_groups, groups_of
 from recbole_fedkd.model.with_rows import WithRows
 
 
@@ -96,7 +96,7 @@ class KnownPairs(WithRows):
         return logits + normal_logits(self.values, mean, self.pair_features.spread * self.log_scale.exp())
 
 
-class ToldPairs(KnownPairs):
+class ReceivedPairs(KnownPairs):
     """The same by the tables that came down in an exchange: they are of everybody's rows, and part of a ``state_dict``.
 
     What is left out of them for the own rows is the client's own part, which only the client that trains has at hand.
@@ -104,12 +104,12 @@ class ToldPairs(KnownPairs):
 
     def __init__(self, exchange: FactorExchange) -> None:
         super().__init__(exchange)
-        self.told = ToldTables(exchange)
-        self.register_load_state_dict_post_hook(ToldPairs._forget)
+        self.received = ReceivedTables(exchange)
+        self.register_load_state_dict_post_hook(ReceivedPairs._forget)
 
     def know(self, totals: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-        """As of :class:`ToldTables`."""
-        self.told.know(totals, own)
+        """As of :class:`ReceivedTables`."""
+        self.received.know(totals, own)
         self._forget(None)
 
     def teacher(self, users: Tensor, items: Tensor) -> Tensor:
@@ -118,12 +118,14 @@ class ToldPairs(KnownPairs):
         return normal_logits(self.values, mean, self.pair_features.spread)
 
     def _compute(self) -> _PairFeatures:
-        told = self.told
-        empty = told.feature_mean.new_zeros(0), told.feature_mean.new_zeros(0, self.width)
+        received = self.received
+        empty = received.feature_mean.new_zeros(0), received.feature_mean.new_zeros(0, self.width)
         rows = self.exchange.rows
-        if told.of_rows is None:
+        if received.of_rows is None:
             rows = replace(rows, users=rows.users[:0], items=rows.items[:0], values=rows.values[:0])
-        return _PairFeatures(told.known_users, (told.feature_mean, told.feature_scale), rows, *(told.of_rows or empty))
+        return _PairFeatures(
+            received.known_users, (received.feature_mean, received.feature_scale), rows, *(received.of_rows or empty)
+        )
 
     def _forget(self, _keys: object) -> None:
         self._pair_features = None

@@ -80,14 +80,14 @@ class Architecture(ArchitectureSettings):
     """All that shapes a network.
 
     ``labels``: their number ``T``. ``item_prior``: whether a log-prior per item is added to the logits. ``factors``: how to
-    find what rows say of a pair; None: nothing is found. ``told``: whether that comes down, to teach, and is not found in the
-    rows of its users.
+    find what rows say of a pair; None: nothing is found. ``taught_by_fold_in``: whether that is received, to teach, and not
+    found in the rows of its users.
     """
 
     labels: int
     item_prior: bool
     factors: FactorSettings | None = None
-    told: bool = False
+    taught_by_fold_in: bool = False
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,8 @@ class AttentiveNetwork(nn.Module):
         return (*columns, "history_items", "history_labels", *map(_history_name, self.context_fields))
 
     @property
-    def told_buffers(self) -> tuple[str, ...]:
-        """Names of the buffers that a client fills by what it is told."""
+    def received_buffers(self) -> tuple[str, ...]:
+        """Names of the buffers that a client fills by what it receives."""
         return ("item_prior",) if self.architecture.item_prior else ()
 
     @property
@@ -347,8 +347,8 @@ class AttentiveNetwork(nn.Module):
 
     @property
     def _seen(self) -> KnownPairs | None:
-        """What it is told of a pair as features; what merely teaches it, it does not see."""
-        return self.known if self.architecture.known_features or not self.architecture.told else None
+        """What it knows of a pair as features; what merely teaches it, it does not see."""
+        return self.known if self.architecture.known_features or not self.architecture.taught_by_fold_in else None
 
     ranks = True
     """It has :meth:`rank`."""

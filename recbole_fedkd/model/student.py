@@ -17,7 +17,7 @@ from recbole_fedkd.data.schema import ClientRows, DataSchema, all_rows, history_
 from recbole_fedkd.distillation.exchange import FactorSettings
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.model.catalogue import Kept, rank_items
-from recbole_fedkd.model.known import KnownPairs, ToldPairs, exchange_of
+from recbole_fedkd.model.known import KnownPairs, ReceivedPairs, exchange_of
 from recbole_fedkd.model.network import (
     NO_CONTEXT,
     Architecture,
@@ -43,13 +43,13 @@ def read_architecture(config: Any, labels: int, different: Mapping[str, Any] | N
         raise InputError(
             "known_features is made of labels, and label_mode=implicit has one; unset it, or use label_mode=rating or threshold"
         )
-    told = config.taught_by_fold_in
+    taught = config.taught_by_fold_in
     return Architecture(
         **asdict(keys),
         labels=labels,
         item_prior=config["knowledge"] == "item" and config["knowledge_use"] in ("prior", "both"),
-        factors=read_settings(FactorSettings, config) if keys.known_features or told else None,
-        told=told,
+        factors=read_settings(FactorSettings, config) if keys.known_features or taught else None,
+        taught_by_fold_in=taught,
     )
 
 
@@ -68,7 +68,7 @@ def attentive_network(architecture: Architecture, schema: DataSchema, rows: Clie
         history = History(*history_of(schema, rows, architecture.history_length + 1))
     context = {field.name: field.tokens for field in schema.context}
     factors = architecture.factors
-    kind = ToldPairs if architecture.told else KnownPairs
+    kind = ReceivedPairs if architecture.taught_by_fold_in else KnownPairs
     of_rows = kind(exchange_of(factors, schema, rows)) if factors is not None else None
     return AttentiveNetwork(architecture, users, items, history, context, of_rows)
 

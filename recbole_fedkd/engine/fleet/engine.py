@@ -164,7 +164,7 @@ class FleetEngine(Engine):
         """Keep what outlives the round."""
         training, group = trained.training, self.groups[group_index]
         group.write(training.pack, training.weights)
-        group.keep_told(training.pack.clients, training.heard.installed)
+        group.keep_received(training.pack.clients, training.heard.installed)
         if self.memories:
             self.memories[group_index].write(training.pack, training.memory, training.counters)
 
@@ -188,7 +188,7 @@ class FleetEngine(Engine):
             weights, buffers = group.weights(pack, base), group.buffers_of(pack)
             group.install(heard.installed, pack, weights, buffers)
             group.write(pack, weights)
-            group.keep_told(client, heard.installed)
+            group.keep_received(client, heard.installed)
         group.rows.tidy()
 
     # Packs

@@ -113,7 +113,7 @@ class FactorSamples(FleetTask):
             return
         tables = TablesOfAll(settings, totals, head.exchange.values)
         means, features, *moments = zip(*mapped(partial(self._known, tables, own), self._blocks()), strict=True)
-        group.keep_told(
+        group.keep_received(
             group.numbers, dict(zip(("feature_mean", "feature_scale"), map(torch.cat, moments), strict=True))
         )
         self.mean, self.features = torch.cat(means), torch.cat(features)

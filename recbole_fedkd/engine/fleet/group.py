@@ -53,9 +53,9 @@ class ClientGroup(nn.Module):
         self.item_buffers = [name for name in names_of(whole, "item_rows") if name in buffers]
         self.user_buffers = [name for name in names_of(whole, "user_buffers") if name in buffers]
         self.item_references = names_of(whole, "item_references")
-        self.told_buffers = names_of(whole, "told_buffers")
-        for number, name in enumerate(self.told_buffers):
-            self.register_buffer(f"told_{number}", buffers[name].repeat(len(numbers), *[1] * buffers[name].dim()))
+        self.received_buffers = names_of(whole, "received_buffers")
+        for number, name in enumerate(self.received_buffers):
+            self.register_buffer(f"received_{number}", buffers[name].repeat(len(numbers), *[1] * buffers[name].dim()))
         # Looking for weights of two names takes a walk through all modules, whenever a network is called.
         every = [whole.named_parameters(remove_duplicate=False), whole.named_buffers(remove_duplicate=False)]
         self.tied = sum(len(list(each)) for each in every) > len(parameters) + len(buffers)
@@ -208,15 +208,15 @@ class ClientGroup(nn.Module):
             if name in values:
                 weights.rows[..., column : column + width] = values[name][slots, pack.items].flatten(2)
             column += width
-        for name in values.keys() & set(self.told_buffers):
+        for name in values.keys() & set(self.received_buffers):
             buffers[name] = values[name][slots, pack.items] if name in self.item_buffers else values[name]
 
     @torch.no_grad()
-    def keep_told(self, clients: Tensor, values: Mapping[str, Tensor]) -> None:
+    def keep_received(self, clients: Tensor, values: Mapping[str, Tensor]) -> None:
         """Keep the buffers among what clients ``[c]`` have been told."""
-        for number, name in enumerate(self.told_buffers):
+        for number, name in enumerate(self.received_buffers):
             if name in values:
-                self.get_buffer(f"told_{number}")[clients] = values[name]
+                self.get_buffer(f"received_{number}")[clients] = values[name]
 
     def named(self, weights: Weights) -> dict[str, Tensor]:
         """The parameters by name, ``[c, ...]``, part of the autograd graph."""
@@ -284,9 +284,9 @@ class ClientGroup(nn.Module):
     def buffers_of(self, pack: Pack) -> dict[str, Tensor]:
         """The buffers that differ from client to client, ``[c, ...]``."""
         whole = dict(self.whole.named_buffers())
-        own = {name: whole[name][pack.items] for name in self.item_buffers if name not in self.told_buffers}
-        for number, name in enumerate(self.told_buffers):
-            kept = self.get_buffer(f"told_{number}")
+        own = {name: whole[name][pack.items] for name in self.item_buffers if name not in self.received_buffers}
+        for number, name in enumerate(self.received_buffers):
+            kept = self.get_buffer(f"received_{number}")
             by_item = name in self.item_buffers
             own[name] = kept[pack.clients.unsqueeze(1), pack.items] if by_item else kept[pack.clients]
         for name in self.user_buffers:

@@ -12,23 +12,23 @@ class Received(Mapping[str, Tensor]):
     """What one client of a pack has been told, with the item rows that it holds.
 
     Args:
-        told: by name.
+        arrays: by name.
         tables: names of what has a row per item of a network; only rows of the client's own are asked for.
         items: the client's items ``[rows]``.
     """
 
     def __init__(self, arrays: Mapping[str, Tensor], tables: frozenset[str], items: Tensor) -> None:
-        self._told, self._tables, self._items = arrays, tables, items
+        self._arrays, self._tables, self._items = arrays, tables, items
 
     def __getitem__(self, name: str) -> Tensor:
-        value = self._told[name]
+        value = self._arrays[name]
         return value[self._items] if name in self._tables else value
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._told)
+        return iter(self._arrays)
 
     def __len__(self) -> int:
-        return len(self._told)
+        return len(self._arrays)
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,8 @@ class FoldInKnowledge(FactorKnowledge):
         """A stage's sums, or label knowledge once there is none left."""
         if any(stage in collected for stage in self.settings.stages):
             beside = {name for stage in self.settings.stages for name in self.settings.beside(stage)}
-            told = {name: value for name, value in collected.items() if name in {*self.settings.stages, *beside}}
-            return super().upload(told, first)
+            sums = {name: value for name, value in collected.items() if name in {*self.settings.stages, *beside}}
+            return super().upload(sums, first)
         return self.labels.upload(collected, first) if self.labels is not None else {}
 
     def upload_arrays(self) -> dict[str, ArraySpec]:

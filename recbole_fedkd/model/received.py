@@ -17,7 +17,7 @@ GROUPS = 8
 """Groups of users whose own part is taken off the items' tables where their rows are trained on, as clients do."""
 
 
-class ToldTables(WithRows):
+class ReceivedTables(WithRows):
     """What is known of every item, as far as totals of an exchange have come down, and with it of the users who live here.
 
     Until anything is known of the items it predicts the labels' middle.
@@ -55,7 +55,7 @@ class ToldTables(WithRows):
             self.register_buffer(name, value)
         self._users: KnownUsers | None = None
         self.of_rows: tuple[Tensor, Tensor] | None = None
-        self.register_load_state_dict_post_hook(ToldTables._forget)
+        self.register_load_state_dict_post_hook(ReceivedTables._forget)
 
     @torch.no_grad()
     def know(self, totals: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
@@ -120,10 +120,10 @@ class ToldTables(WithRows):
 def described_in_groups(
     exchange: FactorExchange, totals: Mapping[str, Tensor], said: Sequence[Mapping[str, Tensor]] | None
 ) -> tuple[Tensor, Tensor]:
-    """Predicted labels and features of all rows of one place, each by the tables without the part of its user's group.
+    """Predicted labels and features of all rows of an exchange, each by the tables without the part of its user's group.
 
     Args:
-        exchange: of the place.
+        exchange: of all of them.
         totals: of all stages.
         said: what each group has said of them; None: what it would say.
     """
@@ -139,16 +139,15 @@ def described_in_groups(
 
 
 def groups_of(exchange: FactorExchange) -> tuple[Sequence[FactorExchange], Sequence[Tensor]]:
-    """The rows of every group of users, and their places among all."""
+    """The rows of every group of users, and their positions among all."""
     rows = exchange.rows
     number = rows.users % max(1, min(GROUPS, len(rows.users.unique())))
-    places = [torch.nonzero(number == group).flatten() for group in number.unique().tolist()] or [number]
+    members = [torch.nonzero(number == group).flatten() for group in number.unique().tolist()] or [number]
     parts = [
-        Rows(rows.users[place], rows.items[place], rows.values[place], rows.user_count, rows.item_count)
-        for place in places
+        Rows(rows.users[own], rows.items[own], rows.values[own], rows.user_count, rows.item_count) for own in members
     ]
     groups = [
-        FactorExchange(exchange.settings, part, exchange.labels[each], exchange.values)
-        for part, each in zip(parts, places, strict=True)
+        FactorExchange(exchange.settings, part, exchange.labels[own], exchange.values)
+        for part, own in zip(parts, members, strict=True)
     ]
-    return groups, places
+    return groups, members
