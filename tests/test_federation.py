@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from recbole_fedkd.federated.draws import KeyedDraws, StreamDraws, client_round_seed
+from recbole_fedkd.federated.draws import KeyedDraws, StreamDraws
 from recbole_fedkd.federated.message import Message
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy, register_strategy
 from recbole_fedkd.federated.task import sample_negatives, shuffled
@@ -165,9 +165,8 @@ def test_a_clients_teacher_does_not_depend_on_its_own_upload(prepared):
 
 
 def test_no_two_clients_or_rounds_or_runs_share_a_seed():
-    seeds = {
-        client_round_seed(run, client, index) for run in (0, 1, 2020) for client in range(300) for index in range(20)
-    }
+    drawn = [KeyedDraws(run, range(300), index).seeds for run in (0, 1, 2020) for index in range(20)]
+    seeds = {seed for of_clients in drawn for seed in of_clients}
     assert len(seeds) > 18_000 - 4  # of 32 bits: a chance collision in 18,000 draws is a matter of 4 %
     assert all(0 <= seed < 2**32 for seed in seeds)
     bits = np.array([[seed >> place & 1 for place in range(32)] for seed in seeds])
@@ -180,7 +179,7 @@ def slow_round(networks, samples, teachers, keys, round_index):
     for number, (network, (users, items, labels)) in enumerate(zip(networks, samples, strict=True)):
         optimizer = torch.optim.SGD(network.parameters(), lr=keys["learning_rate"])
         network.train()
-        torch.manual_seed(client_round_seed(2020, number, round_index))
+        torch.manual_seed(KeyedDraws(2020, [number], round_index).seeds[0])
         order = KeyedDraws(2020, [number], round_index).epoch().orders([len(users)])[0]
         for batch in order.split(keys["train_batch_size"]):
             logits = network(users[batch], items[batch, None])[:, 0]

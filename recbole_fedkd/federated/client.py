@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from recbole_fedkd.federated.codec import WireCodecs
 from recbole_fedkd.federated.dialogue import answer, on_device, understood
-from recbole_fedkd.federated.draws import KeyedDraws, client_round_seed
+from recbole_fedkd.federated.draws import KeyedDraws
 from recbole_fedkd.federated.message import Message, Training
 from recbole_fedkd.federated.serving import MovingAverage
 from recbole_fedkd.federated.strategy import LocalResult, Strategy
@@ -172,9 +172,9 @@ class Client:
             self.optimizer = self.build_optimizer(self.task.network)
         if self.settings.seed is None:
             return self._train(round_index, on_step)
-        seed = client_round_seed(self.settings.seed, self.number, round_index)
+        self.task.draws = draws = KeyedDraws(self.settings.seed, [self.number], round_index)
+        (seed,) = draws.seeds
         self.task.generator.manual_seed(seed)
-        self.task.draws = KeyedDraws(self.settings.seed, [self.number], round_index)
         with own_streams(seed, self.device):
             return self._train(round_index, on_step)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -44,11 +45,6 @@ def client_keys(seed: int, numbers: Sequence[int], round_index: int) -> Words:
     """A word of every client in a round ``[c]``: the order in which clients run changes nothing."""
     clients = np.asarray(numbers, dtype=np.uint64) + np.uint64(1)
     return keyed(np.zeros(len(clients), dtype=np.uint64), seed, clients, round_index)
-
-
-def client_round_seed(seed: int, client: int, round_index: int) -> int:
-    """Seed of 32 bits for the streams that one client draws from in one round: dropout's, and those of RecBole's loaders."""
-    return int(client_keys(seed, [client], round_index)[0] >> np.uint64(32))
 
 
 class EpochDraws(ABC):
@@ -101,10 +97,14 @@ class KeyedDraws(Draws):
         seed: the run's.
         numbers: the clients ``[c]``.
         round_index: from 0.
+
+    Attributes:
+        seeds: of 32 bits, of each client's streams ``[c]``: dropout's, and those of RecBole's loaders.
     """
 
     def __init__(self, seed: int, numbers: Sequence[int], round_index: int) -> None:
         self._keys, self._epochs = client_keys(seed, numbers, round_index), 0
+        self.seeds: list[int] = (self._keys >> np.uint64(32)).tolist()
 
     def epoch(self) -> KeyedEpoch:
         """See the base class."""
@@ -122,7 +122,7 @@ class KeyedEpoch(EpochDraws):
     def __init__(self, keys: Words) -> None:
         self.keys = keys
 
-    @property
+    @cached_property
     def negative_keys(self) -> Words:
         """A word of each client ``[c]`` that the words of an attempt at its negatives follow from."""
         return keyed(self.keys, NEGATIVES)

@@ -17,7 +17,7 @@ from recbole_fedkd.engine.fleet.samples import Epoch, RecBoleSamples
 from recbole_fedkd.engine.fleet.steps import drawing, stepped
 from recbole_fedkd.engine.fleet.store import Weights
 from recbole_fedkd.federated.client import own_streams
-from recbole_fedkd.federated.draws import client_round_seed
+from recbole_fedkd.federated.draws import KeyedDraws
 from recbole_fedkd.federated.task import RecBoleTask
 from recbole_fedkd.model.backbone import HandedDropout
 
@@ -58,7 +58,7 @@ def disagreement(
         number: of that client.
         seed: the run's.
     """
-    client_seed, device = client_round_seed(seed, number, 0), local.device
+    client_seed, device = KeyedDraws(seed, [number], 0).seeds[0], local.device
     local.generator.manual_seed(client_seed)
     with own_streams(client_seed, device):
         interaction = next(local.batches()).to(device)

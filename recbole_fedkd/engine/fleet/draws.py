@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from recbole_fedkd.federated.draws import KeyedDraws, client_keys, shuffled_order
+from recbole_fedkd.federated.draws import KeyedDraws, shuffled_order
 
 
 class Streams:
@@ -27,17 +27,16 @@ class Streams:
 
     def __init__(self, seed: int, numbers: Sequence[int], round_index: int) -> None:
         self.own = KeyedDraws(seed, numbers, round_index)
-        self._seeds: list[int] = (client_keys(seed, numbers, round_index) >> np.uint64(32)).tolist()
 
     @cached_property
     def loaders(self) -> list[torch.Generator]:
         """The streams of RecBole's loaders, made where there are any."""
-        return [torch.Generator().manual_seed(seed) for seed in self._seeds]
+        return [torch.Generator().manual_seed(seed) for seed in self.own.seeds]
 
     @cached_property
     def dropout(self) -> list[torch.Generator]:
         """The streams for dropout, made where something is dropped."""
-        return [torch.Generator().manual_seed(seed) for seed in self._seeds]
+        return [torch.Generator().manual_seed(seed) for seed in self.own.seeds]
 
     def loader_orders(self, sizes: Sequence[int], batch_size: int) -> Tensor:
         """Order of an epoch of each client's loader ``[c, largest]``, see :func:`filled_up`."""
@@ -87,7 +86,7 @@ class Streams:
         Raises:
             ValueError: a user holds every item, so there is no negative.
         """
-        stream = np.random.RandomState(self._seeds[slot])
+        stream = np.random.RandomState(self.own.seeds[slot])
         numbers, owner = np.unique(users, return_inverse=True)
         taken = np.zeros((len(numbers), item_count), dtype=bool)
         taken[owner, items] = True
