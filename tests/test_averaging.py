@@ -386,7 +386,7 @@ def test_afd_without_its_three_ideas_is_fd_cnn(run):
     assert none["test_result"] == fd["test_result"]
     assert [each["loss"] for each in none["rounds"]] == [each["loss"] for each in fd["rounds"]]
     for ablation in ("afd_no_attention", "afd_no_kl", "afd_no_switch"):
-        assert run(preset=ablation, epochs=2, switch_threshold=0.05)["config"]["strategy"] == "afd"
+        assert run(preset=ablation, epochs=2, switch_threshold=0.05, switch_reach=1e9)["config"]["strategy"] == "afd"
 
 
 # The same rows for everybody

@@ -18,7 +18,7 @@ from recbole_fedkd.quick_start import build_trainer
 
 # Models of all kinds of rows: labelled ones in a federation and centrally, RecBole's pairs, its own sequences.
 RUNS = {
-    "AttnFedKD": {"model": "AttnFedKD", "switch_threshold": 0.05},
+    "AttnFedKD": {"model": "AttnFedKD", "switch_threshold": 0.05, "switch_reach": 1e9},
     "AttnStudent": {"model": "AttnStudent", "label_mode": "rating"},
     "BPR": {"model": "BPR", "eval_args": {"order": "RO", "split": {"RS": [0.8, 0.1, 0.1]}}},
     "SASRec": {"model": "SASRec", "MAX_ITEM_LIST_LENGTH": 4, "train_neg_sample_args": None, "n_layers": 1},

@@ -160,7 +160,7 @@ RUNS = [
     ("AttnFedKD", {"learner": "sgd", "learning_rate": 1e20, "knowledge": "item"}),
     ("AttnFedKD", {"learner": "sgd", "learning_rate": 1e20, "engine": "fleet", "partition": "user"}),
     ("AttnFedKD", {"learner": "sgd", "learning_rate": 1e20, "strategy": "fedavg", "codecs": "['fp16']"}),
-    ("AttnFedKD", {"learner": "adam_to_sgd", "learning_rate": 1e30, "switch_threshold": 10.0}),
+    ("AttnFedKD", {"learner": "adam_to_sgd", "learning_rate": 1e30, "switch_threshold": 10.0, "switch_reach": 1e9}),
     ("AttnStudent", {"learner": "sgd", "learning_rate": 1e20}),
     ("AttnStudent", {"learner": "sgd", "learning_rate": 1e38, "metrics": "['NDCG','Hit']", "valid_metric": "NDCG@10"}),
     ("WideDeep", {"learner": "sgd", "learning_rate": 1e20, "label_mode": "threshold"}),

@@ -110,7 +110,13 @@ def test_every_choice_trains_as_on_the_local_engine(prepared, keys):
 
 
 def test_each_client_switches_from_adam_to_sgd_when_it_would_alone(prepared):
-    keys = {"learner": "adam_to_sgd", "switch_threshold": 0.03, "partition": "user", "local_epochs": 3}
+    keys = {
+        "learner": "adam_to_sgd",
+        "switch_threshold": 0.03,
+        "switch_reach": 1e9,
+        "partition": "user",
+        "local_epochs": 3,
+    }
     local, fleet = engines_of(prepared, **keys)
     for index in range(3):
         assert_same_round(local, fleet, index, tolerance=1e-3)
@@ -192,7 +198,7 @@ def test_scores_of_every_item_are_those_of_the_local_engine(prepared):
 @pytest.mark.parametrize(
     "keys",
     [
-        {"switch_threshold": 0.05},
+        {"switch_threshold": 0.05, "switch_reach": 1e9},
         {"strategy": "fedavg", "learner": "adam", "label_mode": "implicit", "clients_per_round": 9},
         {"strategy": "fedkd", "learner": "adam", "partition": "random"},
         {"strategy": "fedavg", "codecs": ["row_sparse", "int8"], "serve_average": 0.5, "clients_per_round": 20},

@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 
+from recbole_fedkd.engine.fleet.optimizers import BatchedAdamToSGD
 from recbole_fedkd.optim import AdamToSGD
 
 
@@ -101,6 +102,46 @@ def test_the_relative_test_does_not_depend_on_the_scale_of_the_loss():
     assert switched_at(1.0) == switched_at(1024.0)
 
 
+VALLEYS = torch.tensor([[1e4, *[1.0] * 9], [1.0] * 10])
+"""Curvatures of two quadratics: Adam holds the steep direction of the first back, SGD does not."""
+
+IN_THEM = torch.tensor([1e-3, *[1.0] * 9])
+
+
+def down_a_valley(reach: float, curvature: torch.Tensor) -> tuple[torch.Tensor, int | None]:
+    weight = torch.nn.Parameter(IN_THEM.clone())
+    optimizer = AdamToSGD([weight], lr=0.02, switch_threshold=0.1, switch_reach=reach)
+    for _ in range(300):
+        weight.grad = curvature * weight.detach()
+        optimizer.step()
+    return weight.detach(), optimizer.switched_at
+
+
+def test_a_rate_at_which_training_would_diverge_is_not_switched_to():
+    left, switched = down_a_valley(float("inf"), VALLEYS[0])
+    assert switched is not None and not left.abs().max() < 1e3
+    left, switched = down_a_valley(2.0, VALLEYS[0])
+    assert switched is None and left.abs().max() < 0.1
+
+
+def test_a_switch_that_steps_as_far_as_adam_is_the_same_with_and_without_the_bound():
+    bounded, unbounded = (down_a_valley(reach, VALLEYS[1]) for reach in (2.0, float("inf")))
+    assert bounded[1] == unbounded[1] is not None and torch.equal(bounded[0], unbounded[0])
+
+
+def test_of_many_networks_those_switch_that_would_alone():
+    together = IN_THEM.repeat(2, 1)
+    batched = BatchedAdamToSGD(0.02, "relative", 0.1, 2.0)
+    memories = [[torch.zeros_like(together)] for _ in range(batched.memories)]
+    counters = torch.zeros(2, batched.counters, dtype=torch.float64)
+    for _ in range(300):
+        batched.step([together], [VALLEYS * together], memories, counters)
+    for number, curvature in enumerate(VALLEYS):
+        alone, switched = down_a_valley(2.0, curvature)
+        torch.testing.assert_close(together[number], alone, rtol=1e-4, atol=1e-6)
+        assert int(counters[number, 3]) == (switched or 0)
+
+
 @pytest.mark.parametrize("threshold", [1e-30, 1e9])
 def test_state_dict_continues_bit_for_bit_in_either_phase(threshold):
     model, loss = problem()
@@ -118,7 +159,8 @@ def test_state_dict_continues_bit_for_bit_in_either_phase(threshold):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"lr": -1}, {"betas": (1.0, 0.9)}, {"switch_test": "sometimes"}, {"switch_threshold": 0.0}]
+    "bad",
+    [{"lr": -1}, {"betas": (1.0, 0.9)}, {"switch_test": "sometimes"}, {"switch_threshold": 0.0}, {"switch_reach": 0.0}],
 )
 def test_a_bad_argument_is_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

@@ -15,7 +15,7 @@ from recbole_fedkd.errors import InputError
 from recbole_fedkd.quick_start import build_trainer
 
 LONG = 4
-AFD = {"model": "AttnFedKD", "switch_threshold": 0.05}
+AFD = {"model": "AttnFedKD", "switch_threshold": 0.05, "switch_reach": 1e9}
 
 
 def assert_same_run(one: dict, other: dict) -> None:
@@ -294,7 +294,7 @@ class TestBadCheckpoints:
 
     def test_one_of_another_model(self, run, folder):
         assert "is that of model AttnFedKD, not of AttnStudent" in self.refused(
-            run, folder, model="AttnStudent", switch_threshold=0.05
+            run, folder, model="AttnStudent", switch_threshold=0.05, switch_reach=1e9
         )
 
     @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])

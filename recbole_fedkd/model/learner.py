@@ -28,6 +28,11 @@ def _parameter_groups(module: nn.Module, rates: Mapping[str, float]) -> Any:
     return [{"params": group, **({"lr": rates[key]} if key is not None else {})} for key, group in groups.items()]
 
 
+def switch_keys(config: Any) -> dict[str, Any]:
+    """The keys of a switch from Adam to SGD, by the names that its optimisers have for them."""
+    return {key: config[key] for key in ("switch_test", "switch_threshold", "switch_reach")}
+
+
 def build_optimizer(config: Any, module: nn.Module, name: str) -> Optimizer:
     """The optimiser that ``learner`` names, for one network.
 
@@ -38,8 +43,7 @@ def build_optimizer(config: Any, module: nn.Module, name: str) -> Optimizer:
     params = _parameter_groups(module, config["learning_rates"])
     learner = str(config["learner"]).lower()
     if learner == "adam_to_sgd":
-        test, threshold = config["switch_test"], config["switch_threshold"]
-        return AdamToSGD(params, rate, weight_decay=decay, switch_test=test, switch_threshold=threshold, name=name)
+        return AdamToSGD(params, rate, weight_decay=decay, name=name, **switch_keys(config))
     simple: dict[str, Callable[..., Optimizer]] = {
         # One pass over the weights: an eighth of the time of torch's default, which is a tenth of a training step.
         "adam": partial(torch.optim.Adam, fused=True),

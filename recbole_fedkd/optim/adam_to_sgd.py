@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from logging import getLogger
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -16,14 +16,34 @@ from torch.optim import Optimizer
 SWITCH_TESTS = ("relative", "published")
 
 
+Number = TypeVar("Number", float, Tensor)
+
+
+def trusted(rate: Number, step_squared: Number, gradient_squared: Number, reach: float) -> Any:
+    """Whether SGD at a rate would step at most ``reach`` times as far as Adam just has: ``L^2 sum v <= reach^2 d.d``.
+
+    A step ``L g`` that equals ``d`` along ``d`` is ``1 / cos(d, -g)`` times as long as ``d``. Where the two are nearly at right
+    angles, as with steep directions that Adam holds back, most of it goes where Adam did not, and training diverges. A
+    direction may be steep and its gradient 0 for once, so that the gradient's length is that of Adam's second moment ``v``.
+
+    Args:
+        rate: ``L``, of one network or of several.
+        step_squared: ``d.d``.
+        gradient_squared: ``sum v``, without its bias.
+        reach: see above.
+    """
+    return rate * rate * gradient_squared <= reach * reach * step_squared
+
+
 class AdamToSGD(Optimizer):
     """Adam until the projected SGD rate has settled, then SGD with momentum at that rate.
 
     With Adam step ``d`` and gradient ``g`` over all parameters: ``r = d.d / (-d.g)`` is the SGD rate whose step, projected
     on ``d``, equals ``d`` (iterations with ``d.g = 0`` or ``r < 0`` are skipped); ``lam = b2 lam + (1 - b2) r`` smooths it and
     ``L = lam / (1 - b2^k)`` corrects the bias, ``k`` counting the smoothed iterations. The switch comes when ``k > 1`` and
-    ``|L - r| < xi`` (``published``) or ``|L - r| < xi L`` (``relative``, free of scale). From then on: SGD with momentum ``b1``
-    at rate ``(1 - b1) L``, the momentum starting at 0.
+    ``|L - r| < xi`` (``published``) or ``|L - r| < xi L`` (``relative``, free of scale), and ``L`` can be trusted
+    (:func:`trusted`, which the paper does not ask). From then on: SGD with momentum ``b1`` at rate ``(1 - b1) L``, the momentum
+    starting at 0.
 
     Args:
         params: parameters, in any number of groups; the test is over all of them together.
@@ -33,6 +53,7 @@ class AdamToSGD(Optimizer):
         weight_decay: L2 penalty, added to the gradient in both phases as in ``torch.optim.Adam`` and ``SGD``.
         switch_test: ``relative`` or ``published``.
         switch_threshold: ``xi``; AFD publishes 1e-9 for the published test.
+        switch_reach: how many times as long as Adam's step SGD's may be at the switch; infinite: any, as published.
         name: who is speaking in the log line that tells of the switch.
 
     Attributes:
@@ -49,6 +70,7 @@ class AdamToSGD(Optimizer):
         weight_decay: float = 0.0,
         switch_test: str = "relative",
         switch_threshold: float = 1e-5,
+        switch_reach: float = 2.0,
         name: str = "AdamToSGD",
     ) -> None:
         for argument, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
@@ -58,11 +80,12 @@ class AdamToSGD(Optimizer):
             raise ValueError(f"betas are {betas}; both must lie in [0, 1)")
         if switch_test not in SWITCH_TESTS:
             raise ValueError(f"switch_test is '{switch_test}'; it must be one of {', '.join(SWITCH_TESTS)}")
-        if switch_threshold <= 0:
-            raise ValueError(f"switch_threshold is {switch_threshold}; it must be > 0")
+        for argument, value in (("switch_threshold", switch_threshold), ("switch_reach", switch_reach)):
+            if value <= 0:
+                raise ValueError(f"{argument} is {value}; it must be > 0")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.switch_test = switch_test
-        self.switch_threshold = switch_threshold
+        self.switch_threshold, self.switch_reach = switch_threshold, switch_reach
         self.name = name
         self.iteration = 0
         self.smoothed = 0.0
@@ -145,6 +168,11 @@ class AdamToSGD(Optimizer):
         corrected = self.smoothed / (1 - beta2**self.smoothed_count)
         scale = corrected if self.switch_test == "relative" else 1.0
         if self.smoothed_count > 1 and abs(corrected - rate) < self.switch_threshold * scale:
+            mean_squares = [
+                float(state["exp_avg_sq"].sum()) / (1 - beta2 ** state["step"]) for state in self.state.values()
+            ]
+            if not trusted(corrected, squared, sum(mean_squares), self.switch_reach):
+                return
             self.switched_at = self.iteration
             self.sgd_learning_rate = corrected
             self.state.clear()

@@ -12,6 +12,7 @@ from recbole_fedkd.engine.fleet.optimizers import BatchedAdam, BatchedAdamToSGD,
 from recbole_fedkd.federated.knowledge import KNOWLEDGE, Knowledge
 from recbole_fedkd.federated.knowledge.factors import FactorKnowledge
 from recbole_fedkd.federated.strategy import STRATEGIES
+from recbole_fedkd.model.learner import switch_keys
 
 
 def obstacle(config: Any, clients: int) -> str | None:
@@ -69,5 +70,5 @@ def batched_optimizer(config: Any) -> BatchedOptimizer:
     rate = float(config["learning_rate"])
     learner = str(config["learner"]).lower()
     if learner == "adam_to_sgd":
-        return BatchedAdamToSGD(rate, config["switch_test"], config["switch_threshold"])
+        return BatchedAdamToSGD(rate, **switch_keys(config))
     return BatchedAdam(rate) if learner == "adam" else BatchedSGD(rate)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from recbole_fedkd.model.factorization import RowSums
+from recbole_fedkd.optim import trusted
 
 Tensors = Sequence[Tensor]
 
@@ -142,13 +143,14 @@ class BatchedAdamToSGD(BatchedAdam):
         rate: Adam's learning rate.
         switch_test: ``relative`` or ``published``.
         switch_threshold: ``xi``.
+        switch_reach: how many times as long as Adam's step SGD's may be at the switch.
     """
 
     counters = 5
 
-    def __init__(self, rate: float, switch_test: str, switch_threshold: float) -> None:
+    def __init__(self, rate: float, switch_test: str, switch_threshold: float, switch_reach: float) -> None:
         super().__init__(rate)
-        self.switch_test, self.switch_threshold = switch_test, switch_threshold
+        self.switch_test, self.switch_threshold, self.switch_reach = switch_test, switch_threshold, switch_reach
 
     def step(
         self,
@@ -181,12 +183,16 @@ class BatchedAdamToSGD(BatchedAdam):
             parameter.add_(taken)
         now = self._estimate(squared, projected, counters)
         if now.any():
+            lengths = sum((second.flatten(1).sum(1) for second in memories[1]), torch.zeros_like(size))
+            now &= trusted(counters[:, 4], squared, lengths * second_scale**2, self.switch_reach)
+            counters[:, 3] = torch.where(now, counters[:, 0], counters[:, 3])
+            counters[:, 4] = torch.where(counters[:, 3] > 0, counters[:, 4], 0.0)
             for memory in memories:
                 for tensor in memory:
                     tensor[now] = 0.0
 
     def _estimate(self, squared: Tensor, projected: Tensor, counters: Tensor) -> Tensor:
-        """Bring the estimate of SGD's rate up to date; bool ``[clients]``: who switches now."""
+        """Bring the estimate of SGD's rate up to date; bool ``[clients]``: whose has settled."""
         beta2 = self.betas[1]
         rate = squared / -projected
         counted = (counters[:, 3] == 0) & (projected != 0) & (rate >= 0)
@@ -195,7 +201,6 @@ class BatchedAdamToSGD(BatchedAdam):
         corrected = counters[:, 1] / (1 - beta2 ** counters[:, 2])
         scale = corrected if self.switch_test == "relative" else 1.0
         now = counted & (counters[:, 2] > 1) & ((corrected - rate).abs() < self.switch_threshold * scale)
-        counters[:, 3] = torch.where(now, counters[:, 0], counters[:, 3])
         counters[:, 4] = torch.where(now, corrected, counters[:, 4])
         return now
 
