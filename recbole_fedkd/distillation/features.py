@@ -8,6 +8,7 @@ affair, who takes its own part off the sums.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -55,6 +56,20 @@ class ItemTables:
         """Shares of the labels among all rows ``[T]``, none of them zero."""
         totals = self.histogram.sum(0)
         return (totals / totals.sum().clamp(min=1)).clamp(min=1e-6)
+
+    def described(self, items: Tensor) -> Tensor:
+        """Features of items ``[n]``, whoever is asked about them ``[n, 1 + T]``: logarithms of their rows and label shares."""
+        return self._described[items]
+
+    @cached_property
+    def _described(self) -> Tensor:
+        return described_items(self.histogram, self.label_shares)
+
+
+def described_items(histogram: Tensor, common: Tensor) -> Tensor:
+    """Logarithms of the rows of items and of their label shares over the common ones ``[n, 1 + T]``."""
+    counts = histogram.sum(1)
+    return torch.cat([(counts + 1).log().unsqueeze(1), _log_shares(histogram, counts, common)], 1)
 
 
 def feature_count(labels: int) -> int:
@@ -106,37 +121,41 @@ class KnownUsers:
 
     def of_pairs(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted labels ``[n]`` and features ``[n, 8 + 2 T]`` of pairs that are not among the rows."""
-        return self._described(items, *self.fold.of_pairs(users, items), self.sums[users])
+        return self._described(items, *self.fold.of_pairs(users, items), self._of_users[users])
 
     def of_rows(self) -> tuple[Tensor, Tensor]:
         """The same of the rows themselves: what :meth:`of_pairs` says of each once the row is gone."""
-        return self._described(self.rows.items, *self.fold.of_rows(), self.sums[self.rows.users] - self.own)
+        others = self.sums[self.rows.users] - self.own
+        return self._described(self.rows.items, *self.fold.of_rows(), self._of_sums(others))
 
-    def _described(self, items: Tensor, fitted: Tensor, leverage: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-        tables, values = self.tables, self.values
-        low, high = values[0], values[-1]
+    @cached_property
+    def _of_users(self) -> Tensor:
+        return self._of_sums(self.sums)
+
+    def _of_sums(self, sums: Tensor) -> Tensor:
+        """Bias, deviation, and logarithms of rows and label shares ``[n, 3 + T]``, by a user's sums ``[n, 3 + T]``."""
         counts, total, squares, histogram = sums[:, 0], sums[:, 1], sums[:, 2], sums[:, 3:]
-        user_bias = total / (counts + self.shrinkage).clamp(min=1e-6)
-        around = squares - 2 * user_bias * total + counts * user_bias.square()
+        bias = total / (counts + self.shrinkage).clamp(min=1e-6)
+        around = squares - 2 * bias * total + counts * bias.square()
+        deviation = ((around.clamp(min=0) + 2 * self.tables.noise) / (counts + 2)).sqrt()
+        shares = _log_shares(histogram, counts, self.tables.label_shares)
+        return torch.cat([torch.stack([bias, deviation, (counts + 1).log()], 1), shares], 1)
+
+    def _described(self, items: Tensor, fitted: Tensor, leverage: Tensor, of_users: Tensor) -> tuple[Tensor, Tensor]:
+        tables, low, high = self.tables, self.values[0], self.values[-1]
+        user_bias, deviation, rows = of_users[:, 0], of_users[:, 1], of_users[:, 2]
         expected = tables.mean + tables.bias[items]
         mean = (expected + fitted).clamp(low, high)
-        item_counts = tables.histogram.sum(1)[items]
         numbers = [
             mean - tables.mean,
             (expected + user_bias).clamp(low, high) - tables.mean,
             fitted - user_bias,
             leverage.clamp(0, 10).sqrt(),
-            ((around.clamp(min=0) + 2 * tables.noise) / (counts + 2)).sqrt(),
+            deviation,
             (mean - tables.mean) / (tables.noise * (1 + leverage.clamp(0, 5))),
-            (counts + 1).log(),
-            (item_counts + 1).log(),
+            rows,
         ]
-        common = tables.label_shares
-        shares = [
-            _log_shares(tables.histogram[items], item_counts, common),
-            _log_shares(histogram, counts, common),
-        ]
-        return mean, torch.cat([torch.stack(numbers, 1), *shares], 1)
+        return mean, torch.cat([torch.stack(numbers, 1), tables.described(items), of_users[:, 3:]], 1)
 
 
 def _log_shares(histogram: Tensor, counts: Tensor, common: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ class Keys:
 
     def __init__(self, queries: Queries, keys: Tensor, shift: Tensor, bias: Tensor | None = None) -> None:
         self.queries, self.count = queries, len(keys)
-        self.shift = (queries.attention.query.weight @ shift).unsqueeze(1)
+        self.shift, self.shifted = (queries.attention.query.weight @ shift).unsqueeze(1), bool(shift.any())
         self.values: Tensor = queries.attention.value(keys)
         self.summed = torch.cat([self.values, keys.new_ones(self.count, 1)], 1).T
         self.of_heads = (queries.heads.unsqueeze(1) * keys).flatten(0, 1)
@@ -119,19 +120,22 @@ def exponents(scores: Tensor, safe: bool = False) -> Tensor:
     return scores.exp_() if safe else scores.sub_(scores.amax(1, keepdim=True)).exp_()
 
 
-def attended_fields(keys: Keys, projected: Tensor, varying: Sequence[Tensor]) -> Tensor:
+def attended_fields(keys: Keys, own_scores: Tensor, projected: Tensor, varying: Sequence[Tensor]) -> Tensor:
     """What attention over the fields of a row adds to each of them ``[d, block]``.
 
     Args:
         keys: the fields that are the same for all items.
-        projected: queries of a block ``[d, block]``.
-        varying: vectors of each of the other fields ``[d, block]``.
+        own_scores: of the fields that are an item's own, for its query without the user's context ``[heads, own, block]``.
+        projected: those queries ``[d, block]``.
+        varying: vectors of each of the fields that are not the same for all items ``[d, block]``, the items' own first.
     """
-    queries = keys.queries
+    queries, own = keys.queries, own_scores.shape[1]
     query = projected + keys.shift
-    asked = torch.stack([query * field for field in varying])
-    scores = torch.matmul(queries.heads, asked).transpose(0, 1)
-    weights = exponents(torch.cat([scores, keys.scores(projected)], 1))
+    if keys.shifted:
+        moved = queries.heads * keys.shift.T
+        own_scores = own_scores + torch.stack([moved @ field for field in varying[:own]], 1)
+    others = [(queries.heads @ (query * field)).unsqueeze(1) for field in varying[own:]]
+    weights = exponents(torch.cat([own_scores, *others, keys.scores(projected)], 1))
     weights = weights.div_(weights.sum(1, keepdim=True)).mean(0)
     pooled = torch.zeros_like(query)
     for weight, field in zip(weights, varying, strict=False):
@@ -164,6 +168,12 @@ class Catalogue:
     fields: Tensor
     to_fields: Queries | None
     to_past: Queries | None
+
+    @cached_property
+    def own_scores(self) -> Tensor:
+        """Attention of an item over its own fields, before the softmax ``[heads, fields, items]``."""
+        assert self.to_fields is not None
+        return (self.to_fields.heads @ (self.to_fields.projected * self.fields)).transpose(0, 1)
 
     def of_history(self, keys: Tensor, shift: Tensor, kept: Tensor | None = None) -> Keys:
         """The keys ``[slots, d]`` of a history, of all slots or of those ``[slots]`` that are kept."""

@@ -161,12 +161,18 @@ class _PairFeatures:
         wanted = users * len(self.vectors) + items
         entry = torch.searchsorted(self.keys, wanted).clamp(max=max(len(self.keys) - 1, 0))
         known = self.keys[entry] == wanted if len(self.keys) else torch.zeros_like(wanted, dtype=torch.bool)
-        means, described = self.means.new_empty(len(users)), self.features.new_empty(len(users), self.features.shape[1])
         rows = self.order[entry[known]]
-        means[known], described[known] = self.means[rows], self.features[rows]
-        if not known.all():
-            mean, features = self.users.of_pairs(users[~known], items[~known])
-            means[~known], described[~known] = mean.float(), standardised(features, *self.moments)
+        if len(rows) == len(users):
+            return self.means[rows], self.features[rows]
+        (others,) = torch.where(~known)
+        mean, features = self.users.of_pairs(users[others], items[others])
+        features = standardised(features, *self.moments)
+        if not len(rows):
+            return mean.float(), features
+        means, described = self.means.new_empty(len(users)), self.features.new_empty(len(users), features.shape[1])
+        (places,) = torch.where(known)
+        means[places], described[places] = self.means[rows], self.features[rows]
+        means[others], described[others] = mean.float(), features
         return means, described
 
 

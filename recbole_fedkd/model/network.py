@@ -383,35 +383,32 @@ class AttentiveNetwork(nn.Module):
         past, keys = self._keys(users) if asked.to_past is not None else (None, None)
         logits = asked.fields.new_empty(len(users), self.architecture.labels, self.item_count).transpose(1, 2)
         everything = torch.arange(self.item_count, device=users.device)
-        blocks: list[slice | Tensor] = [slice(at, at + BLOCK) for at in range(0, self.item_count, BLOCK)]
+        blocks = [slice(at, at + BLOCK) for at in range(0, self.item_count, BLOCK)]
         for place, user in enumerate(users):
-            row = Keys(asked.to_fields, own[place], shift[place]) if asked.to_fields is not None else None
-            histories = []
-            if past is not None and keys is not None:
-                # An item that no slot holds does not see the oldest, an item of the history, asked for last, not itself.
-                slots = past[place] != 0
+            varying = [*asked.fields]
+            if past is not None and keys is not None and asked.to_past is not None:
+                # An item that no slot holds does not see the oldest, an item of the history not itself.
+                projected, slots = asked.to_past.projected, past[place] != 0
                 others = slots.unsqueeze(1) & (past[place].unsqueeze(1) != past[place])
                 slots[-1] = False
-                histories = [
-                    (asked.of_history(keys[place], shift[place], slots), None),
-                    (asked.of_history(keys[place], shift[place]), others),
-                ]
+                history = asked.of_history(keys[place], shift[place], slots)
+                pooled = torch.cat([history.pooled(projected[:, block]) for block in blocks], 1)
+                of_all = asked.of_history(keys[place], shift[place])
+                pooled[:, past[place]] = of_all.pooled(projected[:, past[place]], others)
+                varying.append(pooled)
+            shortcut: Tensor | None = None
             if self._seen is not None:
                 mean, features = self._seen.described(user.expand(self.item_count), everything)
-                of_pairs, shortcut = self.known_field(features).T, self._seen(mean, features)
-            for block in [*blocks, past[place]] if past is not None else blocks:
-                varying = [*asked.fields[:, :, block]]
-                if past is not None and asked.to_past is not None:
-                    history, seen = histories[isinstance(block, Tensor)]
-                    varying.append(history.pooled(asked.to_past.projected[:, block], seen))
-                if self._seen is not None:
-                    varying.append(of_pairs[:, block])
-                added = None
-                if row is not None and asked.to_fields is not None:
-                    added = attended_fields(row, asked.to_fields.projected[:, block], varying)
-                fields = self._in_order(varying, own[place].unsqueeze(2))
-                scored = self.backbone.ranked(framed(fields, added, varying[0].shape[1])).T
-                logits[place, block] = scored + shortcut[block] if self._seen is not None else scored
+                varying.append(self.known_field(features).T)
+                shortcut = self._seen(mean, features)
+            row = Keys(asked.to_fields, own[place], shift[place]) if asked.to_fields is not None else None
+            for block in blocks:
+                some, added = [field[:, block] for field in varying], None
+                if row is not None:
+                    added = attended_fields(row, asked.own_scores[:, :, block], row.queries.projected[:, block], some)
+                fields = self._in_order(some, own[place].unsqueeze(2))
+                scored = self.backbone.ranked(framed(fields, added, some[0].shape[1])).T
+                logits[place, block] = scored if shortcut is None else scored + shortcut[block]
         return logits + self.item_prior if self.architecture.item_prior else logits
 
     def _in_order(self, varying: Sequence[Tensor], constant: Tensor) -> list[Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from recbole_fedkd.distillation.exchange import FactorExchange, TablesOfAll
 from recbole_fedkd.distillation.factors import PairedRows, Rows
-from recbole_fedkd.distillation.features import LEAST_DEVIATION, ItemTables, standardised
+from recbole_fedkd.distillation.features import LEAST_DEVIATION, ItemTables, described_items, standardised
 from recbole_fedkd.distillation.losses import label_cross_entropy
 from recbole_fedkd.engine.fleet.draws import Streams, filled_up
 from recbole_fedkd.engine.fleet.exchange import Base
@@ -48,6 +48,10 @@ class OthersTables(ItemTables):
     def label_shares(self) -> Tensor:
         """As given."""
         return self.shares
+
+    def described(self, items: Tensor) -> Tensor:
+        """As of every pair, by the shares of each row."""
+        return described_items(self.histogram[items], self.shares)
 
 
 class FactorSamples(FleetTask):
