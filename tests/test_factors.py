@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_fedkd.distillation import factors
+from recbole_fedkd.distillation import factors, range_finder
 from recbole_fedkd.distillation.factors import Rows
 
 USERS, ITEMS, WIDTH = 30, 14, 3
@@ -43,19 +43,19 @@ def test_biases_are_shrunk_means_of_what_the_other_bias_leaves():
 
 def test_a_pass_is_the_product_with_the_dense_gram_matrix():
     rows, dense, _ = random_rows()
-    basis = factors.first_basis(ITEMS, WIDTH, 7)
+    basis = range_finder.first_basis(ITEMS, WIDTH, 7)
     np.testing.assert_allclose(basis.T @ basis, np.eye(WIDTH), atol=1e-12)
-    np.testing.assert_allclose(factors.gram_product(rows, basis), dense.T @ dense @ basis.numpy(), atol=1e-10)
+    np.testing.assert_allclose(range_finder.gram_product(rows, basis), dense.T @ dense @ basis.numpy(), atol=1e-10)
 
 
 def test_enough_passes_give_the_dense_gram_matrix():
     rows, dense, _ = random_rows()
-    bases, products = [factors.first_basis(ITEMS, 4, 7)], []
+    bases, products = [range_finder.first_basis(ITEMS, 4, 7)], []
     for _ in range(3):
-        products.append(factors.gram_product(rows, bases[-1]))
-        bases.append(factors.next_basis(products[-1], bases))
+        products.append(range_finder.gram_product(rows, bases[-1]))
+        bases.append(range_finder.next_basis(products[-1], bases))
     # 4 + 4 + 4 directions span all but two of the 14 items; one more block spans everything.
-    products.append(factors.gram_product(rows, bases[-1]))
+    products.append(range_finder.gram_product(rows, bases[-1]))
     full = columns(products, bases, ITEMS)
     gram = dense.T @ dense
     np.testing.assert_allclose(full @ full.T, gram, atol=1e-8 * np.abs(gram).max())
@@ -65,8 +65,24 @@ def test_enough_passes_give_the_dense_gram_matrix():
     np.testing.assert_allclose(two @ two.T, leading, atol=1e-8 * np.abs(gram).max())
 
 
+@pytest.mark.parametrize("columns", ["aab", "aba", "a0b", "000", "aabb", "kab", "akk"])
+def test_a_direction_that_others_explain_is_none_and_does_not_depend_on_rounding(columns):
+    """Signs of nearly equal columns are equal columns: what a decomposition then makes of the second is noise."""
+    rng = np.random.default_rng(5)
+    known = range_finder.first_basis(ITEMS, 3, 7)
+    vectors = {"a": rng.normal(size=ITEMS), "b": rng.normal(size=ITEMS), "0": np.zeros(ITEMS), "k": known[:, 1].numpy()}
+    product = torch.from_numpy(np.stack([vectors[name] for name in columns], 1))
+    noisy = product * torch.from_numpy(1 + 6e-8 * rng.normal(size=product.shape))
+    basis, again = (range_finder.next_basis(each, [known]) for each in (product, noisy))
+    torch.testing.assert_close(again, basis, atol=1e-6, rtol=0)
+    gram = basis.T @ basis
+    torch.testing.assert_close(gram, torch.diag(gram.diagonal().round()), atol=1e-12, rtol=0)
+    assert int(gram.diagonal().round().sum()) == len(set(columns) & {"a", "b"})
+    assert (known.T @ basis).abs().max() < 1e-12
+
+
 def columns(products: list[torch.Tensor], bases: list[torch.Tensor], width: int) -> torch.Tensor:
-    return torch.cat(products, 1) @ factors.nystroem_mixing(products, bases, width)
+    return torch.cat(products, 1) @ range_finder.nystroem_mixing(products, bases, width)
 
 
 def test_directions_of_pure_noise_are_given_up_and_those_of_a_pattern_kept():
@@ -77,19 +93,19 @@ def test_directions_of_pure_noise_are_given_up_and_those_of_a_pattern_kept():
         values, vectors = np.linalg.eigh(dense.T @ dense)
         found = torch.from_numpy(vectors[:, ::-1] * np.sqrt(values[::-1].clip(0))[None])
         counts, variance = torch.full((ITEMS,), 400.0).double(), torch.tensor(1.0).double()
-        shares = factors.shares_above_noise(found, counts, variance, 400)
+        shares = range_finder.shares_above_noise(found, counts, variance, 400)
         np.testing.assert_allclose(shares.numpy(), (1 - (400 + np.sqrt(400 * ITEMS)) / values[::-1]).clip(0))
         assert (shares > 0.5).sum() == kept and (shares[kept:] < 0.2).all()
 
 
 def test_one_item_or_empty_rows_have_factors_too():
     rows = Rows(torch.tensor([0]), torch.tensor([0]), torch.tensor([1.5], dtype=torch.double), 1, 1)
-    basis = factors.first_basis(1, 1, 0)
-    found = columns([factors.gram_product(rows, basis)], [basis], 4)
+    basis = range_finder.first_basis(1, 1, 0)
+    found = columns([range_finder.gram_product(rows, basis)], [basis], 4)
     np.testing.assert_allclose(found @ found.T, [[2.25]])
     none = Rows(rows.users[:0], rows.items[:0], rows.values[:0], 2, 3)
-    basis = factors.first_basis(3, 2, 0)
-    assert columns([factors.gram_product(none, basis)], [basis], 2).shape == (3, 0)
+    basis = range_finder.first_basis(3, 2, 0)
+    assert columns([range_finder.gram_product(none, basis)], [basis], 2).shape == (3, 0)
 
 
 def uncertain(rng: np.random.Generator) -> tuple[factors.Uncertainty, np.ndarray]:
@@ -173,13 +189,13 @@ def test_one_decomposition_solves_for_every_item():
 @pytest.mark.parametrize("statistic", ["items", "gram", "em"])
 def test_sums_over_clients_are_those_of_one_place(statistic):
     rows, _, _ = random_rows()
-    basis = factors.first_basis(ITEMS, WIDTH, 3)
+    basis = range_finder.first_basis(ITEMS, WIDTH, 3)
 
     def of(part: Rows) -> torch.Tensor:
         if statistic == "items":
             return factors.item_residual_sums(part, 0.1, torch.zeros(USERS, dtype=torch.double))
         if statistic == "gram":
-            return factors.gram_product(part, basis)
+            return range_finder.gram_product(part, basis)
         return factors.em_statistics(factors.FoldedUsers(part, basis, 0.8))[0]
 
     clients = torch.arange(USERS).chunk(4)

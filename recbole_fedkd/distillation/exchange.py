@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recbole_fedkd.distillation import factors
+from recbole_fedkd.distillation import factors, range_finder
 from recbole_fedkd.distillation.factors import Curvature, PairedRows, Rows
 from recbole_fedkd.distillation.features import ItemTables, KnownUsers
 from recbole_fedkd.registry import setting
@@ -117,7 +117,7 @@ class FactorExchange:
         if kind == "product":
             left = self._left(totals)
             basis = bases(settings, totals, rows.item_count)[int(number)]
-            arrays = {stage: factors.gram_product(left, basis)}
+            arrays = {stage: range_finder.gram_product(left, basis)}
             squares = left.values.square()
             sums = rows.per_user(squares).view(-1, 1, 1) if by_user else squares.sum().view(1, 1)
             return arrays | ({"squares": sums} if number == "0" else {})
@@ -280,29 +280,29 @@ def item_biases(settings: FactorSettings, totals: Tensors, values: Tensor, mean:
 
 def bases(settings: FactorSettings, totals: Tensors, items: int) -> list[Tensor]:
     """Bases ``Q_1 .. Q_j`` that follow from the products so far; everybody computes the same."""
-    first = factors.first_basis(items, min(settings.sketch_width, items), settings.seed)
+    first = range_finder.first_basis(items, min(settings.sketch_width, items), settings.seed)
     bases = [first.to(totals["histogram"].device)]
     for number in range(settings.sketch_passes - 1):
         if f"product_{number}" not in totals:
             break
-        bases.append(factors.next_basis(totals[f"product_{number}"], bases))
+        bases.append(range_finder.next_basis(totals[f"product_{number}"], bases))
     return bases
 
 
 def _mixing(settings: FactorSettings, totals: Tensors) -> Tensor:
     """What makes item vectors of all passes' products, ``[passes * directions, k]``; directions of noise are 0."""
     products = [totals[f"product_{number}"] for number in range(settings.sketch_passes)]
-    mixing = factors.nystroem_mixing(products, bases(settings, totals, len(products[0])), settings.factor_size)
+    mixing = range_finder.nystroem_mixing(products, bases(settings, totals, len(products[0])), settings.factor_size)
     counts, spanned = totals["histogram"].sum(1), torch.cat(products, 1) @ mixing
     variance = totals["squares"].squeeze() / counts.sum().clamp(min=1)
-    mixing = mixing * factors.shares_above_noise(spanned, counts, variance, settings.users).sqrt()
+    mixing = mixing * range_finder.shares_above_noise(spanned, counts, variance, settings.users).sqrt()
     return functional.pad(mixing, (0, settings.factor_size - mixing.shape[1]))
 
 
 def _first_vectors(settings: FactorSettings, totals: Tensors, mixing: Tensor) -> Tensor:
     """Item vectors ``[I, k]`` of the passes."""
     products = torch.cat([totals[f"product_{number}"] for number in range(settings.sketch_passes)], 1)
-    return factors.scaled_factors(products @ mixing, totals["histogram"].sum(1), settings.count_shrinkage)
+    return range_finder.scaled_factors(products @ mixing, totals["histogram"].sum(1), settings.count_shrinkage)
 
 
 def _drawn_vectors(settings: FactorSettings, tables: ItemTables) -> Tensor:

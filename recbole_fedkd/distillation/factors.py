@@ -1,4 +1,4 @@
-"""Item factors from sums over users: biases, a range finder, an EM step, and the fold-in of a user.
+"""Item factors from sums over users: biases, an EM step, and the fold-in of a user; directions: ``range_finder.py``.
 
 Every statistic here is a sum over users, and so over clients: what all clients' rows give together is the sum of what each
 gives. From the totals everybody computes the same item vectors, and a user's own vector needs nothing but the user's rows.
@@ -6,9 +6,8 @@ gives. From the totals everybody computes the same item vectors, and a user's ow
 Notation: rating ``r`` of user ``u`` and item ``i``; ``mu`` the mean rating, ``b_u`` and ``b_i`` offsets (biases), residual
 ``x = r - mu - b_u - b_i``; ``X [users, items]`` the residuals, zero where there is no row; width ``k``.
 
-Sources: Halko, Martinsson, Tropp, SIAM Review 53(2), 2011 (range finder); Musco, Musco, NIPS 2015 (block Krylov iteration);
-Salakhutdinov, Mnih, NIPS 2007 (probabilistic matrix factorisation); Lim, Teh, KDD Cup 2007 (its variational form, in which item
-vectors are uncertain too).
+Sources: Salakhutdinov, Mnih, NIPS 2007 (probabilistic matrix factorisation); Lim, Teh, KDD Cup 2007 (its variational form, in
+which item vectors are uncertain too).
 """
 
 from __future__ import annotations
@@ -113,94 +112,6 @@ def item_residual_sums(rows: Rows, mean: Tensor | float, user_bias: Tensor) -> T
 def residuals(rows: Rows, mean: Tensor | float, user_bias: Tensor, item_bias: Tensor) -> Rows:
     """The same rows with ``x = r - mu - b_u - b_i`` for values."""
     return replace(rows, values=rows.values - mean - user_bias[rows.users] - item_bias[rows.items])
-
-
-# Range finder: a few exchanges of k numbers per item
-
-
-def first_basis(item_count: int, width: int, seed: int) -> Tensor:
-    """``Q_1 [items, k]``: an orthonormal basis of a Gaussian matrix from a public seed, the same for everybody."""
-    generator = torch.Generator().manual_seed(seed)
-    return orthonormal(torch.randn(item_count, width, generator=generator, dtype=torch.double))
-
-
-def orthonormal(matrix: Tensor) -> Tensor:
-    """``Q`` of the QR decomposition of ``[n, k]`` with positive diagonal of ``R``, so that it is unique."""
-    basis, upper = torch.linalg.qr(matrix)
-    signed: Tensor = basis * torch.where(upper.diagonal() < 0, -1.0, 1.0)
-    return signed
-
-
-def gram_product(rows: Rows, basis: Tensor) -> Tensor:
-    """Additive statistic of a pass: ``X^T (X Q)`` ``[items, k]`` for a basis ``Q [items, k]``; ``X`` is never formed."""
-    projected = rows.per_user(rows.values.unsqueeze(1) * basis[rows.items])
-    return rows.per_item(rows.values.unsqueeze(1) * projected[rows.users])
-
-
-def next_basis(product: Tensor, bases: Sequence[Tensor]) -> Tensor:
-    """``Q_{j+1} = qr((I - W W^T) Y_j)`` with ``W = [Q_1 .. Q_j]``: the block Krylov step (Musco and Musco 2015).
-
-    Taken off twice, since once leaves rounding that a nearly dependent block would blow up.
-    """
-    known = torch.cat(list(bases), 1)
-    for _ in range(2):
-        product = product - known @ (known.T @ product)
-    return orthonormal(product)
-
-
-def nystroem_mixing(products: Sequence[Tensor], bases: Sequence[Tensor], width: int) -> Tensor:
-    """What turns all products into leading columns of the Nystroem approximation of the Gram matrix ``G = X^T X``.
-
-    With ``W`` all bases side by side, ``Y = G W`` all products and ``W^T Y = E L E^T``: ``F = Y E L^{-1/2}``, so that ``F F^T``
-    is ``G`` itself where ``W`` spans its range; its best approximation of lower rank comes from the singular vectors of ``F``.
-
-    Args:
-        products: ``Y_j [items, k]`` of every pass.
-        bases: ``Q_j [items, k]`` of every pass.
-        width: number of columns to keep; fewer are returned where the spectrum ends before.
-
-    Returns:
-        ``M [passes * k, at most width]`` with ``F = Y M``, columns by falling eigenvalue.
-    """
-    known, product = torch.cat(list(bases), 1), torch.cat(list(products), 1)
-    core = known.T @ product
-    values, vectors = torch.linalg.eigh((core + core.T) / 2)
-    # Directions without any weight would be divided by nearly nothing.
-    kept = values > 1e-9 * values[-1].clamp(min=1e-300)
-    mixing = vectors[:, kept] / values[kept].sqrt()
-    left, _, right = torch.linalg.svd(product @ mixing, full_matrices=False)
-    signs = torch.where(left.sum(0) < 0, -1.0, 1.0)
-    leading: Tensor = (mixing @ right.T * signs)[:, :width]
-    return leading
-
-
-def shares_above_noise(factors: Tensor, item_counts: Tensor, variance: Tensor, users: int) -> Tensor:
-    """What of each column of factors ``F [items, k]`` of the Gram matrix is more than noise would make, as shares ``[k]``.
-
-    Residuals of variance ``s`` without any pattern have ``E[G] = s diag(n)``: along a direction ``f`` of length one that is
-    ``d = s sum_i f_i^2 n_i``. Of what is drawn, the leading directions lie above it by up to ``2 sqrt(m / n)`` of
-    it, with ``m`` rows a user (the edge of Marchenko and Pastur 1967, for few of them); half of that is taken off too.
-
-    Args:
-        factors: as of :func:`nystroem_mixing`, ``F F^T`` near ``G``.
-        item_counts: ``n [items]``.
-        variance: ``s``.
-        users: how many users the rows are of.
-    """
-    squares = factors.square()
-    weight = squares.sum(0).clamp(min=1e-300)
-    counts = (squares * item_counts.unsqueeze(1)).sum(0) / weight
-    rows_each = item_counts.sum() / max(users, 1)
-    return (1 - variance * (counts + (rows_each * counts).sqrt()) / weight).clamp(min=0)
-
-
-def scaled_factors(factors: Tensor, item_counts: Tensor, shrinkage: float) -> Tensor:
-    """Item vectors ``V [items, k]`` for users with an identity prior, from factors of the Gram matrix.
-
-    ``G_ij`` sums over the users that rated both; a row is divided by ``sqrt(n_i + shrinkage)``, so that ``v_i v_j`` is near
-    the mean of ``x_ui x_uj`` and items of few rows lean to zero.
-    """
-    return factors / (item_counts + shrinkage).sqrt().unsqueeze(1)
 
 
 # Fold-in and EM

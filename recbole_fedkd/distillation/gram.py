@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recbole_fedkd.distillation.factors import Rows, first_basis, gram_product, next_basis, nystroem_mixing
+from recbole_fedkd.distillation.factors import Rows
+from recbole_fedkd.distillation.range_finder import first_basis, gram_product, next_basis, nystroem_mixing, orthonormal
 from recbole_fedkd.registry import setting
 
 _first_basis = lru_cache(maxsize=4)(first_basis)  # everybody's, once for all clients of a process
@@ -78,7 +79,7 @@ def directions(settings: GramSettings, items: int, products: Sequence[Tensor], k
     """
     if not products:
         return _first_basis(items, settings.width(items), settings.seed)
-    basis = next_basis(products[-1], [torch.linalg.qr(torch.cat(list(known), 1))[0]])
+    basis = next_basis(products[-1], [orthonormal(torch.cat(list(known), 1))])
     scale = (basis.abs().amax(1, keepdim=True) / _LEVELS).clamp(min=1e-30)
     rounded: Tensor = (basis / scale).round() * scale
     return rounded
