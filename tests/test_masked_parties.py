@@ -23,6 +23,7 @@ from recbole_fedkd.privacy.secure_sum import STEPS
 CASES = {
     "fedavg": {"strategy": "fedavg"},
     "label": {"strategy": "afd", "knowledge": "label"},
+    "item": {"strategy": "afd", "knowledge": "item"},
     "factors": {"strategy": "afd", "knowledge": "factors"},
     "clipped": {"strategy": "fedavg", "stages": ["clip", "codecs"], "clip_norm": 0.3},
 }

@@ -194,6 +194,7 @@ def kind_of_run(**keys):
         {"strategy": "fedgkd", "broadcast_codecs": ["fp16"], "stages": ["clip", "codecs"], "clip_norm": 0.1},
         {"strategy": "afd"},
         {"strategy": "afd", "aggregation": "weighted"},
+        {"strategy": "afd", "knowledge": "item", "epochs": 3},
         {"strategy": "afd", "knowledge": "factors", "factor_size": 2, "sketch_width": 3, "sketch_passes": 1, "em_steps": 1},
     ],
 )  # fmt: skip
@@ -269,7 +270,7 @@ def test_the_fleet_leaves_masks_to_the_local_engine(run):
         ({"codecs": ["int8"], "stages": ["clip", "codecs"], "codec_arrays": {"int8": "item*"}}, "unset codec_arrays"),
         ({"row_mean": "changed"}, "needs every client's own"),
         ({"strategy": "afd", "aggregation": "attentive"}, "aggregation=attentive needs every client's own"),
-        ({"strategy": "afd", "knowledge": "item", "knowledge_use": "distil"}, "keeps who has said"),
+        ({"strategy": "afd", "knowledge": "item", "min_clients": 3}, "knowledge=item tells more than later; unset them"),
         (
             {"privacy": {"clip": 1.0, "epsilon": 1.0, "unit": "client"}, "client_weights": "uniform", "clients_per_round": 3},
             "may draw fewer",

@@ -485,6 +485,16 @@ def test_clients_may_be_the_unit(run):
     assert result["epsilon"] > 0
 
 
+@pytest.mark.parametrize(
+    ("unit", "delta", "said"), [("user", 1 / 30, "30 users"), ("client", 0.5, "4 clients"), ("user", 1 / 31, None)]
+)
+def test_a_delta_that_protects_nobody_is_told(prepared, caplog, unit, delta, said):
+    keys = {"partition": "user"} if unit == "user" else {"client_num": 4}
+    privacy = {**FEDAVG["privacy"], "unit": unit, "delta": delta}
+    prepared(strategy="fedavg", client_weights="uniform", privacy=privacy, **keys)
+    assert (f"there are {said}: who tells everything" in caplog.text) if said else "privacy.delta" not in caplog.text
+
+
 # A bound that moves
 
 

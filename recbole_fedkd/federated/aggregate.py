@@ -41,6 +41,9 @@ class Fold(ABC):
         """
         return False
 
+    def heard_of(self, senders: Sequence[int]) -> None:  # noqa: B027
+        """Know that what it holds now are sums of these clients' uploads, which it has not seen."""
+
     @abstractmethod
     def merge(self, other: Self) -> None:
         """Take in what another fold of the same round has taken in, from other clients."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
+from logging import getLogger
 from typing import Any
 
 import torch
@@ -82,7 +83,7 @@ def build_server(config: Any, schema: DataSchema) -> Server:
         networks = _seed_networks(config, schema)
     shared = [_shared(config, schema, network.to(config["device"])) for network in networks]
     check_private(config, networks, shared[0])
-    return server_of(config, server_strategy(config, schema, networks[0]), shared[0], schema.clients)
+    return server_of(config, server_strategy(config, schema, networks[0]), shared[0], schema)
 
 
 def build_client(config: Any, schema: DataSchema, rows: ClientRows, number: int) -> Client:
@@ -339,9 +340,11 @@ def client_settings(config: Any, clients: int) -> ClientSettings:
     )
 
 
-def server_of(config: Any, strategy: Strategy, shared: SharedState, clients: int) -> Server:
-    """The server of a strategy over so many clients, which starts with a network of the run's seed."""
-    privacy = PrivacySettings.of(config)
+def server_of(config: Any, strategy: Strategy, shared: SharedState, schema: DataSchema) -> Server:
+    """The server of a strategy over a schema's clients, which starts with a network of the run's seed."""
+    privacy, clients = PrivacySettings.of(config), schema.clients
+    if privacy is not None and (warning := privacy.weak(clients, schema.user_num - 1)) is not None:
+        getLogger().warning(warning)
     release = PrivateRelease(privacy, config["clients_per_round"]) if privacy is not None else None
     hides = None
     if config["secure_aggregation"]:

@@ -156,7 +156,7 @@ def _fleet_engine(
     check_private(
         config, [group.whole for group in population.client_groups if isinstance(group.whole, nn.Module)], shared
     )
-    server = server_of(config, strategy, shared, schema.clients)
+    server = server_of(config, strategy, shared, schema)
     rates = config["learning_rates"]
     check_patterns("learning_rates", rates, [name for name, _ in network.named_parameters()])
     threads = config["fleet_threads"] or (1 if device.type == "cuda" else cores())

@@ -53,6 +53,7 @@ class PrivateRelease(Release):
         self.noise_multiplier = settings.noise_multiplier or 0.0
         self.follows: FollowedClip | None = None
         self._used: float | None = None
+        self._counted = False  # whether the release under way is in the count
         self._drawn: tuple[int, list[int]] = (-1, [])
 
     def __str__(self) -> str:
@@ -140,6 +141,21 @@ class PrivateRelease(Release):
             self._drawn = round_index, np.asarray(clients)[uniform(len(clients)) < self.rate].tolist()
         return self._drawn[1]
 
+    def spend(self) -> None:
+        """Count a release before anybody hears of it; once, however often it is tried.
+
+        Raises:
+            TrainingError: the budget is spent.
+        """
+        budget = self.settings.epsilon
+        if self._counted:
+            return
+        if budget is not None and self.spent_by(self.releases + 1) > budget:
+            raise TrainingError(f"privacy.epsilon={budget:g} is spent; a further round would spend more")
+        self.releases, self._counted = self.releases + 1, True
+        if self.spends is not None:
+            self.spends(self.state_dict())
+
     def of_round(
         self,
         fold: Fold,
@@ -162,12 +178,8 @@ class PrivateRelease(Release):
         start = {name: torch.tensor(value) for name, value in link.reference.items()}
         if statistics is None and not start:
             return None  # nothing was due: a strategy in which a client may be silent has all silent, or none
-        budget = self.settings.epsilon
-        if budget is not None and self.spent_by(self.releases + 1) > budget:
-            raise TrainingError(f"privacy.epsilon={budget:g} is spent; a further round would spend more")
-        self.releases += 1
-        if self.spends is not None:
-            self.spends(self.state_dict())
+        self.spend()
+        self._counted = False
         arrays = dict(start) if statistics is None else dict(statistics)
         # What clients have added by themselves is not added again.
         share, added = 1.0, float(self.settings.noise == "central")
@@ -207,6 +219,7 @@ class PrivateRelease(Release):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on counting."""
         self.releases, self.noise_multiplier = int(state["releases"]), float(state["noise_multiplier"])
+        self._counted = False
         self._clip_by(float(state.get("clip", self.clip.clip_norm)))  # of a bound that stays, older states say nothing
 
 

@@ -288,6 +288,7 @@ class SecureSum(Hidden):
             sums[name] = (values if part.dtype.is_floating_point else values.round()).to(part.dtype)
         if isinstance(fold, WeightedMean):
             fold.weight = sum(fold.weight_of(self._headers[number]) for number in summed)
+        fold.heard_of(summed)
         return summed
 
     def _total(self) -> tuple[list[int], _Vector]:
@@ -298,7 +299,10 @@ class SecureSum(Hidden):
         letters = server.keys(self._asked(KEYS, dict.fromkeys(self._headers, self.terms)))
         letters = server.shares(self._asked(SHARES, letters))
         self.seen = self._asked(MASKED, letters)
-        total = server.unmasked(self._asked(UNMASKING, server.masked(self.seen)))
+        letters = server.masked(self.seen)
+        if self.release is not None:
+            self.release.spend()  # clients' noise is in it, and with the answers the server has heard it
+        total = server.unmasked(self._asked(UNMASKING, letters))
         return server.summed, total
 
     def _asked(self, step: str, letters: Mapping[int, bytes]) -> dict[int, bytes]:
@@ -366,12 +370,15 @@ def check_secure(config: Mapping[str, object], strategy: Strategy, state: Server
         InputError: it does; or there are too few clients.
     """
     check_additive(strategy, "secure_aggregation=True")
-    fold = strategy.empty(state, {0: 1, 1: 1})
-    if type(fold) not in (Sums, WeightedMean):
-        exchanged = f" with knowledge={strategy.knowledge.name}" if strategy.exchanges_knowledge else ""
+    knowledge = strategy.knowledge if strategy.exchanges_knowledge else None
+    if not isinstance(strategy.empty(state, {0: 1, 1: 1}), Sums | WeightedMean):
         raise InputError(
-            f"secure_aggregation=True tells the server a sum alone, and strategy '{strategy.name}'{exchanged} keeps who has "
-            "said what; use fedavg, or knowledge=label or factors"
+            f"secure_aggregation=True tells the server a sum alone, and strategy '{strategy.name}' folds none"
+        )
+    if knowledge is not None and knowledge.differs_first and not knowledge.sizes.everybody:
+        raise InputError(
+            "secure_aggregation=True adds up messages of the same arrays, and with clients_per_round or min_clients some speak "
+            f"for the first time, when knowledge={knowledge.name} tells more than later; unset them"
         )
     codecs = config["codecs"]
     assert isinstance(codecs, list)

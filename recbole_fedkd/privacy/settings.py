@@ -81,6 +81,16 @@ class PrivacySettings:
         """Whether users are shortened one by one before their client adds them up."""
         return self.unit == "user" and config["partition"] != "user"
 
+    def weak(self, clients: int, users: int) -> str | None:
+        """Why a promise is none over so many clients and users; None: its delta is small enough."""
+        units = clients if self.unit == "client" else users
+        if self.delta * units < 1:
+            return None
+        return (
+            f"privacy.delta is {self.delta:g}, and there are {units} {self.unit}s: who tells everything of one in {units}, at "
+            f"random, keeps a promise of {1 / units:.2g}; set it well below that"
+        )
+
     @staticmethod
     def of(config: Any) -> PrivacySettings | None:
         """The settings of a config, whose parts have been checked one by one; None without any."""

@@ -86,6 +86,11 @@ class Knowledge(ABC):
         """What needs every client's own upload; None: sums over the clients are all that the server needs."""
         return f"knowledge={self.name}"
 
+    @property
+    def differs_first(self) -> bool:
+        """Whether a client's first upload holds other arrays than those of clients that have spoken before."""
+        return False
+
     def without_effect(self, clients: int) -> str | None:
         """What a setting does not do with so many clients; None: they all do something."""
         return None

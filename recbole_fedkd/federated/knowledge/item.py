@@ -51,6 +51,11 @@ class ItemKnowledge(SumsByClass):
     elementwise = True
 
     @property
+    def differs_first(self) -> bool:
+        """Where the histogram goes up, once."""
+        return self._uses_prior
+
+    @property
     def _distils(self) -> bool:
         return self.settings.knowledge_use in ("distil", "both")
 
@@ -181,6 +186,11 @@ class _Totals(Sums):
                 return False
             self.spoken[list(senders)] = True
         return super().add_many(senders, arrays)
+
+    def heard_of(self, senders: Sequence[int]) -> None:
+        """Their histograms are counted."""
+        if "histogram" in self.sums:
+            self.spoken[list(senders)] = True
 
     def merge(self, other: Self) -> None:
         """Add the other's."""
