@@ -16,20 +16,29 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.errors import InputError
 from recbole_fedkd.quick_start import _prepare_data, _prepare_model, processor_settings
 from recbole_fedkd.recommend import Recommender
 
 READ = {"inter": ["user_id", "item_id", "rating", "timestamp"]}
 
 
+# What models of RecBole ask for: a label, or no sampled negatives.
+ASKED: list[dict[str, object]] = [{}, {"label_mode": "threshold"}, {"train_neg_sample_args": None}]
+
+
 def recommender(model: str, keys: dict[str, object]) -> Recommender:
-    own = model.startswith("Attn")
-    of_model = {} if own else {"load_col": READ} | ({"label_mode": "threshold"} if model in ("AutoInt", "DIN") else {})
-    config = FedKDConfig(model, keys["dataset"], config_dict={"state": "ERROR", **keys, **of_model})
-    config.final_config_dict["device"] = torch.device("cpu")
-    data = _prepare_data(config)
-    built, _ = _prepare_model(config, data)
-    return Recommender(config, built.eval(), data.dataset, data.loaders[0]._dataset)
+    of_model = {} if model.startswith("Attn") else {"load_col": READ}
+    for asked in ASKED:
+        try:
+            config = FedKDConfig(model, keys["dataset"], config_dict={"state": "ERROR", **keys, **of_model, **asked})
+            config.final_config_dict["device"] = torch.device("cpu")
+            data = _prepare_data(config)
+            built, _ = _prepare_model(config, data)
+            return Recommender(config, built.eval(), data.dataset, data.loaders[0]._dataset)
+        except InputError as error:
+            refused = error
+    raise refused
 
 
 def main() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+import sys
+import traceback
 from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import Any
 
 NAMED = 10
@@ -30,6 +33,26 @@ class InputError(ValueError):
 
 class TrainingError(RuntimeError):
     """Training cannot go on, although the input could be used."""
+
+
+FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, NotImplementedError, TypeError)
+"""Errors of code, whose text alone says little."""
+
+_LIBRARIES = {"numpy", "pandas", "recbole", "scipy", "torch", *sys.stdlib_module_names}
+
+
+def told(error: BaseException) -> str:
+    """What an error says, and where in somebody's own file it was raised; of one of code also its kind, and always where."""
+    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)][::-1]
+    rooms = [frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in frames]
+    own = [at for at, room in zip(frames, rooms, strict=True) if room not in _LIBRARIES | {__package__}]
+    said, here = str(error) or type(error).__name__, own[:1]
+    if isinstance(error, FAULTS):
+        said = f"{type(error).__name__}: {error}"
+        here = here or [at for at, room in zip(frames, rooms, strict=True) if room == __package__][:1]
+    for frame, line in here:
+        said += f" ({Path(frame.f_code.co_filename).name}, line {line}, in {frame.f_code.co_name})"
+    return said
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

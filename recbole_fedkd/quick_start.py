@@ -31,6 +31,7 @@ from recbole_fedkd.compat import (
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.config.fitted import fit_context, fit_rows
 from recbole_fedkd.config.given import read_given
+from recbole_fedkd.config.plugins import faults_told
 from recbole_fedkd.data.creation import create_dataset, samples_made
 from recbole_fedkd.data.dataset import user_base_of
 from recbole_fedkd.data.features import features_of
@@ -136,7 +137,7 @@ def run_recbole_fedkd(
     config.keeps_logs = saved
     if saved:
         check_folders(config)
-    with run_log(config):
+    with run_log(config), faults_told(config["plugins"] or ()):
         result = _run(config, checkpoints, given, saved, (on_round, tell), result_file)
     if queue is not None:
         queue.put(result)

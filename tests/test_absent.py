@@ -218,7 +218,7 @@ def test_for_a_fault_of_packing_nobody_is_left_out(prepared, monkeypatch):
     engine = prepared(engine="fleet", strategy="afd", partition="user", min_clients=1)[1].engine
     monkeypatch.setattr(engine.training, "settings", None)
     with pytest.raises(
-        ClientError, match=r"^clients \d+ to \d+, round 1, training: 'NoneType' object has no attribute"
+        ClientError, match=r"^clients \d+ to \d+, round 1, training: AttributeError: 'NoneType' object has no attribute"
     ):
         engine.run_round(0)
 

@@ -9,7 +9,7 @@ from conftest import PLUGINS, SMALL
 from recbole_fedkd import load_data_and_model
 from recbole_fedkd.command_line import main
 from recbole_fedkd.config import FedKDConfig
-from recbole_fedkd.errors import InputError
+from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.registry import NoSettings, Registry
 
 pytestmark = pytest.mark.usefixtures("forgotten")
@@ -164,6 +164,42 @@ def test_bad_plugins_are_told_in_one_sentence(tmp_path):
         with pytest.raises(InputError) as refused:
             FedKDConfig("AttnFedKD", "ml-100k", config_dict={"plugins": value})
         assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
+FAULTY = {
+    "loss": ("damped", "    def step(", "    def loss(self, step, received, shared):\n        {}\n\n    def step("),
+    "encode": ("steps", "        codes = np.rint", "        {}\n        codes = np.rint"),
+    "blocks": ("blocks", "    return np.arange", "    {}\n    return np.arange"),
+    "calculate_metric": ("tilt", "        predicted, rated", "        {}\n        predicted, rated"),
+}
+
+
+@pytest.mark.parametrize("engine", ["local", "fleet"])
+@pytest.mark.parametrize("where", FAULTY)
+def test_what_a_plugin_does_wrong_is_told_in_one_sentence_with_its_line(where, engine, run, tmp_path):
+    name, before, after = FAULTY[where]
+    text = (PLUGINS / f"{name}.py").read_text()
+    assert before in text
+    file = tmp_path / f"{name}_{engine}.py"
+    file.write_text(text.replace(before, after.format('raise LookupError("my own")')))
+    keys = RUNS[name][3] if name in RUNS else KEYLESS[name]
+    with pytest.raises(
+        TrainingError, match=rf"LookupError: my own \({name}_{engine}.py, line \d+, in {where}\)$"
+    ) as said:
+        run(**keys, plugins=[str(file)], epochs=1, engine=engine, saved=False)
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize("engine", ["local", "fleet"])
+@pytest.mark.parametrize("loss", ["None", "3.0", "step.loss.expand(2)", '"low"'])
+def test_a_loss_that_is_no_number_is_told(engine, loss, run, tmp_path):
+    _, before, after = FAULTY["loss"]
+    file = tmp_path / f"{engine}.py"
+    file.write_text((PLUGINS / "damped.py").read_text().replace(before, after.format(f"return {loss}")))
+    with pytest.raises(
+        TrainingError, match=r"the loss of strategy 'damped' is .*; it must be a tensor that holds one number"
+    ):
+        run(plugins=[str(file)], strategy="damped", epochs=1, engine=engine, saved=False)
 
 
 def test_a_cell_of_a_notebook_that_runs_again_registers_again():

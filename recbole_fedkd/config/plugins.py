@@ -6,14 +6,16 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from logging import getLogger
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from recbole_fedkd.config.files import PROPERTIES
 from recbole_fedkd.config.keys import declared_keys, keys_of_model, read_keys
-from recbole_fedkd.errors import InputError
+from recbole_fedkd.errors import InputError, TrainingError, told
 from recbole_fedkd.registry import all_or_nothing
 
 
@@ -46,6 +48,27 @@ def import_plugins(value: Any) -> list[ModuleType]:
                 "Python finds, or a file that ends in .py"
             ) from error
     return modules
+
+
+@contextmanager
+def faults_told(plugins: Sequence[str]) -> Iterator[None]:
+    """With plugins an error of code is theirs, or of what they gave: one sentence, and a traceback in the run's log.
+
+    Raises:
+        TrainingError: in place of an error that is not meant for whoever runs a model.
+    """
+    try:
+        yield
+    except (InputError, TrainingError, OSError):
+        raise
+    except Exception as error:
+        if not plugins:
+            raise
+        getLogger().info("What a plugin does, or gives, cannot be used", exc_info=error)
+        said = TrainingError(f"with plugins={list(plugins)}: {told(error)}")
+        for note in getattr(error, "__notes__", ()):
+            said.add_note(note)
+        raise said from error
 
 
 def _from_file(file: Path) -> ModuleType:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from logging import getLogger
 from typing import Any
 
-from recbole_fedkd.errors import InputError, TrainingError
+from recbole_fedkd.errors import InputError, TrainingError, told
 from recbole_fedkd.federated.message import MessageError
 from recbole_fedkd.federated.server import Intake, Server
 from recbole_fedkd.finite import NotFiniteError
@@ -53,7 +53,7 @@ class ClientError(TrainingError):
     @classmethod
     def of(cls, who: str, round_index: int, stage: str, cause: Exception) -> ClientError:
         """Of what happened in a client, or in several."""
-        error = cause if isinstance(cause, cls) else cls(f"{who}, round {round_index + 1}, {stage}: {cause}")
+        error = cause if isinstance(cause, cls) else cls(f"{who}, round {round_index + 1}, {stage}: {told(cause)}")
         error.__cause__ = cause if error is not cause else cause.__cause__
         return error
 

@@ -199,7 +199,7 @@ class Client:
                     if teacher is not None:
                         assert isinstance(task, AttentiveTask)
                         step = replace(step, teacher=task.logits_under(teacher, batch))
-                    loss = strategy.loss(step, self.received, task.shared)
+                    loss = strategy.objective(step, self.received, task.shared)
                 self.optimizer.zero_grad()
                 loss.backward()
                 if self.settings.clip_grad_norm:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from logging import getLogger
 from typing import Any
 
 import numpy as np
@@ -133,13 +135,14 @@ def _parameters_counted(model: str) -> Iterator[None]:
 def building(config: Any) -> Iterator[None]:
     """Around the construction of a model of RecBole: whatever it raises is a sentence that names the model.
 
-    A model of the user's own keeps its traceback, which tells its author where the fault is.
+    What it prints belongs to the log. A model of the user's own keeps its traceback, which tells its author where the fault is.
 
     Raises:
         InputError: the model cannot be built.
     """
+    printed = io.StringIO()
     try:
-        with _parameters_counted(config["model"]):
+        with _parameters_counted(config["model"]), redirect_stdout(printed):
             yield
     except InputError:
         raise
@@ -155,6 +158,9 @@ def building(config: Any) -> Iterator[None]:
             f"model '{config['model']}' cannot be built on dataset '{config['dataset']}' as configured: "
             f"{type(error).__name__}: {reason}"
         ) from error
+    finally:
+        if printed.getvalue():
+            getLogger().info(printed.getvalue().rstrip())
 
 
 def check_labels(config: Any, train_dataset: Any) -> None:

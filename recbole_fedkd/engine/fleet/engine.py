@@ -34,6 +34,7 @@ from recbole_fedkd.engine.fleet.serving import GroupAverage
 from recbole_fedkd.engine.fleet.threads import SideBySide
 from recbole_fedkd.engine.fleet.training import Clients, PackTraining, Trained
 from recbole_fedkd.engine.fleet.uplink import MeanUplink, MessageUplink, Uplink
+from recbole_fedkd.errors import FAULTS
 from recbole_fedkd.federated.client import ClientSettings
 from recbole_fedkd.federated.message import SERVER
 from recbole_fedkd.federated.server import Server
@@ -290,14 +291,13 @@ class FleetEngine(Engine):
             average.load_state_dict(saved)
 
 
-_FAULTS = (AssertionError, AttributeError, LookupError, NameError, TypeError)
-"""Errors of code; what is wrong with numbers or takes too much memory, torch and this package say by others."""
-
-
 def _is_of_packing(error: ClientError) -> bool:
-    """Whether the code that packs clients is at fault, for which none of them can be left out."""
+    """Whether the code that packs clients is at fault, for which none of them can be left out.
+
+    What is wrong with numbers or takes too much memory, torch and this package say by other errors.
+    """
     cause = error.__cause__
     frames = traceback.walk_tb(cause.__traceback__ if cause is not None else None)
     modules = [frame.f_globals.get("__name__", "") for frame, _ in frames]
     raised_in = next((name for name in reversed(modules) if not name.startswith("torch.")), "")
-    return isinstance(cause, _FAULTS) and raised_in.startswith("recbole_fedkd.engine.fleet.")
+    return isinstance(cause, FAULTS) and raised_in.startswith("recbole_fedkd.engine.fleet.")

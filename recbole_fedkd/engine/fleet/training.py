@@ -337,7 +337,7 @@ class PackTraining:
         ) -> tuple[Tensor, Tensor, Tensor]:
             step = replace(step, teacher=taught[0]) if taught else step
             received = Received({**heard.common, **own}, heard.tables, items)
-            loss = step.loss if clean else strategy.loss(step, received, SharedTensors(parameters, private))
+            loss = step.loss if clean else strategy.objective(step, received, SharedTensors(parameters, private))
             hidden = step.hidden if strategy.reads_hidden else None
             nothing = loss.new_zeros(0, 0)
             return loss, step.logits if step.logits is not None else nothing, hidden if hidden is not None else nothing

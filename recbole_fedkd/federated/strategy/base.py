@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recbole_fedkd.errors import InputError
+from recbole_fedkd.errors import InputError, TrainingError, shown
 from recbole_fedkd.federated.aggregate import EveryUpload, Fold
 from recbole_fedkd.federated.knowledge import KNOWLEDGE, Knowledge, Sizes
 from recbole_fedkd.federated.message import Message, Schema
@@ -115,6 +115,16 @@ class Strategy(ABC):
             received: arrays of the server's message, by name.
             shared: of the trained network; ``shared.parameters()`` gives its tensors by name.
         """
+
+    def objective(self, step: Step, received: Mapping[str, Tensor], shared: SharedState) -> Tensor:
+        """:meth:`loss`; raises :class:`TrainingError` where that gives no scalar tensor."""
+        loss = self.loss(step, received, shared)
+        if not isinstance(loss, Tensor) or loss.dim():
+            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else shown(loss)
+            raise TrainingError(
+                f"the loss of strategy '{self.name}' is {found}; it must be a tensor that holds one number"
+            )
+        return loss
 
     @abstractmethod
     def upload(self, result: LocalResult, client: int, round_index: int) -> Message | None:
