@@ -1,8 +1,10 @@
 """What is public: a list that only grows on purpose, documented to the last argument."""
 
 import ast
+import dataclasses
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 
@@ -50,14 +52,9 @@ PUBLIC = {
         "setting",
     ],
 }
-# Called by users; what authors of plugins override is read in the bases, whose docstrings are prose.
+ENTRIES = [getattr(module, name) for module in (recbole_fedkd, extend) for name in module.__all__]
 CALLED = [
-    recbole_fedkd.run_recbole_fedkd,
-    recbole_fedkd.load,
-    recbole_fedkd.load_data_and_model,
-    recbole_fedkd.write_report,
-    extend.setting,
-    extend.register_strategy,
+    *(entry for entry in ENTRIES if inspect.isroutine(entry)),
     *(each for name, each in vars(recbole_fedkd.Recommender).items() if inspect.isfunction(each) and name[0] != "_"),
 ]
 
@@ -75,6 +72,27 @@ def test_every_argument_and_result_of_a_public_function_is_documented(called):
             assert f"    {name}: " in told or f", {name}: " in told, f"{called.__qualname__} says nothing of {name}"
             assert argument.annotation is not inspect.Parameter.empty
     assert signature.return_annotation is not inspect.Signature.empty
+
+
+def said_of(method, classes):
+    """What the documentation says of a method: its own, that of the methods that it overrides, and of their classes."""
+    overridden = (vars(each).get(method) for each in classes)
+    return "\n".join(filter(None, (inspect.getdoc(each) for each in (*overridden, *classes) if each is not None)))
+
+
+@pytest.mark.parametrize("public", [each for each in ENTRIES if inspect.isclass(each)], ids=lambda each: each.__name__)
+def test_every_argument_of_what_authors_override_is_named(public):
+    classes = [each for each in public.__mro__ if each.__module__.startswith("recbole_fedkd")]
+    for method in {name for each in classes for name in vars(each) if name[0] != "_" or name == "__init__"}:
+        entry = inspect.getattr_static(public, method)
+        entry = getattr(entry, "__func__", entry)
+        if not inspect.isfunction(entry) or entry.__module__.startswith("dataclasses"):
+            continue
+        if entry.__name__ == "__init__" and dataclasses.is_dataclass(public):
+            continue  # its fields are its attributes; keys have a sentence each
+        told = said_of(method, classes)
+        for argument in list(inspect.signature(entry).parameters)[1:]:
+            assert re.search(rf"\b{argument}s?\b", told), f"{public.__name__}.{method} says nothing of {argument}"
 
 
 @pytest.mark.parametrize("module", PUBLIC)

@@ -43,6 +43,9 @@ def label_means(sums: Tensor, counts: Tensor) -> Tensor:
 class Aggregation(ABC):
     """How a teacher averages the other clients' label knowledge.
 
+    Args:
+        settings: of ``settings_type``; None: its defaults.
+
     Attributes:
         name: value of the config key ``aggregation``.
         additive: whether sums over the clients are all that it needs; if not, it needs every client's own.
@@ -66,7 +69,7 @@ class Aggregation(ABC):
         """
 
     def without_effect(self, others: int) -> str | None:
-        """What a setting does not do where a teacher is made of so many other clients; None: they all do something."""
+        """What a setting does not do where a teacher is made of so many ``others``; None: they all do something."""
         return None
 
 
@@ -86,7 +89,7 @@ class WeightedAggregation(Aggregation):
 
     @abstractmethod
     def weights(self, counts: Tensor) -> Tensor:
-        """What a client counts for in the mean of a label, of its samples ``[..., T]``, in double precision; 0 without any."""
+        """What a client counts for in the mean of a label, of its samples ``counts [..., T]``, in double; 0 without."""
 
     def teachers(self, means: Tensor, counts: Tensor) -> Tensor:
         """What every client makes of the totals."""

@@ -135,7 +135,11 @@ def labelled_ndcg_of_users(
 
 
 def register_metric(metric: type[AbstractMetric]) -> type[AbstractMetric]:
-    """Add a metric to RecBole's registry, which is filled once, at import, from its own module."""
+    """Add a metric to RecBole's registry, which is filled once, at import, from its own module.
+
+    Args:
+        metric: a class of RecBole's kind, which the keys ``metrics`` and ``valid_metric`` then know by its name.
+    """
     name = metric.__name__.lower()
     register.metrics_dict[name] = metric
     register.metric_information[name] = metric.metric_need

@@ -45,11 +45,16 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
-        """Parts by name; None for an array that it cannot take. Whether they are worth it is the stack's affair."""
+        """Parts by name; None for an array that it cannot take. Whether they are worth it is the stack's affair.
+
+        Args:
+            array: of any shape.
+            round_index: from 0, for what changes from round to round in a way that both ends know.
+        """
 
     @abstractmethod
     def shape_of(self, parts: Parts) -> tuple[int, ...]:
-        """The shape that parts decode to, read without making room for it.
+        """The shape that parts decode to, read without making room for it; arguments as of :meth:`decode`.
 
         Raises:
             ValueError: the parts do not fit each other.

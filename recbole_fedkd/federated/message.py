@@ -143,7 +143,7 @@ class Message:
 
     @staticmethod
     def from_bytes(payload: bytes) -> Message:
-        """Read a message; its arrays are views of the bytes.
+        """Read a message of a ``payload``; its arrays are views of these bytes.
 
         Raises:
             MessageError: anything that :meth:`to_bytes` did not write; no other error, whatever the bytes are.

@@ -108,7 +108,7 @@ class Stage(ABC):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore the ``state`` that :meth:`state_dict` returned."""
         assert not state
 
 

@@ -47,7 +47,7 @@ class Step:
     hidden: Tensor | None = None
 
     def select(self, rows: Tensor) -> Step:
-        """What it says of some samples; the loss stays that of all."""
+        """What it says of some ``rows``, bool or numbers; the loss stays that of all."""
         parts = {name: getattr(self, name) for name in ("logits", "labels", "items", "weights", "teacher", "hidden")}
         chosen = {name: part[rows] for name, part in parts.items() if part is not None}
         return replace(self, size=len(torch.arange(self.size, device=rows.device)[rows]), **chosen)

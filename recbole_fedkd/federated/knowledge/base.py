@@ -48,6 +48,10 @@ class Sizes:
 class Knowledge(ABC):
     """One kind of knowledge; it holds settings and no state.
 
+    What methods are given, wherever it is not said anew, is as of :class:`~recbole_fedkd.federated.strategy.Strategy`:
+    ``state``, ``statistics``, ``client``, ``clients``, ``round_index``, ``received``, ``step``, ``task``; ``collected`` is what
+    the batches have added up to, ``arrays`` an upload, ``understood`` what :meth:`understood` gives.
+
     Args:
         settings: of ``settings_type``.
         sizes: of the federation.

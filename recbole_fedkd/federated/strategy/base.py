@@ -48,6 +48,11 @@ class Strategy(ABC):
     What becomes of the uploads is said by :meth:`aggregate`, of all of them at once; or, so that none needs to be kept, by
     :meth:`empty`, which folds them one by one, and :meth:`step`.
 
+    What methods are given, wherever it is not said anew: ``state`` is what the server remembers, ``statistics`` what a round's
+    uploads have come to, ``client`` the number of one client, ``clients`` their count or their numbers, ``round_index`` the
+    round, from 0. On a client ``received`` holds what came down by name, ``shared`` the network as far as it may be sent,
+    ``step`` a batch, ``result`` what training has left, ``task`` the network and the client's samples.
+
     Args:
         settings: of ``settings_type``; None: its defaults.
         knowledge: what clients exchange, where they do.
