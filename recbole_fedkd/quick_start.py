@@ -163,21 +163,21 @@ def _run(
     loaders, evaluations = data.loaders, data.evaluations
     logger.info(trainer.model)
     trainer.on_round = on_round
-    if tell is not None:
-        splits = tuple(loader._dataset for loader in loaders)
-        for line in start_lines(config, data.dataset, splits, trainer):
-            tell(line)
-        lines = RoundLines(trainer.epoch_word, config["valid_metric"].lower(), config["valid_metric_bigger"], tell)
-        trainer.on_round = lines if on_round is None else _both(on_round, lines)
-    if checkpoints is not None:
-        trainer.resume_checkpoint(config["resume"], checkpoints)
-    if isinstance(trainer, FedKDTrainer):
-        logger.info(plan(config, trainer))
-        if saved:
-            folder = writable_folder(trainer.run_folder, f"run folder '{trainer.run_folder}'")
-            save_federation(folder, loaders[0]._dataset, trainer.model.client_of_user)
     show_progress, below = bool(config["show_progress"]), {}
     with _told_how_to_go_on(trainer, saved), processor_settings(config["torch_threads"]), memory_watched(config):
+        if tell is not None:
+            splits = tuple(loader._dataset for loader in loaders)
+            for line in start_lines(config, data.dataset, splits, trainer):
+                tell(line)
+            lines = RoundLines(trainer.epoch_word, config["valid_metric"].lower(), config["valid_metric_bigger"], tell)
+            trainer.on_round = lines if on_round is None else _both(on_round, lines)
+        if checkpoints is not None:
+            trainer.resume_checkpoint(config["resume"], checkpoints)
+        if isinstance(trainer, FedKDTrainer):
+            logger.info(plan(config, trainer))
+            if saved:
+                folder = writable_folder(trainer.run_folder, f"run folder '{trainer.run_folder}'")
+                save_federation(folder, loaders[0]._dataset, trainer.model.client_of_user)
         best_valid_score, best_valid_result = trainer.fit(
             loaders[0], evaluations[0], saved=saved, show_progress=show_progress
         )
@@ -209,8 +209,8 @@ def _run(
         "config": config.plain_values(),
         "run_folder": str(trainer.run_folder) if saved else None,
     }
-    log_result(config, result)
     with _told_how_to_go_on(trainer, saved):
+        log_result(config, result)
         if saved:
             _keep_record(trainer.run_folder, given, {**result, "user_metrics": of_users})
         if result_file is not None:

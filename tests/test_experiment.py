@@ -573,7 +573,7 @@ def test_ctrl_c_ends_the_processes_and_says_how_to_go_on(tmp_path, data_path):
         runner.kill()
         runner.wait()
     assert runner.returncode == 130
-    assert "the same command goes on where it stopped" in said
+    assert "stopped; the same command goes on where it stopped; what is done is kept in 'out'" in said
     assert "failed" not in said
     assert list(Path("out/failures").iterdir()) == []
     checkpoint = next(Path("out/work", cell.id).glob("saved/*/last.pth"))

@@ -32,6 +32,7 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "presets": (commands.presets, usage.PRESETS),
     "completion": (commands.completion, usage.COMPLETION),
 }
+_GOING_ON = ("compare", "search", "coordinate", "party")
 _HELP = ("--help", "-h", "help")
 
 
@@ -53,8 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {'; '.join([str(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        many = command or any(argument.startswith("--experiment") for argument in arguments)
-        notes = ["the same command goes on where it stopped" if many else "nothing was trained yet; start it again"]
+        going_on = command in _GOING_ON or any(each.startswith(("--experiment", "--resume")) for each in arguments)
+        notes = ["nothing was made; start it again" if command else "nothing was trained yet; start it again"]
+        notes = ["the same command goes on where it stopped"] if going_on else notes
         notes = getattr(stop, "__notes__", notes)
         print(f"\nstopped; {'; '.join(notes)}", file=sys.stderr)
         return 128 + (stop.signal if isinstance(stop, Stopped) else signal.SIGINT)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -66,10 +67,21 @@ def _compare(file: str, keys: dict[str, str]) -> int:
     from recbole_fedkd.experiment import read_experiment, run_experiment
     from recbole_fedkd.report import write_report
 
-    outcome = run_experiment(read_experiment(file, keys), out, workers, keep=keep == "True")
+    with _kept_in(out):
+        outcome = run_experiment(read_experiment(file, keys), out, workers, keep=keep == "True")
     print(outcome)
     print(f"report: {write_report(out, network)}")
     return 1 if outcome.failed else 0
+
+
+@contextmanager
+def _kept_in(out: Path) -> Iterator[None]:
+    """Whoever stops many runs reads where those lie that are done."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"the same command goes on where it stopped; what is done is kept in '{out}'")
+        raise
 
 
 def report(arguments: Sequence[str]) -> int:
@@ -129,7 +141,7 @@ def search(arguments: Sequence[str]) -> int:
     from recbole_fedkd.search import Search, config_of, read_parameters, run_search, search_table
 
     search = Search.prepare(read_parameters(file), keys, files, algorithm)
-    with screen(logging.WARNING):
+    with screen(logging.WARNING), _kept_in(out):
         content = run_search(search, out, trials)
     print(search_table(content))
     print(f"result: {out}")
