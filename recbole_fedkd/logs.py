@@ -152,12 +152,18 @@ def own_folders(config: Any) -> Iterator[None]:
 def screen(level: int) -> Iterator[None]:
     """Inside, what is logged from a level on is on the screen as RecBole shows it: for ``--verbose``, and else warnings.
 
-    What RecBole's models say of themselves while they are built, such as that a key has its default, is no warning.
+    What RecBole's models say of themselves, such as that a key has its default, or how long histories are, is a hint for
+    those who look for the reason of something.
     """
     root, handler = logging.getLogger(), logging.StreamHandler()
     handler.setLevel(level)
     models = str(Path(recbole_trainer.__file__).parents[1] / "model")
-    handler.addFilter(lambda record: level < logging.WARNING or not record.pathname.startswith(models))
+
+    def asked_for(record: logging.LogRecord) -> bool:
+        hint = record.pathname.startswith(models) or str(record.msg).startswith("Max value of user's history")
+        return level < logging.WARNING or not hint
+
+    handler.addFilter(asked_for)
     colours = "%(log_color)s%(asctime)-15s %(levelname)s  %(message)s"
     formatter: logging.Formatter = colorlog.ColoredFormatter(colours, "%d %b %H:%M", log_colors=_OF_LEVELS)
     handler.setFormatter(formatter if level < logging.WARNING else logging.Formatter("%(levelname)s: %(message)s"))

@@ -44,7 +44,9 @@ def start_lines(config: Any, dataset: Any, splits: tuple[Any, Any, Any], trainer
     if isinstance(trainer, FedKDTrainer):
         lines.append(f"method   {config['model']}: {plan(config, trainer)}")
     else:
-        lines.append(f"method   {config['model']} on all data, up to {trainer.epochs} epochs, {config.made_by()}")
+        lines.append(
+            f"method   {config['model']} on all data, up to {_counted(trainer.epochs, 'epoch')}, {config.made_by()}"
+        )
     if config.unread_keys:
         lines.append(f"not read {listed(config.unread())}")
     return lines
@@ -70,8 +72,8 @@ def plan(config: Any, trainer: FedKDTrainer) -> str:
     share = "" if config["clients_per_round"] is None else f", {config['clients_per_round']} of them in a round"
     return (
         f"strategy {config['strategy']} on engine {trainer.engine.name}: {len(sizes)} clients{share} (partition "
-        f"{config['partition']}) with {min(sizes)} to {max(sizes)} samples, up to {trainer.epochs} rounds of "
-        f"{config['local_epochs']} local epoch(s)"
+        f"{config['partition']}) with {min(sizes)} to {max(sizes)} samples, up to {_counted(trainer.epochs, 'round')} of "
+        f"{_counted(config['local_epochs'], 'local epoch')}"
     )
 
 
@@ -144,14 +146,17 @@ def table(result: Mapping[str, Any]) -> str:
 def cost(result: Mapping[str, Any], word: str) -> str:
     """Rounds, bytes and seconds of a run."""
     timing, communication, best = result["timing"], result["communication"], result["best_round"]
-    counted = timing["rounds"]
-    parts = [f"{counted} {word}{'s' if counted != 1 else ''}" + (f", the best {best}" if best is not None else "")]
+    parts = [_counted(timing["rounds"], word) + (f", the best {best}" if best is not None else "")]
     if communication["total_bytes"]:
         until = sum((each["bytes_down"] or 0) + (each["bytes_up"] or 0) for each in result["rounds"][:best])
         parts.append(f"{communication['bytes_up']:,} bytes up, {communication['bytes_down']:,} down")
         parts += [f"{until:,} until the best"] if best is not None else []
-    parts.append(f"{timing['training_seconds']:.1f} s of training, {timing['seconds_per_round']:.2f} a {word}")
+    parts.append(f"{timing['training_seconds']:.1f} s of training, {timing['seconds_per_round']:.2f} per {word}")
     return "; ".join(parts)
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}{'s' if number != 1 else ''}"
 
 
 def floors(config: Any, trainer: CheckpointTrainer, training: Any, test: EvaluationData) -> dict[str, dict[str, float]]:

@@ -83,12 +83,12 @@ def test_a_logger_changes_no_other_line(caplog):
             "epoch 0 training [time",
             "\x1b[1;32mepoch 9 evaluating\x1b[0m",
             "epochs 3",
-            "3 local epoch(s)",
+            "3 local epochs",
             5,
         ):
             logger.info(line)
     assert [record.getMessage() for record in caplog.records] == [
-        "epoch 1 training [time", "\x1b[1;32mepoch 10 evaluating\x1b[0m", "epochs 3", "3 local epoch(s)", "5"
+        "epoch 1 training [time", "\x1b[1;32mepoch 10 evaluating\x1b[0m", "epochs 3", "3 local epochs", "5"
     ]  # fmt: skip
 
 

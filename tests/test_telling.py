@@ -67,6 +67,13 @@ def test_clicks_have_pop_for_a_floor(command, run):
     assert "epoch 2/2" in out and "bytes" not in out
 
 
+def test_what_a_model_of_recbole_says_of_itself_is_in_the_log(command):
+    out, err = command("--model=FISM", "--load_col={inter: [user_id, item_id]}")
+    assert err == "" and "up to 2 epochs, " in out and "Attetion" not in out
+    log = next(Path("log/FISM").iterdir()).read_text()
+    assert "Pay Attetion" in log and "history interaction records" in log
+
+
 def test_quiet_is_the_table_alone(command):
     out, err = command("--model=AttnFedKD", "--quiet")
     assert out.split()[0] == "metric" and "round" not in out and "cost" not in out and err == ""
