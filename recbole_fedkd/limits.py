@@ -86,11 +86,11 @@ def processor_settings(threads: int) -> Iterator[None]:
 
     Moments of rarely touched embedding rows decay into denormals, which are slow and worth nothing.
     """
-    before = torch.get_num_threads()
+    before, flushed = torch.get_num_threads(), not torch.tensor(2e-39).div(2)  # torch does not tell it
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        torch.set_flush_denormal(False)
+        torch.set_flush_denormal(bool(flushed))
         torch.set_num_threads(before)

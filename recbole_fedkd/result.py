@@ -64,6 +64,7 @@ def rounds(rounds: Sequence[EpochRecord]) -> list[dict[str, Any]]:
             "valid": record.valid,
             "codec_error": record.codec_error,
             "missing": record.missing,
+            **{name: told for name in ("unserved", "ignored") if (told := getattr(record, name))},
             **{name: told for name in ("epsilon", "clip") if (told := getattr(record, name)) is not None},
         }
         for number, record in enumerate(rounds, start=1)

@@ -82,6 +82,8 @@ class EpochRecord:
         valid: metrics of the validation after it; None where there was none.
         codec_error: what encoding took from the uploads, as a share of their L2 norm.
         missing: client number to why it was left out of the round.
+        unserved: of clients elsewhere, to why one did not take in, judge or keep what serves its users after the round.
+        ignored: of clients elsewhere, to how many of its answers nobody had waited for, by kind: late or doubled.
         epsilon: of ``privacy``, spent by this round and those before; None without.
         clip: of ``privacy``, where it moves: the norm that updates of this round were shortened to; else None.
     """
@@ -94,6 +96,8 @@ class EpochRecord:
     valid: dict[str, float] | None = None
     codec_error: float = 0.0
     missing: dict[int, str] = field(default_factory=dict)
+    unserved: dict[int, str] = field(default_factory=dict)
+    ignored: dict[int, dict[str, int]] = field(default_factory=dict)
     epsilon: float | None = None
     clip: float | None = None
 
@@ -113,8 +117,15 @@ def record_of(values: Mapping[str, Any]) -> EpochRecord:
     return record
 
 
-OF_CLIENTS = ("clients", "missing")
+OF_CLIENTS = ("clients", "missing", "unserved", "ignored")
 """Parts of a record that say something of every client, and are kept apart from checkpoints."""
+
+
+def tell_of_clients(record: EpochRecord, report: Any) -> None:
+    """Let a record say of every client what the report of its round does."""
+    record.clients = {number: [down, report.bytes_up[number]] for number, down in report.bytes_down.items()}
+    record.missing, record.unserved = dict(report.missing), dict(report.unserved)
+    record.ignored = {number: dict(counts) for number, counts in report.ignored.items()}
 
 
 def without_clients(record: EpochRecord) -> dict[str, Any]:

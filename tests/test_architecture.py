@@ -41,6 +41,7 @@ MAY_KNOW = {
         "federation",
         "files",
         "finite",
+        "limits",
         "privacy",
         "record",
         "registry",

@@ -14,8 +14,9 @@ from conftest import SMALL, write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
+from test_machines import ANYWHERE, Unreliable, answered, numbers
 
-from recbole_fedkd.engine import InProcess
+from recbole_fedkd.engine import ClientError, InProcess
 from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.federated.envelope import Answer
 from recbole_fedkd.files import held_alone
@@ -80,11 +81,11 @@ class Interrupted(InProcess):
 def finished(cut, folder, after=10**9):
     """The result of a federation whose coordinator is killed after every so many answers; and all bytes that were seen."""
     manifest, parties = parties_of(cut, folder)
-    sizes, captured = {number: len(party.client.task) for number, party in parties.items()}, []
+    declared, captured = {number: Answer.from_bytes(party.hello()).numbers for number, party in parties.items()}, []
     while True:
         transport = Interrupted({number: party.answer for number, party in parties.items()}, after)
         try:
-            coordinator = Coordinator(manifest, transport, sizes, folder / "server")
+            coordinator = Coordinator(manifest, transport, declared, folder / "server")
             result = coordinator.fit()
         except KeyboardInterrupt:
             after += 1  # else the test run of the same round would never end
@@ -113,6 +114,96 @@ def test_it_is_the_run_of_one_process(run, cut, tmp_path):
     assert set(found["parties"]) == {"0", "1", "2"}
     server = (tmp_path / "server" / SERVER_STATE).read_bytes()
     assert not any(b"u17" in content or b"u2\x00" in content for content in [*captured, server])
+
+
+WRONG_SUMS = {
+    f"numbers: {what}": numbers(**{name: value})
+    for what, name, value in (
+        ("it has judged None rows", "rows", None),
+        ("it has judged -5.0 rows", "rows", -5.0),
+        ("it has judged 1000000000000.0 rows", "rows", 1e12),
+        ("'absolute' is missing", "absolute", None),
+        ("'squared' is -1", "squared", -1.0),
+        ("'squared' is 0 where", "squared", 0.0),
+        ("'absolute' is 1e+06", "absolute", 1e6),
+        ("'right' is 0.5", "right", 0.5),
+        ("'log_loss' is 1e+09", "log_loss", 1e9),
+        ("'clicks 4096' was not asked for", "clicks 4096", 1.0),
+        ("'clicks 007' was not asked for", "clicks 007", 1.0),
+        ("its histograms hold", "others 4095", 1.0),
+        ("'labelledndcg@10' is 1e+06", "labelledndcg@10", 1e6),
+        ("'judged users@10' is 1e+06", "judged users@10", 1e6),
+        ("'luck' was not asked for", "luck", 1.0),
+    )
+}
+WRONG_IN = {
+    "judge": {**ANYWHERE, **WRONG_SUMS, "kind: it says 1 bytes": answered(said=b"x")},
+    "test": {**ANYWHERE, **WRONG_SUMS, "kind: it says 1 bytes": answered(said=b"x")},
+    "best": {**ANYWHERE, "kind: it says 1 bytes": answered(said=b"x"), "numbers: 'luck' was not": numbers(luck=1.0)},
+}
+
+
+@pytest.mark.parametrize("operation", WRONG_IN)
+def test_a_wrong_or_missing_answer_but_to_training_is_named_and_is_in_no_sum(cut, tmp_path, operation):
+    """One fault a round in one operation, of one party of three; what the others say is what counts."""
+    manifest, parties = parties_of(cut, tmp_path)
+    manifest.config["min_clients"] = 2
+    wire = Unreliable({number: party.answer for number, party in parties.items()})
+    declared = {number: Answer.from_bytes(party.hello()).numbers for number, party in parties.items()}
+    engine = Coordinator(manifest, wire, declared, tmp_path / "server").engine
+    engine.phase, faults = "valid", WRONG_IN[operation]
+    nothing = dict.fromkeys(declared, b"")
+    engine.run_round(0)
+
+    def asked():
+        """Who has judged and kept what it was asked to."""
+        engine.unserved = {}
+        if operation == "best":
+            engine.keep_best(0)
+        else:
+            good = engine.judged(0, nothing, "test" if operation == "test" else "valid")
+            assert [*good, *engine.unserved] in ([0, 1, 2], [0, 2, 1])
+
+    for wrong, fault in faults.items():
+        wire.faults, wire.late = {(operation, 0): {1: fault}}, {}  # what is late answers the same question again
+        asked()
+        assert list(engine.unserved) == [1] and engine.unserved[1].startswith(wrong)
+    wire.faults = {}
+    asked()
+    assert engine.unserved == {}
+    wire.faults = {(operation, 0): {1: "away"}}
+    for engine.min_clients in (None, *([3] if operation != "best" else [])):
+        with pytest.raises(ClientError, match=r"client 1, (round 1|absent)"):
+            asked()
+
+
+def test_who_is_missing_in_judging_alone_stands_in_record_status_and_log(cut, tmp_path):
+    manifest, parties = parties_of(cut, tmp_path)
+    manifest.config["min_clients"] = 2
+
+    class Gone(Unreliable):
+        greeted = {number: Answer.from_bytes(party.hello()) for number, party in parties.items()}
+        seen, refused = dict.fromkeys(parties, 1.0), 3
+
+        def await_parties(self, numbers, timeout):
+            return numbers
+
+    wire = Gone({number: party.answer for number, party in parties.items()})
+    wire.faults = {("judge", 1): {1: "late"}, ("train", 2): {2: "doubled"}, ("test", 3): {0: "away"}}
+    result = coordinated(manifest, wire, tmp_path / "server", "here")
+    absent = "absent: it has not answered within"
+    assert [list(each["unserved"]) for each in result["rounds"]] == [[], [1], [], []]
+    assert result["rounds"][1]["unserved"][1].startswith(absent)
+    assert result["rounds"][2]["ignored"] == {1: {"late": 1}}
+    assert result["at_test"]["unserved"][0].startswith(absent) and list(result["parties"]) == ["1", "2"]
+    assert result["refused"] == 3
+    events = read_events(tmp_path / "server" / LOG)
+    assert "1" in events[3]["unserved"] and events[4]["ignored"] == {"1": {"late": 1}} and "0" in events[-1]["unserved"]
+    told = status(tmp_path / "server")
+    rows = [line.split() for line in told[told.index("why at last") :].splitlines() if line[:1] in ("0", "1", "2")]
+    assert "3 came who were not let in" in told
+    assert [row[3:6] for row in rows[:3]] == [["0", "1", "0"], ["0", "1", "1"], ["0", "0", "0"]]
+    assert (tmp_path / "server" / "record.jsonl").read_text().count('"unserved": {"1"') == 1
 
 
 @pytest.mark.parametrize("after", [2, 5])
@@ -145,11 +236,11 @@ def private_federation(data_path, tmp_path, **keys):
     folders = split_federation("AttnFedKD", "tiny", tmp_path / "federation", [], told)
     manifest = Manifest.load(tmp_path / "federation" / "manifest")
     parties = {party.number: party for party in (Party(folder, manifest) for folder in folders)}
-    sizes = {number: len(party.client.task) for number, party in parties.items()}
+    declared = {number: Answer.from_bytes(party.hello()).numbers for number, party in parties.items()}
 
     def coordinator(after=10**9):
         transport = Interrupted({number: party.answer for number, party in parties.items()}, after)
-        return Coordinator(manifest, transport, sizes, tmp_path / "server")
+        return Coordinator(manifest, transport, declared, tmp_path / "server")
 
     return coordinator
 
@@ -178,11 +269,13 @@ def test_what_parties_have_heard_is_counted_though_the_coordinator_was_killed_be
 
 def test_a_folder_of_another_federation_is_refused(cut, data_path, tmp_path):
     manifest, _ = parties_of(cut, tmp_path)
-    Coordinator(manifest, InProcess({}), {0: 1}, tmp_path / "server")._write()
+    Coordinator(manifest, InProcess({}), {0: {"samples": 1}}, tmp_path / "server")._write()
     other = {"data_path": str(data_path), **SMALL, **KEYS, "seed": 5}
     folders = split_federation("AttnFedKD", "tiny", tmp_path / "other", [], other)
     with pytest.raises(InputError, match="is the run of another manifest"):
-        Coordinator(Manifest.load(tmp_path / "other" / "manifest"), InProcess({}), {0: 1}, tmp_path / "server")
+        Coordinator(
+            Manifest.load(tmp_path / "other" / "manifest"), InProcess({}), {0: {"samples": 1}}, tmp_path / "server"
+        )
     with pytest.raises(InputError, match="belongs to another manifest"):
         Party(folders[0], manifest)
     with pytest.raises(InputError, match="not empty"):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from recbole_fedkd.data.schema import read_schema, rows_of_clients
 from recbole_fedkd.engine import ClientError, InProcess, RemoteEngine
-from recbole_fedkd.federated.envelope import Answer, Request
+from recbole_fedkd.federated.envelope import DECLARED, HELLO, Answer, Request, check_numbers, read_hello
 from recbole_fedkd.federated.message import Message, MessageError
 from recbole_fedkd.federation import build_server
 from recbole_fedkd.machines.manifest import Manifest, party_folders, write_manifest, write_party
@@ -137,7 +137,8 @@ class Unreliable(InProcess):
     def exchange(self, requests, timeout):
         for number, request in requests.items():
             asked = Request.from_bytes(request)
-            fault = self.faults.get((asked.operation, asked.round), {}).get(number)
+            operation = "test" if asked.phase == "test" else asked.operation
+            fault = self.faults.get((operation, asked.round), {}).get(number)
             if fault == "away":
                 continue
             yield from ((number, each) for each in self.late.pop(number, []))
@@ -156,6 +157,22 @@ def answered(**changes):
     return lambda packed: replace(Answer.from_bytes(packed), **changes).to_bytes()
 
 
+def numbers(**changes):
+    """An answer with other numbers; None: without one."""
+
+    def changed(packed):
+        answer = Answer.from_bytes(packed)
+        told = {name: value for name, value in {**(answer.numbers or {}), **changes}.items() if value is not None}
+        return replace(answer, numbers=told).to_bytes()
+
+    return changed
+
+
+def replayed(packed):
+    """What it has answered to an earlier question."""
+    return replace(Answer.from_bytes(packed), request=b"of another").to_bytes()
+
+
 def said(change):
     """An answer with another message inside."""
 
@@ -170,19 +187,29 @@ def arrays(change):
     return said(lambda message: replace(message, arrays={name: change(each) for name, each in message.arrays.items()}))
 
 
-WRONG = {
+ANYWHERE = {
     "absent": "away",
     "absent: it has not": "late",
+    "absent: it has not answered": replayed,
     "sender: it says that it is client 2": answered(party=2),
     "malformed": lambda packed: packed[:-3],
     "malformed: 0 bytes": lambda packed: b"",
+    "kind: it does not say": answered(request=b""),
+    "kind: it does not say that it answers": answered(operation="hello"),
+    "kind: it does not say that it answers '": answered(round=99),
+    "malformed:": numbers(loss=float("nan")),
+    "failed: KeyError": answered(fault="failed", detail="KeyError, of which the party's own log tells more"),
+}
+"""Faults of any answer, whatever was asked."""
+WRONG = {
+    **ANYWHERE,
     "malformed: 9 bytes": answered(said=b"\x81\xa1v\x02rest."),
     "sender: it says that it is client 0": said(lambda message: replace(message, sender=0)),
     "round: its message": said(lambda message: replace(message, round=7)),
     "samples": said(lambda message: replace(message, training=message.training._replace(samples=10**6))),
     "not finite": arrays(lambda array: np.full_like(array, np.nan) if array.dtype.kind == "f" else array),
     "arrays": arrays(lambda array: array[:1]),
-    "failed: KeyError": answered(fault="failed", detail="KeyError, of which the party's own log tells more"),
+    "numbers: 'loss' is missing": numbers(loss=None),
 }
 
 
@@ -191,7 +218,8 @@ def test_a_wrong_or_missing_answer_is_named_and_nothing_else_changes(federation,
     """One fault after the other, against clients of one process that fail at the end of the same rounds."""
     remote, local = federation(case, Unreliable, min_clients=1)
     local.min_clients = 1
-    run_client, faulty = local._run_client, {place + 1: wrong for place, wrong in enumerate(WRONG)}
+    wrongs = WRONG if case == "codecs" else ["absent", *(WRONG.keys() - ANYWHERE.keys())]
+    run_client, faulty = local._run_client, {place + 1: wrong for place, wrong in enumerate(wrongs)}
 
     def fails(client, told, current):
         if client.number == 1 and current.index in faulty:
@@ -222,12 +250,13 @@ def test_what_is_late_doubled_or_replayed_is_counted_and_changes_nothing(federat
         return packed
 
     remote.transport.faults = {("train", 0): {0: "doubled", 1: keep}, ("train", 2): {2: "doubled"}}
+    # The last answer of a round ends it, and nobody hears it twice.
+    expected = [{0: {"doubled": 1}}, {}, {0: {"late": 1}, 1: {"late": 1}}, {}]
     for index in range(ROUNDS):
         if index == 2:
             remote.transport.late = {0: [replayed["answer"]], 1: [replayed["answer"]]}
-        assert remote.engine.run_round(index).loss == local.run_round(index).loss
-    # The last answer of a round ends it, and nobody hears it twice.
-    assert remote.engine.ignored == {(0, "doubled"): 1, (0, "late"): 1, (1, "late"): 1}
+        report = remote.engine.run_round(index)
+        assert (report.loss, report.ignored) == (local.run_round(index).loss, expected[index])
     assert_same(state_of(remote), state_of(local))
 
 
@@ -294,6 +323,37 @@ def test_a_party_does_what_no_request_of_its_run_asks_for_never(federation):
         for request in requests:
             assert Answer.from_bytes(party.answer(request)).fault == fault
     assert (remote.folders[0] / STATE).read_bytes() == before
+
+
+def test_numbers_that_are_not_those_that_were_asked_for_are_not_taken():
+    good = {"seen": 3.0, "loss": -0.5}
+    assert check_numbers(good, {"seen": 5}, {"loss": (-1.0, 1.0)}) == good
+    wrong = [{}, {"seen": 3.0}, {**good, "luck": 1.0}, {**good, "seen": -1.0}, {**good, "seen": 0.5}]
+    for numbers in [*wrong, {**good, "seen": 6.0}, {**good, "loss": 1.5}, {**good, "loss": -1.5}, None]:
+        with pytest.raises(MessageError, match=r"^numbers: '(seen|loss|luck)'"):
+            check_numbers(numbers, {"seen": 5}, {"loss": (-1.0, 1.0)})
+    hello = Answer(1, "", HELLO, 0, b"m", numbers=dict.fromkeys(DECLARED, 2.0))
+    assert read_hello(hello.to_bytes(), b"m", 2) == hello
+    wrong = [replace(hello, **{part: value}) for part, value in (("party", 2), ("party", -1), ("operation", "judge"))]
+    wrong += [
+        replace(hello, said=b"x"),
+        replace(hello, fault="x"),
+        replace(hello, request=b"n"),
+        replace(hello, numbers=None),
+    ]
+    for numbers in (
+        {"test": None},
+        {"more": 1.0},
+        {"valid": -1.0},
+        {"users": 1.5},
+        {"samples": 1e12},
+        {"samples": np.nan},
+    ):
+        told = {name: value for name, value in {**hello.numbers, **numbers}.items() if value is not None}
+        wrong.append(replace(hello, numbers=told))
+    for each in [each.to_bytes() for each in wrong] + [b"", hello.to_bytes()[:-1]]:
+        with pytest.raises(MessageError):
+            read_hello(each, b"m", 2)
 
 
 @given(st.binary(max_size=60), st.integers(0, 200), st.integers(0, 255))

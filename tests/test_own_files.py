@@ -9,13 +9,14 @@ import pytest
 from recbole_fedkd.command_line import main
 from recbole_fedkd.data.schema import ClientRows
 from recbole_fedkd.engine import InProcess
+from recbole_fedkd.federated.envelope import Answer
 from recbole_fedkd.machines.coordinator import Coordinator
 from recbole_fedkd.machines.manifest import Manifest
 from recbole_fedkd.machines.party import Party
 
 ITEMS, KNOWN_ITEMS = 30, 24
 KEYS = ["--model=AttnFedKD", "--strategy=fedavg", "--client_num=2", "--label_values=[1,2,3,4,5]", "--metrics=[MAE,RMSE]",
-        "--valid_metric=MAE", "--epochs=2", "--embedding_size=4", "--hidden_sizes=[4,8]", "--attention_heads=2",
+        "--valid_metric=MAE", "--epochs=2", "--embedding_size=4", "--hidden_declared=[4,8]", "--attention_heads=2",
         "--users=9"]  # fmt: skip
 
 
@@ -89,8 +90,8 @@ def test_they_train_together(files, tmp_path, more):
     manifest = Manifest.load("m")
     parties = {number: Party(tmp_path / f"p{number}", manifest) for number in range(2)}
     transport = InProcess({number: party.answer for number, party in parties.items()})
-    sizes = {number: len(party.client.task) for number, party in parties.items()}
-    result = Coordinator(manifest, transport, sizes, tmp_path / "server").fit()
+    declared = {number: Answer.from_bytes(party.hello()).numbers for number, party in parties.items()}
+    result = Coordinator(manifest, transport, declared, tmp_path / "server").fit()
     assert (
         len(result["rounds"]) == 2
         and set(result["test_result"]) == {"mae", "rmse"}

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.federated.envelope import HELLO, Answer
+from recbole_fedkd.federated.envelope import DECLARED, HELLO, Answer
 from recbole_fedkd.machines import processes
 from recbole_fedkd.machines.channel import client_tls, go_to, let_in, read_key, server_tls
 from recbole_fedkd.machines.sockets import SocketTransport, read_address, serve
@@ -24,7 +24,7 @@ MANIFEST, KEY = b"m" * 16, b"k" * 32
 
 
 def hello(number, manifest=MANIFEST):
-    return Answer(number, "", HELLO, 0, manifest, numbers={"samples": 1.0}).to_bytes()
+    return Answer(number, "", HELLO, 0, manifest, numbers=dict.fromkeys(DECLARED, 1.0)).to_bytes()
 
 
 def party(transport, number, answer=lambda request: b"answer to " + request, **keys):
@@ -40,7 +40,7 @@ def listening(tmp_path):
     made = []
 
     def listen(address=None, key=KEY, tls=None):
-        made.append(SocketTransport(address or str(tmp_path / "s"), MANIFEST, key, tls))
+        made.append(SocketTransport(address or str(tmp_path / "s"), MANIFEST, 9, key, tls))
         return made[-1]
 
     yield listen
@@ -222,7 +222,7 @@ def test_over_tls_a_wrong_certificate_is_refused_and_nothing_can_be_read(listeni
         (lambda: server_tls("missing.crt", None), "needs both --certificate and --private-key"),
         (lambda: server_tls("missing.crt", "missing.key"), "cannot be used: No such file"),
         (lambda: client_tls("missing.crt"), "cannot be used: No such file"),
-        (lambda: SocketTransport("/nowhere/s", MANIFEST), "cannot be listened at: No such file"),
+        (lambda: SocketTransport("/nowhere/s", MANIFEST, 9), "cannot be listened at: No such file"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_a_sentence(call, sentence):

@@ -27,6 +27,8 @@ class RoundReport:
         bytes_up: client to bytes sent to the server.
         codec_error: what encoding took from the uploads, as a share of their L2 norm; 0 without codecs.
         missing: client to why it was left out: what kind of fault, and what exactly.
+        unserved: client elsewhere to why it did not take in what serves its users, did not judge or keep that; likewise.
+        ignored: client elsewhere to how many of its answers nobody had waited for, by kind: late or doubled.
     """
 
     loss: float
@@ -34,6 +36,8 @@ class RoundReport:
     bytes_up: dict[int, int] = field(default_factory=dict)
     codec_error: float = 0.0
     missing: dict[int, str] = field(default_factory=dict)
+    unserved: dict[int, str] = field(default_factory=dict)
+    ignored: dict[int, dict[str, int]] = field(default_factory=dict)
 
     @property
     def reasons(self) -> str:

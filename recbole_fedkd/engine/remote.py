@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from logging import getLogger
 from typing import Any, Protocol
 
 import msgpack
 
-from recbole_fedkd.engine.base import ClientError, Engine, Round, reason
+from recbole_fedkd.engine.base import ClientError, Engine, Round, RoundReport, reason
 from recbole_fedkd.errors import TrainingError, listed
-from recbole_fedkd.federated.envelope import BEST, JUDGE, MASK, NEVER, TRAIN, Answer, Request, digest
+from recbole_fedkd.federated.envelope import (
+    BEST,
+    JUDGE,
+    MASK,
+    MOST,
+    NEVER,
+    TRAIN,
+    Answer,
+    Request,
+    check_numbers,
+    digest,
+)
 from recbole_fedkd.federated.message import MessageError
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.finite import NotFiniteError
@@ -21,8 +32,22 @@ MASKED_AGAIN = 2
 """How often a round's sum under masks is tried again, with new keys, where too few are left of it."""
 
 
+_OF_TRAINING = {"loss": (-math.inf, math.inf), "dropped": (0.0, math.inf), "whole": (0.0, math.inf)}
+
+
+def _none_due(_number: int, _phase: str, numbers: Mapping[str, float]) -> None:
+    """Nothing was to be judged."""
+    check_numbers(numbers, {}, {})
+
+
 class Transport(Protocol):
-    """Carries bytes to parties and back."""
+    """Carries bytes to parties and back.
+
+    Attributes:
+        name: of the engine that a run over it is of.
+    """
+
+    name: str
 
     def exchange(self, requests: Mapping[int, bytes], timeout: float) -> Iterator[tuple[int, bytes]]:
         """Ask parties, and hand over what comes from them, whenever it was meant to come.
@@ -58,9 +83,11 @@ class RemoteEngine(Engine):
 
     Attributes:
         counted: the latest round of which a party's answer was counted, by its number.
-        ignored: party and kind of fault to how often an answer came that nobody waited for: late, doubled, of another run.
+        ignored: as of :class:`RoundReport`, since the latest round began.
+        unserved: likewise.
         closing: what the parties answered at the end of the latest round.
         phase: rows that parties judge at the end of a round, see :class:`Request`.
+        check_sums: given a party, a phase and what the party has judged, raises :class:`MessageError` where that cannot be.
         closed: called at the end of a round.
     """
 
@@ -79,9 +106,11 @@ class RemoteEngine(Engine):
         self.transport, self.run, self.timeout = transport, run, timeout
         self._sizes = dict(sizes)
         self.counted: dict[int, int] = {}
-        self.ignored: Counter[tuple[int, str]] = Counter()
+        self.ignored: dict[int, dict[str, int]] = {}
+        self.unserved: dict[int, str] = {}
         self.closing: dict[int, Answer] = {}
         self.phase = ""
+        self.check_sums: Callable[[int, str, Mapping[str, float]], None] = _none_due
         self.closed: Callable[[int], None] | None = None
         self._absent: set[int] = set()
 
@@ -89,6 +118,18 @@ class RemoteEngine(Engine):
     def sizes(self) -> Mapping[int, int]:
         """Samples of an epoch of every party, by its number."""
         return self._sizes
+
+    def run_round(
+        self,
+        round_index: int,
+        on_step: Callable[[int], None] | None = None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> RoundReport:
+        """As of :class:`Engine`."""
+        self.ignored, self.unserved = {}, {}
+        report = super().run_round(round_index, on_step, on_bytes)
+        report.unserved, report.ignored = self.unserved, self.ignored
+        return report
 
     def _run_clients(self, current: Round) -> None:
         payloads = {number: self.server.send(number, current.index) for number in current.chosen}
@@ -140,8 +181,7 @@ class RemoteEngine(Engine):
             answered = self._checked(number, answer)
             stage, said = "answering", answered.said
             current.report.bytes_up[number] = len(said)
-            numbers = answered.numbers or {}
-            training = [float(numbers[name]) for name in ("loss", "seen", "dropped", "whole")]
+            numbers = check_numbers(answered.numbers, {"seen": MOST}, _OF_TRAINING)
             if current.on_step is not None:
                 current.on_step(self.samples[number])
             if current.intake.hidden is None:
@@ -154,7 +194,7 @@ class RemoteEngine(Engine):
             if current.on_bytes is not None:
                 current.on_bytes(current.report.bytes_down[number] + current.report.bytes_up[number])
         self.counted[number] = current.index
-        current.count(training[0], int(training[1]), (training[2], training[3]))
+        current.count(numbers["loss"], int(numbers["seen"]), (numbers["dropped"], numbers["whole"]))
 
     def _checked(self, number: int, answer: Answer | MessageError | None) -> Answer:
         """An answer that says that what was asked for was done; raises what it says otherwise."""
@@ -192,32 +232,49 @@ class RemoteEngine(Engine):
         """
         whole = self.server.serve(round_index + 1, whole=True) if any(payloads.values()) else b""
         answers = self._asked(JUDGE, round_index, payloads, lambda number: whole, phase)
-        good: dict[int, Answer] = {}
-        missing: dict[int, str] = {}
-        for number in payloads:
-            try:
-                good[number] = self._checked(number, answers.get(number))
-            except Exception as error:
-                failed = ClientError.of(f"client {number}", round_index, "serving its users", error)
-                if self.min_clients is None:
-                    raise failed from error
-                missing[number] = reason(failed)
-        if missing:
-            reasons = "; ".join(f"client {number}, {why}" for number, why in list(missing.items())[:5])
-            getLogger().warning(
-                f"round {round_index + 1}: {len(missing)} clients did not take in what serves their users: {reasons}"
+        good = self._good(answers, payloads, round_index, phase, "serving its users")
+        if phase and len(good) < min(self.min_clients or 0, len(payloads)):
+            reasons = RoundReport(0.0, missing=self.unserved).reasons
+            raise ClientError(
+                f"round {round_index + 1}: {len(good)} of {len(payloads)} clients have judged their rows, min_clients asks "
+                f"for {self.min_clients} ({reasons})"
             )
         return good
 
     def keep_best(self, round_index: int) -> None:
-        """Have every party that serves its users by this round's network keep it as the best."""
+        """Have every party that serves its users by this round's network keep it as the best; raises as :meth:`judged`."""
         asked = dict.fromkeys(self.closing, b"")
         answers = self._asked(BEST, round_index, asked, lambda number: b"")
+        self._good(answers, asked, round_index, "", "keeping its best network")
+
+    def _good(
+        self,
+        answers: Mapping[int, Answer | MessageError],
+        asked: Iterable[int],
+        round_index: int,
+        phase: str,
+        stage: str,
+    ) -> dict[int, Answer]:
+        """Answers, but to training, that are what they should be; who has given no such one is named, or ends the run."""
+        good: dict[int, Answer] = {}
+        missing: dict[int, str] = {}
         for number in asked:
             try:
-                self._checked(number, answers.get(number))
+                answer = self._checked(number, answers.get(number))
+                if answer.said:
+                    raise MessageError("kind", f"it says {len(answer.said)} bytes that nobody has asked for")
+                (self.check_sums if phase else _none_due)(number, phase, answer.numbers or {})
+                good[number] = answer
             except Exception as error:
-                getLogger().warning(f"client {number} has not kept round {round_index + 1} as its best: {error}")
+                failed = ClientError.of(f"client {number}", round_index, stage, error)
+                if self.min_clients is None:
+                    raise failed from error
+                missing[number] = reason(failed)
+        if missing:
+            told = RoundReport(0.0, missing=missing).reasons
+            getLogger().warning(f"round {round_index + 1}: {len(missing)} clients are missing in {stage}: {told}")
+        self.unserved |= missing
+        return good
 
     def resize(self, sizes: Mapping[int, int]) -> None:
         """Samples of an epoch of every party, as a run began that goes on."""
@@ -266,13 +323,18 @@ class RemoteEngine(Engine):
             if stale or number not in due or number in answers:
                 self._ignore(number, "doubled" if number in answers and not stale else "late")
                 continue
+            if isinstance(answer, Answer) and not answer.fault:
+                answers_to = (answer.run, answer.operation, answer.round)
+                if not answer.request or answers_to != (self.run, operation, round_index):
+                    answer = MessageError("kind", f"it does not say that it answers '{operation}' of this round")
             answers[number] = answer
             if len(answers) == len(requests):
                 break
         return answers
 
     def _ignore(self, number: int, fault: str) -> None:
-        self.ignored[number, fault] += 1
+        counts = self.ignored.setdefault(number, {})
+        counts[fault] = counts.get(fault, 0) + 1
         getLogger().warning(f"an answer of client {number} is not counted, it is {fault}")
 
     def state_dict(self) -> dict[str, Any]:
@@ -291,6 +353,8 @@ class InProcess:
     Args:
         parties: number to what answers.
     """
+
+    name = "processes"
 
     def __init__(self, parties: Mapping[int, Callable[[bytes], bytes]]) -> None:
         self.answering = dict(parties)

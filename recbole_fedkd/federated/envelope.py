@@ -11,6 +11,7 @@ import hashlib
 import math
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -23,6 +24,9 @@ TRAIN, MASK, JUDGE, BEST, HELLO = "train", "mask", "judge", "best", "hello"
 OPERATIONS = (HELLO, TRAIN, MASK, JUDGE, BEST)
 NEVER = -1
 """The round up to which a party is counted that never was."""
+
+MOST = 2**32 - 1
+"""The largest count that is taken; messages carry no larger one."""
 
 _LONGEST_TEXT = 500
 
@@ -101,8 +105,9 @@ class Answer(_Envelope):
         round: of the request.
         request: digest of the request's bytes; empty where they could not be read.
         said: the client's message; empty: it has nothing to say.
-        numbers: by name: after training ``seen`` (samples behind the loss), ``loss`` (summed over them), ``dropped`` and
-            ``whole`` (squared norms, of what encoding took and of what was encoded); after judging sums of metrics.
+        numbers: by name: who comes says ``samples``, ``users``, and its rows to judge by as ``valid`` and ``test``; after
+            training ``seen`` (samples behind the loss), ``loss`` (summed over them), ``dropped`` and ``whole`` (squared norms,
+            of what encoding took and of what was encoded); after judging sums of metrics.
         fault: why it did not do what it was asked; empty: it did. A kind of :class:`MessageError`, ``not finite`` or
             ``failed``, of which nothing more is told: the words of an error may quote a party's data.
         detail: half a sentence on the fault.
@@ -134,6 +139,54 @@ class Answer(_Envelope):
             raise ValueError("its numbers have no names")
         if not all(_is(value, int, float) and math.isfinite(value) for value in numbers.values()):
             raise ValueError("its numbers are none")
+
+
+def check_numbers(
+    numbers: Mapping[str, float] | None, counts: Mapping[str, float], sums: Mapping[str, tuple[float, float]]
+) -> dict[str, float]:
+    """The numbers of an answer, where they are those that are due and no others.
+
+    Args:
+        numbers: by name.
+        counts: whole numbers from 0 that are due, to the most that each may be.
+        sums: other numbers that are due, to the least and the most that each may be.
+
+    Raises:
+        MessageError: one is missing, was not asked for, or is out of its range.
+    """
+    told, due = dict(numbers or {}), {**{name: (0.0, most) for name, most in counts.items()}, **sums}
+    for name in sorted(told.keys() ^ due.keys()):
+        raise MessageError("numbers", f"'{shortened(name)}' {'was not asked for' if name in told else 'is missing'}")
+    for name, value in told.items():
+        least, most = due[name]
+        if not least <= value <= most or (name in counts and value != int(value)):
+            kind = "a count" if name in counts else "a number"
+            raise MessageError("numbers", f"'{name}' is {value:g}, where {kind} from {least:g} to {most:g} is due")
+    return told
+
+
+DECLARED = ("samples", "users", "valid", "test")
+"""What a party says of itself when it comes: samples of an epoch, users, and rows that it judges by."""
+
+
+def read_hello(packed: bytes, manifest: bytes, parties: int) -> Answer:
+    """Who comes, and how much it has.
+
+    Args:
+        packed: what it says.
+        manifest: digest that it must name.
+        parties: how many there are.
+
+    Raises:
+        MessageError: it is none of these parties.
+    """
+    hello = Answer.from_bytes(packed)
+    if hello.operation != HELLO or not 0 <= hello.party < parties or hello.said or hello.fault:
+        raise MessageError("kind", "it does not say who it is")
+    if hello.request != manifest:
+        raise MessageError("manifest", f"client {hello.party} has another manifest")
+    check_numbers(hello.numbers, dict.fromkeys(DECLARED, MOST), {})
+    return hello
 
 
 def digest(packed: bytes) -> bytes:

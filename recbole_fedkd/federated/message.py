@@ -40,7 +40,7 @@ class MessageError(ValueError):
 
     Args:
         fault: what kind of fault it is, in a word or two: ``malformed``, ``sender``, ``round``, ``kind``, ``arrays``,
-            ``not finite``, ``counts``, ``version``, ``doubled`` or ``silent``.
+            ``not finite``, ``counts``, ``numbers``, ``version``, ``doubled`` or ``silent``.
         detail: what was found, and what was expected.
     """
 

@@ -25,9 +25,9 @@ from recbole_fedkd.federated.envelope import Answer, new_run
 from recbole_fedkd.federated.server import Release
 from recbole_fedkd.federation import build_server
 from recbole_fedkd.files import held_alone, regular_file, remove_temporaries, writable_folder, write_json
-from recbole_fedkd.machines.judging import PROTOCOLS, added, area_within, check_judgeable, metrics_of
+from recbole_fedkd.machines.judging import PROTOCOLS, added, area_within, check_judgeable, check_sums, metrics_of
 from recbole_fedkd.machines.manifest import Manifest
-from recbole_fedkd.rounds import EpochRecord, number_of, record_of
+from recbole_fedkd.rounds import EpochRecord, number_of, record_of, tell_of_clients
 
 _WHERE = "; judged by each party where its rows are, sums added"
 
@@ -52,18 +52,29 @@ def in_use(folder: Path) -> bool:
         return True
 
 
-def engine_of(manifest: Manifest, transport: Transport, sizes: Mapping[int, int]) -> RemoteEngine:
+Declared = Mapping[int, Mapping[str, float]]
+"""What every party has said of itself when it came, by :data:`~recbole_fedkd.federated.envelope.DECLARED`."""
+
+
+def engine_of(manifest: Manifest, transport: Transport, declared: Declared) -> RemoteEngine:
     """The engine of a coordinator; arguments and errors as of :class:`Coordinator`."""
     config = manifest.config
     check_judgeable(config)
     server = build_server(config, manifest.schema)
-    return RemoteEngine(server, transport, new_run(), dict(sizes), config["client_timeout"], config["min_clients"])
+    timeout, least = config["client_timeout"], config["min_clients"]
+    engine = RemoteEngine(server, transport, new_run(), _sizes(declared), timeout, least)
+    engine.name = transport.name
+    return engine
+
+
+def _sizes(declared: Declared) -> dict[int, int]:
+    return {number: int(told["samples"]) for number, told in sorted(declared.items())}
 
 
 def check_manifest(manifest: Manifest) -> None:
     """Raise what a coordinator of these parties would raise before their first round."""
-    sizes = dict.fromkeys(range(manifest.schema.clients), 1)
-    engine_of(manifest, InProcess({}), sizes).rounds_of_budget(manifest.config["epochs"])
+    declared: Declared = {number: {"samples": 1} for number in range(manifest.schema.clients)}
+    engine_of(manifest, InProcess({}), declared).rounds_of_budget(manifest.config["epochs"])
 
 
 class Coordinator:
@@ -72,25 +83,28 @@ class Coordinator:
     Args:
         manifest: what is public.
         transport: how parties are reached.
-        sizes: samples of an epoch of every party; a run that goes on has them.
+        declared: what every party has said of itself; a run that goes on has it.
         folder: its own; a run that lies there goes on.
 
     Raises:
         InputError: parties cannot judge what the config asks for, or another federation's run lies in the folder.
     """
 
-    def __init__(self, manifest: Manifest, transport: Transport, sizes: Mapping[int, int], folder: Path) -> None:
+    def __init__(self, manifest: Manifest, transport: Transport, declared: Declared, folder: Path) -> None:
         self.manifest, self.config, self.folder = manifest, manifest.config, folder
         writable_folder(folder, f"folder '{folder}'")
         remove_temporaries(folder)
         config = self.config
-        self.engine = engine_of(manifest, transport, sizes)
+        self.declared = declared
+        self.engine = engine_of(manifest, transport, declared)
+        self.engine.check_sums = self._check_sums
         self.rounds: list[EpochRecord] = []
         self.best_score = -float("inf") if config["valid_metric_bigger"] else float("inf")
         self.best_result: dict[str, float] | None = None
         self.best_round: int | None = None
         self.waited, self.stopped = 0, False
         self.test_sums: dict[int, dict[str, float]] = {}
+        self.at_test: dict[str, dict[int, Any]] = {}
         if (folder / SERVER_STATE).is_file():
             self._read(folder / SERVER_STATE)
         self._release = self.engine.server.release
@@ -131,9 +145,14 @@ class Coordinator:
                 on_round(self.round, asdict(self.rounds[-1]))
         if not self.test_sums and self.rounds:
             last = dict.fromkeys(self.engine.sizes, b"")
+            self.engine.unserved, self.engine.ignored = {}, {}
             self.test_sums = _numbers(self.engine.judged(self.round - 1, last, "test"))
+            self.at_test = {"unserved": self.engine.unserved, "ignored": self.engine.ignored}
             self._write()
         return self.result()
+
+    def _check_sums(self, number: int, phase: str, sums: Mapping[str, float]) -> None:
+        check_sums(self.config, self.manifest.schema, sums, self.declared[number], phase)
 
     def _run_round(self) -> None:
         index, every = self.round, self.config["eval_step"]
@@ -150,9 +169,6 @@ class Coordinator:
         down, up = report.bytes_down, report.bytes_up
         record = EpochRecord(perf_counter() - began, report.loss, sum(down.values()), sum(up.values()))
         record.codec_error = report.codec_error
-        if not secret:
-            record.clients = {number: [down[number], up[number]] for number in down}
-            record.missing = dict(report.missing)
         if release is not None:
             record.epsilon, record.clip = release.epsilon, release.shortened_to
         improved = not every
@@ -162,6 +178,8 @@ class Coordinator:
         if improved:
             self.best_round = index
             self.engine.keep_best(index)
+        if not secret:
+            tell_of_clients(record, report)
         self.rounds.append(record)
         self._write()
 
@@ -228,6 +246,7 @@ class Coordinator:
             },
             "epsilon": rounds[-1].epsilon if rounds else None,
             "parties": {str(number): rounded(self._metrics(sums)) for number, sums in sorted(self.test_sums.items())},
+            "at_test": self.at_test,
             "config": self.config.plain_values(),
             "run_folder": str(self.folder),
         }
@@ -236,11 +255,12 @@ class Coordinator:
         state = {
             "manifest": self.manifest.digest.hex(),
             "run": self.engine.run,
-            "sizes": dict(self.engine.sizes),
+            "declared": {number: dict(told) for number, told in self.declared.items()},
             "engine": self.engine.state_dict(),
             "records": [asdict(record) for record in self.rounds],
             "best": [float(self.best_score), self.best_result, self.best_round, self.waited, self.stopped],
             "test_sums": self.test_sums,
+            "at_test": self.at_test,
         }
         write_sealed(state, self.folder / SERVER_STATE)
 
@@ -249,12 +269,12 @@ class Coordinator:
         if state.get("manifest") != self.manifest.digest.hex():
             raise InputError(f"'{file}' is the run of another manifest; name another folder")
         with restored(file):
-            self.engine.run, sizes = state["run"], state["sizes"]
-            self.engine.resize(sizes)
+            self.engine.run, self.declared = state["run"], state["declared"]
+            self.engine.resize(_sizes(self.declared))
             self.engine.load_state_dict(state["engine"])
             self.rounds = [record_of(record) for record in state["records"]]
             self.best_score, self.best_result, self.best_round, self.waited, self.stopped = state["best"]
-            self.test_sums = state["test_sums"]
+            self.test_sums, self.at_test = state["test_sums"], state["at_test"]
 
 
 def _count_in(release: Release, file: Path) -> None:

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.federated.envelope import HELLO, Answer, Request, new_run
+from recbole_fedkd.federated.envelope import HELLO, Answer, Request, new_run, read_hello
 from recbole_fedkd.federated.message import MessageError
 
 SCHEME = "flower:"
@@ -65,6 +65,7 @@ class FlowerTransport:
     Args:
         grid: Flower's way to the nodes of a run.
         manifest: digest that a party must name.
+        parties: how many there are.
 
     Attributes:
         greeted: what each party said of itself when it came last.
@@ -72,8 +73,10 @@ class FlowerTransport:
         refused: how many came who were not let in.
     """
 
-    def __init__(self, grid: Any, manifest: bytes) -> None:
-        self.manifest, self.refused = manifest, 0
+    name = "flower"
+
+    def __init__(self, grid: Any, manifest: bytes, parties: int) -> None:
+        self.manifest, self.parties, self.refused = manifest, parties, 0
         self.greeted: dict[int, Answer] = {}
         self.seen: dict[int, float] = {}
         self._grid = grid
@@ -127,11 +130,7 @@ class FlowerTransport:
 
     def _greet(self, node: int, packed: bytes) -> None:
         try:
-            hello = Answer.from_bytes(packed)
-            if hello.operation != HELLO or hello.party < 0 or "samples" not in (hello.numbers or {}):
-                raise MessageError("kind", "it does not say who it is")
-            if hello.request != self.manifest:
-                raise MessageError("manifest", f"client {hello.party} has another manifest")
+            hello = read_hello(packed, self.manifest, self.parties)
         except MessageError as error:
             self.refused += 1
             getLogger().warning(f"node {node} was not let in: {error}")

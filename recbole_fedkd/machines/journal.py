@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,19 +52,20 @@ class Journal:
             os.close(descriptor)
         _say(line, self._tell)
 
-    def rounds(self, rounds: Sequence[EpochRecord], seen: Mapping[int, float]) -> None:
+    def rounds(self, rounds: Sequence[EpochRecord], seen: Mapping[int, float], refused: int = 0) -> None:
         """Add a line for every round that has none yet.
 
         Args:
             rounds: of all rounds.
             seen: when each party was heard last, in seconds since 1970.
+            refused: how many came who were not let in, since the coordinator was started.
         """
         for number in range(self._rounds + 1, len(rounds) + 1):
             values = {name: value for name, value in asdict(rounds[number - 1]).items() if name != "clients"}
             moments = {
                 party: datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds") for party, at in seen.items()
             }
-            self.write("round", round=number, **values, seen=moments)
+            self.write("round", round=number, **values, seen=moments, refused=refused)
         self._rounds = max(self._rounds, len(rounds))
 
 
@@ -98,10 +99,11 @@ def _say(event: Mapping[str, Any], tell: Callable[[str], None]) -> None:
 
 
 def _round_in_words(event: Mapping[str, Any]) -> str:
-    missing = f", missing {listed(list(event['missing']))}" if event["missing"] else ""
+    words = {"missing": "missing", "unserved": "missing in judging", "ignored": "answers not counted of"}
+    without = "".join(f", {word} {listed(list(event[part]))}" for part, word in words.items() if event.get(part))
     valid = "".join(f", {name} {value:.4f}" for name, value in (event["valid"] or {}).items())
     moved = event["bytes_down"] + event["bytes_up"]
-    return f"round {event['round']}: loss {event['loss']:.4f}{valid}, {moved:,} B, {event['seconds']:.1f} s{missing}"
+    return f"round {event['round']}: loss {event['loss']:.4f}{valid}, {moved:,} B, {event['seconds']:.1f} s{without}"
 
 
 def read_events(file: Path) -> list[dict[str, Any]]:
@@ -138,8 +140,10 @@ def status(folder: Path) -> str:
         f"{_state(events[-1])}; {len(rounds)} of {begin.get('epochs', '?')} rounds; the last word is {age} old",
         f"{down + up:,} bytes: {down:,} down, {up:,} up",
     ]
+    if refused := latest.get("end", events[-1]).get("refused", 0):
+        lines.append(f"{refused} came who were not let in; the coordinator's own output says why")
     if parties := begin.get("parties"):
-        lines += ["", _parties(parties, rounds)]
+        lines += ["", _parties(parties, [*rounds.values(), *([latest["end"]] if "end" in latest else [])])]
     if rounds:
         lines += ["", _curve(rounds)]
     return "\n".join(lines)
@@ -162,19 +166,27 @@ def _ago(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def _parties(parties: Mapping[str, Any], rounds: Mapping[int, Mapping[str, Any]]) -> str:
+def _parties(parties: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) -> str:
+    """Who was heard when, and how often it was missing, of rounds and the end in their order."""
     seen: dict[str, str] = {}
-    missed: Counter[str] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
     why: dict[str, str] = {}
-    for event in rounds.values():
-        seen |= event["seen"]
-        missed.update(event["missing"].keys())
-        why |= event["missing"]
+    for event in events:
+        seen |= event.get("seen", {})
+        for part in ("missing", "unserved"):
+            for number, reason in event.get(part, {}).items():
+                counts[number, part] += 1
+                why[number] = reason
+        for number, kinds in event.get("ignored", {}).items():
+            counts[number, "ignored"] += sum(kinds.values())
     rows = [
-        [number, f"{samples:,}", seen.get(number, ""), missed[number], why.get(number, "")[:60]]
+        [number, f"{samples:,}", seen.get(number, "")]
+        + [counts[number, part] for part in ("missing", "unserved", "ignored")]
+        + [why.get(number, "")[:60]]
         for number, samples in parties.items()
     ]
-    return _table([["party", "samples", "last seen (UTC)", "rounds without it", "why at last"], *rows])
+    head = ["party", "samples", "last seen (UTC)", "rounds without it", "judged without it", "answers not counted"]
+    return _table([[*head, "why at last"], *rows])
 
 
 def _curve(rounds: Mapping[int, Mapping[str, Any]]) -> str:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.errors import InputError, listed
 from recbole_fedkd.evaluation.metrics import label_ranks, labelled_ndcg
+from recbole_fedkd.federated.envelope import check_numbers
+from recbole_fedkd.federated.message import MessageError
 from recbole_fedkd.federation import population_of
 
 PROTOCOLS = {
@@ -29,6 +31,8 @@ PROTOCOLS = {
 
 BINS = 4096
 """Of the histograms of scores that AUC is made of: rows of one bin count as equal, as half right."""
+
+_BIN_NAMES = frozenset(f"{name} {place}" for name in ("clicks", "others") for place in range(BINS))
 
 _LEAST = 1e-15
 """RecBole's bound on probabilities in LogLoss."""
@@ -73,6 +77,15 @@ class PartyJudge:
         self.owners = torch.full((schema.user_num,), -1)
         self.owners[rows.users] = 0
 
+    def rows(self, phase: str) -> int:
+        """How many rows there are of a phase."""
+        held_out = self._held_out(phase)
+        return len(held_out.interactions[self.schema.item_field]) if held_out is not None else 0
+
+    def _held_out(self, phase: str) -> ClientRows | None:
+        file = self.folder / f"{phase}.npz"
+        return ClientRows.load(file) if file.is_file() else None
+
     @torch.no_grad()
     def sums(self, network: nn.Module, phase: str) -> dict[str, float]:
         """Sums over the rows of a phase, see :func:`metrics_of`; of none where the party holds none.
@@ -81,9 +94,9 @@ class PartyJudge:
             network: the party's.
             phase: ``valid`` or ``test``.
         """
-        if not (self.folder / f"{phase}.npz").is_file():
+        rows = self._held_out(phase)
+        if rows is None or not self.rows(phase):
             return {"rows": 0.0}
-        rows = ClientRows.load(self.folder / f"{phase}.npz")
         before = network.training
         network.eval()
         model = population_of(self.config, self.schema, [network], self.owners)
@@ -121,6 +134,47 @@ def _sums(config: object, schema: DataSchema, rows: ClientRows, distribution: Te
             gains = labelled_ndcg(scores, ranks, users, k)
             sums |= {f"labelledndcg@{k}": float(gains.sum()), f"judged users@{k}": float(len(gains))}
     return sums
+
+
+_ROUNDING = 1e-4
+"""Share by which a sum of single-precision predictions may be beyond what exact ones could come to."""
+
+
+def check_sums(
+    config: object, schema: DataSchema, sums: Mapping[str, float], declared: Mapping[str, float], phase: str
+) -> None:
+    """Raise :class:`MessageError` for sums that no rows as a party has declared them can come to.
+
+    Args:
+        config: the run's config.
+        schema: what is public.
+        sums: of the party.
+        declared: what it has said of itself when it came, see :data:`~recbole_fedkd.federated.envelope.DECLARED`.
+        phase: ``valid`` or ``test``.
+    """
+    rows, labels = declared[phase], schema.label_values
+    if sums.get("rows") != rows:
+        raise MessageError("numbers", f"it has judged {sums.get('rows')} rows, and has {rows:g} of '{phase}'")
+    if not rows:
+        check_numbers(sums, {"rows": 0}, {})
+        return
+    asked = {name.lower() for name in config.judged_metrics}  # type: ignore[attr-defined]
+    span = (labels[-1] - labels[0]) * (1 + _ROUNDING)
+    counts = {"rows": rows, "right": rows}
+    most = {"absolute": rows * span, "squared": rows * span**2, "log_loss": -rows * math.log(_LEAST) * (1 + _ROUNDING)}
+    if "labelledndcg" in asked:
+        users = min(declared["users"], rows)
+        for k in config["topk"]:  # type: ignore[index]
+            counts[f"judged users@{k}"] = users
+            most[f"labelledndcg@{k}"] = sums.get(f"judged users@{k}", 0.0) * (1 + _ROUNDING)
+    bins = {name: value for name, value in sums.items() if "auc" in asked and name in _BIN_NAMES}
+    counts |= dict.fromkeys(bins, rows)
+    check_numbers(sums, counts, {name: (0.0, value) for name, value in most.items()})
+    if "auc" in asked and sum(bins.values()) != rows:
+        raise MessageError("numbers", f"its histograms hold {sum(bins.values()):g} rows of {rows:g}")
+    least = sums["absolute"] ** 2 / rows  # by Cauchy and Schwarz
+    if not least * (1 - _ROUNDING) <= sums["squared"] <= sums["absolute"] * span:
+        raise MessageError("numbers", f"'squared' is {sums['squared']:g} where 'absolute' is {sums['absolute']:g}")
 
 
 def added(parts: Mapping[int, Mapping[str, float]]) -> dict[str, float]:

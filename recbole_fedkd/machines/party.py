@@ -20,7 +20,19 @@ from recbole_fedkd.checkpoint import read_sealed, restored, write_sealed
 from recbole_fedkd.data.schema import ClientRows
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.client import Client
-from recbole_fedkd.federated.envelope import BEST, HELLO, JUDGE, MASK, NEVER, TRAIN, Answer, Request, digest, shortened
+from recbole_fedkd.federated.envelope import (
+    BEST,
+    DECLARED,
+    HELLO,
+    JUDGE,
+    MASK,
+    NEVER,
+    TRAIN,
+    Answer,
+    Request,
+    digest,
+    shortened,
+)
 from recbole_fedkd.federated.message import Message, MessageError, without_arrays
 from recbole_fedkd.federated.stage import received_through
 from recbole_fedkd.federation import build_client
@@ -122,10 +134,9 @@ class Party:
 
     def hello(self) -> bytes:
         """Who it is, and how much it has: what it says when it comes."""
-        samples, users = float(len(self._client.task)), float(len(self.rows.users))
-        return Answer(
-            self.number, self._state.run, HELLO, 0, self.manifest.digest, numbers={"samples": samples, "users": users}
-        ).to_bytes()
+        told = (len(self._client.task), len(self.rows.users), self._judge.rows("valid"), self._judge.rows("test"))
+        numbers = dict(zip(DECLARED, map(float, told), strict=True))
+        return Answer(self.number, self._state.run, HELLO, 0, self.manifest.digest, numbers=numbers).to_bytes()
 
     def answer(self, packed: bytes) -> bytes:
         """Do what is asked, once, and say what came of it.

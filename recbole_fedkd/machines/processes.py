@@ -109,13 +109,15 @@ class _Running:
             address = f"{SCHEME}{listening}"
         else:
             address = f"unix:{folder / 'server'}"
-            self.transport = SocketTransport(str(folder / "server"), read.digest)
+            self.transport = SocketTransport(str(folder / "server"), read.digest, len(clients))
         self.nursery = Nursery(manifest, {**given, "state": "ERROR"}, address, folder, lock, program)
         for number, own in self.folders.items():
             self.nursery.start(number, own)
         if on_flower:
             try:
-                self.transport = superlink.relayed(listening, folder, read.digest, config["client_timeout"])
+                self.transport = superlink.relayed(
+                    listening, folder, read.digest, len(clients), config["client_timeout"]
+                )
             except BaseException:
                 self.nursery.close()
                 raise

@@ -51,6 +51,8 @@ class RelayedTransport:
         TrainingError: it does not come.
     """
 
+    name = "flower"
+
     def __init__(self, address: Path, start: Callable[[], Any], timeout: float) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(str(address))

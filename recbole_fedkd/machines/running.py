@@ -10,12 +10,11 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
 
-import torch
-
 from recbole_fedkd.engine import Transport
 from recbole_fedkd.errors import InputError, TrainingError, listed
 from recbole_fedkd.federated.envelope import Answer
 from recbole_fedkd.files import held_alone, writable_folder, write_json
+from recbole_fedkd.limits import processor_settings
 from recbole_fedkd.machines import flower, superlink
 from recbole_fedkd.machines.channel import client_tls, read_key, server_tls
 from recbole_fedkd.machines.coordinator import LOCK, SERVER_STATE, Coordinator, sole_coordinator
@@ -30,16 +29,12 @@ _SUPERLINK_STARTS = 60.0
 _print = partial(print, flush=True)
 
 
-def _same_arithmetic(manifest: Manifest) -> None:
-    torch.set_num_threads(manifest.config["torch_threads"])
-    torch.set_flush_denormal(True)
-
-
 class Gathering(Transport, Protocol):
     """A transport that parties come to."""
 
     greeted: dict[int, Answer]
     seen: dict[int, float]
+    refused: int
 
     def await_parties(self, numbers: set[int], timeout: float) -> set[int]:
         """Wait so many seconds for parties to come; returns those that have."""
@@ -85,7 +80,7 @@ def coordinate(manifest: Path, address: str, out: Path, trust: Trust, keys: Mapp
     with sole_coordinator(out):
         if isinstance(endpoint, str):
             Path(endpoint).unlink(missing_ok=True)  # left by one that was killed
-        transport = SocketTransport(endpoint, read.digest, key, tls)
+        transport = SocketTransport(endpoint, read.digest, read.schema.clients, key, tls)
         try:
             return coordinated(read, transport, out, address)
         finally:
@@ -94,7 +89,11 @@ def coordinate(manifest: Path, address: str, out: Path, trust: Trust, keys: Mapp
 
 def coordinated(read: Manifest, transport: Gathering, out: Path, address: str) -> dict[str, Any]:
     """Wait for the parties, train, and write the result; arguments as of :func:`coordinate`."""
-    _same_arithmetic(read)
+    with processor_settings(read.config["torch_threads"]):  # they are part of the arithmetic
+        return _coordinated(read, transport, out, address)
+
+
+def _coordinated(read: Manifest, transport: Gathering, out: Path, address: str) -> dict[str, Any]:
     numbers = set(range(read.schema.clients))
     writable_folder(out, f"folder '{out}'")
     journal = Journal(out, _print)
@@ -106,21 +105,21 @@ def coordinated(read: Manifest, transport: Gathering, out: Path, address: str) -
             journal.write("waiting", parties=len(numbers), address=address)
             there = _gathered(transport, numbers, least, read.config["client_timeout"])
             if coordinator is None:
-                greeted = sorted(transport.greeted.items())
-                sizes = {number: int((hello.numbers or {})["samples"]) for number, hello in greeted}
-                coordinator = Coordinator(read, transport, sizes, out)
-            journal.rounds(coordinator.rounds, transport.seen)
+                declared = {number: hello.numbers or {} for number, hello in sorted(transport.greeted.items())}
+                coordinator = Coordinator(read, transport, declared, out)
+            journal.rounds(coordinator.rounds, transport.seen, transport.refused)
             parties = {str(number): size for number, size in coordinator.engine.sizes.items()}
             epochs = read.config["epochs"]
             journal.write("begin", round=coordinator.round + 1, epochs=epochs, parties=parties, there=there)
-        if address.startswith(flower.SCHEME):
-            coordinator.engine.name = "flower"
-        result = coordinator.fit(lambda *_: journal.rounds(coordinator.rounds, transport.seen))
+        told = coordinator
+        result = coordinator.fit(lambda *_: journal.rounds(told.rounds, transport.seen, transport.refused))
     except (InputError, TrainingError) as error:
         journal.write("failed", why=str(error))
         raise
+    result["refused"] = transport.refused
     _keep(result, out)
-    journal.write("end", best_round=result["best_round"], test=result["test_result"])
+    ends = {"best_round": result["best_round"], "test": result["test_result"], "refused": transport.refused}
+    journal.write("end", **ends, **result["at_test"])
     return result
 
 
@@ -173,10 +172,11 @@ def _written(file: Path) -> int:
 def live(folder: Path, manifest: Path, address: str, trust: Trust, keys: Mapping[str, Any]) -> None:
     """Answer what the coordinator asks, until somebody ends this process; arguments as of :func:`coordinate`."""
     read = Manifest.load(manifest, keys)
-    _same_arithmetic(read)
     read.number_of(folder)  # else there would be a folder that was mistyped
     writable_folder(folder, f"folder '{folder}'")
-    with held_alone(folder / LOCK, f"the party of '{folder}' runs already; end that process first", patience=1.0):
+    refused = f"the party of '{folder}' runs already; end that process first"
+    arithmetic = processor_settings(read.config["torch_threads"])
+    with held_alone(folder / LOCK, refused, patience=1.0), arithmetic:
         party = Party(folder, read, tell=_print)
         print(f"party {party.number}: {len(party.client.task)} samples, server at {address}", flush=True)
         attend(party, address, trust)

@@ -14,7 +14,7 @@ from pathlib import Path
 from time import monotonic, sleep, time
 
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.federated.envelope import HELLO, Answer
+from recbole_fedkd.federated.envelope import Answer, read_hello
 from recbole_fedkd.federated.message import MessageError
 from recbole_fedkd.machines.channel import Channel, StrangerError, go_to, let_in
 
@@ -48,6 +48,7 @@ class SocketTransport:
     Args:
         address: to listen at.
         manifest: digest that a party must name.
+        parties: how many there are.
         key: that parties must know; None: whoever reaches the address is heard.
         tls: how the server shows who it is; None: it does not, and nothing is encrypted.
 
@@ -57,10 +58,17 @@ class SocketTransport:
         refused: how many came who were not let in.
     """
 
+    name = "processes"
+
     def __init__(
-        self, address: Address, manifest: bytes, key: bytes | None = None, tls: ssl.SSLContext | None = None
+        self,
+        address: Address,
+        manifest: bytes,
+        parties: int,
+        key: bytes | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        self.manifest, self.refused = manifest, 0
+        self.manifest, self.parties, self.refused = manifest, parties, 0
         self.greeted: dict[int, Answer] = {}
         self.seen: dict[int, float] = {}
         self._key, self._tls = key, tls
@@ -111,11 +119,7 @@ class SocketTransport:
 
     def _greeted(self, connection: socket.socket) -> tuple[Channel, int]:
         channel = let_in(connection, self._key, self._tls)
-        hello = Answer.from_bytes(channel.receive(_LONGEST_HELLO, _HELLO_SECONDS))
-        if hello.operation != HELLO or hello.party < 0 or not hello.numbers or "samples" not in hello.numbers:
-            raise MessageError("kind", "it does not say who it is")
-        if hello.request != self.manifest:
-            raise MessageError("manifest", f"client {hello.party} has another manifest")
+        hello = read_hello(channel.receive(_LONGEST_HELLO, _HELLO_SECONDS), self.manifest, self.parties)
         with self._changed:
             before = self._channels.pop(hello.party, None)
             self._channels[hello.party], self.greeted[hello.party] = channel, hello

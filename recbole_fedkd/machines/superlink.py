@@ -65,13 +65,15 @@ def server_app() -> Any:
 
         settings = context.run_config
         if "relay" in settings:
-            relay(FlowerTransport(grid, bytes.fromhex(str(settings["manifest"]))), str(settings["relay"]))
+            transport = FlowerTransport(grid, bytes.fromhex(str(settings["manifest"])), int(str(settings["parties"])))
+            relay(transport, str(settings["relay"]))
             return
         out = Path(str(settings["out"]))
         try:
             read = Manifest.load(str(settings["manifest"]), json.loads(str(settings["keys"])))
             with sole_coordinator(out, _LET_GO):
-                coordinated(read, FlowerTransport(grid, read.digest), out, f"{SCHEME}{settings['address']}")
+                transport = FlowerTransport(grid, read.digest, read.schema.clients)
+                coordinated(read, transport, out, f"{SCHEME}{settings['address']}")
         except (InputError, TrainingError) as error:
             (out / FAILED).write_text(str(error))
             raise
@@ -207,13 +209,14 @@ def await_superlink(address: str, timeout: float) -> None:
             sleep(_POLL)
 
 
-def relayed(address: str, folder: Path, manifest: bytes, timeout: float) -> RelayedTransport:
+def relayed(address: str, folder: Path, manifest: bytes, parties: int, timeout: float) -> RelayedTransport:
     """The way to the nodes of a SuperLink of this machine, once it is there.
 
     Args:
         address: of the SuperLink.
         folder: for what Flower's command writes, and the socket.
         manifest: digest that a party must name.
+        parties: how many there are.
         timeout: seconds that the SuperLink has to start, and its app.
 
     Raises:
@@ -221,5 +224,6 @@ def relayed(address: str, folder: Path, manifest: bytes, timeout: float) -> Rela
     """
     await_superlink(address, timeout)
     relay = folder / "relay"
-    submitted = Submitted(address, folder, None, {"manifest": manifest.hex(), "relay": str(relay)})
+    settings = {"manifest": manifest.hex(), "parties": str(parties), "relay": str(relay)}
+    submitted = Submitted(address, folder, None, settings)
     return RelayedTransport(relay, submitted.start, timeout)

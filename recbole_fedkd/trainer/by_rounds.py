@@ -18,7 +18,7 @@ from recbole_fedkd.federated.server import Release
 from recbole_fedkd.federation import Population, build_engine
 from recbole_fedkd.limits import refuse_mixed_precision
 from recbole_fedkd.machines.processes import ProcessesEngine, obstacle
-from recbole_fedkd.rounds import EpochRecord, number_of
+from recbole_fedkd.rounds import EpochRecord, number_of, tell_of_clients
 from recbole_fedkd.trainer.checkpointed import CheckpointTrainer
 
 
@@ -155,14 +155,11 @@ class FedKDTrainer(CheckpointTrainer):
     def _record(self, seconds: float, loss: float) -> EpochRecord:
         report = self._report
         down, up = sum(report.bytes_down.values()), sum(report.bytes_up.values())
-        clients = {number: [report.bytes_down[number], report.bytes_up[number]] for number in report.bytes_down}
-        record = EpochRecord(
-            seconds, loss, down, up, clients, codec_error=report.codec_error, missing=dict(report.missing)
-        )
+        record = EpochRecord(seconds, loss, down, up, codec_error=report.codec_error)
         if (release := self._release) is not None:
             record.epsilon, record.clip = release.epsilon, release.shortened_to
-            if release.samples:  # who took part is the secret on which the epsilon stands
-                record.clients, record.missing = {}, {}
+        if release is None or not release.samples:  # else who took part is the secret on which the epsilon stands
+            tell_of_clients(record, report)
         return record
 
     @property
