@@ -8,8 +8,10 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from time import monotonic, sleep
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -160,6 +162,41 @@ def test_federations_of_one_superlink_are_those_of_one_process_each(federation, 
         assert result["engine"] == "flower" and len(result["rounds"]) == ROUNDS and len(result["parties"]) == 4
         folders, local, _ = made[case]
         assert_as_local(folders, local, tmp_path / case / "server")
+
+
+def test_a_late_answer_is_pulled_and_one_to_a_question_that_was_asked_again_comes_once(monkeypatch):
+    """Over a stand-in for Flower's way to its nodes, since a late answer of a real one is a matter of seconds."""
+    asked, ready = [], []
+
+    def answer(place, content):
+        metadata, has = SimpleNamespace(reply_to_message_id=f"m{place}"), lambda: True
+        parts = {"recbole_fedkd": {"bytes": content}}
+        ready.append(SimpleNamespace(metadata=metadata, has_error=lambda: False, has_content=has, content=parts))
+
+    def push(messages):
+        asked.extend(messages)
+        if len(asked) == 2:  # to the first question, when the second is asked
+            answer(1, b"late")
+        if len(asked) in (2, 3):
+            answer(len(asked), b"in time")
+        return [f"m{len(asked)}"]
+
+    def pull(names):
+        found = [each for each in ready if each.metadata.reply_to_message_id in names]
+        ready[:] = [each for each in ready if each not in found]
+        return found
+
+    monkeypatch.setattr("flwr.app.Message", lambda *parts: parts)
+    ticks = count()
+    monkeypatch.setattr(flower, "monotonic", lambda: next(ticks) / 100)
+    monkeypatch.setattr(flower, "sleep", lambda _: None)
+    grid = SimpleNamespace(get_node_ids=lambda: [7], push_messages=push, pull_messages=pull)
+    wire = flower.FlowerTransport(grid, b"", 1)
+    wire._node_of = {0: 7}
+    assert list(wire.exchange({0: b"one"}, 0.5)) == [] and len(asked) == 1
+    assert list(wire.exchange({0: b"two"}, 0.5)) == [(0, b"late"), (0, b"in time")]
+    monkeypatch.setattr(flower, "_ASK_AGAIN_AFTER", -1.0)
+    assert list(wire.exchange({0: b"three"}, 0.5)) == [(0, b"in time")] and wire._open == {}
 
 
 def key_pair(file):

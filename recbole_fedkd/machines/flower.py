@@ -12,6 +12,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from logging import CRITICAL, getLogger
 from pathlib import Path
@@ -29,6 +30,7 @@ _RECORD, _BYTES = "recbole_fedkd", "bytes"
 _POLL = 0.3
 _LOOK_EVERY = 2.0
 _ASK_AGAIN_AFTER = 120.0
+_LATE_FOR = 3600.0  # for so long a late answer is still pulled, and counted as that
 _LONGEST_PAUSE = 10.0
 # A killed party that is back at once is refused until its heartbeats expire, after a minute.
 _REFUSED_FOR = 150.0
@@ -59,6 +61,15 @@ def _content(message: Any) -> bytes:
     return content if isinstance(content, bytes) else b""
 
 
+@dataclass
+class _Question:
+    """What a party is asked (None: who it is), perhaps in several messages, and whether it has answered."""
+
+    number: int | None
+    request: bytes
+    answered: bool = False
+
+
 class FlowerTransport:
     """Parties behind a SuperLink.
 
@@ -83,17 +94,15 @@ class FlowerTransport:
         self._node_of: dict[int, int] = {}
         self._unknown: set[int] = set()  # nodes that were asked who they are
         self._online: set[int] = set()
-        self._open: dict[
-            str, tuple[int | None, int, float]
-        ] = {}  # message: party (None: who are you?), node, when asked
+        self._open: dict[str, tuple[_Question, int, float]] = {}  # message: question, node, when it was asked
         self._looked = -_LOOK_EVERY
 
-    def _push(self, node: int, request: bytes, number: int | None) -> None:
+    def _push(self, node: int, question: _Question) -> None:
         from flwr.app import Message
 
-        (name,) = self._grid.push_messages([Message(_record(request), node, "query")])
+        (name,) = self._grid.push_messages([Message(_record(question.request), node, "query")])
         if name:
-            self._open[name] = number, node, monotonic()
+            self._open[name] = question, node, monotonic()
 
     def _look(self) -> None:
         """Who is there now; whoever is new is asked who it is."""
@@ -102,31 +111,34 @@ class FlowerTransport:
         self._looked, there = monotonic(), set(self._grid.get_node_ids())
         gone, self._online = self._online - there, there
         # What was asked of a node that went away is asked again where its party comes back.
-        stale = monotonic() - _ASK_AGAIN_AFTER
         self._open = {
-            name: each
-            for name, each in self._open.items()
-            if each[1] not in gone and (each[0] is None or each[2] > stale)
+            name: (question, node, asked)
+            for name, (question, node, asked) in self._open.items()
+            if node not in gone and (question.number is None or asked > monotonic() - _LATE_FOR)
         }
         self._unknown -= gone
         known = set(self._node_of.values())
         for node in there - known - self._unknown:
             self._unknown.add(node)
-            self._push(node, Request(new_run(), HELLO, 0).to_bytes(), None)
+            self._push(node, _Question(None, Request(new_run(), HELLO, 0).to_bytes()))
 
     def _pulled(self) -> Iterator[tuple[int, bytes]]:
-        """What has come from parties."""
+        """What has come, also to what nobody waits for any more; an answer to a question that was asked again comes once."""
         if not self._open:
             return
         for message in self._grid.pull_messages(list(self._open)):
-            number, node, _ = self._open.pop(message.metadata.reply_to_message_id, (None, 0, 0.0))
+            question, node, _ = self._open.pop(message.metadata.reply_to_message_id, (None, 0, 0.0))
+            if question is None or question.answered:
+                continue
             if message.has_error():  # it could not be delivered, or not answered
                 self._unknown.discard(node)
-            elif number is not None:
-                self.seen[number] = time()
-                yield number, _content(message)
-            elif node:
+                continue
+            question.answered = True
+            if question.number is None:
                 self._greet(node, _content(message))
+            else:
+                self.seen[question.number] = time()
+                yield question.number, _content(message)
 
     def _greet(self, node: int, packed: bytes) -> None:
         try:
@@ -149,19 +161,17 @@ class FlowerTransport:
 
     def exchange(self, requests: Mapping[int, bytes], timeout: float) -> Iterator[tuple[int, bytes]]:
         """As of :class:`~recbole_fedkd.engine.remote.Transport`."""
-        end, waiting = monotonic() + timeout, dict(requests)
-        self._open = {name: each for name, each in self._open.items() if each[0] is None}  # of questions that are over
+        end, questions = monotonic() + timeout, [_Question(*each) for each in requests.items()]
         while monotonic() < end:
             self._look()
-            for number, request in waiting.items():
-                node = self._node_of.get(number)
-                asked = any(each[:2] == (number, node) for each in self._open.values())
-                if node in self._online and not asked:
-                    self._push(node, request, number)
+            stale = monotonic() - _ASK_AGAIN_AFTER
+            asked = {(id(question), node) for question, node, at in self._open.values() if at > stale}
+            for question in questions:
+                node = self._node_of.get(question.number)  # type: ignore[arg-type]
+                if node in self._online and not question.answered and (id(question), node) not in asked:
+                    self._push(node, question)
             pulled = list(self._pulled())
-            for number, packed in pulled:
-                waiting.pop(number, None)
-                yield number, packed
+            yield from pulled
             if not pulled:
                 sleep(_POLL)
 
