@@ -55,21 +55,16 @@ from recbole_fedkd.model import (
     check_labels,
     normalise_single_rows,
 )
-from recbole_fedkd.record import RUN_RECORD, RUN_USERS, write_record
+from recbole_fedkd.record import RUN_RECORD, RUN_USERS, environment, write_record
 from recbole_fedkd.result import (
     cold_rows,
-    communication,
     engine_that_ran,
-    environment,
-    epsilon,
     floats,
     log_result,
     partition_summary,
-    rounds,
     spread,
-    timing,
 )
-from recbole_fedkd.rounds import number_of
+from recbole_fedkd.rounds import communication, epsilon, number_of, rounds, timing
 from recbole_fedkd.strangers import judge_strangers
 from recbole_fedkd.telling import RoundLines, Tell, end_lines, floors, plan, start_lines
 from recbole_fedkd.trainer import (

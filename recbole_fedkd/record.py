@@ -7,13 +7,17 @@ each, one ``result``; beside it an ``.npz`` of equally long arrays: ``user``, th
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from recbole_fedkd import __version__
+from recbole_fedkd.federated.draws import DRAWS_VERSION
 from recbole_fedkd.files import json_ready, written_whole
 
 RECORD_VERSION = 2
@@ -27,6 +31,16 @@ OPTIONAL_PARTS = ("engine", "engine_fallback", "strangers", "cold", "spread", "e
 what each party has judged at home."""
 
 _WHOLE_NUMBERS = ("user", "client")
+
+
+def environment() -> dict[str, str]:
+    """Versions of what a number depends on; ``draws``: of what clients draw by themselves."""
+    packages = ("recbole-fedkd", "recbole", "torch", "numpy", "pandas", "scipy")
+    versions = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    versions["draws"] = str(DRAWS_VERSION)
+    for package in packages:
+        versions[package] = __version__ if package == "recbole-fedkd" else importlib.metadata.version(package)
+    return versions
 
 
 def write_record(file: Path, users_file: Path, head: Mapping[str, Any], result: Mapping[str, Any]) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -13,77 +11,15 @@ import numpy as np
 from recbole.utils import EvaluatorType, InputType, get_environment, set_color
 from texttable import Texttable
 
-from recbole_fedkd import __version__
 from recbole_fedkd.data.dataset import user_base_of
 from recbole_fedkd.data.schema import label_values
 from recbole_fedkd.evaluation import JudgedRows
-from recbole_fedkd.federated.draws import DRAWS_VERSION
-from recbole_fedkd.rounds import EpochRecord
 from recbole_fedkd.trainer import CheckpointTrainer, FedKDTrainer
 
 
 def floats(result: Mapping[str, float] | None) -> dict[str, float] | None:
     """Metrics as plain floats; None where nothing was judged."""
     return {name: float(value) for name, value in result.items()} if result is not None else None
-
-
-def communication(rounds: Sequence[EpochRecord]) -> dict[str, Any]:
-    """Bytes of the serialised messages: totals, and per round and client ``[down, up]``."""
-    down = [record.bytes_down for record in rounds]
-    up = [record.bytes_up for record in rounds]
-    return {
-        "total_bytes": sum(down) + sum(up),
-        "bytes_down": sum(down),
-        "bytes_up": sum(up),
-        "bytes_down_per_round": down,
-        "bytes_up_per_round": up,
-        "clients_per_round": [record.clients for record in rounds],
-    }
-
-
-def timing(rounds: Sequence[EpochRecord]) -> dict[str, Any]:
-    """Wall time of training, without evaluation."""
-    seconds = [record.seconds for record in rounds]
-    return {
-        "rounds": len(seconds),
-        "seconds_per_round": sum(seconds) / len(seconds) if seconds else 0.0,
-        "training_seconds": sum(seconds),
-        "seconds": seconds,
-    }
-
-
-def rounds(rounds: Sequence[EpochRecord]) -> list[dict[str, Any]]:
-    """What every round cost, and its validation metrics."""
-    return [
-        {
-            "round": number,
-            "seconds": record.seconds,
-            "loss": record.loss,
-            "bytes_down": record.bytes_down,
-            "bytes_up": record.bytes_up,
-            "valid": record.valid,
-            "codec_error": record.codec_error,
-            "missing": record.missing,
-            **{name: told for name in ("unserved", "ignored") if (told := getattr(record, name))},
-            **{name: told for name in ("epsilon", "clip") if (told := getattr(record, name)) is not None},
-        }
-        for number, record in enumerate(rounds, start=1)
-    ]
-
-
-def epsilon(rounds: Sequence[EpochRecord]) -> float | None:
-    """What all rounds have spent under ``privacy``; None without."""
-    return rounds[-1].epsilon if rounds else None
-
-
-def environment() -> dict[str, str]:
-    """Versions of what a number depends on; ``draws``: of what clients draw by themselves."""
-    packages = ("recbole-fedkd", "recbole", "torch", "numpy", "pandas", "scipy")
-    versions = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    versions["draws"] = str(DRAWS_VERSION)
-    for package in packages:
-        versions[package] = __version__ if package == "recbole-fedkd" else importlib.metadata.version(package)
-    return versions
 
 
 def engine_that_ran(trainer: CheckpointTrainer) -> dict[str, str | None]:

@@ -150,3 +150,52 @@ def add_clients(rounds: Sequence[EpochRecord], lines: bytes) -> list[EpochRecord
         parts = {name: {int(number): value for number, value in told_of.get(name, {}).items()} for name in OF_CLIENTS}
         with_clients[place] = record_of({**without_clients(with_clients[place]), **parts})
     return with_clients
+
+
+def communication(rounds: Sequence[EpochRecord]) -> dict[str, Any]:
+    """Bytes of the serialised messages: totals, and per round and client ``[down, up]``."""
+    down = [record.bytes_down for record in rounds]
+    up = [record.bytes_up for record in rounds]
+    return {
+        "total_bytes": sum(down) + sum(up),
+        "bytes_down": sum(down),
+        "bytes_up": sum(up),
+        "bytes_down_per_round": down,
+        "bytes_up_per_round": up,
+        "clients_per_round": [record.clients for record in rounds],
+    }
+
+
+def timing(rounds: Sequence[EpochRecord]) -> dict[str, Any]:
+    """Wall time of training, without evaluation."""
+    seconds = [record.seconds for record in rounds]
+    return {
+        "rounds": len(seconds),
+        "seconds_per_round": sum(seconds) / len(seconds) if seconds else 0.0,
+        "training_seconds": sum(seconds),
+        "seconds": seconds,
+    }
+
+
+def rounds(rounds: Sequence[EpochRecord]) -> list[dict[str, Any]]:
+    """What every round cost, and its validation metrics."""
+    return [
+        {
+            "round": number,
+            "seconds": record.seconds,
+            "loss": record.loss,
+            "bytes_down": record.bytes_down,
+            "bytes_up": record.bytes_up,
+            "valid": record.valid,
+            "codec_error": record.codec_error,
+            "missing": record.missing,
+            **{name: told for name in ("unserved", "ignored") if (told := getattr(record, name))},
+            **{name: told for name in ("epsilon", "clip") if (told := getattr(record, name)) is not None},
+        }
+        for number, record in enumerate(rounds, start=1)
+    ]
+
+
+def epsilon(rounds: Sequence[EpochRecord]) -> float | None:
+    """What all rounds have spent under ``privacy``; None without."""
+    return rounds[-1].epsilon if rounds else None

@@ -97,9 +97,34 @@ def finished(cut, folder, after=10**9):
         return result, coordinator, captured
 
 
+OF_PARTIES = {"parties", "at_test"}
+"""What only the result of a coordinator has; ``refused`` comes with the program around it."""
+
+
+def assert_same_form(found, local):
+    """The result of a coordinator has what any run's has, key by key, and says None where a party alone knows it."""
+    assert found.keys() - local.keys() == OF_PARTIES and not local.keys() - found.keys()
+    for name in ("communication", "timing", "partition", "environment", "cold", "spread", "protocols"):
+        assert found[name].keys() == local[name].keys(), name
+    assert found["rounds"][0].keys() == local["rounds"][0].keys()
+    assert {name for name, value in found.items() if value is None} == {
+        "engine_fallback",
+        "strangers",
+        "epsilon",
+        "user_metrics",
+    }
+    assert found["partition"]["clients"] == [] and local["partition"]["clients"]
+
+
 def test_it_is_the_run_of_one_process(run, cut, tmp_path):
     local = run(**KEYS)
     found, coordinator, captured = finished(cut, tmp_path)
+    for each in local["rounds"]:
+        each.pop("seconds")
+    assert_same_form(found, local)
+    assert found["cold"] == pytest.approx(local["cold"]) and found["spread"] == pytest.approx(local["spread"])
+    floor = found["floors"]["Bias of each party"]
+    assert floor.keys() == found["test_result"].keys() - {"auc"} and 0.3 < floor["mae"] < 1.2
     assert found["best_round"] == local["best_round"]
     for name in ("test_result", "best_valid_result"):
         # AUC comes from histograms: predictions that hardly vary share a bin.
@@ -119,6 +144,9 @@ def test_it_is_the_run_of_one_process(run, cut, tmp_path):
 WRONG_SUMS = {
     f"numbers: {what}": numbers(**{name: value})
     for what, name, value in (
+        ("'cold' is 1e+06", "cold", 1e6),
+        ("'predicted' is -1e+06", "predicted", -1e6),
+        ("'labels squared' is 1e+09", "labels squared", 1e9),
         ("it has judged None rows", "rows", None),
         ("it has judged -5.0 rows", "rows", -5.0),
         ("it has judged 1000000000000.0 rows", "rows", 1e12),
@@ -138,7 +166,12 @@ WRONG_SUMS = {
 }
 WRONG_IN = {
     "judge": {**ANYWHERE, **WRONG_SUMS, "kind: it says 1 bytes": answered(said=b"x")},
-    "test": {**ANYWHERE, **WRONG_SUMS, "kind: it says 1 bytes": answered(said=b"x")},
+    "test": {
+        "numbers: 'floor absolute' is missing": numbers(**{"floor absolute": None}),
+        **ANYWHERE,
+        **WRONG_SUMS,
+        "kind: it says 1 bytes": answered(said=b"x"),
+    },
     "best": {**ANYWHERE, "kind: it says 1 bytes": answered(said=b"x"), "numbers: 'luck' was not": numbers(luck=1.0)},
 }
 
@@ -192,7 +225,7 @@ def test_who_is_missing_in_judging_alone_stands_in_record_status_and_log(cut, tm
     wire.faults = {("judge", 1): {1: "late"}, ("train", 2): {2: "doubled"}, ("test", 3): {0: "away"}}
     result = coordinated(manifest, wire, tmp_path / "server", "here")
     absent = "absent: it has not answered within"
-    assert [list(each["unserved"]) for each in result["rounds"]] == [[], [1], [], []]
+    assert [list(each.get("unserved", ())) for each in result["rounds"]] == [[], [1], [], []]
     assert result["rounds"][1]["unserved"][1].startswith(absent)
     assert result["rounds"][2]["ignored"] == {1: {"late": 1}}
     assert result["at_test"]["unserved"][0].startswith(absent) and list(result["parties"]) == ["1", "2"]

@@ -16,7 +16,7 @@ from recbole_fedkd.machines.party import Party
 
 ITEMS, KNOWN_ITEMS = 30, 24
 KEYS = ["--model=AttnFedKD", "--strategy=fedavg", "--client_num=2", "--label_values=[1,2,3,4,5]", "--metrics=[MAE,RMSE]",
-        "--valid_metric=MAE", "--epochs=2", "--embedding_size=4", "--hidden_declared=[4,8]", "--attention_heads=2",
+        "--valid_metric=MAE", "--epochs=2", "--embedding_size=4", "--hidden_sizes=[4,8]", "--attention_heads=2",
         "--users=9"]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 
 FLAT = 0.1
 """Predictions that vary less than this share of what the labels do are told: a constant would do as well."""
+
+
+_SPREAD = ("predicted", "predicted squared", "labels", "labels squared")
 
 
 class JudgedRows:
@@ -24,8 +28,7 @@ class JudgedRows:
         self.known = known_users, known_items
         self.rows, self.cold_users, self.cold_items, self.cold = 0, 0, 0, 0
         self.cold_error = 0.0
-        # Sum and sum of squares of predictions, and of labels.
-        self._sums = torch.zeros(4, dtype=torch.double)
+        self._sums = torch.zeros(len(_SPREAD), dtype=torch.double)
 
     def add(self, scores: Tensor, labels: Tensor, users: Tensor, items: Tensor) -> None:
         """Take in a batch: predictions and labels ``[n]``, and whom and what they are about ``[n]``."""
@@ -38,6 +41,23 @@ class JudgedRows:
         self.cold += int(cold.sum())
         self.cold_error += float((scores - labels)[cold].abs().sum())
         self._sums += torch.stack([scores.sum(), scores.square().sum(), labels.sum(), labels.square().sum()])
+
+    def numbers(self) -> dict[str, float]:
+        """All sums, to be added to those of others and read by :meth:`of`."""
+        counts = {"rows": self.rows, "cold": self.cold, "cold users": self.cold_users, "cold items": self.cold_items}
+        sums = {"cold absolute": self.cold_error, **dict(zip(_SPREAD, self._sums.tolist(), strict=True))}
+        return {name: float(value) for name, value in {**counts, **sums}.items()}
+
+    @classmethod
+    def of(cls, numbers: Mapping[str, float]) -> JudgedRows:
+        """Sums as of :meth:`numbers`."""
+        nobody = torch.zeros(0, dtype=torch.bool)
+        read = cls(nobody, nobody)
+        read.rows, read.cold = int(numbers["rows"]), int(numbers["cold"])
+        read.cold_users, read.cold_items = int(numbers["cold users"]), int(numbers["cold items"])
+        read.cold_error = numbers["cold absolute"]
+        read._sums = torch.tensor([numbers[name] for name in _SPREAD], dtype=torch.double)
+        return read
 
     def cold_summary(self) -> dict[str, Any]:
         """``rows`` with a cold user or item, those with either, and the mean absolute error of them; None without any."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -13,23 +12,43 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 from recbole.utils import early_stopping
 
-from recbole_fedkd import __version__
 from recbole_fedkd.checkpoint import read_sealed, restored, write_sealed
 from recbole_fedkd.engine import InProcess, RemoteEngine, Transport
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.evaluation import JudgedRows
 from recbole_fedkd.federated.envelope import Answer, new_run
 from recbole_fedkd.federated.server import Release
 from recbole_fedkd.federation import build_server
 from recbole_fedkd.files import held_alone, regular_file, remove_temporaries, writable_folder, write_json
-from recbole_fedkd.machines.judging import PROTOCOLS, added, area_within, check_judgeable, check_sums, metrics_of
+from recbole_fedkd.machines.judging import (
+    PROTOCOLS,
+    added,
+    area_within,
+    check_judgeable,
+    check_sums,
+    floor_of,
+    metrics_of,
+)
 from recbole_fedkd.machines.manifest import Manifest
-from recbole_fedkd.rounds import EpochRecord, number_of, record_of, tell_of_clients
+from recbole_fedkd.record import environment
+from recbole_fedkd.rounds import (
+    EpochRecord,
+    communication,
+    epsilon,
+    number_of,
+    record_of,
+    rounds,
+    tell_of_clients,
+    timing,
+)
 
 _WHERE = "; judged by each party where its rows are, sums added"
+
+FLOOR = "Bias of each party"
+"""Name of the floor in a result: what ``Bias`` reaches that every party fits to its own rows."""
 
 SERVER_STATE, SPENT, LOCK = "server.pth", "spent.json", ".lock"
 """Files of the coordinator's folder: all that it knows; how many rounds ``privacy`` has let something out of; and what a
@@ -210,45 +229,45 @@ class Coordinator:
 
     def result(self) -> dict[str, Any]:
         """What a run returns, as far as the coordinator knows it."""
-        rounds = self.rounds
-        down, up = sum(each.bytes_down for each in rounds), sum(each.bytes_up for each in rounds)
-        digits = self.config["metric_decimal_place"]
+        digits, labels = self.config["metric_decimal_place"], list(self.manifest.schema.label_values)
 
         def rounded(metrics: Mapping[str, float] | None) -> dict[str, float] | None:
             return None if metrics is None else {name: round(value, digits) for name, value in metrics.items()}
 
-        test, seconds = rounded(self._metrics(added(self.test_sums))), sum(each.seconds for each in rounds)
+        total = added(self.test_sums)
+        test, floor = rounded(self._metrics(total)), rounded(self._metrics(floor_of(total)))
+        judged = JudgedRows.of(total) if total.get("rows") else None
         return {
             "best_valid_score": None if self.best_result is None else self.best_score,
             "valid_score_bigger": bool(self.config["valid_metric_bigger"]),
             "best_valid_result": rounded(self.best_result),
             "test_result": test,
-            "protocols": {name: self._protocol(name) for name in test or {}},
-            "communication": {"total_bytes": down + up, "bytes_down": down, "bytes_up": up},
-            "timing": {
-                "rounds": len(rounds),
-                "training_seconds": seconds,
-                "seconds_per_round": seconds / max(len(rounds), 1),
-            },
-            "rounds": [{"round": number, **asdict(record)} for number, record in enumerate(rounds, start=1)],
+            "communication": communication(self.rounds),
+            "timing": timing(self.rounds),
+            "rounds": rounds(self.rounds),
             "best_round": None if self.best_round is None else number_of(self.best_round),
             "engine": self.engine.name,
-            "environment": {
-                "python": platform.python_version(),
-                "recbole-fedkd": __version__,
-                "torch": torch.__version__,
-            },
+            "engine_fallback": None,
             "partition": {
                 "scheme": self.config["partition"],
                 "client_num": len(self.engine.sizes),
-                "label_values": list(self.manifest.schema.label_values),
+                "idle_clients": [number for number, size in self.engine.sizes.items() if not size],
+                "held_out_clients": [],
+                "label_values": labels,
                 "clients": [],  # what parties hold of each label is theirs
             },
-            "epsilon": rounds[-1].epsilon if rounds else None,
-            "parties": {str(number): rounded(self._metrics(sums)) for number, sums in sorted(self.test_sums.items())},
-            "at_test": self.at_test,
+            "strangers": None,
+            "floors": {FLOOR: floor} if floor else {},
+            "cold": None if judged is None else judged.cold_summary(),
+            "spread": None if judged is None else judged.spread(),
+            "epsilon": epsilon(self.rounds),
+            "user_metrics": None,  # of single users a party tells nothing
+            "environment": environment(),
+            "protocols": {name: self._protocol(name) for name in test or {}},
             "config": self.config.plain_values(),
             "run_folder": str(self.folder),
+            "parties": {str(number): rounded(self._metrics(sums)) for number, sums in sorted(self.test_sums.items())},
+            "at_test": self.at_test,
         }
 
     def _write(self) -> None:

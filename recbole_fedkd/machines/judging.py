@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.errors import InputError, listed
+from recbole_fedkd.evaluation import JudgedRows
 from recbole_fedkd.evaluation.metrics import label_ranks, labelled_ndcg
 from recbole_fedkd.federated.envelope import check_numbers
 from recbole_fedkd.federated.message import MessageError
 from recbole_fedkd.federation import population_of
+from recbole_fedkd.model.floors import own_floor
 
 PROTOCOLS = {
     "mae": "expected label against the label of every held-out row",
@@ -33,6 +35,9 @@ BINS = 4096
 """Of the histograms of scores that AUC is made of: rows of one bin count as equal, as half right."""
 
 _BIN_NAMES = frozenset(f"{name} {place}" for name in ("clicks", "others") for place in range(BINS))
+
+_FLOOR = "floor "
+"""Before the names of sums of what ``Bias`` of a party's own rows would have said."""
 
 _LEAST = 1e-15
 """RecBole's bound on probabilities in LogLoss."""
@@ -76,6 +81,9 @@ class PartyJudge:
         self.config, self.schema, self.folder = config, schema, folder
         self.owners = torch.full((schema.user_num,), -1)
         self.owners[rows.users] = 0
+        self.own = rows
+        self._known = torch.zeros(schema.user_num, dtype=torch.bool)
+        self._known[rows.interactions[schema.user_field]] = True
 
     def rows(self, phase: str) -> int:
         """How many rows there are of a phase."""
@@ -104,13 +112,30 @@ class PartyJudge:
             distribution = model.predict_distribution(dict(rows.interactions))
         finally:
             network.train(before)
-        return _sums(self.config, self.schema, rows, distribution)
+        sums = _sums(self.config, self.schema, rows, distribution)
+        labels, users, items = (rows.interactions[name] for name in _columns(self.schema))
+        assert self.schema.known_items is not None  # of labels that are ratings
+        told = JudgedRows(self._known, self.schema.known_items)
+        told.add(_scores(self.schema, distribution), labels, users, items)
+        sums |= told.numbers()
+        if phase == "test":
+            floor = _sums(self.config, self.schema, rows, own_floor(self.config, self.schema, self.own, rows))
+            sums |= {f"{_FLOOR}{name}": value for name, value in floor.items() if name not in {"rows", *_BIN_NAMES}}
+        return sums
+
+
+def _columns(schema: DataSchema) -> tuple[str, str, str]:
+    return str(schema.fields["label_field"]), schema.user_field, schema.item_field
+
+
+def _scores(schema: DataSchema, distribution: Tensor) -> Tensor:
+    return distribution @ torch.tensor(list(schema.label_values), dtype=torch.float32)
 
 
 def _sums(config: object, schema: DataSchema, rows: ClientRows, distribution: Tensor) -> dict[str, float]:
     values = torch.tensor(list(schema.label_values), dtype=torch.float32)
-    labels = rows.interactions[str(schema.fields["label_field"])]
-    scores = (distribution @ values).double().numpy()
+    labels, of_users, _ = (rows.interactions[name] for name in _columns(schema))
+    scores = _scores(schema, distribution).double().numpy()
     wrong = scores - labels.double().numpy()
     bound = config["rating_threshold"] if config["label_mode"] == "rating" else values[-1]  # type: ignore[index]
     positive = distribution[:, values >= bound].sum(-1).double().clamp(_LEAST, 1 - _LEAST).numpy()
@@ -129,7 +154,7 @@ def _sums(config: object, schema: DataSchema, rows: ClientRows, distribution: Te
             sums |= {f"{name} {bin_number}": float(bins[bin_number]) for bin_number in np.flatnonzero(bins)}
     if "labelledndcg" in asked:
         ranks = label_ranks(labels.numpy(), values.numpy())
-        users = rows.interactions[schema.user_field].numpy()
+        users = of_users.numpy()
         for k in config["topk"]:  # type: ignore[index]
             gains = labelled_ndcg(scores, ranks, users, k)
             sums |= {f"labelledndcg@{k}": float(gains.sum()), f"judged users@{k}": float(len(gains))}
@@ -159,17 +184,22 @@ def check_sums(
         check_numbers(sums, {"rows": 0}, {})
         return
     asked = {name.lower() for name in config.judged_metrics}  # type: ignore[attr-defined]
-    span = (labels[-1] - labels[0]) * (1 + _ROUNDING)
-    counts = {"rows": rows, "right": rows}
-    most = {"absolute": rows * span, "squared": rows * span**2, "log_loss": -rows * math.log(_LEAST) * (1 + _ROUNDING)}
-    if "labelledndcg" in asked:
-        users = min(declared["users"], rows)
-        for k in config["topk"]:  # type: ignore[index]
-            counts[f"judged users@{k}"] = users
-            most[f"labelledndcg@{k}"] = sums.get(f"judged users@{k}", 0.0) * (1 + _ROUNDING)
+    low, high = labels[0], labels[-1]
+    span, square = (high - low) * (1 + _ROUNDING), rows * max(low**2, high**2) * (1 + _ROUNDING)
+    between = (rows * low - rows * span * _ROUNDING, rows * high + rows * span * _ROUNDING)
+    counts = dict.fromkeys(("rows", "cold", "cold users", "cold items"), rows)
+    due = {"cold absolute": (0.0, rows * span), "predicted": between, "labels": between}
+    due |= dict.fromkeys(("predicted squared", "labels squared"), (0.0, square))
+    for of in ("", *([_FLOOR] if phase == "test" else [])):
+        counts[f"{of}right"] = rows
+        due |= {f"{of}absolute": (0.0, rows * span), f"{of}squared": (0.0, rows * span**2)}
+        due[f"{of}log_loss"] = (0.0, -rows * math.log(_LEAST) * (1 + _ROUNDING))
+        for k in config["topk"] if "labelledndcg" in asked else ():  # type: ignore[index]
+            counts[f"{of}judged users@{k}"] = min(declared["users"], rows)
+            due[f"{of}labelledndcg@{k}"] = (0.0, sums.get(f"{of}judged users@{k}", 0.0) * (1 + _ROUNDING))
     bins = {name: value for name, value in sums.items() if "auc" in asked and name in _BIN_NAMES}
     counts |= dict.fromkeys(bins, rows)
-    check_numbers(sums, counts, {name: (0.0, value) for name, value in most.items()})
+    check_numbers(sums, counts, due)
     if "auc" in asked and sum(bins.values()) != rows:
         raise MessageError("numbers", f"its histograms hold {sum(bins.values()):g} rows of {rows:g}")
     least = sums["absolute"] ** 2 / rows  # by Cauchy and Schwarz
@@ -209,6 +239,12 @@ def metrics_of(sums: Mapping[str, float], labels: Sequence[float]) -> dict[str, 
             users = sums[name.replace("labelledndcg", "judged users")]
             metrics[name] = value / users if users else math.nan
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
+
+
+def floor_of(sums: Mapping[str, float]) -> dict[str, float]:
+    """Sums of what ``Bias`` of every party's own rows would have said, by the names of :func:`metrics_of`."""
+    floor = {name.removeprefix(_FLOOR): value for name, value in sums.items() if name.startswith(_FLOOR)}
+    return {"rows": sums["rows"], **floor} if floor else {}
 
 
 def _histograms(sums: Mapping[str, float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -126,13 +126,7 @@ class Bias(LabelledRecommender):
 
     def _predictors(self, config: Any, rows: Rows, labels: Tensor) -> dict[str, Tensor]:
         """What predicts a rating, by the names of the attributes."""
-        mean = rows.values.mean()
-        user_bias = rows.values.new_zeros(rows.user_count)
-        _, item_counts = rows.counts()
-        for _ in range(BIAS_SWEEPS):
-            sums = factors.item_residual_sums(rows, mean, user_bias)
-            item_bias = factors.shrunk_mean(sums, item_counts, config["bias_shrinkage"])
-            user_bias = factors.user_biases(rows, mean, item_bias, config["bias_shrinkage"])
+        mean, user_bias, item_bias = _biases(rows, config["bias_shrinkage"])
         left = factors.residuals(rows, mean, user_bias, item_bias).values
         nothing = left.new_zeros
         return {
@@ -158,6 +152,39 @@ class Bias(LabelledRecommender):
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Zero: nothing is learned by gradient."""
         return self.dummy_param.sum() * 0
+
+
+def _biases(rows: Rows, shrinkage: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, biases of users ``[users]`` and of items ``[items]``."""
+    mean = rows.values.mean()
+    user_bias = rows.values.new_zeros(rows.user_count)
+    _, item_counts = rows.counts()
+    for _ in range(BIAS_SWEEPS):
+        sums = factors.item_residual_sums(rows, mean, user_bias)
+        item_bias = factors.shrunk_mean(sums, item_counts, shrinkage)
+        user_bias = factors.user_biases(rows, mean, item_bias, shrinkage)
+    return mean, user_bias, item_bias
+
+
+def own_floor(config: Any, schema: DataSchema, own: ClientRows, judged: ClientRows) -> Tensor:
+    """What ``Bias`` of a client's own rows says of held-out rows of it: label distributions ``[n, T]``.
+
+    Args:
+        config: the run's config.
+        schema: what is public.
+        own: the client's training rows.
+        judged: its held-out rows.
+    """
+    values = torch.tensor(schema.label_values, dtype=torch.double)
+    columns = schema.user_field, schema.item_field
+    users, items = (own.interactions[name] for name in columns)
+    if not len(users):
+        return torch.full((len(judged.interactions[schema.item_field]), len(values)), 1 / len(values))
+    rows = Rows(users, items, values[schema.label_indices(own)], schema.user_num, schema.item_num)
+    mean, *biases = _biases(rows, config["bias_shrinkage"])
+    spread = spread_of(factors.residuals(rows, mean, *biases).values)
+    means = mean + sum(bias[judged.interactions[name]] for name, bias in zip(columns, biases, strict=True))
+    return factors.distribution_of_mean(means, float(spread), values).float()
 
 
 class FoldIn(Bias):

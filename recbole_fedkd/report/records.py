@@ -276,7 +276,11 @@ def _round(record: Mapping[str, Any], first: int) -> Round:
         bytes_up=int(record.get("bytes_up") or 0),
         valid=scores(record.get("valid") or {}),
         loss=scores({"loss": record.get("loss")}).get("loss"),
-        missing={str(client): str(why) for client, why in (record.get("missing") or {}).items()},
+        missing={
+            str(client): f"{word}{why}"
+            for part, word in (("missing", ""), ("unserved", "when it was to judge: "))
+            for client, why in (record.get(part) or {}).items()
+        },
     )
 
 
