@@ -445,6 +445,8 @@ def test_a_log_goes_on_after_a_kill_in_a_line_and_misses_no_round(tmp_path):
 class Overheard(InProcess):
     """Parties of this process that have come already; keeps every byte of both directions."""
 
+    refused = 0
+
     def __init__(self, parties):
         super().__init__({number: party.answer for number, party in parties.items()})
         self.bytes = [party.hello() for party in parties.values()]
@@ -488,6 +490,8 @@ def test_a_token_and_a_row_that_were_planted_with_a_party_are_nowhere_else(tmp_p
 
 class Coming(Interrupted):
     """Parties of which so many have come at each look."""
+
+    refused = 0
 
     def __init__(self, parties, looks, after=10**9):
         super().__init__({number: party.answer for number, party in parties.items()}, after)
