@@ -81,7 +81,6 @@ def item_by_item(network, users, context):
 )
 def test_every_architecture_ranks_as_it_scores(monkeypatch, backbone, attention, history, context):
     monkeypatch.setattr(catalogue, "BLOCK", 8)
-    monkeypatch.setattr("recbole_fedkd.model.network.BLOCK", 8)
     network = network_of(backbone, attention, history, context, prior=history)
     users = torch.tensor([1, 5, 2, 3, 4, 0, 2])
     told = context_of(network, users)
@@ -142,7 +141,7 @@ def test_what_is_kept_of_the_items_changes_no_bit(serve):
 
 def test_the_latest_are_kept_and_no_more(monkeypatch):
     monkeypatch.setattr(catalogue, "MOST", 2)
-    made, kept = [], catalogue.Kept()
+    made, kept = [], catalogue.Kept(ITEMS)
 
     def make(number):
         return kept.of(number, lambda: made.append(number) or number)

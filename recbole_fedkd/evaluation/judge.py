@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -39,9 +40,10 @@ class Judge(Trainer):
     def judged(self, model: Any, loader: Any, show_progress: bool) -> OrderedDict[str, float]:
         """Metrics of a model on the rows of a RecBole loader."""
         self.model = model
-        result: OrderedDict[str, float] | None = self.evaluate(
-            loader, load_best_model=False, show_progress=show_progress
-        )
+        with getattr(model, "unchanged", nullcontext)():
+            result: OrderedDict[str, float] | None = self.evaluate(
+                loader, load_best_model=False, show_progress=show_progress
+            )
         return result or OrderedDict()
 
     def of_users(self, loader: Any) -> Any:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 CNN_LAYERS = 5
+
+Linear = tuple[Tensor, Tensor]
+"""Weight and bias."""
 
 
 class HandedDropout(nn.Module):
@@ -44,12 +48,13 @@ class Backbone(nn.Module):
 
     Args:
         layers: all of them.
+        fields: number of fields in a sample.
         width: of the last hidden layer ``h``.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], width: int) -> None:
+    def __init__(self, layers: Sequence[nn.Module], fields: int, width: int) -> None:
         super().__init__()
-        self.layers, self.hidden_width = nn.Sequential(*layers), width
+        self.layers, self.count, self.hidden_width = nn.Sequential(*layers), fields, width
 
     def hidden(self, fields: Tensor) -> Tensor:
         """``[batch, fields, d]`` to the last hidden layer ``[batch, h]``."""
@@ -61,9 +66,21 @@ class Backbone(nn.Module):
         out: Tensor = self.layers[-1](hidden)
         return out
 
-    def _dense_parameters(self) -> list[Iterator[nn.Parameter]]:
+    def first(self) -> tuple[Tensor, Tensor]:
+        """The first layer as a linear map of all fields, weight ``[outputs, fields, d]`` and bias ``[outputs]``."""
+        raise NotImplementedError
+
+    def others(self) -> list[Linear]:
+        """The other layers, weight and bias; a rectifier stands before each.
+
+        A weight ``[outputs, inputs]`` is of all that comes before it, one ``[fields, outputs, 3 inputs]`` of three
+        neighbouring fields for every field.
+        """
+        raise NotImplementedError
+
+    def _dense(self) -> list[Linear]:
         """Weight and bias of every linear layer."""
-        return [layer.parameters() for layer in self.layers if isinstance(layer, nn.Linear)]
+        return [(layer.weight, layer.bias) for layer in self.layers if isinstance(layer, nn.Linear)]
 
 
 class CnnBackbone(Backbone):
@@ -83,30 +100,30 @@ class CnnBackbone(Backbone):
         for layer in range(CNN_LAYERS - 2):
             layers += [nn.Conv1d(width if layer == 0 else channels, channels, 3, padding=1), nn.ReLU()]
         layers += [nn.Flatten(), nn.Linear(channels * fields, last), nn.ReLU()]
-        super().__init__([*layers, HandedDropout(dropout_prob, last), nn.Linear(last, labels)], last)
+        super().__init__([*layers, HandedDropout(dropout_prob, last), nn.Linear(last, labels)], fields, last)
 
     def hidden(self, fields: Tensor) -> Tensor:
         """See :meth:`Backbone.hidden`; embeddings are channels."""
         return super().hidden(fields.transpose(1, 2))
 
-    def ranked(self, fields: Tensor) -> Tensor:
-        """``[1 + fields + 1, d, batch]``, zeros first and last, to logits ``[T, batch]``, without dropout."""
-        values, count, batch = fields, len(fields) - 2, fields.shape[2]
-        for layer in self.layers:
-            if not isinstance(layer, nn.Conv1d) or layer.bias is None:
-                continue
-            inputs, outputs = layer.in_channels, layer.out_channels
-            kernel = layer.weight.permute(0, 2, 1).flatten(1).expand(count, -1, -1)
-            # Three neighbouring fields of every field, in the memory in which they lie behind each other.
-            seen = values.as_strided((count, 3 * inputs, batch), (inputs * batch, batch, 1))
-            values = values.new_empty(count + 2, outputs, batch)
-            values[:: count + 1] = 0.0
-            torch.bmm(kernel, seen, out=values[1:-1])
-            values[1:-1].add_(layer.bias.unsqueeze(1)).relu_()
-        # A sample is flattened channels first.
-        (weight, bias), last = self._dense_parameters()
-        by_field = weight.unflatten(1, (-1, count)).transpose(1, 2).flatten(1)
-        return _dense(values[1:-1].flatten(0, 1), [(by_field, bias), last])
+    def first(self) -> tuple[Tensor, Tensor]:
+        """See :meth:`Backbone.first`; outputs are fields, then channels."""
+        layer = self.layers[0]
+        assert isinstance(layer, nn.Conv1d) and layer.bias is not None
+        inputs = self.count * layer.in_channels
+        fields = torch.eye(inputs, device=layer.weight.device).view(inputs, self.count, -1).transpose(1, 2)
+        outputs = functional.conv1d(fields, layer.weight, padding=1).permute(2, 1, 0)
+        return outputs.reshape(-1, self.count, layer.in_channels), layer.bias.repeat(self.count)
+
+    def others(self) -> list[Linear]:
+        """See :meth:`Backbone.others`; a sample is flattened channels first, and here fields first."""
+        convolutions = [
+            (layer.weight.permute(0, 2, 1).flatten(1).expand(self.count, -1, -1), layer.bias.repeat(self.count))
+            for layer in list(self.layers)[1:]
+            if isinstance(layer, nn.Conv1d) and layer.bias is not None
+        ]
+        (weight, bias), last = self._dense()
+        return [*convolutions, (weight.unflatten(1, (-1, self.count)).transpose(1, 2).flatten(1), bias), last]
 
 
 class MlpBackbone(Backbone):
@@ -117,18 +134,16 @@ class MlpBackbone(Backbone):
         layers: list[nn.Module] = [nn.Flatten()]
         for size, following in pairwise(sizes):
             layers += [nn.Linear(size, following), nn.ReLU(), HandedDropout(dropout_prob, following)]
-        super().__init__([*layers, nn.Linear(sizes[-1], labels)], sizes[-1])
+        super().__init__([*layers, nn.Linear(sizes[-1], labels)], fields, sizes[-1])
 
-    def ranked(self, fields: Tensor) -> Tensor:
-        """``[1 + fields + 1, d, batch]``, zeros first and last, to logits ``[T, batch]``, without dropout."""
-        return _dense(fields[1:-1].flatten(0, 1), self._dense_parameters())
+    def first(self) -> tuple[Tensor, Tensor]:
+        """See :meth:`Backbone.first`."""
+        weight, bias = self._dense()[0]
+        return weight.unflatten(1, (self.count, -1)), bias
 
-
-def _dense(values: Tensor, layers: Sequence[Iterable[Tensor]]) -> Tensor:
-    """Linear layers (weight, bias) of samples on the last axis, with rectifiers between them."""
-    for number, (weight, bias) in enumerate(layers):
-        values = (weight @ (values.relu_() if number else values)).add_(bias.unsqueeze(1))
-    return values
+    def others(self) -> list[Linear]:
+        """See :meth:`Backbone.others`."""
+        return self._dense()[1:]
 
 
 BACKBONES: dict[str, type[CnnBackbone] | type[MlpBackbone]] = {"cnn": CnnBackbone, "mlp": MlpBackbone}

@@ -1,9 +1,9 @@
 """An attentive network asked for every item at once: what a full ranking needs.
 
-What does not depend on the user (item vectors, queries, how an item's fields attend to each other) is computed once, what does
-not depend on the item (keys and values of the history, the user's own fields) once a user. Between the two there are products
-of small matrices with the items on the last axis, where every step reads memory in order. Logits are those of the network's
-``forward`` but for the last bits.
+What does not depend on the user (item vectors, queries, how an item's fields attend to each other, their share of the first
+layer) is computed once, what does not depend on the item (keys and values of the history, the user's own fields) once a user.
+Between the two there are products of small matrices with the items on the last axis, and loops in machine code that read
+memory in order. Logits are those of the network's ``forward`` but for the last bits.
 """
 
 from __future__ import annotations
@@ -12,25 +12,23 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from recbole_fedkd.model.attention import TargetAttention
+from recbole_fedkd.model.backbone import Backbone
+from recbole_fedkd.model.compiled import mean_of_heads, pooled, rectified
 
-BLOCK = 2048
+BLOCK = 1024
 """Items at a time: what they need of one user stays in the processor's cache."""
 
-MOST = 32
-"""Clients whose catalogues are kept."""
+MOST, NUMBERS, OF_ITEM = 32, 2**28, 200
+"""Clients whose catalogues are kept; fewer, where these would be more than so many numbers, at so many an item."""
 
 PAIRS = 32768
 """User-item pairs that a network without a ranking of its own scores at a time; bounds its memory."""
-
-SAFE = 60.0
-"""Scores up to this need no largest one taken off before they are exponents, which 32 bits then hold."""
 
 
 def rank_items(network: Any, users: Tensor, context: Mapping[str, Tensor], items: int, catalogue: Any = None) -> Tensor:
@@ -53,147 +51,257 @@ def rank_items(network: Any, users: Tensor, context: Mapping[str, Tensor], items
     return torch.cat(parts)
 
 
-class Queries:
-    """Queries of all items to one attention.
+class Query:
+    """What all items ask one attention.
 
     Args:
         attention: what they ask.
-        query: of every item, without what a row's context adds, ``[d, items]``.
+        query: of every item, without what a user's context adds, ``[d, items]``.
     """
 
     def __init__(self, attention: TargetAttention, query: Tensor) -> None:
         self.attention = attention
         self.heads = attention.head / math.sqrt(attention.head.shape[1])
         self.projected = attention.query.weight @ query
-        self.longest = float(self.projected.norm(dim=0).max())
 
+    def keys(self, keys: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys ``[keys, d]`` of one user as heads see them ``[keys, heads, d]``, what is added to their scores, their values.
 
-class Keys:
-    """Keys of one user that all items ask for.
-
-    Args:
-        queries: of the items.
-        keys: ``[keys, d]``.
-        shift: what the user's context adds to every query ``[d]``.
-        bias: of the keys' places ``[heads, keys]``; None: they have none.
-    """
-
-    def __init__(self, queries: Queries, keys: Tensor, shift: Tensor, bias: Tensor | None = None) -> None:
-        self.queries, self.count = queries, len(keys)
-        self.shift, self.shifted = (queries.attention.query.weight @ shift).unsqueeze(1), bool(shift.any())
-        self.values: Tensor = queries.attention.value(keys)
-        self.summed = torch.cat([self.values, keys.new_ones(self.count, 1)], 1).T
-        self.of_heads = (queries.heads.unsqueeze(1) * keys).flatten(0, 1)
-        self.added = self.of_heads @ self.shift
-        if bias is not None:
-            self.added += bias.reshape(-1, 1)
-        if self.count:
-            reach = float(self.of_heads.norm(dim=1).max()) * queries.longest + float(self.added.abs().max())
-            self.safe = reach < SAFE
-
-    def scores(self, projected: Tensor) -> Tensor:
-        """Scores ``[heads, keys, block]`` of projected queries ``[d, block]``."""
-        scores = (self.of_heads @ projected).add_(self.added)
-        return scores.view(len(self.queries.heads), self.count, projected.shape[1])
-
-    def pooled(self, projected: Tensor, seen: Tensor | None = None) -> Tensor:
-        """What the items of a block get of these keys alone ``[d, block]``; 0 where there is none.
-
-        ``seen``: bool ``[keys, block]``, which of the keys an item sees; None: all.
+        ``shift``: what the user's context adds to every query ``[d]``.
         """
-        if not self.count:
-            return torch.zeros_like(projected)
-        scores = self.scores(projected)
-        if seen is not None:
-            scores.masked_fill_(~seen, -torch.inf)
-        pooled = torch.matmul(self.summed, exponents(scores, self.safe))
-        share = pooled[:, -1:].reciprocal().div_(len(pooled))
-        mean = pooled[:, :-1].mul_(share).sum(0)
-        return mean if seen is None else mean.where(seen.any(0), 0.0)
-
-
-def exponents(scores: Tensor, safe: bool = False) -> Tensor:
-    """``exp(scores - c)``, ``c`` one number for each softmax along the second axis; in place.
-
-    ``safe``: no score is beyond what 32 bits hold the exponent of.
-    """
-    return scores.exp_() if safe else scores.sub_(scores.amax(1, keepdim=True)).exp_()
-
-
-def attended_fields(keys: Keys, own_scores: Tensor, projected: Tensor, varying: Sequence[Tensor]) -> Tensor:
-    """What attention over the fields of a row adds to each of them ``[d, block]``.
-
-    Args:
-        keys: the fields that are the same for all items.
-        own_scores: of the fields that are an item's own, for its query without the user's context ``[heads, own, block]``.
-        projected: those queries ``[d, block]``.
-        varying: vectors of each of the fields that are not the same for all items ``[d, block]``, the items' own first.
-    """
-    queries, own = keys.queries, own_scores.shape[1]
-    query = projected + keys.shift
-    if keys.shifted:
-        moved = queries.heads * keys.shift.T
-        own_scores = own_scores + torch.stack([moved @ field for field in varying[:own]], 1)
-    others = [(queries.heads @ (query * field)).unsqueeze(1) for field in varying[own:]]
-    weights = exponents(torch.cat([own_scores, *others, keys.scores(projected)], 1))
-    weights = weights.div_(weights.sum(1, keepdim=True)).mean(0)
-    pooled = torch.zeros_like(query)
-    for weight, field in zip(weights, varying, strict=False):
-        pooled.addcmul_(weight, field)
-    return torch.addmm(keys.values.T @ weights[len(varying) :], queries.attention.value.weight, pooled)
-
-
-def framed(fields: Sequence[Tensor], added: Tensor | None, width: int) -> Tensor:
-    """Fields ``[d, width]`` or ``[d, 1]``, to each of which the same is added, between zeros ``[1 + fields + 1, d, width]``."""
-    rows = fields[0].new_empty(len(fields) + 2, len(fields[0]), width)
-    rows[:: len(fields) + 1] = 0.0
-    for place, field in enumerate(fields, 1):
-        if added is None:
-            rows[place] = field
-        else:
-            torch.add(field, added, out=rows[place])
-    return rows
+        of_heads, bias = keys.unsqueeze(1) * self.heads, self.attention.position_bias
+        added = of_heads @ (self.attention.query.weight @ shift)
+        return of_heads, added if bias is None else added + bias[: len(keys)], self.attention.value(keys).T
 
 
 @dataclass(frozen=True)
+class Asking:
+    """The users of a ranking.
+
+    Attributes:
+        own: their fields ``[users, fields, d]``.
+        shift: what their context adds to every query ``[users, d]``.
+        past: items of their histories ``[users, slots]``, 0 in slots behind the last, which are empty.
+        keys: what attention sees of them ``[users, slots, d]``.
+        pair: of a user, by place, the field that depends on both ``[d, items]`` and what goes to the logits past all
+            layers ``[T, items]``; None: there is none.
+    """
+
+    own: Tensor
+    shift: Tensor
+    past: Tensor
+    keys: Tensor
+    pair: Callable[[int], tuple[Tensor, Tensor]] | None
+
+
 class Catalogue:
     """What ranking needs of all items, whoever asks.
 
-    Attributes:
+    The first layer of a backbone is linear. What an item's own fields add to it is known before anybody asks, what a user's
+    add is one number an output, and of what attention adds, outputs that get the same are computed once.
+
+    Args:
         fields: vectors of the fields that are an item's own ``[fields, d, items]``.
-        to_fields: what the items ask attention over the fields of a row; None: there is none.
-        to_past: what they ask attention over a history.
+        query: of every item, without what a user's context adds, ``[d, items]``.
+        places: of an item's fields among those of a sample, of a user's, and of those that depend on both: the history's, the
+            pair's.
+        attentions: over the fields of a sample, and over a history; None: there is none.
+        backbone: behind them.
     """
 
-    fields: Tensor
-    to_fields: Queries | None
-    to_past: Queries | None
+    def __init__(
+        self,
+        fields: Tensor,
+        query: Tensor,
+        places: Sequence[Sequence[int]],
+        attentions: Sequence[TargetAttention | None],
+        backbone: Backbone,
+    ) -> None:
+        self.fields, (of_item, of_user, of_both) = fields.contiguous(), places
+        self.to_fields, self.to_past = (None if each is None else Query(each, query) for each in attentions)
+        weight, self.bias = backbone.first()
+        self.of_user, self.both, self.others = weight[:, of_user].flatten(1), len(of_both), backbone.others()
+        of_items = weight[:, of_item].flatten(1)
+        known = of_items.any(1)
+        self.row_of = torch.where(known, known.cumsum(0) - 1, -1)
+        self.items = of_items[known] @ self.fields.flatten(0, 1)
+        varying = weight[:, of_both].flatten(1)
+        if self.to_fields is not None:
+            # To each field the same is added.
+            varying = torch.cat([varying, weight.sum(1)], 1)
+            # Scores of an item's own fields, but for a user's shift.
+            asked = (self.fields * self.to_fields.projected).transpose(0, 1).flatten(1)
+            self.own_scores = (self.to_fields.heads @ asked).unflatten(1, (len(fields), -1)).transpose(0, 1)
+        self.different, self.which = varying[:1], torch.zeros_like(self.row_of)
+        if varying.shape[1]:
+            self.different, self.which = torch.unique(varying, dim=0, return_inverse=True)
 
-    @cached_property
-    def own_scores(self) -> Tensor:
-        """Attention of an item over its own fields, before the softmax ``[heads, fields, items]``."""
-        assert self.to_fields is not None
-        return (self.to_fields.heads @ (self.to_fields.projected * self.fields)).transpose(0, 1)
+    def rank(self, asking: Asking, labels: int) -> Tensor:
+        """Logits ``[users, items, T]``, items side by side in memory."""
+        (_, width, count), empty = self.fields.shape, self.fields.new_empty
+        size = math.ceil(count / math.ceil(count / BLOCK))
+        logits = empty(len(asking.own), labels, count)
+        # The last block begins early: all are of one size.
+        starts = [min(first, count - size) for first in range(0, count, size)]
+        of_past = _PastAttention(self.to_past, asking, size) if self.to_past is not None else None
+        of_fields = _FieldAttention(self, self.to_fields, asking, size) if self.to_fields is not None else None
+        given = empty(self.both * width + (of_fields.rows if of_fields is not None else 0), size)
+        varying = given[: self.both * width].view(self.both, width, size)
+        layers, made = _Layers(self, size), empty(len(self.different), size)
+        for place in range(len(asking.own)):
+            pair, shortcut = asking.pair(place) if asking.pair is not None else (None, None)
+            constant = self.of_user @ asking.own[place].flatten() + self.bias
+            different = of_fields.ask(place) if of_fields is not None else self.different
+            if of_past is not None:
+                of_past.ask(place)
+            for first in starts:
+                if of_past is not None:
+                    of_past.attend(first, varying[0])
+                if pair is not None:
+                    varying[-1] = pair[:, first : first + size]
+                if of_fields is not None:
+                    of_fields.attend(first, varying, given[self.both * width :])
+                torch.mm(different, given, out=made)
+                layers.run(constant, made, first, logits[place, :, first : first + size])
+            if shortcut is not None:
+                logits[place] += shortcut
+        return logits.transpose(1, 2)
 
-    def of_history(self, keys: Tensor, shift: Tensor, kept: Tensor | None = None) -> Keys:
-        """The keys ``[slots, d]`` of a history, of all slots or of those ``[slots]`` that are kept."""
-        assert self.to_past is not None
-        bias = self.to_past.attention.position_bias
-        assert bias is not None
-        return Keys(self.to_past, *((keys, shift, bias.T) if kept is None else (keys[kept], shift, bias[kept].T)))
+
+class _PastAttention:
+    """Attention of blocks of items over one history after the other; arguments as of :class:`Catalogue`."""
+
+    def __init__(self, query: Query, asking: Asking, size: int) -> None:
+        self.query, self.asking = query, asking
+        slots = asking.past.shape[1]
+        self.used = ((asking.past != 0) * torch.arange(1, slots + 1)).amax(1).tolist()
+        self.room = asking.keys.new_empty(slots, len(query.heads), size)
+        self.weights = asking.keys.new_empty(slots, size)
+
+    def ask(self, place: int) -> None:
+        """It is about the user of this place from now on."""
+        used = self.used[place]
+        self.past = self.asking.past[place, :used]
+        self.keys = self.query.keys(self.asking.keys[place, :used], self.asking.shift[place])
+
+    def attend(self, first: int, out: Tensor) -> None:
+        """What the history is to items from the first on ``[d, size]``; 0 where there is none."""
+        of_heads, added, values = self.keys
+        scores, weights = self.room[: len(added)], self.weights[: len(added)]
+        of_block = self.query.projected[:, first : first + out.shape[1]]
+        torch.mm(of_heads.flatten(0, 1), of_block, out=scores.flatten(0, 1))
+        mean_of_heads(scores, added, self.past, len(self.room) - 1, first, weights)
+        torch.mm(values, weights, out=out)
+
+
+class _FieldAttention:
+    """Attention of blocks of items over the fields of a sample, for one user after the other.
+
+    Attributes:
+        rows: of what :meth:`attend` fills: what it pooled of fields that are not the user's, and the weights of those.
+    """
+
+    def __init__(self, catalogue: Catalogue, query: Query, asking: Asking, size: int) -> None:
+        self.catalogue, self.query, self.asking = catalogue, query, asking
+        (items, self.width, _), own = catalogue.fields.shape, asking.own.shape[1]
+        self.others, self.rows = items + catalogue.both, self.width + own
+        self.scores = asking.own.new_empty(self.others + own, len(query.heads), size)
+        self.weights = asking.own.new_empty(self.others + own, size)
+        self.asked = asking.own.new_empty(2, self.width, size)
+        self.everybody, self.shifted = torch.zeros(0, dtype=torch.long), bool(asking.shift.any())
+
+    def ask(self, place: int) -> Tensor:
+        """It is about the user of this place from now on.
+
+        Returns:
+            The first layer's different outputs, of what depends on both and of what :meth:`attend` fills.
+        """
+        self.shift = self.query.attention.query.weight @ self.asking.shift[place]
+        of_heads, added, values = self.query.keys(self.asking.own[place], self.asking.shift[place])
+        self.of_heads = of_heads.flatten(0, 1)
+        self.added = torch.cat([added.new_zeros(self.others, added.shape[1]), added])
+        different = self.catalogue.different
+        to_each = different[:, -self.width :]
+        return torch.cat(
+            [different[:, : -self.width], to_each @ self.query.attention.value.weight, to_each @ values], 1
+        )
+
+    def attend(self, first: int, varying: Tensor, out: Tensor) -> None:
+        """Fill ``[rows, size]`` for items from the first on, with the fields ``varying [fields, d, size]``."""
+        fields, heads, (query, asked) = self.catalogue.fields, self.query.heads, self.asked
+        block, items = slice(first, first + out.shape[1]), len(fields)
+        projected = self.query.projected[:, block]
+        torch.add(projected, self.shift.unsqueeze(1), out=query)
+        self.scores[:items] = self.catalogue.own_scores[:, :, block]
+        if self.shifted:
+            self.scores[:items] += (heads * self.shift) @ fields[:, :, block]
+        for number, field in enumerate(varying, items):
+            torch.mm(heads, torch.mul(query, field, out=asked), out=self.scores[number])
+        torch.mm(self.of_heads, projected, out=self.scores[self.others :].flatten(0, 1))
+        mean_of_heads(self.scores, self.added, self.everybody, 0, first, self.weights)
+        pooled(self.weights, fields, first, varying, out[: self.width])
+        out[self.width :] = self.weights[self.others :]
+
+
+class _Layers:
+    """The backbone's layers, of one block of items after the other; arguments as of :class:`Catalogue`."""
+
+    def __init__(self, catalogue: Catalogue, size: int) -> None:
+        self.catalogue = catalogue
+        rooms: list[Tensor] = []
+        for weight, _ in catalogue.others:
+            # Zeros before the first field and behind the last one, which the next layer's values may share.
+            edge = weight.shape[2] // 3 if weight.dim() == 3 else 0
+            inputs = len(weight) * edge if edge else weight.shape[1]
+            if not rooms or len(rooms[-1]) != inputs:
+                room = catalogue.fields.new_zeros(inputs + 2 * edge, size)
+                rooms.append(room[edge : edge + inputs])
+            else:
+                rooms.append(rooms[-1])
+        self.rooms = rooms
+        self.made = catalogue.fields.new_empty(max(len(room) for room in rooms), size)
+        self.own, none = torch.arange(len(self.made)), catalogue.row_of.new_full((len(self.made),), -1)
+        self.nothing = none, catalogue.fields.new_empty(0, size)
+
+    def run(self, constant: Tensor, made: Tensor, first: int, out: Tensor) -> None:
+        """Logits ``[T, size]`` of items from the first on.
+
+        Args:
+            constant: what the first layer makes of a user's own fields ``[outputs]``.
+            made: its different outputs, of what depends on both ``[rows, size]``.
+            first: the first item's number.
+            out: filled.
+        """
+        catalogue, (*others, last) = self.catalogue, self.catalogue.others
+        rectified(constant, catalogue.which, made, (catalogue.row_of, catalogue.items), first, self.rooms[0])
+        for (weight, bias), room, following in zip(others, self.rooms, self.rooms[1:], strict=False):
+            values = self.made[: len(following)]
+            if weight.dim() == 3:
+                (fields, outputs, seen), size = weight.shape, out.shape[1]
+                neighbours = room.as_strided((fields, seen, size), (seen // 3 * size, size, 1), 0)
+                torch.bmm(weight, neighbours, out=values.view(fields, outputs, size))
+            else:
+                torch.mm(weight, room, out=values)
+            rectified(bias, self.own, values, self.nothing, 0, following)
+        torch.addmm(last[1].unsqueeze(1), last[0], self.rooms[-1], out=out)
 
 
 class Kept:
-    """What was made for the latest few, such as clients: :data:`MOST` of them, so that many do not fill the memory."""
+    """What was made for the latest few, such as clients: :data:`MOST` of them, so that many do not fill the memory.
 
-    def __init__(self) -> None:
+    Args:
+        items: in the catalogue; of a large one, fewer are kept.
+    """
+
+    def __init__(self, items: int) -> None:
+        self.most = max(1, min(MOST, NUMBERS // (items * OF_ITEM)))
         self._made: OrderedDict[int, Any] = OrderedDict()
 
     def of(self, number: int, make: Callable[[], Any]) -> Any:
         """What was made for a number, or is made now."""
         if number not in self._made:
             self._made[number] = make()
-            if len(self._made) > MOST:
+            if len(self._made) > self.most:
                 self._made.popitem(last=False)
         self._made.move_to_end(number)
         return self._made[number]

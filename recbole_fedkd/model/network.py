@@ -15,7 +15,8 @@ from recbole_fedkd.distillation.exchange import FactorSettings
 from recbole_fedkd.distillation.losses import touched_squared_norm
 from recbole_fedkd.model.attention import TargetAttention
 from recbole_fedkd.model.backbone import BACKBONES
-from recbole_fedkd.model.catalogue import BLOCK, Catalogue, Keys, Queries, attended_fields, framed
+from recbole_fedkd.model.catalogue import Asking, Catalogue
+from recbole_fedkd.model.compiled import has_compiler
 from recbole_fedkd.model.known import KnownPairs
 
 Context = Mapping[str, Tensor]
@@ -350,20 +351,28 @@ class AttentiveNetwork(nn.Module):
         """What it knows of a pair as features; what merely teaches it, it does not see."""
         return self.known if self.architecture.known_features or not self.architecture.taught_by_fold_in else None
 
-    ranks = True
-    """It has :meth:`rank`."""
+    @property
+    def ranks(self) -> bool:
+        """Whether :meth:`rank` can be asked: it is in machine code, for the processor."""
+        table = self.embeddings[_module_name(self.item_id_field)].weight
+        on_processor = table.device.type == "cpu" and table.dtype == torch.float32
+        return on_processor and has_compiler() and bool(self.architecture.hidden_sizes)
 
     @torch.no_grad()
     def catalogue(self) -> Catalogue:
         """What :meth:`rank` needs of the items, whoever asks; it holds as long as no parameter changes."""
-        items = torch.arange(self.item_count, device=self.embeddings[_module_name(self.item_id_field)].weight.device)  # type: ignore[arg-type]
-        of_items = [self._embed(field, items) for field in self.item_fields]
+        of_items = [self._embed(field, torch.arange(self.item_count)) for field in self.item_fields]
+        items, rows, users = len(of_items), len(self.context_fields), len(self.user_fields)
+        of_item, of_row = [*range(items)], [*range(items, items + rows)]
         if self._seen is not None:
-            of_items.append(self.known_vectors(self._seen.vectors(items)))
+            of_items.append(self.known_vectors(self._seen.vectors(torch.arange(self.item_count))))
+            of_item.append(items + rows)
         fields = torch.stack([vectors.T for vectors in of_items])
-        query = fields.sum(0) / (len(fields) + len(self.context_fields))
-        asked = (self.field_attention, self.history_attention)
-        return Catalogue(fields, *(None if each is None else Queries(each, query) for each in asked))
+        own = len(of_item) + rows
+        of_both = range(own + users, own + users + (self.history_attention is not None) + (self._seen is not None))
+        places = of_item, [*of_row, *range(own, own + users)], [*of_both]
+        query = fields.sum(0) / (len(fields) + rows)
+        return Catalogue(fields, query, places, (self.field_attention, self.history_attention), self.backbone)
 
     def rank(self, users: Tensor, context: Context = NO_CONTEXT, catalogue: Catalogue | None = None) -> Tensor:
         """Logits ``[users, items, T]`` of every item, as :meth:`forward` has them but for the last bits; no gradient.
@@ -374,48 +383,22 @@ class AttentiveNetwork(nn.Module):
             catalogue: of the parameters as they are; None: it is made.
         """
         asked = catalogue if catalogue is not None else self.catalogue()
-        width = self.architecture.embedding_size
         of_rows = [self._embed_values(field, context[field], 2) for field in self.context_fields]
         of_users = [self._embed(field, users).unsqueeze(1) for field in self.user_fields]
-        of_context = torch.cat([asked.fields.new_zeros(len(users), 0, width), *of_rows], 1)
-        own = torch.cat([of_context, *of_users], 1)
+        none = asked.fields.new_zeros(len(users), 0, self.architecture.embedding_size)
+        of_context = torch.cat([none, *of_rows], 1)
         shift = of_context.sum(1) / (len(asked.fields) + len(of_rows))
-        past, keys = self._keys(users) if asked.to_past is not None else (None, None)
-        logits = asked.fields.new_empty(len(users), self.architecture.labels, self.item_count).transpose(1, 2)
-        everything = torch.arange(self.item_count, device=users.device)
-        blocks = [slice(at, at + BLOCK) for at in range(0, self.item_count, BLOCK)]
-        for place, user in enumerate(users):
-            varying = [*asked.fields]
-            if past is not None and keys is not None and asked.to_past is not None:
-                # An item that no slot holds does not see the oldest, an item of the history not itself.
-                projected, slots = asked.to_past.projected, past[place] != 0
-                others = slots.unsqueeze(1) & (past[place].unsqueeze(1) != past[place])
-                slots[-1] = False
-                history = asked.of_history(keys[place], shift[place], slots)
-                pooled = torch.cat([history.pooled(projected[:, block]) for block in blocks], 1)
-                of_all = asked.of_history(keys[place], shift[place])
-                pooled[:, past[place]] = of_all.pooled(projected[:, past[place]], others)
-                varying.append(pooled)
-            shortcut: Tensor | None = None
-            if self._seen is not None:
-                mean, features = self._seen.described(user.expand(self.item_count), everything)
-                varying.append(self.known_field(features).T)
-                shortcut = self._seen(mean, features)
-            row = Keys(asked.to_fields, own[place], shift[place]) if asked.to_fields is not None else None
-            for block in blocks:
-                some, added = [field[:, block] for field in varying], None
-                if row is not None:
-                    added = attended_fields(row, asked.own_scores[:, :, block], row.queries.projected[:, block], some)
-                fields = self._in_order(some, own[place].unsqueeze(2))
-                scored = self.backbone.ranked(framed(fields, added, some[0].shape[1])).T
-                logits[place, block] = scored if shortcut is None else scored + shortcut[block]
-        return logits + self.item_prior if self.architecture.item_prior else logits
+        past, keys = self._keys(users) if self.history_attention is not None else (users.new_zeros(len(users), 0), none)
+        everything = torch.arange(self.item_count)
 
-    def _in_order(self, varying: Sequence[Tensor], constant: Tensor) -> list[Tensor]:
-        """The fields of a row as :meth:`observe` has them, given those that depend on the item, and all others."""
-        items, rows, own = len(self.item_fields), len(self.context_fields), len(self.item_fields)
-        own += self._seen is not None
-        return [*varying[:items], *constant[:rows], *varying[items:own], *constant[rows:], *varying[own:]]
+        def pair(place: int) -> tuple[Tensor, Tensor]:
+            assert self._seen is not None
+            mean, features = self._seen.described(users[place].expand(self.item_count), everything)
+            return self.known_field(features).T, self._seen(mean, features).T
+
+        asking = Asking(torch.cat([of_context, *of_users], 1), shift, past, keys, None if self._seen is None else pair)
+        logits = asked.rank(asking, self.architecture.labels)
+        return logits + self.item_prior if self.architecture.item_prior else logits
 
     def touched_squared_norm(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """``R(w)`` of a batch (arguments as in :meth:`forward`): embedding rows outside the batch do not count."""

@@ -57,7 +57,10 @@ class TeacherAndStudent(nn.Module):
         logits: Tensor = served(users, items, context)
         return logits
 
-    ranks = True
+    @property
+    def ranks(self) -> bool:
+        """As of ``AttentiveNetwork``."""
+        return all(network.ranks for network in self._serving())
 
     def catalogue(self) -> tuple[Catalogue, ...]:
         """What :meth:`rank` needs of the items, of each network that serves."""

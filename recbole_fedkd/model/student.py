@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from typing import Any, ClassVar, Protocol
 
@@ -113,6 +114,15 @@ class LabelledRecommender(AbstractRecommender):
         """
         raise NotImplementedError
 
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """As long as it lasts, no parameter changes, so that what follows from them alone is computed once."""
+        before, self.kept = self.kept, self.kept or Kept(self.item_num)
+        try:
+            yield
+        finally:
+            self.kept = before
+
     def context_of(self, interaction: Any) -> dict[str, Tensor]:
         """Context of the rows of an interaction, ``[rows, ...]`` per field.
 
@@ -151,7 +161,11 @@ class LabelledRecommender(AbstractRecommender):
 
     def catalogue_of(self, network: Any, client: int = 0) -> Any:
         """What a client's network has made of its parameters; None where nothing is kept, or the network makes nothing."""
-        return self.kept.of(client, network.catalogue) if self.kept is not None and hasattr(network, "ranks") else None
+        return (
+            self.kept.of(client, network.catalogue)
+            if self.kept is not None and getattr(network, "ranks", False)
+            else None
+        )
 
 
 def one_target(context: Context) -> dict[str, Tensor]:

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recbole_fedkd.engine.fleet.compiled import has_compiler, steps_of_many
+from recbole_fedkd.engine.fleet.compiled import steps_of_many
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.optimizers import BatchedOptimizer, BatchedSGD, Tensors
 from recbole_fedkd.engine.fleet.samples import Epoch, FleetTask, LabelledSamples
 from recbole_fedkd.engine.fleet.store import Pack, Weights
 from recbole_fedkd.federated.strategy import Strategy
 from recbole_fedkd.federated.task import AttentiveTask
+from recbole_fedkd.model.compiled import has_compiler
 from recbole_fedkd.model.factorization import Factors, RowSums, looked_up
 
 Gradients = Callable[[Tensor], dict[str, Tensor | RowSums]]

@@ -1,49 +1,24 @@
-"""Loops in compiled code, where numba is installed: what torch does in a dozen passes through memory is done in one.
+"""Loops of the fleet in machine code.
 
-Whoever calls them has another way where :func:`has_compiler` says no, and for tensors of a GPU.
+Whoever calls them has another way where :func:`~recbole_fedkd.model.compiled.has_compiler` says no, and for tensors of a GPU.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Table = NDArray[np.float32]
-Ids = NDArray[np.int64]
+from recbole_fedkd.model.compiled import Ids, Table, compiled
+
 Losses = NDArray[np.float64]
 
 LARGE = 1e200
 """What a product of numbers up to 2 may come to."""
-
-ROUNDING = {"reassoc", "contract", "arcp", "nsz"}
-"""What the compiler may do to sums and products; what is not a number stays what it is."""
-
-
-@cache
-def has_compiler() -> bool:
-    """Whether numba is installed."""
-    return importlib.util.find_spec("numba") is not None
-
-
-@cache
-def compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """A function of arrays and numbers in machine code, which leaves Python's lock."""
-    from numba import njit
-
-    made: Any
-    try:
-        made = njit(function, nogil=True, fastmath=ROUNDING, cache=True)
-    except RuntimeError:  # there is no folder to keep it in
-        made = njit(function, nogil=True, fastmath=ROUNDING)
-    return made  # type: ignore[no-any-return]
 
 
 def steps_of_many(

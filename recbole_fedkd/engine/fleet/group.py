@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
 
-from recbole_fedkd.engine.fleet.compiled import has_compiler, touched_by_many
+from recbole_fedkd.engine.fleet.compiled import touched_by_many
 from recbole_fedkd.engine.fleet.store import Pack, RowStore, Weights, side_by_side
+from recbole_fedkd.model.compiled import has_compiler
 from recbole_fedkd.model.factorization import RowSums, dense
 from recbole_fedkd.model.pair import names_of
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recbole_fedkd.engine.fleet.compiled import add_changes, has_compiler, touched_by_many
+from recbole_fedkd.engine.fleet.compiled import add_changes, touched_by_many
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.store import Pack, Weights
 from recbole_fedkd.federated.strategy.base import ServerState
+from recbole_fedkd.model.compiled import has_compiler
 from recbole_fedkd.model.shared import SharedState
 
 

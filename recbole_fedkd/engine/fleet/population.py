@@ -132,7 +132,7 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
             bases[index] = group.base()
         served = group.served_by(torch.tensor(slot, device=self.client_of_user.device), bases[index])
         own = {f"network.{name}": value for name, value in served.items()}
-        if self.kept is None or not hasattr(group.whole, "ranks"):
+        if self.kept is None or not getattr(group.whole, "ranks", False):
             return own, None
         return own, functional_call(Caller(group.whole.eval(), lambda network: network.catalogue()), own, ())
 

@@ -15,13 +15,14 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 
 from recbole_fedkd.engine.fleet.batching import for_client, seen_by_losses
-from recbole_fedkd.engine.fleet.compiled import drawn_of_many, has_compiler
+from recbole_fedkd.engine.fleet.compiled import drawn_of_many
 from recbole_fedkd.engine.fleet.draws import Streams, filled_up
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.population import RecBoleFleetPopulation
 from recbole_fedkd.engine.fleet.store import Pack
 from recbole_fedkd.federated.draws import EpochDraws, KeyedEpoch
 from recbole_fedkd.federated.task import AttentiveTask, Samples, Step, click_loss, handed_logits, is_click, total_loss
+from recbole_fedkd.model.compiled import has_compiler
 
 CONTEXT = "context "
 """What an epoch's fields begin with that are the context of a row: a column may be called ``users``."""

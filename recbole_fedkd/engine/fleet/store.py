@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recbole_fedkd.engine.fleet.compiled import has_compiler, placed_by_many
+from recbole_fedkd.engine.fleet.compiled import placed_by_many
+from recbole_fedkd.model.compiled import has_compiler
 
 FEW = 1024
 """Rows of a piece that is joined with others where there are any."""
