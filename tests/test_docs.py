@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 import pytest
 
@@ -51,3 +52,29 @@ def test_units_of_the_documentation_are_ones_that_systemd_takes(tmp_path):
         file.write_text(unit.replace("/opt/fed/bin/recbole-fedkd", sys.executable))
     found = subprocess.run(["systemd-analyze", "verify", *files], capture_output=True, text=True, check=False)
     assert len(units) == 2 and (found.returncode, found.stderr) == (0, "")
+
+
+RESULTS = sorted(set((ROOT / "docs" / "results").glob("*.md")) - {ROOT / "docs" / "results" / "README.md"})
+
+
+@pytest.mark.parametrize("page", RESULTS, ids=lambda page: page.stem)
+def test_a_page_of_results_has_question_command_table_picture_and_what_follows(page):
+    text = page.read_text(encoding="utf-8")
+    assert re.match(r"# .+\n\n\*[^*\n]+\?\*\n", text), "the question"
+    assert re.search(r"recbole-fedkd (compare|audit|--model)|python benchmarks/", text), "the command"
+    assert re.search(r"!\[[^\]]{40,}\]\(\S+\.(svg|png)\)", text), "the picture, and what it shows"
+    table = re.search(r"^\|-[-|]+\|\n(\|.*\n)+", text, re.MULTILINE)
+    assert table is not None, "the table"
+    assert re.search(r"^(- )?\*\*|^\*\*.*\*\*", text, re.MULTILINE) or len(text[table.end() :]) > 500, "what follows"
+
+
+def test_pictures_of_results_show_the_rows_of_their_tables():
+    sys.path.insert(0, str(ROOT / "docs" / "hooks"))
+    import dots
+
+    for name, columns in dots.PICTURES.items():
+        text = (dots.RESULTS / f"{name}.md").read_text(encoding="utf-8")
+        picture = (dots.RESULTS / f"{name}.svg").read_text(encoding="utf-8")
+        for row, series, *_, told in dots.points(dots.table(text), columns):
+            for label in (row, series, told):
+                assert escape(label.replace("`", "").replace("**", "")) in picture, f"{name}: {label}"

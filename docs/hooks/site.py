@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 HERE = Path(__file__).resolve().parent
@@ -52,7 +52,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         written.append(relinking.moved(page, page.relative_to(DOCS).as_posix()))
     made |= relinking.source_pages(written)
     for uri, content in made.items():
-        files.append(File.generated(config, uri, content=content))
+        # Of a source there is no menu: whoever reads of it has a link to it.
+        shown = InclusionLevel.NOT_IN_NAV if uri.startswith("source/") else InclusionLevel.INCLUDED
+        files.append(File.generated(config, uri, content=content, inclusion=shown))
     return files
 
 
