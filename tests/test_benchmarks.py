@@ -68,6 +68,17 @@ def test_the_short_form_of_a_run_is_measured_in_all_its_parts(benchmarks, data_p
     assert all(f"| {name} |" in printed for name in names)
 
 
+def test_generated_populations_are_measured_and_laws_are_powers(benchmarks):
+    import population
+
+    power_laws = {users: {"linear": 3.0 * users, "constant": 7.0, "root": users**0.5} for users in (10, 100, 1000)}
+    assert population.laws(power_laws) == pytest.approx({"linear": 1.0, "constant": 0.0, "root": 0.5})
+    assert "| grows as users to the power of | 1.00 |" in population.table(power_laws)
+    keys = {"items": 40, "rounds": 1, "clients_per_round": 5, "serve_after": "training", "checkpoint": True}
+    found = population.measured(12, population.argparse.Namespace(**keys))
+    assert min(found.values()) > 0 and found["sent_gb"] * 1e9 > 2 * 5 * 41 * 32 * 4
+
+
 def test_no_default_loses_to_bias_on_a_small_table(benchmarks, tmp_path, monkeypatch):
     import floors
 

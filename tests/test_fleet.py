@@ -289,6 +289,18 @@ def test_a_round_has_less_padding_than_promised_and_says_how_much(prepared):
     assert 0 < trainer.engine.padding < MAX_PADDING
 
 
+def test_what_many_clients_hear_alike_is_in_memory_once(prepared):
+    keys = {"engine": "fleet", "partition": "user", "clients_per_round": 7, "serve_after": "training"}
+    _, trainer, _, _ = prepared(strategy="fedavg", **keys)
+    for index in range(2):
+        trainer.engine.run_round(index)
+        received = trainer.engine.downlink.received
+        assert len(received) >= 7
+        # A message of a round is read once by those who spoke in the round before, and once by the others.
+        for name in next(iter(received.values())):
+            assert len({known[name].data_ptr() for known in received.values()}) <= 1 + 2 * index
+
+
 def test_an_error_inside_packed_clients_names_them_and_the_round(prepared, monkeypatch):
     _, trainer, _, _ = prepared(engine="fleet", partition="user")
     trainer.engine.run_round(3)

@@ -26,15 +26,19 @@ def sealed(state: dict[str, Any]) -> bytes:
     """What is written for a state: torch's bytes and their seal."""
     stream = io.BytesIO()
     torch.save(state, stream)
-    content = stream.getvalue()
-    # The last two bytes of a zip file without a comment are the comment's length.
-    if content[-_END_LENGTH : -_END_LENGTH + 4] != _END_RECORD or content[-2:] != b"\0\0":
-        raise RuntimeError("torch.save writes another kind of file than a zip without a comment")
-    content = content[:-2] + _SEAL_LENGTH.to_bytes(2, "little")
-    return content + _seal(content)
+    # The last two bytes of a zip file without a comment are the comment's length. Of a large state there is one copy.
+    with stream.getbuffer() as content:
+        end = bytes(content[-_END_LENGTH:])
+        if end[:4] != _END_RECORD or end[-2:] != b"\0\0":
+            raise RuntimeError("torch.save writes another kind of file than a zip without a comment")
+        content[-2:] = _SEAL_LENGTH.to_bytes(2, "little")
+        seal = _seal(content)
+    stream.seek(0, io.SEEK_END)
+    stream.write(seal)
+    return stream.getvalue()
 
 
-def _seal(content: bytes) -> bytes:
+def _seal(content: bytes | memoryview) -> bytes:
     return _MARK + hashlib.sha256(content).hexdigest().encode()
 
 
@@ -70,7 +74,7 @@ def read_sealed(file: Path, kind: str = "checkpoint") -> tuple[dict[str, Any], b
         raise InputError(
             f"{kind} '{file}' cannot be read: it is truncated or damaged, or not a checkpoint of recbole_fedkd since 0.3.0"
         )
-    if seal != _seal(content[:-_SEAL_LENGTH]):
+    if seal != _seal(memoryview(content)[:-_SEAL_LENGTH]):
         raise InputError(
             f"{kind} '{file}' is damaged: its content is not what its checksum says; take another copy of it"
         )

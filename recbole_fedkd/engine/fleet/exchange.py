@@ -197,20 +197,26 @@ class OwnDownlink(Downlink):
         elementwise, alike = self.server.strategy.elementwise, dict[Hashable, list[int]]()
         news = {number: message for number, message in messages.items() if message is not None}
         self._fresh = set(news)
+        accumulates = self.server.strategy.accumulates
         for number, message in news.items():
-            alike.setdefault(heard_alike(self.links[number], message) if elementwise else number, []).append(number)
+            link = self.links[number]
+            joined = elementwise or not (link.sent or accumulates)
+            alike.setdefault(heard_alike(link, message) if joined else number, []).append(number)
         for together in alike.values():
+            if not elementwise:
+                # Of several, none has anything of its own that goes into it: it is kept once.
+                first = together[0]
+                made = understood(self.links[first], self.received.get(first, {}), news[first], self.device)
+                self.received.update(dict.fromkeys(together, made))
+                continue
             for begin in range(0, len(together), TOGETHER):
                 numbers = together[begin : begin + TOGETHER]
                 links, before = (
                     [self.links[number] for number in numbers],
                     [self.received.get(number, {}) for number in numbers],
                 )
-                if elementwise:
-                    made = understood_by_many(links, before, news[numbers[0]], self.device)
-                else:
-                    made = [understood(links[0], before[0], news[numbers[0]], self.device)]
-                self.received.update(zip(numbers, made, strict=True))
+                each = understood_by_many(links, before, news[numbers[0]], self.device)
+                self.received.update(zip(numbers, each, strict=True))
 
     def hear(self, chosen: Sequence[int], round_index: int) -> dict[int, int]:
         """To each its own; what is said to several is read once, unless each holds another version of a network."""

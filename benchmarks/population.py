@@ -1,0 +1,170 @@
+"""Generated populations, a user a client: what a round costs as a power of their number, and what of it their number decides.
+
+    python benchmarks/population.py --users=10000,100000,1000000 [--items=100000]
+    python benchmarks/population.py --users=100000,1000000 --clients_per_round=1000 --checkpoint
+
+Rounds of the preset ``pfedrec`` over about 18 interactions a user, whose activity and items follow power laws. Every size runs
+in a process of its own. Printed are processor time and clock of the fastest round after one that is not counted, bytes sent,
+memory that is held between rounds and at the peak of one, and where asked for, what a checkpoint after a round takes; then the
+fitted exponents: a cost grows as users to that power.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from turns import cost_of
+
+from recbole_fedkd.checkpoint import sealed
+from recbole_fedkd.compat import keep_freed_memory
+from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.data.schema import ClientRows, DataSchema
+from recbole_fedkd.engine import FleetEngine
+from recbole_fedkd.engine.fleet.optimizers import BatchedSGD
+from recbole_fedkd.engine.fleet.population import FleetPopulation
+from recbole_fedkd.engine.fleet.samples import LabelledSamples
+from recbole_fedkd.federated.client import ClientSettings
+from recbole_fedkd.federated.knowledge import Sizes
+from recbole_fedkd.federated.server import Server
+from recbole_fedkd.federated.strategy import STRATEGIES
+from recbole_fedkd.federated.task import AttentiveTask, Samples
+from recbole_fedkd.files import write_bytes
+from recbole_fedkd.model.shared import SharedState
+from recbole_fedkd.quick_start import processor_settings
+
+MEAN = 20
+"""Mean interactions per user, about."""
+BATCH, NEGATIVES = 256, 4
+
+
+def power_law_counts(users: int, items: int, generator: np.random.Generator) -> np.ndarray:
+    """Interactions per user ``[users]``: a Pareto tail with exponent 1.5, cut at a tenth of the items."""
+    counts = np.rint((1 + generator.pareto(1.5, users)) * MEAN / 3.0)
+    return np.minimum(np.maximum(1, counts), items // 10).astype(np.int64)
+
+
+def power_law_items(count: int, items: int, generator: np.random.Generator) -> np.ndarray:
+    """Items of interactions ``[count]``, some of which are much more popular than others."""
+    popularity = generator.permutation(items) + 1
+    return popularity[(generator.random(count) ** 3 * items).astype(np.int64)]
+
+
+def schema_of(users: int, items: int) -> DataSchema:
+    """As much of a dataset as a population of ``PFedRec`` reads."""
+    names = {"uid_field": "user_id", "iid_field": "item_id", "label_field": None, "time_field": None}
+    return DataSchema("generated", users, users + 1, items + 1, names, {}, (0.0, 1.0), True, (), (), (), {})
+
+
+def engine_of(users: int, arguments: argparse.Namespace) -> tuple[FleetPopulation, FleetEngine]:
+    """A population of generated users, and the engine that trains it."""
+    keys = {"preset": "pfedrec", "engine": "fleet", "state": "ERROR", "serve_after": arguments.serve_after}
+    config, generator, items = (
+        FedKDConfig("PFedRec", "ml-100k", config_dict=keys),
+        np.random.default_rng(0),
+        arguments.items,
+    )
+    sizes = torch.from_numpy(power_law_counts(users, items, generator))
+    chosen = torch.from_numpy(power_law_items(int(sizes.sum()), items, generator))
+    rows, ones = ClientRows(torch.arange(1, users + 1), {}, {}), torch.ones_like(chosen)
+    population = FleetPopulation(config, schema_of(users, items), rows, torch.arange(-1, users))
+    strategy, shared = STRATEGIES["fedavg"].of(config, Sizes(users, 2, items + 1)), population.client_groups[0].whole
+    server = Server(strategy, 0, arguments.clients_per_round)
+    server.start(SharedState(shared, lambda: population.private_rows(0)))
+    task = LabelledSamples(AttentiveTask, Samples(ones, chosen, ones), sizes, 2, BATCH, 0.0, NEGATIVES, items + 1)
+    settings, everybody = ClientSettings(1, True, False, 0, None, True), arguments.clients_per_round is None
+    return population, FleetEngine(
+        server, population, task, settings, BatchedSGD(0.1), population.memory, everybody=everybody
+    )
+
+
+def memory(kind: str) -> float:
+    """Gigabytes of this process: ``VmRSS`` now, ``VmHWM`` at most since :func:`forget_peak`."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind))
+    return int(line.split()[1]) / 2**20
+
+
+def forget_peak() -> None:
+    """The peak of memory is that of what comes."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def measured(users: int, arguments: argparse.Namespace) -> dict[str, float]:
+    """What rounds of so many users cost."""
+    population, engine = engine_of(users, arguments)
+    keep_freed_memory()
+    engine.run_round(0)
+    held, sent = memory("VmRSS"), list[int]()
+    forget_peak()
+    costs = [
+        cost_of(lambda index=index: sent.append(engine.run_round(index).total_bytes))
+        for index in range(1, 1 + arguments.rounds)
+    ]
+    found = {
+        "processor_s": min(cost.processor for cost in costs),
+        "clock_s": min(cost.clock for cost in costs),
+        "sent_gb": sent[-1] / 1e9,
+        "held_gb": held,
+        "peak_gb": memory("VmHWM"),
+    }
+    if arguments.checkpoint:
+        forget_peak()
+        started = perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            content = sealed({"state_dict": population.state_dict(), "training": engine.state_dict()})
+            write_bytes(content, Path(folder) / "last.pth")
+        found |= {"saved_gb": len(content) / 1e9, "saved_s": perf_counter() - started, "saving_gb": memory("VmHWM")}
+    return found
+
+
+def laws(results: dict[int, dict[str, float]]) -> dict[str, float]:
+    """By cost the exponent ``p`` of the fit ``users ** p``, least squares of the logarithms."""
+    users = np.log(list(results))
+    return {
+        name: float(np.polyfit(users, np.log([row[name] for row in results.values()]), 1)[0])
+        for name in next(iter(results.values()))
+    }
+
+
+def table(results: dict[int, dict[str, float]]) -> str:
+    """A row for every size, and the exponents below."""
+    names = list(next(iter(results.values())))
+    rows = [["users", *names]] + [
+        [f"{users:,}", *(f"{row[name]:.4g}" for name in names)] for users, row in results.items()
+    ]
+    if len(results) > 1:
+        rows.append(["grows as users to the power of", *(f"{power:.2f}" for power in laws(results).values())])
+    rows.insert(1, ["---"] * len(rows[0]))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", default="10000,100000,1000000")
+    parser.add_argument("--items", type=int, default=5000)
+    parser.add_argument("--rounds", type=int, default=2, help="counted rounds")
+    parser.add_argument("--clients_per_round", type=int, help="default: all of them")
+    parser.add_argument("--serve_after", default="aggregation", choices=("aggregation", "training"))
+    parser.add_argument("--checkpoint", action="store_true", help="also what a checkpoint takes")
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    sizes = [int(users) for users in arguments.users.split(",")]
+    if arguments.alone:
+        with processor_settings(threads=1):
+            print(json.dumps(measured(sizes[0], arguments)))
+        return
+    results = {}
+    for users in sizes:
+        command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], f"--users={users}", "--alone"]
+        printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        results[users] = json.loads(printed.splitlines()[-1])
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
