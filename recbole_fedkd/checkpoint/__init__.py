@@ -5,6 +5,7 @@ file to open.
 """
 
 from recbole_fedkd.checkpoint.growing import CLIENTS, GrowingRecord, read_growing
+from recbole_fedkd.checkpoint.large import LargeTensors
 from recbole_fedkd.checkpoint.reading import (
     BEST,
     CHECKPOINT_VERSION,
@@ -36,6 +37,7 @@ __all__ = [
     "ROWS",
     "Checkpoint",
     "GrowingRecord",
+    "LargeTensors",
     "best_checkpoint",
     "check_names_no_file",
     "check_optimizer",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +19,55 @@ CLIENTS = "clients.jsonl"
 
 
 class GrowingRecord:
-    """Lines of JSON, written one by one; :meth:`state` is what a checkpoint keeps of them.
+    """Lines of JSON, written one by one, or other bytes; :meth:`state` is what a checkpoint keeps of them.
 
     Args:
-        begun: lines that are there already.
+        begun: what is there already.
+
+    Attributes:
+        length: bytes so far.
     """
 
     def __init__(self, begun: bytes = b"") -> None:
         self.begun = begun
-        self._length, self._digest = len(begun), hashlib.sha256(begun)
+        self.length, self._digest = len(begun), hashlib.sha256(begun)
 
     def append(self, line: Mapping[str, Any], file: Path) -> None:
-        """Add a line, on the disk before this returns; raises :class:`TrainingError` if it cannot be written."""
-        content = (json.dumps(line) + "\n").encode()
+        """Add a line; see :meth:`extend`."""
+        self.extend([(json.dumps(line) + "\n").encode()], file)
+
+    def extend(self, parts: Iterable[bytes | memoryview], file: Path) -> None:
+        """Add bytes, on the disk before this returns; raises :class:`TrainingError` if they cannot be written."""
+        length, digest = self.length, self._digest.copy()
         try:
             with file.open("r+b" if file.exists() else "wb") as stream:
-                stream.truncate(self._length)
-                stream.seek(self._length)
-                stream.write(content)
+                stream.truncate(length)
+                stream.seek(length)
+                for part in parts:
+                    stream.write(part)
+                    digest.update(part)
+                    length += len(part)
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
             raise TrainingError(f"'{file}' cannot be written: {error.strerror or error}") from error
-        self._length += len(content)
-        self._digest.update(content)
+        self.length, self._digest = length, digest
 
     def state(self) -> dict[str, Any]:
         """Its length in bytes, and the digest of them."""
-        return {"bytes": self._length, "digest": self._digest.hexdigest()}
+        return {"bytes": self.length, "digest": self._digest.hexdigest()}
 
 
-def read_growing(file: Path, state: Mapping[str, Any]) -> bytes | None:
-    """The lines that a checkpoint speaks of; None where the file is not there, as beside a checkpoint that was copied alone.
+_REMEDY = "take another copy of it, or remove it to go on without what single clients cost so far"
+
+
+def read_growing(file: Path, state: Mapping[str, Any], remedy: str = _REMEDY) -> bytes | None:
+    """What a checkpoint speaks of; None where the file is not there, as beside a checkpoint that was copied alone.
 
     Args:
         file: of a :class:`GrowingRecord`.
         state: what :meth:`GrowingRecord.state` was.
+        remedy: what may be done about a file that is another one, the end of a sentence.
 
     Raises:
         InputError: the file is not the one that the checkpoint speaks of.
@@ -71,6 +84,6 @@ def read_growing(file: Path, state: Mapping[str, Any]) -> bytes | None:
     if len(content) != state["bytes"] or hashlib.sha256(content).hexdigest() != state["digest"]:
         raise InputError(
             f"'{file}' is damaged, or that of another run: its first {state['bytes']} bytes are not what the checkpoint says; "
-            "take another copy of it, or remove it to go on without what single clients cost so far"
+            + remedy
         )
     return content

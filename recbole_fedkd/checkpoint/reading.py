@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from recbole_fedkd.checkpoint.large import large_file, put_back
 from recbole_fedkd.checkpoint.sealed import digest, read_sealed, write_sealed
 from recbole_fedkd.errors import InputError
 
@@ -29,11 +30,13 @@ class Checkpoint:
         file: where it lies.
         state: its fields, all there and of the right form.
         content: all of the file.
+        beside: the file that holds its large tensors; None: it does itself.
     """
 
     file: Path
     state: dict[str, Any]
     content: bytes
+    beside: Path | None
 
     @property
     def digest(self) -> str:
@@ -129,9 +132,10 @@ def open_checkpoint(file: Path) -> Checkpoint:
     """
     if not file.is_file():
         raise InputError(f"checkpoint '{file}' does not exist")
-    state, content = read_sealed(file)
+    sealed, content = read_sealed(file)
+    state = put_back(sealed, file)
     _check_form(state, file)
-    return Checkpoint(file, state, content)
+    return Checkpoint(file, state, content, large_file(sealed, file))
 
 
 def last_and_best(path: str | Path) -> tuple[Checkpoint, Checkpoint | None]:

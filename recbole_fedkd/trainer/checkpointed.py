@@ -32,6 +32,7 @@ from recbole_fedkd.checkpoint import (
     ROWS,
     Checkpoint,
     GrowingRecord,
+    LargeTensors,
     best_checkpoint,
     check_optimizer,
     check_same_config,
@@ -105,11 +106,11 @@ class CheckpointTrainer(Trainer):
         self._train_data: Any = None
         self._resumed_random: dict[str, Any] | None = None
         self._latest_valid_result: dict[str, float] | None = None
-        self._saving = False
-        self._has_valid_data = False
+        self._saving = self._has_valid_data = False
         self._resumed_from: tuple[Checkpoint, Checkpoint | None] | None = None
         self._best_digest: str | None = None
         self._of_clients = GrowingRecord()
+        self._large = LargeTensors(bool(config["clients_per_round"]))  # of clients that sit out nothing changes
         self._fingerprint: Fingerprint | None = None
         self.best_epoch: int | None = None
         self.protocols: dict[str, str] = {}
@@ -215,12 +216,13 @@ class CheckpointTrainer(Trainer):
             line = client_line(number_of(epoch), self.rounds[-1])
             if line is not None:
                 self._of_clients.append(line, self.run_folder / CLIENTS)
-            content = sealed(self._state(epoch))
+            content = sealed(self._large.taken_out(self._state(epoch), self.run_folder, number_of(epoch)))
             write_bytes(content, self.run_folder / LAST)
             if improved:
                 self._best_digest = digest(content)
                 write_bytes(content, Path(self.saved_model_file))
                 self.logger.info(set_color("Saving current", "blue") + f": {self.saved_model_file}")
+            self._large.tidy(self.run_folder, improved)
         if self.on_round is not None:
             self.on_round(number_of(epoch), self.epochs, asdict(self.rounds[-1]))
 
@@ -390,6 +392,7 @@ class CheckpointTrainer(Trainer):
             return
         last, best = self._resumed_from
         self._resumed_from = None
+        self._large.go_on(self.run_folder, last.beside, best.beside if best is not None else None)
         if self._of_clients.begun:
             write_bytes(self._of_clients.begun, self.run_folder / CLIENTS)
         # As after an epoch: the state first where it is its own best, and its best one first where it is not.
@@ -406,7 +409,7 @@ class CheckpointTrainer(Trainer):
 
         Args:
             resume_file: a checkpoint file or run folder.
-            found: it and the best one that it speaks of, where they have been read already.
+            checkpoints: it and the best one that it speaks of, where they have been read already.
 
         Raises:
             InputError: the checkpoint cannot be read, does not fit, or is that of another config.
@@ -421,8 +424,7 @@ class CheckpointTrainer(Trainer):
             self._take_clients(last)
         self.start_epoch = state["epoch"] + 1
         self.cur_step = state["cur_step"]
-        self.best_valid_score = state["best_valid_score"]
-        self.best_valid_result = state["best_valid_result"]
+        self.best_valid_score, self.best_valid_result = state["best_valid_score"], state["best_valid_result"]
         self.train_loss_dict = state["train_loss"]
         self._resumed_random = state["random"]
         self.best_epoch = state["best_epoch"]
