@@ -117,7 +117,7 @@ def test_times_are_numbers_or_dates(dates, seconds):
         ("just a text\nand more\n", [], "has one column, 'just a text'"),
         (ROWS, ["--user=usrId"], "has no column 'usrId' for user; it has userId, movieId, rating, timestamp; did you"),
         (ROWS, ["--user=movieId", "--item=movieId"], "is named for both user and item"),
-        ("a,b,c\n1,2,3\n", [], "has no column that looks like the user: it has a, b, c; say --user=<column>"),
+        ("a,b,c\n1,2,3\n", [], "the user or the item: it has a, b, c; say --user=<column> --item=<column>, and"),
         ("user,b,c\n1,2,3\n", [], "has no column that looks like the item"),
         ("userId,userId,item\n1,2,3\n", [], "has two columns \'userId\'; rename one"),
         ("user,item,rating\n1,2,good\n1,3,bad\n", [], "holds no number to rate by, but 'good'; name another by --rating"),

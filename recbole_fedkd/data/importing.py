@@ -238,11 +238,15 @@ def _columns(frame: pd.DataFrame, named: Mapping[str, str | None], what: str) ->
         if column is not None:
             columns[role] = column
             guessed.append(role)
-    for role in ("user", "item"):
-        if role not in columns:
-            raise InputError(
-                f"{what} has no column that looks like the {role}: it has {listed(names)}; say --{role}=<column>"
-            )
+    missing = [role for role in ("user", "item") if role not in columns]
+    if missing:
+        # All at once: who names one column after another runs the command as often.
+        optional = [f"--{role}" for role in ("rating", "time") if role not in columns and named.get(role) != ""]
+        likewise = f", and {' and '.join(optional)} likewise where there is one" if optional else ""
+        raise InputError(
+            f"{what} has no column that looks like the {' or the '.join(missing)}: it has {listed(names)}; say "
+            f"{' '.join(f'--{role}=<column>' for role in missing)}{likewise}"
+        )
     return {role: columns[role] for role in ROLES if role in columns}, guessed
 
 
