@@ -5,8 +5,9 @@
 
 Every case runs in a process of its own, one after the other, ``--turns`` times in turn, so that a change of the machine's speed
 meets all. Torch computes on one thread; the fleet trains packs in as many threads as there are cores, JAX does what it does by
-itself. Printed are the fastest round of each case, in seconds of the clock and of the processor (the latter says more on a
-busy machine), ratios to the first case of both, peak memory and clients per second. Rounds include the sampling of negatives.
+itself. Printed are, of each case's fastest round in a turn, the medians in seconds of the processor (which say more on a busy
+machine) and of the clock, their ratios to the reference with the spread of these over the turns, who else was running, and
+peak memory. Rounds include the sampling of negatives.
 """
 
 import argparse
@@ -23,6 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from turns import Cost, Others, table
 
 from recbole_fedkd.compat import keep_freed_memory
 from recbole_fedkd.config import FedKDConfig
@@ -109,18 +111,14 @@ def run_apart(case: str, arguments: argparse.Namespace) -> dict[str, float]:
     return measured
 
 
-def fastest(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
-    """Of two measurements of a case the smaller of every time."""
-    return {name: min(value, other[name]) for name, value in one.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--data_path")
     parser.add_argument("--rounds", type=int, default=3, help="counted rounds of a case in a turn")
-    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--cases", help="comma-separated; default: all")
+    parser.add_argument("--reference", help="the case that others are told as ratios of; default: the first")
     parser.add_argument("--fedjax", help="an interpreter that has fedjax, to run the same maths by it")
     parser.add_argument("--pfl", help="the same for pfl")
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -131,23 +129,19 @@ def main() -> None:
             print(json.dumps(run_case(arguments.case, arguments)))
         return
     names = arguments.cases.split(",") if arguments.cases else list(CASES)
-    results: dict[str, dict[str, float]] = {}
+    results: dict[str, list[dict[str, float]]] = {}
+    others = Others()
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(arguments.turns):
             for name in names:
-                measured = run_apart(name, arguments)
-                results[name] = fastest(results[name], measured) if name in results else measured
+                results.setdefault(name, []).append(run_apart(name, arguments))
             for library, title in OTHERS.items():
-                if not getattr(arguments, library):
-                    continue
-                measured = run_other(library, arguments, Path(folder))
-                name = f"pfedrec by {title}"
-                results[name] = fastest(results[name], measured) if name in results else measured
-    base = next(iter(results.values()))
-    for name, row in results.items():
-        speed = f"{row['clients'] / row['seconds']:.0f} clients/s" if "clients" in row else ""
-        times = [f"{row[kind]:8.2f} s ({row[kind] / base[kind]:6.2f})" for kind in ("seconds", "processor_seconds")]
-        print(f"{name:32} {times[0]}, processor {times[1]}, {row['peak_gb']:5.2f} GB {speed}")
+                if getattr(arguments, library):
+                    results.setdefault(f"pfedrec by {title}", []).append(run_other(library, arguments, Path(folder)))
+    costs = {name: [Cost(row["seconds"], row["processor_seconds"]) for row in rows] for name, rows in results.items()}
+    print(table(costs, arguments.reference or names[0], others.told()))
+    for name, rows in results.items():
+        print(f"{name}: at most {max(row['peak_gb'] for row in rows):.2f} GB")
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from recbole_fedkd import load_data_and_model
 from recbole_fedkd.checkpoint import large, read_checkpoint
 from recbole_fedkd.checkpoint.growing import GrowingRecord
 from recbole_fedkd.errors import InputError, TrainingError
+from recbole_fedkd.experiment.grid import Cell
+from recbole_fedkd.experiment.records import checkpoint_folder, keep_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +43,8 @@ counts = st.lists(st.integers(0, 4), min_size=3, max_size=3)
 numbers = st.lists(st.sampled_from([0.0, 1.0, 2.0]), max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@example([([0, 0, 0], [], 0)] * 4 + [([0, 1, 0], [], 0), ([0, 0, 3], [], 0)])
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(counts, numbers, st.integers(0, 40)), min_size=1, max_size=6))
 def test_every_state_comes_back_as_it_was_whatever_grew_shrank_or_vanished(tmp_path_factory, states):
     folder = tmp_path_factory.mktemp("run")
@@ -154,8 +157,11 @@ def test_a_run_killed_anywhere_around_a_checkpoint_goes_on_to_the_same_end(run, 
         assert 1 <= len(list(Path(again["run_folder"]).glob("tensors-*.bin"))) <= 2
 
 
-def test_a_missing_or_damaged_file_is_one_sentence(run):
+def test_a_kept_checkpoint_loads_and_a_missing_or_damaged_file_is_one_sentence(run, tmp_path):
     folder = Path(run(**KEYS, epochs=1)["run_folder"])
+    cell = Cell("name", "row", {}, 1, {})
+    keep_checkpoint(tmp_path, cell, folder)
+    load_data_and_model(checkpoint_folder(tmp_path, cell))
     (file,) = folder.glob("tensors-*.bin")
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1

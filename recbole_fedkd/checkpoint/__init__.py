@@ -5,7 +5,7 @@ file to open.
 """
 
 from recbole_fedkd.checkpoint.growing import CLIENTS, GrowingRecord, read_growing
-from recbole_fedkd.checkpoint.large import LargeTensors
+from recbole_fedkd.checkpoint.large import LARGE_FILES, LargeTensors
 from recbole_fedkd.checkpoint.reading import (
     BEST,
     CHECKPOINT_VERSION,
@@ -33,6 +33,7 @@ __all__ = [
     "BEST",
     "CHECKPOINT_VERSION",
     "CLIENTS",
+    "LARGE_FILES",
     "LAST",
     "ROWS",
     "Checkpoint",

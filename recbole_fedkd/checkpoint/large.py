@@ -29,6 +29,7 @@ FIELD = "large_tensors"
 LARGE, PIECE = 2**20, 4096
 """Bytes of a tensor that is kept apart, and of a piece of one that has no rows of clients."""
 
+LARGE_FILES = "tensors-*.bin"
 _NAME = re.compile(r"tensors-\d+\.bin")
 _HEADER = struct.Struct("<Q")
 
@@ -79,7 +80,7 @@ class LargeTensors:
         content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
         known, ends = self._known.setdefault(path, {}), bounds.tolist()
         filled = np.flatnonzero(np.diff(bounds)).tolist()
-        changed = sorted(known.keys() - set(filled)) if len(known) > len(filled) else []
+        changed = sorted(known.keys() - set(filled))
         for place in changed:
             del known[place]
         runs: list[list[int]] = []

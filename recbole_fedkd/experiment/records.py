@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recbole_fedkd.checkpoint import BEST, ROWS
+from recbole_fedkd.checkpoint import BEST, LARGE_FILES, ROWS
 from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.experiment.grid import Cell, Experiment, digest_of
 from recbole_fedkd.files import json_ready, write_bytes, write_json, written_whole
@@ -77,9 +77,9 @@ def keep_checkpoint(folder: Path, cell: Cell, run_folder: Path) -> None:
     """Take over the best checkpoint of a run, and what is needed to load it."""
     target = checkpoint_folder(folder, cell)
     target.mkdir(parents=True, exist_ok=True)
-    for name in (BEST, ROWS, "partition.json"):
-        if (run_folder / name).is_file():
-            write_bytes((run_folder / name).read_bytes(), target / name)
+    for pattern in (LARGE_FILES, BEST, ROWS, "partition.json"):
+        for file in run_folder.glob(pattern):
+            write_bytes(file.read_bytes(), target / file.name)
 
 
 def work_folder(folder: Path, cell: Cell) -> Path:
