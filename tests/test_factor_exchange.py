@@ -113,7 +113,7 @@ def test_features_of_a_row_are_those_of_the_pair_once_the_row_is_gone():
         torch.testing.assert_close(mean[row], predicted[0], atol=1e-8, rtol=0)
 
 
-def test_a_head_starts_as_a_normal_distribution_around_the_fold_in():
+def test_a_head_starts_as_a_distribution_with_what_the_fold_in_predicts_for_a_mean():
     rows, labels = random_rows(torch.arange(USERS))
     exchange = FactorExchange(SETTINGS, rows, labels, VALUES)
     head = FactorHead(exchange, 4)
@@ -121,10 +121,14 @@ def test_a_head_starts_as_a_normal_distribution_around_the_fold_in():
     totals, said = exchanged([exchange])
     head.know(totals, {name: torch.zeros_like(value) for name, value in said[0].items()})
     tables = item_tables(SETTINGS, totals, None, VALUES)
-    mean, _ = exchange.known_users(tables).of_pairs(torch.tensor([3]), torch.tensor([5]))
-    expected = (-((VALUES.double() - mean) ** 2) / (2 * tables.noise)).softmax(0)
-    found = head(torch.tensor([3]), torch.tensor([[5]])).softmax(-1).flatten()
-    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+    everything = torch.arange(ITEMS)
+    mean, _ = exchange.known_users(tables).of_pairs(torch.full((ITEMS,), 3), everything)
+    expected = factors.distribution_of_mean(mean, float(tables.noise.sqrt()), VALUES)
+    found = head(torch.tensor([3]), everything.unsqueeze(0)).softmax(-1).squeeze(0).double()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    low, high = float(VALUES[0]), float(VALUES[-1])
+    inside = factors.MARGIN * (high - low)
+    torch.testing.assert_close(found @ VALUES.double(), mean.clamp(low + inside, high - inside), atol=1e-4, rtol=0)
 
 
 def test_a_loaded_head_predicts_as_before(run, tmp_path):

@@ -326,8 +326,17 @@ def prior_precision(vectors: Tensor, uncertainty: Uncertainty, counts: Tensor, n
 def distribution_of_mean(mean: Tensor, spread: float, values: Tensor) -> Tensor:
     """Label distributions ``[n, T]`` that look like a normal one and have exactly the given means.
 
-    ``p_t`` is proportional to ``exp(-(v_t - a)^2 / (2 spread^2))`` with ``a`` such that ``sum_t p_t v_t`` is the mean, which a
-    normal distribution cut into labels would pull inwards. With two labels it is the mean itself, read as a probability.
+    With two labels a distribution is the mean itself, read as a probability. Arguments as of :func:`middle_of_mean`.
+    """
+    values = values.to(mean.dtype)
+    return _tilted(middle_of_mean(mean, spread, values), spread, values)
+
+
+def middle_of_mean(mean: Tensor, spread: float, values: Tensor) -> Tensor:
+    """Middles ``a [n]`` of normal distributions that have exactly the given means once they are cut into labels.
+
+    ``p_t`` is proportional to ``exp(-(v_t - a)^2 / (2 spread^2))`` with ``a`` such that ``sum_t p_t v_t`` is the mean; with the
+    mean itself for ``a`` it would be pulled inwards.
 
     Args:
         mean: predicted label values ``[n]``; they are kept a hundredth of the labels' range inside, so that nothing is certain.
@@ -347,7 +356,7 @@ def distribution_of_mean(mean: Tensor, spread: float, values: Tensor) -> Tensor:
     index = torch.searchsorted(reached, mean.contiguous()).clamp(1, len(grid) - 1)
     low, high = reached[index - 1], reached[index]
     share = ((mean - low) / (high - low).clamp(min=1e-300)).clamp(0, 1)
-    return _tilted(grid[index - 1] + share * (grid[index] - grid[index - 1]), spread, values)
+    return grid[index - 1] + share * (grid[index] - grid[index - 1])
 
 
 def _tilted(location: Tensor, spread: float, values: Tensor) -> Tensor:

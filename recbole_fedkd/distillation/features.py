@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recbole_fedkd.distillation.factors import Curvature, FoldedUsers, Rows
+from recbole_fedkd.distillation.factors import Curvature, FoldedUsers, Rows, middle_of_mean
 
 HISTOGRAM_STRENGTH = 5.0
 """Rows of the common label histogram that a user's or an item's own leans on."""
@@ -90,9 +90,14 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     return features.mean(0), features.std(0, correction=0).clamp(min=LEAST_DEVIATION)
 
 
-def normal_logits(values: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
-    """Logits ``[n, T]`` of a normal distribution cut into the label values ``[T]``, around means ``[n]``."""
-    return -((values - mean.unsqueeze(1)) ** 2) / (2 * spread * spread)
+def normal_logits(values: Tensor, middle: Tensor, spread: Tensor) -> Tensor:
+    """Logits ``[n, T]`` of a normal distribution cut into the label values ``[T]``, around ``[n]``."""
+    return -((values - middle.unsqueeze(1)) ** 2) / (2 * spread * spread)
+
+
+def middles(mean: Tensor, noise: Tensor, values: Tensor) -> Tensor:
+    """Where :func:`normal_logits` of variance ``noise`` must lie to have predicted labels ``[n]`` for means, ``[n]``."""
+    return middle_of_mean(mean.double(), float(noise.sqrt()), values.double()).float()
 
 
 class KnownUsers:

@@ -14,9 +14,10 @@ from recbole_fedkd.model.received import ReceivedTables
 
 
 class FactorHead(ReceivedTables):
-    """``-(v_t - mean)^2 / (2 s^2)`` plus a linear map and a perceptron of the features, as logits.
+    """``-(v_t - a)^2 / (2 s^2)`` plus a linear map and a perceptron of the features, as logits.
 
-    At the start the maps are zero, so that the head is a discretised normal distribution around what the fold-in predicts.
+    At the start the maps are zero, so that the head is a discretised normal distribution, whose mean is what the fold-in
+    predicts.
 
     Args:
         exchange: as of the base class.
@@ -46,25 +47,25 @@ class FactorHead(ReceivedTables):
                 self.known_scalars[0].float().expand(len(index)),
                 self.feature_mean.new_zeros(len(index), len(self.feature_mean)),
             )
-        mean, features = self.of_rows
-        return self.logits(mean[index], features[index])
+        middle, features = self.of_rows
+        return self.logits(middle[index], features[index])
 
     def forward(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Logits ``[batch, targets, T]`` of local users ``[batch]``, from 1, and items ``[batch, targets]``, in any context."""
         mean, features = self.known_users.of_pairs(users.repeat_interleave(items.shape[1]), items.flatten())
-        return self.described(mean, features).view(*items.shape, -1)
+        return self.described(self.middles(mean), features).view(*items.shape, -1)
 
-    def described(self, mean: Tensor, features: Tensor) -> Tensor:
-        """Logits ``[n, T]`` of pairs as :meth:`KnownUsers.of_pairs` describes them."""
-        return self.logits(mean.float(), self.standardised(features))
+    def described(self, middle: Tensor, features: Tensor) -> Tensor:
+        """Logits ``[n, T]`` of pairs as :meth:`KnownUsers.of_pairs` describes them, given the :meth:`middles`."""
+        return self.logits(middle, self.standardised(features))
 
     def squared_norm(self) -> Tensor:
         """``R(w)``: of the head's weights, all of which every batch touches."""
         return torch.stack([weight.square().sum() for weight in self.parameters()]).sum()
 
-    def logits(self, mean: Tensor, features: Tensor) -> Tensor:
-        """Logits ``[n, T]`` given predicted labels ``[n]`` and standardised features ``[n, F]``."""
+    def logits(self, middle: Tensor, features: Tensor) -> Tensor:
+        """Logits ``[n, T]`` given :meth:`middles` ``[n]`` and standardised features ``[n, F]``."""
         spread = self.known_scalars[1].sqrt().float() * self.log_scale.exp()
-        normal = normal_logits(self.exchange.values.float(), mean, spread)
+        normal = normal_logits(self.exchange.values.float(), middle, spread)
         logits: Tensor = normal + self.linear(features) + self.perceptron(features)
         return logits

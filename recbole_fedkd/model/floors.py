@@ -65,9 +65,13 @@ class FloorHead(FactorHead):
             squares = (self.of_rows[0].double() - self.exchange.rows.values).square()
         self.spread.copy_(((squares.sum() + SPREAD_ROWS * noise) / (len(squares) + SPREAD_ROWS)).sqrt().clamp(min=1e-3))
 
-    def logits(self, mean: Tensor, features: Tensor) -> Tensor:
+    def middles(self, mean: Tensor) -> Tensor:
+        """The predicted labels themselves: the deviation, which says where they lie, is the client's own."""
+        return mean.float()
+
+    def logits(self, middle: Tensor, features: Tensor) -> Tensor:
         """Logits ``[n, T]`` of distributions with exactly the predicted labels ``[n]`` for means."""
-        distribution = factors.distribution_of_mean(mean.double(), float(self.spread), self.exchange.values)
+        distribution = factors.distribution_of_mean(middle.double(), float(self.spread), self.exchange.values)
         return distribution.clamp(min=1e-12).log().float()
 
 

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings, item_tables
 from recbole_fedkd.distillation.factors import Rows
-from recbole_fedkd.distillation.features import KnownUsers, feature_count, moments, normal_logits, standardised
+from recbole_fedkd.distillation.features import (
+    KnownUsers,
+    feature_count,
+    middles,
+    moments,
+    normal_logits,
+    standardised,
+)
 from recbole_fedkd.model.received import ReceivedTables, described_in_groups, groups_of
 from recbole_fedkd.model.with_rows import WithRows
 
@@ -83,17 +90,17 @@ class KnownPairs(WithRows):
             self._pair_features = kept
 
     def described(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted labels ``[n]`` and standardised features ``[n, F]`` of local users and items ``[n]``."""
+        """Where labels lie ``[n]`` (:func:`middles`) and standardised features ``[n, F]`` of local users and items ``[n]``."""
         return self.pair_features.of_pairs(users, items)
 
     def vectors(self, items: Tensor) -> Tensor:
         """Item vectors ``[..., k]`` of items."""
         return self.pair_features.vectors[items]
 
-    def forward(self, mean: Tensor, features: Tensor) -> Tensor:
-        """``-(v_t - mean)^2 / (2 s^2)`` plus a linear map of the features, which starts at zero: logits ``[n, T]``."""
+    def forward(self, middle: Tensor, features: Tensor) -> Tensor:
+        """``-(v_t - a)^2 / (2 s^2)`` around ``a [n]`` plus a linear map of the features, at first zero: logits ``[n, T]``."""
         logits: Tensor = self.linear(features)
-        return logits + normal_logits(self.values, mean, self.pair_features.spread * self.log_scale.exp())
+        return logits + normal_logits(self.values, middle, self.pair_features.spread * self.log_scale.exp())
 
 
 class ReceivedPairs(KnownPairs):
@@ -114,8 +121,8 @@ class ReceivedPairs(KnownPairs):
 
     def teacher(self, users: Tensor, items: Tensor) -> Tensor:
         """Label logits ``[n, T]`` of the fold-in, of local users and items ``[n]``; of own rows each without itself."""
-        mean, _ = self.described(users, items)
-        return normal_logits(self.values, mean, self.pair_features.spread)
+        middle, _ = self.described(users, items)
+        return normal_logits(self.values, middle, self.pair_features.spread)
 
     def _compute(self) -> _PairFeatures:
         received = self.received
@@ -138,24 +145,25 @@ class _PairFeatures:
         users: who are known, with the tables.
         moments: of the features, mean and deviation.
         rows: that are described.
-        means: predicted label of each ``[n]``.
+        middle: where the label of each lies ``[n]``.
         features: standardised ``[n, F]``.
     """
 
     def __init__(
-        self, users: KnownUsers, moments: tuple[Tensor, Tensor], rows: Rows, means: Tensor, features: Tensor
+        self, users: KnownUsers, moments: tuple[Tensor, Tensor], rows: Rows, middle: Tensor, features: Tensor
     ) -> None:
         self.users, self.tables, self.moments = users, users.tables, moments
         self.vectors, self.spread = self.tables.vectors.float(), self.tables.noise.sqrt().float()
-        self.means, self.features = means, features
+        self.middle, self.features = middle, features
         self.keys, self.order = torch.sort(rows.users * self.tables.vectors.shape[0] + rows.items, stable=True)
 
     def of_somebody(self, exchange: FactorExchange, items: Tensor, labels: Tensor) -> _PairFeatures:
         """The same tables for one user, 0, of these rows, which are no part of the tables."""
         rows = Rows(torch.zeros_like(items), items, exchange.values[labels], 1, exchange.rows.item_count)
         users = FactorExchange(exchange.settings, rows, labels, exchange.values).known_users(self.tables)
-        means, features = users.of_rows()
-        return _PairFeatures(users, self.moments, rows, means.float(), standardised(features, *self.moments))
+        mean, features = users.of_rows()
+        middle = middles(mean, self.tables.noise, exchange.values)
+        return _PairFeatures(users, self.moments, rows, middle, standardised(features, *self.moments))
 
     def of_pairs(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         wanted = users * len(self.vectors) + items
@@ -163,17 +171,17 @@ class _PairFeatures:
         known = self.keys[entry] == wanted if len(self.keys) else torch.zeros_like(wanted, dtype=torch.bool)
         rows = self.order[entry[known]]
         if len(rows) == len(users):
-            return self.means[rows], self.features[rows]
+            return self.middle[rows], self.features[rows]
         (others,) = torch.where(~known)
         mean, features = self.users.of_pairs(users[others], items[others])
-        features = standardised(features, *self.moments)
+        middle, features = middles(mean, self.tables.noise, self.users.values), standardised(features, *self.moments)
         if not len(rows):
-            return mean.float(), features
-        means, described = self.means.new_empty(len(users)), self.features.new_empty(len(users), features.shape[1])
+            return middle, features
+        of_all, described = self.middle.new_empty(len(users)), self.features.new_empty(len(users), features.shape[1])
         (places,) = torch.where(known)
-        means[places], described[places] = self.means[rows], self.features[rows]
-        means[others], described[others] = mean.float(), features
-        return means, described
+        of_all[places], described[places] = self.middle[rows], self.features[rows]
+        of_all[others], described[others] = middle, features
+        return of_all, described
 
 
 def _pair_features_in_groups(exchange: FactorExchange) -> _PairFeatures:
@@ -188,5 +196,5 @@ def _pair_features_in_groups(exchange: FactorExchange) -> _PairFeatures:
         totals.update({name: torch.stack([own[name] for own in said]).sum(0) for name in said[0] if name not in totals})
     tables = item_tables(exchange.settings, totals, None, exchange.values)
     means, features = described_in_groups(exchange, totals, said)
-    scale = moments(features)
-    return _PairFeatures(exchange.known_users(tables), scale, rows, means.float(), standardised(features, *scale))
+    scale, middle = moments(features), middles(means, tables.noise, exchange.values)
+    return _PairFeatures(exchange.known_users(tables), scale, rows, middle, standardised(features, *scale))

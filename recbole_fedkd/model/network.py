@@ -319,9 +319,9 @@ class AttentiveNetwork(nn.Module):
             parts.append(past.unsqueeze(2))
         shortcut: Tensor | float = 0.0
         if self._seen is not None:
-            mean, features = self._seen.described(users.repeat_interleave(targets), items.flatten())
+            middle, features = self._seen.described(users.repeat_interleave(targets), items.flatten())
             parts.append(self.known_field(features).view(batch, targets, 1, width))
-            shortcut = self._seen(mean, features).view(batch, targets, -1)
+            shortcut = self._seen(middle, features).view(batch, targets, -1)
         fields = torch.cat(parts, 2).flatten(0, 1)
         if self.field_attention is not None:
             attended, weights = self.field_attention(query.reshape(-1, 1, width), fields)
@@ -393,8 +393,8 @@ class AttentiveNetwork(nn.Module):
 
         def pair(place: int) -> tuple[Tensor, Tensor]:
             assert self._seen is not None
-            mean, features = self._seen.described(users[place].expand(self.item_count), everything)
-            return self.known_field(features).T, self._seen(mean, features).T
+            middle, features = self._seen.described(users[place].expand(self.item_count), everything)
+            return self.known_field(features).T, self._seen(middle, features).T
 
         asking = Asking(torch.cat([of_context, *of_users], 1), shift, past, keys, None if self._seen is None else pair)
         logits = asked.rank(asking, self.architecture.labels)

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from recbole_fedkd.distillation.exchange import FactorExchange, item_tables
 from recbole_fedkd.distillation.factors import Curvature, Rows
-from recbole_fedkd.distillation.features import ItemTables, KnownUsers, feature_count, moments, standardised
+from recbole_fedkd.distillation.features import (
+    ItemTables,
+    KnownUsers,
+    feature_count,
+    middles,
+    moments,
+    standardised,
+)
 from recbole_fedkd.model.with_rows import WithRows
 
 GROUPS = 8
@@ -77,7 +84,7 @@ class ReceivedTables(WithRows):
             mean, features = others.of_rows()
         for kept, moment in zip((self.feature_mean, self.feature_scale), moments(features), strict=True):
             kept.copy_(moment)
-        self.of_rows = mean.float(), self.standardised(features)
+        self.of_rows = self.middles(mean), self.standardised(features)
 
     @torch.no_grad()
     def know_items(self, totals: Mapping[str, Tensor]) -> None:
@@ -90,6 +97,10 @@ class ReceivedTables(WithRows):
         self.curvature_root.copy_(tables.curvature.root)
         self.curvature_values.copy_(tables.curvature.values)
         self._forget(None)
+
+    def middles(self, mean: Tensor) -> Tensor:
+        """Where the label distributions of predicted labels ``[n]`` lie ``[n]``."""
+        return middles(mean, self.known_scalars[1], self.exchange.values)
 
     @property
     def known_users(self) -> KnownUsers:

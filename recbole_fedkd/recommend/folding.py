@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from recbole_fedkd.data.labels import encode_labels
 from recbole_fedkd.distillation import factors
-from recbole_fedkd.distillation.features import ItemTables, KnownUsers
+from recbole_fedkd.distillation.features import ItemTables, KnownUsers, normal_logits
 from recbole_fedkd.engine.fleet.population import CompactPopulation
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.strategy import STRATEGIES
@@ -129,9 +129,9 @@ class FoldIn:
         known = self._known(items, labels, head.tables, values)
         mean, features = known.of_pairs(torch.zeros_like(everything), everything)
         if client is None:
-            logits = -((values - mean.float().unsqueeze(1)) ** 2) / (2 * head.tables.noise.float())
+            logits = normal_logits(values, head.middles(mean), head.tables.noise.sqrt().float())
         else:
-            logits = head.described(mean, features)
+            logits = head.described(head.middles(mean), features)
         scores: Tensor = logits.softmax(-1) @ values
         return scores
 

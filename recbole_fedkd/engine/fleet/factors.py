@@ -85,7 +85,7 @@ class FactorSamples(FleetTask):
     def _forget(self) -> None:
         """Nothing is known of any row, as of a head that has been told nothing."""
         middle, width = self.head.known_scalars[0].float(), len(self.head.feature_mean)
-        self.mean = middle.expand(len(self.labels))
+        self.middle = middle.expand(len(self.labels))
         self.features = middle.new_zeros(1, width).expand(len(self.labels), -1)
 
     def exchange(self, part: Tensor) -> FactorExchange:
@@ -116,11 +116,11 @@ class FactorSamples(FleetTask):
         if settings.stages[-1] not in totals:
             return
         tables = TablesOfAll(settings, totals, head.exchange.values)
-        means, features, *moments = zip(*mapped(partial(self._known, tables, own), self._blocks()), strict=True)
+        middles, features, *moments = zip(*mapped(partial(self._known, tables, own), self._blocks()), strict=True)
         group.keep_received(
             group.numbers, dict(zip(("feature_mean", "feature_scale"), map(torch.cat, moments), strict=True))
         )
-        self.mean, self.features = torch.cat(means), torch.cat(features)
+        self.middle, self.features = torch.cat(middles), torch.cat(features)
 
     def _blocks(self) -> list[tuple[int, int]]:
         """Clients from one to before another, of so many rows at a time that what is made of them stays in a cache."""
@@ -131,7 +131,7 @@ class FactorSamples(FleetTask):
     def _known(
         self, tables: TablesOfAll, own: Mapping[str, Tensor], clients: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Predicted labels and features of the rows of some clients, and mean and deviation of each client's features."""
+        """Where the labels of the rows of some clients lie, features, and mean and deviation of each client's features."""
         exchange, (begin, end) = self.head.exchange, clients
         rows = slice(int(self._start[begin]), int(self._start[end - 1] + self.sizes[end - 1]))
         first, last = torch.searchsorted(self.pair_owner, self.pair_owner.new_tensor([begin, end])).tolist()
@@ -151,7 +151,7 @@ class FactorSamples(FleetTask):
         centre = per_client(features)
         scale = per_client((features - centre[owner]).square()).sqrt().clamp(min=LEAST_DEVIATION)
         centre, scale = centre.float(), scale.float()
-        return mean.float(), standardised(features, centre[owner], scale[owner]), centre, scale
+        return self.head.middles(mean), standardised(features, centre[owner], scale[owner]), centre, scale
 
     def draw(
         self, group: ClientGroup, numbers: Sequence[int], streams: Streams, epochs: int, clean: bool
@@ -174,15 +174,15 @@ class FactorSamples(FleetTask):
         return epoch.items[:, :1]
 
     def arguments(self, group: ClientGroup, pack: Pack, batch: Epoch) -> tuple[Any, ...]:
-        """Predicted labels ``[c, batch]``, features ``[c, batch, F]``, labels and weights ``[c, batch]``."""
+        """Where labels lie ``[c, batch]``, features ``[c, batch, F]``, labels and weights ``[c, batch]``."""
         rows = batch.fields["rows"]
-        return self.mean[rows], self.features[rows], batch.labels, batch.weights
+        return self.middle[rows], self.features[rows], batch.labels, batch.weights
 
     def step(self, network: nn.Module, with_logits: bool, *arguments: Any) -> Step:
         """As of :class:`~recbole_fedkd.federated.sum_tasks.FactorTask`."""
         assert isinstance(network, FactorHead)
-        mean, features, labels, weights = arguments
-        logits = network.logits(mean, features)
+        middle, features, labels, weights = arguments
+        logits = network.logits(middle, features)
         loss = label_cross_entropy(logits, labels, weights)
         if self.reg_weight and torch.is_grad_enabled():
             loss = loss + self.reg_weight * network.squared_norm()
@@ -227,16 +227,16 @@ class FactorFleetPopulation(FleetPopulation):
         assert isinstance(head, FactorHead)
         targets, width = items.shape[1], int(column.max()) + 1
         mean, features = head.known_users.of_pairs(users[row].repeat_interleave(targets), items[row].flatten())
-        means = mean.new_zeros(len(clients), width, targets)
-        described = features.new_zeros(*means.shape, features.shape[1])
-        means[slot, column] = mean.view(-1, targets)
+        middles = features.new_zeros(len(clients), width, targets, dtype=torch.float)
+        described = features.new_zeros(*middles.shape, features.shape[1])
+        middles[slot, column] = head.middles(mean).view(-1, targets)
         described[slot, column] = features.view(-1, targets, features.shape[1])
         pack = group.pack(clients, torch.zeros_like(clients).unsqueeze(1))
         weights = group.weights(pack, base, serving=True)
 
-        def score(network: nn.Module, parameters: Any, mean: Tensor, features: Tensor) -> Tensor:
+        def score(network: nn.Module, parameters: Any, middle: Tensor, features: Tensor) -> Tensor:
             assert isinstance(network, FactorHead)
-            return network.described(mean.flatten(), features)
+            return network.described(middle.flatten(), features)
 
-        logits = group.called(head.eval(), score, weights, group.buffers_of(pack), means, described.flatten(1, 2))
+        logits = group.called(head.eval(), score, weights, group.buffers_of(pack), middles, described.flatten(1, 2))
         out[row] = logits.view(len(clients), width, targets, -1)[slot, column]
