@@ -70,10 +70,17 @@ def plan(config: Any, trainer: FedKDTrainer) -> str:
     assert trainer.engine is not None
     sizes = list(trainer.engine.samples.values())
     share = "" if config["clients_per_round"] is None else f", {config['clients_per_round']} of them in a round"
+    exchange = trainer.engine.server.strategy.exchange_rounds
+    cut = (
+        f"; the exchange takes {exchange} rounds and training begins after it: set epochs to more than that, or fewer "
+        "sketch_passes and em_steps"
+        if exchange >= trainer.epochs
+        else ""
+    )
     return (
         f"strategy {config['strategy']} on engine {trainer.engine.name}: {len(sizes)} clients{share} (partition "
         f"{config['partition']}) with {min(sizes)} to {max(sizes)} samples, up to {_counted(trainer.epochs, 'round')} of "
-        f"{_counted(config['local_epochs'], 'local epoch')}"
+        f"{_counted(config['local_epochs'], 'local epoch')}{cut}"
     )
 
 

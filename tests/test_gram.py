@@ -96,6 +96,13 @@ def test_recency_changes_scores_and_no_byte(run):
     assert recent["test_result"] != plain["test_result"]
 
 
+@pytest.mark.parametrize("order, half_life, recent", [("TO", None, True), ("TO", 0.0, False), ("RO", None, False)])
+def test_later_interactions_count_more_where_the_next_ones_are_asked_for(prepared, order, half_life, recent):
+    keys = {"eval_args": {**RANKED["eval_args"], "order": order}, "recent_half_life": half_life}
+    _, trainer, _, _ = prepared(model="GramEASE", **{**SUMS, **keys})
+    assert all((client.task.network.weights is not None) == recent for client in trainer.engine.clients)
+
+
 @pytest.mark.parametrize("model", ["GramEASE", "PureSVD"])
 @pytest.mark.parametrize("partition, half_life", [("user", 0.0), ("random", 0.0), ("user", 2.0)])
 def test_clients_come_to_what_one_place_comes_to(run, model, partition, half_life):

@@ -11,7 +11,7 @@ import pytest
 import recbole_fedkd
 from recbole_fedkd.command_line import main
 from recbole_fedkd.errors import TrainingError
-from recbole_fedkd.telling import RoundLines, duration
+from recbole_fedkd.telling import RoundLines, duration, plan
 
 ARGUMENTS = (
     "--dataset=tiny", "--embedding_size=4", "--hidden_sizes=[4,8]", "--attention_heads=2", "--history_length=3", "--epochs=2",
@@ -172,3 +172,10 @@ def test_a_line_of_a_round_marks_the_best_so_far():
 @pytest.mark.parametrize(("seconds", "told"), [(0.4, "0 s"), (59, "59 s"), (90, "2 min"), (7200, "2.0 h")])
 def test_durations(seconds, told):
     assert duration(seconds) == told
+
+
+@pytest.mark.parametrize("epochs, cut", [(3, True), (5, True), (6, False)])
+def test_rounds_that_end_before_the_exchange_does_are_told_before_they_begin(prepared, epochs, cut):
+    keys = {"knowledge": "factors", "sketch_passes": 1, "em_steps": 2, "epochs": epochs}
+    config, trainer, _, _ = prepared(**keys)
+    assert ("the exchange takes 5 rounds and training begins after it" in plan(config, trainer)) == cut

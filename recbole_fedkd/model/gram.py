@@ -118,6 +118,7 @@ class GramBuilder:
         model = config.model_class
         self.schema, self.settings, self.kind = schema, model.sum_settings(config), model.kind
         self.alone = config["strategy"] in ("central", "local")
+        self.by_time = config["eval_args"]["order"] == "TO"
 
     def build(self, rows: ClientRows) -> GramNetwork:
         """The network of a client's users; of labelled rows the positives count."""
@@ -127,9 +128,10 @@ class GramBuilder:
         pairs, pair_of_row = torch.unique(
             users * schema.item_num + items, return_inverse=True
         )  # an interaction counts once
-        weights, half_life = None, self.settings.recent_half_life
+        weights, half_life, time = None, self.settings.recent_half_life, schema.fields["time_field"]
+        if half_life is None:
+            half_life = gram.HALF_LIFE if self.by_time and time in rows.interactions else 0.0
         if half_life:
-            time = schema.fields["time_field"]
             if time not in rows.interactions:
                 raise InputError(
                     f"recent_half_life is {half_life}, but the dataset has no column '{time}' of times; leave it 0"
