@@ -130,6 +130,11 @@ def audited_run(run: str | Path, rounds: int | None = None, most: int = MOST_CLI
     """
     checkpoint = last_and_best(run)[0]
     config = resumed_config(checkpoint, None, None, None, keys, None, run)
+    return audit_of(config, str(run), rounds, most)
+
+
+def audit_of(config: Any, run: str, rounds: int | None = None, most: int = MOST_CLIENTS) -> Audit:
+    """As :func:`audited_run`, of a config; ``run`` is what it is called."""
     config["engine"] = "local"  # on which clients are asked one by one, whoever ran them
     if not config.federated or config["strategy"] == "local":
         raise InputError(
@@ -168,7 +173,7 @@ def audited_run(run: str | Path, rounds: int | None = None, most: int = MOST_CLI
         # As many rounds as the budget was dealt out over.
         canaries = audited(release, fold, server.link, CANARIES, exchanges or config["epochs"], config["seed"])
     settings = {name: config[name] for name in keys_with("said")}
-    return Audit(str(run), settings, (len(looked_at), len(everybody)), tuple(seen), canaries)
+    return Audit(run, settings, (len(looked_at), len(everybody)), tuple(seen), canaries)
 
 
 def _seen(

@@ -1,12 +1,16 @@
 """Audits: what a server can tell of its clients, held against what is known; and canaries against the accountant."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import SMALL
+from sklearn.metrics import roc_auc_score
 
 from recbole_fedkd.auditing import audited_run, write_audit
 from recbole_fedkd.command_line import main
+from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.privacy.audit import deviation_by_chance, epsilon_at_least, item_scores, label_counts, membership_auc
 from recbole_fedkd.privacy.noise import gaussian
@@ -90,8 +94,6 @@ def test_canaries_catch_a_release_without_noise(run, monkeypatch):
 
 
 def result_folder(result):
-    from pathlib import Path
-
     return Path(result["run_folder"])
 
 
@@ -127,6 +129,40 @@ def test_under_masks_the_server_guesses_like_a_coin(run, keys, private):
     assert seen.masked and seen.exact == 0.0 and not seen.labels
     # Of several arrays the one that guesses best is told, so that chance is a little above a half.
     assert seen.membership == pytest.approx(0.5, abs=0.08) and (0 < seen.chance < 0.05 or not seen.array)
+
+
+@pytest.fixture
+def told(data_path, monkeypatch):
+    """What a server gets in a round of one-user clients, as benchmarks/membership.py looks at it."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    from membership import told_by_a_round
+
+    def by(model="AttnFedKD", **keys):
+        given = {"data_path": str(data_path), **SMALL, "strategy": "fedavg", "partition": "user", **keys}
+        return told_by_a_round(FedKDConfig(model, "tiny", config_dict=given), 30)
+
+    return by
+
+
+@pytest.mark.parametrize("drawn", [None, 10], ids=["fedmf", "fedrec"])
+def test_sampled_negatives_hide_nothing_the_sign_of_an_item_bias_tells_them_from_rated_items(told, drawn):
+    negatives = {"distribution": "uniform", "sample_num": 4, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
+    keys = {"label_mode": "implicit", "learner": "sgd", "learning_rate": 0.5, "learning_rates": {"item_*": 2.0}}
+    start, messages, rows, _ = told("MF", **keys, train_neg_sample_args=negatives, clients_per_round=drawn)
+    assert messages
+    for number, arrays in messages.items():
+        (name,) = (name for name in arrays if "item_bias" in name)
+        changed = (arrays[name] - start[name]).ravel()
+        (there,) = changed.nonzero()
+        rated = np.isin(there, rows[number].interactions["item_id"])
+        assert 0 < rated.sum() < len(rated) and roc_auc_score(rated, changed[there]) == 1.0
+
+
+def test_an_update_tells_liked_from_not_liked_by_its_direction_alone(told):
+    from membership import liked_auc
+
+    keys = {"attention": False, "feature_fields": [], "label_mode": "threshold"}
+    assert liked_auc(*told(**keys, learning_rate=0.02)) > 0.7
 
 
 # The page

@@ -1,15 +1,20 @@
 """What lies on a disk about single users: who may be found in which file, of a run here and of a server elsewhere."""
 
+import gzip
+import io
 import json
+import re
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL, USERS, write_dataset
 from test_coordinator import KEYS, finished
 
 from recbole_fedkd import run_recbole_fedkd
-from recbole_fedkd.checkpoint import read_sealed
+from recbole_fedkd.checkpoint import read_sealed, write_sealed
 from recbole_fedkd.data.schema import ClientRows
 from recbole_fedkd.machines.coordinator import SERVER_STATE
 from recbole_fedkd.splitting import split_federation
@@ -21,23 +26,70 @@ RUNS = {
     "fleet": {"strategy": "fedavg", "partition": "user", "engine": "fleet"},
 }
 
+TOKEN = re.compile(rb"(?<![\d.])91740\d\d(?!\d)")
+"""A user's name, which is a number, as ids of users are."""
+
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory):
     """A data set whose users have names that no bytes have by chance."""
     folder = write_dataset(tmp_path_factory.mktemp("named"))
     for file in (folder / "tiny").iterdir():
-        lines = file.read_text().splitlines()
-        of_users = file.suffix in (".inter", ".user")
-        file.write_text(
-            "\n".join([lines[0], *(f"person-{line[1:]}" if of_users else line for line in lines[1:])]) + "\n"
-        )
+        if file.suffix in (".inter", ".user"):
+            file.write_text(re.sub(r"^u(\d+)", lambda user: f"91740{int(user[1]):02d}", file.read_text(), flags=re.M))
     return folder
+
+
+def contents(name, content):
+    """What is in a file: its bytes, and the text of what lies packed in it (zip, npz, pth, gz), to any depth."""
+    yield content
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if any(
+                member.endswith("data.pkl") for member in archive.namelist()
+            ):  # torch's, numbers of a pickle are bytes
+                yield str(plain(torch.load(io.BytesIO(content), weights_only=True))).encode()
+            for member in archive.namelist():
+                yield from contents(member, archive.read(member))
+    elif content[:2] == b"\x1f\x8b":
+        yield from contents(name, gzip.decompress(content))
+    elif name.endswith(".npy"):
+        yield str(np.load(io.BytesIO(content), allow_pickle=True).tolist()).encode()
+
+
+def plain(value):
+    """A state of lists and numbers alone."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return [(plain(key), plain(each)) for key, each in value.items()]
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def names(content, name=""):
+    """Whether a user is named in bytes, as text or as a number."""
+    return any(TOKEN.search(each) for each in contents(name, content))
 
 
 def naming(folder):
     """Files under a folder that hold the name of a user."""
-    return {file.name for file in Path(folder).rglob("*") if file.is_file() and b"person-" in file.read_bytes()}
+    return {file.name for file in Path(folder).rglob("*") if file.is_file() and names(file.read_bytes(), file.name)}
+
+
+def test_a_name_is_found_in_whatever_it_is_packed_in(tmp_path):
+    name = "9174017"
+    np.savez_compressed(tmp_path / "text.npz", names=np.array([name]))
+    np.savez_compressed(tmp_path / "object.npz", names=np.array([name], dtype=object))
+    np.savez(tmp_path / "float.npz", names=np.array([9174017.0], np.float32))
+    torch.save({"rows": torch.tensor([3, int(name)])}, tmp_path / "tensor.pth")
+    torch.save({"rows": {int(name): 1}}, tmp_path / "key.pth")
+    write_sealed({"names": [(name, 1)]}, tmp_path / "sealed.pth")
+    (tmp_path / "log.gz").write_bytes(gzip.compress(name.encode()))
+    with zipfile.ZipFile(tmp_path / "in.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(tmp_path / "text.npz")
+    there = {file.name for file in tmp_path.iterdir()}
+    (tmp_path / "other.json").write_text(json.dumps({"a": 0.9174017, "b": 91740170, "c": "917401"}))
+    assert naming(tmp_path) == there
 
 
 @pytest.mark.parametrize("case", RUNS)
@@ -48,7 +100,7 @@ def test_a_run_names_its_users_in_one_file(named, case):
     assert naming(result["run_folder"]) == {"partition.json"}
     assert not naming("log") and not naming("log_tensorboard")
     partition = json.loads((Path(result["run_folder"]) / "partition.json").read_text())
-    assert len(partition) == USERS and all(user.startswith("person-") for user in partition)
+    assert len(partition) == USERS and all(TOKEN.fullmatch(user.encode()) for user in partition)
 
 
 def test_the_server_of_parties_elsewhere_has_no_user_and_no_row_on_its_disk(named, tmp_path):
@@ -58,7 +110,7 @@ def test_the_server_of_parties_elsewhere_has_no_user_and_no_row_on_its_disk(name
     assert not naming(manifest)
     _, _, captured = finished((manifest, folders), tmp_path)
     assert not naming(tmp_path / "server")
-    assert not any(b"person-" in content for content in captured)
+    assert not any(map(names, captured))
     # Nothing there is as long as somebody's rows, or as all: tensors are the server's network, and what goes with it.
     state, _ = read_sealed(tmp_path / "server" / SERVER_STATE, "state")
     held = {len(ClientRows.load(party / "rows.npz").interactions["item_id"]) for party in folders}

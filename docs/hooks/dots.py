@@ -15,6 +15,7 @@ COLOURS = ["#1b6ca8", "#c0392b", "#1e8449", "#8e44ad", "#b9770e", "#5d6d7e"]
 PICTURES = {
     "bytes-ml-1m": ["MAE ↓"],
     "codecs-ml-100k": ["MAE ↓"],
+    "epsilon": ["RMSE ↓"],
     "floors": ["MAE above `Bias`"],
     "label-skew-ml-100k": ["MAE ↓"],
     "membership": ["plain", "under masks", "masks and distributed noise, epsilon 8"],

@@ -19,11 +19,13 @@ import math
 import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import hypergeom
 
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.privacy.identity import Identity, MaskingError
@@ -64,9 +66,16 @@ def neighbours_of(clients: Sequence[int], degree: int) -> dict[int, list[int]]:
     return {client: sorted(others) for client, others in tied.items()}
 
 
+@lru_cache
 def usual_degree(clients: int) -> int:
-    """Neighbours with which hardly any client loses half of them where three in ten are lost."""
-    return min(clients - 1, 2 * math.ceil(4 * math.log2(max(clients, 2))))
+    """Neighbours with which a round is lost once in a thousand, or less, where three in ten clients are.
+
+    So many that each keeps more than half of its own (a hypergeometric tail, as Bell et al. choose it), and 8 log2 n at least.
+    """
+    degree, left = 2 * math.ceil(4 * math.log2(max(clients, 2))), clients - int(0.3 * clients)
+    while degree < clients - 1 and clients * hypergeom.cdf(degree // 2, clients - 1, left - 1, degree) > 1e-3:
+        degree += 2
+    return min(clients - 1, degree)
 
 
 class MaskingClient:
