@@ -104,7 +104,7 @@ def main() -> None:
     with processor_settings(threads=1):
         products, copies = speeds()
         print(
-            f"A core multiplies and adds {products / 1e9:.0f} billion numbers a second, and copies {copies / 1e9:.1f} GB.\n"
+            f"A core does {products / 1e9:.0f} billion operations of products a second, and copies {copies / 1e9:.1f} GB.\n"
         )
         print("| work | s | products, s | bytes, s | times the limit | whose time |\n|---|---|---|---|---|---|")
         for name, (work, compiled_bytes) in works(arguments).items():
