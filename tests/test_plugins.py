@@ -186,8 +186,10 @@ def test_what_a_plugin_does_wrong_is_told_in_one_sentence_with_its_line(where, e
     with pytest.raises(
         TrainingError, match=rf"LookupError: my own \({name}_{engine}.py, line \d+, in {where}\)$"
     ) as said:
-        run(**keys, plugins=[str(file)], epochs=1, engine=engine, saved=False)
+        run(**keys, plugins=[str(file)], epochs=1, engine=engine, state="INFO")
     assert "\n" not in str(said.value)
+    (log,) = Path("log").rglob("*.log")
+    assert "Traceback" in log.read_text() and 'raise LookupError("my own")' in log.read_text()
 
 
 @pytest.mark.parametrize("engine", ["local", "fleet"])

@@ -59,12 +59,14 @@ def faults_told(plugins: Sequence[str]) -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, TrainingError, OSError):
+    except (InputError, OSError):
         raise
     except Exception as error:
         if not plugins:
             raise
-        getLogger().info("What a plugin does, or gives, cannot be used", exc_info=error)
+        getLogger().info("With plugins:", exc_info=error)
+        if isinstance(error, TrainingError):
+            raise
         said = TrainingError(f"with plugins={list(plugins)}: {told(error)}")
         for note in getattr(error, "__notes__", ()):
             said.add_note(note)
