@@ -25,7 +25,7 @@ PICTURES = {
     "sizes-ml-100k": ["MAE ↓"],
     "sums-ml-100k": ["NDCG@10 ↑"],
     "sums-ml-1m": ["NDCG@10 ↑"],
-    "wrong-clients": ["no defence", "median", "trimmed mean", "Krum", "multi-Krum"],
+    "wrong-clients": ["no defence", "directions", "multi-Krum", "trimmed mean", "median", "Krum"],
 }
 Point = tuple[str, str, float, float, str]
 """Row, series, value, deviation, and what is told beside it."""
