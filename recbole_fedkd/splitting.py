@@ -300,7 +300,9 @@ def _split_as_ruled(
     phases = {}
     for name, split in zip(("train", "valid", "test"), splits, strict=True):
         interactions = {
-            column: _in_numbers_of(schema, dataset, column, split.inter_feat[column], number * most) for column in own
+            column: _in_numbers_of(schema, dataset, column, split.inter_feat[column], number * most)
+            for column in own
+            if column in split.inter_feat  # of clicks the label is nowhere: each is one
         }
         phases[name] = ClientRows(users, interactions, {})
     return phases

@@ -239,6 +239,28 @@ def test_who_is_missing_in_judging_alone_stands_in_record_status_and_log(cut, tm
     assert (tmp_path / "server" / "record.jsonl").read_text().count('"unserved": {"1"') == 1
 
 
+RANKINGS = {
+    "metrics": ["Hit", "MRR", "NDCG", "Recall", "Precision", "MAP"],
+    "topk": [1, 10, 30],
+    "valid_metric": "NDCG@10",
+}
+LABELS = {"clicks": {"label_mode": "implicit"}, "stars": {"metrics": [*RANKINGS["metrics"], "MAE"]}}
+
+
+@pytest.mark.parametrize("labels", LABELS)
+def test_parties_rank_all_items_for_their_own_users_as_one_process_does(run, data_path, tmp_path, labels):
+    keys = {**KEYS, **RANKINGS, **LABELS[labels], "epochs": 2}
+    local = run(**keys)
+    told = {"data_path": str(data_path), **SMALL, **keys}
+    folders = split_federation("AttnFedKD", "tiny", tmp_path / "cut", [], told)
+    found, _, _ = finished((tmp_path / "cut" / "manifest", folders), tmp_path)
+    assert found["test_result"] == pytest.approx(local["test_result"], abs=2e-6)
+    assert found["best_valid_result"] == pytest.approx(local["best_valid_result"], abs=2e-6)
+    assert len(found["test_result"]) == 18 + (labels == "stars") and found["protocols"]["map@30"].startswith(
+        "full sort"
+    )
+
+
 @pytest.mark.parametrize("after", [2, 5])
 def test_killed_in_training_and_in_judging_it_goes_on_to_the_same(cut, tmp_path, after):
     for name in ("whole", "killed"):

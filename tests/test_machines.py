@@ -1,6 +1,7 @@
 """Parties that are asked in bytes: the run of one process to the same bit, whatever is lost, late, doubled or wrong."""
 
 import copy
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +10,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tapped import Tap, marked_dataset, marks_of
 
 from recbole_fedkd.data.schema import read_schema, rows_of_clients
 from recbole_fedkd.engine import ClientError, InProcess, RemoteEngine
 from recbole_fedkd.federated.envelope import DECLARED, HELLO, Answer, Request, check_numbers, read_hello
 from recbole_fedkd.federated.message import Message, MessageError
 from recbole_fedkd.federation import build_server
+from recbole_fedkd.machines import processes
 from recbole_fedkd.machines.manifest import Manifest, party_folders, write_manifest, write_party
 from recbole_fedkd.machines.party import STATE, Party, served
+from recbole_fedkd.machines.sockets import SocketTransport
 
 ROUNDS = 4
 RUN = "1-run"
@@ -117,8 +121,28 @@ def result_of(run, engine, case, **more):
 
 
 @pytest.mark.parametrize("case", ["afd", "codecs"])
-def test_the_command_lines_run_in_processes_is_that_of_one_process(run, case):
-    assert result_of(run, "processes", case) == result_of(run, "local", case)
+def test_the_command_lines_run_in_processes_is_that_of_one_process(run, case, tmp_path, monkeypatch):
+    """And no token of a user, and no row of a party, is among the bytes of its sockets."""
+    taps, parts, data = [], [], {"data_path": str(marked_dataset(tmp_path / "marked"))}
+
+    def listening(address, *told):
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(address)
+        listener.listen()
+        taps.append(Tap(listener, f"{address}-behind"))
+        return SocketTransport(f"{address}-behind", *told)
+
+    def writes(manifest, number, rows, folder):
+        parts.append(rows)
+        write_party(manifest, number, rows, folder)
+
+    monkeypatch.setattr(processes, "SocketTransport", listening)
+    monkeypatch.setattr(processes, "write_party", writes)
+    assert result_of(run, "processes", case, **data) == result_of(run, "local", case, **data)
+    heard = bytes(taps[0].heard)
+    assert len(parts) == 3 and heard.count(b"train") >= 3 * 3 * 2  # each question, and its answer
+    assert not any(mark in heard for mark in marks_of(parts))
+    taps[0].listener.close()
 
 
 def test_a_run_in_processes_is_resumed_as_one_that_was_never_stopped(run):

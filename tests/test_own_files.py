@@ -84,8 +84,16 @@ def test_every_row_of_the_catalogue_is_in_one_split_and_the_others_are_named(fil
         assert not any(b"who" in file.read_bytes() for file in files_of_all)
 
 
-@pytest.mark.parametrize("more", [[], ["--label_mode=threshold", "--metrics=[MAE,RMSE]"]], ids=["rating", "threshold"])
-def test_they_train_together(files, tmp_path, more):
+TOGETHER = {
+    "rating": [],
+    "threshold": ["--label_mode=threshold", "--metrics=[MAE,RMSE]"],
+    "clicks": ["--label_mode=implicit", "--metrics=[NDCG]", "--topk=[5,10]", "--valid_metric=NDCG@10"],
+}
+
+
+@pytest.mark.parametrize("labels", TOGETHER)
+def test_they_train_together(files, tmp_path, labels):
+    more = TOGETHER[labels]
     assert made(*more) == 0 and brought(0) == 0 and brought(1) == 0
     manifest = Manifest.load("m")
     parties = {number: Party(tmp_path / f"p{number}", manifest) for number in range(2)}
@@ -94,7 +102,7 @@ def test_they_train_together(files, tmp_path, more):
     result = Coordinator(manifest, transport, declared, tmp_path / "server").fit()
     assert (
         len(result["rounds"]) == 2
-        and set(result["test_result"]) == {"mae", "rmse"}
+        and set(result["test_result"]) == ({"ndcg@5", "ndcg@10"} if labels == "clicks" else {"mae", "rmse"})
         and set(result["parties"]) == {"0", "1"}
     )
 
@@ -141,7 +149,7 @@ def test_a_party_may_have_met_one_label_only(files, tmp_path):
         (lambda: made("--label_mode=threshold") or brought(0, "0.csv", "--rating="), "no column for rating"),
         (lambda: made("--secure_aggregation=True"), "needs three clients"),
         (lambda: made("--secure_aggregation=True", "--client_num=3") or brought(0), "is not the private key of a party"),
-        (lambda: made("--label_mode=implicit", "--metrics=[LogLoss]", "--valid_metric=LogLoss"), "draw no others"),
+        (lambda: made("--label_mode=implicit", "--metrics=[LogLoss]", "--valid_metric=LogLoss"), "judge rows of both kinds"),
         (lambda: made("--model=BPR", "--metrics=[NDCG]", "--valid_metric=NDCG@10"), "model 'BPR' is not judged"),
         (lambda: made() or brought(0, "0.csv", "--colour=red"), "colour"),
     ],

@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from tapped import Tap
 
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.envelope import DECLARED, HELLO, Answer
@@ -183,22 +184,8 @@ def test_over_tls_a_wrong_certificate_is_refused_and_nothing_can_be_read(listeni
     assert "IP address mismatch" in refused(other_host, tls=client_tls(elsewhere[0]))
 
     # Somebody who listens in between: the bytes of both directions.
-    heard, middle = bytearray(), socket.create_server(("127.0.0.1", 0))
-
-    def listen_in():
-        one, _ = middle.accept()
-        other = socket.create_connection(transport.address)
-
-        def pass_on(source, target):
-            while found := source.recv(65536):
-                heard.extend(found)
-                target.sendall(found)
-            target.close()
-
-        threading.Thread(target=pass_on, args=(one, other), daemon=True).start()
-        threading.Thread(target=pass_on, args=(other, one), daemon=True).start()
-
-    threading.Thread(target=listen_in, daemon=True).start()
+    middle = socket.create_server(("127.0.0.1", 0))
+    heard = Tap(middle, transport.address).heard
     channel = go_to(
         socket.create_connection(middle.getsockname()), KEY, client_tls(right[0]), "127.0.0.1", "the server"
     )

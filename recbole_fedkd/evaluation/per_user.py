@@ -36,7 +36,7 @@ def user_values(
         for name, metric in metrics.items():
             if isinstance(metric, TopkMetric) and hasattr(metric, "metric_info"):
                 hits, lengths = metric.used_info(struct)
-                per_user = np.asarray(_metric_info(metric, hits, lengths), dtype=np.float64)
+                per_user = np.asarray(metric_info(metric, hits, lengths), dtype=np.float64)
                 for k in topk:
                     values[f"{name}@{k}"] = np.bincount(index, per_user[:, k - 1]) / lists
         return lists_of, values
@@ -59,7 +59,7 @@ def user_values(
     return ids.astype(np.int64), values
 
 
-def _metric_info(metric: Any, hits: Any, lengths: Any) -> Any:
+def metric_info(metric: Any, hits: Any, lengths: Any) -> Any:
     """RecBole's metrics differ in whether they ask for the number of relevant items."""
     takes_lengths = metric.metric_info.__code__.co_argcount > 2
     return metric.metric_info(hits, lengths) if takes_lengths else metric.metric_info(hits)

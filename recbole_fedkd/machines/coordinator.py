@@ -78,7 +78,7 @@ Declared = Mapping[int, Mapping[str, float]]
 def engine_of(manifest: Manifest, transport: Transport, declared: Declared) -> RemoteEngine:
     """The engine of a coordinator; arguments and errors as of :class:`Coordinator`."""
     config = manifest.config
-    check_judgeable(config)
+    check_judgeable(config, manifest.schema)
     server = build_server(config, manifest.schema)
     timeout, least = config["client_timeout"], config["min_clients"]
     engine = RemoteEngine(server, transport, new_run(), _sizes(declared), timeout, least)
@@ -236,7 +236,7 @@ class Coordinator:
 
         total = added(self.test_sums)
         test, floor = rounded(self._metrics(total)), rounded(self._metrics(floor_of(total)))
-        judged = JudgedRows.of(total) if total.get("rows") else None
+        judged = JudgedRows.of(total) if "predicted" in total else None
         return {
             "best_valid_score": None if self.best_result is None else self.best_score,
             "valid_score_bigger": bool(self.config["valid_metric_bigger"]),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from recbole.utils import EvaluatorType
 from torch import Tensor, nn
 
 from recbole_fedkd.data.schema import ClientRows, DataSchema
@@ -18,6 +20,7 @@ from recbole_fedkd.evaluation.metrics import label_ranks, labelled_ndcg
 from recbole_fedkd.federated.envelope import check_numbers
 from recbole_fedkd.federated.message import MessageError
 from recbole_fedkd.federation import population_of
+from recbole_fedkd.machines.ranking import RANKED, asked_of, ranking_due, ranking_of, ranking_sums
 from recbole_fedkd.model.floors import own_floor
 
 PROTOCOLS = {
@@ -43,27 +46,44 @@ _LEAST = 1e-15
 """RecBole's bound on probabilities in LogLoss."""
 
 
-def check_judgeable(config: object) -> None:
-    """Raise :class:`InputError` for a config whose metrics, or whose model, are not judged by sums."""
-    metrics = [name.lower() for name in config.judged_metrics]  # type: ignore[attr-defined]
-    if not config.attentive:  # type: ignore[attr-defined]
+PROTOCOLS |= dict.fromkeys(
+    RANKED, "full sort of all items for every user, relevant: its held-out rows with a positive label"
+)
+
+
+def check_judgeable(config: Any, schema: DataSchema | None = None) -> None:
+    """Raise :class:`InputError` for a config whose metrics, or whose model, are not judged by sums; ``schema``: if known."""
+    metrics = sorted(asked_of(config))
+    ranked = [name for name in metrics if name in RANKED]
+    if not config.attentive:
+        raise InputError(f"model '{config['model']}' is not judged where the data are; models of this package are")
+    if config["label_mode"] == "implicit" and (
+        values := [name for name in metrics if name in PROTOCOLS.keys() - set(RANKED)]
+    ):
         raise InputError(
-            f"model '{config['model']}' is not judged where the data are; models of this package are"  # type: ignore[index]
+            f"label_mode is implicit, of which every held-out row is a click, and metrics {listed(values)} judge rows of both "
+            f"kinds; set metrics to some of {listed(RANKED)}, use label_mode=rating or threshold, or engine=processes"
         )
-    if config["label_mode"] == "implicit":  # type: ignore[index]
+    sampled = set(config.evaluation_modes(EvaluatorType.RANKING).values()) - {"full"}
+    if ranked and sampled:
         raise InputError(
-            "label_mode is implicit, of which every held-out row is a click, and parties draw no others to judge them against; "
-            "use label_mode=rating or threshold, or run it with engine=processes"
+            f"eval_args.mode is {listed(sorted(sampled))}, of which candidates are drawn by a user's token, which is in no "
+            f"file of a party; rank all items (eval_args.mode=full), or use engine=processes"
         )
-    if holdout := config["holdout_clients"]:  # type: ignore[index]
+    if ranked and schema is not None and schema.context:
+        raise InputError(
+            f"the model reads {listed([each.name for each in schema.context])} of a row, and parties rank in no context; "
+            "leave these columns out, or use engine=processes"
+        )
+    if holdout := config["holdout_clients"]:
         raise InputError(
             f"holdout_clients is {holdout}, and clients that come when training is over are judged in one place alone; "
             "leave it out, or run it with engine=processes"
         )
     if unknown := [name for name in metrics if name not in PROTOCOLS]:
         raise InputError(
-            f"metrics {listed(unknown)} are not sums over rows, so parties cannot judge them apart; set metrics to some of "
-            f"{listed(PROTOCOLS)}"
+            f"metrics {listed(unknown)} are not sums over rows or users, so parties cannot judge them apart; set metrics to "
+            f"some of {listed(PROTOCOLS)}"
         )
 
 
@@ -77,7 +97,7 @@ class PartyJudge:
         folder: holds ``valid.npz`` and ``test.npz``.
     """
 
-    def __init__(self, config: object, schema: DataSchema, rows: ClientRows, folder: Path) -> None:
+    def __init__(self, config: Any, schema: DataSchema, rows: ClientRows, folder: Path) -> None:
         self.config, self.schema, self.folder = config, schema, folder
         self.owners = torch.full((schema.user_num,), -1)
         self.owners[rows.users] = 0
@@ -103,15 +123,26 @@ class PartyJudge:
             phase: ``valid`` or ``test``.
         """
         rows = self._held_out(phase)
-        if rows is None or not self.rows(phase):
+        count = self.rows(phase)
+        if rows is None or not count:
             return {"rows": 0.0}
         before = network.training
         network.eval()
-        model = population_of(self.config, self.schema, [network], self.owners)
+        model, sums = population_of(self.config, self.schema, [network], self.owners), {"rows": float(count)}
+        values, ranks = _kinds(self.config, phase)
         try:
-            distribution = model.predict_distribution(dict(rows.interactions))
+            if ranks:
+                earlier = [self.own, *([self._held_out("valid")] if phase == "test" else [])]
+                seen = [each for each in earlier if each is not None]
+                relevant = _relevant(self.config, self.schema, rows)
+                sums |= ranking_sums(self.config, self.schema, model, seen, rows, relevant)
+            if values:
+                sums |= self._of_values(model.predict_distribution(dict(rows.interactions)), rows, phase)
         finally:
             network.train(before)
+        return sums
+
+    def _of_values(self, distribution: Tensor, rows: ClientRows, phase: str) -> dict[str, float]:
         sums = _sums(self.config, self.schema, rows, distribution)
         labels, users, items = (rows.interactions[name] for name in _columns(self.schema))
         assert self.schema.known_items is not None  # of labels that are ratings
@@ -124,6 +155,24 @@ class PartyJudge:
         return sums
 
 
+def _kinds(config: Any, phase: str) -> tuple[bool, bool]:
+    """Whether a phase judges rows, and ranks: a validation does what ``valid_metric`` needs, as of any run."""
+    asked = asked_of(config) if phase == "test" else {str(config["valid_metric"]).lower().partition("@")[0]}
+    return bool(asked - set(RANKED)), bool(asked & set(RANKED))
+
+
+def _bound(config: Any, schema: DataSchema) -> float:
+    """The least label that is positive."""
+    return float(config["rating_threshold"] if config["label_mode"] == "rating" else schema.label_values[-1])
+
+
+def _relevant(config: Any, schema: DataSchema, rows: ClientRows) -> Tensor:
+    """Which rows a ranking is to find, bool ``[n]``."""
+    if schema.positives:
+        return torch.ones(len(rows.interactions[schema.item_field]), dtype=torch.bool)
+    return rows.interactions[_columns(schema)[0]] >= _bound(config, schema)
+
+
 def _columns(schema: DataSchema) -> tuple[str, str, str]:
     return str(schema.fields["label_field"]), schema.user_field, schema.item_field
 
@@ -132,12 +181,12 @@ def _scores(schema: DataSchema, distribution: Tensor) -> Tensor:
     return distribution @ torch.tensor(list(schema.label_values), dtype=torch.float32)
 
 
-def _sums(config: object, schema: DataSchema, rows: ClientRows, distribution: Tensor) -> dict[str, float]:
+def _sums(config: Any, schema: DataSchema, rows: ClientRows, distribution: Tensor) -> dict[str, float]:
     values = torch.tensor(list(schema.label_values), dtype=torch.float32)
     labels, of_users, _ = (rows.interactions[name] for name in _columns(schema))
     scores = _scores(schema, distribution).double().numpy()
     wrong = scores - labels.double().numpy()
-    bound = config["rating_threshold"] if config["label_mode"] == "rating" else values[-1]  # type: ignore[index]
+    bound = _bound(config, schema)
     positive = distribution[:, values >= bound].sum(-1).double().clamp(_LEAST, 1 - _LEAST).numpy()
     clicked = (labels >= bound).numpy()
     sums = {
@@ -147,7 +196,7 @@ def _sums(config: object, schema: DataSchema, rows: ClientRows, distribution: Te
         "right": float((values[distribution.argmax(-1)] == labels).sum()),
         "log_loss": float(-np.log(np.where(clicked, positive, 1 - positive)).sum()),
     }
-    asked = {name.lower() for name in config.judged_metrics}  # type: ignore[attr-defined]
+    asked = asked_of(config)
     if "auc" in asked:
         for name, of_class in (("clicks", clicked), ("others", ~clicked)):
             bins = np.bincount((positive[of_class] * BINS).astype(int).clip(0, BINS - 1), minlength=BINS)
@@ -155,7 +204,7 @@ def _sums(config: object, schema: DataSchema, rows: ClientRows, distribution: Te
     if "labelledndcg" in asked:
         ranks = label_ranks(labels.numpy(), values.numpy())
         users = of_users.numpy()
-        for k in config["topk"]:  # type: ignore[index]
+        for k in config["topk"]:
             gains = labelled_ndcg(scores, ranks, users, k)
             sums |= {f"labelledndcg@{k}": float(gains.sum()), f"judged users@{k}": float(len(gains))}
     return sums
@@ -166,7 +215,7 @@ _ROUNDING = 1e-4
 
 
 def check_sums(
-    config: object, schema: DataSchema, sums: Mapping[str, float], declared: Mapping[str, float], phase: str
+    config: Any, schema: DataSchema, sums: Mapping[str, float], declared: Mapping[str, float], phase: str
 ) -> None:
     """Raise :class:`MessageError` for sums that no rows as a party has declared them can come to.
 
@@ -183,19 +232,26 @@ def check_sums(
     if not rows:
         check_numbers(sums, {"rows": 0}, {})
         return
-    asked = {name.lower() for name in config.judged_metrics}  # type: ignore[attr-defined]
+    users = min(declared["users"], rows)
+    values, ranks = _kinds(config, phase)
+    counts, due = ranking_due(config, sums, users) if ranks else ({}, {})
+    counts["rows"] = rows
+    if not values:
+        check_numbers(sums, counts, due)
+        return
+    asked = asked_of(config)
     low, high = labels[0], labels[-1]
     span, square = (high - low) * (1 + _ROUNDING), rows * max(low**2, high**2) * (1 + _ROUNDING)
     between = (rows * low - rows * span * _ROUNDING, rows * high + rows * span * _ROUNDING)
-    counts = dict.fromkeys(("rows", "cold", "cold users", "cold items"), rows)
-    due = {"cold absolute": (0.0, rows * span), "predicted": between, "labels": between}
+    counts |= dict.fromkeys(("cold", "cold users", "cold items"), rows)
+    due |= {"cold absolute": (0.0, rows * span), "predicted": between, "labels": between}
     due |= dict.fromkeys(("predicted squared", "labels squared"), (0.0, square))
     for of in ("", *([_FLOOR] if phase == "test" else [])):
         counts[f"{of}right"] = rows
         due |= {f"{of}absolute": (0.0, rows * span), f"{of}squared": (0.0, rows * span**2)}
         due[f"{of}log_loss"] = (0.0, -rows * math.log(_LEAST) * (1 + _ROUNDING))
-        for k in config["topk"] if "labelledndcg" in asked else ():  # type: ignore[index]
-            counts[f"{of}judged users@{k}"] = min(declared["users"], rows)
+        for k in config["topk"] if "labelledndcg" in asked else ():
+            counts[f"{of}judged users@{k}"] = users
             due[f"{of}labelledndcg@{k}"] = (0.0, sums.get(f"{of}judged users@{k}", 0.0) * (1 + _ROUNDING))
     bins = {name: value for name, value in sums.items() if "auc" in asked and name in _BIN_NAMES}
     counts |= dict.fromkeys(bins, rows)
@@ -226,7 +282,10 @@ def metrics_of(sums: Mapping[str, float], labels: Sequence[float]) -> dict[str, 
     rows = sums.get("rows", 0.0)
     if not rows:
         return {}
-    metrics = {
+    metrics = ranking_of(sums)
+    if "absolute" not in sums:
+        return metrics
+    metrics |= {
         "mae": sums["absolute"] / rows,
         "nmae": sums["absolute"] / rows / (labels[-1] - labels[0]),
         "rmse": (sums["squared"] / rows) ** 0.5,
