@@ -19,10 +19,12 @@ import torch
 from conftest import SMALL
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from tapped import Tap, marked_dataset, marks_of
 from test_machines import CASES, assert_same, result_of
 from test_sockets import certificate
 
 from recbole_fedkd.checkpoint import read_sealed
+from recbole_fedkd.data.schema import ClientRows
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.envelope import Request
 from recbole_fedkd.machines import flower, running
@@ -49,14 +51,16 @@ class SuperLink:
 
     def __init__(self, folder, *options):
         with socket.create_server(("127.0.0.1", 0)) as free:
-            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+            self.port = free.getsockname()[1]
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.tap = Tap(listener, ("127.0.0.1", self.port))
+        self.address = f"127.0.0.1:{listener.getsockname()[1]}"
         self.folder, self.options, self.process = folder, options or ("--insecure",), None
         self.start()
 
     def start(self):
-        port = self.address.partition(":")[2]
         program = str(Path(sys.executable).parent / "flower-superlink")
-        command = [program, "--port", port, "--disable-runtime-dependency-installation", *self.options]
+        command = [program, "--port", str(self.port), "--disable-runtime-dependency-installation", *self.options]
         # Flower finds its other programs by the path.
         paths = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -89,8 +93,15 @@ class SuperLink:
 @pytest.fixture(scope="module")
 def superlink(tmp_path_factory):
     made = SuperLink(tmp_path_factory.mktemp("superlink"))
+    superlinks.await_superlink(f"127.0.0.1:{made.port}", 240)  # whoever listens in between is there at once
     yield made
     made.kill()
+    made.tap.listener.close()
+
+
+@pytest.fixture(scope="module")
+def data_path(tmp_path_factory):
+    return marked_dataset(tmp_path_factory.mktemp("marked"))
 
 
 @pytest.fixture
@@ -111,11 +122,11 @@ def federation(cut, tmp_path, superlink):
     """As :func:`cut`, with a node of the SuperLink for each party; files lie in a folder that is called as the case is."""
     nurseries = []
 
-    def make(case, held_back=0):
-        folders, local = cut(case)
+    def make(case, held_back=0, given=None, **keys):
+        folders, local = cut(case, **keys)
         lock = os.open(tmp_path, os.O_RDONLY)
         address = f"{flower.SCHEME}{superlink.address}"
-        nursery = Nursery(tmp_path / case / "cut" / "manifest", {}, address, tmp_path / "nothing", lock)
+        nursery = Nursery(tmp_path / case / "cut" / "manifest", given or {}, address, tmp_path / "nothing", lock)
         os.close(lock)
         nurseries.append(nursery)
         for number, folder in enumerate(folders[: len(folders) - held_back]):
@@ -127,16 +138,25 @@ def federation(cut, tmp_path, superlink):
         each.close()
 
 
-def coordinated(superlink, folder, trust=TRUSTING):
-    keys = {"client_timeout": 300.0}
+def coordinated(superlink, folder, trust=TRUSTING, **keys):
+    keys |= {"client_timeout": 300.0}
     return running.coordinate(
         folder / "cut" / "manifest", f"{flower.SCHEME}{superlink.address}", folder / "server", trust, keys
     )
 
 
-def assert_as_local(folders, local, server):
+def assert_nothing_of(folders, server, *passed):
+    """No token of a user and no row of a party is among the bytes that have passed, or in the server's folder."""
+    files = [file for file in server.rglob("*") if file.is_file()]
+    assert SERVER_STATE in {file.name for file in files}
+    marks = marks_of([ClientRows.load(folder / "rows.npz") for folder in folders])
+    for content in [*passed, *(file.read_bytes() for file in files)]:
+        assert not any(mark in content for mark in marks)
+
+
+def assert_as_local(folders, local, server, rounds=ROUNDS):
     """Networks of all parties and what the server holds are those of one process after as many rounds."""
-    for index in range(ROUNDS):
+    for index in range(rounds):
         local.run_round(index)
     state, _ = read_sealed(server / SERVER_STATE)
     found = [served(folder / STATE)[0] for folder in folders], state["engine"]["server"]["strategy"]
@@ -154,14 +174,17 @@ def test_in_one_command_a_run_over_flower_is_that_of_one_process(run):
 
 def test_federations_of_one_superlink_are_those_of_one_process_each(federation, superlink, tmp_path):
     """All at once, one under masks: a party of one is none of another, and each has its own rows alone."""
-    cases = ["items", "factors", "masks"]
-    made = {case: federation(case) for case in cases}
+    cases = ["afd", "items", "factors", "masks"]
+    made = {case: federation(case, epochs=2) for case in cases}
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(lambda case: coordinated(superlink, tmp_path / case), cases))
+    passed = bytes(superlink.tap.heard)
+    assert passed.count(b"recbole_fedkd") > 2 * 4 * len(cases)
     for case, result in zip(cases, results, strict=True):
-        assert result["engine"] == "flower" and len(result["rounds"]) == ROUNDS and len(result["parties"]) == 4
+        assert result["engine"] == "flower" and len(result["rounds"]) == 2 and len(result["parties"]) == 4
         folders, local, _ = made[case]
-        assert_as_local(folders, local, tmp_path / case / "server")
+        assert_as_local(folders, local, tmp_path / case / "server", rounds=2)
+        assert_nothing_of(folders, tmp_path / case / "server", passed)
 
 
 def test_a_late_answer_is_pulled_and_one_to_a_question_that_was_asked_again_comes_once(monkeypatch):
@@ -210,14 +233,14 @@ def key_pair(file):
 
 
 def test_over_tls_with_keys_a_run_is_that_of_one_process_and_strangers_are_refused(cut, tmp_path, monkeypatch):
-    folders, local = cut("fedavg", client_num=2)
+    folders, local = cut("fedavg", epochs=2)
     (right, private), (wrong, _) = certificate(tmp_path, "right"), certificate(tmp_path, "wrong")
-    keys = [key_pair(tmp_path / f"node-{number}") for number in range(3)]
+    keys = [key_pair(tmp_path / f"node-{number}") for number in range(5)]
     tls = ["--ssl-certfile", right, "--ssl-keyfile", private, "--ssl-ca-certfile", right]
     made = SuperLink(tmp_path, *tls, "--enable-supernode-auth", "--database", str(tmp_path / "superlink.db"))
     home, parties = tmp_path / "fedavg", []
     try:
-        superlinks.await_superlink(made.address, 240)
+        superlinks.await_superlink(f"127.0.0.1:{made.port}", 240)
         administrator = superlinks.Submitted(made.address, tmp_path / "administrator", right, {})
         for folder, key in zip(folders, keys, strict=False):
             administrator._flwr("supernode", "register", f"{key}.pub", "link")
@@ -227,9 +250,9 @@ def test_over_tls_with_keys_a_run_is_that_of_one_process_and_strangers_are_refus
             parties[-1].start()
         monkeypatch.setattr(flower, "_REFUSED_FOR", -1.0)
         for authority, key, sentence in (
-            (wrong, keys[2], "shows a certificate that is not believed"),
+            (wrong, keys[4], "shows a certificate that is not believed"),
             (right, None, "asks for a registered key; name it by --node-key"),
-            (right, keys[2], "does not let this party in: it does not know the key"),
+            (right, keys[4], "does not let this party in: it does not know the key"),
         ):
             with pytest.raises(InputError, match=sentence):
                 flower.serve(None, made.address, authority, key)
@@ -238,10 +261,38 @@ def test_over_tls_with_keys_a_run_is_that_of_one_process_and_strangers_are_refus
         for each in parties:
             each.kill()
         made.kill()
-    assert_as_local(folders, local, home / "server")
+    assert_as_local(folders, local, home / "server", rounds=2)
+    kept = b"".join(file.read_bytes() for file in sorted(tmp_path.glob("superlink.db*")))
+    assert b"recbole_fedkd" in kept and b"recbole_fedkd" not in made.tap.heard
+    assert_nothing_of(folders, home / "server", kept)
 
 
-def held(folder, manifest, address, reached, go):
+DIES = """
+import os, signal, sys
+from pathlib import Path
+
+from recbole_fedkd import files
+
+synchronise = files._synchronise
+
+
+def dies_once(path):
+    name = path.name.split(".")[1:2]
+    flag = Path({flags!r}).joinpath(*name)
+    if name in (["server"], ["state"]) and not flag.exists():
+        os.truncate(path, path.stat().st_size // 2)
+        flag.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    synchronise(path)
+
+
+if "pytest" not in sys.modules:
+    files._synchronise = dies_once
+"""
+"""Plugin by which the first coordinator, and the first party, that writes its state dies in the middle of it."""
+
+
+def held(folder, manifest, address, moments):
     """A party, a process of its own, that says when it is asked in the second round, and answers there when it may."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as of a command in a terminal
     torch.set_num_threads(1)
@@ -250,7 +301,9 @@ def held(folder, manifest, address, reached, go):
     answer = party.answer
 
     def waits(packed):
-        if Request.from_bytes(packed).round == 1:
+        asked = Request.from_bytes(packed)
+        if asked.round == 1 and asked.operation in moments:
+            reached, go = moments[asked.operation]
             reached.set()
             go.wait()
         return answer(packed)
@@ -268,11 +321,14 @@ def until(true):
 
 
 def test_node_serverapp_and_superlink_may_be_killed(federation, superlink, tmp_path):
-    """All in the second round, which one party keeps from ending until all are there again."""
-    folders, local, nursery = federation("codecs", held_back=1)
-    reached, go = PROCESSES.Event(), PROCESSES.Event()
+    """While the first states are written; in training and in judging, which one party keeps from ending until all are back."""
+    (tmp_path / "flags").mkdir()
+    (tmp_path / "dies.py").write_text(DIES.format(flags=str(tmp_path / "flags")))
+    plugins = {"plugins": [str(tmp_path / "dies.py")]}
+    folders, local, nursery = federation("codecs", held_back=1, given=plugins)
+    moments = {operation: (PROCESSES.Event(), PROCESSES.Event()) for operation in ("train", "judge")}
     home = tmp_path / "codecs"
-    told = (folders[-1], home / "cut" / "manifest", f"{flower.SCHEME}{superlink.address}", reached, go)
+    told = (folders[-1], home / "cut" / "manifest", f"{flower.SCHEME}{superlink.address}", moments)
     last = PROCESSES.Process(target=held, args=told, daemon=True)
     killed = []
 
@@ -280,35 +336,50 @@ def test_node_serverapp_and_superlink_may_be_killed(federation, superlink, tmp_p
         """How often a coordinator has come, as its log tells; it begins when all are there, and one party is held."""
         return sum(event["event"] == "waiting" for event in read_events(home / "server" / LOG))
 
-    def kill_everything():
-        assert reached.wait(240)
+    def kill_node():
         children = psutil.Process(nursery.process.pid).children
         nodes = {child.pid for child in children()}
         os.kill(min(nodes), signal.SIGKILL)
         until(lambda: len({child.pid for child in children()} - {min(nodes)}) == len(nodes))
         killed.append("node")
+
+    def kill_serverapp():
+        before = lives()
         for app in superlink.programs("flwr-serverapp"):
             os.kill(app, signal.SIGKILL)
-        until(lambda: lives() == 2)
+        until(lambda: lives() > before)
         killed.append("serverapp")
+
+    def kill_superlink():
+        before = lives()
         superlink.kill()
         superlink.start()
-        until(lambda: lives() == 3)
+        until(lambda: lives() > before)
         killed.append("superlink")
 
     def killer():
         try:
-            kill_everything()
+            for operation, kills in (
+                ("train", (kill_node, kill_serverapp)),
+                ("judge", (kill_superlink,)),  # with its ServerApp
+            ):
+                reached, go = moments[operation]
+                assert reached.wait(400)
+                for kill in kills:
+                    kill()
+                go.set()
         finally:
-            go.set()
+            for _, go in moments.values():
+                go.set()
 
     last.start()
     thread = threading.Thread(target=killer)
     thread.start()
     try:
-        coordinated(superlink, home)
+        coordinated(superlink, home, **plugins)
     finally:
         thread.join()
         last.kill()
     assert killed == ["node", "serverapp", "superlink"]
+    assert {flag.name for flag in (tmp_path / "flags").iterdir()} == {"server", "state"}
     assert_as_local(folders, local, home / "server")
