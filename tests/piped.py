@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from recbole_fedkd.machines.coordinator import Coordinator
+from recbole_fedkd.machines.coordinator import Coordinator, Declared
 from recbole_fedkd.machines.manifest import Manifest
 
 PROCESSES = multiprocessing.get_context("forkserver")  # which loads torch and RecBole once for all of them
@@ -14,6 +14,8 @@ PROCESSES.set_forkserver_preload(["recbole_fedkd.machines.running"])
 
 class Piped:
     """A transport that asks one party after the other."""
+
+    name = "processes"
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe = pipe
@@ -24,17 +26,15 @@ class Piped:
             yield number, self.pipe.recv()
 
 
-def _coordinate(pipe: Connection, manifest: Path, sizes: Mapping[int, int], folder: Path) -> None:
-    Coordinator(Manifest.load(manifest), Piped(pipe), sizes, folder).fit()
+def _coordinate(pipe: Connection, manifest: Path, declared: Declared, folder: Path) -> None:
+    Coordinator(Manifest.load(manifest), Piped(pipe), declared, folder).fit()
 
 
-def coordinated(
-    manifest: Path, sizes: Mapping[int, int], folder: Path, answer: Callable[[int, bytes], bytes | None]
-) -> None:
+def coordinated(manifest: Path, declared: Declared, folder: Path, answer: Callable[[int, bytes], bytes | None]) -> None:
     """Run a federation to its end; the coordinator is killed (SIGKILL) where ``answer`` has none, and started again."""
     while True:
         here, there = PROCESSES.Pipe()
-        process = PROCESSES.Process(target=_coordinate, args=(there, manifest, sizes, folder))
+        process = PROCESSES.Process(target=_coordinate, args=(there, manifest, declared, folder))
         process.start()
         there.close()
         try:

@@ -52,8 +52,8 @@ def test_a_coordinator_killed_in_every_phase_repeats_the_round_with_new_keys_and
             said[number].append((request.round, phase, Answer.from_bytes(made).said))
         return made
 
-    sizes = {number: len(party.client.task) for number, party in parties.items()}
-    coordinated(tmp_path / "cut" / "manifest", sizes, tmp_path / "server", answer)
+    declared = {number: Answer.from_bytes(party.hello()).numbers for number, party in parties.items()}
+    coordinated(tmp_path / "cut" / "manifest", declared, tmp_path / "server", answer)
     assert tuple(killed) == PHASES
 
     _, trainer, _, _ = prepared(**KEYS)
