@@ -46,9 +46,13 @@ def told(error: BaseException) -> str:
     frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)][::-1]
     rooms = [frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in frames]
     own = [at for at, room in zip(frames, rooms, strict=True) if room not in _LIBRARIES | {__package__}]
-    said, here = str(error) or type(error).__name__, own[:1]
+    try:
+        said = str(error)
+    except Exception:  # of somebody's own class, whose text cannot be made
+        said = ""
+    said, here = said or type(error).__name__, own[:1]
     if isinstance(error, FAULTS):
-        said = f"{type(error).__name__}: {error}"
+        said = said if said == type(error).__name__ else f"{type(error).__name__}: {said}"
         here = here or [at for at, room in zip(frames, rooms, strict=True) if room == __package__][:1]
     for frame, line in here:
         said += f" ({Path(frame.f_code.co_filename).name}, line {line}, in {frame.f_code.co_name})"

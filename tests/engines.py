@@ -1,7 +1,27 @@
-"""The comparison of two engines that the tests of the fleet share."""
+"""What tests of engines share: the comparison of two, and a round of a server without any."""
 
 import pytest
 import torch
+
+from recbole_fedkd.federated.message import Message, MessageError
+
+
+def refused(server, payloads, index):
+    """Have a server take in what clients have sent; why each message that it does not take was left out."""
+    samples, faults = {}, {}
+    for client, payload in payloads.items():
+        try:
+            samples[client] = Message.from_bytes(payload).training.samples if payload else 0
+        except MessageError as error:
+            faults[client] = error
+    intake = server.intake(index, samples)
+    for client in samples:
+        try:
+            intake.add(client, payloads[client])
+        except MessageError as error:
+            faults[client] = error
+    intake.finish()
+    return faults
 
 
 def assert_same_round(local, fleet, index, state_of, tolerance=2e-4):

@@ -292,6 +292,14 @@ def test_a_trimmed_mean_that_leaves_nobody_out_is_told(prepared, caplog, ratio, 
     assert (sentence in caplog.text) is not trims
 
 
+@pytest.mark.parametrize(("chosen", "trims"), [(3, False), (None, True)])
+def test_a_robust_mean_that_leaves_nobody_of_a_round_out_is_told(prepared, caplog, chosen, trims):
+    keys = {"strategy": "fedavg", "robust_mean": "trimmed_mean", "trim_ratio": 0.3, "clients_per_round": chosen}
+    prepared("AttnFedKD", client_num=4, **keys)
+    sentence = "trim_ratio=0.3 of 3 client(s) is less than one: robust_mean=trimmed_mean leaves nobody out"
+    assert (sentence in caplog.text) is not trims
+
+
 def test_a_client_without_a_training_sample_is_named_and_sits_out(prepared, monkeypatch, caplog):
     _, trainer, loaders, evaluations = prepared(strategy="afd", partition="user")
     dataset = loaders[0]._dataset

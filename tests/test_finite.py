@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL
+from engines import refused
 from hypothesis import given
 from hypothesis import strategies as st
 from recbole.model.abstract_recommender import GeneralRecommender
@@ -121,9 +122,9 @@ class TestOneClient:
             spoiled = message.arrays[name].copy()
             spoiled.flat[0] = bad
             payloads[2] = dataclasses.replace(message, arrays={**message.arrays, name: spoiled}).to_bytes()
-            refused = engine.server.aggregate(dict(enumerate(payloads)), 1)
-            assert {client: error.fault for client, error in refused.items()} == {2: "not finite"}
-            assert f"'{name}'" in str(refused[2])
+            faults = refused(engine.server, dict(enumerate(payloads)), 1)
+            assert {client: error.fault for client, error in faults.items()} == {2: "not finite"}
+            assert f"'{name}'" in str(faults[2])
             assert finite.all_finite(engine.server.state.values())
 
     def test_is_not_told_what_is_no_number(self, prepared):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL
+from engines import refused
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,7 +73,7 @@ def played(server, clients):
             clients[number].receive(server.send(number, index))
             clients[number].train(index)
             answers[number] = clients[number].send(index)
-        assert not server.aggregate(answers, index)
+        assert not refused(server, answers, index)
         if server.strategy.serves_aggregate:
             told = server.serve(index + 1)
             for client in clients:
@@ -171,7 +172,7 @@ def test_a_client_in_a_process_of_its_own_is_the_one_of_the_run(prepared, tmp_pa
     for index in range(ROUNDS):
         for number, pipe in enumerate(pipes):
             pipe.send_bytes(server.send(number, index))
-        assert not server.aggregate({number: pipe.recv_bytes() for number, pipe in enumerate(pipes)}, index)
+        assert not refused(server, {number: pipe.recv_bytes() for number, pipe in enumerate(pipes)}, index)
         trainer.engine.run_round(index)
     for client, pipe, process in zip(trainer.engine.clients, pipes, processes, strict=True):
         found = pipe.recv()

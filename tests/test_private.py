@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+from engines import refused
 from hypothesis import given
 from hypothesis import strategies as st
 from test_fleet import assert_same_round, engines_of
@@ -65,7 +66,7 @@ def test_what_a_pattern_keeps_never_leaves_its_client(prepared, model, keys, pat
             client.receive(payloads[-1])
             client.train(index)
             payloads.append(client.send(index))
-        assert not engine.server.aggregate(dict(enumerate(payloads[-2 * len(engine.clients) + 1 :: 2])), index)
+        assert not refused(engine.server, dict(enumerate(payloads[-2 * len(engine.clients) + 1 :: 2])), index)
     assert all(payloads[1::2])
     marks = [struct.pack(code, MARKER) for code in ("<f", ">f", "<d")]
     assert not any(mark in payload for payload in payloads for mark in marks)
@@ -226,7 +227,7 @@ def test_clients_that_count_alike_are_averaged_alike(prepared):
         client.train(0)
         trained.append(client.task.network.item_bias.weight.detach().clone())
     assert len({len(client.task) for client in engine.clients}) == 3
-    assert not engine.server.aggregate({client.number: client.send(0) for client in engine.clients}, 0)
+    assert not refused(engine.server, {client.number: client.send(0) for client in engine.clients}, 0)
     torch.testing.assert_close(engine.server.state["p:item_bias.weight"], torch.stack(trained).mean(0))
 
 

@@ -7,6 +7,7 @@ import msgpack
 import numpy as np
 import pytest
 import torch
+from engines import refused
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -295,11 +296,11 @@ def test_what_is_wrong_is_left_out_and_named_and_the_rest_counts():
     payloads[7] = Message("update", 3, 7, {}, Training(1, 1, 0.0)).to_bytes()
     payloads[8] = b""
     payloads[9] = Message("model", 3, SERVER, {}).to_bytes()
-    refused = server.aggregate(payloads, 3)
-    assert {client: error.fault for client, error in refused.items()} == {
+    faults = refused(server, payloads, 3)
+    assert {client: error.fault for client, error in faults.items()} == {
         2: "sender", 3: "round", 4: "not finite", 5: "malformed", 6: "malformed", 7: "kind", 8: "silent", 9: "sender",
     }  # fmt: skip
-    assert "says that it is client 1" in str(refused[2]) and "of round 78" in str(refused[3])
+    assert "says that it is client 1" in str(faults[2]) and "of round 78" in str(faults[3])
     assert torch.equal(server.state["w"], torch.full(SHAPE, 1.0 + 10.0))
 
 
@@ -318,7 +319,7 @@ def test_nobody_answers_twice_nor_for_more_samples_than_it_has_nor_unasked():
 def test_where_all_are_refused_the_server_keeps_what_it_has():
     server = Server(Collecting())
     server.state = {"w": torch.ones(SHAPE)}
-    assert server.aggregate({1: b"", 2: b"?"}, 0).keys() == {1, 2}
+    assert refused(server, {1: b"", 2: b"?"}, 0).keys() == {1, 2}
     assert torch.equal(server.state["w"], torch.ones(SHAPE))
 
 
@@ -328,5 +329,5 @@ def test_a_strategy_that_asks_for_nothing_in_particular_still_unfolds_little():
     strategy = Collecting()
     strategy.upload_schema = lambda state: None
     stack = CodecStack.of(["top_k"], SETTINGS)
-    refused = Server(strategy, codecs=WireCodecs(stack, stack)).aggregate({1: payload}, 0)
-    assert refused[1].fault == "arrays"
+    faults = refused(Server(strategy, codecs=WireCodecs(stack, stack)), {1: payload}, 0)
+    assert faults[1].fault == "arrays"

@@ -55,7 +55,7 @@ class ClientError(TrainingError):
     """An error inside a client, with the client, the round and the stage it happened in."""
 
     @classmethod
-    def of(cls, who: str, round_index: int, stage: str, cause: Exception) -> ClientError:
+    def of(cls, who: str, round_index: int, stage: str, cause: BaseException) -> ClientError:
         """Of what happened in a client, or in several."""
         error = cause if isinstance(cause, cls) else cls(f"{who}, round {round_index + 1}, {stage}: {told(cause)}")
         error.__cause__ = cause if error is not cause else cause.__cause__
@@ -229,5 +229,9 @@ def reason(error: ClientError) -> str:
     if isinstance(cause, MessageError):
         said = str(cause)
     else:
-        said = f"not finite: {cause}" if isinstance(cause, NotFiniteError) else f"failed: {cause or error}"
+        said = (
+            f"not finite: {cause}"
+            if isinstance(cause, NotFiniteError)
+            else f"failed: {error if cause is None else told(cause)}"
+        )
     return " ".join(said.split())[:_LONGEST]

@@ -54,7 +54,7 @@ class LocalEngine(Engine):
             current.report.bytes_up[client.number] = len(answer)
             stage = "answering"
             current.intake.add(client.number, answer)
-        except Exception as error:
+        except (Exception, SystemExit, GeneratorExit) as error:  # a client that ends itself ends nobody else
             raise ClientError.of(f"client {client.number}", current.index, stage, error) from error
         finally:
             if current.on_bytes is not None:

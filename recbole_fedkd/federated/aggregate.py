@@ -78,7 +78,7 @@ class EveryUpload(Fold):
 
 
 class Sums(Fold):
-    """The sum of every array.
+    """The sum of every array; whole numbers stop at the largest of their type, where honest counts never come.
 
     Args:
         dtype: in which numbers are added up; None: in their own.
@@ -105,16 +105,31 @@ class Sums(Fold):
             self.sums[name] = torch.tensor(of_clients[0], dtype=self.dtype)
         total = self.sums[name].numpy()
         for array in of_clients[not known :]:
-            np.add(total, array, out=total)
+            total[...] = added(total, array)
 
     def merge(self, other: Self) -> None:
         """Add the other's sums."""
         for name, part in other.sums.items():
-            self.sums[name] = self.sums[name] + part if name in self.sums else part.clone()
+            if name in self.sums:
+                self._add(name, part.numpy()[None])
+            else:
+                self.sums[name] = part.clone()
 
     def finish(self) -> Tensors:
         """The sums."""
         return self.sums
+
+
+def added(total: NDArray[Any], more: NDArray[Any]) -> NDArray[Any]:
+    """Their sum, in the type of the first."""
+    return total + more if total.dtype.kind == "f" else within(total.astype(np.int64) + more, total.dtype)
+
+
+def within(numbers: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    """Numbers as those of a type; whole ones stop at its largest and least, and do not wrap around."""
+    if np.dtype(dtype).kind in "iu":
+        numbers = numbers.clip(np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return numbers.astype(dtype)
 
 
 class WeightedMean(Fold):

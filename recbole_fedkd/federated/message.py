@@ -91,10 +91,12 @@ class Schema:
     Attributes:
         kind: the message's.
         arrays: by name.
+        largest: no number of theirs may be larger; what is added up may hold as many times less as there are parts.
     """
 
     kind: str
     arrays: Mapping[str, ArraySpec]
+    largest: float = LARGEST
 
     @property
     def may_be_silent(self) -> bool:
@@ -263,9 +265,15 @@ def decoded(message: Message, codecs: CodecStack, schema: Schema | None = None) 
     return message
 
 
-def check_arrays(arrays: Arrays, schema: Schema | None = None) -> None:
-    """Raise :class:`MessageError` for arrays that are not what the schema asks for, or that are not finite when squared."""
-    specs = schema.arrays if schema is not None else {}
+def check_arrays(arrays: Arrays, schema: Schema | None = None, largest: float = LARGEST) -> None:
+    """Raise :class:`MessageError` for arrays that are not what the schema asks for, or that are not finite when squared.
+
+    Args:
+        arrays: by name.
+        schema: what they must be; None: not known.
+        largest: as of a schema, where none is known.
+    """
+    specs, bound = (schema.arrays, schema.largest) if schema is not None else ({}, largest)
     if schema is not None:
         missing = [name for name, spec in specs.items() if not spec.optional and name not in arrays]
         unknown = [name for name in arrays if name not in specs]
@@ -279,12 +287,12 @@ def check_arrays(arrays: Arrays, schema: Schema | None = None) -> None:
             raise MessageError("arrays", f"'{name}' is {list(array.shape)} of {array.dtype}; {due} was asked for")
         if array.size and array.dtype.kind == "f":
             # The least and the largest are NaN if any number is.
-            least, largest = float(array.min()), float(array.max())
-            if not (least >= -LARGEST and largest <= LARGEST):
-                extreme = least if math.isnan(least) or least < -LARGEST else largest
+            least, most = float(array.min()), float(array.max())
+            if not (least >= -bound and most <= bound):
+                extreme = least if math.isnan(least) or least < -bound else most
                 what = "NaN" if math.isnan(extreme) else f"{extreme:g}"
                 if math.isfinite(extreme):
-                    what += ", of which single precision does not hold the square"
+                    what += ", of which single precision does not hold the square of the sum over clients"
                 raise MessageError("not finite", f"'{_shortened(name)}' holds {what}")
         if spec is not None and spec.counts:
             if array.size and (least := array.min()) < 0:
@@ -297,7 +305,7 @@ def all_taken(arrays: Arrays, schema: Schema, count: int) -> bool:
     """Whether :func:`check_arrays` takes every one of ``count`` clients' arrays, given as ``[count, ...]`` by name."""
     of_all = {name: spec._replace(shape=(count, *spec.shape)) for name, spec in schema.arrays.items()}
     try:
-        check_arrays(arrays, Schema(schema.kind, of_all))
+        check_arrays(arrays, replace(schema, arrays=of_all))
     except MessageError:
         return False
     means = [arrays[name] for name, spec in of_all.items() if spec.counts and not spec.empty and name in arrays]

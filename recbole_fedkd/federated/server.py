@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from recbole_fedkd.federated.aggregate import Fold
 from recbole_fedkd.federated.codec import WireCodecs
-from recbole_fedkd.federated.message import SERVER, Message, MessageError, all_taken
+from recbole_fedkd.federated.message import LARGEST, SERVER, Message, MessageError, all_taken
 from recbole_fedkd.federated.strategy import ServerState, Strategy
 from recbole_fedkd.federated.wire import ServerLink
 from recbole_fedkd.finite import check_state
@@ -193,31 +194,6 @@ class Server:
         """
         return Intake(self, round_index, samples)
 
-    def aggregate(self, payloads: Mapping[int, bytes], round_index: int) -> dict[int, MessageError]:
-        """Take in all uploads of a round at once.
-
-        Args:
-            payloads: what each client has sent; empty: it has nothing to say.
-            round_index: from 0.
-
-        Returns:
-            Why the message of a client was left out.
-        """
-        refused, samples = {}, {}
-        for client, payload in payloads.items():
-            try:
-                samples[client] = Message.from_bytes(payload).training.samples if payload else 0
-            except MessageError as error:
-                refused[client] = error
-        intake = self.intake(round_index, samples)
-        for client in samples:
-            try:
-                intake.add(client, payloads[client])
-            except MessageError as error:
-                refused[client] = error
-        intake.finish()
-        return refused
-
     def state_dict(self) -> dict[str, Any]:
         """The strategy's state, and what is known of the clients' copies; plain values and tensors only."""
         state = {"strategy": dict(self.state), "broadcast": self.link.state_dict()}
@@ -268,7 +244,7 @@ class Intake:
     def add_read(self, client: int, message: Message | None) -> Message | None:
         """As :meth:`add`, of a message that is none of bytes any more, or never was."""
         self._check_due(client)
-        message = self.server.link.read(client, message, self.round_index)
+        message = self.server.link.read(client, message, self.round_index, len(self.samples))
         self._check_samples(client, message)
         self.take(client, message)
         self.server.link.acknowledge(client)
@@ -294,6 +270,7 @@ class Intake:
         ):
             return False
         due = all(client not in self.answered and self.samples.get(client) == of for client, of in samples.items())
+        schema = replace(schema, largest=LARGEST / len(self.samples))
         if not due or kind != schema.kind or not all_taken(arrays, schema, len(samples)):
             return False
         if not self.fold.add_many(list(samples), arrays):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from recbole_fedkd.federated.codec import CodecStack, WireCodecs
 from recbole_fedkd.federated.message import (
+    LARGEST,
     SERVER,
     ArraySpec,
     Message,
@@ -244,13 +245,14 @@ class ServerLink:
                 self._written[key] = network.to_bytes() if network is not None else b""
         return self._written[key]
 
-    def read(self, client: int, message: Message | None, round_index: int) -> Message | None:
+    def read(self, client: int, message: Message | None, round_index: int, clients: int = 1) -> Message | None:
         """A client's message as it was before it was encoded; None if it has nothing to say.
 
         Args:
             client: whom it came from.
             message: as it came over the wire.
             round_index: the round.
+            clients: that may answer in it.
 
         Raises:
             MessageError: it is not what this client may say in this round.
@@ -259,7 +261,8 @@ class ServerLink:
             return None
         assert message is not None
         updates = [Updates(self.broadcast.replica)] if self.broadcast is not None else []
-        return received_through([*updates, *self.stages], message, self.schema)
+        schema = replace(self.schema, largest=LARGEST / clients) if self.schema is not None else None
+        return received_through([*updates, *self.stages], message, schema)
 
     def blank(self, client: int, header: Message | None, round_index: int) -> Message | None:
         """A message of zeros of the arrays that a client's message holds, of which it says the names alone.

@@ -78,7 +78,9 @@ class FedKDTrainer(CheckpointTrainer):
             raise InputError(
                 f"holdout_clients={config['holdout_clients']} keeps every client that has a training sample out of training"
             )
-        idle_setting = engine.server.strategy.without_effect(len(engine.samples))
+        idle_setting = engine.server.strategy.without_effect(
+            len(engine.samples), min(len(engine.samples), config["clients_per_round"] or len(engine.samples))
+        )
         if idle_setting is not None:
             self.logger.warning(idle_setting)
         if hasattr(config.model_class, "sums"):

@@ -217,8 +217,8 @@ class MeanUplink(Uplink):
 
     def _too_large(self, trained: Trained, base: Base, current: Round) -> dict[int, ClientError]:
         """The clients whose messages nobody would take, since their numbers are beyond what a message may hold."""
-        least = min(map(self._share, trained.training.sizes))
-        if self._mean.largest(trained.part) < LARGEST * least / 2:
+        least, largest = min(map(self._share, trained.training.sizes)), LARGEST / len(current.chosen)
+        if self._mean.largest(trained.part) < largest * least / 2:
             return {}
         refused = {}
         for slot, number in enumerate(trained.numbers):
@@ -226,7 +226,7 @@ class MeanUplink(Uplink):
             result = LocalResult(SharedTensors(named, self.private), first=False)
             message = self.server.strategy.upload(result, number, current.index)
             try:
-                check_arrays(message.arrays if message is not None else {})
+                check_arrays(message.arrays if message is not None else {}, largest=largest)
             except MessageError as error:
                 refused[number] = ClientError.of(f"client {number}", current.index, "answering", error)
         return refused

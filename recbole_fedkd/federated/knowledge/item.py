@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedkd.distillation.knowledge import class_sums, item_histograms, log_prior
-from recbole_fedkd.federated.aggregate import Fold, Sums
+from recbole_fedkd.federated.aggregate import Fold, Sums, added
 from recbole_fedkd.federated.knowledge.base import Arrays, SumsByClass, Tensors, register_knowledge
 from recbole_fedkd.federated.message import ArraySpec, Message, MessageError
 from recbole_fedkd.federated.task import Step
@@ -103,7 +103,7 @@ class ItemKnowledge(SumsByClass):
         following |= {name: value for name, value in statistics.items() if name != "histogram"}
         if "histogram" in statistics:
             before = state.get("histogram", torch.zeros_like(statistics["histogram"]))
-            following["histogram"] = before + statistics["histogram"]
+            following["histogram"] = torch.from_numpy(added(before.numpy(), statistics["histogram"].numpy()))
             following["version"] = state.get("version", torch.zeros(1, dtype=torch.int64)) + 1
             following["held"] = self.versions_of(state)
         return following

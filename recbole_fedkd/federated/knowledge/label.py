@@ -18,7 +18,7 @@ from recbole_fedkd.distillation.knowledge import (
     leave_one_out_teachers,
     teacher_of_others,
 )
-from recbole_fedkd.federated.aggregate import Fold, LatestOfEach, Sums
+from recbole_fedkd.federated.aggregate import Fold, LatestOfEach, Sums, within
 from recbole_fedkd.federated.knowledge.base import Arrays, Sizes, SumsByClass, Tensors, register_knowledge
 from recbole_fedkd.federated.message import ArraySpec
 from recbole_fedkd.federated.task import Step
@@ -149,7 +149,7 @@ class LabelKnowledge(SumsByClass):
         if not arrays.keys() <= state.keys():
             return {}
         said = {name: state[name] if self.same_for_all else state[name][client] for name in arrays}
-        return {name: value.cpu().numpy().astype(arrays[name].dtype) for name, value in said.items()}
+        return {name: within(value.cpu().numpy(), arrays[name].dtype) for name, value in said.items()}
 
     def understood(self, received: Tensors, own: Tensors, fresh: bool) -> dict[str, Tensor]:
         """The teacher that the other clients make."""

@@ -140,8 +140,8 @@ class Strategy(ABC):
         """What needs every client's own upload; None: sums over the clients are all that the server needs."""
         return f"strategy={self.name}"
 
-    def without_effect(self, clients: int) -> str | None:
-        """What a setting does not do with so many clients; None: they all do something."""
+    def without_effect(self, clients: int, in_round: int) -> str | None:
+        """What a setting does not do with so many clients, of whom so many are in a round; None: they all do something."""
         return None
 
     def aggregate(self, state: ServerState, uploads: list[Message]) -> ServerState:

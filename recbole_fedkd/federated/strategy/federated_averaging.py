@@ -96,9 +96,9 @@ class FederatedAveraging(Strategy):
         settings = self.settings
         return ROBUST_MEANS[settings.robust_mean](settings.trim_ratio) if settings.robust_mean is not None else None
 
-    def without_effect(self, clients: int) -> str | None:
-        """As the robust mean says."""
-        return self._robust.without_effect(clients) if self._robust is not None else None
+    def without_effect(self, clients: int, in_round: int) -> str | None:
+        """As the robust mean says of those in a round."""
+        return self._robust.without_effect(in_round) if self._robust is not None else None
 
     def initial_state(self, shared: SharedState) -> ServerState:
         """The network that every client starts from."""

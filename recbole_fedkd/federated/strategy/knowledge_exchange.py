@@ -109,7 +109,7 @@ class AttentiveFederatedDistillation(Strategy):
         """As the kind of knowledge says."""
         return self.knowledge.needs_each
 
-    def without_effect(self, clients: int) -> str | None:
+    def without_effect(self, clients: int, in_round: int) -> str | None:
         """As the kind of knowledge says."""
         return self.knowledge.without_effect(clients)
 
