@@ -335,8 +335,8 @@ def test_a_folder_of_another_federation_is_refused(cut, data_path, tmp_path):
         Party(folders[0], manifest)
     with pytest.raises(InputError, match="not empty"):
         split_federation("AttnFedKD", "tiny", tmp_path / "other", [], other)
-    with pytest.raises(InputError, match="metrics ndcg are not sums"):
-        split_federation("AttnFedKD", "tiny", tmp_path / "third", [], {**other, "metrics": ["NDCG", "MAE"]})
+    with pytest.raises(InputError, match="metrics itemcoverage are not sums"):
+        split_federation("AttnFedKD", "tiny", tmp_path / "third", [], {**other, "metrics": ["ItemCoverage", "MAE"]})
     # What a coordinator would refuse is refused before anything is cut.
     two = {**other, "codecs": [], "client_num": 2, "secure_aggregation": True}
     with pytest.raises(InputError, match="secure_aggregation=True needs three clients"):
