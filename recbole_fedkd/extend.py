@@ -9,7 +9,7 @@ from recbole_fedkd.distillation.knowledge import Aggregation, WeightedAggregatio
 from recbole_fedkd.evaluation.metrics import register_metric
 from recbole_fedkd.federated.encoding import Codec, register_codec
 from recbole_fedkd.federated.knowledge import Knowledge, LabelKnowledge, LabelSettings, register_knowledge
-from recbole_fedkd.federated.message import SERVER, Message
+from recbole_fedkd.federated.message import SERVER, ArraySpec, Message, Schema
 from recbole_fedkd.federated.stage import Stage, register_stage
 from recbole_fedkd.federated.strategy import LocalResult, Strategy, register_strategy
 from recbole_fedkd.federated.strategy.federated_averaging import AveragingSettings, FederatedAveraging
@@ -20,6 +20,7 @@ from recbole_fedkd.registry import setting
 __all__ = [
     "SERVER",
     "Aggregation",
+    "ArraySpec",
     "AttentiveFederatedDistillation",
     "AveragingSettings",
     "Codec",
@@ -30,6 +31,7 @@ __all__ = [
     "LabelSettings",
     "LocalResult",
     "Message",
+    "Schema",
     "Stage",
     "Step",
     "Strategy",

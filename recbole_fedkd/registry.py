@@ -164,9 +164,23 @@ class Registry(dict[str, T]):
                             f"{self.kind} '{name}' declares the key '{key.name}', which {registry.kind} '{owner}' declares "
                             "in another way; choose another name"
                         )
+        if missing := sorted(getattr(entry, "__abstractmethods__", ())):
+            raise InputError(
+                f"{self.kind} '{name}' ({_home(entry)}) has no {', no '.join(missing)}; its base says what for"
+            )
         self[name] = entry
         self.settings[name] = settings
         return entry
+
+
+def outdated(kind: type, answer: str, *methods: str) -> bool:
+    """Whether a class overrides one of the methods that an inherited ``answer`` speaks of, and does not give it anew."""
+    for each in kind.__mro__:
+        if answer in vars(each):
+            return False
+        if any(method in vars(each) for method in methods):
+            return True
+    return False
 
 
 def _home(entry: Any) -> str:

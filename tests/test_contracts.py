@@ -1,13 +1,11 @@
 """Contracts: whatever is registered keeps to them, this package's and the plugins of the docs, without a test of its own.
 
-``PLUGINS=mine.py pytest tests/test_contracts.py`` holds them against a plugin of yours.
+``PLUGINS=mine.py pytest tests/test_contracts.py`` holds them against a plugin of yours, too.
 """
 
 import io
 import itertools
 import math
-import os
-import sys
 import tracemalloc
 from contextlib import suppress
 from dataclasses import replace
@@ -20,10 +18,10 @@ from conftest import SMALL, write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
+from plugged import NAMED, entries_with, registered
 
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.config.keys import Key
-from recbole_fedkd.config.plugins import import_plugins
 from recbole_fedkd.data.partition import UserBase
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.codec import CodecStack
@@ -33,22 +31,10 @@ from recbole_fedkd.federated.stage import Encoding
 from recbole_fedkd.federated.strategy import check_additive
 from recbole_fedkd.federated.task import Step
 from recbole_fedkd.quick_start import _prepare_data, _prepare_trainer
-from recbole_fedkd.registry import all_or_nothing, registries, settings_of
+from recbole_fedkd.registry import settings_of
 
 PLUGINS = [str(file) for file in sorted((Path(__file__).parent.parent / "docs" / "plugins").glob("*.py"))]
-PLUGINS += [name for name in os.environ.get("PLUGINS", "").split(",") if name]
-
-# What is registered, plugins among it, which are forgotten again: other tests are to know nothing of them.
-ENTRIES: dict[str, dict[str, tuple]] = {}
-_MODULES = set(sys.modules)
-with suppress(EOFError), all_or_nothing():
-    import_plugins(PLUGINS)
-    for plural, registry in registries().items():
-        ENTRIES[plural] = {name: (entry, registry.settings[name]) for name, entry in registry.items()}
-    raise EOFError
-for _name in set(sys.modules) - _MODULES:
-    if getattr(sys.modules[_name], "__file__", None) in PLUGINS:
-        del sys.modules[_name]
+ENTRIES = entries_with(PLUGINS + NAMED)
 
 
 def every(plural):
@@ -393,13 +379,8 @@ def engine_of(prepared_data):
         config = FedKDConfig(MODELS.get(name, "AttnFedKD"), "tiny", config_dict=keys)
         return _prepare_trainer(config, data)
 
-    with suppress(EOFError), all_or_nothing():
-        for plural, entries in ENTRIES.items():
-            registry = registries()[plural]
-            registry.update({name: entry for name, (entry, _) in entries.items()})
-            registry.settings = {name: settings_type for name, (_, settings_type) in entries.items()}
+    with registered(ENTRIES):
         yield build
-        raise EOFError
 
 
 def uploads(engine, index):
@@ -436,6 +417,7 @@ def test_a_strategys_messages_are_taken_from_their_sender_of_their_round_and_kin
     if not payloads[1]:
         assert engine.server.strategy.needs_each is None  # it says nothing at all
         return
+    assert engine.server.link.schema is not None, f"upload_schema of '{name}' does not say what arrives"
     message = Message.from_bytes(payloads[1])
     first = next(iter(message.arrays))
     for spoiled in (

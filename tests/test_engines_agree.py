@@ -1,4 +1,7 @@
-"""What one engine does the other does: every entry of the registries, on both, without a test of its own."""
+"""What one engine does the other does: every entry of the registries, on both, without a test of its own.
+
+``PLUGINS=mine.py pytest tests/test_engines_agree.py`` holds a plugin of yours against it, too.
+"""
 
 import os
 from itertools import product
@@ -6,18 +9,26 @@ from itertools import product
 import pytest
 import torch
 from conftest import SMALL, write_dataset
+from plugged import NAMED, entries_with, registered
 
 from recbole_fedkd.config import FedKDConfig
-from recbole_fedkd.data.partition import PARTITIONS
-from recbole_fedkd.distillation.knowledge import AGGREGATIONS
-from recbole_fedkd.federated.codec import CODECS
-from recbole_fedkd.federated.knowledge import KNOWLEDGE
-from recbole_fedkd.federated.robust import ROBUST_MEANS
-from recbole_fedkd.federated.stage import STAGES
-from recbole_fedkd.federated.strategy import STRATEGIES
 from recbole_fedkd.optim.server import SERVER_OPTIMIZERS
 from recbole_fedkd.quick_start import _prepare_data, _prepare_trainer
 from recbole_fedkd.trainer import FedKDTrainer
+
+ENTRIES = entries_with(NAMED)
+(STRATEGIES, KNOWLEDGE, AGGREGATIONS, CODECS, STAGES, PARTITIONS, ROBUST_MEANS) = (
+    {name: entry for name, (entry, _) in ENTRIES[plural].items()}
+    for plural in (
+        "strategies",
+        "knowledge",
+        "aggregations",
+        "codecs",
+        "stages",
+        "partitions",
+        "robust means",
+    )
+)
 
 ARGUMENTS = {"attribute": "attribute:group", "dirichlet": "dirichlet:0.3", "quantity": "quantity:0.5"}
 """Partitions that need an argument, with one."""
@@ -54,6 +65,12 @@ def cases():
 CASES = dict(cases())
 
 
+@pytest.fixture(autouse=True)
+def plugged():
+    with registered(ENTRIES):
+        yield
+
+
 @pytest.fixture(scope="module")
 def data_of(tmp_path_factory):
     """Data of a partition, prepared once."""
@@ -78,6 +95,8 @@ def trainers(data_of, **keys):
         )
         trainer = _prepare_trainer(config, data(config))
         assert isinstance(trainer, FedKDTrainer) and trainer.engine is not None
+        if NAMED and trainer.fallback is not None and "overrides" in trainer.fallback:
+            pytest.skip(trainer.fallback)  # a plugin that the fleet leaves to the local engine, and says so
         assert trainer.engine.name == engine
         made.append(trainer)
     return made

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from recbole_fedkd.federated.draws import KeyedDraws, StreamDraws
-from recbole_fedkd.federated.message import Message
+from recbole_fedkd.federated.message import ArraySpec, Message, Schema
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy, register_strategy
 from recbole_fedkd.federated.task import sample_negatives, shuffled
 
@@ -363,6 +363,9 @@ def test_a_strategy_can_be_added_from_outside(run):
 
         def upload(self, result, client, round_index):
             return Message("shout", round_index, client, {"one": np.ones(1, np.float32)})
+
+        def upload_schema(self, state):
+            return Schema("shout", {"one": ArraySpec((1,), np.float32)})
 
         def aggregate(self, state, uploads):
             return {"heard": torch.tensor([float(len(uploads))])}

@@ -323,11 +323,13 @@ def test_where_all_are_refused_the_server_keeps_what_it_has():
     assert torch.equal(server.state["w"], torch.ones(SHAPE))
 
 
-def test_a_strategy_that_asks_for_nothing_in_particular_still_unfolds_little():
+def test_a_server_that_asks_for_nothing_takes_nothing_and_a_client_that_knows_not_what_comes_unfolds_little():
     arrays = {"w|0.gaps": np.ones(1, np.uint8), "w|0.values": np.ones(1, np.float32)}
     payload = Message("any", 0, 1, {**arrays, "w|0.shape": np.array([2**30], np.int32)}, Training(1, 1, 0.0)).to_bytes()
     strategy = Collecting()
     strategy.upload_schema = lambda state: None
     stack = CodecStack.of(["top_k"], SETTINGS)
-    faults = refused(Server(strategy, codecs=WireCodecs(stack, stack)), {1: payload}, 0)
-    assert faults[1].fault == "arrays"
+    faults = refused(Server(strategy, codecs=WireCodecs(stack, stack)), {1: payload, 2: b""}, 0)
+    assert {client: error.fault for client, error in faults.items()} == {1: "kind"}
+    with pytest.raises(MessageError, match="arrays"):
+        decoded(Message.from_bytes(payload), stack)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedkd.federated.message import Message
+from recbole_fedkd.registry import outdated
 
 Tensors = dict[str, Tensor]
 
@@ -26,7 +27,7 @@ class Fold(ABC):
 
     def __init_subclass__(cls) -> None:
         # Whoever takes an upload in another way than its base takes them one by one, unless it says how many are taken in.
-        if "add" in vars(cls) and "add_many" not in vars(cls):
+        if outdated(cls, "add_many", "add"):
             cls.add_many = Fold.add_many  # type: ignore[method-assign]
 
     @abstractmethod

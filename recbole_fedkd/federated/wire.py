@@ -259,9 +259,9 @@ class ServerLink:
         """
         if not self._is_said(client, message, round_index):
             return None
-        assert message is not None
+        assert message is not None and self.schema is not None
         updates = [Updates(self.broadcast.replica)] if self.broadcast is not None else []
-        schema = replace(self.schema, largest=LARGEST / clients) if self.schema is not None else None
+        schema = replace(self.schema, largest=LARGEST / clients)
         return received_through([*updates, *self.stages], message, schema)
 
     def blank(self, client: int, header: Message | None, round_index: int) -> Message | None:
@@ -297,6 +297,8 @@ class ServerLink:
             raise MessageError("sender", f"it says that it is {_name(message.sender)}")
         if message.round != round_index:
             raise MessageError("round", f"its message is of round {message.round + 1}")
+        if self.schema is None:
+            raise MessageError("kind", f"it says '{message.kind[:40]}' where nothing was asked for")
         check_kind(message, self.schema)
         return True
 

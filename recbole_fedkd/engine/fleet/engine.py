@@ -38,8 +38,11 @@ from recbole_fedkd.errors import FAULTS
 from recbole_fedkd.federated.client import ClientSettings
 from recbole_fedkd.federated.message import SERVER
 from recbole_fedkd.federated.server import Server
+from recbole_fedkd.federated.strategy import Strategy
 from recbole_fedkd.federated.wire import ClientLink
 from recbole_fedkd.model.shared import matching
+
+_OF_EACH = ("understood", "audience")
 
 
 class FleetEngine(Engine):
@@ -81,6 +84,8 @@ class FleetEngine(Engine):
         private = [population.private_rows(group_index) for group_index in range(len(self.groups))]
         strategy = server.strategy
         common = strategy.shares_parameters and strategy.same_for_all and not strategy.remembers_sent
+        # Who overrides these may tell clients apart.
+        common = common and all(getattr(type(strategy), name) is getattr(Strategy, name) for name in _OF_EACH)
         if not strategy.serves_aggregate:
             # Users are served by their client's own network: one that sits out keeps the tables of another round.
             common = common and everybody and bool((task.sizes > 0).all())
@@ -103,7 +108,7 @@ class FleetEngine(Engine):
         self.downlink: Downlink = (CommonDownlink if common else OwnDownlink)(
             server, self.groups, self.links, self.device
         )
-        self.uplink: Uplink = MessageUplink(server, private, self.links)
+        self.uplink: Uplink = MessageUplink(server, self.groups, private, self.links)
         self._side_by_side = SideBySide(threads)
         if isinstance(task, FactorSamples):
             mapped = self._side_by_side.map
@@ -204,11 +209,12 @@ class FleetEngine(Engine):
 
     def _packs(self, group_index: int, chosen: Sequence[int]) -> list[Clients]:
         """Places in a group of the clients of a round, pack by pack."""
-        groups = len(self.groups)
+        groups, pads = len(self.groups), self.server.strategy.pads
         alike: dict[Any, list[int]] = {}
         for number in chosen:
             if number % groups == group_index:
-                alike.setdefault(self.downlink.alike(number), []).append(number)
+                key = self.downlink.alike(number), 0 if pads else self._sizes[number]
+                alike.setdefault(key, []).append(number)
         parts = list(alike.values())
         known = self._plans.get(group_index)
         if known is not None and known[0] == parts:
@@ -226,6 +232,8 @@ class FleetEngine(Engine):
         dense = group.dense_base().numel() + group.user_table().shape[1]
         heard_bytes = sum(value.nbytes for known in (heard.own, heard.installed) for value in known.values())
         row_bytes = copies * group.item_base().shape[1] + 8
+        if heard.whole_tables or not self.server.strategy.pads:
+            heard_bytes += row_bytes * group.item_count
         sample_bytes = self.training.bytes_of_sample(group_index, heard)
         parts = packed(
             sizes,

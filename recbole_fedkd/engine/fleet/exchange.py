@@ -16,7 +16,7 @@ from torch import Tensor
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.heard import Heard
 from recbole_fedkd.federated.dialogue import heard_alike, on_device, understood, understood_by_many
-from recbole_fedkd.federated.message import Message
+from recbole_fedkd.federated.message import Message, decoded
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.wire import ClientLink
 
@@ -140,7 +140,8 @@ class CommonDownlink(Downlink):
     def _take(self, received: dict[str, Tensor], installs: bool = True) -> None:
         self.received = received
         installed = self.server.strategy.installed(received)
-        self.common = Heard(received, tables=self._tables(received, installed))
+        learns = self.server.strategy.learns(received)
+        self.common = Heard(received, tables=self._tables(received, installed), learns=learns)
         with torch.no_grad():
             for group in self.groups if installs else ():
                 state = group.whole.state_dict(keep_vars=True)
@@ -227,6 +228,8 @@ class OwnDownlink(Downlink):
             audience = server.strategy.audience(server.state, number)
             if audience is None and not server.codecs:
                 messages[number] = message = server.message_for(number, round_index)
+                if message is not None:
+                    decoded(message, server.codecs.down, self.links[number].schema)
                 sizes[number] = size_of(message) if message is not None else 0
                 continue
             payload, link = server.send(number, round_index), self.links[number]

@@ -190,7 +190,7 @@ class FactorUplink(Uplink):
         sums = collected[stage]
         collected[stage] = sums.new_zeros(task.rows.item_count, sums.shape[1])
         collected[stage][task.pair_item[mine]] = sums[mine]
-        result = LocalResult(SharedTensors({}, {}), link.sent_in is None, collected)
+        result = LocalResult(SharedTensors(dict, {}), link.sent_in is None, collected)
         message = answer(link, result, TrainedOn(size, size, loss), current.index)
         assert message is not None
         wire = link.encoded(message)

@@ -6,9 +6,9 @@ those that clients have touched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,19 +26,22 @@ class SharedTensors(SharedState):
     """Shared parameters given as tensors, one client of many under ``torch.func``.
 
     Args:
-        tensors: by name.
+        tensors: gives them by name.
         private: names of those that stay.
-        buffers: what else is shared, by name.
+        buffers: gives what else is shared, by name.
     """
 
     def __init__(
         self,
-        tensors: Mapping[str, Tensor],
+        tensors: Callable[[], Mapping[str, Tensor]],
         private: Mapping[str, tuple[int, int]],
-        buffers: Mapping[str, Tensor] = MappingProxyType({}),
+        buffers: Callable[[], dict[str, Tensor]] = dict,
     ) -> None:
-        self._shared = {name: tensor for name, tensor in tensors.items() if name not in private}
-        self._buffers = dict(buffers)
+        self._tensors, self._private, self._buffers = tensors, private, buffers
+
+    @cached_property
+    def _shared(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self._tensors().items() if name not in self._private}
 
     def parameters(self) -> dict[str, Tensor]:
         """As given, without those that stay."""
@@ -46,7 +49,7 @@ class SharedTensors(SharedState):
 
     def buffers(self) -> dict[str, Tensor]:
         """As given."""
-        return self._buffers
+        return self._buffers()
 
 
 @dataclass(frozen=True)

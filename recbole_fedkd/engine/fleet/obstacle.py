@@ -11,7 +11,8 @@ from recbole.utils import ModelType
 from recbole_fedkd.engine.fleet.optimizers import BatchedAdam, BatchedAdamToSGD, BatchedOptimizer, BatchedSGD
 from recbole_fedkd.federated.knowledge import KNOWLEDGE, Knowledge
 from recbole_fedkd.federated.knowledge.factors import FactorKnowledge
-from recbole_fedkd.federated.strategy import STRATEGIES
+from recbole_fedkd.federated.strategy import STRATEGIES, Strategy
+from recbole_fedkd.federated.strategy.knowledge_exchange import AttentiveFederatedDistillation
 from recbole_fedkd.model.learner import switch_keys
 
 
@@ -34,8 +35,14 @@ def obstacle(config: Any, clients: int) -> str | None:
         return hindrance
     if hasattr(config.model_class, "sums"):
         return f"model '{config['model']}' is made of sums over every client's own rows"
-    if strategy.exchanges_knowledge and _asks_clients(KNOWLEDGE[config["knowledge"]]):
-        return f"knowledge '{config['knowledge']}' asks every client's own network and samples"
+    if (method := _asks_clients(strategy, Strategy)) is not None:
+        return f"strategy '{strategy.name}' overrides {method}, which asks every client's own network and samples"
+    if strategy.exchanges_knowledge:
+        kind = KNOWLEDGE[config["knowledge"]]
+        if kind is not FactorKnowledge and (method := _asks_clients(kind, Knowledge)) is not None:
+            return f"knowledge '{kind.name}' overrides {method}, which asks every client's own network and samples"
+        if kind is FactorKnowledge and (method := _more_than_exchange(strategy)) is not None:
+            return f"strategy '{strategy.name}' overrides {method}, which is not asked where item factors are exchanged"
     if str(config["learner"]).lower() not in ("adam", "sgd", "adam_to_sgd"):
         return f"learner '{config['learner']}' is not batched; adam, sgd and adam_to_sgd are"
     if config["learning_rates"] and str(config["learner"]).lower() == "adam_to_sgd":
@@ -49,11 +56,18 @@ def obstacle(config: Any, clients: int) -> str | None:
     return None
 
 
-def _asks_clients(kind: type[Knowledge]) -> bool:
-    """Whether a kind of knowledge is made of anything but what a network says of a batch."""
-    if kind is FactorKnowledge:
-        return False
-    return kind.statistics is not Knowledge.statistics or kind.taken_in is not Knowledge.taken_in
+def _asks_clients(kind: type, base: type) -> str | None:
+    """What a class overrides of that which is asked client by client; None: all is made of what a network says of a batch."""
+    asked = ("statistics", "taken_in", "keeps")
+    return next((name for name in asked if getattr(kind, name) is not getattr(base, name)), None)
+
+
+def _more_than_exchange(strategy: type[Strategy]) -> str | None:
+    """What a strategy overrides of the exchange of knowledge beside its objective; None: nothing."""
+    own = {"name", "settings_type", "of", "loss", "objective", "pads", "adds_nothing", "elementwise"}
+    hooks = [name for name in dir(Strategy) if not name.startswith("_") and name not in own]
+    exchange = AttentiveFederatedDistillation
+    return next((name for name in hooks if getattr(strategy, name) is not getattr(exchange, name)), None)
 
 
 def _foreign(config: Any) -> str | None:

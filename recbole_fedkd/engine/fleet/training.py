@@ -248,7 +248,7 @@ class PackTraining:
         # Rows that start from what all have in common need not be those of the round before.
         stores = [group.rows] * bool(group.rows_resumed)
         stores += [memory.rows for memory in self.memories[group_index : group_index + 1]]
-        if heard.whole_tables:
+        if heard.whole_tables or not self.strategy.pads:
             needed = torch.arange(group.item_count, device=self.device).expand(len(numbers), -1)
         pack = group.pack(chosen, needed, stores)
         weights = group.weights(pack, base)
@@ -329,7 +329,7 @@ class PackTraining:
         self, training: Training, batch: Epoch, masks: Sequence[Tensor], teacher: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The strategy's loss of a batch ``[c]``, its logits ``[c, size, T]`` and hidden states; without them ``[c, 0, 0]``."""
-        strategy, heard, private = self.strategy, training.heard, self.private[0]
+        strategy, heard, private = self.strategy, training.heard, self.private[self.groups.index(training.group)]
         clean = not torch.is_grad_enabled()
 
         def said(
@@ -337,7 +337,9 @@ class PackTraining:
         ) -> tuple[Tensor, Tensor, Tensor]:
             step = replace(step, teacher=taught[0]) if taught else step
             received = Received({**heard.common, **own}, heard.tables, items)
-            loss = step.loss if clean else strategy.objective(step, received, SharedTensors(parameters, private))
+            loss = (
+                step.loss if clean else strategy.objective(step, received, SharedTensors(lambda: parameters, private))
+            )
             hidden = step.hidden if strategy.reads_hidden else None
             nothing = loss.new_zeros(0, 0)
             return loss, step.logits if step.logits is not None else nothing, hidden if hidden is not None else nothing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,12 +62,15 @@ class MessageUplink(Uplink):
 
     Args:
         server: the server.
+        groups: the clients.
         private: of each group, what never leaves its client.
         links: the clients' ends of the wire.
     """
 
-    def __init__(self, server: Server, private: Sequence[Mapping[str, Rows]], links: Links) -> None:
-        self.server, self.private, self.links = server, private, links
+    def __init__(
+        self, server: Server, groups: Sequence[ClientGroup], private: Sequence[Mapping[str, Rows]], links: Links
+    ) -> None:
+        self.server, self.groups, self.private, self.links = server, groups, private, links
 
     def begin(self, current: Round) -> None:
         """Messages of a round have the same length where they hold arrays of the same shapes."""
@@ -111,7 +115,7 @@ class MessageUplink(Uplink):
         says_all = type(strategy).upload is AttentiveFederatedDistillation.upload
         if not says_all or type(strategy.knowledge).disguised is not Knowledge.disguised:
             return False
-        result = LocalResult(SharedTensors({}, {}), False, {}, {name: array[0] for name, array in arrays.items()})
+        result = LocalResult(SharedTensors(dict, {}), False, {}, {name: array[0] for name, array in arrays.items()})
         example = strategy.upload(result, numbers[0], current.index)
         samples = dict(zip(numbers, trained.training.sizes, strict=True))
         if example is None or not current.intake.add_many(example.kind, samples, arrays):
@@ -142,15 +146,18 @@ class MessageUplink(Uplink):
         return made
 
     def _shared(self, trained: Trained, base: Base) -> Iterator[SharedState]:
-        """What of each client's network may be sent."""
-        training, strategy = trained.training, self.server.strategy
-        if not strategy.shares_parameters:
-            yield from [SharedTensors({}, {})] * len(trained.numbers)
-            return
-        group, private = training.group, self.private[0]
-        buffers = SharedState(group.whole, lambda: private).buffers()
+        """What of each client's network may be sent, made when it is asked for."""
+        training = trained.training
+        group, private = training.group, self.private[self.groups.index(training.group)]
+
+        def buffers(slot: int) -> dict[str, Tensor]:
+            whole = SharedState(group.whole, lambda: private).buffers()
+            own = {name: values[slot] for name, values in training.buffers.items() if name in whole}
+            return whole | {name: value for name, value in own.items() if value.shape == whole[name].shape}
+
         for slot in range(len(trained.numbers)):
-            yield SharedTensors(group.unpacked(training.pack, training.weights, slot, base), private, buffers)
+            named = partial(group.unpacked, training.pack, training.weights, slot, base)
+            yield SharedTensors(named, private, partial(buffers, slot))
 
     def finish(self, current: Round) -> None:
         """Nothing: every answer has been taken in."""
@@ -168,8 +175,10 @@ class MeanUplink(Uplink):
         strategy = server.strategy
         if not isinstance(strategy, FederatedAveraging) or server.codecs.changes_uploads:
             return False
-        whole = type(strategy).upload is FederatedAveraging.upload
-        return whole and type(strategy.empty(server.state, {0: 1})) in (WeightedMean, MeanOfChangedRows)
+        asked = ("upload", "upload_schema", "empty")
+        if any(getattr(FederatedAveraging, name) is not getattr(type(strategy), name) for name in asked):
+            return False
+        return type(strategy.empty(server.state, {0: 1})) in (WeightedMean, MeanOfChangedRows)
 
     def begin(self, current: Round) -> None:
         """Nobody has answered; what clients count for is the fold's affair."""
@@ -222,7 +231,7 @@ class MeanUplink(Uplink):
             return {}
         refused = {}
         for slot, number in enumerate(trained.numbers):
-            named = self.group.unpacked(trained.training.pack, trained.training.weights, slot, base)
+            named = partial(self.group.unpacked, trained.training.pack, trained.training.weights, slot, base)
             result = LocalResult(SharedTensors(named, self.private), first=False)
             message = self.server.strategy.upload(result, number, current.index)
             try:

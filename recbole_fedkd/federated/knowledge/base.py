@@ -15,7 +15,7 @@ from torch import Tensor
 from recbole_fedkd.federated.aggregate import Fold, Sums
 from recbole_fedkd.federated.message import ArraySpec
 from recbole_fedkd.federated.task import Step, Task
-from recbole_fedkd.registry import NoSettings, Registry, read_settings
+from recbole_fedkd.registry import NoSettings, Registry, outdated, read_settings
 
 Tensors = Mapping[str, Tensor]
 Arrays = dict[str, NDArray[np.generic]]
@@ -66,6 +66,7 @@ class Knowledge(ABC):
         elementwise: whether :meth:`upload` and :meth:`understood` make of arrays with a leading axis of clients what they make
             of each client's own.
         keeps: whether a client keeps what it is told; if not, its network has what it needs once that is taken in.
+        pads: whether :meth:`penalty` leaves out rows of weight 0, as of a strategy.
     """
 
     name: str
@@ -76,6 +77,16 @@ class Knowledge(ABC):
     elementwise = False
     exchange_rounds = 0
     keeps = True
+    pads = True
+
+    def __init_subclass__(cls) -> None:
+        # What a base says of its methods is not said of others'.
+        if outdated(cls, "elementwise", "upload", "understood"):
+            cls.elementwise = False
+        if outdated(cls, "collect_of_many", "collect"):
+            cls.collect_of_many = Knowledge.collect_of_many  # type: ignore[method-assign]
+        if outdated(cls, "pads", "penalty"):
+            cls.pads = False
 
     def __init__(self, settings: Any, sizes: Sizes) -> None:
         self.settings, self.sizes = settings, sizes

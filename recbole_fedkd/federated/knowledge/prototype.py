@@ -47,6 +47,7 @@ class PrototypeKnowledge(SumsByClass):
     needs_each = None
     same_for_all = True
     reads_hidden = True
+    pads = True
 
     @property
     def _classes(self) -> int:

@@ -18,7 +18,7 @@ from recbole_fedkd.federated.knowledge import KNOWLEDGE, Knowledge, Sizes
 from recbole_fedkd.federated.message import Message, Schema
 from recbole_fedkd.federated.task import Step, Task
 from recbole_fedkd.model.shared import SharedState
-from recbole_fedkd.registry import NoSettings, read_settings
+from recbole_fedkd.registry import NoSettings, outdated, read_settings
 
 ServerState = dict[str, Tensor]
 """What the server remembers between rounds: named tensors, saved with every checkpoint."""
@@ -66,6 +66,9 @@ class Strategy(ABC):
         taught_by_received: whether the network that came down teaches the one that is trained; needs ``AttentiveTask``.
         distils_on_server: whether the server trains on pairs that it makes up; needs ``AttentiveTask``.
         remembers_sent: whether clients keep what they have sent, to take it off what comes down.
+        pads: whether :meth:`loss` leaves rows of weight 0 out (``step.weights``), and reads of the item tables what a batch
+            touches alone, so that clients of all sizes can be trained side by side by parts of them. What overrides it has to
+            say so anew; else those of one size are, by the whole.
     """
 
     name: str
@@ -76,6 +79,16 @@ class Strategy(ABC):
     taught_by_received = False
     distils_on_server = False
     remembers_sent = False
+    pads = False
+
+    def __init_subclass__(cls) -> None:
+        # What a base says of its methods is not said of others'.
+        if outdated(cls, "pads", "loss", "objective"):
+            cls.pads = False
+        if outdated(cls, "adds_nothing", "loss", "objective"):
+            cls.adds_nothing = False  # type: ignore[assignment, method-assign]
+        if outdated(cls, "elementwise", "understood", "upload"):
+            cls.elementwise = False  # type: ignore[assignment, method-assign]
 
     def __init__(self, settings: Any = None, knowledge: Knowledge | None = None) -> None:
         self.settings = settings if settings is not None else self.settings_type()
@@ -165,9 +178,9 @@ class Strategy(ABC):
         """Statistics that noise was added to, as near as they can be to some that uploads might come to."""
         return self.knowledge.possible(statistics) if self.exchanges_knowledge else statistics
 
+    @abstractmethod
     def upload_schema(self, state: ServerState) -> Schema | None:
-        """What an upload must hold, given the state that the server starts from; None: any finite arrays."""
-        return None
+        """What an upload must hold, given the state that the server starts from; None: clients say nothing."""
 
     def download_schema(self, state: ServerState) -> Schema | None:
         """What the server's message must hold, given the state that it starts from; None: any finite arrays."""

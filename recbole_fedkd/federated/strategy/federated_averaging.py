@@ -77,6 +77,7 @@ class FederatedAveraging(Strategy):
     settings_type = AveragingSettings
     shares_parameters = True
     same_for_all = True
+    pads = True
 
     @property
     def serves_aggregate(self) -> bool:
@@ -123,8 +124,8 @@ class FederatedAveraging(Strategy):
 
     @property
     def adds_nothing(self) -> bool:
-        """Without FedProx's term, unless a strategy has a loss of its own."""
-        return type(self).loss is FederatedAveraging.loss and not self.settings.proximal_weight
+        """Without FedProx's term."""
+        return not self.settings.proximal_weight
 
     def upload(self, result: LocalResult, client: int, round_index: int) -> Message | None:
         """The trained network."""
@@ -188,6 +189,7 @@ class GlobalDistillation(FederatedAveraging):
     name = "fedgkd"
     settings_type = GlobalDistillationSettings
     taught_by_received = True
+    pads = True
 
     def loss(self, step: Step, received: Mapping[str, Tensor], shared: SharedState) -> Tensor:
         """The joint loss with the server's network as the teacher of every sample."""

@@ -17,6 +17,8 @@ class LocalTraining(Strategy):
 
     name = "local"
     needs_each = None
+    adds_nothing = True
+    pads = True
 
     def download(self, state: ServerState, client: int, round_index: int) -> Message | None:
         """Nothing."""
@@ -26,11 +28,9 @@ class LocalTraining(Strategy):
         """The network's own loss."""
         return step.loss
 
-    @property
-    def adds_nothing(self) -> bool:
-        """Unless a strategy has a loss of its own."""
-        return type(self).loss is LocalTraining.loss
-
     def upload(self, result: LocalResult, client: int, round_index: int) -> Message | None:
         """Nothing."""
         return None
+
+    def upload_schema(self, state: ServerState) -> None:
+        """Nothing."""
