@@ -152,6 +152,11 @@ def one_of_each():
     for name in STAGES:
         for strategy in ("afd", "fedavg"):
             yield f"stage {name}, {strategy}", {"strategy": strategy, "stages": ["codecs", name], "clip_norm": 0.5}
+    for knowledge in ("item", "prototype"):  # a bound that leaves none of their counts
+        yield (
+            f"clip, {knowledge}",
+            {"strategy": "afd", "knowledge": knowledge, "stages": ["codecs", "clip"], "clip_norm": 0.5},
+        )
     for name in ROBUST_MEANS:
         yield f"robust mean {name}", {"strategy": "fedavg", "robust_mean": name, "trim_ratio": 0.3}
     for name in SERVER_OPTIMIZERS:

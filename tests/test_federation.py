@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import shutil
 import struct
 
 import numpy as np
@@ -385,3 +386,18 @@ def test_an_epoch_has_the_order_of_torchs_loader_and_leaves_its_generator_as_the
         drawn = list(shuffled(11, 4, ours))
         assert all(torch.equal(a, b) for a, b in zip(drawn, expected, strict=True))
         assert torch.equal(ours.get_state(), loaders.get_state())
+
+
+@pytest.mark.parametrize(
+    "keys", [{"engine": "local", "preset": "factors"}, {"engine": "fleet", "strategy": "fedavg"}], ids=str
+)
+def test_labels_among_which_is_no_1_are_labels(run, data_path, tmp_path, keys):
+    """Rows are made up where networks are built of what is public, and their label has to be one."""
+    folder = tmp_path / "shifted" / "tiny"
+    shutil.copytree(data_path / "tiny", folder)
+    lines = (folder / "tiny.inter").read_text().splitlines()
+    rows = [line.split("\t") for line in lines[1:]]
+    moved = [f"{user}\t{item}\t{int(stars) + 10}\t{time}" for user, item, stars, time in rows]
+    (folder / "tiny.inter").write_text("\n".join([lines[0], *moved]) + "\n")
+    result = run(data_path=str(folder.parent), epochs=1, **keys)
+    assert result["test_result"]["mae"] < 5

@@ -19,7 +19,9 @@ from recbole_fedkd.federated.stage import ClipSettings
 from recbole_fedkd.privacy import masking
 from recbole_fedkd.privacy.identity import MaskingError, new_identities
 from recbole_fedkd.privacy.masking import MaskingClient, MaskingServer, neighbours_of, usual_degree
-from recbole_fedkd.privacy.secure_sum import KEYS, STEPS, Grid, SecureSum, fraction_bits
+from recbole_fedkd.privacy.release import PrivateRelease
+from recbole_fedkd.privacy.secure_sum import KEYS, STEPS, UNMASKING, Grid, SecureSum, fraction_bits
+from recbole_fedkd.privacy.settings import PrivacySettings
 from recbole_fedkd.privacy.shamir import PRIME, secret_of, shares_of
 
 
@@ -480,3 +482,24 @@ def test_a_grid_has_words_that_hold_the_sum_and_rounds_without_a_bias():
     rounded = grid.rounded(np.full(100_000, 0.25))
     assert set(rounded.tolist()) == {0, 1} and rounded.mean() == pytest.approx(0.25, abs=0.01)
     assert grid.rounded(np.array([126.999999999, -127.0000001])).tolist() == pytest.approx([127, -127], abs=1)
+
+
+def test_every_attempt_whose_masks_may_come_off_is_spent():
+    """Late answers tell a curious server the sum of an attempt that is repeated, with noise of its own."""
+    release = PrivateRelease(PrivacySettings(clip=1.0, noise_multiplier=4.0, noise="distributed"))
+    release.clients, spent = 5, []
+    release.spends = lambda state: spent.append(state["releases"])
+    hidden = SecureSum(Sums, dict.fromkeys(range(5), 1), release=release)
+    for number in range(5):
+        hidden.add(Message("any", 0, number, {"x": np.zeros(3)}))
+    hidden.repeats, asked = 2, []
+
+    def ask(step, letters):
+        answers = hidden._ask_here(step, letters)
+        asked.append(step)
+        late = step == UNMASKING and asked.count(UNMASKING) < 3
+        return {0: answers[0]} if late else answers
+
+    hidden.ask = ask
+    assert hidden.into(Sums()) == list(range(5))
+    assert spent == [1, 2, 3]

@@ -27,6 +27,7 @@ PUBLIC = {
     "recbole_fedkd.extend": [
         "SERVER",
         "Aggregation",
+        "ArraySpec",
         "AttentiveFederatedDistillation",
         "AveragingSettings",
         "Codec",
@@ -37,6 +38,7 @@ PUBLIC = {
         "LabelSettings",
         "LocalResult",
         "Message",
+        "Schema",
         "Stage",
         "Step",
         "Strategy",

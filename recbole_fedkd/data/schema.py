@@ -219,7 +219,7 @@ class DataSchema:
         return replace(made, interactions={**made.interactions, **drawn})
 
     def _made_up(self, users: Tensor, owners: Tensor) -> ClientRows:
-        """Users without a profile, and rows of 1 in every column whose users are ``owners``."""
+        """Users without a profile, and rows of 1 (where no label is, of the first) whose users are ``owners``."""
         rows, profiles = {}, {}
         for name, column in self.columns.items():
             shape = column.length if isinstance(column.length, tuple) else (column.length,)
@@ -229,6 +229,9 @@ class DataSchema:
                 profiles[name] = torch.zeros(len(users) + 1, *shape, dtype=dtype)
             elif column.source != FeatureSource.ITEM.value:
                 rows[name] = torch.ones(len(owners), *shape, dtype=dtype)
+        label = self.fields["label_field"]
+        if not self.positives and label in rows and 1.0 not in self.label_values:
+            rows[str(label)].fill_(self.label_values[0])
         return ClientRows(users, {**rows, self.user_field: owners}, profiles)
 
     def save(self, folder: Path) -> None:

@@ -142,7 +142,7 @@ class PrivateRelease(Release):
         return self._drawn[1]
 
     def spend(self) -> None:
-        """Count a release before anybody hears of it; once, however often it is tried.
+        """Count a release before anybody hears of it; once, however often it is asked for.
 
         Raises:
             TrainingError: the budget is spent.
@@ -155,6 +155,10 @@ class PrivateRelease(Release):
         self.releases, self._counted = self.releases + 1, True
         if self.spends is not None:
             self.spends(self.state_dict())
+
+    def repeated(self) -> None:
+        """What clients add up is asked for again, with other noise: if the server has heard it, that is another release."""
+        self._counted = False
 
     def of_round(
         self,

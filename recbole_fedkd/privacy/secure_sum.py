@@ -281,6 +281,8 @@ class SecureSum(Hidden):
                 if not self.repeats:
                     raise
                 self.repeats -= 1
+                if self.release is not None:
+                    self.release.repeated()
         sums, shares = _sums(fold), sum(share_of(fold, self.samples[number]) for number in summed)
         for name, told in self.grid.unfolded(total, self._layout, fold).items():
             part, origin = self._layout[name], self.grid.reference.get(name)

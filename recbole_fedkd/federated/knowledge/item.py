@@ -109,8 +109,8 @@ class ItemKnowledge(SumsByClass):
         return following
 
     def download_arrays(self) -> dict[str, ArraySpec]:
-        """Totals, each where there is something new."""
-        return {name: spec._replace(optional=True) for name, spec in self._totals.items()}
+        """Totals, each where there is something new; a bound on what clients send may leave no count."""
+        return {name: spec._replace(optional=True, empty=True) for name, spec in self._totals.items()}
 
     @property
     def _totals(self) -> dict[str, ArraySpec]:

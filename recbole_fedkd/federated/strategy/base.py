@@ -154,7 +154,7 @@ class Strategy(ABC):
         return f"strategy={self.name}"
 
     def without_effect(self, clients: int, in_round: int) -> str | None:
-        """What a setting does not do with so many clients, of whom so many are in a round; None: they all do something."""
+        """What a setting does not do with so many clients, ``in_round`` of them in a round; None: they all do something."""
         return None
 
     def aggregate(self, state: ServerState, uploads: list[Message]) -> ServerState:
