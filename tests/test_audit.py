@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,20 @@ from recbole_fedkd.auditing import audited_run, write_audit
 from recbole_fedkd.command_line import main
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.privacy.audit import deviation_by_chance, epsilon_at_least, item_scores, label_counts, membership_auc
+from recbole_fedkd.federated.aggregate import Sums, WeightedMean
+from recbole_fedkd.federated.message import ArraySpec
+from recbole_fedkd.privacy.accountant import gaussian_epsilon
+from recbole_fedkd.privacy.audit import (
+    audited,
+    deviation_by_chance,
+    epsilon_at_least,
+    item_scores,
+    label_counts,
+    membership_auc,
+)
 from recbole_fedkd.privacy.noise import gaussian
+from recbole_fedkd.privacy.release import PrivateRelease
+from recbole_fedkd.privacy.settings import PrivacySettings
 
 FEDAVG = {"strategy": "fedavg", "partition": "user", "client_weights": "uniform", "epochs": 1}
 FACTORS = {
@@ -76,6 +89,16 @@ def test_a_bound_by_canaries_is_that_of_the_paper():
     assert epsilon_at_least(1000, 100, 95, 1e-5) < epsilon_at_least(1000, 100, 95, 0.0)
 
 
+NOISES = ["central", "distributed", "local"]
+
+
+def masks_of(noise):
+    """Keys that a noise needs; a test that needs what is not installed is not run."""
+    if noise == "distributed":
+        pytest.importorskip("cryptography")
+    return {"secure_aggregation": noise == "distributed"}
+
+
 @pytest.mark.parametrize("keys", [FEDAVG, FACTORS], ids=["mean", "sums"])
 @pytest.mark.parametrize("noise", [0.02, 2.0])
 def test_canaries_show_less_than_is_accounted_and_much_where_there_is_hardly_any_noise(run, keys, noise):
@@ -85,9 +108,34 @@ def test_canaries_show_less_than_is_accounted_and_much_where_there_is_hardly_any
     assert made.canaries.epsilon > 2.5 if noise < 1 else made.canaries.epsilon < 3
 
 
-def test_canaries_catch_a_release_without_noise(run, monkeypatch):
-    result = run(**FEDAVG, privacy={"clip": 0.5, "noise_multiplier": 4.0})
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("fold", [Sums(), WeightedMean(lambda _: 1.0, 2)], ids=["sums", "mean"])
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_canaries_see_the_noise_of_whoever_adds_it(noise, fold, rounds):
+    """As many guesses are right as the noise that is accounted leaves, and over four rounds of twice the noise the same."""
+    masks_of(noise)
+    specs = {"a": ArraySpec((100, 10)), "b": ArraySpec((500,)), "n": ArraySpec((3,), np.int32, counts=True)}
+    start = {"a": np.ones((100, 10), np.float32)} if isinstance(fold, WeightedMean) else {}
+    link = SimpleNamespace(schema=SimpleNamespace(arrays=specs), reference=start)
+    settings = PrivacySettings(clip=0.5, clips={"b": 3.0}, noise=noise, noise_multiplier=rounds**0.5)
+    made = audited(PrivateRelease(settings), fold, link, 400, rounds, 3)
+    assert made.epsilon < made.accounted == pytest.approx(gaussian_epsilon(1.0, 1, settings.delta))
+    assert 115 < made.right < 192  # about 155, give or take 6
+    hardly = PrivateRelease(PrivacySettings(clip=0.5, noise=noise, noise_multiplier=0.02))
+    assert audited(hardly, fold, link, 400, rounds, 3).right == 200
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_canaries_catch_a_release_without_noise(run, monkeypatch, noise):
+    result = run(**FEDAVG, **masks_of(noise), privacy={"clip": 0.5, "noise_multiplier": 4.0, "noise": noise})
+    made = audited_run(result["run_folder"], rounds=1, most=3)
+    assert made.canaries.epsilon < made.canaries.accounted
+    assert "the release is broken" not in write_audit(made, result_folder(result)).read_text()
     monkeypatch.setattr("recbole_fedkd.privacy.release.gaussian", lambda shape, deviation: np.zeros(shape))
+    monkeypatch.setattr("recbole_fedkd.privacy.noise.gaussian", lambda shape, deviation: np.zeros(shape))
+    if noise == "distributed":
+        none = "recbole_fedkd.privacy.secure_sum.discrete_gaussian"
+        monkeypatch.setattr(none, lambda count, deviation: np.zeros(count, np.int64))
     made = audited_run(result["run_folder"], rounds=1, most=3)
     assert made.canaries.epsilon > made.canaries.accounted
     assert "the release is broken" in write_audit(made, result_folder(result)).read_text()

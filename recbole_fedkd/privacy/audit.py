@@ -7,18 +7,21 @@ it with canaries (Steinke, Nasr, Jagielski, NeurIPS 2023).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import binom, rankdata
 
-from recbole_fedkd.federated.aggregate import Fold, WeightedMean
-from recbole_fedkd.federated.stage import Arrays
+from recbole_fedkd.federated.aggregate import Fold, Sums, WeightedMean
+from recbole_fedkd.federated.message import Message, Training
+from recbole_fedkd.federated.stage import Arrays, applied
 from recbole_fedkd.federated.wire import ServerLink
-from recbole_fedkd.privacy.noise import uniform
+from recbole_fedkd.privacy.noise import LocalNoise, LocalSettings, uniform
 from recbole_fedkd.privacy.release import PrivateRelease
 
 Floats = NDArray[np.float64]
@@ -141,11 +144,12 @@ def _p_value(canaries: int, guesses: int, right: int, epsilon: float, delta: flo
 def audited(
     release: PrivateRelease, fold: Fold, link: ServerLink, canaries: int, rounds: int, seed: int
 ) -> CanaryAudit:
-    """One run of a release with canaries alone, as it lets sums out of rounds.
+    """One run of a release with canaries alone, as whoever the accountant speaks of gets to see it.
 
-    A canary is a client whose message goes as far as the clip lets it, in a direction of its own, the same in every round. A
-    guesser who knows all directions finds how far the released sums go along each, and takes those along which they go most for
-    in, and those along which they go least for out.
+    A canary is a client whose message goes as far as the clip lets it, in a direction of its own, the same in every round; one
+    that is out changes nothing. A guesser who knows all directions finds how far what is seen goes along each, and takes those
+    along which it goes most for in, and those along which it goes least for out. Seen are the sums that the server lets out;
+    with distributed noise those that it gets; with local noise every message by itself.
 
     Args:
         release: as of the run, of which nothing is changed.
@@ -156,34 +160,80 @@ def audited(
         seed: of the directions.
     """
     assert link.schema is not None
-    specs = {name: spec for name, spec in link.schema.arrays.items() if np.issubdtype(spec.dtype, np.floating)}
-    sizes = {name: int(np.prod(spec.shape)) for name, spec in specs.items()}
-    numbers = min(sum(sizes.values()), MOST_NUMBERS)
+    shapes = {name: spec.shape for name, spec in link.schema.arrays.items() if np.issubdtype(spec.dtype, np.floating)}
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    local = release.settings.noise == "local"
+    numbers = min(sum(sizes), 2 * canaries if local else MOST_NUMBERS)  # of single messages a guesser needs no more
     canaries = max(2, min(canaries, numbers // 2))
     directions = np.random.default_rng(seed).standard_normal((canaries, numbers))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     inside = uniform(canaries) < 0.5
-    summed = np.zeros(sum(sizes.values()))
-    summed[:numbers] = directions[inside].sum(0)
 
     own = PrivateRelease(replace(release.settings, epsilon=None, clip_quantile=None))  # whatever the run has spent
     own.clients, own.noise_multiplier = canaries, release.noise_multiplier
-    start = {name: np.asarray(value, dtype=np.float64) for name, value in link.reference.items()}
-    answers = int(inside.sum())
-    share = max(answers, 1) if isinstance(fold, WeightedMean) else 1
-    statistics, begin = {}, 0
-    for name, size in sizes.items():
-        part = summed[begin : begin + size].reshape(specs[name].shape) * own.clip.norm_of(name) / share
-        statistics[name] = torch.from_numpy(start.get(name, 0.0) + part)
-        begin += size
-    heard = np.zeros(numbers)
-    for _ in range(rounds):
-        out = own.of_round(fold, statistics, answers, link)
-        assert out is not None
-        moved = [(out[name].double().numpy() - start.get(name, 0.0)) / own.clip.norm_of(name) for name in sizes]
-        heard += np.concatenate([each.ravel() for each in moved])[:numbers]
-    along = np.linalg.lstsq(directions.T, heard, rcond=None)[0]
+    clip = np.repeat([own.clip.norm_of(name) for name in shapes], sizes)  # of every number
+    if local:
+        along, ends = np.zeros(canaries), np.cumsum(sizes)[:-1]
+        stage = LocalNoise(LocalSettings(own.clip.clip_norm, own.clip.norms, own.noise_multiplier))
+        for number, direction in enumerate(directions):
+            said = dict(zip(shapes, np.split(direction * inside[number] * clip[:numbers], ends), strict=True))
+            for _ in range(rounds):
+                told = stage.encode(Message("", 0, number, said)).arrays
+                along[number] += direction @ (np.concatenate(list(told.values())) / clip[:numbers])
+    else:
+        summed = np.zeros(sum(sizes))
+        summed[:numbers] = directions[inside].sum(0)
+        heard = _heard(own, fold, link, shapes, summed * clip, int(inside.sum()), rounds) / clip
+        along = np.linalg.lstsq(directions.T, heard[:numbers], rcond=None)[0]
     order, half = np.argsort(along), canaries // 4
     right = int(inside[order[-half:]].sum() + (~inside[order[:half]]).sum()) if half else 0
     bound = epsilon_at_least(canaries, 2 * half, right, own.settings.delta)
     return CanaryAudit(canaries, 2 * half, right, bound, own.spent_by(rounds))
+
+
+def _heard(
+    own: PrivateRelease,
+    fold: Fold,
+    link: ServerLink,
+    shapes: Mapping[str, tuple[int, ...]],
+    summed: Floats,
+    answers: int,
+    rounds: int,
+) -> Floats:
+    """What all rounds let out of a sum of changes ``[numbers]``, together; of a mean a share of it."""
+    start: dict[str, Floats] = {
+        name: np.asarray(link.reference.get(name, np.zeros(shape)), np.float64) for name, shape in shapes.items()
+    }
+    parts = np.split(summed, np.cumsum([each.size for each in start.values()])[:-1])
+    change = {name: part.reshape(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
+    share = max(answers, 1) if isinstance(fold, WeightedMean) else 1
+    heard = np.zeros(len(summed))
+    for _ in range(rounds):
+        if own.settings.noise == "distributed":
+            statistics, answers = _under_masks(own, fold, start, change)
+        else:
+            statistics = {name: torch.from_numpy(start[name] + part / share) for name, part in change.items()}
+        out = own.of_round(fold, statistics, answers, link)
+        assert out is not None
+        heard += np.concatenate([(out[name].double().numpy() - start[name]).ravel() for name in shapes])
+    return heard
+
+
+def _under_masks(
+    own: PrivateRelease, fold: Fold, start: Mapping[str, Floats], change: Mapping[str, Floats]
+) -> tuple[dict[str, torch.Tensor], int]:
+    """What a server gets of clients that add their noise under masks, and how many they are.
+
+    They are as few as masks hide, one of which says the whole change, so that there is as much noise as is accounted.
+    """
+    from recbole_fedkd.privacy.masking import LEAST  # both need an extra, which the run has needed
+    from recbole_fedkd.privacy.secure_sum import SecureSum
+
+    empty = partial(WeightedMean, lambda _: 1.0, LEAST) if isinstance(fold, WeightedMean) else Sums
+    own.clients, made = LEAST, empty()
+    masked = SecureSum(empty, dict.fromkeys(range(LEAST), 1), release=own)
+    for number in range(LEAST):
+        said: Arrays = dict(start) if number else applied(change, start)
+        masked.add(Message("", 0, number, said, Training(1)))
+    summed = masked.into(made)
+    return made.finish(), len(summed)
