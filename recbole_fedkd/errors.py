@@ -74,6 +74,11 @@ def listed(names: Collection[Any], most: int = NAMED) -> str:
     return ", ".join(first) + (f" and {more} more" if more else "")
 
 
+def printable(text: str) -> str:
+    """Somebody else's text as one line that does nothing to a terminal: what is not printable is a question mark."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+
+
 def shown(value: Any) -> str:
     """A value as Python writes it, shortened where it is long, deep, or contains itself."""
     return _SHORT.repr(value)

@@ -464,6 +464,56 @@ def test_a_log_goes_on_after_a_kill_in_a_line_and_misses_no_round(tmp_path):
         status(tmp_path / "elsewhere")
 
 
+def test_numbers_and_texts_of_a_party_break_neither_sums_nor_a_terminal(cut, tmp_path, caplog, capsys):
+    manifest, parties = parties_of(cut, tmp_path)
+    manifest.config["min_clients"], manifest.config["epochs"] = 1, 4
+    escape = "\x1b[31m\u202e"
+    wire = Coming(parties, [3])
+    told = Unreliable(wire.answering)
+    told.faults = {
+        ("train", 0): {1: numbers(loss=1.7e308), 2: numbers(dropped=1e300)},
+        ("train", 1): {1: numbers(whole=1.7e308), 2: numbers(seen=2.0**32)},
+        ("train", 2): {1: answered(fault="failed", detail=escape), 2: numbers(**{escape: 1.0})},
+        ("train", 3): {number: numbers(whole=5e-324, dropped=1e38) for number in parties},
+        ("judge", 3): {1: answered(fault=escape, detail=escape)},
+    }
+    wire.exchange = told.exchange
+    result = coordinated(manifest, wire, tmp_path / "server", "here")
+    missing = [each.get("missing", {}) for each in result["rounds"]]
+    assert [list(each) for each in missing] == [[1, 2], [1, 2], [1, 2], []]
+    assert missing[0][1].startswith("numbers: 'loss' is 1.7e+308, where a number from -1e+19 to 1e+19 is due")
+    assert result["rounds"][3]["unserved"][1].startswith("?[31m?")
+    assert all(np.isfinite([each["loss"], each["codec_error"]]).all() for each in result["rounds"])
+    shown = caplog.text + capsys.readouterr().out + status(tmp_path / "server")
+    assert "?[31m?" in shown and "\x1b" not in shown and "\u202e" not in shown
+
+
+def test_a_log_that_holds_null_or_an_escape_is_told(tmp_path):
+    heard = []
+    journal, follower = Journal(tmp_path), Follower(tmp_path, heard.append)
+    journal.write("begin", round=1, epochs=3, parties={"0": 1234}, there=1)
+    journal.rounds([EpochRecord(1.0, np.inf, 1, 2, valid={"mae": np.nan}, missing={0: "\x1b[2J"})], {})
+    journal.write("failed", why="\x1b[2J")
+    follower.look()
+    assert heard[1].startswith("round 1: loss not finite, mae not finite, 3 B")
+    told = status(tmp_path)
+    assert told.startswith("stopped: ?[2J;") and told.count("?[2J") == 2 and told.count("not finite") == 2
+
+
+def test_status_tells_who_was_not_let_in_over_all_lives_of_a_coordinator(tmp_path):
+    journal, record = Journal(tmp_path), EpochRecord(1.0, 0.5, 10, 20)
+    lines = [("waiting", None, 0), ("begin", 2, 2), ("round", 3, 3), ("failed", 3, 3)]
+    lines += [("waiting", None, 3), ("begin", 1, 4), ("end", 4, 7)]
+    for event, refused, total in lines:
+        if event == "round":
+            journal.rounds([record], {}, refused)
+        else:
+            known = {} if refused is None else {"refused": refused}
+            journal.write(event, round=1, epochs=3, parties={}, there=0, **known)
+        assert (f"{total} came who were not let in" in status(tmp_path)) == bool(total), event
+        assert ("came who" in status(tmp_path)) == bool(total)
+
+
 class Overheard(InProcess):
     """Parties of this process that have come already; keeps every byte of both directions."""
 
@@ -538,6 +588,7 @@ def test_a_coordinator_that_goes_on_says_so_when_somebody_is_there_and_a_finishe
         coordinated(manifest, Coming(parties, [1, 1]), out, "here")
     assert events()[-2:] == ["waiting", "failed"]
     assert status(out).startswith("stopped: client(s) 1, 2 have not come")
+    assert all(each["refused"] == 0 for each in read_events(out / LOG) if each["event"] in ("begin", "failed"))
     manifest.config["client_timeout"] = 60.0
     told = coordinated(manifest, Coming(parties, [0, 1, 3]), out, "here")
     again = coordinated(manifest, Coming(parties, []), out, "here")

@@ -9,7 +9,7 @@ from logging import getLogger
 from typing import Any
 
 from recbole_fedkd.errors import InputError, TrainingError, told
-from recbole_fedkd.federated.message import MessageError
+from recbole_fedkd.federated.message import LARGEST, MessageError
 from recbole_fedkd.federated.server import Intake, Server
 from recbole_fedkd.finite import NotFiniteError
 
@@ -186,7 +186,7 @@ class Engine(ABC):
         self._serve(round_index)
         report, (lost, whole) = current.report, current.lost
         report.loss = report.loss / max(current.seen, 1)  # a secret draw may choose nobody
-        report.codec_error = (lost / whole) ** 0.5 if whole else 0.0
+        report.codec_error = min(lost / whole, LARGEST**2) ** 0.5 if whole else 0.0  # also by a whole next to 0
         return report
 
     @abstractmethod

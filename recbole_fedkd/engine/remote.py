@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from logging import getLogger
@@ -23,8 +22,9 @@ from recbole_fedkd.federated.envelope import (
     Request,
     check_numbers,
     digest,
+    shortened,
 )
-from recbole_fedkd.federated.message import MessageError
+from recbole_fedkd.federated.message import LARGEST, MessageError
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.finite import NotFiniteError
 
@@ -32,7 +32,9 @@ MASKED_AGAIN = 2
 """How often a round's sum under masks is tried again, with new keys, where too few are left of it."""
 
 
-_OF_TRAINING = {"loss": (-math.inf, math.inf), "dropped": (0.0, math.inf), "whole": (0.0, math.inf)}
+_SQUARE = (0.0, LARGEST**2)
+_OF_TRAINING = {"loss": (-LARGEST, LARGEST), "dropped": _SQUARE, "whole": _SQUARE}
+"""Between what the numbers of a training lie, so that their sums over parties are finite."""
 
 
 def _none_due(_number: int, _phase: str, numbers: Mapping[str, float]) -> None:
@@ -205,9 +207,9 @@ class RemoteEngine(Engine):
         if answer.party != number:
             raise MessageError("sender", f"it says that it is client {answer.party}")
         if answer.fault == "not finite":
-            raise NotFiniteError(answer.detail)
+            raise NotFiniteError(shortened(answer.detail))
         if answer.fault == "failed":
-            raise PartyError(answer.detail)
+            raise PartyError(shortened(answer.detail))
         if answer.fault:
             raise MessageError(answer.fault, answer.detail.removeprefix(f"{answer.fault}: "))
         return answer

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import msgpack
 
+from recbole_fedkd.errors import printable
 from recbole_fedkd.federated.message import MessageError
 
 ENVELOPE_VERSION = 1
@@ -196,7 +197,7 @@ def digest(packed: bytes) -> bytes:
 
 def shortened(text: str) -> str:
     """A text as it fits into an envelope."""
-    return " ".join(text.split())[:_LONGEST_TEXT]
+    return printable(text)[:_LONGEST_TEXT]
 
 
 def new_run() -> str:

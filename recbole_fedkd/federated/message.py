@@ -18,6 +18,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from recbole_fedkd.errors import printable
 from recbole_fedkd.federated.codec import CodecStack
 
 SCHEMA_VERSION = 2
@@ -45,8 +46,8 @@ class MessageError(ValueError):
     """
 
     def __init__(self, fault: str, detail: str) -> None:
-        super().__init__(f"{fault}: {detail}")
-        self.fault = fault
+        self.fault = printable(fault)  # either may quote whoever has sent it
+        super().__init__(f"{self.fault}: {printable(detail)}")
 
 
 class Training(NamedTuple):
@@ -314,5 +315,4 @@ def all_taken(arrays: Arrays, schema: Schema, count: int) -> bool:
 
 def _shortened(text: str) -> str:
     """A name out of somebody else's message, fit to be quoted."""
-    printable = "".join(letter if letter.isprintable() else "?" for letter in text[:41])
-    return printable if len(text) <= 40 else printable[:40] + "..."
+    return printable(text) if len(text) <= 40 else printable(text[:40]) + "..."

@@ -13,7 +13,7 @@ from typing import Any
 
 from texttable import Texttable
 
-from recbole_fedkd.errors import InputError, listed
+from recbole_fedkd.errors import InputError, listed, printable
 from recbole_fedkd.files import json_ready
 from recbole_fedkd.rounds import EpochRecord
 
@@ -101,9 +101,15 @@ def _say(event: Mapping[str, Any], tell: Callable[[str], None]) -> None:
 def _round_in_words(event: Mapping[str, Any]) -> str:
     words = {"missing": "missing", "unserved": "missing in judging", "ignored": "answers not counted of"}
     without = "".join(f", {word} {listed(list(event[part]))}" for part, word in words.items() if event.get(part))
-    valid = "".join(f", {name} {value:.4f}" for name, value in (event["valid"] or {}).items())
+    valid = "".join(f", {name} {_number(value, '.4f')}" for name, value in (event["valid"] or {}).items())
     moved = event["bytes_down"] + event["bytes_up"]
-    return f"round {event['round']}: loss {event['loss']:.4f}{valid}, {moved:,} B, {event['seconds']:.1f} s{without}"
+    loss, seconds = _number(event["loss"], ".4f"), _number(event["seconds"], ".1f")
+    return f"round {event['round']}: loss {loss}{valid}, {moved:,} B, {seconds} s{without}"
+
+
+def _number(value: float | None, form: str) -> str:
+    """A number of an event, which is null where it was not finite."""
+    return "not finite" if value is None else f"{value:{form}}"
 
 
 def read_events(file: Path) -> list[dict[str, Any]]:
@@ -140,7 +146,7 @@ def status(folder: Path) -> str:
         f"{_state(events[-1])}; {len(rounds)} of {begin.get('epochs', '?')} rounds; the last word is {age} old",
         f"{down + up:,} bytes: {down:,} down, {up:,} up",
     ]
-    if refused := latest.get("end", events[-1]).get("refused", 0):
+    if refused := _refused(events):
         lines.append(f"{refused} came who were not let in; the coordinator's own output says why")
     if parties := begin.get("parties"):
         lines += ["", _parties(parties, [*rounds.values(), *([latest["end"]] if "end" in latest else [])])]
@@ -149,13 +155,22 @@ def status(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def _refused(events: Iterable[Mapping[str, Any]]) -> int:
+    """How many came who were not let in, over all lives of a coordinator, of which each begins with ``waiting``."""
+    lives = [0]
+    for event in events:
+        lives += [0] if event["event"] == "waiting" else []
+        lives[-1] = max(lives[-1], event.get("refused", 0))
+    return sum(lives)
+
+
 def _state(last: Mapping[str, Any]) -> str:
     return {
         "waiting": f"waiting for {last.get('parties')} parties at {last.get('address')}",
         "begin": "training",
         "round": "training",
         "end": f"finished: best round {last.get('best_round')}, test {last.get('test')}",
-        "failed": f"stopped: {last.get('why')}",
+        "failed": f"stopped: {printable(str(last.get('why')))}",
     }.get(str(last["event"]), str(last["event"]))
 
 
@@ -182,7 +197,7 @@ def _parties(parties: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) ->
     rows = [
         [number, f"{samples:,}", seen.get(number, "")]
         + [counts[number, part] for part in ("missing", "unserved", "ignored")]
-        + [why.get(number, "")[:60]]
+        + [printable(why.get(number, ""))[:60]]
         for number, samples in parties.items()
     ]
     head = ["party", "samples", "last seen (UTC)", "rounds without it", "judged without it", "answers not counted"]
@@ -192,8 +207,8 @@ def _parties(parties: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) ->
 def _curve(rounds: Mapping[int, Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(name for event in rounds.values() for name in event["valid"] or {}))
     rows = [
-        [number, f"{event['seconds']:.1f}", f"{event['loss']:.5g}"]
-        + [f"{event['valid'][name]:.4f}" if name in (event["valid"] or {}) else "" for name in names]
+        [number, _number(event["seconds"], ".1f"), _number(event["loss"], ".5g")]
+        + [_number(event["valid"][name], ".4f") if name in (event["valid"] or {}) else "" for name in names]
         for number, event in sorted(rounds.items())[-_LATEST:]
     ]
     return _table([["round", "seconds", "loss", *names], *rows])

@@ -110,11 +110,12 @@ def _coordinated(read: Manifest, transport: Gathering, out: Path, address: str) 
             journal.rounds(coordinator.rounds, transport.seen, transport.refused)
             parties = {str(number): size for number, size in coordinator.engine.sizes.items()}
             epochs = read.config["epochs"]
-            journal.write("begin", round=coordinator.round + 1, epochs=epochs, parties=parties, there=there)
+            begins = {"epochs": epochs, "parties": parties, "there": there, "refused": transport.refused}
+            journal.write("begin", round=coordinator.round + 1, **begins)
         told = coordinator
         result = coordinator.fit(lambda *_: journal.rounds(told.rounds, transport.seen, transport.refused))
     except (InputError, TrainingError) as error:
-        journal.write("failed", why=str(error))
+        journal.write("failed", why=str(error), refused=transport.refused)
         raise
     result["refused"] = transport.refused
     _keep(result, out)

@@ -20,7 +20,7 @@ from recbole_fedkd.machines.relay import RelayedTransport, relay
 from recbole_fedkd.machines.sockets import read_address
 
 FAILED = "failed.txt"
-"""File of the coordinator's folder in which it says why it could not go on."""
+"""File of the coordinator's folder in which it says why it could not go on, after a line with the kind of error."""
 
 _POLL = 0.3
 _LET_GO = 60.0
@@ -75,7 +75,8 @@ def server_app() -> Any:
                 transport = FlowerTransport(grid, read.digest, read.schema.clients)
                 coordinated(read, transport, out, f"{SCHEME}{settings['address']}")
         except (InputError, TrainingError) as error:
-            (out / FAILED).write_text(str(error))
+            kind = InputError if isinstance(error, InputError) else TrainingError
+            (out / FAILED).write_text(f"{kind.__name__}\n{error}")
             raise
 
     app = ServerApp()
@@ -145,6 +146,7 @@ def supervise(
         every: seconds between two looks at how the run is.
 
     Raises:
+        InputError: it cannot use its input.
         TrainingError: it fails by itself, or the SuperLink is not there when it begins.
     """
     (out / FAILED).unlink(missing_ok=True)
@@ -171,7 +173,8 @@ def supervise(
             except TrainingError as error:  # nobody is there, or somebody who knows of no such run
                 getLogger().warning(str(error))
         if (out / FAILED).is_file():
-            raise TrainingError((out / FAILED).read_text())
+            kind, _, why = (out / FAILED).read_text().partition("\n")
+            raise (InputError if kind == InputError.__name__ else TrainingError)(why)
         getLogger().warning("the coordinator was cut off; it is started again, and goes on where it was")
         run, began, looked = None, False, monotonic() - every
     look()
