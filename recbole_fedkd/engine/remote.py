@@ -121,19 +121,8 @@ class RemoteEngine(Engine):
         """Samples of an epoch of every party, by its number."""
         return self._sizes
 
-    def run_round(
-        self,
-        round_index: int,
-        on_step: Callable[[int], None] | None = None,
-        on_bytes: Callable[[int], None] | None = None,
-    ) -> RoundReport:
-        """As of :class:`Engine`."""
-        self.ignored, self.unserved = {}, {}
-        report = super().run_round(round_index, on_step, on_bytes)
-        report.unserved, report.ignored = self.unserved, self.ignored
-        return report
-
     def _run_clients(self, current: Round) -> None:
+        self.ignored, self.unserved = current.report.ignored, current.report.unserved
         payloads = {number: self.server.send(number, current.index) for number in current.chosen}
         counted = dict(self.counted)
         answers = self._asked(TRAIN, current.index, payloads, lambda number: self._whole_network(number, current.index))

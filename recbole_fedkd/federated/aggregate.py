@@ -106,7 +106,10 @@ class Sums(Fold):
             self.sums[name] = torch.tensor(of_clients[0], dtype=self.dtype)
         total = self.sums[name].numpy()
         for array in of_clients[not known :]:
-            total[...] = added(total, array)
+            if total.dtype.kind == "f":
+                np.add(total, array, out=total)
+            else:
+                total[...] = added(total, array)
 
     def merge(self, other: Self) -> None:
         """Add the other's sums."""
@@ -122,8 +125,8 @@ class Sums(Fold):
 
 
 def added(total: NDArray[Any], more: NDArray[Any]) -> NDArray[Any]:
-    """Their sum, in the type of the first."""
-    return total + more if total.dtype.kind == "f" else within(total.astype(np.int64) + more, total.dtype)
+    """Sum of whole numbers, in the type of the first."""
+    return within(total.astype(np.int64) + more, total.dtype)
 
 
 def within(numbers: NDArray[Any], dtype: Any) -> NDArray[Any]:
