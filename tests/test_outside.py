@@ -13,6 +13,7 @@ from conftest import SMALL, write_dataset
 from test_engines_agree import KEYS, assert_agree
 
 from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.engine.base import ClientError
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.extend import (
     SERVER,
@@ -140,6 +141,7 @@ SAYS_NOTHING = {"upload": nothing, "upload_schema": nothing}
 
 STRATEGY = {
     "loss": [(AVERAGING, {"loss": from_all_weights}), (EXCHANGE, {"loss": from_all_rows})],
+    "loss and download": [(AVERAGING, {"loss": from_all_weights, "download": more(AVERAGING, "download")})],
     "objective": [(base, {"objective": more(base, "objective", 2.0)}) for base in (AVERAGING, EXCHANGE)],
     "upload": [(AVERAGING, {"upload": network_of_client}), (EXCHANGE, {"upload": knowledge_of_client})],
     "understood": [(base, {"understood": understood_of(base)}) for base in (AVERAGING, EXCHANGE)],
@@ -215,7 +217,7 @@ def hooks(base):
 
 
 def test_every_name_of_the_base_classes_has_a_case():
-    assert hooks(Strategy) == {*STRATEGY, *OF_SERVERS}
+    assert hooks(Strategy) == {*STRATEGY, *OF_SERVERS} - {"loss and download"}
     assert hooks(Knowledge) == {*KNOWLEDGE_METHODS, *KNOWLEDGE_OF_SERVERS}
 
 
@@ -301,3 +303,28 @@ def test_a_strategy_over_item_factors_that_uploads_by_itself_runs_where_it_is_as
     register_strategy(type("Outside", (EXCHANGE,), {"name": "outside", "upload": more(EXCHANGE, "upload")}))
     _, fleet = trainers_of(prepared, strategy="outside", knowledge="factors")
     assert fleet.engine.name == "local" and "'outside' overrides upload" in fleet.fallback
+
+
+def branching(self, step, received, shared):
+    return step.loss * 2 if step.logits.mean() > 0 else step.loss
+
+
+def branching_later(self, step, received, shared):
+    return step.loss * float(step.logits.abs().mean()) if received else step.loss
+
+
+def test_a_loss_that_no_many_clients_can_have_at_once_is_left_to_local_with_the_same_result(prepared, forgotten):
+    register_strategy(type("Outside", (AVERAGING,), {"name": "outside", "loss": branching}))
+    local, fleet = trainers_of(prepared, strategy="outside")
+    assert fleet.engine.name == "local"
+    assert "the loss of strategy 'outside'" in fleet.fallback and "test_outside.py, line" in fleet.fallback
+    assert_agree(local, fleet, 2, lossy=False)
+
+
+def test_a_loss_that_branches_in_later_rounds_ends_the_run_by_its_line_and_the_engine_that_runs_it(prepared, forgotten):
+    register_strategy(type("Outside", (EXCHANGE,), {"name": "outside", "loss": branching_later}))
+    _, fleet = trainers_of(prepared, strategy="outside")
+    fleet.engine.run_round(0)
+    said = r"vmap: .*; engine=local asks one client at a time \(test_outside.py, line"
+    with pytest.raises(ClientError, match=said):
+        fleet.engine.run_round(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from logging import getLogger
@@ -23,7 +24,9 @@ from recbole_fedkd.engine.fleet.obstacle import batched_optimizer, obstacle
 from recbole_fedkd.engine.fleet.population import FleetPopulation, RecBoleFleetPopulation
 from recbole_fedkd.engine.fleet.samples import FleetTask, LabelledSamples, RecBoleSamples
 from recbole_fedkd.engine.fleet.threads import cores
+from recbole_fedkd.errors import told
 from recbole_fedkd.federated.client import streams_kept
+from recbole_fedkd.federated.strategy import STRATEGIES
 from recbole_fedkd.federated.task import AttentiveTask, MutualTask
 from recbole_fedkd.federation.parties import (
     build_server,
@@ -77,15 +80,13 @@ def build_population(config: Any, dataset: Any, client_of_user: Tensor) -> Built
     """
     clients = int(client_of_user.max()) + 1
     hindrance = obstacle(config, clients) if config["engine"] == "fleet" else None
-    population: FleetPopulation | RecBoleFleetPopulation | None = None
     if config["engine"] == "fleet" and hindrance is None:
-        if config.attentive:
-            kind = FactorFleetPopulation if config.learns_factors else FleetPopulation
-            population = kind(config, read_schema(dataset, clients), all_rows(dataset), client_of_user)
-        else:
-            population, hindrance = _fleet_of_recbole(config, dataset, client_of_user)
-    if population is not None:
-        return Built(population.to(config["device"]))
+        with streams_kept(config["device"]):
+            population, hindrance = _fleet(config, dataset, client_of_user)
+            after = torch.get_rng_state()
+        if population is not None:
+            torch.set_rng_state(after)
+            return Built(population)
     if hindrance is not None:
         getLogger().warning(f"engine fleet cannot run this, engine local does: {hindrance}")
     schema, parts = read_schema(dataset, clients), rows_of_clients(dataset, client_of_user)
@@ -180,13 +181,29 @@ def _labelled_samples(config: Any, schema: DataSchema, population: FleetPopulati
     return LabelledSamples(kind, samples, held, labels, batch_size, reg_weight, negatives, schema.item_num)
 
 
+def _fleet(
+    config: Any, dataset: Any, client_of_user: Tensor
+) -> tuple[FleetPopulation | RecBoleFleetPopulation | None, str | None]:
+    """All clients' networks side by side, or why that cannot be. Random streams are then where one network leaves them."""
+    population: FleetPopulation | RecBoleFleetPopulation | None
+    hindrance = None
+    if config.attentive:
+        kind = FactorFleetPopulation if config.learns_factors else FleetPopulation
+        population = kind(
+            config, read_schema(dataset, int(client_of_user.max()) + 1), all_rows(dataset), client_of_user
+        )
+    else:
+        population, hindrance = _fleet_of_recbole(config, dataset, client_of_user)
+    if population is not None:
+        population.to(config["device"])
+        hindrance = _loss_by_itself(config, dataset, population)
+    return (population, None) if hindrance is None else (None, hindrance)
+
+
 def _fleet_of_recbole(
     config: Any, dataset: Any, client_of_user: Tensor
 ) -> tuple[RecBoleFleetPopulation | None, str | None]:
-    """All clients' instances of a RecBole model side by side, or why that cannot be.
-
-    The process's random stream is then where one instance leaves it, as on the local engine; without a fleet it stays.
-    """
+    """All clients' instances of a RecBole model side by side, or why that cannot be."""
     name = f"model '{config['model']}'"
     try:
         with streams_kept(config["device"]):
@@ -208,8 +225,24 @@ def _fleet_of_recbole(
     return population, None
 
 
+def _loss_by_itself(config: Any, dataset: Any, population: FleetPopulation | RecBoleFleetPopulation) -> str | None:
+    """Why a loss of somebody's own cannot be called for many clients at once; None: in a first batch it can."""
+    strategy = STRATEGIES[config["strategy"]]
+    if all(getattr(strategy, name).__module__.startswith("recbole_fedkd.") for name in ("loss", "objective")):
+        return None
+    with streams_kept(config["device"]):
+        tried = deepcopy(population)  # hearing the server changes the networks
+        try:
+            _fleet_engine(config, read_schema(dataset, population.clients), tried, dataset).try_step()
+        except Exception as error:
+            if not _came_out_of(error, strategy):
+                raise
+            return f"the loss of strategy '{strategy.name}' cannot be called for many clients at once: {told(error)}"
+    return None
+
+
 def _came_out_of(error: Exception, model_class: type) -> bool:
-    """Whether an error is that of a model which is called in a way it was not written for, or of torch's calls of it.
+    """Whether an error is that of a model, or a strategy, called in a way it was not written for, or of torch's calls of it.
 
     Whatever a model of anybody's raises has passed one of its functions; what vmap and autograd find wrong on the way back is
     raised by torch's own Python code. All else is a fault of this package, which nobody must take for the model's; so is what
