@@ -75,6 +75,14 @@ def test_pictures_of_results_show_the_rows_of_their_tables():
     for name, columns in dots.PICTURES.items():
         text = (dots.RESULTS / f"{name}.md").read_text(encoding="utf-8")
         picture = (dots.RESULTS / f"{name}.svg").read_text(encoding="utf-8")
-        for row, series, *_, told in dots.points(dots.table(text), columns):
+        for row, series, *_, told in dots.points(dots.tables(text)[0], columns):
             for label in (row, series, told):
                 assert escape(label.replace("`", "").replace("**", "")) in picture, f"{name}: {label}"
+    for name, panels in dots.CURVES.items():
+        made = dots.tables((dots.RESULTS / f"{name}.md").read_text(encoding="utf-8"))
+        picture = (dots.RESULTS / f"{name}.svg").read_text(encoding="utf-8")
+        for place, (column, title) in panels.items():
+            assert title in picture
+            for row, *_ in dots.points(made[place], [column]):
+                label = f"epsilon {row}" if row.isdigit() else row
+                assert escape(label.replace("`", "")) in picture, f"{name}: {label}"

@@ -12,9 +12,11 @@ import pytest
 import torch
 from conftest import SMALL, USERS, write_dataset
 from test_coordinator import KEYS, finished
+from test_docs import ROOT
 
 from recbole_fedkd import run_recbole_fedkd
-from recbole_fedkd.checkpoint import read_sealed, write_sealed
+from recbole_fedkd.auditing import audited_run, write_audit
+from recbole_fedkd.checkpoint import large, read_sealed, write_sealed
 from recbole_fedkd.data.schema import ClientRows
 from recbole_fedkd.machines.coordinator import SERVER_STATE
 from recbole_fedkd.splitting import split_federation
@@ -24,7 +26,9 @@ RUNS = {
     "label": {"strategy": "afd"},
     "factors": {"strategy": "afd", "knowledge": "factors", "epochs": 10},
     "fleet": {"strategy": "fedavg", "partition": "user", "engine": "fleet"},
+    "few in a round": {"strategy": "fedavg", "clients_per_round": 2, "user_metrics": True},
 }
+USER = 9174000
 
 TOKEN = re.compile(rb"(?<![\d.])91740\d\d(?!\d)")
 """A user's name, which is a number, as ids of users are."""
@@ -53,8 +57,16 @@ def contents(name, content):
                 yield from contents(member, archive.read(member))
     elif content[:2] == b"\x1f\x8b":
         yield from contents(name, gzip.decompress(content))
+    elif name.endswith(".bin"):  # large tensors, as they lie in memory
+        held = (number for number in range(USER, USER + 100) if any(each in content for each in packed(number)))
+        yield str(list(held)).encode()
     elif name.endswith(".npy"):
         yield str(np.load(io.BytesIO(content), allow_pickle=True).tolist()).encode()
+
+
+def packed(number):
+    """A number as any tensor that is as exact has it; of 8 bytes the first four are those of 4 where it is whole."""
+    return [np.array(number, kind).tobytes() for kind in ("<i4", "<f4", "<f8")]
 
 
 def plain(value):
@@ -84,6 +96,8 @@ def test_a_name_is_found_in_whatever_it_is_packed_in(tmp_path):
     torch.save({"rows": torch.tensor([3, int(name)])}, tmp_path / "tensor.pth")
     torch.save({"rows": {int(name): 1}}, tmp_path / "key.pth")
     write_sealed({"names": [(name, 1)]}, tmp_path / "sealed.pth")
+    for kind in ("<i4", "<i8", "<f4", "<f8"):
+        (tmp_path / f"tensors-{kind[1:]}.bin").write_bytes(b"odd" + np.array([5, int(name)], kind).tobytes())
     (tmp_path / "log.gz").write_bytes(gzip.compress(name.encode()))
     with zipfile.ZipFile(tmp_path / "in.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(tmp_path / "text.npz")
@@ -93,13 +107,21 @@ def test_a_name_is_found_in_whatever_it_is_packed_in(tmp_path):
 
 
 @pytest.mark.parametrize("case", RUNS)
-def test_a_run_names_its_users_in_one_file(named, case):
+def test_a_run_names_its_users_in_one_file_and_the_page_lists_all_that_it_writes(named, case, monkeypatch):
+    monkeypatch.setattr(large, "LARGE", 64)
     result = run_recbole_fedkd(
         "AttnFedKD", "tiny", config_dict={"data_path": str(named), **SMALL, "epochs": 2, **RUNS[case]}
     )
-    assert naming(result["run_folder"]) == {"partition.json"}
+    folder = Path(result["run_folder"])
+    write_audit(audited_run(folder, rounds=1, most=3), folder)
+    assert naming(folder) == {"partition.json"}
+    written = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    assert any(file.startswith("tensors-") for file in written) == ("clients_per_round" in RUNS[case])
+    listed = re.search(r"## On disk\n(.*?)\n## ", (ROOT / "docs" / "privacy.md").read_text(), re.DOTALL)
+    known = re.findall(r"`(?:saved/<run>/)?([^`]+)`", listed[1])
+    assert {file for file in written if re.sub(r"-\d+\.", "-<round>.", file) not in known} == set()
     assert not naming("log") and not naming("log_tensorboard")
-    partition = json.loads((Path(result["run_folder"]) / "partition.json").read_text())
+    partition = json.loads((folder / "partition.json").read_text())
     assert len(partition) == USERS and all(TOKEN.fullmatch(user.encode()) for user in partition)
 
 
