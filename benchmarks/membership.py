@@ -158,7 +158,8 @@ def cell(record: dict[str, Any], place: int) -> str:
     seen = record["seen"][place]
     if not seen["array"]:
         return "names no item" + (f"; label counts of {seen['labels']:.0%}" if seen["labels"] is not None else "")
-    auc, exact = f"{seen['membership']:.3f}", f"({seen['exact']:.0%})"
+    ratings = "" if seen.get("ratings") is None else f", ratings of {seen['ratings']:.0%}"
+    auc, exact = f"{seen['membership']:.3f}", f"({seen['exact']:.0%}{ratings})"
     return f"**{auc}** {exact}" if seen["exact"] else f"{auc} ± {seen['chance']:.3f} {exact}"
 
 

@@ -24,7 +24,7 @@ from recbole_fedkd.privacy.audit import (
     audited,
     deviation_by_chance,
     item_scores,
-    label_counts,
+    label_table,
     membership_auc,
 )
 from recbole_fedkd.privacy.release import PrivateRelease
@@ -49,6 +49,7 @@ class Seen:
         chance: standard deviation of that AUC where messages say nothing.
         exact: share of the clients whose set of items is exactly that of the rows that are not zero.
         labels: share of the clients whose rows of each label are told exactly; None where nothing of that kind is told.
+        ratings: share of the clients whose whole table of items and labels is told exactly; None as before.
         samples: whether every message says how many rows its client has.
     """
 
@@ -60,6 +61,7 @@ class Seen:
     chance: float
     exact: float
     labels: float | None
+    ratings: float | None = None
     samples: bool = True
 
 
@@ -154,11 +156,10 @@ def audit_of(config: Any, run: str, rounds: int | None = None, most: int = MOST_
         release.start(len(everybody), exchanges or config["epochs"])
     schema = read_schema(dataset, len(engine.clients))
     parts = rows_of_clients(dataset, trainer.model.client_of_user)
-    members = np.zeros((len(looked_at), schema.item_num), dtype=bool)
-    histograms = np.zeros((len(looked_at), max(len(schema.label_values), 2)), dtype=np.int64)
-    for place, number in enumerate(looked_at):
-        members[place, parts[number].interactions[schema.item_field].numpy()] = True
-        np.add.at(histograms[place], schema.label_indices(parts[number]).numpy(), 1)
+    tables = np.zeros((len(looked_at), schema.item_num, max(len(schema.label_values), 2)), dtype=np.int32)
+    for table, number in zip(tables, looked_at, strict=True):
+        items, labels = parts[number].interactions[schema.item_field], schema.label_indices(parts[number])
+        np.add.at(table, (items.numpy(), labels.numpy()), 1)
     tap, seen = Tap(server), []
     for index in range(rounds):
         start = {name: value.clone().numpy() for name, value in server.state.items() if isinstance(value, torch.Tensor)}
@@ -166,7 +167,7 @@ def audit_of(config: Any, run: str, rounds: int | None = None, most: int = MOST_
         arrays = tap.arrays()
         if arrays:
             kind = next(iter(tap.taken.values())).kind
-            seen.append(_seen(index, kind, arrays, start, looked_at, members, histograms, tap.last))
+            seen.append(_seen(index, kind, arrays, start, looked_at, tables, tap.last))
     canaries = None
     if isinstance(release, PrivateRelease):
         fold = server.strategy.empty(server.state, {0: 1, 1: 1})
@@ -182,14 +183,13 @@ def _seen(
     arrays: Mapping[int, Mapping[str, NDArray[np.generic]]],
     start: Mapping[str, NDArray[np.generic]],
     looked_at: list[int],
-    members: NDArray[np.bool_],
-    histograms: NDArray[np.int64],
+    tables: NDArray[np.int32],
     intake: Intake | None,
 ) -> Seen:
-    """What a round tells; ``members`` and ``histograms`` are of the clients ``looked_at``, in their order."""
+    """What a round tells; ``tables`` ``[clients, items, labels]`` count the rows of those ``looked_at``, in their order."""
     places = [place for place, number in enumerate(looked_at) if number in arrays]
-    of_clients = [item_scores(arrays[looked_at[place]], dict(start), members.shape[1]) for place in places]
-    inside = members[places]
+    of_clients = [item_scores(arrays[looked_at[place]], dict(start), tables.shape[1]) for place in places]
+    inside = tables[places].any(2)
     best, chance, array, exact = 0.5, 0.0, "", 0.0
     for name in of_clients[0]:
         scores = np.stack([each[name] for each in of_clients])
@@ -197,12 +197,14 @@ def _seen(
         if auc > best or not array:
             best, array, chance = auc, name, deviation_by_chance(scores[:, 1:], inside[:, 1:])
             exact = float(((scores > 0)[:, 1:] == inside[:, 1:]).all(1).mean())
-    counts = [label_counts(arrays[looked_at[place]], histograms.shape[1]) for place in places]
-    labels = None
-    if counts[0] is not None:
-        labels = float(np.mean([bool(np.all(each == histograms[p])) for each, p in zip(counts, places, strict=True)]))
+    found = [(label_table(arrays[looked_at[place]], tables.shape[2]), tables[place]) for place in places]
+    counted = [(told, table) for told, table in found if told is not None]
+    labels = ratings = None
+    if counted:
+        labels = float(np.mean([np.array_equal(told.sum(0), table.sum(0)) for told, table in counted]))
+        ratings = float(np.mean([np.array_equal(told, table) for told, table in counted]))
     masked = intake is not None and intake.hidden is not None
-    return Seen(index + 1, kind, masked, array, float(best), chance, exact, labels)
+    return Seen(index + 1, kind, masked, array, float(best), chance, exact, labels, ratings)
 
 
 def write_audit(made: Audit, folder: Path) -> Path:

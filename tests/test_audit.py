@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import SMALL
 from sklearn.metrics import roc_auc_score
 
-from recbole_fedkd.auditing import audited_run, write_audit
+from recbole_fedkd.auditing import Tap, audit_of, audited_run, write_audit
 from recbole_fedkd.command_line import main
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.errors import InputError
@@ -21,7 +22,7 @@ from recbole_fedkd.privacy.audit import (
     deviation_by_chance,
     epsilon_at_least,
     item_scores,
-    label_counts,
+    label_table,
     membership_auc,
 )
 from recbole_fedkd.privacy.noise import gaussian
@@ -34,6 +35,7 @@ FACTORS = {
     **{"factor_size": 2, "sketch_width": 3, "sketch_passes": 1, "em_steps": 1},
 }
 LABEL = {"strategy": "afd", "partition": "user", "aggregation": "weighted", "epochs": 1}
+ITEM = {"strategy": "afd", "knowledge": "item", "partition": "user", "label_mode": "rating", "epochs": 1}
 
 
 # The guesses
@@ -71,11 +73,11 @@ def test_how_far_chance_takes_an_auc_is_what_many_draws_of_random_messages_show(
     assert deviation_by_chance(members.astype(float), np.ones_like(members)) == 0.0
 
 
-def test_labels_are_counted_over_items_where_a_message_says_so():
+def test_rows_are_counted_by_item_and_label_where_a_message_says_so():
     histogram = np.array([[0, 0], [1, 0], [2, 5]], np.float32)
-    assert label_counts({"histogram": histogram}, 2).tolist() == [3, 5]
-    assert label_counts({"weights": np.array([4, 1])}, 2).tolist() == [4, 1]
-    assert label_counts({"p:w": histogram}, 2) is None
+    assert label_table({"histogram": histogram}, 2).tolist() == histogram.tolist()
+    assert label_table({"weights": np.array([4, 1])}, 2).tolist() == [[4, 1]]
+    assert label_table({"p:w": histogram}, 2) is None
 
 
 # Canaries
@@ -148,33 +150,65 @@ def result_folder(result):
 # What messages tell
 
 
+@pytest.fixture
+def seen_of(data_path):
+    """What the server sees in the first rounds of a config."""
+
+    def by(rounds=1, **keys):
+        config = FedKDConfig("AttnFedKD", "tiny", config_dict={"data_path": str(data_path), **SMALL, **keys})
+        made = audit_of(config, "a run", rounds)
+        assert made.clients == (30, 30)
+        return made.seen
+
+    return by
+
+
 @pytest.mark.parametrize("engine", ["local", "fleet"])
 @pytest.mark.parametrize("codecs", [[], ["row_sparse", "sign"]], ids=["dense", "sparse"])
 def test_an_update_tells_which_items_a_user_has_rated(run, codecs, engine):
     made = audited_run(run(**FEDAVG, codecs=codecs, engine=engine)["run_folder"], rounds=1)
     assert made.seen[0].membership > 0.99 and made.seen[0].exact > 0.9
-    assert made.clients == (30, 30)
 
 
-def test_factors_tell_items_and_how_many_ratings_of_each_kind(run):
-    first, *others = audited_run(run(**FACTORS)["run_folder"]).seen
-    assert first.membership == 1.0 and first.exact == 1.0 and first.labels == 1.0
+def test_factors_tell_items_and_how_many_ratings_of_each_kind(seen_of):
+    first, *others = seen_of(rounds=None, **FACTORS)
+    assert first.membership == first.exact == first.labels == first.ratings == 1.0
     assert [each.round for each in (first, *others)] == [1, 2, 3, 4]
     assert all(each.membership > 0.99 for each in others)
 
 
-def test_label_knowledge_tells_no_item_and_every_label_count(run):
-    (seen,) = audited_run(run(**LABEL)["run_folder"], rounds=1).seen
-    assert seen.membership == 0.5 and seen.array == "" and seen.labels == 1.0
+def test_label_knowledge_tells_no_item_and_every_label_count(seen_of):
+    (seen,) = seen_of(**LABEL)
+    assert seen.membership == 0.5 and seen.array == "" and seen.labels == 1.0 and seen.ratings == 0.0
 
 
-@pytest.mark.parametrize("keys", [FEDAVG, FACTORS, LABEL], ids=["fedavg", "factors", "label"])
+def test_a_labels_mean_over_one_sample_is_that_samples_logits(prepared):
+    keys = {"strategy": "afd", "partition": "user", "label_mode": "rating", "knowledge_pass": "clean"}
+    _, trainer, _, _ = prepared(**keys)
+    tap, alone = Tap(trainer.engine.server), 0
+    trainer.engine.run_round(0)
+    for number, arrays in tap.arrays().items():
+        task = trainer.engine.clients[number].task
+        steps = [task.step(batch, True) for batch in task.clean_batches()]
+        logits, labels = torch.cat([each.logits for each in steps]), torch.cat([each.labels for each in steps])
+        for label in (labels.bincount() == 1).nonzero().ravel().tolist():
+            np.testing.assert_allclose(arrays["sums"][label], logits[labels == label][0].detach(), rtol=1e-6)
+            alone += 1
+    assert alone > 10
+
+
+def test_item_knowledge_is_the_table_of_items_and_ratings(seen_of):
+    (seen,) = seen_of(**ITEM)
+    assert seen.membership == seen.exact == seen.labels == seen.ratings == 1.0
+
+
+@pytest.mark.parametrize("keys", [FEDAVG, FACTORS, LABEL, ITEM], ids=["fedavg", "factors", "label", "item"])
 @pytest.mark.parametrize("private", [False, True])
-def test_under_masks_the_server_guesses_like_a_coin(run, keys, private):
+def test_under_masks_the_server_guesses_like_a_coin(seen_of, keys, private):
     pytest.importorskip("cryptography")
     noise = {"privacy": {"clip": 0.5, "noise_multiplier": 1.0}} if private else {}
-    (seen,) = audited_run(run(**keys, secure_aggregation=True, **noise)["run_folder"], rounds=1).seen
-    assert seen.masked and seen.exact == 0.0 and not seen.labels
+    (seen,) = seen_of(**keys, secure_aggregation=True, **noise)
+    assert seen.masked and seen.exact == 0.0 and not seen.labels and not seen.ratings
     # Of several arrays the one that guesses best is told, so that chance is a little above a half.
     assert seen.membership == pytest.approx(0.5, abs=0.08) and (0 < seen.chance < 0.05 or not seen.array)
 
@@ -206,11 +240,11 @@ def test_sampled_negatives_hide_nothing_the_sign_of_an_item_bias_tells_them_from
         assert 0 < rated.sum() < len(rated) and roc_auc_score(rated, changed[there]) == 1.0
 
 
-def test_an_update_tells_liked_from_not_liked_by_its_direction_alone(told):
-    from membership import liked_auc
+def test_an_update_tells_liked_from_not_liked_by_its_direction_as_often_as_the_page_says(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    from membership import RECORDS, liked
 
-    keys = {"attention": False, "feature_fields": [], "label_mode": "threshold"}
-    assert liked_auc(*told(**keys, learning_rate=0.02)) > 0.7
+    assert liked(12) == pytest.approx(json.loads(RECORDS.read_text(encoding="utf-8"))["liked"], abs=0.01)
 
 
 # The page
@@ -241,7 +275,7 @@ def test_an_audit_needs_a_run(arguments, capsys):
 
 
 @pytest.mark.parametrize(("noise", "least", "most"), [(1e-6, 0.99, 1.0), (20.0, 0.4, 0.62)], ids=["hardly any", "much"])
-def test_noise_of_clients_hides_items_without_masks(run, noise, least, most):
+def test_noise_of_clients_hides_items_without_masks(seen_of, noise, least, most):
     keys = {**FEDAVG, "privacy": {"clip": 0.5, "noise_multiplier": noise, "noise": "local"}}
-    (seen,) = audited_run(run(**keys)["run_folder"], rounds=1).seen
+    (seen,) = seen_of(**keys)
     assert least <= seen.membership <= most

@@ -81,13 +81,16 @@ def _auc_of_ranks(ranks: Floats, members: NDArray[np.bool_]) -> float:
     return float(won[(have > 0) & (have < len(members))].sum() / pairs) if pairs else 0.5
 
 
-def label_counts(arrays: Mapping[str, NDArray[np.generic]], labels: int) -> Floats | None:
-    """A client's rows of each label ``[labels]`` as a message tells them, whole; None where it does not."""
+def label_table(arrays: Mapping[str, NDArray[np.generic]], labels: int) -> Floats | None:
+    """A client's rows as a message counts them, whole, by item and label ``[items, labels]``; None where it does not.
+
+    Where labels are counted over all items the table has one row.
+    """
     for name in ("histogram", "weights", "counts"):
         array = arrays.get(name)
         if array is not None and array.shape[-1:] == (labels,):
-            counts: Floats = np.rint(array.reshape(-1, labels).astype(np.float64).sum(0))
-            return counts
+            table: Floats = np.rint(array.reshape(-1, labels).astype(np.float64))
+            return table
     return None
 
 

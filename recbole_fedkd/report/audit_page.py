@@ -64,6 +64,8 @@ def _verdict(audit: Mapping[str, Any]) -> tuple[str, ...]:
         rest.append(
             f"How many ratings of each kind a client gave is told exactly for {100 * max(exact):.0f} % of the clients."
         )
+    if tables := max((each["ratings"] or 0 for each in seen), default=0):
+        rest.append(f"Which rating it gave to which item is told exactly for {100 * tables:.0f} % of the clients.")
     if all(each["masked"] for each in seen):
         rest.append("It gets messages under masks: of a single client nothing but numbers that look random.")
     return (first, *rest)
@@ -78,11 +80,20 @@ def _messages(audit: Mapping[str, Any]) -> tuple[Block, ...]:
             f"{each['membership']:.3f}",
             f"± {each['chance']:.3f}",
             f"{100 * each['exact']:.0f} %",
-            NONE if each["labels"] is None else f"{100 * each['labels']:.0f} %",
+            *(NONE if each[name] is None else f"{100 * each[name]:.0f} %" for name in ("labels", "ratings")),
         )
         for each in audit["seen"]
     ]
-    header = ("round", "message", "told by", "membership AUC", "by chance", "exact sets of items", "exact label counts")
+    header = (
+        "round",
+        "message",
+        "told by",
+        "membership AUC",
+        "by chance",
+        "exact sets of items",
+        "exact label counts",
+        "exact ratings",
+    )
     note = (
         "Membership AUC: how often a client that has an item would be told from one that has not, by the item's numbers in "
         "their messages; .50 is a coin, 1 is certainty. By chance: how far from .50 it is where messages say nothing, one "
