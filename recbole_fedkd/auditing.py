@@ -189,7 +189,7 @@ def _seen(
     """What a round tells; ``tables`` ``[clients, items, labels]`` count the rows of those ``looked_at``, in their order."""
     places = [place for place, number in enumerate(looked_at) if number in arrays]
     of_clients = [item_scores(arrays[looked_at[place]], dict(start), tables.shape[1]) for place in places]
-    inside = tables[places].any(2)
+    inside = tables[places].sum(2) > 0
     best, chance, array, exact = 0.5, 0.0, "", 0.0
     for name in of_clients[0]:
         scores = np.stack([each[name] for each in of_clients])
