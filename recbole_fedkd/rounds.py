@@ -83,7 +83,8 @@ class EpochRecord:
         codec_error: what encoding took from the uploads, as a share of their L2 norm.
         missing: client number to why it was left out of the round.
         unserved: of clients elsewhere, to why one did not take in, judge or keep what serves its users after the round.
-        ignored: of clients elsewhere, to how many of its answers nobody had waited for, by kind: late or doubled.
+        ignored: of clients elsewhere, to how many of its answers were not taken, by kind: late, doubled or,
+            of a step under masks, ``mask``.
         epsilon: of ``privacy``, spent by this round and those before; None without.
         clip: of ``privacy``, where it moves: the norm that updates of this round were shortened to; else None.
     """

@@ -169,6 +169,59 @@ def test_a_party_that_stays_away_from_a_step_on_is_left_out_where_it_may_be(part
     assert_near(remote, local)
 
 
+def answered(**changes):
+    return lambda packed: replace(Answer.from_bytes(packed), **changes).to_bytes()
+
+
+RUBBISH = [
+    ("keys", lambda packed: packed[:-3]),
+    ("shares", answered(party=2)),
+    ("masked", answered(said=b"", fault="failed", detail="Error")),
+    ("unmasking", answered(operation=TRAIN)),
+]
+
+
+def test_a_party_that_says_rubbish_in_a_step_is_named_and_the_sum_is_that_of_all_others(parties, monkeypatch):
+    """One kind of it a round, against clients of one process of which one fails at the end of the same rounds."""
+    remote, local = parties("fedavg", min_clients=3)
+    remote.engine.signers, local.min_clients = remote.manifest.signers, 3
+    ask, run_client = dict(remote.transport.answering), local._run_client
+
+    def spoils(request):
+        step, change = RUBBISH[remote.round]
+        answer = ask[1](request)
+        return change(answer) if step_of(Request.from_bytes(request)) == step else answer
+
+    def fails(client, told, current):
+        if client.number == 1 and RUBBISH[current.index][0] != "unmasking":
+            client.receive(told)
+            client.train(current.index)
+            client.send(current.index)
+            raise ClientError("lost")
+        run_client(client, told, current)
+
+    monkeypatch.setattr(local, "_run_client", fails)
+    remote.transport.answering[1] = spoils
+    for remote.round, (step, _) in enumerate(RUBBISH):
+        found, _ = remote.engine.run_round(remote.round), local.run_round(remote.round)
+        assert found.ignored == {1: {"mask": 1}}
+        assert list(found.missing) == ([] if step == "unmasking" else [1])
+        assert all(why.startswith("masks: ") for why in found.missing.values())
+        assert_near(remote, local)
+
+
+def test_a_party_that_says_rubbish_ends_a_run_that_needs_it_and_the_sentence_names_it(parties):
+    remote, _ = parties("fedavg")
+    ask = dict(remote.transport.answering)
+    remote.transport.answering[1] = lambda request: (
+        b"?" if step_of(Request.from_bytes(request)) == "shares" else ask[1](request)
+    )
+    with pytest.raises(
+        MaskingError, match=r"3 clients have sent shares, 4 are needed.*client 1: step 'shares', malformed"
+    ):
+        remote.engine.run_round(0)
+
+
 def test_a_party_that_must_not_be_missing_ends_the_run_and_nothing_was_unmasked(parties):
     remote, _ = parties("fedavg")
     ask = dict(remote.transport.answering)

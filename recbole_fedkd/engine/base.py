@@ -28,7 +28,8 @@ class RoundReport:
         codec_error: what encoding took from the uploads, as a share of their L2 norm; 0 without codecs.
         missing: client to why it was left out: what kind of fault, and what exactly.
         unserved: client elsewhere to why it did not take in what serves its users, did not judge or keep that; likewise.
-        ignored: client elsewhere to how many of its answers nobody had waited for, by kind: late or doubled.
+        ignored: client elsewhere to how many of its answers were not taken, by kind: late, doubled or,
+            of a step under masks, ``mask``.
     """
 
     loss: float

@@ -22,10 +22,11 @@ from recbole_fedkd.federated.envelope import (
     Request,
     check_numbers,
     digest,
+    masked_as,
     shortened,
 )
 from recbole_fedkd.federated.message import LARGEST, MessageError
-from recbole_fedkd.federated.server import Server
+from recbole_fedkd.federated.server import Hidden, Server
 from recbole_fedkd.finite import NotFiniteError
 
 MASKED_AGAIN = 2
@@ -91,6 +92,7 @@ class RemoteEngine(Engine):
         phase: rows that parties judge at the end of a round, see :class:`Request`.
         check_sums: given a party, a phase and what the party has judged, raises :class:`MessageError` where that cannot be.
         closed: called at the end of a round.
+        signers: public keys by which parties sign what they say under masks; None: nobody looks.
     """
 
     name = "processes"
@@ -114,6 +116,7 @@ class RemoteEngine(Engine):
         self.phase = ""
         self.check_sums: Callable[[int, str, Mapping[str, float]], None] = _none_due
         self.closed: Callable[[int], None] | None = None
+        self.signers: Mapping[int, bytes] | None = None
         self._absent: set[int] = set()
 
     @property
@@ -145,14 +148,22 @@ class RemoteEngine(Engine):
         """
         hidden = current.intake.hidden
         assert hidden is not None
-        hidden.ask, hidden.repeats = partial(self._masked, current.index), MASKED_AGAIN
-        for number in current.intake.unmask():
+        hidden.ask, hidden.repeats = partial(self._masked, hidden, current.index), MASKED_AGAIN
+        hidden.run, hidden.signers = masked_as(self.run, current.index), self.signers
+        try:
+            left_out = current.intake.unmask()
+        finally:
+            for number, faults in hidden.faults.items():
+                for fault in faults:
+                    self._ignore(number, MASK, fault)
+        for number in left_out:
             self.counted[number] = counted.get(number, NEVER)
-            fault = MessageError("masks", "it fell silent before its numbers were in the sum")
-            self._leave_out(current, number, ClientError.of(f"client {number}", current.index, "masking", fault))
+            silent = "it fell silent before its numbers were in the sum"
+            why = MessageError("masks", hidden.faults.get(number, [silent])[-1])
+            self._leave_out(current, number, ClientError.of(f"client {number}", current.index, "masking", why))
 
-    def _masked(self, round_index: int, step: str, letters: Mapping[int, bytes]) -> dict[int, bytes]:
-        """What parties answer in a step under masks; who does not is told of in the log."""
+    def _masked(self, hidden: Hidden, round_index: int, step: str, letters: Mapping[int, bytes]) -> dict[int, bytes]:
+        """What parties answer in a step under masks."""
         packed = {number: msgpack.packb([step, content]) for number, content in letters.items()}
         answers = self._round_trip(MASK, round_index, packed, "")
         said = {}
@@ -160,9 +171,12 @@ class RemoteEngine(Engine):
             try:
                 said[number] = self._checked(number, answers.get(number)).said
             except Exception as error:
-                getLogger().warning(
-                    f"round {round_index + 1}: client {number} is not in step '{step}' of the masks: {error}"
-                )
+                if number in answers:
+                    hidden.faults.setdefault(number, []).append(f"step '{step}', {error}")
+                else:
+                    getLogger().warning(
+                        f"round {round_index + 1}: client {number} is not in step '{step}' of the masks: {error}"
+                    )
         return said
 
     def _take(self, number: int, answer: Answer | MessageError | None, current: Round) -> None:
@@ -323,10 +337,12 @@ class RemoteEngine(Engine):
                 break
         return answers
 
-    def _ignore(self, number: int, fault: str) -> None:
+    def _ignore(self, number: int, kind: str, why: str | None = None) -> None:
         counts = self.ignored.setdefault(number, {})
-        counts[fault] = counts.get(fault, 0) + 1
-        getLogger().warning(f"an answer of client {number} is not counted, it is {fault}")
+        counts[kind] = counts.get(kind, 0) + 1
+        getLogger().warning(
+            f"an answer of client {number} is not counted, it is {kind if why is None else f'none: {why}'}"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The server's state, and what it has counted; the parties keep theirs."""

@@ -195,6 +195,11 @@ def digest(packed: bytes) -> bytes:
     return hashlib.blake2b(packed, digest_size=16).digest()
 
 
+def masked_as(run: str, round_index: int) -> bytes:
+    """What tells a run's round under masks from all others."""
+    return f"{run}\0{round_index}\0".encode()
+
+
 def shortened(text: str) -> str:
     """A text as it fits into an envelope."""
     return printable(text)[:_LONGEST_TEXT]

@@ -95,12 +95,17 @@ class Hidden(ABC):
         traffic: client to the bytes that it has heard and said for it; nothing before :meth:`into`.
         ask: asks clients elsewhere; None: they are here.
         repeats: how often the protocol may be run again, with new keys, where it was broken off.
+        run: what tells the run and its round from all others, which clients elsewhere sign with their keys.
+        signers: public keys by which they do; None: nobody looks.
+        faults: client to what was wrong with each answer of its that was not taken.
     """
 
     def __init__(self) -> None:
         self.traffic: dict[int, tuple[int, int]] = {}
         self.ask: Ask | None = None
         self.repeats = 0
+        self.run, self.signers = b"", None  # type: bytes, Mapping[int, bytes] | None
+        self.faults: dict[int, list[str]] = {}
 
     @abstractmethod
     def add(self, upload: Message) -> None:

@@ -82,7 +82,7 @@ def engine_of(manifest: Manifest, transport: Transport, declared: Declared) -> R
     server = build_server(config, manifest.schema)
     timeout, least = config["client_timeout"], config["min_clients"]
     engine = RemoteEngine(server, transport, new_run(), _sizes(declared), timeout, least)
-    engine.name = transport.name
+    engine.name, engine.signers = transport.name, manifest.signers
     return engine
 
 

@@ -73,31 +73,43 @@ class Manifest:
         """What tells this manifest from others, 16 bytes."""
         return digest_of(self.folder)
 
+    @cached_property
+    def signers(self) -> dict[int, bytes] | None:
+        """Public keys by which parties sign what they say under masks; None where nobody has one.
+
+        Raises:
+            InputError: the file of them cannot be read.
+        """
+        if not (self.folder / KEYS).is_file():
+            return None
+        file = regular_file(self.folder / KEYS)
+        try:
+            keys = json.loads(file.read_text(encoding="utf-8"))
+            return {int(each): bytes.fromhex(key) for each, key in keys.items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"'{file}' does not hold the parties' public keys: {error}") from error
+
     def identity_of(self, folder: Path, number: int) -> Identity | None:
         """Who a party is to the others under masks; None where nobody has a signing key.
 
         Raises:
             InputError: the party's key is not the one that the manifest says, or there is none.
         """
-        if not (self.folder / KEYS).is_file():
+        if self.signers is None:
             return None
         from recbole_fedkd.privacy.identity import Identity, public_key  # needs an extra
 
-        file = regular_file(self.folder / KEYS)
-        try:
-            keys = json.loads(file.read_text(encoding="utf-8"))
-            directory = {int(each): bytes.fromhex(key) for each, key in keys.items()}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"'{file}' does not hold the parties' public keys: {error}") from error
         try:
             own = bytes.fromhex((folder / IDENTITY).read_text(encoding="ascii").strip())
-            fits = public_key(own) == directory.get(number)
+            fits = public_key(own) == self.signers.get(number)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"'{folder / IDENTITY}' is not the private key of a party: {reason}") from error
         if not fits:
-            raise InputError(f"'{folder / IDENTITY}' is not the key that '{file}' says party {number} signs by")
-        return Identity(number, own, directory)
+            raise InputError(
+                f"'{folder / IDENTITY}' is not the key that '{self.folder / KEYS}' says party {number} signs by"
+            )
+        return Identity(number, own, self.signers)
 
     def number_of(self, folder: Path) -> int:
         """The number of the party that a folder is of.

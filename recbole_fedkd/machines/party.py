@@ -31,6 +31,7 @@ from recbole_fedkd.federated.envelope import (
     Answer,
     Request,
     digest,
+    masked_as,
     shortened,
 )
 from recbole_fedkd.federated.message import Message, MessageError, without_arrays
@@ -236,7 +237,7 @@ class Party:
             raise MessageError("masks", "it has no message of this round")
         if self._masks is None:
             self._go_to(trained.after)
-            run, message = f"{asked.run}\0{asked.round}\0".encode(), whole_message(self._client, trained.kept)
+            run, message = masked_as(asked.run, asked.round), whole_message(self._client, trained.kept)
             self._masks = self._new_masks(self.manifest.config, self._client, message, self._identity, run)
         said = self._masks.answer(name, asked.message)
         return Answer(self.number, asked.run, MASK, asked.round, name, said).to_bytes()

@@ -103,6 +103,7 @@ class _Running:
             begin_as(clients[number].snapshot(), run, self.folders[number] / STATE)
         given = {"plugins": config["plugins"]} if config["plugins"] else {}
         read = Manifest.load(manifest, {**given, "state": "ERROR"})
+        self.signers = read.signers
         program: Sequence[str] = ()
         if on_flower:
             listening, program = superlink.local_superlink(folder)
@@ -175,7 +176,7 @@ class ProcessesEngine(RemoteEngine):
         self._running = running = _Running(*self._cut, self.clients, self.run, self.name == "flower")
         self._closing = weakref.finalize(self, running.close)
         running.await_parties(self.timeout)
-        self.transport = running.transport
+        self.transport, self.signers = running.transport, running.signers
 
     def _mirror(self, _round_index: int) -> None:
         """At the end of a round the mirrors are what the parties are."""

@@ -47,15 +47,10 @@ class Identity:
 
     def check(self, number: int, round_of: bytes, keys: bytes, signature: bytes) -> None:
         """Raise :class:`MaskingError` for keys that client ``number`` has not signed for this round."""
-        public = self.directory.get(number)
-        try:
-            if public is None:
-                raise InvalidSignature
-            Ed25519PublicKey.from_public_bytes(public).verify(signature, _said(number, round_of, keys))
-        except InvalidSignature as error:
+        if not is_signed(self.directory, round_of, number, keys, signature):
             raise MaskingError(
                 f"client {self.number} was told keys of client {number} that client {number} has not signed for this round"
-            ) from error
+            )
 
 
 def new_identities(numbers: Iterable[int]) -> dict[int, Identity]:
@@ -63,6 +58,15 @@ def new_identities(numbers: Iterable[int]) -> dict[int, Identity]:
     drawn = {number: Ed25519PrivateKey.generate() for number in numbers}
     directory = {number: key.public_key().public_bytes_raw() for number, key in drawn.items()}
     return {number: Identity(number, key.private_bytes_raw(), directory) for number, key in drawn.items()}
+
+
+def is_signed(directory: Mapping[int, bytes], round_of: bytes, number: int, keys: bytes, signature: bytes) -> bool:
+    """Whether a client of a directory has signed keys for a round."""
+    try:
+        Ed25519PublicKey.from_public_bytes(directory[number]).verify(signature, _said(number, round_of, keys))
+    except (KeyError, InvalidSignature):
+        return False
+    return True
 
 
 def public_key(own: bytes) -> bytes:

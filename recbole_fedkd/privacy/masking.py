@@ -1,10 +1,13 @@
 """Secure aggregation: a server learns the sum of its clients' vectors and who is in it, and of no client more.
 
 Bonawitz et al., CCS 2017, in the form for a server that is curious and follows the protocol, on the sparse graph of Bell et
-al., CCS 2020. Client and server exchange bytes in four steps; anybody may fall silent after any of them:
+al., CCS 2020. Client and server exchange bytes in four steps; anybody may fall silent after any of them, and whose answer is
+none has:
 
-1. keys: every client has two fresh pairs (X25519), one to seal shares with, one that masks are made of, and signs both;
-2. shares: it deals its mask key and a seed of its own out to its neighbours, sealed (Shamir, ChaCha20-Poly1305);
+1. keys: every client has two fresh pairs (X25519), one to seal shares with, one that masks are made of, and a seed, of which
+   it tells a digest, and signs all three;
+2. shares: it deals its mask key and the seed out to its neighbours, sealed (Shamir, ChaCha20-Poly1305), and tells digests of
+   the shares, so that who opens one, and the server that is given it, knows whether it is one;
 3. masked: it sends its vector plus a mask of its seed, plus or minus a mask per neighbour that both can make (AES-CTR);
 4. unmasking: of neighbours that have sent, it gives its share of the seed, of those that have not, that of the mask key;
    never both, and only if enough have sent. The server takes the masks off the sum.
@@ -18,9 +21,10 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from hashlib import blake2b
+from typing import Any, NoReturn, TypeVar
 
 import msgpack
 import numpy as np
@@ -49,6 +53,10 @@ LEAST = 3
 """With two clients each knows the other's vector from the sum and its own; with one the sum is the vector."""
 
 _STEPS = ("shares", "masked", "unmasking")
+_Answer = TypeVar("_Answer")
+_KEYS = (bytes, bytes, bytes, bytes)
+_DIGEST, _SEALED = 16, 12 + 2 * SHARE_BYTES + 16
+"""Bytes of a share's digest, and of two sealed shares, with nonce and tag."""
 
 
 def neighbours_of(clients: Sequence[int], degree: int) -> dict[int, list[int]]:
@@ -100,16 +108,16 @@ class MaskingClient:
         self._done = 0
 
     def keys(self) -> bytes:
-        """Step 1: the public keys, and its signature on them."""
-        keys = _public_bytes(self._sealing), _public_bytes(self._masking)
+        """Step 1: the public keys, what tells the seed, and its signature on them."""
+        keys = _public_bytes(self._sealing), _public_bytes(self._masking), _digest(self._seed, 32)
         return _packed([[*keys, self.identity.signed(self.round_of, b"".join(keys)) if self.identity else b""]])
 
     def shares(self, keys_of_neighbours: bytes) -> bytes:
         """Step 2: sealed shares of both secrets for every neighbour, of whom the server has told the keys."""
         self._enter("shares")
-        for number, sealing, masking, signature in _unpacked(keys_of_neighbours, int, bytes, bytes, bytes):
+        for number, sealing, masking, seed, signature in _unpacked(keys_of_neighbours, int, *_KEYS):
             if self.identity is not None:
-                self.identity.check(number, self.round_of, sealing + masking, signature)
+                self.identity.check(number, self.round_of, sealing + masking + seed, signature)
             self._public[number] = sealing, masking
         holders = sorted(self._public)
         if len(holders) < LEAST - 1:
@@ -121,9 +129,9 @@ class MaskingClient:
         seeds = shares_of(self._seed, holders, threshold)
         sealed = []
         for holder in holders:
-            nonce = os.urandom(12)
-            content = self._cipher(holder).encrypt(nonce, keys[holder] + seeds[holder], _route(self.number, holder))
-            sealed.append([holder, nonce + content])
+            nonce, shares = os.urandom(12), keys[holder] + seeds[holder]
+            content = self._cipher(holder).encrypt(nonce, shares, _route(self.number, holder))
+            sealed.append([holder, nonce + content, _digests(shares)])
         return _packed(sealed)
 
     def masked(self, letters: bytes, vector: Vector) -> bytes:
@@ -131,16 +139,16 @@ class MaskingClient:
         self._enter("masked")
         length, word = len(vector), vector.dtype.itemsize
         total = vector.view(f"u{word}") + stream(self._seed, length, word)
-        for sender, sealed in _unpacked(letters, int, bytes):
+        for sender, sealed, digests in _unpacked(letters, int, bytes, bytes):
             if sender not in self._public:
                 raise MaskingError(f"client {self.number} is to hold a share of client {sender}, who is no neighbour")
             try:
                 content = self._cipher(sender).decrypt(sealed[:12], sealed[12:], _route(sender, self.number))
-            except InvalidTag as error:
-                raise MaskingError(
-                    f"the share that client {sender} sealed for client {self.number} was changed"
-                ) from error
-            self._held[sender] = content
+            except (InvalidTag, ValueError):
+                content = b""
+            if len(content) == 2 * SHARE_BYTES and _digests(content) == digests:
+                self._held[sender] = content
+            # Also with who has sealed no share: it adds the same mask, and others may hold shares of it.
             mask = pair_mask(self._masking, self._public[sender][1], length, word)
             total = total + mask if self.number < sender else total - mask
         self._check_enough(len(self._held))
@@ -182,106 +190,168 @@ class MaskingServer:
     Args:
         length: of the vectors.
         word: bytes of one of their numbers, 2, 4 or 8; sums must fit into them.
+        signed: given a client, its keys and its signature, says whether it has signed them for this round; None: nobody asks.
         least: clients that must be in the sum, 3 or more.
         least_share: as of :class:`MaskingClient`.
         degree: neighbours of a client; None: as many as :func:`usual_degree` says.
 
     Attributes:
         summed: the clients that are in the sum.
+        faults: client to what was wrong with its answer, by which it has fallen silent.
+        spoiling: clients whose shares give no secret, so that no sum with them can be unmasked.
     """
 
     def __init__(
-        self, length: int, least: int = LEAST, least_share: float = 0.5, degree: int | None = None, word: int = 8
+        self,
+        length: int,
+        least: int = LEAST,
+        least_share: float = 0.5,
+        degree: int | None = None,
+        word: int = 8,
+        signed: Callable[[int, bytes, bytes], bool] | None = None,
     ) -> None:
-        self.word = word
+        self.word, self.signed = word, signed
         self.length, self.least, self.least_share, self.degree = length, max(least, LEAST), least_share, degree
         self.summed: list[int] = []
-        self._public: dict[int, tuple[bytes, bytes]] = {}
-        self._signed: dict[int, bytes] = {}
+        self.faults: dict[int, str] = {}
+        self.spoiling: set[int] = set()
+        self._public: dict[int, list[bytes]] = {}
         self._tied: dict[int, list[int]] = {}
-        self._shared: set[int] = set()
+        self._shared: dict[int, dict[int, list[bytes]]] = {}
         self._total = np.zeros(length, f"u{word}")
 
     def keys(self, keys: Mapping[int, bytes]) -> dict[int, bytes]:
         """After step 1: to each client the keys of its neighbours."""
-        self._check(keys, "sent keys")
-        for number, pairs in keys.items():
-            for sealing, masking, signature in _unpacked(pairs, bytes, bytes, bytes):
-                self._public[number], self._signed[number] = (sealing, masking), signature
-        degree = self.degree if self.degree is not None else usual_degree(len(keys))
-        self._tied = neighbours_of(sorted(keys), degree)
+        self._public = self._taken(keys, self._keys_of)
+        self._check(self._public, "sent keys")
+        degree = self.degree if self.degree is not None else usual_degree(len(self._public))
+        self._tied = neighbours_of(sorted(self._public), degree)
         return {
-            client: _packed([[other, *self._public[other], self._signed[other]] for other in others])
+            client: _packed([[other, *self._public[other]] for other in others])
             for client, others in self._tied.items()
         }
 
+    def _keys_of(self, number: int, packed: bytes) -> list[bytes]:
+        rows = _unpacked(packed, *_KEYS)
+        if len(rows) != 1 or len(rows[0][2]) != 32:
+            raise MaskingError(f"secure aggregation: {len(packed)} bytes are no keys")
+        *keys, signature = rows[0]
+        for key in keys[:2]:  # one that agrees with nobody would stop all who are told it
+            _derived(X25519PrivateKey.generate(), key, b"")
+        if self.signed is not None and not self.signed(number, b"".join(keys), signature):
+            raise MaskingError(f"client {number} has not signed its keys for this round")
+        return [*keys, signature]
+
     def shares(self, sealed: Mapping[int, bytes]) -> dict[int, bytes]:
         """After step 2: to each client what its neighbours have sealed for it."""
-        self._check(sealed, "sent shares")
-        self._shared = set(sealed)
-        letters: dict[int, list[list[Any]]] = {number: [] for number in sealed}
-        for sender, shares in sealed.items():
-            for holder, content in _unpacked(shares, int, bytes):
-                if holder in letters and holder in self._tied[sender]:
-                    letters[holder].append([sender, content])
-        return {number: _packed(each) for number, each in letters.items()}
+        self._shared = self._taken(sealed, self._dealt_by)
+        self._check(self._shared, "sent shares")
+        return {
+            holder: _packed(
+                [[sender, *self._shared[sender][holder]] for sender in self._tied[holder] if sender in self._shared]
+            )
+            for holder in self._shared
+        }
+
+    def _dealt_by(self, sender: int, packed: bytes) -> dict[int, list[bytes]]:
+        rows = _unpacked(packed, int, bytes, bytes)
+        if [holder for holder, *_ in rows] != self._tied.get(sender) or any(
+            (len(content), len(digests)) != (_SEALED, 2 * _DIGEST) for _, content, digests in rows
+        ):
+            raise MaskingError(f"client {sender} does not deal a share to each of its neighbours")
+        return {holder: parts for holder, *parts in rows}
 
     def masked(self, vectors: Mapping[int, bytes]) -> dict[int, bytes]:
         """After step 3: to each client that has sent, who else has."""
-        self._check(vectors, "sent a masked vector")
-        for number, content in vectors.items():
-            if number not in self._shared or len(content) != self.word * self.length:
-                raise MaskingError(
-                    f"client {number} has sent {len(content)} bytes where {self.word * self.length} were due"
-                )
-            self._total += np.frombuffer(content, f"<u{self.word}")
-        self.summed = sorted(vectors)
-        there = {number: [other for other in self._tied[number] if other in vectors] for number in vectors}
-        return {number: _packed(others) for number, others in there.items()}
+        taken = self._taken(vectors, self._vector_of)
+        self._check(taken, "sent a masked vector")
+        for vector in taken.values():
+            self._total += vector
+        self.summed = sorted(taken)
+        return {number: _packed([other for other in self._tied[number] if other in taken]) for number in taken}
+
+    def _vector_of(self, number: int, content: bytes) -> NDArray[Any]:
+        due = self.word * self.length
+        if number not in self._shared or len(content) != due:
+            raise MaskingError(f"client {number} has sent {len(content)} bytes where {due} were due")
+        return np.frombuffer(content, f"<u{self.word}")
 
     def unmasked(self, shares: Mapping[int, bytes]) -> Vector:
         """After step 4: the sum.
 
         Raises:
-            MaskingError: too few shares of a client's secret have come; nothing is known then.
+            MaskingError: too few shares of a client's secret have come, or none of one; nothing is known then.
         """
-        held: dict[int, dict[int, bytes]] = {number: {} for number in self._shared}
-        for holder, packed in shares.items():
-            for owner, share in _unpacked(packed, int, bytes):
-                if owner in held and holder in self._tied[owner]:
-                    held[owner][holder] = share
-        secret = {owner: self._secret(owner, each) for owner, each in held.items() if self._is_needed(owner)}
+        given, secret, failed = self._taken(shares, self._given_by), {}, []
+        for owner in filter(self._is_needed, self._shared):
+            try:
+                secret[owner] = self._secret(owner, given)
+            except MaskingError as error:  # who else spoils the sum is found, too
+                failed.append(error)
+        if failed:
+            raise failed[0]
         total, there = self._total.copy(), set(self.summed)
         for owner in self.summed:
             total -= stream(secret[owner], self.length, self.word)
-        for owner in self._shared - there:
-            if owner not in secret:
-                continue
+        for owner in secret.keys() - there:
             key = X25519PrivateKey.from_private_bytes(secret[owner])
-            if _public_bytes(key) != self._public[owner][1]:
-                raise MaskingError(f"the shares of client {owner} give another key than it has told")
             for other in there.intersection(self._tied[owner]):
                 mask = pair_mask(key, self._public[other][1], self.length, self.word)
                 # The other has added it where its number is the smaller one.
                 total = total - mask if other < owner else total + mask
         return total.view(f"i{self.word}").astype(np.int64)
 
+    def _given_by(self, holder: int, packed: bytes) -> dict[int, bytes]:
+        rows = _unpacked(packed, int, bytes)
+        for owner, share in rows:
+            dealt, place = self._shared.get(owner, {}).get(holder), _DIGEST * (owner in self.summed)
+            if dealt is None or _digest(share, _DIGEST) != dealt[1][place : place + _DIGEST]:
+                raise MaskingError(f"client {holder} gives a share of client {owner} that is none")
+        return dict(rows)
+
     def _is_needed(self, owner: int) -> bool:
         """Whether masks of a client are in the sum: its own, or those that its neighbours share with it."""
         return owner in self.summed or bool(set(self._tied[owner]) & set(self.summed))
 
-    def _secret(self, owner: int, shares: Mapping[int, bytes]) -> bytes:
+    def _secret(self, owner: int, given: Mapping[int, Mapping[int, bytes]]) -> bytes:
+        """A client's seed, or its mask key where it is not in the sum, of what holders have given."""
+        there = [given[holder] for holder in self._tied[owner] if holder in given]
+        shares = {holder: given[holder][owner] for holder in self._tied[owner] if owner in given.get(holder, ())}
         needed = threshold_of(len(self._tied[owner]), self.least_share)
+        if len(shares) < needed <= len(there):
+            self._spoils(
+                owner, f"only {len(shares)} neighbours of client {owner} could open the share that it dealt them"
+            )
         if len(shares) < needed:
             raise MaskingError(
                 f"secure aggregation: {len(shares)} neighbours of client {owner} are left to unmask, {needed} are needed; "
                 "nothing is revealed, and the round is not counted"
             )
-        first = dict(sorted(shares.items())[:needed])
-        secret = secret_of(first)
-        if secret is None:
-            raise MaskingError(f"secure aggregation: the shares of client {owner} do not fit each other")
+        secret = secret_of(dict(sorted(shares.items())[:needed]))
+        if secret is None or not self._has_told(owner, secret):
+            self._spoils(owner, f"the shares of client {owner} do not fit each other")
         return secret
+
+    def _has_told(self, owner: int, secret: bytes) -> bool:
+        """Whether a secret is the one of which a client has told what tells it."""
+        if owner in self.summed:
+            return _digest(secret, 32) == self._public[owner][2]
+        return _public_bytes(X25519PrivateKey.from_private_bytes(secret)) == self._public[owner][1]
+
+    def _spoils(self, owner: int, fault: str) -> NoReturn:
+        self.spoiling.add(owner)
+        self.faults[owner] = fault
+        raise MaskingError(f"secure aggregation: {fault}; nothing is revealed, and the round is not counted")
+
+    def _taken(self, answers: Mapping[int, bytes], read: Callable[[int, bytes], _Answer]) -> dict[int, _Answer]:
+        """What clients answer; whose answer is none has fallen silent."""
+        taken = {}
+        for number, packed in answers.items():
+            try:
+                taken[number] = read(number, packed)
+            except MaskingError as error:
+                self.faults[number] = str(error)
+        return taken
 
     def _check(self, there: Iterable[int], what: str) -> None:
         count = len(set(there))
@@ -316,6 +386,15 @@ def _derived(key: X25519PrivateKey, other: bytes, use: bytes) -> bytes:
     except ValueError as error:
         raise MaskingError(f"secure aggregation: {len(other)} bytes are no public key: {error}") from error
     return HKDF(algorithm=SHA256(), length=32, salt=None, info=use).derive(agreed)
+
+
+def _digest(secret: bytes, size: int) -> bytes:
+    """What tells a secret that nobody can guess, and nothing of it."""
+    return blake2b(secret, digest_size=size, person=b"recbole-fedkd").digest()
+
+
+def _digests(shares: bytes) -> bytes:
+    return _digest(shares[:SHARE_BYTES], _DIGEST) + _digest(shares[SHARE_BYTES:], _DIGEST)
 
 
 def _route(sender: int, holder: int) -> bytes:

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import msgpack
@@ -20,7 +21,7 @@ from recbole_fedkd.federated.random_k import RandomK, RandomKSettings
 from recbole_fedkd.federated.server import Hidden
 from recbole_fedkd.federated.stage import ClipSettings, difference
 from recbole_fedkd.federated.strategy import ServerState, Strategy, check_additive
-from recbole_fedkd.privacy.identity import Identity, MaskingError
+from recbole_fedkd.privacy.identity import Identity, MaskingError, is_signed
 from recbole_fedkd.privacy.masking import LEAST, MaskingClient, MaskingServer
 from recbole_fedkd.privacy.noise import discrete_gaussian, uniform
 from recbole_fedkd.privacy.release import PrivateRelease
@@ -267,22 +268,37 @@ class SecureSum(Hidden):
     def into(self, fold: Fold) -> list[int]:
         """Run the protocol, again with new keys where it was broken off and may be; the fold takes in the sum.
 
+        Who has spoiled it is not asked again, and that is no repetition.
+
         Returns:
             The clients that are in it.
 
         Raises:
             MaskingError: too few clients; the fold is as it was.
         """
+        self.traffic = {number: (0, len(header.to_bytes())) for number, header in self._headers.items()}
+        asked = list(self._headers)
         while True:
+            server, terms = self._attempt()
+            total = error = None
             try:
-                summed, total = self._total()
+                total = self._total(server, dict.fromkeys(asked, terms))
+            except MaskingError as caught:
+                error = caught
+            self.seen = {number: self.seen[number] for number in server.summed}
+            for number, fault in server.faults.items():
+                self.faults.setdefault(number, []).append(fault)
+            if total is not None:
                 break
-            except MaskingError:
+            asked = [number for number in asked if number not in server.spoiling]
+            if not server.spoiling:
                 if not self.repeats:
-                    raise
+                    names = "; ".join(f"client {number}: {faults[-1]}" for number, faults in self.faults.items())
+                    raise MaskingError(f"{error} ({names})" if names else str(error)) from error
                 self.repeats -= 1
-                if self.release is not None:
-                    self.release.repeated()
+            if self.release is not None:
+                self.release.repeated()
+        summed = server.summed
         sums, shares = _sums(fold), sum(share_of(fold, self.samples[number]) for number in summed)
         for name, told in self.grid.unfolded(total, self._layout, fold).items():
             part, origin = self._layout[name], self.grid.reference.get(name)
@@ -293,19 +309,21 @@ class SecureSum(Hidden):
         fold.heard_of(summed)
         return summed
 
-    def _total(self) -> tuple[list[int], _Vector]:
-        """The clients that are in the sum, and the sum."""
-        told = sum(len(self.grid.places(part.numel())) for part in self._layout.values())
-        server = MaskingServer(told, self.least, word=self.grid.word)
-        self.traffic = {number: (0, len(header.to_bytes())) for number, header in self._headers.items()}
-        letters = server.keys(self._asked(KEYS, dict.fromkeys(self._headers, self.terms)))
+    def _attempt(self) -> tuple[MaskingServer, bytes]:
+        """The server's half of an attempt, and what all sign with their keys."""
+        told, terms = sum(len(self.grid.places(part.numel())) for part in self._layout.values()), self.terms
+        signed = None if self.signers is None else partial(is_signed, self.signers, self.run + terms)
+        return MaskingServer(told, self.least, word=self.grid.word, signed=signed), terms
+
+    def _total(self, server: MaskingServer, letters: Mapping[int, bytes]) -> _Vector:
+        """The sum of those who are asked for keys, but for whoever falls silent."""
+        letters = server.keys(self._asked(KEYS, letters))
         letters = server.shares(self._asked(SHARES, letters))
         self.seen = self._asked(MASKED, letters)
         letters = server.masked(self.seen)
         if self.release is not None:
             self.release.spend()  # clients' noise is in it, and with the answers the server has heard it
-        total = server.unmasked(self._asked(UNMASKING, letters))
-        return server.summed, total
+        return server.unmasked(self._asked(UNMASKING, letters))
 
     def _asked(self, step: str, letters: Mapping[int, bytes]) -> dict[int, bytes]:
         """What clients answer, with the bytes counted; those that fall silent are not in it."""
