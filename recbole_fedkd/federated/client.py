@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.random.mtrand import get_bit_generator, set_bit_generator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -72,20 +73,32 @@ def streams_kept(device: torch.device) -> Iterator[None]:
             random.setstate(python_state)
 
 
+_SPARE: list[np.random.BitGenerator] = []
+"""What numpy's stream can draw from for a while: to make one, or to copy its state, takes as long as a small client's step."""
+
+
 @contextmanager
 def own_streams(seed: int, device: torch.device) -> Iterator[None]:
     """Random streams that start at ``seed``; the process gets its own back, so that nobody else's draws depend on clients.
 
     Dropout draws from torch's stream, RecBole's negative samplers from numpy's and Python's.
     """
-    with streams_kept(device):
-        # Not `torch.manual_seed`: without a GPU in use that keeps a stack trace of every call, which takes time and memory.
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            torch.cuda.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
-        yield
+    python_state, own = random.getstate(), get_bit_generator()
+    spare = _SPARE.pop() if _SPARE else np.random.MT19937()
+    set_bit_generator(spare)
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            # Not `torch.manual_seed`: without a GPU in use that keeps a stack trace of every call, which takes time and memory.
+            torch.default_generator.manual_seed(seed)
+            if device.type == "cuda":
+                torch.cuda.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
+            yield
+    finally:
+        set_bit_generator(own)
+        random.setstate(python_state)
+        _SPARE.append(spare)
 
 
 class Client:
