@@ -47,7 +47,8 @@ class Seen:
         array: whose numbers tell an item's membership best; empty where none names an item.
         membership: AUC of a guess whether a client has rows of an item; .5: nothing.
         chance: standard deviation of that AUC where messages say nothing.
-        exact: share of the clients whose set of items is exactly that of the rows that are not zero.
+        exact: share of the clients whose set of items is exactly that of the rows that are not zero; who has all items does not
+            count, since any noise says that.
         labels: share of the clients whose rows of each label are told exactly; None where nothing of that kind is told.
         ratings: share of the clients whose whole table of items and labels is told exactly; None as before.
         samples: whether every message says how many rows its client has.
@@ -89,11 +90,16 @@ class Tap:
 
     Args:
         server: the server, whose intakes are looked into from now on.
+
+    Attributes:
+        taken: messages of the latest round.
+        start: the network that they say what changed of, as codecs and noise left it to the clients; empty where they do not.
     """
 
     def __init__(self, server: Any) -> None:
         self.server = server
         self.taken: dict[int, Message] = {}
+        self.start: dict[str, NDArray[np.generic]] = {}
         self._intake = server.intake
         self.last: Intake | None = None
         server.intake = self._tapped
@@ -103,6 +109,7 @@ class Tap:
         self.taken, self.last, take = {}, intake, intake.take
 
         def taking(client: int, message: Message | None) -> None:
+            self.start = dict(self.server.link.reference)
             take(client, message)
             if message is not None:
                 self.taken[client] = message
@@ -167,7 +174,7 @@ def audit_of(config: Any, run: str, rounds: int | None = None, most: int = MOST_
         arrays = tap.arrays()
         if arrays:
             kind = next(iter(tap.taken.values())).kind
-            seen.append(_seen(index, kind, arrays, start, looked_at, tables, tap.last))
+            seen.append(_seen(index, kind, arrays, start | tap.start, looked_at, tables, tap.last))
     canaries = None
     if isinstance(release, PrivateRelease):
         fold = server.strategy.empty(server.state, {0: 1, 1: 1})
@@ -196,7 +203,8 @@ def _seen(
         auc = membership_auc(scores[:, 1:], inside[:, 1:])
         if auc > best or not array:
             best, array, chance = auc, name, deviation_by_chance(scores[:, 1:], inside[:, 1:])
-            exact = float(((scores > 0)[:, 1:] == inside[:, 1:]).all(1).mean())
+            right = ((scores > 0)[:, 1:] == inside[:, 1:]).all(1)
+            exact = float((right & ~inside[:, 1:].all(1)).mean())
     found = [(label_table(arrays[looked_at[place]], tables.shape[2]), tables[place]) for place in places]
     counted = [(told, table) for told, table in found if told is not None]
     labels = ratings = None

@@ -42,10 +42,15 @@ ITEM = {"strategy": "afd", "knowledge": "item", "partition": "user", "label_mode
 
 
 def test_an_items_score_is_the_length_of_what_changed_of_its_row():
-    arrays = {"p:items": np.array([[0.0, 0.0], [3.0, 5.0]]), "n": np.array([2]), "half": np.array([1.0, 2.0])}
-    scores = item_scores(arrays, {"p:items": np.array([[0.0, 0.0], [0.0, 1.0]])}, 2)
-    assert scores.keys() == {"p:items", "half"}
+    arrays = {
+        "p:items": np.array([[0.0, 0.0, 7.0], [3.0, 5.0, 7.0]]),
+        "n": np.array([2]),
+        "half": np.array([1.0, -2.0]),
+    }
+    scores = item_scores(arrays, {"p:items": np.array([[0.0, 0.0, 7.0], [0.0, 1.0, 7.0]])}, 2)
+    assert scores.keys() == {"p:items", "half", "half, of positives"}
     assert scores["p:items"].tolist() == [0, 5] and scores["half"].tolist() == [1, 2]
+    assert scores["half, of positives"].tolist() == [1, -2]
 
 
 def test_membership_is_guessed_within_an_item_so_that_popularity_tells_nothing():
@@ -154,8 +159,8 @@ def result_folder(result):
 def seen_of(data_path):
     """What the server sees in the first rounds of a config."""
 
-    def by(rounds=1, **keys):
-        config = FedKDConfig("AttnFedKD", "tiny", config_dict={"data_path": str(data_path), **SMALL, **keys})
+    def by(rounds=1, model="AttnFedKD", **keys):
+        config = FedKDConfig(model, "tiny", config_dict={"data_path": str(data_path), **SMALL, **keys})
         made = audit_of(config, "a run", rounds)
         assert made.clients == (30, 30)
         return made.seen
@@ -168,6 +173,11 @@ def seen_of(data_path):
 def test_an_update_tells_which_items_a_user_has_rated(run, codecs, engine):
     made = audited_run(run(**FEDAVG, codecs=codecs, engine=engine)["run_folder"], rounds=1)
     assert made.seen[0].membership > 0.99 and made.seen[0].exact > 0.9
+
+
+def test_an_update_is_held_against_the_network_that_clients_have_heard_not_that_which_the_server_keeps(seen_of):
+    first, second = seen_of(rounds=2, **FEDAVG, broadcast_codecs=["int8"])
+    assert first.exact == second.exact > 0.9
 
 
 def test_factors_tell_items_and_how_many_ratings_of_each_kind(seen_of):
@@ -226,11 +236,21 @@ def told(data_path, monkeypatch):
     return by
 
 
+NEGATIVES = {
+    **{"label_mode": "implicit", "learner": "sgd", "learning_rate": 0.5, "learning_rates": {"item_*": 2.0}},
+    "train_neg_sample_args": {
+        "distribution": "uniform",
+        "sample_num": 4,
+        "alpha": 1.0,
+        "dynamic": False,
+        "candidate_num": 0,
+    },
+}
+
+
 @pytest.mark.parametrize("drawn", [None, 10], ids=["fedmf", "fedrec"])
 def test_sampled_negatives_hide_nothing_the_sign_of_an_item_bias_tells_them_from_rated_items(told, drawn):
-    negatives = {"distribution": "uniform", "sample_num": 4, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
-    keys = {"label_mode": "implicit", "learner": "sgd", "learning_rate": 0.5, "learning_rates": {"item_*": 2.0}}
-    start, messages, rows, _ = told("MF", **keys, train_neg_sample_args=negatives, clients_per_round=drawn)
+    start, messages, rows, _ = told("MF", **NEGATIVES, clients_per_round=drawn)
     assert messages
     for number, arrays in messages.items():
         (name,) = (name for name in arrays if "item_bias" in name)
@@ -238,6 +258,15 @@ def test_sampled_negatives_hide_nothing_the_sign_of_an_item_bias_tells_them_from
         (there,) = changed.nonzero()
         rated = np.isin(there, rows[number].interactions["item_id"])
         assert 0 < rated.sum() < len(rated) and roc_auc_score(rated, changed[there]) == 1.0
+
+
+def test_sampled_negatives_do_not_mislead_an_audit_and_rows_without_labels_are_taken(seen_of):
+    (seen,) = seen_of(model="MF", **FEDAVG, **NEGATIVES)
+    assert seen.membership == seen.exact == 1.0 and seen.array == "p:item_bias.weight, of positives"
+    (seen,) = seen_of(
+        model="BPR", **FEDAVG, train_neg_sample_args={**NEGATIVES["train_neg_sample_args"], "sample_num": 1}
+    )
+    assert seen.membership > 0.5
 
 
 def test_an_update_tells_liked_from_not_liked_by_its_direction_as_often_as_the_page_says(monkeypatch):

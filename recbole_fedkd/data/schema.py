@@ -169,13 +169,11 @@ class DataSchema:
         }
 
     def label_indices(self, rows: ClientRows) -> Tensor:
-        """Label index of every training row ``[n]``; where all are positives, 1."""
-        items = rows.interactions[self.item_field]
-        if self.positives:
-            return torch.ones(len(items), dtype=torch.long)
-        return torch.from_numpy(
-            encode_labels(rows.interactions[str(self.fields["label_field"])].numpy(), self.label_values)
-        )
+        """Label index of every training row ``[n]``; where all are positives, or rows have no label (``BPR``), 1."""
+        labels = rows.interactions.get(str(self.fields["label_field"]))
+        if self.positives or labels is None:
+            return torch.ones(len(rows.interactions[self.item_field]), dtype=torch.long)
+        return torch.from_numpy(encode_labels(labels.numpy(), self.label_values))
 
     def context_of(self, rows: ClientRows) -> Columns:
         """Context of every training row ``[n, ...]``, as networks read it."""

@@ -35,6 +35,9 @@ MOST_NUMBERS = 20_000
 def item_scores(arrays: Mapping[str, NDArray[np.generic]], start: Arrays, items: int) -> dict[str, Floats]:
     """How much a message says of every item ``[items]``, by array: the length of what changed in the item's row.
 
+    Where a row is one number, such as a bias, or two, such as counts of labels 0 and 1, also the last one as it is: positives
+    push it up, and sampled negatives, which are most of what is seen, do not.
+
     Args:
         arrays: of a message, as the server sees it.
         start: what the client started from, of the same names, where it did.
@@ -46,7 +49,10 @@ def item_scores(arrays: Mapping[str, NDArray[np.generic]], start: Arrays, items:
             moved = array.astype(np.float64)
             if name in start:
                 moved = moved - start[name].astype(np.float64)
-            scores[name] = np.sqrt((moved.reshape(items, -1) ** 2).sum(1))
+            moved = moved.reshape(items, -1)
+            scores[name] = np.sqrt((moved**2).sum(1))
+            if moved.shape[1] <= 2:
+                scores[f"{name}, of positives"] = moved[:, -1]
     return scores
 
 
