@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from recbole_fedkd.distillation import factors, range_finder
 from recbole_fedkd.distillation.factors import Rows
+from recbole_fedkd.engine.fleet.compiled import of_other_rows
 
 USERS, ITEMS, WIDTH = 30, 14, 3
 
@@ -147,6 +148,19 @@ def test_the_fold_in_is_a_dense_posterior_and_leaving_a_row_out_is_exact(seed, n
     others[item] = False
     without = torch.stack(fold.of_rows(), 1)[row]
     np.testing.assert_allclose(without, predicted(user, np.flatnonzero(others), item), atol=1e-8)
+
+
+@pytest.mark.parametrize("count", [0, 1, 64, 150])
+@pytest.mark.parametrize("sure", [True, False])
+def test_machine_code_leaves_rows_out_as_a_library_of_matrices_does(count, sure):
+    rows, _, _ = random_rows(count)
+    rows = Rows(rows.users[:count], rows.items[:count], rows.values[:count], USERS, ITEMS)
+    rng = np.random.default_rng(count)
+    fold = factors.FoldedUsers(
+        rows, torch.from_numpy(rng.normal(size=(ITEMS, WIDTH))), 0.7, None if sure else uncertain(rng)[0]
+    )
+    assert len(rows.values) == count
+    torch.testing.assert_close(of_other_rows(fold), fold.of_rows(), rtol=1e-9, atol=1e-12)
 
 
 def test_the_gradient_of_an_em_step_is_the_dense_one():

@@ -7,6 +7,7 @@ affair, who takes its own part off the sums.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -128,10 +129,15 @@ class KnownUsers:
         """Predicted labels ``[n]`` and features ``[n, 8 + 2 T]`` of pairs that are not among the rows."""
         return self._described(items, *self.fold.of_pairs(users, items), self._of_users[users])
 
-    def of_rows(self) -> tuple[Tensor, Tensor]:
-        """The same of the rows themselves: what :meth:`of_pairs` says of each once the row is gone."""
+    def of_rows(
+        self, folded: Callable[[FoldedUsers], tuple[Tensor, Tensor]] = FoldedUsers.of_rows
+    ) -> tuple[Tensor, Tensor]:
+        """The same of the rows themselves: what :meth:`of_pairs` says of each once the row is gone.
+
+        ``folded``: what the fold-in says of them.
+        """
         others = self.sums[self.rows.users] - self.own
-        return self._described(self.rows.items, *self.fold.of_rows(), self._of_sums(others))
+        return self._described(self.rows.items, *folded(self.fold), self._of_sums(others))
 
     @cached_property
     def _of_users(self) -> Tensor:

@@ -13,9 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recbole_fedkd.distillation.factors import FoldedUsers
 from recbole_fedkd.model.compiled import Ids, Table, compiled
 
 Losses = NDArray[np.float64]
+
+LANES = 64
+"""Rows side by side in a loop of :func:`of_other_rows`: what it needs of them stays in the processor's cache."""
 
 LARGE = 1e200
 """What a product of numbers up to 2 may come to."""
@@ -269,3 +273,97 @@ def _add_changes(items: Ids, count: Ids, rows: Table, base: Table, shares: Table
             own, common, sums = rows[client, place], base[item], total[item]
             for column in range(len(sums)):
                 sums[column] += share * (own[column] - common[column])
+
+
+def of_other_rows(fold: FoldedUsers) -> tuple[Tensor, Tensor]:
+    """:meth:`FoldedUsers.of_rows`, of :data:`LANES` rows side by side: their matrices are too small for a library."""
+    rows, size = fold.rows, fold.vectors.shape[1]
+    (i, j), root = torch.tril_indices(size, size), fold.uncertainty.root
+    outer = root[i] * root[j]
+    means, shares = torch.empty_like(rows.values), torch.empty_like(rows.values)
+    of_users = fold.precision.numpy(), fold.weighted.numpy()
+    for part in fold.parts():
+        items = rows.items[part]
+        spread = outer @ fold.uncertainty.scales[items].T
+        made = (spread, rows.users[part], rows.values[part], fold.vectors[items], means[part], shares[part])
+        *given, mean, share = (values.numpy() for values in made)
+        compiled(_of_other_rows, "numpy")(*of_users, *given, float(fold.noise), mean, share)
+        means[part], shares[part] = torch.from_numpy(mean), torch.from_numpy(share)
+    return means, shares
+
+
+def _of_other_rows(
+    precision: Losses,
+    weighted: Losses,
+    spread: Losses,
+    users: Ids,
+    values: Losses,
+    vectors: Losses,
+    noise: float,
+    means: Losses,
+    shares: Losses,
+) -> None:
+    """See :func:`of_other_rows`; ``spread``: lower triangle of every row's ``S_i``, ``[k (k + 1) / 2, n]``.
+
+    A user's precision without a row is turned into its inverse, with the other sign, by sweeping one column after another.
+    """
+    size = vectors.shape[1]
+    left, column = np.empty((len(spread), LANES)), np.empty((size, LANES))
+    vector, pull, mean = np.empty((size, LANES)), np.empty((size, LANES)), np.empty((size, LANES))
+    factor, total = np.empty(LANES), np.empty(LANES)
+    for begin in range(0, len(users), LANES):
+        for lane in range(LANES):
+            row = min(begin + lane, len(users) - 1)
+            user, place = users[row], 0
+            for i in range(size):
+                vector[i, lane], mean[i, lane] = vectors[row, i], 0.0
+                pull[i, lane] = weighted[user, i] - vectors[row, i] * values[row] / noise
+                for j in range(i + 1):
+                    own = spread[place, row] + vectors[row, i] * vectors[row, j]
+                    left[place, lane] = precision[user, i, j] - own / noise
+                    place += 1
+        for p in range(size):
+            first = p * (p + 1) // 2
+            for i in range(size):
+                place = first + i if i < p else i * (i + 1) // 2 + p
+                for lane in range(LANES):
+                    column[i, lane] = left[place, lane]
+            for lane in range(LANES):
+                factor[lane] = 1.0 / column[p, lane]
+            place = 0
+            for i in range(size):
+                for lane in range(LANES):
+                    total[lane] = column[i, lane] * factor[lane]
+                for j in range(i + 1):
+                    into, other = left[place], column[j]
+                    for lane in range(LANES):
+                        into[lane] -= total[lane] * other[lane]
+                    place += 1
+            for i in range(size):
+                into = left[first + i if i < p else i * (i + 1) // 2 + p]
+                for lane in range(LANES):
+                    into[lane] = column[i, lane] * factor[lane] if i != p else -factor[lane]
+        place = 0
+        for i in range(size):
+            for j in range(i + 1):
+                for lane in range(LANES):
+                    mean[i, lane] -= left[place, lane] * pull[j, lane]
+                    if i != j:
+                        mean[j, lane] -= left[place, lane] * pull[i, lane]
+                place += 1
+        place = 0
+        for lane in range(LANES):
+            factor[lane], total[lane] = 0.0, 0.0
+        for i in range(size):
+            for lane in range(LANES):
+                factor[lane] += vector[i, lane] * mean[i, lane]
+            for j in range(i + 1):
+                times = 1.0 if i == j else 2.0
+                for lane in range(LANES):
+                    row = min(begin + lane, len(users) - 1)
+                    second = mean[i, lane] * mean[j, lane] - left[place, lane]
+                    along = vector[i, lane] * vector[j, lane] * left[place, lane]
+                    total[lane] += times * (spread[place, row] * second - along)
+                place += 1
+        for lane in range(min(LANES, len(users) - begin)):
+            means[begin + lane], shares[begin + lane] = factor[lane], total[lane] / noise

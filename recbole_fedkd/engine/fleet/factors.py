@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from recbole_fedkd.distillation.exchange import FactorExchange, TablesOfAll
-from recbole_fedkd.distillation.factors import PairedRows, Rows
+from recbole_fedkd.distillation.factors import FoldedUsers, PairedRows, Rows
 from recbole_fedkd.distillation.features import LEAST_DEVIATION, ItemTables, described_items, standardised
 from recbole_fedkd.distillation.losses import label_cross_entropy
+from recbole_fedkd.engine.fleet.compiled import of_other_rows
 from recbole_fedkd.engine.fleet.draws import Streams, filled_up
 from recbole_fedkd.engine.fleet.exchange import Base
 from recbole_fedkd.engine.fleet.group import ClientGroup
@@ -25,6 +26,7 @@ from recbole_fedkd.engine.fleet.population import FleetPopulation
 from recbole_fedkd.engine.fleet.samples import Epoch, FleetTask
 from recbole_fedkd.engine.fleet.store import Pack
 from recbole_fedkd.federated.task import Step
+from recbole_fedkd.model.compiled import has_compiler
 from recbole_fedkd.model.factor_head import FactorHead
 
 KNOWN_AT_A_TIME = 1 << 13
@@ -142,7 +144,8 @@ class FactorSamples(FleetTask):
         users, local = torch.unique(self.rows.users[rows], return_inverse=True)
         known = Rows(local, self.pairs[rows] - first, self.rows.values[rows], len(users), last - first)
         apart = FactorExchange(exchange.settings, known, self.labels[rows], exchange.values)
-        mean, features = apart.known_users(OthersTables(**vars(others), shares=shares[owner])).of_rows()
+        folded = of_other_rows if owner.device.type == "cpu" and has_compiler() else FoldedUsers.of_rows
+        mean, features = apart.known_users(OthersTables(**vars(others), shares=shares[owner])).of_rows(folded)
 
         def per_client(values: Tensor) -> Tensor:
             summed = values.new_zeros(end - begin, values.shape[1]).index_add_(0, owner, values)
