@@ -29,7 +29,7 @@ from recbole_fedkd.compat import (
     recbole_warnings_silenced,
 )
 from recbole_fedkd.config import FedKDConfig
-from recbole_fedkd.config.fitted import fit_context, fit_rows
+from recbole_fedkd.config.fitted import fit_features, fit_rows
 from recbole_fedkd.config.given import read_given
 from recbole_fedkd.config.plugins import faults_told
 from recbole_fedkd.data.creation import create_dataset, samples_made
@@ -366,7 +366,7 @@ def _prepare_data(config: FedKDConfig) -> _Data:
     getLogger().info(dataset)
     fit_rows(config, len(dataset.inter_feat))
     features = features_of(config, dataset)
-    fit_context(config, bool(features.context))
+    fit_features(config, bool(features.context))
     if features:
         getLogger().info(features)
     loaders = _split(config, dataset)

@@ -6,7 +6,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_fedkd import load_data_and_model
 from recbole_fedkd.config import FedKDConfig
-from recbole_fedkd.config.fitted import fitted
+from recbole_fedkd.config.fitted import fit_features, fitted
 from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings
 from recbole_fedkd.distillation.factors import Rows
 from recbole_fedkd.distillation.features import middles
@@ -126,6 +126,18 @@ def test_the_fleet_hands_known_features_on_to_the_local_engine(run, caplog):
 ])  # fmt: skip
 def test_features_are_known_where_labels_are_in_one_place_and_nothing_else_is_said(model, keys, known):
     assert FedKDConfig(model, "ml-100k", config_dict=keys)["known_features"] is known
+
+
+@pytest.mark.parametrize(("model", "keys", "weight"), [
+    ("AttnStudent", {}, 1e-3),
+    ("AttnStudent", {"reg_weight": 1e-5}, 1e-5),
+    ("AttnStudent", {"known_features": False}, 1e-5),
+    ("AttnFedKD", {"preset": "afd", "known_features": True}, 1e-5),
+])  # fmt: skip
+def test_a_network_on_all_data_is_held_to_what_is_known_and_no_other(model, keys, weight):
+    config = FedKDConfig(model, "ml-100k", config_dict=keys)
+    fit_features(config, context=False)
+    assert config["reg_weight"] == weight
 
 
 @pytest.mark.parametrize(("rows", "batch", "patience"), [

@@ -13,6 +13,9 @@ LEAST_BATCH = 16
 
 FITTED = ("train_batch_size", "stopping_step")
 
+REG_WEIGHT_OF_KNOWN = 1e-3
+"""Of a network on all data that starts from what is known: with less it grows sure of its rows' labels in a few epochs."""
+
 
 def fitted(batch_size: int, patience: int, rows: int) -> tuple[int, int]:
     """Samples of a step and validations without a better one, for a data set of so many rows.
@@ -41,13 +44,20 @@ def fit_rows(config: Any, rows: int) -> None:
         getLogger().info(f"{rows} rows: {changes}, as you set none")
 
 
-def fit_context(config: Any, context: bool) -> None:
-    """Where rows have context columns, what is known of a pair is no feature unless the user asks for it.
+def fit_features(config: Any, context: bool) -> None:
+    """Whether a network sees what is known of a pair, and what holds it to that, unless the user says.
 
-    What the other rows of a user say leaves a training row's own label out, so that few rows give it away by what is missing:
-    a network starts from that, and does not come to what the context explains.
+    Where rows have context columns it does not: what the other rows of a user say leaves a training row's own label out, so
+    that few rows give it away by what is missing. A network starts from that, and does not come to what the context explains.
     """
-    chosen = config.external_config_dict.get("known_features") is not None
-    if context and config.reads_features and config["known_features"] and not chosen:
-        config.final_config_dict["known_features"] = False
-        getLogger().info("known_features=False: the rows have context columns, and you set none")
+    given, why = config.external_config_dict, ""
+    changed: dict[str, Any] = {}
+    if not config.reads_features or not config["known_features"]:
+        return
+    if context and given.get("known_features") is None:
+        changed, why = {"known_features": False}, "the rows have context columns"
+    elif not config.federated and "reg_weight" not in given:
+        changed, why = {"reg_weight": REG_WEIGHT_OF_KNOWN}, "the network starts from what is known"
+    config.final_config_dict.update(changed)
+    for key, value in changed.items():
+        getLogger().info(f"{key}={value}: {why}, and you set none")
