@@ -10,7 +10,7 @@ from matplotlib import rcParams
 from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
-COLOURS = ["#1b6ca8", "#c0392b", "#1e8449", "#8e44ad", "#b9770e", "#5d6d7e"]
+COLOURS = ["#1b6ca8", "#c0392b", "#1e8449", "#8e44ad", "#b9770e", "#5d6d7e", "#17202a"]
 # Columns of a page's first table whose numbers are drawn; what is of several is told apart by colour.
 PICTURES = {
     "bytes-ml-1m": ["MAE ↓"],
@@ -24,7 +24,7 @@ PICTURES = {
     "sizes-ml-100k": ["MAE ↓"],
     "sums-ml-100k": ["NDCG@10 ↑"],
     "sums-ml-1m": ["NDCG@10 ↑"],
-    "wrong-clients": ["no defence", "directions", "multi-Krum", "trimmed mean", "median", "Krum"],
+    "wrong-clients": ["no defence", "directions", "multi-Krum", "trimmed mean", "median", "Krum", "norm bound 3"],
 }
 # Tables of a page, by their place, that are drawn as curves over epsilon: the column, and what it is of.
 CURVES = {
