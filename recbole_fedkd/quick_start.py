@@ -66,7 +66,7 @@ from recbole_fedkd.result import (
 )
 from recbole_fedkd.rounds import communication, epsilon, number_of, rounds, timing
 from recbole_fedkd.strangers import judge_strangers
-from recbole_fedkd.telling import RoundLines, Tell, end_lines, floors, plan, start_lines
+from recbole_fedkd.telling import RoundLines, Tell, end_lines, floors, in_turn, plan, start_lines
 from recbole_fedkd.trainer import (
     CheckpointTrainer,
     FedKDTrainer,
@@ -127,8 +127,6 @@ def run_recbole_fedkd(
             return run_recbole_fedkd(model, name, *keys, command_line=lies, on_round=on_round, tell=tell)
     config, checkpoints = _configured(given, model, dataset, config_file_list, config_dict, command_line)
     result_file = writable_file(config["result_file"], "result_file") if config["result_file"] is not None else None
-    check_dataset(config["dataset"], Path(config["data_path"]))
-    config["run_name"] = new_run_name(config)
     config.keeps_logs = saved
     if saved:
         check_folders(config)
@@ -137,6 +135,15 @@ def run_recbole_fedkd(
     if queue is not None:
         queue.put(result)
     return result
+
+
+@board_errors_raised()
+def run_without_logs(config_file_list: list[str], command_line: Mapping[str, Any]) -> dict[str, Any]:
+    """:func:`run_recbole_fedkd` for the best checkpoint in ``checkpoint_dir`` and nothing in the working folder."""
+    given = read_given(config_file_list, None, command_line)
+    config, _ = _configured(given, None, None, config_file_list, None, command_line)
+    with faults_told(config["plugins"] or ()):
+        return _run(config, None, given, True, (None, None), None)
 
 
 def _run(
@@ -165,7 +172,7 @@ def _run(
             for line in start_lines(config, data.dataset, splits, trainer):
                 tell(line)
             lines = RoundLines(trainer.epoch_word, config["valid_metric"].lower(), config["valid_metric_bigger"], tell)
-            trainer.on_round = lines if on_round is None else _both(on_round, lines)
+            trainer.on_round = lines if on_round is None else in_turn(on_round, lines)
         if checkpoints is not None:
             trainer.resume_checkpoint(config["resume"], checkpoints)
         if isinstance(trainer, FedKDTrainer):
@@ -216,14 +223,6 @@ def _run(
     return result
 
 
-def _both(first: Callable[..., None], second: Callable[..., None]) -> Callable[..., None]:
-    def call(*arguments: Any) -> None:
-        first(*arguments)
-        second(*arguments)
-
-    return call
-
-
 def _judged(trainer: CheckpointTrainer, evaluation: EvaluationData, saved: bool) -> tuple[Any, Any]:
     """Test metrics, and those of single users: the record of a federation knows its clients by them."""
     wanted = trainer.keeps_users
@@ -252,12 +251,16 @@ def _configured(
     command_line: Mapping[str, Any] | None,
 ) -> tuple[FedKDConfig, Any]:
     """The config of a run, and the checkpoints that it goes on with; None of a new one."""
+    keys, checkpoints = (model, dataset, config_file_list, config_dict, command_line), None
     if not given.get("resume"):
-        return FedKDConfig(model, dataset, config_file_list, config_dict, command_line), None
-    source = str(given["resume"])
-    checkpoints = last_and_best(source)
-    config = resumed_config(checkpoints[0], model, dataset, config_file_list, config_dict, command_line, source)
-    config.fingerprint = _known_data(checkpoints[0])
+        config = FedKDConfig(*keys)
+    else:
+        source = str(given["resume"])
+        checkpoints = last_and_best(source)
+        config = resumed_config(checkpoints[0], *keys, source)
+        config.fingerprint = _known_data(checkpoints[0])
+    check_dataset(config["dataset"], Path(config["data_path"]))
+    config["run_name"] = new_run_name(config)
     return config, checkpoints
 
 

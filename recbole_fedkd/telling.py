@@ -119,6 +119,16 @@ class RoundLines:
         self.tell("  ".join(parts))
 
 
+def in_turn(*told: Callable[..., None]) -> Callable[..., None]:
+    """What calls all of them, one after the other."""
+
+    def call(*record: Any) -> None:
+        for each in told:
+            each(*record)
+
+    return call
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them."""
     if seconds < 60:

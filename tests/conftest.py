@@ -56,6 +56,15 @@ def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _folder_of_fixtures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What fixtures of many tests train leaves its logs here, and not in the repository."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("fixtures"))
+    yield
+    os.chdir(before)
+
+
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """RecBole writes logs into the current folder, and leaves its handlers and its level on the root logger.

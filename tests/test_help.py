@@ -34,6 +34,11 @@ def test_help_needs_no_torch(arguments):
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
 
 
+def test_python_runs_the_package_as_the_command(capsys):
+    command = [sys.executable, "-m", "recbole_fedkd", "report", "--help"]
+    assert subprocess.run(command, capture_output=True, check=True, text=True).stdout == told(capsys, *command[3:])
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -51,6 +51,17 @@ def test_a_pair_that_is_no_row_is_described_by_all_rows():
     torch.testing.assert_close(mean, middles(expected, users.tables.noise, users.values))
 
 
+def test_all_items_of_a_user_are_described_as_pairs_by_themselves():
+    known, rows, labels = noise_rows()
+    twice = [torch.cat([each, each[:50]]) for each in (rows.users, rows.items, rows.values, labels)]
+    doubled = KnownPairs(FactorExchange(SETTINGS, Rows(*twice[:3], USERS + 1, ITEMS), twice[3], VALUES))
+    for pairs in (known, doubled):
+        for user in (0, 1, USERS):
+            described = pairs.described(torch.full((ITEMS,), user), torch.arange(ITEMS))
+            for all_items, each in zip(pairs.pair_features.of_user(user), described, strict=True):
+                torch.testing.assert_close(all_items, each)
+
+
 @pytest.mark.parametrize("backbone", ["cnn", "mlp"])
 def test_a_network_starts_at_what_is_known(backbone):
     known, _, _ = noise_rows()

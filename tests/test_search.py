@@ -119,7 +119,7 @@ def trained(monkeypatch):
         # The test prefers another trial: a search that looked at it would show.
         return {"best_valid_score": score, "best_valid_result": {"mae": score}, "test_result": {"mae": 1 - score}}
 
-    monkeypatch.setattr(search_module, "run_recbole_fedkd", stand_in)
+    monkeypatch.setattr(search_module, "run_without_logs", stand_in)
     return calls
 
 
@@ -142,7 +142,7 @@ def test_the_better_of_two_learning_rates_is_found(data_path, capsys):
     assert "trial 2/2, learning_rate=0.01: mae " in printed.err
     # One numbering: the line, the table and the file.
     assert [each["trial"] for each in content["trials"]] == [1, 2] and content["best"]["trial"] == 2
-    assert not list(Path().glob("saved/*")), "checkpoints of trials are left behind"
+    assert {path.name for path in Path().iterdir()} == {"hyper.test", "found"}, "trials leave folders behind"
     # The best is handed on as a config file.
     best = FedKDConfig(config_file_list=["found/best.yaml"])
     assert (best["model"], best["dataset"], best["learning_rate"], best["epochs"]) == ("AttnFedKD", "tiny", 0.01, 4)
@@ -160,18 +160,18 @@ def test_an_interrupted_search_goes_on_as_one_that_was_not(algorithm, trained, m
     assert len(trained) == 14
     trained.clear()
 
-    going = search_module.run_recbole_fedkd
+    going = search_module.run_without_logs
 
-    def interrupted(**arguments):
+    def interrupted(*arguments):
         if len(trained) == 11:
             raise KeyboardInterrupt
-        return going(**arguments)
+        return going(*arguments)
 
-    monkeypatch.setattr(search_module, "run_recbole_fedkd", interrupted)
+    monkeypatch.setattr(search_module, "run_without_logs", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_search(search, Path("parts.json"), 14, io.StringIO())
     assert not Path("parts.json").exists()
-    monkeypatch.setattr(search_module, "run_recbole_fedkd", going)
+    monkeypatch.setattr(search_module, "run_without_logs", going)
     parts = run_search(search, Path("parts.json"), 14, io.StringIO())
     assert len(trained) == 14
     assert parts == whole == json.loads(Path("parts.json").read_text())
@@ -250,15 +250,15 @@ def test_parameters_that_recbole_cannot_put_together_are_a_failed_trial(data_pat
 
 
 def test_a_search_in_which_nothing_succeeded_starts_anew(trained, monkeypatch):
-    search, going = prepared("gamma uniform 0,0.8\n"), search_module.run_recbole_fedkd
+    search, going = prepared("gamma uniform 0,0.8\n"), search_module.run_without_logs
 
-    def missing(**arguments):
+    def missing(*arguments):
         raise InputError("'tiny' does not exist")
 
-    monkeypatch.setattr(search_module, "run_recbole_fedkd", missing)
+    monkeypatch.setattr(search_module, "run_without_logs", missing)
     with pytest.raises(TrainingError, match="no trial succeeded; the first one failed with: 'tiny' does not exist"):
         run_search(search, Path("out.json"), 3, io.StringIO())
-    monkeypatch.setattr(search_module, "run_recbole_fedkd", going)
+    monkeypatch.setattr(search_module, "run_without_logs", going)
     mended = run_search(search, Path("out.json"), 3, io.StringIO())
     assert mended == run_search(search, Path("never_failed.json"), 3, io.StringIO())
 

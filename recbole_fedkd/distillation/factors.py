@@ -176,22 +176,23 @@ class FoldedUsers:
 
     def of_pairs(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Expected residual ``v_i m_u`` and its variance as a share of the noise, both ``[n]``, of users and items ``[n]``."""
-        posterior, vectors, scales = self.posterior, self.vectors[items], self.uncertainty.scales[items]
         runs, counts = torch.unique_consecutive(users, return_counts=True)
         if len(runs) * 16 > len(users):
+            posterior, vectors, scales = self.posterior, self.vectors[items], self.uncertainty.scales[items]
             drawn = torch.einsum("nij,nj->ni", posterior.covariance[users], vectors)
             mean, along = posterior.mean[users], self._along_users[users]
             return (vectors * mean).sum(1), ((drawn * vectors).sum(1) + (along * scales).sum(1)) / self.noise
         # A ranking asks for many items of a user in a row: one product, in place of a matrix for every pair.
-        means, variances = [], []
-        of_users = (posterior.mean[runs], posterior.covariance[runs], self._along_users[runs])
-        sizes = counts.tolist()
-        for part, those, mean, covariance, along in zip(
-            vectors.split(sizes), scales.split(sizes), *of_users, strict=True
-        ):
-            means.append(part @ mean)
-            variances.append(((part @ covariance) * part).sum(1) + those @ along)
-        return torch.cat(means), torch.cat(variances) / self.noise
+        parts = zip(runs.tolist(), items.split(counts.tolist()), strict=True)
+        means, variances = zip(*(self.of_user(user, part) for user, part in parts), strict=True)
+        return torch.cat(means), torch.cat(variances)
+
+    def of_user(self, user: int, items: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """:meth:`of_pairs` of one user; a slice of items is not copied."""
+        vectors, along = self.vectors[items], self._along_users[user]
+        drawn = vectors @ self.posterior.covariance[user]
+        variance = (drawn * vectors).sum(1) + self.uncertainty.scales[items] @ along
+        return vectors @ self.posterior.mean[user], variance / self.noise
 
     def of_rows(self) -> tuple[Tensor, Tensor]:
         """The same of every row ``[n]`` by the user's *other* rows, exactly: what the row adds is taken off its user's sums."""

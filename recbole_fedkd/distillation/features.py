@@ -58,7 +58,7 @@ class ItemTables:
         totals = self.histogram.sum(0)
         return (totals / totals.sum().clamp(min=1)).clamp(min=1e-6)
 
-    def described(self, items: Tensor) -> Tensor:
+    def described(self, items: Tensor | slice) -> Tensor:
         """Features of items ``[n]``, whoever is asked about them ``[n, 1 + T]``: logarithms of their rows and label shares."""
         return self._described[items]
 
@@ -129,6 +129,11 @@ class KnownUsers:
         """Predicted labels ``[n]`` and features ``[n, 8 + 2 T]`` of pairs that are not among the rows."""
         return self._described(items, *self.fold.of_pairs(users, items), self._of_users[users])
 
+    def of_user(self, user: int) -> tuple[Tensor, Tensor]:
+        """The same of one user and every item."""
+        of_user = self._of_users[user].expand(self.rows.item_count, -1)
+        return self._described(slice(None), *self.fold.of_user(user, slice(None)), of_user)
+
     def of_rows(
         self, folded: Callable[[FoldedUsers], tuple[Tensor, Tensor]] = FoldedUsers.of_rows
     ) -> tuple[Tensor, Tensor]:
@@ -152,7 +157,9 @@ class KnownUsers:
         shares = _log_shares(histogram, counts, self.tables.label_shares)
         return torch.cat([torch.stack([bias, deviation, (counts + 1).log()], 1), shares], 1)
 
-    def _described(self, items: Tensor, fitted: Tensor, leverage: Tensor, of_users: Tensor) -> tuple[Tensor, Tensor]:
+    def _described(
+        self, items: Tensor | slice, fitted: Tensor, leverage: Tensor, of_users: Tensor
+    ) -> tuple[Tensor, Tensor]:
         tables, low, high = self.tables, self.values[0], self.values[-1]
         user_bias, deviation, rows = of_users[:, 0], of_users[:, 1], of_users[:, 2]
         expected = tables.mean + tables.bias[items]

@@ -155,7 +155,9 @@ class _PairFeatures:
         self.users, self.tables, self.moments = users, users.tables, moments
         self.vectors, self.spread = self.tables.vectors.float(), self.tables.noise.sqrt().float()
         self.middle, self.features = middle, features
-        self.keys, self.order = torch.sort(rows.users * self.tables.vectors.shape[0] + rows.items, stable=True)
+        keys, order = torch.sort(rows.users * self.tables.vectors.shape[0] + rows.items, stable=True)
+        first = torch.diff(keys, prepend=keys.new_full((1,), -1)) != 0
+        self.keys, self.order = keys[first], order[first]
 
     def of_somebody(self, exchange: FactorExchange, items: Tensor, labels: Tensor) -> _PairFeatures:
         """The same tables for one user, 0, of these rows, which are no part of the tables."""
@@ -164,6 +166,16 @@ class _PairFeatures:
         mean, features = users.of_rows()
         middle = middles(mean, self.tables.noise, exchange.values)
         return _PairFeatures(users, self.moments, rows, middle, standardised(features, *self.moments))
+
+    def of_user(self, user: int) -> tuple[Tensor, Tensor]:
+        """:meth:`of_pairs` of one user and every item."""
+        mean, features = self.users.of_user(user)
+        middle, features = middles(mean, self.tables.noise, self.users.values), standardised(features, *self.moments)
+        key = user * len(self.vectors)
+        begin, end = torch.searchsorted(self.keys, self.keys.new_tensor([key, key + len(self.vectors)])).tolist()
+        items, rows = self.keys[begin:end] - key, self.order[begin:end]
+        middle[items], features[items] = self.middle[rows], self.features[rows]
+        return middle, features
 
     def of_pairs(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         wanted = users * len(self.vectors) + items

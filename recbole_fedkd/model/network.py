@@ -389,12 +389,12 @@ class AttentiveNetwork(nn.Module):
         of_context = torch.cat([none, *of_rows], 1)
         shift = of_context.sum(1) / (len(asked.fields) + len(of_rows))
         past, keys = self._keys(users) if self.history_attention is not None else (users.new_zeros(len(users), 0), none)
-        everything = torch.arange(self.item_count)
 
         def pair(place: int) -> tuple[Tensor, Tensor]:
             assert self._seen is not None
-            middle, features = self._seen.described(users[place].expand(self.item_count), everything)
-            return self.known_field(features).T, self._seen(middle, features).T
+            middle, features = self._seen.pair_features.of_user(int(users[place]))
+            field = torch.addmm(self.known_field.bias.unsqueeze(1), self.known_field.weight, features.T)
+            return field, self._seen(middle, features).T
 
         asking = Asking(torch.cat([of_context, *of_users], 1), shift, past, keys, None if self._seen is None else pair)
         logits = asked.rank(asking, self.architecture.labels)

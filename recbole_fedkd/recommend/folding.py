@@ -125,9 +125,8 @@ class FoldIn:
 
     @torch.no_grad()
     def _of_factors(self, head: FactorHead, items: Tensor, labels: Tensor, client: int | None) -> Tensor:
-        values, everything = head.exchange.values.float(), torch.arange(self.item_count)
-        known = self._known(items, labels, head.tables, values)
-        mean, features = known.of_pairs(torch.zeros_like(everything), everything)
+        values = head.exchange.values.float()
+        mean, features = self._known(items, labels, head.tables, values).of_user(0)
         if client is None:
             logits = normal_logits(values, head.middles(mean), head.tables.noise.sqrt().float())
         else:

@@ -24,7 +24,7 @@ from recbole_fedkd.config.given import read_given
 from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.errors import InputError, TrainingError, nearest
 from recbole_fedkd.files import config_text, held_alone, regular_file, write_bytes, write_json
-from recbole_fedkd.quick_start import run_recbole_fedkd
+from recbole_fedkd.quick_start import run_without_logs
 from recbole_fedkd.search.parameters import Parameter
 
 ALGORITHMS = ("tpe", "random", "exhaustive")
@@ -278,8 +278,7 @@ def _score(search: Search, trial: optuna.Trial) -> float:
     """Validation score of a trial's best epoch."""
     with tempfile.TemporaryDirectory() as checkpoints:
         own = {"checkpoint_dir": checkpoints, **search.keys, **search.values(trial.params)}
-        quiet = {"state": "WARNING", "show_progress": False}
-        result = run_recbole_fedkd(config_file_list=list(search.config_files), command_line={**quiet, **own})
+        result = run_without_logs(list(search.config_files), {"state": "WARNING", "show_progress": False, **own})
     score = result["best_valid_score"]
     if score is None or not math.isfinite(score):
         raise TrainingError(f"the validation score is {score}; a search needs validation data and a finite score")

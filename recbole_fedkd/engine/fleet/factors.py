@@ -51,7 +51,7 @@ class OthersTables(ItemTables):
         """As given."""
         return self.shares
 
-    def described(self, items: Tensor) -> Tensor:
+    def described(self, items: Tensor | slice) -> Tensor:
         """As of every pair, by the shares of each row."""
         return described_items(self.histogram[items], self.shares)
 

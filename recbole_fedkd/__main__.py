@@ -1,0 +1,5 @@
+"""``python -m recbole_fedkd``: the command ``recbole-fedkd``."""
+
+from recbole_fedkd.command_line import console
+
+console()
