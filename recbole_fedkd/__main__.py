@@ -2,4 +2,5 @@
 
 from recbole_fedkd.command_line import console
 
-console()
+if __name__ == "__main__":
+    console()
