@@ -30,8 +30,7 @@ def rooms() -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for file in sorted(PACKAGE.rglob("*.py")):
         found.setdefault(file.relative_to(PACKAGE).parts[0].removesuffix(".py"), []).append(file)
-    found.pop("__init__")
-    return found
+    return {room: files for room, files in found.items() if not room.startswith("__")}
 
 
 def arrows() -> dict[str, set[str]]:

@@ -98,7 +98,6 @@ MAY_KNOW = {
     "experiment": {"checkpoint", "compat", "config", "files", "quick_start", "record", "report"},
     "recommend": {"data", "distillation", "engine", "federated", "files", "model", "quick_start"},
     "search": {"config", "files", "quick_start"},
-    "__main__": {"command_line"},
     "command_line": {
         "compat",
         "config",
