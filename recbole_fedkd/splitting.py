@@ -256,7 +256,8 @@ def bring(
     outside = imported.table["item_id"][~known].value_counts().to_dict()
     if not known.any():
         raise InputError(
-            f"no item of '{file}' is in the catalogue of '{manifest}'; its items are such as '{next(iter(outside))}'"
+            f"no item of '{file}' is in the catalogue of '{manifest}': column '{imported.columns['item']}' holds items such as "
+            f"'{next(iter(outside))}', the catalogue such as '{list(schema.numbers_of_tokens[schema.item_field])[1]}'"
         )
     imported.table = imported.table[known].reset_index(drop=True)
     with tempfile.TemporaryDirectory(prefix="recbole_fedkd-") as folder:

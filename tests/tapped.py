@@ -9,7 +9,7 @@ TOKEN = "Zorro-7f3a-"
 
 
 class Tap:
-    """Passes on whatever comes, in both directions, and keeps every byte.
+    """Passes on whatever comes, in both directions, and keeps every byte, of each direction of each connection in its order.
 
     Args:
         listener: a socket that listens.
@@ -17,8 +17,13 @@ class Tap:
     """
 
     def __init__(self, listener, target):
-        self.heard, self.listener, self.target = bytearray(), listener, target
+        self.streams, self.listener, self.target = [], listener, target
         threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def heard(self):
+        """All bytes, one direction after the other: what came in two parts is in one piece."""
+        return b"\0next\0".join(map(bytes, self.streams))
 
     def _accept(self):
         while True:
@@ -33,12 +38,13 @@ class Tap:
                 one.close()
                 continue
             for ends in ((one, other), (other, one)):
-                threading.Thread(target=self._pass_on, args=ends, daemon=True).start()
+                self.streams.append(bytearray())
+                threading.Thread(target=self._pass_on, args=(*ends, self.streams[-1]), daemon=True).start()
 
-    def _pass_on(self, source, target):
+    def _pass_on(self, source, target, stream):
         try:
             while found := source.recv(65536):
-                self.heard.extend(found)
+                stream.extend(found)
                 target.sendall(found)
         except OSError:
             pass

@@ -18,13 +18,15 @@ from test_machines import ANYWHERE, Unreliable, answered, numbers
 
 from recbole_fedkd.engine import ClientError, InProcess
 from recbole_fedkd.errors import InputError, TrainingError
-from recbole_fedkd.federated.envelope import Answer
+from recbole_fedkd.federated.envelope import Answer, check_numbers
+from recbole_fedkd.federated.message import MessageError
 from recbole_fedkd.files import held_alone
 from recbole_fedkd.machines.coordinator import LOCK, SERVER_STATE, Coordinator, sole_coordinator
 from recbole_fedkd.machines.journal import LOG, Follower, Journal, read_events, status
 from recbole_fedkd.machines.judging import BINS, added, area_within, metrics_of
 from recbole_fedkd.machines.manifest import Manifest
 from recbole_fedkd.machines.party import Party
+from recbole_fedkd.machines.ranking import ranking_due
 from recbole_fedkd.machines.running import Trust, coordinate, coordinated, live
 from recbole_fedkd.privacy.accountant import epsilon_of, noise_for
 from recbole_fedkd.report import write_report
@@ -141,6 +143,37 @@ def test_it_is_the_run_of_one_process(run, cut, tmp_path):
     assert not any(b"u17" in content or b"u2\x00" in content for content in [*captured, server])
 
 
+class Asked(dict):
+    judged_metrics = ("Hit", "MRR", "NDCG")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"hit@1": 3.0}, "'hit@1' is 3, and 'hit@10', of which it is a part, 2"),
+        ({"mrr@10": 2.5}, "'mrr@10' is 2.5, and 'hit@10'"),
+        ({"mrr@1": 1.0, "mrr@10": 0.5}, "'mrr@1' is 1, and 'mrr@10'"),
+        ({"ndcg@1": 1.5}, "'ndcg@1' is 1.5, and 'hit@1'"),
+        ({"hit@10": 1.5}, "'hit@10' is 1.5, where a count"),
+        ({"ndcg@10": 5.0}, "'ndcg@10' is 5, where a number from 0 to 4"),
+    ],
+)
+def test_sums_of_a_ranking_that_no_ranking_comes_to_are_not_taken(wrong, said):
+    good = {
+        "ranked users": 4.0,
+        "hit@1": 1.0,
+        "hit@10": 2.0,
+        "mrr@1": 1.0,
+        "mrr@10": 1.2,
+        "ndcg@1": 1.0,
+        "ndcg@10": 0.9,
+    }
+    due = ranking_due(Asked(topk=[10, 1]), good, 5.0)
+    assert check_numbers(good, *due) == good
+    with pytest.raises(MessageError, match=said):
+        check_numbers({**good, **wrong}, *due)
+
+
 WRONG_SUMS = {
     f"numbers: {what}": numbers(**{name: value})
     for what, name, value in (
@@ -150,6 +183,7 @@ WRONG_SUMS = {
         ("it has judged None rows", "rows", None),
         ("it has judged -5.0 rows", "rows", -5.0),
         ("it has judged 1000000000000.0 rows", "rows", 1e12),
+        ("'labels squared' is 0 where", "labels squared", 0.0),
         ("'absolute' is missing", "absolute", None),
         ("'squared' is -1", "squared", -1.0),
         ("'squared' is 0 where", "squared", 0.0),
@@ -256,9 +290,11 @@ def test_parties_rank_all_items_for_their_own_users_as_one_process_does(run, dat
     found, _, _ = finished((tmp_path / "cut" / "manifest", folders), tmp_path)
     assert found["test_result"] == pytest.approx(local["test_result"], abs=2e-6)
     assert found["best_valid_result"] == pytest.approx(local["best_valid_result"], abs=2e-6)
-    assert len(found["test_result"]) == 18 + (labels == "stars") and found["protocols"]["map@30"].startswith(
-        "full sort"
-    )
+    assert len(found["test_result"]) == 18 + (labels == "stars")
+    relevant = "relevant: its held-out rows" + (" with rating >= 4;" if labels == "stars" else ";")
+    assert found["protocols"]["map@30"].startswith("full sort") and relevant in found["protocols"]["map@30"]
+    if labels == "stars":  # as one process says it
+        assert "rating >= 4" in local["protocols"]["map@30"] and "rating" not in found["protocols"]["mae"]
 
 
 @pytest.mark.parametrize("after", [2, 5])

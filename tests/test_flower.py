@@ -178,7 +178,7 @@ def test_federations_of_one_superlink_are_those_of_one_process_each(federation, 
     made = {case: federation(case, epochs=2) for case in cases}
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(lambda case: coordinated(superlink, tmp_path / case), cases))
-    passed = bytes(superlink.tap.heard)
+    passed = superlink.tap.heard
     assert passed.count(b"recbole_fedkd") > 2 * 4 * len(cases)
     for case, result in zip(cases, results, strict=True):
         assert result["engine"] == "flower" and len(result["rounds"]) == 2 and len(result["parties"]) == 4

@@ -139,7 +139,7 @@ def test_the_command_lines_run_in_processes_is_that_of_one_process(run, case, tm
     monkeypatch.setattr(processes, "SocketTransport", listening)
     monkeypatch.setattr(processes, "write_party", writes)
     assert result_of(run, "processes", case, **data) == result_of(run, "local", case, **data)
-    heard = bytes(taps[0].heard)
+    heard = taps[0].heard
     assert len(parts) == 3 and heard.count(b"train") >= 3 * 3 * 2  # each question, and its answer
     assert not any(mark in heard for mark in marks_of(parts))
     taps[0].listener.close()
@@ -234,6 +234,7 @@ WRONG = {
     "not finite": arrays(lambda array: np.full_like(array, np.nan) if array.dtype.kind == "f" else array),
     "arrays": arrays(lambda array: array[:1]),
     "numbers: 'loss' is missing": numbers(loss=None),
+    "numbers: 'loss' is": numbers(seen=0),
 }
 
 
@@ -356,11 +357,16 @@ def test_numbers_that_are_not_those_that_were_asked_for_are_not_taken():
     for numbers in [*wrong, {**good, "seen": 6.0}, {**good, "loss": 1.5}, {**good, "loss": -1.5}, None]:
         with pytest.raises(MessageError, match=r"^numbers: '(seen|loss|luck)'"):
             check_numbers(numbers, {"seen": 5}, {"loss": (-1.0, 1.0)})
+    assert check_numbers(good, {"seen": 5}, {"loss": (-1.0, 1.0)}, [("loss", "seen"), ("loss", "luck")]) == good
+    with pytest.raises(MessageError, match=r"numbers: 'seen' is 3, and 'loss', of which it is a part, -0.5"):
+        check_numbers(good, {"seen": 5}, {"loss": (-1.0, 1.0)}, [("seen", "loss")])
     hello = Answer(1, "", HELLO, 0, b"m", numbers=dict.fromkeys(DECLARED, 2.0))
     assert read_hello(hello.to_bytes(), b"m", 2) == hello
     wrong = [replace(hello, **{part: value}) for part, value in (("party", 2), ("party", -1), ("operation", "judge"))]
     wrong += [
         replace(hello, said=b"x"),
+        replace(hello, round=1),
+        replace(hello, round=-7),
         replace(hello, fault="x"),
         replace(hello, request=b"n"),
         replace(hello, numbers=None),

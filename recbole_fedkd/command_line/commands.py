@@ -264,7 +264,10 @@ def manifest(arguments: Sequence[str]) -> int:
     from recbole_fedkd.splitting import catalogue_manifest
 
     schema = catalogue_manifest(Path(arguments[0]), model, dataset, out, files, keys, users)
-    print(f"{schema.item_num - 1} items; {schema.clients} parties of {users} users at most\nmanifest: {out}")
+    first = list(schema.numbers_of_tokens[schema.item_field])[1]
+    print(
+        f"{schema.item_num - 1} items such as '{first}'; parties: {schema.clients}, of {users} users at most\nmanifest: {out}"
+    )
     folder = "<folder>"
     if own := sorted(out.parent.glob(f"party-*/{IDENTITY}")):
         folder = "<its folder>"

@@ -36,6 +36,8 @@ _CALLED = {
     "time": ("timestamp", "time", "unixreviewtime", "datetime", "date", "reviewtime", "ts", "createdat", "unixtime",
              "eventtime", "when", "day"),
 }  # fmt: skip
+_NAMES = {"title", "item", "items", "movie", "product", "book", "user", "users", "customer", "member", "author"}
+"""What may as well be a name, beside a column ``id``."""
 _SEPARATORS = ",;\t|"
 _LARGEST_SAMPLE = 64 * 1024
 _DECIMAL_COMMA = r"[-+]?\d+,\d+"
@@ -262,7 +264,9 @@ def id_column(names: Collection[str], role: str, what: str) -> str:
     Raises:
         InputError: no column looks like it.
     """
-    column = _guess(names, role) or next((name for name in names if name.lower() == "id"), None)
+    column, plain = _guess(names, role), next((name for name in names if name.lower() == "id"), None)
+    if column is None or (plain is not None and re.sub(r"[\W_]", "", column).lower() in _NAMES):
+        column = plain
     if column is None:
         raise InputError(
             f"{what} has no column that looks like the {role}: it has {listed(names)}; call it {FIELDS[role]}"

@@ -187,6 +187,8 @@ class RemoteEngine(Engine):
             stage, said = "answering", answered.said
             current.report.bytes_up[number] = len(said)
             numbers = check_numbers(answered.numbers, {"seen": MOST}, _OF_TRAINING)
+            if not numbers["seen"] and numbers["loss"]:
+                raise MessageError("numbers", f"'loss' is {numbers['loss']:g}, of no sample")
             if current.on_step is not None:
                 current.on_step(self.samples[number])
             if current.intake.hidden is None:

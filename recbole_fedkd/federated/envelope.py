@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -142,8 +142,15 @@ class Answer(_Envelope):
             raise ValueError("its numbers are none")
 
 
+PART_ROUNDING = 1e-4
+"""Share by which a sum of single-precision numbers may be beyond what exact ones could come to."""
+
+
 def check_numbers(
-    numbers: Mapping[str, float] | None, counts: Mapping[str, float], sums: Mapping[str, tuple[float, float]]
+    numbers: Mapping[str, float] | None,
+    counts: Mapping[str, float],
+    sums: Mapping[str, tuple[float, float]],
+    parts: Iterable[tuple[str, str]] = (),
 ) -> dict[str, float]:
     """The numbers of an answer, where they are those that are due and no others.
 
@@ -151,9 +158,10 @@ def check_numbers(
         numbers: by name.
         counts: whole numbers from 0 that are due, to the most that each may be.
         sums: other numbers that are due, to the least and the most that each may be.
+        parts: names of a part and of the whole that it is of, where both are due.
 
     Raises:
-        MessageError: one is missing, was not asked for, or is out of its range.
+        MessageError: one is missing, was not asked for, is out of its range, or larger than the whole that it is a part of.
     """
     told, due = dict(numbers or {}), {**{name: (0.0, most) for name, most in counts.items()}, **sums}
     for name in sorted(told.keys() ^ due.keys()):
@@ -163,6 +171,11 @@ def check_numbers(
         if not least <= value <= most or (name in counts and value != int(value)):
             kind = "a count" if name in counts else "a number"
             raise MessageError("numbers", f"'{name}' is {value:g}, where {kind} from {least:g} to {most:g} is due")
+    for part, whole in parts:
+        if part in told and whole in told and told[part] > told[whole] + PART_ROUNDING * abs(told[whole]):
+            raise MessageError(
+                "numbers", f"'{part}' is {told[part]:g}, and '{whole}', of which it is a part, {told[whole]:g}"
+            )
     return told
 
 
@@ -182,7 +195,7 @@ def read_hello(packed: bytes, manifest: bytes, parties: int) -> Answer:
         MessageError: it is none of these parties.
     """
     hello = Answer.from_bytes(packed)
-    if hello.operation != HELLO or not 0 <= hello.party < parties or hello.said or hello.fault:
+    if hello.operation != HELLO or hello.round or not 0 <= hello.party < parties or hello.said or hello.fault:
         raise MessageError("kind", "it does not say who it is")
     if hello.request != manifest:
         raise MessageError("manifest", f"client {hello.party} has another manifest")

@@ -24,13 +24,13 @@ from recbole_fedkd.federated.server import Release
 from recbole_fedkd.federation import build_server
 from recbole_fedkd.files import held_alone, regular_file, remove_temporaries, writable_folder, write_json
 from recbole_fedkd.machines.judging import (
-    PROTOCOLS,
     added,
     area_within,
     check_judgeable,
     check_sums,
     floor_of,
     metrics_of,
+    protocol_of,
 )
 from recbole_fedkd.machines.manifest import Manifest
 from recbole_fedkd.record import environment
@@ -211,7 +211,7 @@ class Coordinator:
     def _protocol(self, name: str) -> str:
         """How a test metric came about."""
         within = f", exact to {area_within(added(self.test_sums)):.1g}" if name == "auc" else ""
-        return PROTOCOLS[name.partition("@")[0]] + within + _WHERE
+        return protocol_of(name.partition("@")[0], self.config, self.manifest.schema) + within + _WHERE
 
     def _judged(self, metrics: dict[str, float]) -> bool:
         """Whether a round is the best so far; says when to stop."""

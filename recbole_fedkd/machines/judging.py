@@ -14,9 +14,11 @@ from recbole.utils import EvaluatorType
 from torch import Tensor, nn
 
 from recbole_fedkd.data.schema import ClientRows, DataSchema
+from recbole_fedkd.data.threshold import positive_sentence
 from recbole_fedkd.errors import InputError, listed
 from recbole_fedkd.evaluation import JudgedRows
 from recbole_fedkd.evaluation.metrics import label_ranks, labelled_ndcg
+from recbole_fedkd.federated.envelope import PART_ROUNDING as _ROUNDING
 from recbole_fedkd.federated.envelope import check_numbers
 from recbole_fedkd.federated.message import MessageError
 from recbole_fedkd.federation import population_of
@@ -42,13 +44,21 @@ _BIN_NAMES = frozenset(f"{name} {place}" for name in ("clicks", "others") for pl
 _FLOOR = "floor "
 """Before the names of sums of what ``Bias`` of a party's own rows would have said."""
 
+_SPREAD = ("predicted", "labels")
+
 _LEAST = 1e-15
 """RecBole's bound on probabilities in LogLoss."""
 
 
-PROTOCOLS |= dict.fromkeys(
-    RANKED, "full sort of all items for every user, relevant: its held-out rows with a positive label"
-)
+PROTOCOLS |= dict.fromkeys(RANKED, "full sort of all items for every user, relevant: its held-out rows")
+
+
+def protocol_of(name: str, config: Any, schema: DataSchema) -> str:
+    """How a metric of a name comes about, and of which rating on a row is a positive one."""
+    if schema.positives or not (name in RANKED or name in ("auc", "logloss") or config["label_mode"] == "threshold"):
+        return PROTOCOLS[name]
+    rule = positive_sentence("rating", config["rating_threshold"], None) if config["label_mode"] else "label 1"
+    return f"{PROTOCOLS[name]}{' with' if name in RANKED else ', a click is'} {rule}"
 
 
 def check_judgeable(config: Any, schema: DataSchema | None = None) -> None:
@@ -210,10 +220,6 @@ def _sums(config: Any, schema: DataSchema, rows: ClientRows, distribution: Tenso
     return sums
 
 
-_ROUNDING = 1e-4
-"""Share by which a sum of single-precision predictions may be beyond what exact ones could come to."""
-
-
 def check_sums(
     config: Any, schema: DataSchema, sums: Mapping[str, float], declared: Mapping[str, float], phase: str
 ) -> None:
@@ -234,10 +240,10 @@ def check_sums(
         return
     users = min(declared["users"], rows)
     values, ranks = _kinds(config, phase)
-    counts, due = ranking_due(config, sums, users) if ranks else ({}, {})
+    counts, due, parts = ranking_due(config, sums, users) if ranks else ({}, {}, [])
     counts["rows"] = rows
     if not values:
-        check_numbers(sums, counts, due)
+        check_numbers(sums, counts, due, parts)
         return
     asked = asked_of(config)
     low, high = labels[0], labels[-1]
@@ -246,7 +252,8 @@ def check_sums(
     counts |= dict.fromkeys(("cold", "cold users", "cold items"), rows)
     due |= {"cold absolute": (0.0, rows * span), "predicted": between, "labels": between}
     due |= dict.fromkeys(("predicted squared", "labels squared"), (0.0, square))
-    for of in ("", *([_FLOOR] if phase == "test" else [])):
+    floors = ("", *([_FLOOR] if phase == "test" else []))
+    for of in floors:
         counts[f"{of}right"] = rows
         due |= {f"{of}absolute": (0.0, rows * span), f"{of}squared": (0.0, rows * span**2)}
         due[f"{of}log_loss"] = (0.0, -rows * math.log(_LEAST) * (1 + _ROUNDING))
@@ -255,12 +262,18 @@ def check_sums(
             due[f"{of}labelledndcg@{k}"] = (0.0, sums.get(f"{of}judged users@{k}", 0.0) * (1 + _ROUNDING))
     bins = {name: value for name, value in sums.items() if "auc" in asked and name in _BIN_NAMES}
     counts |= dict.fromkeys(bins, rows)
-    check_numbers(sums, counts, due)
+    parts += [("cold users", "cold"), ("cold items", "cold"), ("cold absolute", "absolute")]
+    check_numbers(sums, counts, due, parts)
     if "auc" in asked and sum(bins.values()) != rows:
         raise MessageError("numbers", f"its histograms hold {sum(bins.values()):g} rows of {rows:g}")
-    least = sums["absolute"] ** 2 / rows  # by Cauchy and Schwarz
-    if not least * (1 - _ROUNDING) <= sums["squared"] <= sums["absolute"] * span:
-        raise MessageError("numbers", f"'squared' is {sums['squared']:g} where 'absolute' is {sums['absolute']:g}")
+    if not sums["cold"] <= sums["cold users"] + sums["cold items"]:
+        raise MessageError("numbers", f"'cold' is {sums['cold']:g}, more than rows of cold users and items are")
+    both = [(f"{of}absolute", f"{of}squared") for of in floors] + [(of, f"{of} squared") for of in _SPREAD]
+    for whole, squares in both:
+        least = sums[whole] ** 2 / rows  # by Cauchy and Schwarz
+        most = math.inf if whole in _SPREAD else sums[whole] * span
+        if not least * (1 - _ROUNDING) <= sums[squares] <= most:
+            raise MessageError("numbers", f"'{squares}' is {sums[squares]:g} where '{whole}' is {sums[whole]:g}")
 
 
 def added(parts: Mapping[int, Mapping[str, float]]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from recbole_fedkd.finite import NotFiniteError
 
 RANKED = ("hit", "mrr", "ndcg", "recall", "precision", "map")
 """Metrics of single users, at every place of a list, that a mean over users is made of."""
+
+GROWING = ("hit", "mrr", "recall")
+"""Those that do not fall where a list gets longer."""
 
 USERS = "ranked users"
 """Name of the number of users that any of them is of."""
@@ -65,11 +69,15 @@ def asked_of(config: Any) -> set[str]:
 
 def ranking_due(
     config: Any, sums: Mapping[str, float], users: float
-) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    """Counts and sums of a ranking of at most so many users, as :func:`check_numbers` takes them."""
-    ranked = sums.get(USERS, 0.0) * (1 + 1e-9)
-    names = [f"{name}@{k}" for name in RANKED if name in asked_of(config) for k in config["topk"]]
-    return {USERS: users}, dict.fromkeys(names, (0.0, ranked))
+) -> tuple[dict[str, float], dict[str, tuple[float, float]], list[tuple[str, str]]]:
+    """Counts, sums and parts of a ranking of at most so many users, as :func:`check_numbers` takes them."""
+    ranked, places = sums.get(USERS, 0.0) * (1 + 1e-9), sorted(config["topk"])
+    names = [(name, k) for name in RANKED if name in asked_of(config) for k in places]
+    counts = {USERS: users, **{f"{name}@{k}": ranked for name, k in names if name == "hit"}}
+    due = {f"{name}@{k}": (0.0, ranked) for name, k in names if name != "hit"}
+    # A longer list finds no less; and of a user of whom it finds nothing, nothing is good.
+    longer = [(f"{name}@{k}", f"{name}@{more}") for name in GROWING for k, more in pairwise(places)]
+    return counts, due, [*longer, *((f"{name}@{k}", f"hit@{k}") for name, k in names)]
 
 
 def ranking_of(sums: Mapping[str, float]) -> dict[str, float]:
