@@ -451,6 +451,18 @@ def test_a_second_process_of_a_folder_is_refused_and_takes_nothing_from_the_firs
         assert (tmp_path / "s").exists()
 
 
+def test_what_would_have_been_passed_over_or_met_too_late_is_refused_at_once(cut, tmp_path):
+    folder, address = parties_of(cut, tmp_path)[1][1].folder, f"unix:{tmp_path}/s"
+    with pytest.raises(InputError, match="--authority is of a SuperLink's certificate"):
+        coordinate(cut[0], address, tmp_path / "server", Trust(authority="ca.crt"), {})
+    with pytest.raises(InputError, match="--node-key is of a node of a SuperLink"):
+        live(folder, cut[0], address, Trust(node_key="node"), {})
+    for damaged in (b"", b"rubbish", (folder / "valid.npz").read_bytes()[:-200]):
+        (folder / "valid.npz").write_bytes(damaged)
+        with pytest.raises(InputError, match="does not hold arrays of this package: it is truncated or damaged"):
+            live(folder, cut[0], address, Trust(), {})
+
+
 def histogram(places, name):
     counts = np.bincount(places, minlength=BINS)
     return {f"{name} {place}": float(count) for place, count in enumerate(counts) if count}
@@ -496,7 +508,7 @@ def test_a_log_goes_on_after_a_kill_in_a_line_and_misses_no_round(tmp_path):
     told = status(tmp_path)
     assert told.startswith("training; 2 of 3 rounds") and "60 bytes: 20 down, 40 up" in told
     assert "1970-01-01T00:01:00" in told and "absent" in told and "1,234" in told and "0.7000" in told
-    with pytest.raises(InputError, match=r"holds no log\.jsonl of a coordinator"):
+    with pytest.raises(InputError, match=r"holds no log\.jsonl that a coordinator"):
         status(tmp_path / "elsewhere")
 
 

@@ -130,6 +130,19 @@ def test_a_party_may_have_met_one_label_only(files, tmp_path):
     assert brought(0, "fives.csv") == 0
 
 
+def test_an_id_beside_a_title_is_the_id_and_both_columns_are_named_where_nothing_fits(files, tmp_path, capsys):
+    table = pd.read_csv("shop.csv", dtype=str)
+    table.rename(columns={"sku": "id", "kind": "title"}).to_csv("shop.csv", index=False, sep=";", encoding="utf-8-sig")
+    assert main(["manifest", "shop.csv", "--out=a b/m", *KEYS]) == 0
+    told = capsys.readouterr().out
+    assert "items such as 's0'" in told and "bring <file> '--manifest=a b/m'" in told
+    assert main(["bring", "0.csv", "--manifest=a b/m", "--number=0", "--out=a b/p"]) == 0
+    assert "recbole-fedkd party 'a b/p' '--manifest=a b/m'" in capsys.readouterr().out
+    files[0].assign(sku="none").to_csv("strange.csv", index=False)
+    assert main(["bring", "strange.csv", "--manifest=a b/m", "--number=0", "--out=p"]) == 2
+    assert "column 'sku' holds items such as 'none', the catalogue such as 's0'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("step", "sentence"),
     [

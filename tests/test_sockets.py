@@ -185,7 +185,7 @@ def test_over_tls_a_wrong_certificate_is_refused_and_nothing_can_be_read(listeni
 
     # Somebody who listens in between: the bytes of both directions.
     middle = socket.create_server(("127.0.0.1", 0))
-    heard = Tap(middle, transport.address).heard
+    tap = Tap(middle, transport.address)
     channel = go_to(
         socket.create_connection(middle.getsockname()), KEY, client_tls(right[0]), "127.0.0.1", "the server"
     )
@@ -195,6 +195,7 @@ def test_over_tls_a_wrong_certificate_is_refused_and_nothing_can_be_read(listeni
     message.start()
     assert next(transport.exchange({0: b"a secret question"}, 60)) == (0, b"a secret answer")
     message.join(60)
+    heard = tap.heard
     assert len(heard) > 1000 and b"secret" not in heard and b"samples" not in heard
     middle.close()
 
@@ -210,6 +211,7 @@ def test_over_tls_a_wrong_certificate_is_refused_and_nothing_can_be_read(listeni
         (lambda: server_tls("missing.crt", "missing.key"), "cannot be used: No such file"),
         (lambda: client_tls("missing.crt"), "cannot be used: No such file"),
         (lambda: SocketTransport("/nowhere/s", MANIFEST, 9), "cannot be listened at: No such file"),
+        (lambda: SocketTransport(("192.0.2.1", 8900), MANIFEST, 9), "'192.0.2.1:8900' cannot be listened at: [^(]*$"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_a_sentence(call, sentence):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -273,7 +274,8 @@ def manifest(arguments: Sequence[str]) -> int:
         folder = "<its folder>"
         print(f"signing keys: {own[0].parent} ... {own[-1].parent}; hand each party its own folder")
     numbers = f"<0 to {schema.clients - 1}>"
-    print(f"next, at each party: recbole-fedkd bring <file> --manifest={out} --number={numbers} --out={folder}")
+    named = shlex.quote(f"--manifest={out}")
+    print(f"next, at each party: recbole-fedkd bring <file> {named} --number={numbers} --out={folder}")
     return 0
 
 
@@ -292,7 +294,8 @@ def bring(arguments: Sequence[str]) -> int:
 
     named = {role: keys.pop(role) for role in ROLES if role in keys}
     print(bring_file(Path(arguments[0]), manifest, int(number), out, named, keys))
-    print(f"party: {out}\nnext: recbole-fedkd party {out} --manifest={manifest} --address=<address of the coordinator>")
+    command = shlex.join(["recbole-fedkd", "party", str(out), f"--manifest={manifest}"])
+    print(f"party: {out}\nnext: {command} --address=<address of the coordinator>")
     return 0
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,9 @@ def parse_value(text: str) -> Any:
     Nothing is executed.
     """
     try:
-        value = ast.literal_eval(text.strip() or text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of a text such as 5if, which is none of Python's
+            value = ast.literal_eval(text.strip() or text)
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         value = _of_yaml(text)
     # Of bytes, sets, complex numbers and ... no key is one.

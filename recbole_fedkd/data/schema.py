@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -438,5 +439,6 @@ def _read_arrays(file: Path) -> Columns:
         with np.load(regular_file(file), allow_pickle=False) as archive:
             names = archive["names"].tolist()
             return {name: torch.from_numpy(archive[f"array_{number}"]) for number, name in enumerate(names)}
-    except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError(f"'{file}' does not hold arrays of this package: {error}") from error
+    except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        why = getattr(error, "strerror", None) or "it is truncated or damaged, or another file"
+        raise InputError(f"'{file}' does not hold arrays of this package: {why}") from error

@@ -136,7 +136,9 @@ def status(folder: Path) -> str:
     """
     events = read_events(folder / LOG)
     if not events:
-        raise InputError(f"'{folder}' holds no {LOG} of a coordinator; name the folder that coordinate has as --out")
+        raise InputError(
+            f"'{folder}' holds no {LOG} that a coordinator has written; name the folder that coordinate has as --out"
+        )
     rounds = {event["round"]: event for event in events if event["event"] == "round"}
     latest = {event["event"]: event for event in events}
     begin = latest.get("begin", {})

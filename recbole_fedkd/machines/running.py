@@ -76,6 +76,10 @@ def coordinate(manifest: Path, address: str, out: Path, trust: Trust, keys: Mapp
     read = Manifest.load(manifest, keys)
     if address.startswith(flower.SCHEME):
         return _on_flower(read, address.removeprefix(flower.SCHEME), out, trust, keys)
+    if trust.authority:
+        raise InputError(
+            "--authority is of a SuperLink's certificate; here --certificate and --private-key show who is who"
+        )
     endpoint, key, tls = read_address(address), read_key(trust.secret), server_tls(trust.certificate, trust.private_key)
     with sole_coordinator(out):
         if isinstance(endpoint, str):
@@ -179,6 +183,7 @@ def live(folder: Path, manifest: Path, address: str, trust: Trust, keys: Mapping
     arithmetic = processor_settings(read.config["torch_threads"])
     with held_alone(folder / LOCK, refused, patience=1.0), arithmetic:
         party = Party(folder, read, tell=_print)
+        party.hello()  # reads the rows that it will judge by
         print(f"party {party.number}: {len(party.client.task)} samples, server at {address}", flush=True)
         attend(party, address, trust)
 
@@ -193,6 +198,8 @@ def attend(party: Party, address: str, trust: Trust, patience: float | None = No
         patience: seconds without a coordinator after which it is given up; None: never; not of Flower.
     """
     if not address.startswith(flower.SCHEME):
+        if trust.node_key:
+            raise InputError("--node-key is of a node of a SuperLink; here --secret tells a party from strangers")
         serve(
             party.answer,
             party.hello,

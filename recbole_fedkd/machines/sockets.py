@@ -75,7 +75,9 @@ class SocketTransport:
         try:
             self._listener = _listening(address)
         except OSError as error:
-            raise InputError(f"address '{address}' cannot be listened at: {error.strerror or error}") from error
+            where = address if isinstance(address, str) else ":".join(map(str, address))
+            why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or error
+            raise InputError(f"address '{where}' cannot be listened at: {why}") from error
         self._changed = threading.Condition()
         self._channels: dict[int, Channel] = {}
         self._asked: dict[int, bytes] = {}
