@@ -19,7 +19,7 @@ from recbole_fedkd.federated.random_k import common_places
 from recbole_fedkd.federated.stage import ClipSettings
 from recbole_fedkd.privacy import masking
 from recbole_fedkd.privacy.identity import MaskingError, new_identities
-from recbole_fedkd.privacy.masking import MaskingClient, MaskingServer, neighbours_of, usual_degree
+from recbole_fedkd.privacy.masking import MaskingClient, MaskingServer, neighbours_of, threshold_of, usual_degree
 from recbole_fedkd.privacy.release import PrivateRelease
 from recbole_fedkd.privacy.secure_sum import KEYS, STEPS, UNMASKING, Grid, SecureSum, fraction_bits
 from recbole_fedkd.privacy.settings import PrivacySettings
@@ -458,6 +458,26 @@ def test_a_thousand_clients_on_a_sparse_graph_lose_three_in_ten_and_the_sum_is_r
     summed = hidden.into(fold)
     assert set(summed) == there and len(there) == 700
     assert_half_a_step_a_client(summed, fold, drawn)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_of_a_thousand_with_as_many_neighbours_as_are_shipped_each_keeps_what_opens_its_secret(seed, monkeypatch):
+    """The graph and the shares alone; benchmarks/masking.py runs all of it, in two minutes."""
+    monkeypatch.setattr(masking.random, "SystemRandom", lambda: random.Random(seed))
+    tied, lost = neighbours_of(range(1000), usual_degree(1000)), some(range(1000), 0.3, seed)
+    needed = {threshold_of(len(others), 0.5) for others in tied.values()}
+    assert needed == {60} and all(len(set(others) - lost) >= 60 for others in tied.values())
+    shares = shares_of(bytes(range(32)), tied[seed], 60)
+    left = sorted(set(tied[seed]) - lost)[:60]
+    assert secret_of({holder: shares[holder] for holder in left}) == bytes(range(32))
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_three_in_ten_lost_in_two_steps_after_the_keys_or_more_are_too_many_and_nothing_is_revealed(steps):
+    hidden, fold, _, _ = fold_of(20, [0.3, *[0.3] * steps, 0.0][:4], 5)
+    with pytest.raises(MaskingError, match=r"neighbours left and needs|are needed; nothing is revealed"):
+        hidden.into(fold)
+    assert not fold.sums
 
 
 @pytest.mark.parametrize("count", [45, 100, 300, 1000, 5000])

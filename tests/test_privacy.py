@@ -248,18 +248,19 @@ def test_the_noise_of_a_round_has_the_deviation_that_is_accounted(prepared):
 MANY = {**FACTORS, "partition": "random", "client_num": 4, "privacy": {"clip": 0.5, "noise_multiplier": 1.0}}
 
 
-def test_of_a_client_of_many_users_each_is_bounded_by_itself(prepared, monkeypatch):
+@pytest.mark.parametrize("kind", [{}, {"knowledge": "fold_in"}, {"model": "Bias", "strategy": "sums"}], ids=str)
+def test_of_a_client_of_many_users_each_is_bounded_by_itself(prepared, kind):
     """One user's rows go; the totals of every stage change by the clip at most, though the client's sum is longer."""
     told = []
     for gone in (False, True):
-        _, trainer, _, _ = prepared(**MANY)
+        _, trainer, _, _ = prepared(**{**MANY, **kind})
         engine = trainer.engine
         engine.server.release.start(4, 5)
         engine.server.release.noise_multiplier = 0.0
-        rows = engine.clients[0].task.head.exchange.rows
+        rows = engine.clients[0].task.teacher.exchange.rows
         user = int(rows.users[0])
         if gone:
-            head, kept = engine.clients[0].task.head, rows.users != user
+            head, kept = engine.clients[0].task.teacher, rows.users != user
             left = replace(rows, users=rows.users[kept], items=rows.items[kept], values=rows.values[kept])
             head.exchange = replace(head.exchange, rows=left, labels=head.exchange.labels[kept])
         intake = engine.server.intake(0, engine.samples)
@@ -461,6 +462,11 @@ def test_a_round_without_anybody_lets_noise_out_all_the_same(prepared, engine, m
         ({"strategy": "afd", "privacy": {"clip": 1.0, "epsilon": 1.0, "clip_quantile": 0.5}}, "'afd' sends knowledge"),
         ({"privacy": {"clip": 1.0, "epsilon": 1.0, "clip_rate": 0.5}}, "clip_quantile is not set"),
         ({"partition": "random"}, "set partition=user, or privacy.unit=client"),
+        (
+            {"partition": "random", "strategy": "afd", "knowledge": "fold_in", "label_knowledge": True},
+            "whose part in its message is not bounded",
+        ),
+        ({"partition": "random", "strategy": "sums", "model": "GramEASE"}, "whose part in its message is not bounded"),
         ({"strategy": "local"}, "strategy=local they send nothing"),
         ({"strategy": "afd", "aggregation": "median"}, "aggregation=median needs every client's own"),
         ({"strategy": "afd", "clients_per_round": 5}, "knowledge=label, which remembers who is silent"),

@@ -55,7 +55,8 @@ class Attack(Stage):
         for name, array in message.arrays.items():
             made[name] = array
             if array.dtype.kind == "f":
-                made[name] = self._changed(array.astype(np.float64), generator).astype(array.dtype)
+                with np.errstate(over="ignore"):  # who sends what is too large sends what is not finite
+                    made[name] = self._changed(array.astype(np.float64), generator).astype(array.dtype)
         return replace(message, arrays=made)
 
     def _changed(self, array: Any, generator: np.random.Generator) -> Any:

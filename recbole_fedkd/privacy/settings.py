@@ -122,10 +122,11 @@ def check_privacy(config: Any) -> None:
             f"privacy puts noise on what clients send, and with strategy={config['strategy']} they send nothing; unset it, or "
             "use a strategy that sums over clients, such as fedavg"
         )
-    if settings.bounds_users(config) and not config.learns_factors:
+    if settings.bounds_users(config) and not _adds_up_users(config):
         raise InputError(
             f"privacy.unit is 'user', but with partition={config['partition']} a client may hold many users, whose part in its "
-            "message is not bounded (of knowledge=factors it would be); set partition=user, or privacy.unit=client"
+            "message is not bounded (of knowledge=factors and fold_in, and of sums of Bias, FoldIn and MFEM it would be); set "
+            "partition=user, or privacy.unit=client"
         )
     if settings.noise == "distributed" and not config["secure_aggregation"]:
         raise InputError(
@@ -147,6 +148,13 @@ def check_privacy(config: Any) -> None:
         raise InputError(
             "privacy.noise=local is for a server that sees messages; under masks noise=distributed is as good for less"
         )
+
+
+def _adds_up_users(config: Any) -> bool:
+    """Whether all that a client says are sums for item factors, to which each of its users adds a part that can be bounded."""
+    if config.taught_by_fold_in:
+        return not config["label_knowledge"]
+    return bool(config.learns_factors or (config["strategy"] == "sums" and config.model_class.sums == "factors"))
 
 
 def _check_secure(config: Any) -> None:
