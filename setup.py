@@ -24,7 +24,11 @@ setup(
     packages=[*find_packages(include=["recbole_fedkd", "recbole_fedkd.*"]), *PROPERTIES],
     package_dir={package: package.replace("recbole_fedkd.", "", 1).replace(".", "/") for package in PROPERTIES},
     package_data={package: ["*.yaml"] for package in PROPERTIES}
-    | {"recbole_fedkd": ["py.typed"], "recbole_fedkd.report": ["templates/*"]},
+    | {
+        "recbole_fedkd": ["py.typed"],
+        "recbole_fedkd.report": ["templates/*"],
+        "recbole_fedkd.machines": ["flower_app/*"],
+    },
     entry_points={"console_scripts": ["recbole-fedkd=recbole_fedkd.command_line:console"]},
     # RecBole is pinned: every minor release so far broke its extensions. pandas 3 breaks its data loading. The other
     # bounds say what the code needs and which next major version nobody has tried; constraints.txt is the tested set.

@@ -24,10 +24,12 @@ from test_machines import CASES, assert_same, result_of
 from test_sockets import certificate
 
 from recbole_fedkd.checkpoint import read_sealed
+from recbole_fedkd.command_line import main
 from recbole_fedkd.data.schema import ClientRows
+from recbole_fedkd.engine import ClientError
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.envelope import Request
-from recbole_fedkd.machines import flower, running
+from recbole_fedkd.machines import flower, node, running
 from recbole_fedkd.machines import superlink as superlinks
 from recbole_fedkd.machines.coordinator import SERVER_STATE
 from recbole_fedkd.machines.journal import LOG, read_events
@@ -172,10 +174,49 @@ def test_in_one_command_a_run_over_flower_is_that_of_one_process(run):
     assert result_of(run, "flower", "afd") == result_of(run, "local", "afd")
 
 
+SPOILS = """
+import sys
+
+import msgpack
+
+from recbole_fedkd.machines.masks import PartyMasks
+
+answer, due = PartyMasks.answer, {(1, 0): "shares", (2, 1): "unmasking"}
+
+
+def spoils(self, name, content):
+    said = answer(self, name, content)
+    return b"rubbish" if msgpack.unpackb(content)[0] == due.get((self.client.number, self.message.round)) else said
+
+
+if "pytest" not in sys.modules:
+    PartyMasks.answer = spoils
+"""
+"""Plugin by which two parties each say rubbish in a step of the masks, in a round each."""
+
+
+def fails_in(local, number, index):
+    """One client of one process fails at the end of a round."""
+    run_client = local._run_client
+
+    def fails(client, told, current):
+        if (client.number, current.index) != (number, index):
+            return run_client(client, told, current)
+        client.receive(told)
+        client.train(current.index)
+        client.send(current.index)
+        raise ClientError("lost")
+
+    local._run_client = fails
+
+
 def test_federations_of_one_superlink_are_those_of_one_process_each(federation, superlink, tmp_path):
-    """All at once, one under masks: a party of one is none of another, and each has its own rows alone."""
+    """All at once, one under masks, where two say rubbish: nobody is mistaken for another, and each has its own rows alone."""
     cases = ["afd", "items", "factors", "masks"]
-    made = {case: federation(case, epochs=2) for case in cases}
+    (tmp_path / "spoils.py").write_text(SPOILS)
+    masks = {"given": {"plugins": [str(tmp_path / "spoils.py")]}, "min_clients": 3}
+    made = {case: federation(case, epochs=2, **(masks if case == "masks" else {})) for case in cases}
+    fails_in(made["masks"][1], 1, 0)
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(lambda case: coordinated(superlink, tmp_path / case), cases))
     passed = superlink.tap.heard
@@ -185,6 +226,56 @@ def test_federations_of_one_superlink_are_those_of_one_process_each(federation, 
         folders, local, _ = made[case]
         assert_as_local(folders, local, tmp_path / case / "server", rounds=2)
         assert_nothing_of(folders, tmp_path / case / "server", passed)
+    rounds = results[-1]["rounds"]
+    assert [list(each["missing"]) for each in rounds] == [["1"], []] and "masks" in rounds[0]["missing"]["1"]
+    assert [each["ignored"] for each in rounds] == [{"1": {"mask": 1}}, {"2": {"mask": 1}}]
+
+
+FAILS = """
+import sys
+
+from recbole_fedkd.federated.client import Client
+
+train = Client.train
+
+
+def fails(self, *given):
+    if self.number < 2:
+        raise RuntimeError("cannot train")
+    return train(self, *given)
+
+
+if "pytest" not in sys.modules:
+    Client.train = fails
+"""
+
+
+def commanded(told, *arguments):
+    """The command line, and what it says beside its result in a file."""
+    with Path(told).open("w") as sys.stderr:
+        sys.exit(main(list(arguments)))
+
+
+def test_a_run_that_fails_over_flower_ends_the_command_with_the_exit_code_of_its_fault(federation, superlink, tmp_path):
+    """1 below ``min_clients``, which may go on; 2 where the input is wrong, after which no supervisor starts it again."""
+    (tmp_path / "fails.py").write_text(FAILS)
+    federation("fedavg", given={"plugins": [str(tmp_path / "fails.py")]}, min_clients=3)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / SERVER_STATE).write_bytes(b"rubbish")
+    due = {
+        "server": (1, "error: round 1: 2 of 4 clients answered, min_clients asks for 3 (client 0, failed"),
+        "damaged": (2, f"error: state of a coordinator '{tmp_path}/damaged/server.pth' cannot be read"),
+    }
+    commands = {}
+    for name in due:
+        told = ("coordinate", str(tmp_path / "fedavg" / "cut" / "manifest"), f"--out={tmp_path / name}")
+        told += (f"--address={flower.SCHEME}{superlink.address}", "--client_timeout=300")
+        commands[name] = PROCESSES.Process(target=commanded, args=(tmp_path / f"{name}.err", *told), daemon=True)
+        commands[name].start()
+    for name, (code, sentence) in due.items():
+        commands[name].join(400)
+        said = (tmp_path / f"{name}.err").read_text()
+        assert (commands[name].exitcode, said.count("error: ")) == (code, 1) and sentence in said
 
 
 def test_a_late_answer_is_pulled_and_one_to_a_question_that_was_asked_again_comes_once(monkeypatch):
@@ -220,6 +311,31 @@ def test_a_late_answer_is_pulled_and_one_to_a_question_that_was_asked_again_come
     assert list(wire.exchange({0: b"two"}, 0.5)) == [(0, b"late"), (0, b"in time")]
     monkeypatch.setattr(flower, "_ASK_AGAIN_AFTER", -1.0)
     assert list(wire.exchange({0: b"three"}, 0.5)) == [(0, b"in time")] and wire._open == {}
+
+
+def test_a_node_of_flowers_own_hands_on_to_the_party_at_its_socket_what_it_is_asked_and_loads_no_torch(tmp_path):
+    party = threading.Thread(target=node.wait_at, args=(lambda asked: asked[::-1], str(tmp_path / "p")), daemon=True)
+    party.start()
+    until((tmp_path / "p").exists)
+    assert (tmp_path / "p").stat().st_mode & 0o777 == 0o600
+    code = f"""
+import sys
+from importlib import import_module
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from recbole_fedkd.machines.node import content_of, record_of
+sys.path.insert(0, {str(superlinks.APP)!r})
+TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # of the SuperLink, which asks
+context = Context(1, 7, {{"party": {str(tmp_path / "p")!r}}}, RecordDict(), {{}})
+for asked in (b"", b"abc" * 10**6):
+    message = Message(record_of(asked), 7, "query")
+    assert content_of(import_module("node").app(message, context)) == asked[::-1]
+assert not {{"torch", "recbole"}} & sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(InputError, match="cannot be listened at"):
+        node.wait_at(None, "/nowhere/p")
 
 
 def key_pair(file):
@@ -278,10 +394,13 @@ synchronise = files._synchronise
 
 def dies_once(path):
     name = path.name.split(".")[1:2]
-    flag = Path({flags!r}).joinpath(*name)
-    if name in (["server"], ["state"]) and not flag.exists():
+    flags = [Path({flags!r}) / each for each in (["server", "superlink"] if name == ["server"] else name)]
+    due = [flag for flag in flags if flag.name in ("server", "state", "superlink") and not flag.exists()]
+    if due:
         os.truncate(path, path.stat().st_size // 2)
-        flag.touch()
+        due[0].touch()
+        while due[0].name == "superlink":
+            signal.pause()
         os.kill(os.getpid(), signal.SIGKILL)
     synchronise(path)
 
@@ -289,7 +408,8 @@ def dies_once(path):
 if "pytest" not in sys.modules:
     files._synchronise = dies_once
 """
-"""Plugin by which the first coordinator, and the first party, that writes its state dies in the middle of it."""
+"""Plugin by which the first coordinator, and the first party, that writes its state dies in the middle of it; the second
+coordinator waits there for its SuperLink to be killed."""
 
 
 def held(folder, manifest, address, moments):
@@ -314,14 +434,14 @@ def held(folder, manifest, address, moments):
 
 def until(true):
     """Wait for something that is sure to come, if all is well."""
-    end = monotonic() + 240
+    end = monotonic() + 400
     while not true():
         assert monotonic() < end
         sleep(0.1)
 
 
 def test_node_serverapp_and_superlink_may_be_killed(federation, superlink, tmp_path):
-    """While the first states are written; in training and in judging, which one party keeps from ending until all are back."""
+    """Each while states are written, in training and in judging, which one party keeps from ending until all are back."""
     (tmp_path / "flags").mkdir()
     (tmp_path / "dies.py").write_text(DIES.format(flags=str(tmp_path / "flags")))
     plugins = {"plugins": [str(tmp_path / "dies.py")]}
@@ -359,13 +479,11 @@ def test_node_serverapp_and_superlink_may_be_killed(federation, superlink, tmp_p
 
     def killer():
         try:
-            for operation, kills in (
-                ("train", (kill_node, kill_serverapp)),
-                ("judge", (kill_superlink,)),  # with its ServerApp
-            ):
-                reached, go = moments[operation]
+            until((tmp_path / "flags" / "superlink").exists)
+            kill_superlink()
+            for reached, go in moments.values():
                 assert reached.wait(400)
-                for kill in kills:
+                for kill in (kill_node, kill_serverapp, kill_superlink):
                     kill()
                 go.set()
         finally:
@@ -380,6 +498,6 @@ def test_node_serverapp_and_superlink_may_be_killed(federation, superlink, tmp_p
     finally:
         thread.join()
         last.kill()
-    assert killed == ["node", "serverapp", "superlink"]
-    assert {flag.name for flag in (tmp_path / "flags").iterdir()} == {"server", "state"}
+    assert killed == ["superlink", *2 * ["node", "serverapp", "superlink"]]
+    assert {flag.name for flag in (tmp_path / "flags").iterdir()} == {"server", "state", "superlink"}
     assert_as_local(folders, local, home / "server")

@@ -361,7 +361,9 @@ def test_numbers_that_are_not_those_that_were_asked_for_are_not_taken():
     with pytest.raises(MessageError, match=r"numbers: 'seen' is 3, and 'loss', of which it is a part, -0.5"):
         check_numbers(good, {"seen": 5}, {"loss": (-1.0, 1.0)}, [("seen", "loss")])
     hello = Answer(1, "", HELLO, 0, b"m", numbers=dict.fromkeys(DECLARED, 2.0))
-    assert read_hello(hello.to_bytes(), b"m", 2) == hello
+    assert read_hello(hello.to_bytes(), b"m", 2, {0: replace(hello, numbers={}), 1: hello}) == hello
+    with pytest.raises(MessageError, match="client 1 came with other rows before"):
+        read_hello(hello.to_bytes(), b"m", 2, {1: replace(hello, numbers=dict.fromkeys(DECLARED, 3.0))})
     wrong = [replace(hello, **{part: value}) for part, value in (("party", 2), ("party", -1), ("operation", "judge"))]
     wrong += [
         replace(hello, said=b"x"),
@@ -383,7 +385,7 @@ def test_numbers_that_are_not_those_that_were_asked_for_are_not_taken():
         wrong.append(replace(hello, numbers=told))
     for each in [each.to_bytes() for each in wrong] + [b"", hello.to_bytes()[:-1]]:
         with pytest.raises(MessageError):
-            read_hello(each, b"m", 2)
+            read_hello(each, b"m", 2, {})
 
 
 @given(st.binary(max_size=60), st.integers(0, 200), st.integers(0, 255))

@@ -238,6 +238,8 @@ usage: recbole-fedkd party FOLDER --manifest=FOLDER --address=ADDRESS [--secret=
 One party of a federation: goes to the coordinator and answers what it asks, until it is ended.
 Killed at any moment, the same command goes on where it was.
 
+  --address=ADDRESS of the coordinator, or of its SuperLink (flower:HOST:PORT); or flower:unix:FILE,
+                    a socket at which a node of Flower's own asks
   --secret=FILE     the key that the coordinator asks for
   --authority=FILE  TLS: a PEM file of who has signed the coordinator's certificate, or of the
                     certificate itself

@@ -183,13 +183,14 @@ DECLARED = ("samples", "users", "valid", "test")
 """What a party says of itself when it comes: samples of an epoch, users, and rows that it judges by."""
 
 
-def read_hello(packed: bytes, manifest: bytes, parties: int) -> Answer:
+def read_hello(packed: bytes, manifest: bytes, parties: int, greeted: Mapping[int, Answer]) -> Answer:
     """Who comes, and how much it has.
 
     Args:
         packed: what it says.
         manifest: digest that it must name.
         parties: how many there are.
+        greeted: what each said of itself when it came last.
 
     Raises:
         MessageError: it is none of these parties.
@@ -200,6 +201,11 @@ def read_hello(packed: bytes, manifest: bytes, parties: int) -> Answer:
     if hello.request != manifest:
         raise MessageError("manifest", f"client {hello.party} has another manifest")
     check_numbers(hello.numbers, dict.fromkeys(DECLARED, MOST), {})
+    before = greeted.get(hello.party)
+    if before is not None and before.numbers != hello.numbers:
+        raise MessageError(
+            "numbers", f"client {hello.party} came with other rows before; do two folders have its number?"
+        )
     return hello
 
 

@@ -1,7 +1,8 @@
 """Flower (https://flower.ai) as a way between a coordinator and its parties: SuperLink in the middle, nothing of ours on it.
 
-The coordinator is a ServerApp, a party is a node that lives as long as its process and answers by itself, since Flower's own
-node would load torch and RecBole for every message. Bytes alone travel, in one record of a message, as over sockets.
+The coordinator is a ServerApp, a party is a node that lives as long as its process and answers by itself; or it waits behind
+a node of Flower's own, which starts a process for every message (``node.py``). Bytes alone travel, in one record of a message,
+as over sockets.
 
 A party speaks Flower's Fleet API through functions that Flower keeps to itself: the extra ``flower`` pins the minor version.
 """
@@ -23,10 +24,10 @@ from typing import Any
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.envelope import HELLO, Answer, Request, new_run, read_hello
 from recbole_fedkd.federated.message import MessageError
+from recbole_fedkd.machines.node import content_of, record_of
 
 SCHEME = "flower:"
 
-_RECORD, _BYTES = "recbole_fedkd", "bytes"
 _POLL = 0.3
 _LOOK_EVERY = 2.0
 _ASK_AGAIN_AFTER = 120.0
@@ -46,19 +47,6 @@ def check_installed() -> None:
         import flwr  # noqa: F401
     except ImportError as error:
         raise InputError("Flower is not installed; pip install -c constraints.txt 'recbole-fedkd[flower]'") from error
-
-
-def _record(content: bytes) -> Any:
-    from flwr.app import ConfigRecord, RecordDict
-
-    return RecordDict({_RECORD: ConfigRecord({_BYTES: content})})
-
-
-def _content(message: Any) -> bytes:
-    """The bytes of a message; of none of ours, none."""
-    record = message.content.get(_RECORD) if message.has_content() else None
-    content = record.get(_BYTES) if record is not None else None
-    return content if isinstance(content, bytes) else b""
 
 
 @dataclass
@@ -100,7 +88,7 @@ class FlowerTransport:
     def _push(self, node: int, question: _Question) -> None:
         from flwr.app import Message
 
-        (name,) = self._grid.push_messages([Message(_record(question.request), node, "query")])
+        (name,) = self._grid.push_messages([Message(record_of(question.request), node, "query")])
         if name:
             self._open[name] = question, node, monotonic()
 
@@ -135,14 +123,14 @@ class FlowerTransport:
                 continue
             question.answered = True
             if question.number is None:
-                self._greet(node, _content(message))
+                self._greet(node, content_of(message))
             else:
                 self.seen[question.number] = time()
-                yield question.number, _content(message)
+                yield question.number, content_of(message)
 
     def _greet(self, node: int, packed: bytes) -> None:
         try:
-            hello = read_hello(packed, self.manifest, self.parties)
+            hello = read_hello(packed, self.manifest, self.parties, self.greeted)
         except MessageError as error:
             self.refused += 1
             getLogger().warning(f"node {node} was not let in: {error}")
@@ -302,7 +290,7 @@ def _attend(answer: Callable[[bytes], bytes], address: str, certificate: bytes |
             confirm(run, name)
             request = inflate_object_from_contents(name, contents)
             began = monotonic()
-            reply = Message(_record(answer(_content(request))), reply_to=question)
+            reply = Message(record_of(answer(content_of(request))), reply_to=question)
             with no_object_id_recompute():
                 reply.metadata.__dict__["_message_id"] = reply.object_id
                 parts, asked = get_all_nested_objects(reply), get_object_tree(reply)

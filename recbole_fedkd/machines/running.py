@@ -20,6 +20,7 @@ from recbole_fedkd.machines.channel import client_tls, read_key, server_tls
 from recbole_fedkd.machines.coordinator import LOCK, SERVER_STATE, Coordinator, sole_coordinator
 from recbole_fedkd.machines.journal import Follower, Journal
 from recbole_fedkd.machines.manifest import Manifest
+from recbole_fedkd.machines.node import wait_at
 from recbole_fedkd.machines.party import Party
 from recbole_fedkd.machines.sockets import SocketTransport, read_address, serve
 from recbole_fedkd.record import RUN_RECORD, RUN_USERS, write_record
@@ -193,7 +194,7 @@ def attend(party: Party, address: str, trust: Trust, patience: float | None = No
 
     Args:
         party: that answers.
-        address: of the coordinator, or of its SuperLink.
+        address: of the coordinator, or of its SuperLink; ``flower:unix:<file>``: a node of Flower's own asks there.
         trust: whom the party believes, and what it knows.
         patience: seconds without a coordinator after which it is given up; None: never; not of Flower.
     """
@@ -213,5 +214,11 @@ def attend(party: Party, address: str, trust: Trust, patience: float | None = No
     if trust.secret:
         raise InputError("a SuperLink asks for no --secret, but knows a party by its --node-key")
     endpoint = address.removeprefix(flower.SCHEME)
-    read_address(endpoint)
+    if isinstance(waits := read_address(endpoint), str):
+        if trust != Trust():
+            raise InputError(
+                "behind a node of Flower's own a party has no --authority and --node-key: they are the node's"
+            )
+        wait_at(party.answer, waits)
+        return
     flower.serve(party.answer, endpoint, trust.authority, trust.node_key)

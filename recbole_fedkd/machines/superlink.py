@@ -24,32 +24,8 @@ FAILED = "failed.txt"
 
 _POLL = 0.3
 _LET_GO = 60.0
-_APP = """\
-[project]
-name = "recbole-fedkd-coordinator"
-version = "1.0.0"
-description = "The coordinator of a federation of recbole_fedkd"
-license = "MIT"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "recbole-fedkd"
-
-[tool.flwr.app.components]
-serverapp = "recbole_fedkd_app:app"
-clientapp = "recbole_fedkd_app:node"
-
-[tool.flwr.app.config]
-"""
-_MODULE = '''\
-"""The coordinator as an app of Flower."""
-
-from flwr.clientapp import ClientApp
-from recbole_fedkd.machines.superlink import server_app
-
-app = server_app()
-node = ClientApp()
-'''
+APP = Path(__file__).parent / "flower_app"
+"""What ``flwr run`` takes."""
 
 
 def server_app() -> Any:
@@ -64,7 +40,7 @@ def server_app() -> Any:
         from recbole_fedkd.machines.running import coordinated
 
         settings = context.run_config
-        if "relay" in settings:
+        if settings["relay"]:
             transport = FlowerTransport(grid, bytes.fromhex(str(settings["manifest"])), int(str(settings["parties"])))
             relay(transport, str(settings["relay"]))
             return
@@ -95,11 +71,10 @@ class Submitted:
     """
 
     def __init__(self, address: str, out: Path, authority: str | None, settings: Mapping[str, str]) -> None:
-        self.home, self.app = out / "flower", out / "flower" / "app"
-        self.app.mkdir(parents=True, exist_ok=True)
+        self.home, self.settings = out / "flower", out / "flower" / "run.toml"
+        self.home.mkdir(parents=True, exist_ok=True)
         lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in settings.items()]
-        (self.app / "pyproject.toml").write_text(_APP + "".join(lines), encoding="utf-8")
-        (self.app / "recbole_fedkd_app.py").write_text(_MODULE)
+        self.settings.write_text("".join(lines), encoding="utf-8")
         trust = f"root-certificates = {json.dumps(str(Path(authority).resolve()))}" if authority else "insecure = true"
         (self.home / "config.toml").write_text(
             f'[superlink]\ndefault = "link"\n\n[superlink.link]\naddress = "{address}"\n{trust}\n'
@@ -121,7 +96,7 @@ class Submitted:
 
     def start(self) -> str:
         """Submit a run; returns its name."""
-        return str(self._flwr("run", str(self.app), "link")["run-id"])
+        return str(self._flwr("run", str(APP), "link", "--run-config", str(self.settings))["run-id"])
 
     def status(self, run: str) -> str:
         """Flower's word for how a run is, such as ``running`` or ``finished:failed``."""
