@@ -1,9 +1,12 @@
 """Attention: heads that differ, masks, and one path for training and for full sort."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.func import functional_call, vmap
 
-from recbole_fedkd.model.attention import MANY_KEYS, TargetAttention
+from recbole_fedkd.model.attention import Past, TargetAttention
 
 
 @pytest.fixture
@@ -65,14 +68,86 @@ def test_hidden_keys_get_nothing_and_an_empty_history_gives_zero(attention):
     assert all(torch.isfinite(parameter.grad).all() for parameter in attention.parameters())
 
 
-def test_hidden_keys_beyond_the_few_change_nothing_for_one_target():
+def test_hidden_keys_change_nothing():
     torch.manual_seed(0)
     attention = TargetAttention(width=6, heads=4)
-    query, keys = torch.randn(3, 1, 6), torch.randn(3, MANY_KEYS + 5, 6)
-    few = MANY_KEYS - 1
+    query, keys = torch.randn(3, 1, 6), torch.randn(3, 25, 6)
+    few = 19
     mask = (torch.arange(keys.shape[1]) < few).expand(3, 1, -1)
     context, weights = attention(query, keys, mask)
     expected_context, expected_weights = attention(query, keys[:, :few])
     torch.testing.assert_close(context, expected_context)
     torch.testing.assert_close(weights[..., :few], expected_weights)
     assert not weights[..., few:].any()
+
+
+def histories(batch: int, targets: int, slots: int, width: int, more: bool) -> tuple[torch.Tensor, Past, torch.Tensor]:
+    """Queries, histories and targets: own rows, empty slots, an empty history, and targets that are in none."""
+    items = torch.randint(1, 9, (batch, slots))
+    items[0], items[-1, slots // 2 :] = 0, 0
+    table, of_labels = torch.randn(9, width, requires_grad=True), torch.randn(4, width, requires_grad=True)
+    added = torch.randn(batch, slots, width, requires_grad=True) if more else None
+    past = Past(items, table, (torch.randint(0, 4, (batch, slots)), of_labels), added)
+    return torch.randn(batch, targets, width, requires_grad=True), past, torch.randint(0, 9, (batch, targets))
+
+
+def asked(attention: TargetAttention, query: torch.Tensor, past: Past, items: torch.Tensor) -> list[torch.Tensor]:
+    """Context, weights, and the gradients of a function of both by all that is learned."""
+    learned = [
+        query,
+        past.table,
+        past.labels[1],
+        *attention.parameters(),
+        *([past.more] if past.more is not None else []),
+    ]
+    found = attention.over(query, past, items)
+    loss = sum((each * torch.linspace(-1, 2, each.numel()).view_as(each)).sum() for each in found)
+    return [*found, *torch.autograd.grad(loss, learned)]
+
+
+@pytest.mark.parametrize(
+    ("batch", "targets", "slots", "width", "heads", "more"),
+    [(70, 1, 5, 6, 4, False), (3, 40, 31, 16, 8, False), (2, 70, 4, 5, 1, False), (5, 3, 7, 3, 2, True)],
+)
+def test_attention_in_machine_code_is_that_of_torch_and_so_is_its_gradient(
+    monkeypatch, batch, targets, slots, width, heads, more
+):
+    torch.manual_seed(0)
+    attention = TargetAttention(width, heads, slots)
+    attention.position_bias.data.normal_()
+    arguments = histories(batch, targets, slots, width, more)
+    with_numba = asked(attention, *arguments)
+    monkeypatch.setattr("recbole_fedkd.model.attention.attends", lambda *_: False)
+    for compiled, plain in zip(with_numba, asked(attention, *arguments), strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_over_many_networks_at_once_is_that_of_one_after_the_other(monkeypatch):
+    torch.manual_seed(0)
+    attention = TargetAttention(6, 4, 5)
+    query, past, items = histories(4, 3, 5, 6, False)
+    heads, tables = torch.randn(7, 4, 6), torch.randn(7, 9, 6, requires_grad=True)
+
+    def of_network(head: torch.Tensor, table: torch.Tensor, own: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        histories = replace(past, table=table, items=own)
+        return functional_call(Over(attention), {"attention.head": head}, (query, histories, items))
+
+    each = heads, tables, torch.stack([past.items.roll(turn, 0) for turn in range(7)])
+    together = vmap(of_network)(*each)
+    monkeypatch.setattr("recbole_fedkd.model.attention.attends", lambda *_: False)
+    alone = [torch.stack(found) for found in zip(*map(of_network, *each), strict=True)]
+    for found, expected in zip(together, alone, strict=True):
+        torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(found[0].square().sum(), tables)[0] for found in (together, alone)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+class Over(torch.nn.Module):
+    """Attention over histories as a module's forward: ``torch.func`` swaps the parameters of those."""
+
+    def __init__(self, attention: TargetAttention) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, *arguments: object) -> tuple[torch.Tensor, ...]:
+        return self.attention.over(*arguments)

@@ -182,9 +182,11 @@ def test_a_past_interaction_is_the_sum_of_its_item_label_and_context(daily, monk
     _, trainer, loaders, _ = prepared(daily, "AttnStudent")
     network, dataset = trainer.model.network.eval(), loaders[0]._dataset
     seen = []
-    attend = type(network.history_attention).forward
+    attend = type(network.history_attention).over
     monkeypatch.setattr(
-        type(network.history_attention), "forward", lambda *a: (len(a) > 3 and seen.append(a[1:3]), attend(*a))[1]
+        type(network.history_attention),
+        "over",
+        lambda own, query, past, items: (seen.append((query, past.keys())), attend(own, query, past, items))[1],
     )
     row = dataset[torch.tensor([7])]
     with torch.no_grad():

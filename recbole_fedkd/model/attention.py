@@ -3,12 +3,49 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-MANY_KEYS = 20
-"""From so many keys on, one target is served faster by batched products of small matrices; of fewer they take twice as long."""
+from recbole_fedkd.model.attending import attend, attends
+
+
+@dataclass(frozen=True)
+class Past:
+    """Histories that targets attend to.
+
+    Attributes:
+        items: of every key ``[batch, keys]``, most recent first, 0 where there is none.
+        table: vectors of all items ``[items, d]``.
+        labels: of every key ``[batch, keys]``, and the vectors of all labels ``[labels, d]``.
+        more: what is added to the keys ``[batch, keys, d]``; None: nothing.
+    """
+
+    items: Tensor
+    table: Tensor
+    labels: tuple[Tensor, Tensor]
+    more: Tensor | None
+
+    def keys(self) -> Tensor:
+        """What attention sees ``[batch, keys, d]``."""
+        labels, of_labels = self.labels
+        # Of few labels a product: its gradient is several times cheaper than a scatter.
+        one_hot = (labels.unsqueeze(2) == torch.arange(len(of_labels), device=labels.device)).to(of_labels.dtype)
+        keys = functional.embedding(self.items, self.table) + one_hot @ of_labels
+        return keys if self.more is None else keys + self.more
+
+    def mask(self, targets: Tensor) -> Tensor:
+        """Whether items ``[batch, targets]`` see a key ``[batch, targets, keys]``.
+
+        The key that is the target itself is hidden: a row never sees its own label. Where no key is, the oldest is hidden
+        instead, so that training and evaluation see equally long histories.
+        """
+        own = self.items.unsqueeze(1) == targets.unsqueeze(2)
+        mask = (self.items != 0).unsqueeze(1) & ~own
+        mask[..., -1] &= own.any(-1)
+        return mask
 
 
 class TargetAttention(nn.Module):
@@ -46,19 +83,13 @@ class TargetAttention(nn.Module):
             ``[batch, targets, keys, heads]``; the weights of a head sum to 1, also where the mask leaves no key (they
             are then meaningless, and :meth:`forward` drops them).
         """
-        projected, heads = self.query(query), self.head / math.sqrt(query.shape[2])
-        if not _one_of_few(query, keys):
-            return self._weights_by_batches(projected, keys, heads, mask)
-        scores = ((projected * keys) @ heads.T).unsqueeze(1)
-        if self.position_bias is not None:
-            scores = scores + self.position_bias
-        if mask is not None:
-            scores = scores.masked_fill(~mask.unsqueeze(3), -1e9)
-        weights: Tensor = scores.softmax(2)
-        return weights
+        return self._head_weights(*self._asked(query), keys, mask).transpose(2, 3)
 
-    def _weights_by_batches(self, projected: Tensor, keys: Tensor, heads: Tensor, mask: Tensor | None) -> Tensor:
-        """The same for many targets or keys: keys last, where a softmax over 30 of them is several times faster."""
+    def _asked(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        return self.query(query), self.head / math.sqrt(query.shape[2])
+
+    def _head_weights(self, projected: Tensor, heads: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
+        """Keys last, where a softmax over 30 of them is several times faster."""
         batch, targets, width = projected.shape
         expanded = (projected.unsqueeze(2) * heads).view(batch, targets * len(heads), width)
         scores = torch.bmm(expanded, keys.transpose(1, 2)).view(batch, targets, len(heads), -1)
@@ -66,7 +97,7 @@ class TargetAttention(nn.Module):
             scores = scores + self.position_bias.T
         if mask is not None:
             scores = scores.masked_fill(~mask.unsqueeze(2), -1e9)
-        return scores.softmax(3).transpose(2, 3)
+        return scores.softmax(3)
 
     def forward(self, query: Tensor, keys: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Attend from each target to the keys.
@@ -77,15 +108,26 @@ class TargetAttention(nn.Module):
             The context ``[batch, targets, d]`` and the averaged weights ``[batch, targets, keys]``, both 0 where the mask
             leaves no key.
         """
-        weights = self.head_weights(query, keys, mask).mean(3)
-        if mask is not None:
-            weights = weights * mask
-        few = _one_of_few(query, keys)
-        pooled = (weights.transpose(1, 2) * keys).sum(1, keepdim=True) if few else torch.bmm(weights, keys)
+        projected, heads = self._asked(query)
+        if mask is None and attends(projected, heads, keys):
+            pooled, weights = attend(projected, heads, self.position_bias, keys.reshape(-1, keys.shape[2]))
+        else:
+            weights = self._head_weights(projected, heads, keys, mask).mean(2)
+            if mask is not None:
+                weights = weights * mask
+            pooled = torch.bmm(weights, keys)
         # W_v is applied to the pooled key: the sum of products is the product of the sum.
         return self.value(pooled), weights
 
-
-def _one_of_few(query: Tensor, keys: Tensor) -> bool:
-    """Whether one target sees fewer than :data:`MANY_KEYS`."""
-    return query.shape[1] == 1 and keys.shape[1] < MANY_KEYS
+    def over(self, query: Tensor, past: Past, items: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`forward`, over the histories of the targets ``items [batch, targets]``."""
+        projected, heads = self._asked(query)
+        if not attends(projected, heads, past.table):
+            return self.forward(query, past.keys(), past.mask(items))
+        seen = past.items, items
+        if past.more is None:
+            table, rows, labels = past.table, past.items, past.labels
+            pooled, weights = attend(projected, heads, self.position_bias, table, rows, labels, seen)
+        else:
+            pooled, weights = attend(projected, heads, self.position_bias, past.keys().flatten(0, 1), past=seen)
+        return self.value(pooled), weights

@@ -35,13 +35,20 @@ def has_compiler() -> bool:
 
 
 @cache
-def compiled(function: Callable[..., None], errors: str = "python") -> Callable[..., None]:
+def compiled(
+    function: Callable[..., None], errors: str = "python", *helpers: Callable[..., Any]
+) -> Callable[..., None]:
     """A function of arrays and numbers in machine code, which leaves Python's lock.
 
-    ``errors``: whose rules hold where something is divided by zero, Python's or numpy's.
+    Args:
+        function: is compiled, and kept where there is a folder for it.
+        errors: whose rules hold where something is divided by zero, Python's or numpy's.
+        helpers: functions that it calls.
     """
     from numba import njit
 
+    for helper in helpers:
+        _compiled_inside(helper)
     options: Any = {"nogil": True, "fastmath": ROUNDING, "error_model": errors}
     made: Any
     try:
@@ -49,6 +56,26 @@ def compiled(function: Callable[..., None], errors: str = "python") -> Callable[
     except RuntimeError:  # there is no folder to keep it in
         made = njit(function, **options)
     return made  # type: ignore[no-any-return]
+
+
+@cache
+def _compiled_inside(helper: Callable[..., Any]) -> None:
+    from numba.extending import register_jitable
+
+    register_jitable(fastmath=ROUNDING, error_model="numpy")(helper)
+
+
+def exponential(x: np.float32) -> np.float32:
+    """``e^x`` of ``x <= 0``, as a part of loops, in which it is compiled; of less than -87, that of -87."""
+    # e^x = 2^n e^r, with r within half of log 2: a polynomial, and n in the place of a number's exponent.
+    x = max(x, np.float32(-87.0))
+    n = np.rint(x * np.float32(1.44269504))
+    r = x - n * np.float32(0.69314718)
+    p = np.float32(1.9875691e-4) * r + np.float32(1.3981999e-3)
+    p = (p * r + np.float32(8.3334519e-3)) * r + np.float32(4.1665796e-2)
+    p = (p * r + np.float32(1.6666665e-1)) * r + np.float32(0.5)
+    power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+    return (p * r * r + r + np.float32(1.0)) * power  # type: ignore[no-any-return]
 
 
 def mean_of_heads(scores: Tensor, added: Tensor, past: Tensor, oldest: int, first: int, weights: Tensor) -> None:
@@ -63,7 +90,7 @@ def mean_of_heads(scores: Tensor, added: Tensor, past: Tensor, oldest: int, firs
         weights: ``[keys, items]``, filled; 0 where an item sees no key.
     """
     arrays = scores.numpy(), added.numpy(), past.numpy()
-    compiled(_mean_of_heads, "numpy")(*arrays, oldest, first, weights.numpy())
+    compiled(_mean_of_heads, "numpy", exponential)(*arrays, oldest, first, weights.numpy())
 
 
 def _mean_of_heads(scores: Table, added: Table, past: Ids, oldest: int, first: int, weights: Table) -> None:
@@ -97,15 +124,7 @@ def _mean_of_heads(scores: Table, added: Table, past: Ids, oldest: int, first: i
             for key in range(keys):
                 row, more = scores[key, head][begin : begin + size], added[key, head]
                 for i in range(size):
-                    # e^x = 2^n e^r, with r within half of log 2: a polynomial, and n in the place of a number's exponent.
-                    x = max(row[i] + more - m[i], np.float32(-87.0))
-                    n = np.rint(x * np.float32(1.44269504))
-                    r = x - n * np.float32(0.69314718)
-                    p = np.float32(1.9875691e-4) * r + np.float32(1.3981999e-3)
-                    p = (p * r + np.float32(8.3334519e-3)) * r + np.float32(4.1665796e-2)
-                    p = (p * r + np.float32(1.6666665e-1)) * r + np.float32(0.5)
-                    power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
-                    row[i] = (p * r * r + r + np.float32(1.0)) * power
+                    row[i] = exponential(row[i] + more - m[i])
                     t[i] += row[i]
             for i in range(size):
                 t[i] = np.float32(1.0) / (t[i] * np.float32(heads)) if m[i] > np.float32(-1e29) else np.float32(0.0)

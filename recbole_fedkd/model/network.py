@@ -9,11 +9,10 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from recbole_fedkd.distillation.exchange import FactorSettings
 from recbole_fedkd.distillation.losses import touched_squared_norm
-from recbole_fedkd.model.attention import TargetAttention
+from recbole_fedkd.model.attention import Past, TargetAttention
 from recbole_fedkd.model.backbone import BACKBONES
 from recbole_fedkd.model.catalogue import Asking, Catalogue
 from recbole_fedkd.model.compiled import has_compiler
@@ -220,9 +219,7 @@ class AttentiveNetwork(nn.Module):
         self.history_attention: TargetAttention | None = None
         if history is not None and architecture.history_length > 0:
             self.register_buffer("history_items", history.items, persistent=False)
-            # One-hot, so that the label embedding is a product: its gradient is several times cheaper than a scatter.
-            one_hot = functional.one_hot(history.labels, architecture.labels).float()
-            self.register_buffer("history_labels", one_hot, persistent=False)
+            self.register_buffer("history_labels", history.labels, persistent=False)
             for field in self.context_fields:
                 self.register_buffer(_history_name(field), history.context[field], persistent=False)
             self.label_embedding = nn.Linear(architecture.labels, width, bias=False)
@@ -271,31 +268,17 @@ class AttentiveNetwork(nn.Module):
         present = (values != 0).unsqueeze(-1)
         return (vectors * present).sum(-2) / present.sum(-2).clamp(min=1)
 
-    def _attend_history(self, users: Tensor, items: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Context ``[batch, targets, d]`` of each target in its user's history, and weights ``[batch, targets, L + 1]``.
-
-        The slot that holds the target itself is hidden: a row never sees its own label. Where no slot holds it, the
-        oldest is hidden instead, so that training and evaluation see equally long histories.
-        """
-        assert self.history_attention is not None
-        past, keys = self._keys(users)
-        own = past.unsqueeze(1) == items.unsqueeze(2)
-        mask = (past != 0).unsqueeze(1) & ~own
-        mask[..., -1] &= own.any(-1)
-        context, weights = self.history_attention(query, keys, mask)
-        return context, weights
-
-    def _keys(self, users: Tensor) -> tuple[Tensor, Tensor]:
-        """Items ``[users, L + 1]`` of the users' histories, and what attention sees of each, ``[users, L + 1, d]``."""
-        past = self.history_items.index_select(0, users)
-        keys = self.embeddings[_module_name(self.item_id_field)](past) + self.label_embedding(
-            self.history_labels.index_select(0, users)
-        )
-        for field in self.context_fields:
-            keys = keys + self._embed_values(field, getattr(self, _history_name(field)).index_select(0, users), 2)
+    def _past(self, users: Tensor) -> Past:
+        """The histories of users."""
+        items, more = self.history_items.index_select(0, users), None
+        table = self.embeddings[_module_name(self.item_id_field)].weight
+        assert isinstance(table, Tensor)
         if self._seen is not None:
-            keys = keys + self.known_vectors(self._seen.vectors(past))
-        return past, keys
+            table = table + self.known_vectors(self._seen.pair_features.vectors)
+        for field in self.context_fields:
+            own = self._embed_values(field, getattr(self, _history_name(field)).index_select(0, users), 2)
+            more = own if more is None else more + own
+        return Past(items, table, (self.history_labels.index_select(0, users), self.label_embedding.weight.T), more)
 
     def observe(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Observation:
         """Score items for users, with what a peer that is taught can match. Arguments as of :meth:`forward`."""
@@ -314,9 +297,9 @@ class AttentiveNetwork(nn.Module):
             user_vectors = torch.stack([self._embed(field, users) for field in self.user_fields], 1)
             parts.append(user_vectors.unsqueeze(1).expand(-1, targets, -1, -1))
         if self.history_attention is not None:
-            past, weights = self._attend_history(users, items, query)
+            found, weights = self.history_attention.over(query, self._past(users), items)
             attention["history"] = weights.flatten(0, 1)
-            parts.append(past.unsqueeze(2))
+            parts.append(found.unsqueeze(2))
         shortcut: Tensor | float = 0.0
         if self._seen is not None:
             middle, features = self._seen.described(users.repeat_interleave(targets), items.flatten())
@@ -388,7 +371,10 @@ class AttentiveNetwork(nn.Module):
         none = asked.fields.new_zeros(len(users), 0, self.architecture.embedding_size)
         of_context = torch.cat([none, *of_rows], 1)
         shift = of_context.sum(1) / (len(asked.fields) + len(of_rows))
-        past, keys = self._keys(users) if self.history_attention is not None else (users.new_zeros(len(users), 0), none)
+        past, keys = users.new_zeros(len(users), 0), none
+        if self.history_attention is not None:
+            histories = self._past(users)
+            past, keys = histories.items, histories.keys()
 
         def pair(place: int) -> tuple[Tensor, Tensor]:
             assert self._seen is not None

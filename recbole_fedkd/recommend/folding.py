@@ -203,7 +203,7 @@ class FoldIn:
             if name.endswith("history_items"):
                 own[0, :kept] = items.flip(0)[:kept]
             elif name.endswith("history_labels"):
-                own[0, :kept] = functional.one_hot(labels.flip(0)[:kept], like.shape[2]).to(like)
+                own[0, :kept] = labels.flip(0)[:kept]
             own_buffers[name] = own
         return own_buffers
 
