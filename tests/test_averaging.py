@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from recbole_fedkd import load_data_and_model
+from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.message import Message
 from recbole_fedkd.federated.task import click_loss
@@ -463,6 +464,12 @@ def test_the_attention_encoding_stands_between_embeddings_and_network(prepared, 
 def test_a_model_without_feature_fields_cannot_be_encoded(run):
     with pytest.raises(InputError, match="attention is True, but model 'BPR' embeds no feature fields"):
         run("BPR", attention=True)
+
+
+@pytest.mark.parametrize(("model", "encoded"), [("BPR", False), ("DeepFM", True), ("DIN", True)])
+def test_a_preset_encodes_what_can_be_encoded_and_refuses_nobody(model, encoded, data_path):
+    config = FedKDConfig(model, "tiny", config_dict={"preset": "fedavg", "data_path": str(data_path)})
+    assert config["attention"] == encoded
 
 
 def test_a_recbole_population_takes_any_partition_and_reports_it(run):

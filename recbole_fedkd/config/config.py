@@ -45,7 +45,15 @@ from recbole_fedkd.distillation.losses import MutualWeights
 from recbole_fedkd.errors import InputError, shown
 from recbole_fedkd.federated.knowledge import KNOWLEDGE
 from recbole_fedkd.federated.strategy import STRATEGIES
-from recbole_fedkd.model import MODELS, AttnFedKD, Bias, FactorizationRecommender, GramRecommender, corrected
+from recbole_fedkd.model import (
+    MODELS,
+    AttnFedKD,
+    Bias,
+    FactorizationRecommender,
+    GramRecommender,
+    corrected,
+    has_fields,
+)
 from recbole_fedkd.privacy.settings import check_attack, check_privacy
 from recbole_fedkd.registry import declared_settings, settings_of
 
@@ -186,6 +194,8 @@ class FedKDConfig(JudgedConfig):
             preset = self.internal_config_dict["preset"] = "afd"
         if preset is not None:
             self._update_internal_config_dict(preset_file(preset))
+            if not self.attentive and not has_fields(model_class):
+                self.internal_config_dict["attention"] = False
         self._set_strategy(model, model_class, self._chosen("strategy"))
 
     def _speaks_of_students(self, mode: str | None) -> bool:
@@ -247,9 +257,12 @@ class FedKDConfig(JudgedConfig):
         rating = self._chosen("RATING_FIELD")
         if mode == "rating":
             if not self.attentive or issubclass(model_class, FactorizationRecommender | GramRecommender):
+                use = "use label_mode=threshold"
+                if "label_mode" not in self.external_config_dict:
+                    use = f"preset {self._chosen('preset')} is one of AttnFedKD, use that model or another preset"
                 raise InputError(
                     f"label_mode=rating needs a model with one output per rating, which {model_class.__name__} is not; "
-                    "use label_mode=threshold"
+                    f"{use}"
                 )
             if self.external_config_dict.get("threshold") is not None:
                 raise InputError("threshold is set but label_mode is 'rating'; use label_mode=threshold")

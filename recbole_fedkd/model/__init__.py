@@ -2,7 +2,7 @@
 
 from recbole_fedkd.model.batch_norm import normalise_single_rows
 from recbole_fedkd.model.corrected import corrected
-from recbole_fedkd.model.encoding import with_attention
+from recbole_fedkd.model.encoding import has_fields, with_attention
 from recbole_fedkd.model.factorization import MF, FactorizationRecommender, PFedRec
 from recbole_fedkd.model.floors import MFEM, Bias, FoldIn
 from recbole_fedkd.model.gram import GramEASE, GramNetwork, GramRecommender, PureSVD
@@ -44,6 +44,7 @@ __all__ = [
     "check_data",
     "check_labels",
     "corrected",
+    "has_fields",
     "missing_package",
     "normalise_single_rows",
     "reads_negatives",

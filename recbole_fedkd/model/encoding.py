@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import lru_cache
 from typing import Any
 
@@ -32,6 +33,12 @@ class FieldAttention(nn.Module):
         return encoded.view_as(fields)
 
 
+def has_fields(model_class: type) -> bool:
+    """Whether a model embeds feature fields in one of the ways that :func:`with_attention` knows."""
+    modules = [sys.modules.get(each.__module__) for each in model_class.__mro__]
+    return issubclass(model_class, ContextRecommender) or any(hasattr(each, "ContextSeqEmbLayer") for each in modules)
+
+
 @lru_cache
 def with_attention(model_class: type) -> type:
     """The model class with attention over its embedded feature fields; its name stays, so RecBole finds what belongs to it.
@@ -42,14 +49,14 @@ def with_attention(model_class: type) -> type:
     Raises:
         InputError: the model embeds no feature fields.
     """
+    if not has_fields(model_class):
+        raise InputError(
+            f"attention is True, but model '{model_class.__name__}' embeds no feature fields that it could encode"
+        )
 
     def build(self: Any, config: Any, dataset: Any) -> None:
         model_class.__init__(self, config, dataset)  # type: ignore[misc]
         layer = getattr(self, "embedding_layer", None)
-        if not isinstance(self, ContextRecommender) and not isinstance(layer, ContextSeqEmbLayer):
-            raise InputError(
-                f"attention is True, but model '{model_class.__name__}' embeds no feature fields that it could encode"
-            )
         self.field_attention = FieldAttention(config["embedding_size"], config["attention_heads"])
         if isinstance(layer, ContextSeqEmbLayer):
             layer.register_forward_hook(lambda module, arguments, output: _encode_items(self, output))
