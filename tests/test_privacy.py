@@ -17,6 +17,8 @@ from recbole_fedkd.privacy import clipping
 from recbole_fedkd.privacy.accountant import epsilon_of, noise_for, rounds_within
 from recbole_fedkd.privacy.clipping import next_bound, noise_beside_count, usual_count_noise
 from recbole_fedkd.privacy.noise import LocalNoise, LocalSettings, discrete_gaussian, gaussian, uniform
+from recbole_fedkd.privacy.release import PrivateRelease
+from recbole_fedkd.privacy.settings import PrivacySettings
 
 FEDAVG = {
     "strategy": "fedavg",
@@ -420,6 +422,12 @@ def test_a_run_with_sampling_accounts_for_it_and_does_not_tell_who_took_part(run
     assert result["epsilon"] == pytest.approx(epsilon_of(1.0, 3, 1e-5, 0.1))
     assert result["epsilon"] < epsilon_of(1.0, 3, 1e-5)
     assert result["communication"]["clients_per_round"] == [{}, {}, {}]
+
+
+def test_a_draw_that_the_server_makes_hides_nobody_from_the_server():
+    release = PrivateRelease(PrivacySettings(clip=0.5, noise_multiplier=1.0, noise="local"), 3)
+    release.clients = 30
+    assert release.samples and release.spent_by(3) == pytest.approx(epsilon_of(1.0, 3, 1e-5))
 
 
 @pytest.mark.parametrize("engine", ["local", "fleet"])

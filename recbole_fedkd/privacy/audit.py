@@ -156,9 +156,10 @@ def audited(
     """One run of a release with canaries alone, as whoever the accountant speaks of gets to see it.
 
     A canary is a client whose message goes as far as the clip lets it, in a direction of its own, the same in every round; one
-    that is out changes nothing. A guesser who knows all directions finds how far what is seen goes along each, and takes those
-    along which it goes most for in, and those along which it goes least for out. Seen are the sums that the server lets out;
-    with distributed noise those that it gets; with local noise every message by itself.
+    that is out changes nothing; where clients are drawn in secret, so are canaries, round by round. A guesser who knows all
+    directions finds how far what is seen goes along each, and takes those along which it goes most for in, and those along
+    which it goes least for out. Seen are the sums that the server lets out; with distributed noise those that it gets; with
+    local noise every message by itself.
 
     Args:
         release: as of the run, of which nothing is changed.
@@ -178,7 +179,8 @@ def audited(
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     inside = uniform(canaries) < 0.5
 
-    own = PrivateRelease(replace(release.settings, epsilon=None, clip_quantile=None))  # whatever the run has spent
+    settings = replace(release.settings, epsilon=None, clip_quantile=None)  # whatever the run has spent
+    own = PrivateRelease(settings, max(1, round(release.rate * canaries)) if release.samples else None)
     own.clients, own.noise_multiplier = canaries, release.noise_multiplier
     clip = np.repeat([own.clip.norm_of(name) for name in shapes], sizes)  # of every number
     if local:
@@ -190,14 +192,17 @@ def audited(
                 told = stage.encode(Message("", 0, number, said)).arrays
                 along[number] += direction @ (np.concatenate(list(told.values())) / clip[:numbers])
     else:
-        summed = np.zeros(sum(sizes))
-        summed[:numbers] = directions[inside].sum(0)
-        heard = _heard(own, fold, link, shapes, summed * clip, int(inside.sum()), rounds) / clip
-        along = np.linalg.lstsq(directions.T, heard[:numbers], rcond=None)[0]
+        heard = []
+        for _ in range(rounds):
+            there = inside & (uniform(canaries) < own.rate)
+            summed = np.zeros(sum(sizes))
+            summed[:numbers] = directions[there].sum(0)
+            heard.append(_heard(own, fold, link, shapes, summed * clip, int(there.sum())) / clip)
+        along = np.linalg.lstsq(directions.T, np.sum(heard, axis=0)[:numbers], rcond=None)[0]
     order, half = np.argsort(along), canaries // 4
     right = int(inside[order[-half:]].sum() + (~inside[order[:half]]).sum()) if half else 0
     bound = epsilon_at_least(canaries, 2 * half, right, own.settings.delta)
-    return CanaryAudit(canaries, 2 * half, right, bound, own.spent_by(rounds))
+    return CanaryAudit(canaries, 2 * half, right, bound, release.spent_by(rounds))
 
 
 def _heard(
@@ -207,25 +212,21 @@ def _heard(
     shapes: Mapping[str, tuple[int, ...]],
     summed: Floats,
     answers: int,
-    rounds: int,
 ) -> Floats:
-    """What all rounds let out of a sum of changes ``[numbers]``, together; of a mean a share of it."""
+    """What a round lets out of a sum of changes ``[numbers]``; of a mean a share of it."""
     start: dict[str, Floats] = {
         name: np.asarray(link.reference.get(name, np.zeros(shape)), np.float64) for name, shape in shapes.items()
     }
     parts = np.split(summed, np.cumsum([each.size for each in start.values()])[:-1])
     change = {name: part.reshape(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
     share = max(answers, 1) if isinstance(fold, WeightedMean) else 1
-    heard = np.zeros(len(summed))
-    for _ in range(rounds):
-        if own.settings.noise == "distributed":
-            statistics, answers = _under_masks(own, fold, start, change)
-        else:
-            statistics = {name: torch.from_numpy(start[name] + part / share) for name, part in change.items()}
-        out = own.of_round(fold, statistics, answers, link)
-        assert out is not None
-        heard += np.concatenate([(out[name].double().numpy() - start[name]).ravel() for name in shapes])
-    return heard
+    if own.settings.noise == "distributed":
+        statistics, answers = _under_masks(own, fold, start, change)
+    else:
+        statistics = {name: torch.from_numpy(start[name] + part / share) for name, part in change.items()}
+    out = own.of_round(fold, statistics, answers, link)
+    assert out is not None
+    return np.concatenate([(out[name].double().numpy() - start[name]).ravel() for name in shapes])
 
 
 def _under_masks(

@@ -84,9 +84,17 @@ class PrivateRelease(Release):
         """As of :class:`Release`."""
         return self._used
 
+    @property
+    def secret_rate(self) -> float:
+        """As ``rate``, for who does not know who takes part. The server does, so that noise against the server itself, which
+        clients add, is accounted as if all always took part.
+        """
+        return self.rate if self.settings.noise == "central" else 1.0
+
     def spent_by(self, releases: int) -> float:
         """Epsilon of so many rounds."""
-        return epsilon_of(self.noise_multiplier, releases, self.settings.delta, self.rate, self.settings.accountant)
+        settings = self.settings
+        return epsilon_of(self.noise_multiplier, releases, settings.delta, self.secret_rate, settings.accountant)
 
     @property
     def count_noise(self) -> float:
@@ -116,7 +124,9 @@ class PrivateRelease(Release):
         self.clients, settings = clients, self.settings
         if settings.noise_multiplier is None and not self.releases:  # a resumed run goes on with the noise that it had
             assert settings.epsilon is not None
-            self.noise_multiplier = noise_for(settings.epsilon, rounds, settings.delta, self.rate, settings.accountant)
+            self.noise_multiplier = noise_for(
+                settings.epsilon, rounds, settings.delta, self.secret_rate, settings.accountant
+            )
         if settings.clip_quantile is not None and self.count_noise <= self.noise_multiplier / 2:
             raise InputError(
                 f"privacy.clip_count_noise is {self.count_noise:g}; it must be above half of the noise multiplier, "
