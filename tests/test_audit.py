@@ -311,6 +311,12 @@ def test_there_is_nothing_to_audit_where_nobody_sends_anything(run):
         audited_run(run("AttnStudent", epochs=1)["run_folder"])
 
 
+def test_a_coordinators_folder_has_nothing_to_run_again(tmp_path, capsys):
+    (tmp_path / "server.pth").touch()
+    assert main(["audit", str(tmp_path)]) == 2
+    assert "is a coordinator's, whose rows are with its parties" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [[], ["--rounds=1"]])
 def test_an_audit_needs_a_run(arguments, capsys):
     assert main(["audit", *arguments]) == 2

@@ -111,7 +111,13 @@ def audit(arguments: Sequence[str]) -> int:
     rounds, most = take_count(keys, "rounds", most=1000), take_count(keys, "clients", most=10_000)
     from recbole_fedkd.auditing import MOST_CLIENTS, audited_run, write_audit
     from recbole_fedkd.logs import screen
+    from recbole_fedkd.machines.coordinator import SERVER_STATE
 
+    if (Path(arguments[0]) / SERVER_STATE).is_file():
+        raise InputError(
+            f"folder '{arguments[0]}' is a coordinator's, whose rows are with its parties; audit a run of the same keys in one "
+            "process (engine=local)"
+        )
     with screen(logging.ERROR):
         made = audited_run(arguments[0], rounds, most or MOST_CLIENTS, **keys)
         page = write_audit(made, Path(arguments[0]))
@@ -119,7 +125,8 @@ def audit(arguments: Sequence[str]) -> int:
         line = (
             f"round {each.round}  {each.kind}{', masked' if each.masked else ''}  membership AUC {each.membership:.3f}"
         )
-        print(f"{line}  exact sets {100 * each.exact:.0f} %", flush=True)
+        ratings = "" if each.ratings is None else f"  exact ratings {100 * each.ratings:.0f} %"
+        print(f"{line}  exact sets {100 * each.exact:.0f} %{ratings}", flush=True)
     if made.canaries is not None:
         print(
             f"epsilon  at least {made.canaries.epsilon:.3f} by canaries, at most {made.canaries.accounted:.3f} accounted"
