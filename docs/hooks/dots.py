@@ -28,7 +28,7 @@ PICTURES = {
 }
 # Tables of a page, by their place, that are drawn as curves over epsilon: the column, and what it is of.
 CURVES = {
-    "epsilon": {0: ("RMSE ↓", "factors, ml-1m"), 3: ("AUC ↑", "fedavg, ml-1m"), 2: ("AUC ↑", "fedavg, ml-100k")},
+    "epsilon": {0: ("RMSE ↓", "factors, ml-1m"), 4: ("AUC ↑", "fedavg, ml-1m"), 3: ("AUC ↑", "fedavg, ml-100k")},
 }
 Point = tuple[str, str, float, float, str]
 """Row, series, value, deviation, and what is told beside it."""
