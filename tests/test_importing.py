@@ -1,5 +1,6 @@
 """Tables of anybody's become datasets: what is guessed, what is dropped and told, and what is refused in one sentence."""
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -242,6 +243,26 @@ def test_columns_of_a_frame_keep_the_names_that_config_keys_give_them(frame):
 def test_a_wrong_frame_is_refused():
     with pytest.raises(InputError, match="the data frame has no column that looks like the user"):
         recbole_fedkd.run_recbole_fedkd("Bias", pd.DataFrame({"a": [1]}), config_dict=QUIET)
+
+
+def test_what_is_packed_is_read_or_said_to_be(tmp_path):
+    text = b"user,item,rating\nu,i,3\nv,j,4\n"
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(text))
+    assert read_table(tmp_path / "t.csv.gz")["item"].tolist() == ["i", "j"]
+    for content, says in (
+        (gzip.compress(text)[:-9], "cannot be unpacked"),
+        (b"PK\x03\x04", "is an archive"),
+        (b"\x1f\x8b" + text, "cannot be read"),
+    ):
+        (tmp_path / "t.csv").write_bytes(content)
+        with pytest.raises(InputError, match=says):
+            read_table(tmp_path / "t.csv")
+
+
+def test_a_list_is_no_user():
+    frame = pd.DataFrame({"user": [["a"], ["b"]], "item": ["x", "y"], "rating": [3, 4]})
+    with pytest.raises(InputError, match="column 'user' holds \\['a'\\]; it must have one value a row"):
+        import_table(frame, {})
 
 
 def test_parquet_is_read_with_its_types(tmp_path):

@@ -265,6 +265,13 @@ def test_a_sequence_gets_its_latest_entry_and_a_full_one_loses_its_first():
     assert appended(past, torch.tensor([2, 3]), torch.tensor([9, 8])).tolist() == [[1, 2, 9], [2, 3, 8]]
 
 
+@pytest.mark.parametrize("kind", ["central", "factors", "MF", "BPR", "Pop"])
+def test_no_pairs_have_no_scores_and_who_knows_all_items_is_told_none(kind, loaded):
+    found = loaded(kind)
+    assert not len(found.score([]))
+    assert not len(found.recommend_for([(item, 3) for item in found.items]))
+
+
 def test_learning_finds_the_minimum_of_a_loss_with_its_prior():
     # (x - 3)^2 + x^2 / 2 is smallest at x = 2.
     found = learn({"x": torch.zeros(1)}, lambda named: (named["x"] - 3).square().sum())

@@ -214,7 +214,7 @@ def import_file(arguments: Sequence[str]) -> int:
     from recbole_fedkd.data.side_files import side_table
 
     file = arguments[0]
-    name = keys.pop("name", Path(file).stem)
+    name = keys.pop("name", Path(file.removesuffix(".gz")).stem)
     folder = Path(keys.pop("data_path", "dataset"))
     overwrite = keys.pop("overwrite", "False") == "True"
     encoding, separator = keys.pop("encoding", None), keys.pop("separator", None)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import io
 import re
 import tempfile
 import warnings
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,6 +40,7 @@ _CALLED = {
 }  # fmt: skip
 _NAMES = {"title", "item", "items", "movie", "product", "book", "user", "users", "customer", "member", "author"}
 """What may as well be a name, beside a column ``id``."""
+GZIP, ARCHIVES = b"\x1f\x8b", (b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf")
 _SEPARATORS = ",;\t|"
 _LARGEST_SAMPLE = 64 * 1024
 _DECIMAL_COMMA = r"[-+]?\d+,\d+"
@@ -109,14 +112,19 @@ def read_table(path: str | Path, encoding: str | None = None, separator: str | N
                 f"'{file}' is no CSV, TSV or parquet file; save it as one, or give run_recbole_fedkd a data frame"
             )
         content = file.read_bytes()
+        content = gzip.decompress(content) if content.startswith(GZIP) else content
     except ImportError as error:
         raise InputError(f"'{file}': parquet needs the package pyarrow; pip install pyarrow") from error
     except OSError as error:
         raise InputError(f"'{file}' cannot be read: {error.strerror or error}") from error
     except InputError:
         raise
+    except (EOFError, zlib.error) as error:
+        raise InputError(f"'{file}' cannot be unpacked: {error}") from error
     except Exception as error:  # pyarrow raises what it likes on what is no parquet
         raise InputError(f"'{file}' cannot be read as parquet: {str(error)[:200]}") from error
+    if content.startswith(ARCHIVES):
+        raise InputError(f"'{file}' is an archive; unpack it")
     read_as = encoding or ("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     try:
         text = content.decode(read_as)
@@ -288,6 +296,9 @@ def _texts(column: pd.Series) -> pd.Series:
 
 
 def _tokens(column: pd.Series, imported: Imported) -> pd.Series:
+    nested = next((each for each in column if isinstance(each, list | tuple | set | dict | np.ndarray)), None)
+    if nested is not None:
+        raise InputError(f"column '{column.name}' holds {shown(nested)}; it must have one value a row")
     texts = _texts(column)
     clean = tokens_of(column)
     changed = int((clean != texts).sum())

@@ -214,7 +214,7 @@ class FoldIn:
         others[0] = False
         pool = torch.nonzero(others).flatten()
         generator = torch.Generator().manual_seed(int(self.config["seed"]))
-        return pool[torch.randint(len(pool), (count if len(pool) else 0,), generator=generator)]
+        return pool[torch.randint(max(1, len(pool)), (count if len(pool) else 0,), generator=generator)]
 
     # RecBole's models
 

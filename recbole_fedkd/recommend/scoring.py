@@ -53,6 +53,8 @@ class Scorer:
     @torch.no_grad()
     def of_pairs(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores ``[n]`` of pairs of ids ``[n]``."""
+        if not len(users):
+            return torch.zeros(0)
         if not isinstance(self.model, LabelledRecommender):  # RecBole's may rank by something else than they predict
             scores = self._ranked_pairs(users, items)
             if scores is not None:
@@ -62,7 +64,7 @@ class Scorer:
             rows = self.rows(some)
             rows.update(Interaction({self.item_field: those}))
             parts.append(self._predict(self._joined(rows)))
-        return torch.cat(parts) if parts else torch.zeros(0)
+        return torch.cat(parts)
 
     def _ranked_pairs(self, users: Tensor, items: Tensor) -> Tensor | None:
         """Scores ``[n]`` of pairs in the rankings of their users; None where a model ranks nothing by itself."""
