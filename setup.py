@@ -80,6 +80,8 @@ setup(
             "hypothesis>=6.100,<7",
             "mypy>=1.15,<3",
             "opacus>=1.5,<2",
+            # The flame graph of docs/performance.md.
+            "py-spy>=0.4,<1",
             "pyarrow>=14,<30",
             "pytest>=8,<10",
             # The tests on two processor cores at a time.
