@@ -359,6 +359,16 @@ def test_the_verdict_does_not_claim_what_no_test_shows(records):
     )
 
 
+def test_the_verdict_claims_no_more_than_the_table_beside_it(records):
+    # One metric by itself would tell them apart (p .029); among two it does not.
+    for seed, (gap, other) in enumerate([(0.10, 0.01), (0.13, -0.01), (0.07, 0.002)], start=1):
+        records.run("reference", seed, {"mae": 0.8, "auc": 0.6})
+        records.run("best", seed, {"mae": 0.8 - gap, "auc": 0.6 + other})
+    told = judged(records)
+    assert "best is best in MAE" in told[0] and "not significantly better than any other row" in told[0]
+    assert told[-1].endswith("of 1 row 0 are significantly better and 0 significantly worse in MAE.")
+
+
 def test_the_verdict_opens_the_page_and_users_alone_can_decide(records):
     users = np.random.default_rng(3).normal(0.7, 0.02, 40)
     records.run("worse", 1, {"mae": 0.8}, users=users_of(users + 0.1))

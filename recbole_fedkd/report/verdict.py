@@ -45,7 +45,7 @@ def verdict(group: Group, comparisons: Sequence[Comparison], scale: Scale | None
         return (f"The rows were judged by different protocols in {name}, so that none can be called the best.",)
     order = sorted(means, key=lambda row: means[row] if lower_is_better(metric) else -means[row])
     best, ties = order[0], [row for row in order if row in best_of(group, metric, means)]
-    tests = by_place(compare(group, [metric], best))
+    tests = _tests(group, comparisons, metric, best)
     shared = f" (as printed it shares this place with {listed(ties[1:])})" if len(ties) > 1 else ""
     sentences = [
         f"{named(best)} is best in {name}: {_value(group, best, metric)}{shared}, {_against_others(tests, order[1:], metric)}.",
@@ -59,7 +59,7 @@ def verdict(group: Group, comparisons: Sequence[Comparison], scale: Scale | None
             f"Of the rows that send something, {named(top)} is best: {_value(group, top, metric)}, "
             f"{_against(tests.get((top, metric), []), best)}. {_cost(group, top)}"
         )
-    sentences += _cheaper(group, metric, top, order)
+    sentences += _cheaper(group, comparisons, metric, top, order)
     if scale is not None and scale.floor and scale.ceiling and top is not None:
         closed = share_closed(group, top, metric, scale.floor, scale.ceiling)
         if closed.count:
@@ -74,6 +74,19 @@ def verdict(group: Group, comparisons: Sequence[Comparison], scale: Scale | None
             f"significantly better and {trends.count('worse')} significantly worse in {name}."
         )
     return tuple(sentences)
+
+
+def _tests(
+    group: Group, comparisons: Sequence[Comparison], metric: str, row: str
+) -> dict[tuple[str, str], list[Comparison]]:
+    """Of every other row against one, as the table tells what it is to the reference: it corrects for all its metrics."""
+    of_table = by_place(comparisons)
+    if row == group.reference:
+        return of_table
+    found = by_place(compare(group, [metric], row))
+    if (row, metric) in of_table and group.reference is not None:
+        found[group.reference, metric] = of_table[row, metric]
+    return found
 
 
 def _value(group: Group, row: str, metric: str) -> str:
@@ -127,13 +140,15 @@ def _against(tests: Sequence[Comparison], best: str) -> str:
     )
 
 
-def _cheaper(group: Group, metric: str, top: str | None, order: Sequence[str]) -> list[str]:
+def _cheaper(
+    group: Group, comparisons: Sequence[Comparison], metric: str, top: str | None, order: Sequence[str]
+) -> list[str]:
     """The row with the fewest bytes that no test tells from the best one of those that send something."""
     if top is None:
         return []
     places = bytes_and_quality(group, metric)
     front = front_rows({row: places[row] for row in order if places[row][0]}, not lower_is_better(metric))
-    tests = by_place(compare(group, [metric], top))
+    tests = _tests(group, comparisons, metric, top)
     for row in front[: front.index(top)] if top in front else []:
         compared = tests.get((row, metric), [])
         if any(each.made for each in compared) and not significant_units(compared):
