@@ -445,7 +445,7 @@ def test_node_serverapp_and_superlink_may_be_killed(federation, superlink, tmp_p
     (tmp_path / "flags").mkdir()
     (tmp_path / "dies.py").write_text(DIES.format(flags=str(tmp_path / "flags")))
     plugins = {"plugins": [str(tmp_path / "dies.py")]}
-    folders, local, nursery = federation("codecs", held_back=1, given=plugins)
+    folders, local, nursery = federation("codecs", held_back=1, given=plugins, epochs=2)
     moments = {operation: (PROCESSES.Event(), PROCESSES.Event()) for operation in ("train", "judge")}
     home = tmp_path / "codecs"
     told = (folders[-1], home / "cut" / "manifest", f"{flower.SCHEME}{superlink.address}", moments)
@@ -500,4 +500,4 @@ def test_node_serverapp_and_superlink_may_be_killed(federation, superlink, tmp_p
         last.kill()
     assert killed == ["superlink", *2 * ["node", "serverapp", "superlink"]]
     assert {flag.name for flag in (tmp_path / "flags").iterdir()} == {"server", "state", "superlink"}
-    assert_as_local(folders, local, home / "server")
+    assert_as_local(folders, local, home / "server", rounds=2)

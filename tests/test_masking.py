@@ -349,8 +349,9 @@ RUBBISH = {
         "another's": lambda said, other: other,
         "none": lambda said, other: msgpack.packb([]),
         "of two": lambda said, other: msgpack.packb(2 * msgpack.unpackb(said)),
-        "no point": row(0, lambda key: bytes(32)),
-        "no point to mask by": row(1, lambda key: bytes([1]) + bytes(31)),
+        "no point": {"_public_bytes": lambda key: bytes(32)},
+        "no point that gives nothing": {"_public_bytes": lambda key: bytes([1]) + bytes(31)},
+        "changed": row(1, lambda key: key[::-1]),
         "short": row(1, lambda key: key[:31]),
         "unsigned": row(3, lambda signature: signature[::-1]),
     },
@@ -408,7 +409,8 @@ def test_the_sum_is_that_of_the_others_whatever_rubbish_a_client_says_and_nothin
         )
         if deals and 1 in letters:
             with monkeypatch.context() as patched:
-                patched.setattr(masking, "shares_of", made["shares_of"])
+                for name, other in made.items():
+                    patched.setattr(masking, name, other)
                 answers |= hidden._ask_here(asked, {1: letters[1]})
         if asked == step and callable(made) and 1 in answers:  # who has spoiled a sum is not asked again
             answers[1] = made(answers[1], answers[0])
