@@ -142,6 +142,23 @@ def test_attention_over_many_networks_at_once_is_that_of_one_after_the_other(mon
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
+def test_of_no_sample_there_is_no_attention(attention):
+    query, past, items = histories(3, 1, 5, 6, False)
+    context, weights = attention.over(
+        query[:0], replace(past, items=past.items[:0], labels=(past.labels[0][:0], past.labels[1])), items[:0]
+    )
+    assert context.shape == (0, 1, 6) and weights.shape == (0, 1, 5)
+    assert attention(query[:0], torch.randn(0, 5, 6))[0].shape == (0, 1, 6)
+
+
+@pytest.mark.parametrize("broken", ["query.weight", "head", "position_bias"])
+def test_what_is_not_a_number_is_told_and_not_hidden(attention, broken):
+    attention.get_parameter(broken).data.fill_(float("nan"))
+    query, past, items = histories(3, 1, 5, 6, False)
+    assert attention.over(query, past, items)[0][1].isnan().all()
+    assert broken == "position_bias" or attention(query, torch.randn(3, 5, 6))[0].isnan().all()
+
+
 class Over(torch.nn.Module):
     """Attention over histories as a module's forward: ``torch.func`` swaps the parameters of those."""
 

@@ -21,8 +21,9 @@ Tensors = tuple[Tensor, ...]
 
 
 def attends(*tensors: Tensor) -> bool:
-    """Whether :func:`attend` can be asked about these tensors."""
-    return all(each.dtype == torch.float32 and each.device.type == "cpu" for each in tensors) and has_compiler()
+    """Whether :func:`attend` can be asked about these tensors: single precision, on the processor, not empty."""
+    fit = all(each.dtype == torch.float32 and each.device.type == "cpu" and each.numel() for each in tensors)
+    return fit and has_compiler()
 
 
 def attend(
@@ -258,10 +259,10 @@ def _weigh(
         for key in range(slots):
             for i in range(lanes):
                 power = exponential(scores[head, key, i] - most[i])
-                scores[head, key, i] = power if scores[head, key, i] > 0.1 * HIDDEN else 0.0
+                scores[head, key, i] = 0.0 if scores[head, key, i] <= 0.1 * HIDDEN else power
                 total[i] += scores[head, key, i]
         for i in range(lanes):
-            total[i] = 1.0 / (total[i] * count) if total[i] > 0.0 else 0.0
+            total[i] = 0.0 if total[i] == 0.0 else 1.0 / (total[i] * count)
         for key in range(slots):
             for i in range(lanes):
                 scores[head, key, i] *= total[i]

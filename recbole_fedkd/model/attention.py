@@ -92,7 +92,7 @@ class TargetAttention(nn.Module):
         """Keys last, where a softmax over 30 of them is several times faster."""
         batch, targets, width = projected.shape
         expanded = (projected.unsqueeze(2) * heads).view(batch, targets * len(heads), width)
-        scores = torch.bmm(expanded, keys.transpose(1, 2)).view(batch, targets, len(heads), -1)
+        scores = torch.bmm(expanded, keys.transpose(1, 2)).view(batch, targets, len(heads), keys.shape[1])
         if self.position_bias is not None:
             scores = scores + self.position_bias.T
         if mask is not None:
