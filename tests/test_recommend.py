@@ -265,6 +265,12 @@ def test_a_sequence_gets_its_latest_entry_and_a_full_one_loses_its_first():
     assert appended(past, torch.tensor([2, 3]), torch.tensor([9, 8])).tolist() == [[1, 2, 9], [2, 3, 8]]
 
 
+@pytest.mark.parametrize(("kind", "says"), [("BPR", "trained without clients"), ("fedavg", "must be an integer in")])
+def test_a_client_that_is_not_there_serves_nobody(kind, says, loaded):
+    with pytest.raises(InputError, match=f"client is 99; .*{says}"):
+        loaded(kind).recommend_for([("i1", 5)], client=99)
+
+
 @pytest.mark.parametrize("kind", ["central", "factors", "MF", "BPR", "Pop"])
 def test_no_pairs_have_no_scores_and_who_knows_all_items_is_told_none(kind, loaded):
     found = loaded(kind)

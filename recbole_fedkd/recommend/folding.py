@@ -70,9 +70,15 @@ class FoldIn:
         Raises:
             InputError: a rating that the model needs, or a model that has no answer.
         """
+        of_users = getattr(self.model, "client_of_user", None)
+        numbers = int(of_users.max()) + 1 if self.config.federated and of_users is not None else 0
+        if client is not None and not (type(client) is int and 0 <= client < numbers):
+            allowed = (
+                f"it must be an integer in [0, {numbers - 1}]" if numbers else "the model was trained without clients"
+            )
+            raise InputError(f"client is {client!r}; {allowed}")
         clients: list[int | None] = [client]
         if client is None and self.config.federated and not self._shares_network:
-            numbers = int(self.model.client_of_user.max()) + 1
             clients = torch.linspace(0, numbers - 1, min(numbers, ASKED)).long().tolist()
         return torch.stack([self._scores_by(each, items, ratings) for each in clients]).mean(0)
 
@@ -145,11 +151,6 @@ class FoldIn:
         """The network that serves somebody new, and the parameters in which it differs from what the module holds."""
         if not self.config.federated:
             return getattr(self.model, "network", self.model), {}
-        clients = int(self.model.client_of_user.max()) + 1
-        if client is not None and (
-            isinstance(client, bool) or not isinstance(client, int) or not 0 <= client < clients
-        ):
-            raise InputError(f"client is {client!r}; it must be an integer in [0, {clients - 1}]")
         number = client or 0
         if not isinstance(self.model, CompactPopulation):
             return self.model.networks[number], {}
