@@ -259,6 +259,22 @@ def test_what_is_packed_is_read_or_said_to_be(tmp_path):
             read_table(tmp_path / "t.csv")
 
 
+@pytest.mark.parametrize(
+    ("frame", "says"),
+    [
+        (
+            pd.DataFrame({"a": ["x"], "b": ["y"]}),
+            "say USER_ID_FIELD=<column> ITEM_ID_FIELD=<column>, and RATING_FIELD and",
+        ),
+        (pd.DataFrame({"user": ["x"], "item": ["y"], "rating": ["z"]}), "but 'z'; name another by RATING_FIELD$"),
+        (pd.Series(["x"]), "dataset is a Series; it must be the name of a folder in data_path, or a data frame"),
+    ],
+)
+def test_who_gives_a_frame_is_answered_with_keys(frame, says):
+    with pytest.raises(InputError, match=says):
+        recbole_fedkd.run_recbole_fedkd("Bias", frame, saved=False)
+
+
 def test_a_list_is_no_user():
     frame = pd.DataFrame({"user": [["a"], ["b"]], "item": ["x", "y"], "rating": [3, 4]})
     with pytest.raises(InputError, match="column 'user' holds \\['a'\\]; it must have one value a row"):

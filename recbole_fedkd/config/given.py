@@ -63,6 +63,10 @@ def named(given: Mapping[str, Any], model: str | type | None, dataset: str | Non
         InputError: one of them is not named, or by something that is no name.
     """
     chosen = model or given.get("model") or values_of_preset(given).get("model")
+    if dataset is not None and not isinstance(dataset, str | int | float):
+        raise InputError(
+            f"dataset is a {type(dataset).__name__}; it must be the name of a folder in data_path, or a data frame"
+        )
     name = dataset or given.get("dataset")
     if not chosen:
         raise InputError("no model is named; give --model=<name>, such as AttnFedKD")

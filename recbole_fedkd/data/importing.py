@@ -427,7 +427,12 @@ def frame_as_dataset(frame: pd.DataFrame, given: Mapping[str, Any], kept: bool) 
     fields = {role: str(given.get(key) or FIELDS[role]) for role, key in keys.items()}
     columns = {str(name) for name in frame.columns}
     named = {role: field if field in columns else None for role, field in fields.items()}
-    imported = import_table(frame.copy(), named, "the data frame")
+    try:
+        imported = import_table(frame.copy(), named, "the data frame")
+    except InputError as error:
+        # Who gives a frame writes keys, and no command.
+        said = re.sub(r", or leave \w+ out by .*", "", str(error))
+        raise InputError(re.sub(r"--(\w+)", lambda found: keys.get(found[1], found[0]), said)) from error
     digest = hashlib.sha256(pd.util.hash_pandas_object(imported.table, index=False).to_numpy().tobytes())
     name = f"frame-{digest.hexdigest()[:12]}"
     if kept:
