@@ -122,6 +122,26 @@ def test_attention_in_machine_code_is_that_of_torch_and_so_is_its_gradient(
         torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("batch", "targets", "slots"), [(150, 1, 5), (40, 6, 6), (2, 90, 4)])
+def test_gradients_of_attention_over_keys_of_its_own_do_not_depend_on_the_samples_before(
+    monkeypatch, batch, targets, slots
+):
+    torch.manual_seed(0)
+    attention = TargetAttention(6, 4, slots)
+    query, keys = (torch.randn(batch, count, 6, requires_grad=True) for count in (targets, slots))
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        loss = sum(
+            (found * torch.linspace(-1, 2, found.numel()).view_as(found)).sum() for found in attention(query, keys)
+        )
+        return torch.autograd.grad(loss, [query, keys, attention.head, attention.position_bias])
+
+    compiled = gradients()
+    monkeypatch.setattr("recbole_fedkd.model.attention.attends", lambda *_: False)
+    for found, expected in zip(compiled, gradients(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_attention_over_many_networks_at_once_is_that_of_one_after_the_other(monkeypatch):
     torch.manual_seed(0)
     attention = TargetAttention(6, 4, 5)

@@ -146,6 +146,7 @@ def _attend(
                     query[x, lane] = projected[network, first + lane, x]
                 for key in range(slots):
                     numbers[key, lane] = rows[network, entry, key] if rows.shape[1] > 0 else entry * slots + key
+                    seen[key, lane] = 0.0  # on the way back it holds derivatives of the lanes before
                 if past.shape[1] > 0:
                     item, own = items[network, 0, first + lane], False
                     for key in range(slots):
