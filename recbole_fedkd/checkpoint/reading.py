@@ -128,7 +128,7 @@ def open_checkpoint(file: Path) -> Checkpoint:
     """Read one checkpoint file.
 
     Raises:
-        InputError: it is not there, damaged, no checkpoint, or one of another version or form.
+        InputError: it is not there, damaged, not a checkpoint, or one of another version or form.
     """
     if not file.is_file():
         raise InputError(f"checkpoint '{file}' does not exist")

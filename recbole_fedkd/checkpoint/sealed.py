@@ -72,7 +72,7 @@ def read_sealed(file: Path, kind: str = "checkpoint") -> tuple[dict[str, Any], b
     seal = content[-_SEAL_LENGTH:]
     if not seal.startswith(_MARK):
         raise InputError(
-            f"{kind} '{file}' cannot be read: it is truncated, damaged, no checkpoint, or one of recbole_fedkd 0.2.0"
+            f"{kind} '{file}' cannot be read: it is truncated, damaged, not a checkpoint, or one of recbole_fedkd 0.2.0"
         )
     if seal != _seal(memoryview(content)[:-_SEAL_LENGTH]):
         raise InputError(

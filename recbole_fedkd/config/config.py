@@ -45,15 +45,9 @@ from recbole_fedkd.distillation.losses import MutualWeights
 from recbole_fedkd.errors import InputError, shown
 from recbole_fedkd.federated.knowledge import KNOWLEDGE
 from recbole_fedkd.federated.strategy import STRATEGIES
-from recbole_fedkd.model import (
-    MODELS,
-    AttnFedKD,
-    Bias,
-    FactorizationRecommender,
-    GramRecommender,
-    corrected,
-    has_fields,
-)
+from recbole_fedkd.model import MODELS, AttnFedKD, Bias, corrected, has_fields
+from recbole_fedkd.model.factorization import FactorizationRecommender
+from recbole_fedkd.model.gram import GramRecommender
 from recbole_fedkd.privacy.settings import check_attack, check_privacy
 from recbole_fedkd.registry import declared_settings, settings_of
 
@@ -257,9 +251,8 @@ class FedKDConfig(JudgedConfig):
         rating = self._chosen("RATING_FIELD")
         if mode == "rating":
             if not self.attentive or issubclass(model_class, FactorizationRecommender | GramRecommender):
-                use = "use label_mode=threshold"
-                if "label_mode" not in self.external_config_dict:
-                    use = f"preset {self._chosen('preset')} is one of AttnFedKD, use that model or another preset"
+                of_preset = f"preset {self._chosen('preset')} is one of AttnFedKD, use that model or another preset"
+                use = "use label_mode=threshold" if "label_mode" in self.external_config_dict else of_preset
                 raise InputError(
                     f"label_mode=rating needs a model with one output per rating, which {model_class.__name__} is not; "
                     f"{use}"
