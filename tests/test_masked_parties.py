@@ -9,13 +9,15 @@ from test_machines import RUN, Federation
 
 pytest.importorskip("cryptography")
 
+from recbole_fedkd.data.schema import read_schema
 from recbole_fedkd.engine import ClientError, InProcess
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.envelope import MASK, TRAIN, Answer, Request
 from recbole_fedkd.federated.message import Message
 from recbole_fedkd.federated.random_k import common_places
-from recbole_fedkd.machines.manifest import IDENTITY
+from recbole_fedkd.machines.manifest import IDENTITY, Manifest, write_manifest
 from recbole_fedkd.machines.party import Party
+from recbole_fedkd.privacy.accountant import noise_for
 from recbole_fedkd.privacy.identity import MaskingError
 from recbole_fedkd.privacy.masking import MaskingClient
 from recbole_fedkd.privacy.secure_sum import STEPS
@@ -284,6 +286,44 @@ def test_noise_of_the_parties_is_in_the_sum(parties):
         [(value - before[name]).flatten() for name, value in remote.engine.server.state.items()]
     ).double()
     assert float(changed.std()) == pytest.approx(3.0 * 2.0 / 4, rel=8 / len(changed) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "multiplier"),
+    [({"noise_multiplier": 3.0}, 3.0), ({"epsilon": 4.0, "epochs": 3}, noise_for(4.0, 3, 1e-5))],
+    ids=["noise_multiplier", "epsilon"],
+)
+def test_parties_add_no_less_noise_than_their_own_config_asks_for(parties, asked, multiplier):
+    rounds = {name: asked.pop(name) for name in ("epochs",) if name in asked}
+    privacy = {"clip": 2.0, "noise": "distributed", "unit": "client", **asked}
+    remote, _ = parties("fedavg", privacy=privacy, client_weights="uniform", **rounds)
+    remote.engine.server.release.start(4, 3)
+    remote.engine.run_round(0)
+    party, share = remote.parties[0], multiplier / 2  # of four clients
+    samples = remote.engine.sizes
+
+    def told(noise, samples=samples):
+        terms = msgpack.packb([list(samples.items()), noise, b"salt"])
+        request = Request(RUN, MASK, 0, 0, msgpack.packb(["keys", terms]))
+        return Answer.from_bytes(party.answer(request.to_bytes()))
+
+    assert told(share).said and told(2 * share).said
+    for noise in (None, 0.0, float("nan"), float("inf"), 1e-12, 0.99 * share):
+        answer = told(noise)
+        assert not answer.said and f"{noise or 0:.4g} times the clip" in answer.detail
+        assert float(answer.detail.split()[-1]) == pytest.approx(share, rel=1e-3)
+    # With clients that nobody knows each would add less.
+    assert "client 4, who has no part" in told(multiplier / 5**0.5, {**samples, 4: 1}).detail
+
+
+def test_a_manifest_names_the_noise_that_has_been_found_already(prepared, tmp_path):
+    """A resumed run has that of its first rounds; more rounds would ask for more."""
+    privacy = {"clip": 2.0, "epsilon": 4.0, "noise": "distributed", "unit": "client"}
+    config, _, loaders, _ = prepared(
+        strategy="fedavg", client_num=3, client_weights="uniform", secure_aggregation=True, privacy=privacy
+    )
+    write_manifest(config, read_schema(loaders[0]._dataset, 3), tmp_path / "manifest", {}, 2.5)
+    assert Manifest.load(tmp_path / "manifest").config["privacy"] == {**privacy, "noise_multiplier": 2.5}
 
 
 KILLED = """

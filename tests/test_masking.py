@@ -13,6 +13,7 @@ from scipy.stats import chisquare, hypergeom
 
 pytest.importorskip("cryptography")
 
+from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.aggregate import Sums
 from recbole_fedkd.federated.message import Message
 from recbole_fedkd.federated.random_k import common_places
@@ -624,3 +625,16 @@ def test_every_attempt_whose_masks_may_come_off_is_spent():
     hidden.ask = ask
     assert hidden.into(Sums()) == list(range(5))
     assert spent == [1, 2, 3]
+
+
+def test_noise_that_whole_numbers_round_to_none_is_refused(run):
+    privacy = {"clip": 1e-12, "noise_multiplier": 1.0, "noise": "distributed"}
+    with pytest.raises(InputError, match=r"privacy.clip is 1e-12, .* clip must be at least "):
+        run(
+            "AttnFedKD",
+            strategy="fedavg",
+            partition="user",
+            client_weights="uniform",
+            secure_aggregation=True,
+            privacy=privacy,
+        )

@@ -140,8 +140,13 @@ def digest_of(folder: Path) -> bytes:
     return digest.digest()
 
 
-def write_manifest(config: FedKDConfig, schema: DataSchema, folder: Path, parties: Mapping[int, Path]) -> None:
-    """Write what is public into a folder; under masks also whose key is whose, and into each party's folder its own."""
+def write_manifest(
+    config: FedKDConfig, schema: DataSchema, folder: Path, parties: Mapping[int, Path], noise: float | None = None
+) -> None:
+    """Write what is public into a folder; under masks also whose key is whose, and into each party's folder its own.
+
+    ``noise`` is the multiplier of ``privacy``, where it has been found already.
+    """
     identities = {}
     if config["secure_aggregation"]:
         # Needs an extra, and says so before anything is written.
@@ -160,6 +165,8 @@ def write_manifest(config: FedKDConfig, schema: DataSchema, folder: Path, partie
     values = {
         name: value for name, value in config.plain_values().items() if name not in others or others[name] != value
     }
+    if noise:
+        values["privacy"] = {**values["privacy"], "noise_multiplier": noise}
     # Whose machine it was is nobody's business.
     write_json({**values, "data_path": f"dataset/{values['dataset']}"}, folder / CONFIG)
     for number, identity in identities.items():

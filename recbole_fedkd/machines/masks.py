@@ -6,6 +6,8 @@ one, with new keys: nothing is ever said twice under one mask. Asked the same ag
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -14,8 +16,9 @@ import msgpack
 from recbole_fedkd.federated.client import Client
 from recbole_fedkd.federated.message import Message, MessageError
 from recbole_fedkd.federation.parties import clip_of
+from recbole_fedkd.privacy.accountant import PRECISION, noise_for
 from recbole_fedkd.privacy.identity import Identity, MaskingError
-from recbole_fedkd.privacy.secure_sum import KEYS, STEPS, Grid, SecureClient, terms_of
+from recbole_fedkd.privacy.secure_sum import KEYS, STEPS, Grid, SecureClient, fewest, terms_of
 from recbole_fedkd.privacy.settings import PrivacySettings
 
 
@@ -68,10 +71,7 @@ class PartyMasks:
         privacy = PrivacySettings.of(self.config)
         deviation = None
         if privacy is not None and privacy.noise == "distributed":
-            if noise is None or not noise > 0:
-                raise MaskingError("the server says nothing of the noise that its clients add")
-            bound = privacy.bound
-            deviation = partial(_deviation, noise, bound.norm_of)
+            deviation = partial(_deviation, self._agreed(privacy, noise, samples), privacy.bound.norm_of)
         empty = partial(client.strategy.empty, {}, samples)
         grid = Grid(samples)
         if self.config["codecs"]:
@@ -81,6 +81,30 @@ class PartyMasks:
         half = SecureClient(client.number, empty, grid, deviation, self.identity, self.run)
         half.take(self.message)
         return half
+
+    def _agreed(self, privacy: PrivacySettings, noise: float | None, samples: Mapping[int, int]) -> float:
+        """The noise that the server names; raises :class:`MaskingError` where that is less than the config asks for."""
+        number, known = self.client.number, self.identity.directory if self.identity is not None else samples
+        if strange := sorted(samples.keys() - known.keys()):  # with more clients each adds less
+            raise MaskingError(
+                f"client {number} is to share the noise with client {strange[0]}, who has no part in this run"
+            )
+        multiplier = privacy.noise_multiplier or self._noise_of_budget(privacy)
+        asked = multiplier / math.sqrt(fewest(len(samples), self.config["min_clients"]))
+        if noise is None or not asked <= noise < math.inf:
+            raise MaskingError(
+                f"client {number} is told to add noise of {noise or 0:.4g} times the clip, and what it has agreed to asks for "
+                f"{asked:.4g}"
+            )
+        return noise
+
+    def _noise_of_budget(self, privacy: PrivacySettings) -> float:
+        """The least noise multiplier that the budget allows, but for what two machines may find apart."""
+        assert privacy.epsilon is not None
+        exchange, rounds = self.client.strategy.exchange_rounds, self.config["epochs"]
+        if hasattr(self.config.model_class, "sums"):
+            rounds = 1 + exchange
+        return noise_for(privacy.epsilon, min(rounds, exchange or rounds), privacy.delta) * (1 - 2 * PRECISION)
 
     def _read(self, request: bytes) -> tuple[str, bytes]:
         try:

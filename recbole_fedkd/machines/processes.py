@@ -28,6 +28,7 @@ from recbole_fedkd.machines.nursery import FAILED, Nursery
 from recbole_fedkd.machines.party import STATE, begin_as, served
 from recbole_fedkd.machines.relay import RelayedTransport
 from recbole_fedkd.machines.sockets import SocketTransport
+from recbole_fedkd.privacy.release import PrivateRelease
 
 
 def obstacle(config: Any, clients: int) -> str | None:
@@ -86,18 +87,26 @@ class _Running:
         clients: as which the parties begin.
         run: name of the run.
         on_flower: whether parties are nodes of a Flower SuperLink that is started beside them.
+        noise: noise multiplier of ``privacy``, which a resumed run has from another; None without.
     """
 
     transport: SocketTransport | RelayedTransport
 
     def __init__(
-        self, config: Any, dataset: Any, client_of_user: Any, clients: Sequence[Client], run: str, on_flower: bool
+        self,
+        config: Any,
+        dataset: Any,
+        client_of_user: Any,
+        clients: Sequence[Client],
+        run: str,
+        on_flower: bool,
+        noise: float | None,
     ) -> None:
         # Whatever is made of users' rows is gone when the run is.
         self._folder, self._lock = folder, lock = _new_folder()
         manifest = folder / "manifest"
         self.folders = party_folders(folder, range(len(clients)))
-        write_manifest(config, read_schema(dataset, len(clients)), manifest, self.folders)
+        write_manifest(config, read_schema(dataset, len(clients)), manifest, self.folders, noise)
         for number, rows in enumerate(rows_of_clients(dataset, client_of_user)):
             write_party(manifest, number, rows, self.folders[number])
             begin_as(clients[number].snapshot(), run, self.folders[number] / STATE)
@@ -173,7 +182,8 @@ class ProcessesEngine(RemoteEngine):
         if self._running is not None:
             return
         self.run, self.counted = new_run(), {}
-        self._running = running = _Running(*self._cut, self.clients, self.run, self.name == "flower")
+        noise = self.server.release.noise_multiplier if isinstance(self.server.release, PrivateRelease) else None
+        self._running = running = _Running(*self._cut, self.clients, self.run, self.name == "flower", noise)
         self._closing = weakref.finalize(self, running.close)
         running.await_parties(self.timeout)
         self.transport, self.signers = running.transport, running.signers

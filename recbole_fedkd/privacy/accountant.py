@@ -17,7 +17,8 @@ from recbole_fedkd.errors import InputError
 
 ACCOUNTANTS = ("prv", "rdp")
 _LARGEST_NOISE = 1e6
-_PRECISION = 1e-4
+PRECISION = 1e-4
+"""Of a noise multiplier that is found, as a share of it."""
 
 
 def gaussian_delta(epsilon: float, mean: float) -> float:
@@ -99,7 +100,7 @@ def noise_for(epsilon: float, releases: int, delta: float, rate: float = 1.0, ac
         low, high = high, 2 * high
         if high > _LARGEST_NOISE:
             raise InputError(f"no noise keeps {releases} rounds within privacy.epsilon={epsilon:g}; it must be larger")
-    while high - low > _PRECISION * high:
+    while high - low > PRECISION * high:
         middle = (low + high) / 2
         low, high = (middle, high) if too_much(middle) else (low, middle)
     return high

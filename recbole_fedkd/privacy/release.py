@@ -108,6 +108,17 @@ class PrivateRelease(Release):
         noise = noise_beside_count(self.noise_multiplier, self.count_noise) if moves else self.noise_multiplier
         return noise * self.clip.norm_of(name)
 
+    def check_step(self, step: float) -> None:
+        """Raise :class:`InputError` for noise that whole numbers of so many units of a message would round to none."""
+        bounds = self.clip
+        clip = min(bounds.clip_norm, *bounds.norms.values()) if bounds.norms else bounds.clip_norm
+        if self.noise_multiplier * clip < step:
+            raise InputError(
+                f"privacy.clip is {clip:g}, and with noise_multiplier {self.noise_multiplier:g} clients' noise is below a step "
+                "of the whole numbers that masks hide, which is none; clip must be at least "
+                f"{step / self.noise_multiplier:.2g}"
+            )
+
     def start(self, clients: int, rounds: int) -> int:
         """Before the first round: find the noise, where it follows from the budget.
 

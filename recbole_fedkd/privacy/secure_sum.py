@@ -116,6 +116,11 @@ def share_of(fold: Fold, samples: int) -> float:
     return fold.weight_of(Message("", 0, 0, {}, Training(samples))) / fold.expected
 
 
+def fewest(clients: int, least: int | None) -> int:
+    """Clients that must be in a sum of so many, who share the noise; ``least``: as of :class:`SecureSum`."""
+    return max(least or clients, LEAST)
+
+
 def fraction_bits(clients: int) -> int:
     """Binary places of the fixed point, with which sums of so many clients fit into 63 bits."""
     return 62 - 20 - math.ceil(math.log2(max(clients, 2)))
@@ -220,12 +225,15 @@ class SecureSum(Hidden):
     ) -> None:
         super().__init__()
         self.empty, self.samples, self.release, self.identities = empty, samples, release, identities
-        self.least = max(least or len(samples), LEAST)
+        self.least = fewest(len(samples), least)
         self.grid = grid(samples)
         self.seen: dict[int, bytes] = {}
         self._headers: dict[int, Message] = {}
         self._clients: dict[int, SecureClient] = {}
         self._layout: _Layout = {}
+        if release is not None:
+            share = min(share_of(empty(), each) for each in samples.values()) / math.sqrt(self.least)
+            release.check_step(2.0 ** -fraction_bits(len(samples)) / share)
 
     def add(self, upload: Message) -> None:
         """The client's side: its vector.
