@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -149,6 +151,59 @@ def test_counts_stay_counts_and_within_the_bound(numbers, counts, bound):
         assert np.array_equal(made["n"], whole)
 
 
+def told_of(items, labels, scale):
+    """A message of knowledge of a client with these ratings: samples, histogram, and sums of logits."""
+    seen = np.bincount(items, minlength=12).astype(np.int32)
+    histogram = np.zeros((12, 3), np.int32)
+    np.add.at(histogram, (items, labels), 1)
+    sums = (seen[:, None] * np.array([scale, 2 * scale, -scale])).astype(np.float32)
+    return {"sums": sums, "seen": seen, "histogram": histogram}
+
+
+ratings = st.lists(st.tuples(st.integers(0, 11), st.integers(0, 2)), min_size=1, max_size=40)
+
+
+@given(ratings, st.floats(0, 100), st.floats(0.1, 30), st.dictionaries(st.just("seen"), st.floats(0.5, 9)))
+def test_of_counts_that_do_not_fit_some_stay_within_the_bound(rated, scale, bound, norms):
+    """Both ends say the same, and what fits stays bit for bit."""
+    settings = ClipSettings(bound, norms)
+    before = told_of(*np.array(rated).T, scale)
+    made = clipped(before, settings, (3, 7))
+    assert length(made, settings) <= 1 + 1e-6
+    assert all((made[name] >= 0).all() and (made[name] <= before[name]).all() for name in ("seen", "histogram"))
+    again = clipped(made, settings, (0,))
+    for name, array in made.items():
+        assert array.dtype == before[name].dtype
+        np.testing.assert_allclose(again[name], array, rtol=1e-6)
+        if length(before, settings) <= 1:
+            assert array is before[name]
+    one_item = {name: array[[np.flatnonzero(before["seen"])[0]]] for name, array in before.items()}
+    if length({name: np.minimum(one_item[name], 1) for name in ("seen", "histogram")}, settings) <= 1:
+        assert made["seen"].any()
+
+
+def test_items_that_stay_in_a_clipped_message_keep_their_means_and_change_from_round_to_round():
+    """Ten items of length 2.96 ** .5 each are shortened to 3, which three of them are."""
+    items = np.arange(10)
+    before = told_of(items, items % 3, 0.4)
+    made = [clipped(before, ClipSettings(3.0), (round_index, 5)) for round_index in range(20)]
+    for each in made:
+        kept = each["seen"] > 0
+        assert kept.sum() == 3
+        for name, array in before.items():
+            np.testing.assert_array_equal(each[name][kept], array[kept])
+            assert not each[name][~kept].any()
+    assert sum(each["seen"] for each in made)[:10].all()
+
+
+def test_label_counts_that_do_not_fit_are_fewer_and_keep_their_means():
+    before = {"sums": np.outer([30, 40], [0.1, 0.2]).astype(np.float32), "weights": np.array([30, 40], np.int32)}
+    made = clipped(before, ClipSettings(25.0))
+    assert made["weights"].min() >= 14 and made["weights"].sum() >= 33
+    means = made["sums"] / made["weights"][:, None]
+    np.testing.assert_allclose(means, [[0.1, 0.2]] * 2, rtol=0.1)
+
+
 @given(arrays, arrays, st.floats(1e-3, 1e3))
 def test_a_clipped_message_is_no_longer_than_the_bound_and_points_where_it_did(first, second, bound):
     made = clipped({"a": first, "b": second, "n": np.array([True])}, ClipSettings(bound))
@@ -202,6 +257,16 @@ def test_one_user_changes_no_more_than_the_clip(prepared, engine, keys, bound):
     """Of a sum the clip, of a mean the clip over the clients; the messages here are longer than that."""
     whole, less = (told_by_a_round(prepared, without, engine, keys) for without in ((), (4,)))
     assert whole and 0.9 * bound < distance(whole, less) <= bound * (1 + 1e-3)
+
+
+@pytest.mark.parametrize(("keys", "clip"), [(ITEM, 3.0), (LABEL, 1.5)], ids=["item", "label"])
+def test_engines_keep_the_same_of_counts_that_do_not_fit(prepared, keys, clip):
+    keys = {**keys, "privacy": {"clip": clip, "noise_multiplier": 1.0}}
+    local, fleet = (told_by_a_round(prepared, (), engine, keys) for engine in ("local", "fleet"))
+    for name, value in local.items():
+        torch.testing.assert_close(fleet[name], value, rtol=1e-3, atol=1e-4)
+    counts = local["seen" if "seen" in local else "weights"]
+    assert counts.sum() >= 30  # of thirty clients
 
 
 OWN_CLIPS = {"clip": 7.0, "clips": {"histogram": 2.0, "product_*": 0.02, "squares": 3.0}, "noise_multiplier": 1.0}
@@ -459,6 +524,10 @@ def test_a_round_without_anybody_lets_noise_out_all_the_same(prepared, engine, m
         ({"privacy": [1.0]}, "privacy is"),
         ({"privacy": {"clip": 1.0, "epsilon": 1.0, "clips": {"histogram": 0}}}, r"privacy\.clips\.histogram is 0"),
         ({"privacy": {"clip": 1.0, "epsilon": 1.0, "clips": {"p:*": 1.0}}}, "sends networks"),
+        (
+            {"strategy": "afd", "knowledge": "item", "privacy": {"clip": 9.0, "epsilon": 1.0, "clips": {"nosuch*": 2}}},
+            r"privacy\.clips\.nosuch\* matches no array .* there are sums, seen, histogram$",
+        ),
         ({"privacy": {"clip": 1.0, "epsilon": 1.0, "noise": "distributed"}}, "set secure_aggregation=True"),
         ({"privacy": {"clip": 1.0, "epsilon": 1.0, "noise": "local"}}, r"set privacy\.noise_multiplier"),
         ({"privacy": {"clip": 1.0, "epsilon": 1.0, "clip_quantile": 1}}, r"privacy\.clip_quantile is 1"),
@@ -497,6 +566,38 @@ def test_a_central_run_is_not_private(run):
 def test_clients_may_be_the_unit(run):
     result = run(**{**FEDAVG, "partition": "random", "privacy": {**FEDAVG["privacy"], "unit": "client"}})
     assert result["epsilon"] > 0
+
+
+@pytest.mark.parametrize(
+    ("bound", "told"),
+    [
+        ({"privacy": {"clip": 1.4, "noise_multiplier": 1.0}}, True),
+        ({"privacy": {"clip": 1.5, "noise_multiplier": 1.0}}, False),
+        ({"privacy": {"clip": 1.0, "clips": {"seen": 2, "histogram": 2}, "noise_multiplier": 1.0}}, False),
+        ({"privacy": None, "stages": ["clip", "codecs"], "clip_norm": 1.4}, True),
+    ],
+)
+def test_a_bound_that_holds_not_one_sample_is_told(prepared, caplog, bound, told):
+    prepared(**{**ITEM, "client_num": 4, **bound})
+    assert sum("Clients send zeros" in each.message for each in caplog.records) == told
+
+
+def test_patterns_of_bounds_in_shipped_experiments_match_arrays(prepared):
+    names = ("factor_size", "sketch_width", "sketch_passes", "em_steps", "privacy")
+    rows = [
+        {name: keys[name] for name in names}
+        for file in sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
+        for keys in yaml.safe_load(file.read_text(encoding="utf-8")).get("rows", {}).values()
+        if (keys.get("privacy") or {}).get("clips")
+    ]
+    differing = [
+        keys
+        for number, keys in enumerate(rows)
+        if keys["privacy"]["clips"] not in [each["privacy"]["clips"] for each in rows[:number]]
+    ]
+    assert len(rows) == 8 and len(differing) == 2
+    for keys in differing:
+        prepared(**{**FACTORS, **keys})
 
 
 @pytest.mark.parametrize(

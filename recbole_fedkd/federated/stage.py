@@ -28,6 +28,9 @@ from recbole_fedkd.registry import NoSettings, Registry, setting
 
 Arrays = dict[str, NDArray[np.generic]]
 
+ROUNDING = 1e-9
+"""By so much a sum of squares that is 1 may miss it."""
+
 
 def difference(arrays: Mapping[str, NDArray[np.generic]], reference: Mapping[str, NDArray[np.generic]]) -> Arrays:
     """Arrays minus those of the same name in ``reference``; what has no reference stays as it is."""
@@ -211,6 +214,18 @@ class ClipSettings:
         """The bound of one array: that of the first pattern that its name matches, else ``clip_norm``."""
         return next((norm for pattern, norm in self.norms.items() if fnmatchcase(name, pattern)), self.clip_norm)
 
+    def empties(self, schema: Schema) -> str | None:
+        """Why messages of this schema come to nothing: the bound does not hold the counts of one sample; None: it does."""
+        arrays = schema.arrays.items()
+        counts = [name for name, spec in arrays if spec.counts and np.issubdtype(spec.dtype, np.integer)]
+        one = sum(self.norm_of(name) ** -2 for name in counts) ** 0.5
+        if one <= 1 + ROUNDING:
+            return None
+        return (
+            f"Clients send zeros: the counts of one sample ({', '.join(counts)}) are {one:.3g} times as long as their bound "
+            "lets a message be; raise privacy.clip, or clip_norm of stage clip"
+        )
+
 
 @register_stage
 class Clip(Stage):
@@ -223,8 +238,8 @@ class Clip(Stage):
     settings_type = ClipSettings
 
     def encode(self, message: Message) -> Message:
-        """The same direction, no longer than the bound."""
-        return replace(message, arrays=clipped(message.arrays, self.settings))
+        """No longer than the bound; of counts that do not fit others stay in every round and of every client."""
+        return replace(message, arrays=clipped(message.arrays, self.settings, (message.round, message.sender + 1)))
 
     def decode(self, message: Message, schema: Schema | None) -> Message:
         """As the other end: whatever comes is no longer."""
@@ -236,31 +251,87 @@ class Clip(Stage):
         return replace(schema, arrays={name: spec._replace(empty=True) for name, spec in schema.arrays.items()})
 
 
-def clipped(arrays: Mapping[str, NDArray[np.generic]], settings: ClipSettings) -> Arrays:
+def clipped(arrays: Mapping[str, NDArray[np.generic]], settings: ClipSettings, seeds: Sequence[int] = (0,)) -> Arrays:
     """Arrays whose joint L2 norm, each in units of its bound, is within 1.
 
     Whole numbers come first, since a count times a factor is none: where they fit they stay, and the others are shortened to
-    what is left; else they are shortened towards 0, and the others are 0.
+    what is left. Where they do not fit, there are fewer of them (:func:`_fewer`).
+
+    Args:
+        arrays: of a message.
+        settings: bounds.
+        seeds: of which counts are kept that do not fit all.
     """
     units = {name: settings.norm_of(name) for name, array in arrays.items() if array.dtype.kind in "fiu"}
     exact = {name: arrays[name].astype(np.float64) for name in units}
-    room, factors = 1.0, dict[str, float]()
-    for whole in (True, False):
-        names = [name for name in exact if (arrays[name].dtype.kind != "f") == whole]
-        norm = float(np.sqrt(sum((exact[name] ** 2).sum() / units[name] ** 2 for name in names)))
-        factors |= dict.fromkeys(names, min(1.0, room / norm) if norm else 1.0)
-        room = float(np.sqrt(max(room**2 - norm**2, 0.0)))
-    # A cast to whole numbers drops what follows the point.
-    return {
-        name: (exact[name] * factors[name]).astype(array.dtype) if factors.get(name, 1.0) < 1.0 else array
-        for name, array in arrays.items()
-    }
+    whole = {name: unit for name, unit in units.items() if arrays[name].dtype.kind != "f"}
+    changed = set[str]()
+    if _norm(exact, whole) > 1 + ROUNDING:
+        exact = _fewer(exact, whole, _norm(exact, units), np.random.default_rng(seeds))
+        changed = set(units)
+    others = {name: unit for name, unit in units.items() if name not in whole}
+    room, norm = float(np.sqrt(max(1.0 - _norm(exact, whole) ** 2, 0.0))), _norm(exact, others)
+    if norm > room:
+        exact |= {name: exact[name] * (room / norm) for name in others}
+        changed |= set(others)
+    return {name: exact[name].astype(array.dtype) if name in changed else array for name, array in arrays.items()}
+
+
+def _fewer(
+    exact: Mapping[str, NDArray[np.float64]], whole: Mapping[str, float], norm: float, generator: np.random.Generator
+) -> dict[str, NDArray[np.float64]]:
+    """Counts that fit, and with them what belongs to them.
+
+    All would be divided by the norm, if counts could be: each is divided and rounded down, and then drawn rows (an item's or a
+    label's place along the first axis, the same of all arrays) are rounded up, as many as have room in the counts' part of the
+    bound; one at least, if the whole bound holds one. Other arrays of as many rows keep of each row the share that its counts
+    keep, so that a sum over a count stays what it was.
+
+    Args:
+        exact: arrays of a message.
+        whole: units of those of counts, which do not fit.
+        norm: of all arrays, in units, above 1.
+        generator: draws the rows.
+    """
+    counts = {name: np.atleast_1d(exact[name]) for name in whole if exact[name].size}
+    rows = max(map(len, counts.values()))
+    tables = [each.reshape(len(each), -1) for each in counts.values()]
+    widths = [table.shape[1] for table in tables]
+    told = np.hstack([np.pad(table, ((0, rows - len(table)), (0, 0))) for table in tables])
+    units = np.repeat([whole[name] for name in counts], widths)
+
+    down, up = np.trunc(told / norm), np.copysign(np.ceil(np.abs(told) / norm), told)
+    costs = ((up**2 - down**2) / units**2).sum(1)
+    room = _norm(exact, whole) ** 2 / norm**2 - ((down / units) ** 2).sum() + ROUNDING
+    drawn = generator.permutation(np.flatnonzero(costs))
+    fits = drawn[costs[drawn] <= room]
+    raised = fits[np.cumsum(costs[fits]) <= room]
+    if not down.any() and not len(raised):
+        raised = drawn[np.argsort(costs[drawn], kind="stable")][:1]
+        raised = raised[costs[raised] <= 1 + ROUNDING]
+    kept = down.copy()
+    kept[raised] = up[raised]
+
+    made = dict(exact)
+    for name, part in zip(counts, np.split(kept, np.cumsum(widths)[:-1], axis=1), strict=True):
+        made[name] = part[: len(counts[name])].reshape(exact[name].shape)
+    squares = (told**2).sum(1)
+    shares = np.divide((kept * told).sum(1), squares, out=np.ones(rows), where=squares > 0)
+    for name in exact.keys() - whole.keys():
+        if rows > 1 and exact[name].shape[:1] == (rows,):
+            made[name] = (exact[name].T * shares).T
+    return made
+
+
+def _norm(exact: Mapping[str, NDArray[Any]], units: Mapping[str, float]) -> float:
+    """Joint L2 norm of the arrays that have a unit, in these."""
+    return float(np.sqrt(sum((exact[name] ** 2).sum() / unit**2 for name, unit in units.items())))
 
 
 def length(arrays: Mapping[str, NDArray[np.generic]], settings: ClipSettings) -> float:
     """Joint L2 norm of arrays, each in units of its bound; :func:`clipped` leaves what is within 1 as it is."""
     exact = {name: array.astype(np.float64) for name, array in arrays.items() if array.dtype.kind in "fiu"}
-    return float(np.sqrt(sum((value**2).sum() / settings.norm_of(name) ** 2 for name, value in exact.items())))
+    return _norm(exact, {name: settings.norm_of(name) for name in exact})
 
 
 def received_through(stages: Sequence[Stage], message: Message, schema: Schema | None) -> Message:

@@ -356,6 +356,9 @@ def server_of(config: Any, strategy: Strategy, shared: SharedState, schema: Data
         hides = partial(SecureSum, least=config["min_clients"] or 0, release=noisy, identities=here)
     server = Server(strategy, config["seed"], config["clients_per_round"], wire_of(config, clients), release, hides)
     server.start(shared)
+    bound, sent = privacy.bound if privacy is not None else clip_of(server.codecs), strategy.upload_schema(server.state)
+    if bound is not None and sent is not None and (warning := bound.empties(sent)) is not None:
+        getLogger().warning(warning)
     if hides is not None:
         server.link.stages = [
             stage for stage in server.link.stages if not isinstance(stage, Clip)

@@ -8,6 +8,7 @@ coins of the operating system (Poisson sampling): a fixed number out of a public
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -287,6 +288,12 @@ def check_strategy(strategy: Strategy, state: ServerState, samples: bool, settin
         raise InputError(
             f"privacy needs to know what is summed, and strategy '{strategy.name}' says it not by a schema of its uploads, and "
             "by Sums or WeightedMean"
+        )
+    unmatched = [pattern for pattern in settings.clips if not fnmatch.filter(schema.arrays, pattern)]
+    if unmatched:
+        raise InputError(
+            f"privacy.clips.{unmatched[0]} matches no array that clients send; with strategy '{strategy.name}' there are "
+            f"{', '.join(schema.arrays)}"
         )
     if isinstance(fold, WeightedMean):
         weights = {fold.weight_of(Message("", 0, 0, {}, Training(samples))) for samples in (1, 2)}
