@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_fedkd import run_recbole_fedkd
+from recbole_fedkd.checkpoint import check_unspent, last_and_best, mark_spent
 from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.federated.message import Message, Training
 from recbole_fedkd.federated.stage import Clip, ClipSettings, clipped, length
@@ -21,6 +22,7 @@ from recbole_fedkd.privacy.clipping import next_bound, noise_beside_count, usual
 from recbole_fedkd.privacy.noise import LocalNoise, LocalSettings, discrete_gaussian, gaussian, uniform
 from recbole_fedkd.privacy.release import PrivateRelease
 from recbole_fedkd.privacy.settings import PrivacySettings
+from recbole_fedkd.trainer import FedKDTrainer
 
 FEDAVG = {
     "strategy": "fedavg",
@@ -433,6 +435,11 @@ def test_a_resumed_run_goes_on_counting(run):
     assert spent == pytest.approx([epsilon_of(1.0, count, 1e-5) for count in range(1, len(spent) + 1)])
     assert spent[:2] == [each["epsilon"] for each in first["rounds"]]
     assert 2 < len(spent) == rounds_within(9.0, lambda count: epsilon_of(1.0, count, 1e-5), 9)
+    with pytest.raises(InputError, match=rf"gone on with in '{second['run_folder']}'.*; resume from there"):
+        run_recbole_fedkd(config_dict={"resume": first["run_folder"], "epochs": 9})
+    # Where nothing is left, nothing is spent.
+    again = run_recbole_fedkd(config_dict={"resume": second["run_folder"], "epochs": 9}, saved=False)
+    assert again["epsilon"] == second["epsilon"] and not list(Path(second["run_folder"]).glob("spent-*.json"))
 
 
 def test_a_resumed_run_keeps_the_noise_that_its_budget_was_dealt_out_by(run):
@@ -441,6 +448,26 @@ def test_a_resumed_run_keeps_the_noise_that_its_budget_was_dealt_out_by(run):
     second = run_recbole_fedkd(config_dict={"resume": first["run_folder"], "epochs": 5})
     assert len(second["rounds"]) == 2
     assert second["epsilon"] == first["epsilon"] <= 8.0
+
+
+def test_a_best_checkpoint_does_not_take_back_what_its_run_spent_later(run, monkeypatch):
+    scores = iter([0.4, 0.5])
+    monkeypatch.setattr(
+        FedKDTrainer, "_valid_epoch", lambda *_args, **_keys: ((score := next(scores)), {"rmse": score})
+    )
+    result = run(**{**FEDAVG, "epochs": 2, "metrics": ["RMSE"], "valid_metric": "RMSE"})
+    last, best = last_and_best(result["run_folder"])
+    assert (last.state["epoch"], best.state["epoch"]) == (1, 0)
+    with pytest.raises(
+        InputError, match=r"is that of round 1, and its run has spent of privacy until round 2.*last\.pth'"
+    ):
+        run_recbole_fedkd(config_dict={"resume": str(best.file), "epochs": 6})
+    # Of two that go on with one checkpoint at once, the second does not spend.
+    check_unspent(last, "here")
+    mark_spent(last, None)
+    for again in (lambda: mark_spent(last, Path("other")), lambda: check_unspent(last, "here")):
+        with pytest.raises(InputError, match=r"gone on with, which spends of privacy.*; start a new run"):
+            again()
 
 
 @pytest.mark.parametrize("keys", [LABEL, ITEM], ids=["label", "item"])

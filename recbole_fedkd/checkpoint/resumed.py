@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
-from recbole_fedkd.checkpoint.reading import Checkpoint
+from recbole_fedkd.checkpoint.reading import LAST, Checkpoint, open_checkpoint
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.config.given import read_given
 from recbole_fedkd.config.keys import described_keys, keys_with
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.files import regular_file
 
 _FILE_NAME = re.compile(r"(^|_)(path|file|files|dir|folder)$")
 
@@ -90,6 +92,60 @@ def resumed_config(
             f"'{saved['dataset']}' lies in by data_path"
         )
     return config
+
+
+def check_unspent(checkpoint: Checkpoint, source: str | Path) -> None:
+    """Raise :class:`InputError` where ``privacy`` has let out more after a checkpoint than it knows of.
+
+    That is so where its run has gone further, or where another run has gone on with it, see :func:`mark_spent`.
+    """
+    state, latest = checkpoint.state, checkpoint.file.with_name(LAST)
+    if checkpoint.file.name != LAST and latest.is_file():
+        later = open_checkpoint(latest).state
+        if later["epoch"] > state["epoch"] and later["records"][: len(state["records"])] == state["records"]:
+            raise InputError(
+                f"checkpoint '{source}' is that of round {state['epoch'] + 1}, and its run has spent of privacy until round "
+                f"{later['epoch'] + 1}, which cannot be taken back; resume from '{latest}'"
+            )
+    mark = _mark_of(checkpoint)
+    if mark.is_file():
+        raise _spent(mark, source)
+
+
+def mark_spent(checkpoint: Checkpoint, by: Path | None) -> None:
+    """Leave beside a checkpoint that a run has gone on with it and lets something out under ``privacy``.
+
+    Args:
+        checkpoint: that the run has gone on with.
+        by: its folder; None: it keeps none.
+
+    Raises:
+        InputError: another run has, also if it runs at the same time.
+    """
+    mark = _mark_of(checkpoint)
+    try:
+        with mark.open("x", encoding="utf-8") as writing:
+            json.dump({"resumed_in": None if by is None else str(by)}, writing)
+    except FileExistsError:
+        raise _spent(mark, checkpoint.file) from None
+
+
+def _mark_of(checkpoint: Checkpoint) -> Path:
+    return checkpoint.file.with_name(f"spent-{checkpoint.digest[:16]}.json")  # a best one may be the last one
+
+
+def _spent(mark: Path, source: str | Path) -> InputError:
+    try:
+        folder = json.loads(regular_file(mark).read_text(encoding="utf-8"))["resumed_in"]
+    except (OSError, ValueError, KeyError, TypeError):  # being written
+        folder = None
+    where, instead = (
+        ("", "start a new run, which adds to it") if folder is None else (f" in '{folder}'", "resume from there")
+    )
+    return InputError(
+        f"checkpoint '{source}' has been gone on with{where}, which spends of privacy, and a second time would spend it twice "
+        f"('{mark}' says so); {instead}"
+    )
 
 
 def values_to_read(saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from recbole.trainer import TraditionalTrainer, Trainer
 from recbole.utils import get_trainer, set_color
 from tqdm import tqdm
 
-from recbole_fedkd.checkpoint import restored
+from recbole_fedkd.checkpoint import Checkpoint, check_unspent, mark_spent, restored
 from recbole_fedkd.data.partition import held_out_clients
 from recbole_fedkd.engine import FleetEngine, LocalEngine, RoundReport
 from recbole_fedkd.errors import InputError, listed
@@ -103,11 +105,26 @@ class FedKDTrainer(CheckpointTrainer):
             with restored(self.config["resume"]):
                 self.engine.load_state_dict(self._resumed_training)
             self._resumed_training = None
+            if (release := self.engine.server.release) is not None and self._resumed_from is not None:
+                release.spends = partial(self._mark_spent, release, self._resumed_from[0])
         self.epochs = self.engine.rounds_of_budget(self.epochs)
         try:
             return super().fit(train_data, *args, **kwargs)
         finally:
             self.engine.close()
+
+    def resume_checkpoint(
+        self, resume_file: str | Path, checkpoints: tuple[Checkpoint, Checkpoint | None] | None = None
+    ) -> None:
+        """As of any trainer; raises :class:`InputError` also where ``privacy`` has spent more than the checkpoint knows."""
+        super().resume_checkpoint(resume_file, checkpoints)
+        if self.config["privacy"] and self._resumed_from is not None:
+            check_unspent(self._resumed_from[0], resume_file)
+
+    def _mark_spent(self, release: Release, source: Checkpoint, _state: dict[str, Any]) -> None:
+        """With the first release: nobody else goes on with the checkpoint."""
+        release.spends = None
+        mark_spent(source, self.run_folder if self._saving else None)
 
     def _train_once(self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool) -> float:
         assert self.engine is not None
