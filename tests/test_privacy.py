@@ -153,6 +153,11 @@ def test_counts_stay_counts_and_within_the_bound(numbers, counts, bound):
         assert np.array_equal(made["n"], whole)
 
 
+def test_counts_beside_numbers_that_are_none_stay_counts():
+    made = clipped({"n": np.array([3, 4], np.int32), "x": np.array([np.nan], np.float32)}, ClipSettings(2.5))
+    assert made["n"].tolist() in ([1, 2], [2, 1]) and np.isnan(made["x"]).all()
+
+
 def told_of(items, labels, scale):
     """A message of knowledge of a client with these ratings: samples, histogram, and sums of logits."""
     seen = np.bincount(items, minlength=12).astype(np.int32)

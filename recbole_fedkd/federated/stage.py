@@ -267,7 +267,9 @@ def clipped(arrays: Mapping[str, NDArray[np.generic]], settings: ClipSettings, s
     whole = {name: unit for name, unit in units.items() if arrays[name].dtype.kind != "f"}
     changed = set[str]()
     if _norm(exact, whole) > 1 + ROUNDING:
-        exact = _fewer(exact, whole, _norm(exact, units), np.random.default_rng(seeds))
+        norm = _norm(exact, units)  # of numbers that are none, which others refuse, counts are not to become any
+        norm = norm if np.isfinite(norm) else _norm(exact, whole)
+        exact = _fewer(exact, whole, norm, np.random.default_rng(seeds))
         changed = set(units)
     others = {name: unit for name, unit in units.items() if name not in whole}
     room, norm = float(np.sqrt(max(1.0 - _norm(exact, whole) ** 2, 0.0))), _norm(exact, others)
