@@ -97,7 +97,7 @@ def measured(clients: int) -> dict[str, Any]:
             canaries = asdict(audit.canaries) if audit.canaries is not None else None
             seen = [asdict(each) for each in audit.seen]
             made[f"{message}; {setting}"] = {"clients": audit.clients, "seen": seen, "canaries": canaries}
-            print(message, setting, [(each["array"], round(each["membership"], 4)) for each in seen], flush=True)
+            print(message, setting, [(each["array"], each["membership"]) for each in seen], flush=True)
     return made
 
 
@@ -156,6 +156,8 @@ def cell(record: dict[str, Any], place: int) -> str:
     if "refused" in record:
         return "refused"
     seen = record["seen"][place]
+    if seen["membership"] is None:
+        return "nothing to guess"
     if not seen["array"]:
         return "names no item" + (f"; label counts of {seen['labels']:.0%}" if seen["labels"] is not None else "")
     ratings = "" if seen.get("ratings") is None else f", ratings of {seen['ratings']:.0%}"

@@ -23,6 +23,7 @@ from recbole_fedkd.privacy.audit import (
     CanaryAudit,
     audited,
     deviation_by_chance,
+    guessable,
     item_scores,
     label_table,
     membership_auc,
@@ -45,25 +46,27 @@ class Seen:
         kind: of the messages.
         masked: whether it has got them under masks.
         array: whose numbers tell an item's membership best; empty where none names an item.
-        membership: AUC of a guess whether a client has rows of an item; .5: nothing.
+        membership: AUC of a guess whether a client has rows of an item; .5: nothing. None: there was nothing to guess.
         chance: standard deviation of that AUC where messages say nothing.
         exact: share of the clients whose set of items is exactly that of the rows that are not zero; who has all items does not
             count, since any noise says that.
         labels: share of the clients whose rows of each label are told exactly; None where nothing of that kind is told.
         ratings: share of the clients whose whole table of items and labels is told exactly; None as before.
         samples: whether every message says how many rows its client has.
+        pairs: clients and items that there were guesses for, of items that some of the clients have and others have not.
     """
 
     round: int
     kind: str
     masked: bool
     array: str
-    membership: float
+    membership: float | None
     chance: float
     exact: float
     labels: float | None
     ratings: float | None = None
     samples: bool = True
+    pairs: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Audit:
         clients: that were looked at, and how many there are.
         seen: of every round that was run again.
         canaries: of the release, where the run has one.
+        users: the most that one of these clients has; guesses are about clients, not about their users.
     """
 
     run: str
@@ -83,6 +87,7 @@ class Audit:
     clients: tuple[int, int]
     seen: tuple[Seen, ...]
     canaries: CanaryAudit | None
+    users: int
 
 
 class Tap:
@@ -181,7 +186,8 @@ def audit_of(config: Any, run: str, rounds: int | None = None, most: int = MOST_
         # As many rounds as the budget was dealt out over.
         canaries = audited(release, fold, server.link, CANARIES, exchanges or config["epochs"], config["seed"])
     settings = {name: config[name] for name in keys_with("said")}
-    return Audit(run, settings, (len(looked_at), len(everybody)), tuple(seen), canaries)
+    users = max(len(parts[number].interactions[schema.user_field].unique()) for number in looked_at)
+    return Audit(run, settings, (len(looked_at), len(everybody)), tuple(seen), canaries, users)
 
 
 def _seen(
@@ -197,11 +203,12 @@ def _seen(
     places = [place for place, number in enumerate(looked_at) if number in arrays]
     of_clients = [item_scores(arrays[looked_at[place]], dict(start), tables.shape[1]) for place in places]
     inside = tables[places].sum(2) > 0
-    best, chance, array, exact = 0.5, 0.0, "", 0.0
+    pairs = guessable(inside[:, 1:])
+    best, chance, array, exact = 0.5 if pairs else None, 0.0, "", 0.0
     for name in of_clients[0]:
         scores = np.stack([each[name] for each in of_clients])
         auc = membership_auc(scores[:, 1:], inside[:, 1:])
-        if auc > best or not array:
+        if not array or (auc or 0.0) > (best or 0.0):
             best, array, chance = auc, name, deviation_by_chance(scores[:, 1:], inside[:, 1:])
             right = ((scores > 0)[:, 1:] == inside[:, 1:]).all(1)
             exact = float((right & ~inside[:, 1:].all(1)).mean())
@@ -212,7 +219,7 @@ def _seen(
         labels = float(np.mean([np.array_equal(told.sum(0), table.sum(0)) for told, table in counted]))
         ratings = float(np.mean([np.array_equal(told, table) for told, table in counted]))
     masked = intake is not None and intake.hidden is not None
-    return Seen(index + 1, kind, masked, array, float(best), chance, exact, labels, ratings)
+    return Seen(index + 1, kind, masked, array, best, chance, exact, labels, ratings, pairs=pairs)
 
 
 def write_audit(made: Audit, folder: Path) -> Path:

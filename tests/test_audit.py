@@ -21,6 +21,7 @@ from recbole_fedkd.privacy.audit import (
     audited,
     deviation_by_chance,
     epsilon_at_least,
+    guessable,
     item_scores,
     label_table,
     membership_auc,
@@ -28,6 +29,7 @@ from recbole_fedkd.privacy.audit import (
 from recbole_fedkd.privacy.noise import gaussian
 from recbole_fedkd.privacy.release import PrivateRelease
 from recbole_fedkd.privacy.settings import PrivacySettings
+from recbole_fedkd.report.audit_page import verdict
 
 FEDAVG = {"strategy": "fedavg", "partition": "user", "client_weights": "uniform", "epochs": 1}
 FACTORS = {
@@ -76,6 +78,13 @@ def test_how_far_chance_takes_an_auc_is_what_many_draws_of_random_messages_show(
     told = np.mean([deviation_by_chance(scores, members) for scores in draws[:20]])
     assert told == pytest.approx(np.std(seen), rel=0.15)
     assert deviation_by_chance(members.astype(float), np.ones_like(members)) == 0.0
+
+
+def test_where_all_clients_have_the_same_items_nothing_is_guessed_rather_than_a_half():
+    some = np.array([[1, 1, 0], [1, 0, 0]], dtype=bool)
+    assert guessable(some) == 2 and membership_auc(some.astype(float), some) == 1.0
+    for none in (np.ones((3, 4), bool), np.zeros((3, 4), bool), some[:1]):
+        assert guessable(none) == 0 and membership_auc(none.astype(float), none) is None
 
 
 def test_rows_are_counted_by_item_and_label_where_a_message_says_so():
@@ -302,6 +311,39 @@ def test_an_audit_is_a_page_and_a_file_beside_it(run, capsys):
     assert "can tell which items a client has rated" in page and "5 clients of 30" in page
     kept = json.loads((result_folder({"run_folder": folder}) / "audit" / "audit.json").read_text())
     assert kept["seen"][0]["membership"] == 1.0
+
+
+def test_an_audit_without_guesses_does_not_say_that_the_server_cannot_tell(run, tmp_path, capsys):
+    (tmp_path / "tiny").mkdir()
+    rows = [f"u{user}\ti{item}\t{1 + (user * item) % 5}\t{item}" for user in range(12) for item in range(10)]
+    head = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
+    (tmp_path / "tiny" / "tiny.inter").write_text("\n".join([head, *rows]) + "\n")
+    keys = {"data_path": str(tmp_path), "load_col": {"inter": ["user_id", "item_id", "rating"]}, "feature_fields": []}
+    folder = run(strategy="fedavg", client_num=2, epochs=1, **keys)["run_folder"]
+    assert main(["audit", folder, "--rounds=1"]) == 0
+    told, page = capsys.readouterr().out, (Path(folder) / "audit" / "index.html").read_text()
+    kept = json.loads((Path(folder) / "audit" / "audit.json").read_text())
+    assert kept["seen"][0]["membership"] is None and kept["seen"][0]["pairs"] == 0 and kept["users"] == 6
+    for text in (told, page):
+        assert "cannot tell" not in text and "nothing to guess: all clients have all items" in text
+        assert "up to 6 users" in text and "not looked at" in text
+
+
+def test_a_guess_like_a_coins_is_called_safe_behind_masks_and_noise_of_clients_alone():
+    seen = {**dict.fromkeys(("labels", "ratings")), "array": "a", "membership": 0.5, "exact": 0.0, "masked": False}
+    for privacy, masked, safe in [
+        (None, False, False),
+        ("central", False, False),
+        ("local", False, True),
+        (None, True, True),
+    ]:
+        settings = {"privacy": privacy and {"noise": privacy}}
+        first, *_ = verdict({"seen": [{**seen, "masked": masked}], "settings": settings, "users": 1})
+        assert ("cannot tell" in first) == safe, (privacy, masked)
+    alone = {**seen, "membership": None, "exact": 1.0}
+    assert "all items" in verdict({"seen": [alone], "settings": {"privacy": None}, "users": 1})[0]
+    label = verdict({"seen": [{**seen, "array": ""}], "settings": {"privacy": None}, "users": 3})
+    assert "names an item" in label[0] and "up to 3 users" in label[1]
 
 
 def test_there_is_nothing_to_audit_where_nobody_sends_anything(run):

@@ -18,6 +18,8 @@ from recbole_fedkd import run_recbole_fedkd
 from recbole_fedkd.auditing import audited_run, write_audit
 from recbole_fedkd.checkpoint import large, read_sealed, write_sealed
 from recbole_fedkd.data.schema import ClientRows
+from recbole_fedkd.distillation.knowledge import AGGREGATIONS
+from recbole_fedkd.federated.knowledge import KNOWLEDGE
 from recbole_fedkd.machines.coordinator import SERVER_STATE
 from recbole_fedkd.splitting import split_federation
 
@@ -138,6 +140,27 @@ def test_the_server_of_parties_elsewhere_has_no_user_and_no_row_on_its_disk(name
     held = {len(ClientRows.load(party / "rows.npz").interactions["item_id"]) for party in folders}
     lengths = {tensor.shape[0] for tensor in tensors_of(state) if tensor.ndim}
     assert lengths and not lengths & {*held, sum(held), USERS, USERS + 1}
+
+
+ROBUST = ("attentive", "median", "trimmed_mean", "krum", "multi_krum")
+KEPT = {name: {"latest_means", "latest_counts", "teacher", "known"} for name in ROBUST} | {
+    **{"prediction": {"predictions", "clients"}, "factors": {"held"}, "fold_in": {"held"}, "item": {"held", "spoken"}},
+}
+
+
+@pytest.mark.parametrize("kind", sorted({*KNOWLEDGE, *AGGREGATIONS} - {"label", "gram"}))
+def test_the_page_names_all_that_a_server_keeps_of_single_clients(prepared, kind):
+    """The file of a coordinator has this state; what has a row for each of seven clients is of single ones."""
+    keys = {"knowledge": kind} if kind in KNOWLEDGE else {"aggregation": kind}
+    _, trainer, _, _ = prepared(strategy="afd", label_mode="rating", client_num=7, hidden_model_epochs=1, **keys)
+    trainer.engine.run_round(0)
+    state = trainer.engine.server.state_dict()["strategy"]
+    kept = {name for name, value in state.items() if value.ndim and value.shape[0] == 7}
+    assert kept == KEPT.get(kind, set())
+    page = (ROOT / "docs" / "privacy.md").read_text().splitlines()
+    (row,) = (line for line in page if line.startswith("| a coordinator's folder"))
+    told = set(re.findall(r"`(?:knowledge=)?(\w+)`", row))
+    assert told >= kept and (kind in told) == bool(kept)
 
 
 def tensors_of(value):

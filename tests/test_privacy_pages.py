@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from statistics import mean, stdev
 
 ROOT = Path(__file__).parents[1]
+MINUS = "\N{EN DASH}"
 
 
 def test_pages_on_membership_have_the_numbers_of_their_records(monkeypatch):
@@ -22,6 +24,46 @@ def test_pages_on_membership_have_the_numbers_of_their_records(monkeypatch):
         each for name, record in records.items() if name.endswith(("masks", "both")) for each in record.get("seen", [])
     ]
     assert hidden and all(abs(each["membership"] - 0.5) < 0.02 and not each["exact"] for each in hidden)
+
+
+def scores_of(folder):
+    """Test scores of an experiment's runs ``{row: {metric: [one a seed]}}``."""
+    found = {}
+    for file in sorted((ROOT / "experiments" / "results" / folder / "runs").iterdir()):
+        head, *_, last = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+        for metric, value in last["test"].items():
+            found.setdefault(head["row"], {}).setdefault(metric, []).append(value)
+    return found
+
+
+def test_tables_of_quality_at_epsilon_are_those_of_their_records(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "hooks"))
+    import dots
+
+    def told(values):
+        return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+
+    def change(row, against, metric):
+        per_cent = round(100 * (mean(row[metric]) / mean(against[metric]) - 1), 1)
+        return f"{'+' if per_cent > 0 else MINUS}{abs(per_cent)} %"
+
+    large, small = scores_of("epsilon-ml-1m"), scores_of("epsilon-ml-100k")
+    tables = dots.tables((ROOT / "docs" / "results" / "epsilon.md").read_text(encoding="utf-8"))
+    tables = [[[cell.replace("**", "") for cell in row] for row in table] for table in tables]
+    _, *rows = tables[0]
+    names = ["preset", "no noise", *(f"epsilon {epsilon}" for epsilon in (8, 4, 2, 1))]
+    assert [row[0] for row in rows[2:6]] == names[2:] and len(rows) == 7
+    preset, plain = large["factors, preset"], large["factors, no noise"]
+    for name, row in zip([*(f"factors, {name}" for name in names), "Bias"], rows, strict=True):
+        scores = large[name]
+        assert row[2:5] == [told(scores[metric]) for metric in ("accuracy", "mae", "rmse")], name
+        assert row[5] == ("" if scores is preset else change(scores, preset, "rmse")), name
+        assert row[6] == (change(scores, plain, "rmse") if "epsilon" in name else ""), name
+    for (_, *rows), scores in zip([t for t in tables if t[0][0] == "epsilon"], (small, large), strict=True):
+        for name, row in zip(["no noise", *names[2:]], rows, strict=True):
+            own, plain = scores[f"fedavg, {name}"], scores["fedavg, no noise"]
+            assert row[0] in ("no bound, no noise", name.removeprefix("epsilon "))
+            assert row[1:] == [told(own["auc"]), "" if own is plain else change(own, plain, "auc")], name
 
 
 def test_the_table_of_attacks_and_defences_is_whole_and_that_of_its_records(monkeypatch):

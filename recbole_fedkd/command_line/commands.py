@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -112,6 +113,7 @@ def audit(arguments: Sequence[str]) -> int:
     from recbole_fedkd.auditing import MOST_CLIENTS, audited_run, write_audit
     from recbole_fedkd.logs import screen
     from recbole_fedkd.machines.coordinator import SERVER_STATE
+    from recbole_fedkd.report.audit_page import verdict
 
     if (Path(arguments[0]) / SERVER_STATE).is_file():
         raise InputError(
@@ -122,11 +124,11 @@ def audit(arguments: Sequence[str]) -> int:
         made = audited_run(arguments[0], rounds, most or MOST_CLIENTS, **keys)
         page = write_audit(made, Path(arguments[0]))
     for each in made.seen:
-        line = (
-            f"round {each.round}  {each.kind}{', masked' if each.masked else ''}  membership AUC {each.membership:.3f}"
-        )
+        guess = "nothing to guess" if each.membership is None else f"membership AUC {each.membership:.3f}"
+        line = f"round {each.round}  {each.kind}{', masked' if each.masked else ''}  {guess} ({each.pairs:,} pairs)"
         ratings = "" if each.ratings is None else f"  exact ratings {100 * each.ratings:.0f} %"
         print(f"{line}  exact sets {100 * each.exact:.0f} %{ratings}", flush=True)
+    print("\n".join(verdict(asdict(made))))
     if made.canaries is not None:
         print(
             f"epsilon  at least {made.canaries.epsilon:.3f} by canaries, at most {made.canaries.accounted:.3f} accounted"

@@ -145,6 +145,14 @@ class Key:
             return
         if self.types and not self._has_type(value):
             raise InputError(f"{self.name} is {shown(value)}; it must be {self._allowed()}")
+        for part, inner in value.items() if isinstance(value, Mapping) and not excess(value) else ():
+            kinds, rule = self.elements, self.rule.removeprefix("each, if any, ")
+            if kinds:
+                Key(f"{self.name}.{part}", "0", kinds, rule, "").check(inner)
+            elif problem := _beyond_numbers(inner, False):
+                raise InputError(
+                    f"{self.name}.{part} is {shown(inner)}, which {problem}; it must be finite and of 64 bits at most"
+                )
         problem = excess(value) or _beyond_numbers(
             value, bool(self.types) and set(self.types) <= {int, float, list, tuple}
         )
@@ -152,10 +160,6 @@ class Key:
             allowed = f"; it must be {self._allowed()}" if self.types else ""
             raise InputError(f"{self.name} is {shown(value)}, which {problem}{allowed}")
         if isinstance(value, Mapping) and self.elements:
-            for part, inner in value.items():
-                Key(f"{self.name}.{part}", "0", self.elements, self.rule.removeprefix("each, if any, "), "").check(
-                    inner
-                )
             return
         for element in value if isinstance(value, list | tuple) and self.elements else []:
             if not isinstance(element, self.elements) or isinstance(element, bool):

@@ -161,13 +161,13 @@ class KnownKeys:
             if "column_intervals" in roles:
                 values[name] = column_intervals(given)
                 continue
-            value = values[name] = self.keys[name].read(given)
+            named = name in DICTIONARIES and isinstance(given, Mapping)
+            parts = _read_parts(self.keys[name], given, DICTIONARIES[name]) if named else given
+            value = values[name] = self.keys[name].read(parts)
             self.keys[name].check_parts(value, suffixes if "files" in roles else ())
             check_shape(name, value)
             if name in self.sizes:
                 check_size(name, value)
-            if name in DICTIONARIES and value is not None:
-                values[name] = _read_parts(self.keys[name], value, DICTIONARIES[name])
             if "network" in roles:
                 for part, inner in _numbered(name, value):
                     self._check_architecture(part, inner)

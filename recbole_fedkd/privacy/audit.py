@@ -56,7 +56,7 @@ def item_scores(arrays: Mapping[str, NDArray[np.generic]], start: Arrays, items:
     return scores
 
 
-def membership_auc(scores: Floats, members: NDArray[np.bool_]) -> float:
+def membership_auc(scores: Floats, members: NDArray[np.bool_]) -> float | None:
     """Probability that a client with an item scores higher for it than one without; a half: the server knows nothing.
 
     Args:
@@ -64,7 +64,8 @@ def membership_auc(scores: Floats, members: NDArray[np.bool_]) -> float:
         members: whether a client has rows of an item ``[clients, items]``.
 
     Returns:
-        The mean over all pairs of a client with an item and one without it, of one item each; equal scores count a half.
+        The mean over all pairs of a client with an item and one without it, of one item each; equal scores count a half. None
+        where there are no such pairs, and so nothing to guess.
     """
     return _auc_of_ranks(rankdata(scores, axis=0), members)
 
@@ -76,15 +77,21 @@ def deviation_by_chance(scores: Floats, members: NDArray[np.bool_], draws: int =
     side of a half.
     """
     ranks, generator = rankdata(scores, axis=0), np.random.default_rng(0)
-    return float(np.std([_auc_of_ranks(ranks, generator.permutation(members)) for _ in range(draws)]))
+    drawn = [_auc_of_ranks(ranks, generator.permutation(members)) for _ in range(draws)]
+    return float(np.std([auc for auc in drawn if auc is not None] or [0.0]))
 
 
-def _auc_of_ranks(ranks: Floats, members: NDArray[np.bool_]) -> float:
+def guessable(members: NDArray[np.bool_]) -> int:
+    """Of how many clients and items ``[clients, items]`` membership is a question: those of items that some have, not all."""
+    return int((members.any(0) & ~members.all(0)).sum()) * len(members)
+
+
+def _auc_of_ranks(ranks: Floats, members: NDArray[np.bool_]) -> float | None:
     have = members.sum(0)
     pairs = (have * (len(members) - have)).sum()
     # Of an item that all have, or nobody, both terms are the same.
     won = (ranks * members).sum(0) - have * (have + 1) / 2
-    return float(won[(have > 0) & (have < len(members))].sum() / pairs) if pairs else 0.5
+    return float(won[(have > 0) & (have < len(members))].sum() / pairs) if pairs else None
 
 
 def label_table(arrays: Mapping[str, NDArray[np.generic]], labels: int) -> Floats | None:

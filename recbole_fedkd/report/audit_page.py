@@ -21,7 +21,7 @@ def audit_page(audit: Mapping[str, Any]) -> Page:
     looked_at, everybody = audit["clients"]
     messages = _messages(audit)
     sections = (
-        Section("server", "What the server can tell", messages, _verdict(audit)),
+        Section("server", "What the server can tell", messages, verdict(audit)),
         Section("release", "What is let out", _release(audit["canaries"])),
         Section(
             "always",
@@ -45,12 +45,29 @@ def audit_page(audit: Mapping[str, Any]) -> Page:
     return Page("Audit of a federation", lead, sections)
 
 
-def _verdict(audit: Mapping[str, Any]) -> tuple[str, ...]:
+def verdict(audit: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the server can tell, in sentences, the first about items; what could not be guessed is not called safe."""
     seen = audit["seen"]
     if not seen:
         return ("No message came in the rounds that were looked at.",)
-    worst = max(each["membership"] for each in seen)
-    if worst <= _NOTHING:
+    guessed = [each["membership"] for each in seen if each["membership"] is not None]
+    worst, hidden = max(guessed, default=None), all(each["masked"] for each in seen) or _noisy(audit["settings"])
+    if worst is None and (sets := max(each["exact"] for each in seen)):
+        first = (
+            f"The server can tell all items that a client has rated, exactly, for {100 * sets:.0f} % of the clients."
+        )
+    elif worst is None:
+        first = (
+            "There is nothing to guess: all clients have all items, or the same. That says not how much messages hide."
+        )
+    elif not any(each["array"] for each in seen):
+        first = "No array of a message names an item, so that nobody has guessed which items a client has rated."
+    elif worst <= _NOTHING and not hidden:
+        first = (
+            f"This guess at the items that a client has rated is a coin's ({worst:.2f}), but messages have neither masks nor "
+            "noise of the clients: a better one may tell."
+        )
+    elif worst <= _NOTHING:
         first = f"The server cannot tell which items a client has rated: its best guess is a coin's ({worst:.2f})."
     elif worst >= _ALL:
         first = (
@@ -60,6 +77,11 @@ def _verdict(audit: Mapping[str, Any]) -> tuple[str, ...]:
         first = f"The server learns something of which items a client has rated: AUC {worst:.2f}, where .50 is nothing."
     exact = [each["labels"] for each in seen if each["labels"] is not None]
     rest = []
+    if audit["users"] > 1:
+        rest.append(
+            f"A client has up to {counted(audit['users'], 'user')}: guesses are about clients, and what is told of a "
+            "single user was not looked at."
+        )
     if exact and max(exact) > 0:
         rest.append(
             f"How many ratings of each kind a client gave is told exactly for {100 * max(exact):.0f} % of the clients."
@@ -71,14 +93,19 @@ def _verdict(audit: Mapping[str, Any]) -> tuple[str, ...]:
     return (first, *rest)
 
 
+def _noisy(settings: Mapping[str, Any]) -> bool:
+    """Whether every message has noise before the server gets it, under masks or not."""
+    return (settings["privacy"] or {}).get("noise") in ("distributed", "local")
+
+
 def _messages(audit: Mapping[str, Any]) -> tuple[Block, ...]:
     rows = [
         (
             str(each["round"]),
             f"{each['kind']}{', masked' if each['masked'] else ''}",
             each["array"] or "no array names an item",
-            f"{each['membership']:.3f}",
-            f"± {each['chance']:.3f}",
+            f"{each['pairs']:,}",
+            *((NONE, NONE) if each["membership"] is None else (f"{each['membership']:.3f}", f"± {each['chance']:.3f}")),
             f"{100 * each['exact']:.0f} %",
             *(NONE if each[name] is None else f"{100 * each[name]:.0f} %" for name in ("labels", "ratings")),
         )
@@ -88,6 +115,7 @@ def _messages(audit: Mapping[str, Any]) -> tuple[Block, ...]:
         "round",
         "message",
         "told by",
+        "clients and items to guess",
         "membership AUC",
         "by chance",
         "exact sets of items",
