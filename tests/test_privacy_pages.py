@@ -23,6 +23,8 @@ def test_pages_on_membership_have_the_numbers_of_their_records(monkeypatch):
     hidden = [
         each for name, record in records.items() if name.endswith(("masks", "both")) for each in record.get("seen", [])
     ]
+    nothing = {"array": "histogram", "membership": None, "exact": 0.0, "ratings": None, "chance": 0.0}
+    assert membership.cell({"seen": [nothing]}, 0) == "nothing to guess"
     assert hidden and all(abs(each["membership"] - 0.5) < 0.02 and not each["exact"] for each in hidden)
 
 

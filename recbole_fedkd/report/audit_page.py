@@ -57,9 +57,7 @@ def verdict(audit: Mapping[str, Any]) -> tuple[str, ...]:
             f"The server can tell all items that a client has rated, exactly, for {100 * sets:.0f} % of the clients."
         )
     elif worst is None:
-        first = (
-            "There is nothing to guess: all clients have all items, or the same. That says not how much messages hide."
-        )
+        first = "There is nothing to guess: all clients have all items, or the same. What messages hide does not show."
     elif not any(each["array"] for each in seen):
         first = "No array of a message names an item, so that nobody has guessed which items a client has rated."
     elif worst <= _NOTHING and not hidden:
