@@ -101,10 +101,9 @@ class PartyMasks:
     def _noise_of_budget(self, privacy: PrivacySettings) -> float:
         """The least noise multiplier that the budget allows, but for what two machines may find apart."""
         assert privacy.epsilon is not None
-        exchange, rounds = self.client.strategy.exchange_rounds, self.config["epochs"]
-        if hasattr(self.config.model_class, "sums"):
-            rounds = 1 + exchange
-        return noise_for(privacy.epsilon, min(rounds, exchange or rounds), privacy.delta) * (1 - 2 * PRECISION)
+        rounds = self.config["epochs"]
+        tells = min(rounds, self.client.strategy.exchange_rounds or rounds)  # as the coordinator's engine has it
+        return noise_for(privacy.epsilon, tells, privacy.delta) * (1 - 2 * PRECISION)
 
     def _read(self, request: bytes) -> tuple[str, bytes]:
         try:
