@@ -3,7 +3,7 @@ check:  ## format, lint, types, tests: what CI runs
 	ruff format --check .
 	ruff check .
 	mypy
-	python -m pytest -n 2 --dist loadfile
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 format:
 	ruff format .
 	ruff check --fix .

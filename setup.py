@@ -85,7 +85,7 @@ setup(
             "pyarrow>=14,<30",
             "pytest>=8,<10",
             # The tests on two processor cores at a time.
-            "pytest-xdist>=3.6,<4",
+            "pytest-xdist>=3.7,<4",
             "ruff>=0.9,<1",
             "types-PyYAML",
             "types-tqdm",

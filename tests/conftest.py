@@ -24,6 +24,14 @@ torch.set_num_threads(1)
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+LONGEST = "test_flower.py"
+"""Minutes of waiting for real servers, in one process: begun last it would keep one of two waiting for the other."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name != LONGEST)
+
+
 USERS, ITEMS = 30, 40
 PLUGINS = Path(__file__).resolve().parent.parent / "docs" / "plugins"
 
