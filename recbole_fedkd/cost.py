@@ -102,7 +102,8 @@ def of_run(folder: Path) -> Cost:
         head, result = lines[0], lines[-1]
         rounds = [line for line in lines if line["kind"] == "round"]
         spent = [(line["bytes_down"], line["bytes_up"], line["seconds"]) for line in rounds]
-        rounds_of_clients = dealt_as_recorded(spent, head["partition"], head["config"].get("clients_per_round"))
+        chosen, engine = head["config"].get("clients_per_round"), result.get("engine")
+        rounds_of_clients = dealt_as_recorded(spent, head["partition"], chosen, engine)
         best, what = result["best_round"], str(head["row"])
     except OSError as error:
         raise InputError(f"'{file}' cannot be read: {error.strerror}; name the folder of a finished run") from error

@@ -85,17 +85,20 @@ def network_of(keys: dict[str, str]) -> Network:
             raise InputError(f"stragglers is '{given[:40]}'; it must be none, lognormal:<sigma> or pareto:<index>")
         settings["spread"] = spread
         if spread != "none":
-            settings["shape"] = _number("stragglers", shape or "0.5", 0.0 if spread == "lognormal" else 1.001)
+            # Beyond, a thousand draws have no longer the mean that a factor of mean 1 has.
+            least, most = (0.0, 1.5) if spread == "lognormal" else (1.5, 1e12)
+            settings["shape"] = _number("stragglers", shape or ("0.5" if spread == "lognormal" else "1.5"), least, most)
     return Network(**settings)
 
 
-def _number(name: str, text: str, least: float) -> float:
+def _number(name: str, text: str, least: float, most: float = 1e12) -> float:
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
-    if not least <= value < 1e12:
-        raise InputError(f"{name} is '{text[:40]}'; it must be a number >= {least:g}")
+    if not least <= value <= most:
+        upper = f" and <= {most:g}" if most < 1e12 else ""
+        raise InputError(f"{name} is '{text[:40]}'; it must be a number >= {least:g}{upper}")
     return value
 
 
@@ -125,7 +128,10 @@ def dealt(
 
 
 def dealt_as_recorded(
-    rounds: Sequence[tuple[float, float, float]], partition: Any, clients_per_round: int | None
+    rounds: Sequence[tuple[float, float, float]],
+    partition: Any,
+    clients_per_round: int | None,
+    engine: str | None = None,
 ) -> list[NDArray[np.float64]]:
     """:func:`dealt` for every round of a record; empty where there are no clients.
 
@@ -133,6 +139,8 @@ def dealt_as_recorded(
         rounds: bytes down, bytes up and seconds of each.
         partition: the record's.
         clients_per_round: the config's.
+        engine: that ran. Parties elsewhere train at the same time, so that a round's seconds, which there hold the way to them
+            and judging, are the most that each has taken.
     """
     everybody = int((partition or {}).get("client_num") or 0)
     if not everybody:
@@ -140,6 +148,8 @@ def dealt_as_recorded(
     chosen = int(clients_per_round or everybody)
     samples = [float(each["samples"]) for each in partition.get("clients") or ()]
     known = samples if chosen == everybody == len(samples) else None
+    if engine not in (None, "local", "fleet"):
+        return [dealt(down, up, seconds * chosen, chosen) for down, up, seconds in rounds]
     return [dealt(down, up, seconds, chosen, known) for down, up, seconds in rounds]
 
 

@@ -505,6 +505,8 @@ def test_a_log_goes_on_after_a_kill_in_a_line_and_misses_no_round(tmp_path):
     again.rounds(records, {0: 60.0})
     again.rounds(records, {0: 60.0})
     assert [event.get("round") for event in read_events(tmp_path / LOG)] == [None, 1, 1, 2, 2]
+    with (tmp_path / LOG).open("ab") as log:
+        log.write(b'{"time": "2026-01-01T00:00:00+00:00", "event": "round"}\n')
     told = status(tmp_path)
     assert told.startswith("training; 2 of 3 rounds") and "60 bytes: 20 down, 40 up" in told
     assert "1970-01-01T00:01:00" in told and "absent" in told and "1,234" in told and "0.7000" in told

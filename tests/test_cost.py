@@ -42,7 +42,8 @@ def test_stragglers_have_mean_one_and_make_rounds_of_many_clients_longer(spread,
         ({"slowdown": "nan"}, "slowdown is 'nan'"),
         ({"uplink": "inf"}, "uplink is 'inf'"),
         ({"stragglers": "some"}, "must be none, lognormal:<sigma> or pareto:<index>"),
-        ({"stragglers": "pareto:1"}, "stragglers is '1'"),
+        ({"stragglers": "pareto:1"}, "stragglers is '1'; it must be a number >= 1.5"),
+        ({"stragglers": "lognormal:60"}, "stragglers is '60'; it must be a number >= 0 and <= 1.5"),
     ],
 )
 def test_a_network_that_cannot_be_is_refused_in_a_sentence(keys, sentence):
@@ -74,6 +75,8 @@ def test_a_round_of_a_record_is_dealt_out_to_its_clients():
     assert drawn.tolist() == [[8], [4], [2]]
     (unknown,) = dealt_as_recorded([(8.0, 4.0, 2.0)], {"client_num": 2, "clients": []}, None)
     assert unknown.tolist() == [[4, 4], [2, 2], [1, 1]]
+    (side_by_side,) = dealt_as_recorded([(8.0, 4.0, 2.0)], partition, None, "processes")
+    assert side_by_side.tolist() == [[4, 4], [2, 2], [2, 2]]
     assert dealt_as_recorded([(8.0, 4.0, 2.0)], None, None) == []
 
 

@@ -18,7 +18,7 @@ from tapped import Tap
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.envelope import DECLARED, HELLO, Answer
 from recbole_fedkd.machines import processes
-from recbole_fedkd.machines.channel import client_tls, go_to, let_in, read_key, server_tls
+from recbole_fedkd.machines.channel import clear_socket, client_tls, go_to, let_in, read_key, server_tls
 from recbole_fedkd.machines.sockets import SocketTransport, read_address, serve
 
 MANIFEST, KEY = b"m" * 16, b"k" * 32
@@ -248,3 +248,20 @@ def test_folders_of_runs_that_were_killed_are_removed_and_of_those_that_run_are_
     mine, _ = processes._new_folder()
     another, _ = processes._new_folder()
     assert not left.exists() and mine.is_dir() and another.is_dir()
+
+
+def test_of_what_lies_at_an_address_only_a_socket_that_nobody_listens_at_is_taken_away(tmp_path):
+    notes, left = tmp_path / "notes.txt", tmp_path / "left.sock"
+    notes.write_text("mine")
+    clear_socket(str(tmp_path / "nothing"))
+    for other in (notes, tmp_path):
+        with pytest.raises(InputError, match="is a file or folder of another kind"):
+            clear_socket(str(other))
+    assert notes.read_text() == "mine"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(left))
+        listener.listen()
+        with pytest.raises(InputError, match="somebody listens at address"):
+            clear_socket(str(left))
+    clear_socket(str(left))
+    assert not left.exists()

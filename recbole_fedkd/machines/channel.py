@@ -244,3 +244,25 @@ def go_to(connection: socket.socket, key: bytes | None, tls: ssl.SSLContext | No
     if not hmac.compare_digest(answer, _proof(key, b"server", theirs + own)):
         raise InputError(f"{server} and this party do not share a key")
     return channel
+
+
+def clear_socket(file: str) -> None:
+    """Take the Unix socket away that one who was killed has left at ``file``; nothing else.
+
+    Raises:
+        InputError: a file of another kind lies there, or somebody listens.
+    """
+    if not os.path.lexists(file):
+        return
+    if not Path(file).is_socket():
+        raise InputError(f"address '{file}' is a file or folder of another kind; name one that is not there")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as somebody:
+        somebody.settimeout(5)
+        try:
+            somebody.connect(file)
+        except ConnectionRefusedError:
+            Path(file).unlink(missing_ok=True)
+            return
+        except OSError:
+            pass  # it is too busy to be asked, or not for us
+    raise InputError(f"somebody listens at address '{file}'; end that first, or name another")

@@ -139,7 +139,8 @@ def status(folder: Path) -> str:
         raise InputError(
             f"'{folder}' holds no {LOG} that a coordinator has written; name the folder that coordinate has as --out"
         )
-    rounds = {event["round"]: event for event in events if event["event"] == "round"}
+    needed = {"round", "bytes_down", "bytes_up"}
+    rounds = {event["round"]: event for event in events if event["event"] == "round" and needed <= event.keys()}
     latest = {event["event"]: event for event in events}
     begin = latest.get("begin", {})
     age = _ago((datetime.now(UTC) - datetime.fromisoformat(events[-1]["time"])).total_seconds())

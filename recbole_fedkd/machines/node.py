@@ -10,11 +10,10 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.machines.channel import Channel
+from recbole_fedkd.machines.channel import Channel, clear_socket
 
 PARTY = "party"
 """Key of a node's config that names the socket."""
@@ -66,7 +65,7 @@ def wait_at(answer: Callable[[bytes], bytes], file: str) -> None:
         InputError: nobody can listen there.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        Path(file).unlink(missing_ok=True)  # left by one that was killed
+        clear_socket(file)
         before = os.umask(0o177)  # nobody else may ask
         try:
             listener.bind(file)

@@ -16,7 +16,7 @@ from recbole_fedkd.federated.envelope import Answer
 from recbole_fedkd.files import held_alone, writable_folder, write_json
 from recbole_fedkd.limits import processor_settings
 from recbole_fedkd.machines import flower, superlink
-from recbole_fedkd.machines.channel import client_tls, read_key, server_tls
+from recbole_fedkd.machines.channel import clear_socket, client_tls, read_key, server_tls
 from recbole_fedkd.machines.coordinator import LOCK, SERVER_STATE, Coordinator, sole_coordinator
 from recbole_fedkd.machines.journal import Follower, Journal
 from recbole_fedkd.machines.manifest import Manifest
@@ -84,7 +84,7 @@ def coordinate(manifest: Path, address: str, out: Path, trust: Trust, keys: Mapp
     endpoint, key, tls = read_address(address), read_key(trust.secret), server_tls(trust.certificate, trust.private_key)
     with sole_coordinator(out):
         if isinstance(endpoint, str):
-            Path(endpoint).unlink(missing_ok=True)  # left by one that was killed
+            clear_socket(endpoint)
         transport = SocketTransport(endpoint, read.digest, read.schema.clients, key, tls)
         try:
             return coordinated(read, transport, out, address)

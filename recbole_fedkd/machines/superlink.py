@@ -125,8 +125,9 @@ def supervise(
         TrainingError: it fails by itself, or the SuperLink is not there when it begins.
     """
     (out / FAILED).unlink(missing_ok=True)
-    run: str | None = submitted.start()
-    looked, began = monotonic(), False
+    began = in_use(out)  # of a command that was killed the app may still run: it is the run
+    run: str | None = None if began else submitted.start()
+    looked = monotonic()
     while not finished():
         look()
         sleep(_POLL)

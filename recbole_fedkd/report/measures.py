@@ -226,7 +226,8 @@ def cost(run: Run, reference: Run | None, network: Network = USUAL) -> Cost:
 def lengths_of_rounds(run: Run, network: Network) -> list[float]:
     """Seconds that each round of a run would take on a network; empty where there are no clients."""
     spent = [(each.bytes_down, each.bytes_up, each.seconds) for each in run.rounds]
-    dealt = [] if run.central else dealt_as_recorded(spent, run.partition, run.config.get("clients_per_round"))
+    chosen = run.config.get("clients_per_round")
+    dealt = [] if run.central else dealt_as_recorded(spent, run.partition, chosen, run.engine)
     return [network.seconds(each[0], each[1], each[2], place) for place, each in enumerate(dealt)]
 
 
