@@ -178,9 +178,7 @@ def json_ready(value: Any) -> Any:
 
 def config_text(about: str, keys: Mapping[str, Any]) -> str:
     """A config file of keys, texts or values, that begins with a sentence on it and says how it is used."""
-    usage = (
-        "python run_recbole_fedkd.py --config_files=FILE, and --data_path=FOLDER for data that do not lie in dataset/"
-    )
+    usage = "recbole-fedkd --config_files=FILE, and --data_path=FOLDER for data that do not lie in dataset/"
     lines = [f"# {' '.join(text.split())}\n" for text in (about, usage)]
     return "".join(lines) + yaml.safe_dump(
         json.loads(json.dumps(keys, default=str)), sort_keys=False, allow_unicode=True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from shlex import quote
 from typing import Any
 
 from recbole.evaluator import metric_types
@@ -147,10 +148,15 @@ def end_lines(config: Any, result: Mapping[str, Any], word: str) -> list[str]:
         lines.append(f"warning  {flat_sentence(result['spread'])}")
     folder = result["run_folder"]
     if folder is not None:
+        plugins = config["plugins"]
+        code = " " + quote(f"--plugins={plugins}") if plugins else ""
+        # More epochs do nothing for a run that has stopped early.
+        stopped = len(result["rounds"]) < config["epochs"] and config["stopping_step"]
+        more = f"stopping_step={2 * config['stopping_step']}" if stopped else f"epochs={2 * config['epochs']}"
         lines += [
             f"folder   {folder}, log: log/{config['model']}/{config['run_name']}.log",
-            f"next     recbole-fedkd recommend {folder} --users=all -k 10 --exclude-seen",
-            f"         recbole-fedkd --resume={folder} --epochs={2 * config['epochs']}",
+            f"next     recbole-fedkd recommend {quote(str(folder))} --users=all -k 10 --exclude-seen{code}",
+            f"         recbole-fedkd {quote(f'--resume={folder}')} --{more}{code}",
         ]
     return lines
 

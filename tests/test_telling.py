@@ -29,6 +29,16 @@ def command(data_path, capsys):
     return run
 
 
+def test_the_command_at_the_end_of_a_run_that_stopped_early_trains_on(data_path, capsys):
+    given = [each for each in ARGUMENTS if not each.startswith("--epochs")]
+    keys = [f"--data_path={data_path}", "--model=AttnFedKD", "--epochs=40", "--stopping_step=1", "--learning_rate=0.5"]
+    assert main([*given, *keys]) == 0
+    out = capsys.readouterr().out
+    (more,) = re.findall(r"recbole-fedkd (--resume=\S+) (--stopping_step=2)$", out, re.MULTILINE)
+    assert main(list(more)) == 0
+    assert out.count("\nround ") < 40 and "\nround " in capsys.readouterr().out
+
+
 def test_a_run_says_what_it_does_how_it_goes_and_what_it_cost(command):
     out, err = command("--model=AttnFedKD", "--num_layers=3")
     lines = out.splitlines()

@@ -151,7 +151,7 @@ def search(arguments: Sequence[str]) -> int:
     from recbole_fedkd.search import Search, config_of, read_parameters, run_search, search_table
 
     search = Search.prepare(read_parameters(file), keys, files, algorithm)
-    with screen(logging.WARNING), _kept_in(out):
+    with screen(logging.WARNING), _kept_in(Path(f"{out}.journal")):
         content = run_search(search, out, trials)
     print(search_table(content))
     print(f"result: {out}")

@@ -278,7 +278,11 @@ def _score(search: Search, trial: optuna.Trial) -> float:
     """Validation score of a trial's best epoch."""
     with tempfile.TemporaryDirectory() as checkpoints:
         own = {"checkpoint_dir": checkpoints, **search.keys, **search.values(trial.params)}
-        result = run_without_logs(list(search.config_files), {"state": "WARNING", "show_progress": False, **own})
+        try:
+            result = run_without_logs(list(search.config_files), {"state": "WARNING", "show_progress": False, **own})
+        except KeyboardInterrupt as stop:
+            getattr(stop, "__notes__", []).clear()  # a trial's folder goes with it
+            raise
     score = result["best_valid_score"]
     if score is None or not math.isfinite(score):
         raise TrainingError(f"the validation score is {score}; a search needs validation data and a finite score")
