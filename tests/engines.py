@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from recbole_fedkd.engine.base import ClientError
 from recbole_fedkd.federated.message import Message, MessageError
 
 
@@ -42,3 +43,18 @@ def assert_same_round(local, fleet, index, state_of, tolerance=2e-4):
                 atol=tolerance,
                 msg=lambda m, t=told: t + m,
             )
+
+
+def lose_at_the_end(monkeypatch, engine, number, rounds):
+    """Have a client of a local engine train and answer in some rounds, and fail then."""
+    run_client = engine._run_client
+
+    def fails(client, told, current):
+        if client.number == number and current.index in rounds:
+            client.receive(told)
+            client.train(current.index)
+            client.send(current.index)
+            raise ClientError("lost")
+        run_client(client, told, current)
+
+    monkeypatch.setattr(engine, "_run_client", fails)

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from engines import lose_at_the_end
 from hypothesis import given
 from hypothesis import strategies as st
 from tapped import Tap, marked_dataset, marks_of
 
 from recbole_fedkd.data.schema import read_schema, rows_of_clients
-from recbole_fedkd.engine import ClientError, InProcess, RemoteEngine
+from recbole_fedkd.engine import InProcess, RemoteEngine
 from recbole_fedkd.federated.envelope import DECLARED, HELLO, Answer, Request, check_numbers, read_hello
 from recbole_fedkd.federated.message import Message, MessageError
 from recbole_fedkd.federation import build_server
@@ -244,17 +245,8 @@ def test_a_wrong_or_missing_answer_is_named_and_nothing_else_changes(federation,
     remote, local = federation(case, Unreliable, min_clients=1)
     local.min_clients = 1
     wrongs = [name for name in WRONG if case == "codecs" or name == "absent" or name not in ANYWHERE]
-    run_client, faulty = local._run_client, {place + 1: wrong for place, wrong in enumerate(wrongs)}
-
-    def fails(client, told, current):
-        if client.number == 1 and current.index in faulty:
-            client.receive(told)
-            client.train(current.index)
-            client.send(current.index)
-            raise ClientError("lost")
-        run_client(client, told, current)
-
-    monkeypatch.setattr(local, "_run_client", fails)
+    faulty = {place + 1: wrong for place, wrong in enumerate(wrongs)}
+    lose_at_the_end(monkeypatch, local, 1, faulty)
     remote.transport.faults = {("train", index): {1: WRONG[wrong]} for index, wrong in faulty.items()}
     for index in range(max(faulty) + 2):
         found, expected = remote.engine.run_round(index), local.run_round(index)

@@ -9,6 +9,8 @@ from test_machines import RUN, Federation
 
 pytest.importorskip("cryptography")
 
+from engines import lose_at_the_end
+
 from recbole_fedkd.data.schema import read_schema
 from recbole_fedkd.engine import ClientError, InProcess
 from recbole_fedkd.errors import InputError
@@ -187,22 +189,14 @@ def test_a_party_that_says_rubbish_in_a_step_is_named_and_the_sum_is_that_of_all
     """One kind of it a round, against clients of one process of which one fails at the end of the same rounds."""
     remote, local = parties("fedavg", min_clients=3)
     remote.engine.signers, local.min_clients = remote.manifest.signers, 3
-    ask, run_client = dict(remote.transport.answering), local._run_client
+    ask = dict(remote.transport.answering)
 
     def spoils(request):
         step, change = RUBBISH[remote.round]
         answer = ask[1](request)
         return change(answer) if step_of(Request.from_bytes(request)) == step else answer
 
-    def fails(client, told, current):
-        if client.number == 1 and RUBBISH[current.index][0] != "unmasking":
-            client.receive(told)
-            client.train(current.index)
-            client.send(current.index)
-            raise ClientError("lost")
-        run_client(client, told, current)
-
-    monkeypatch.setattr(local, "_run_client", fails)
+    lose_at_the_end(monkeypatch, local, 1, {index for index, (step, _) in enumerate(RUBBISH) if step != "unmasking"})
     remote.transport.answering[1] = spoils
     for remote.round, (step, _) in enumerate(RUBBISH):
         found, _ = remote.engine.run_round(remote.round), local.run_round(remote.round)
