@@ -28,7 +28,14 @@ from recbole_fedkd.errors import InputError, listed
 from recbole_fedkd.files import writable_folder
 from recbole_fedkd.machines.coordinator import check_manifest
 from recbole_fedkd.machines.judging import check_judgeable
-from recbole_fedkd.machines.manifest import IDENTITY, Manifest, party_folders, write_manifest, write_party
+from recbole_fedkd.machines.manifest import (
+    IDENTITY,
+    Manifest,
+    keys_of_party,
+    party_folders,
+    write_manifest,
+    write_party,
+)
 from recbole_fedkd.quick_start import _prepare_data
 
 MANIFEST = "manifest"
@@ -241,7 +248,7 @@ def bring(
     Raises:
         InputError: bad input of any kind; nothing is written then.
     """
-    read = Manifest.load(manifest, keys)
+    read = Manifest.load(manifest, keys, keys_of_party())
     schema = read.schema
     if USERS_OF_PARTY not in schema.more:
         raise InputError(

@@ -457,6 +457,26 @@ def test_what_would_have_been_passed_over_or_met_too_late_is_refused_at_once(cut
         coordinate(cut[0], address, tmp_path / "server", Trust(authority="ca.crt"), {})
     with pytest.raises(InputError, match="--node-key is of a node of a SuperLink"):
         live(folder, cut[0], address, Trust(node_key="node"), {})
+    for key, value in {"learning_rate": "0.5", "metrics": "[MAE]", "model": "BPR", "config_files": "x"}.items():
+        sentence = f"{key} is .* here and .* in manifest '{cut[0]}', by which everybody computes"
+        given = {key: value, "client_timeout": "0.1", "torch_threads": "1"}
+        with pytest.raises(InputError, match=sentence):
+            coordinate(cut[0], address, tmp_path / "server", Trust(), given)
+        with pytest.raises(InputError, match=sentence):
+            live(folder, cut[0], address, Trust(), given)
+    with pytest.raises(InputError, match="key 'lr' is unknown; here it is called learning_rate"):
+        coordinate(cut[0], address, tmp_path / "server", Trust(), {"lr": "0.5"})
+    assert not (tmp_path / "server").exists()
+    free = {
+        "learning_rate": 0.01,
+        "epochs": 7,
+        "min_clients": 1,
+        "gpu_id": "",
+        "client_timeout": 0.1,
+        "model": "AttnFedKD",
+    }
+    with pytest.raises(TrainingError, match="have not come"):  # what is the manifest's word may be said again
+        coordinate(cut[0], address, tmp_path / "server", Trust(), free)
     for damaged in (b"", b"rubbish", (folder / "valid.npz").read_bytes()[:-200]):
         (folder / "valid.npz").write_bytes(damaged)
         with pytest.raises(InputError, match="does not hold arrays of this package: it is truncated or damaged"):

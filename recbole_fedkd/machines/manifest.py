@@ -8,16 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recbole_fedkd.checkpoint import check_names_no_file, values_to_read
 from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.data.schema import SCHEMA, TABLES, ClientRows, DataSchema
-from recbole_fedkd.errors import InputError
+from recbole_fedkd.errors import InputError, shown
 from recbole_fedkd.files import regular_file, write_json
 from recbole_fedkd.registry import registries
 
@@ -28,6 +29,19 @@ CONFIG, PARTY, ROWS = "config.json", "party.json", "rows.npz"
 
 KEYS, IDENTITY = "keys.json", "identity.key"
 """Of a federation under masks: everybody's public signing keys, in the manifest; and a party's private one, in its folder."""
+
+_OF_A_MACHINE = {"client_timeout", "data_path", "gpu_id", "show_progress", "state", "torch_threads", "use_gpu"}
+
+
+def keys_of_party() -> Set[str]:
+    """Keys that a party may say otherwise than the manifest: its machine's, which files it opens, and how private it stays."""
+    return _OF_A_MACHINE | keys_with("opens") | {"eval_batch_size", "privacy", "min_clients"}
+
+
+def keys_of_coordinator() -> Set[str]:
+    """Keys that a coordinator may say otherwise than the manifest: its machine's, how long, and how many must answer."""
+    of_run = keys_with("resumable") - {"metrics", "topk"}  # by which parties judge
+    return _OF_A_MACHINE | keys_with("opens") | of_run | {"min_clients"}
 
 
 @dataclass(frozen=True)
@@ -45,22 +59,31 @@ class Manifest:
     schema: DataSchema
 
     @classmethod
-    def load(cls, folder: str | Path, given: Mapping[str, Any] | None = None) -> Manifest:
+    def load(cls, folder: str | Path, given: Mapping[str, Any] | None = None, own: Set[str] | None = None) -> Manifest:
         """Read what :func:`write_manifest` has written.
 
         Args:
             folder: the manifest's.
             given: keys that are not for others to say: where a file lies, and which code is run (``plugins``).
+            own: the keys that ``given`` may say otherwise than the manifest; None: all.
 
         Raises:
-            InputError: it is no manifest, or it names files to open or code to run that ``given`` does not name.
+            InputError: it is no manifest, or it names files to open or code to run that ``given`` does not name, or ``given``
+                says otherwise what the manifest says for all.
         """
         folder, given = Path(folder), dict(given or {})
         file = regular_file(folder / CONFIG)
         try:
             saved = json.loads(file.read_text(encoding="utf-8"))
             check_names_no_file(saved, given, file)
-            config = FedKDConfig(saved["model"], saved["dataset"], None, None, given, values_to_read(saved))
+            read = partial(FedKDConfig, saved["model"], saved["dataset"], checkpoint_values=values_to_read(saved))
+            config = read(command_line=given)
+            if own is not None and given.keys() - own:
+                public = read(command_line={key: given[key] for key in given.keys() & own})
+                named = {key: given[key] for key in given.keys() & {"model", "dataset", "config_files", "run_name"}}
+                follows = own | keys_with("derived") | keys_with("computed")
+                here = {key: value for key, value in config.plain_values().items() if key not in follows}
+                _check_public({**here, **named}, public.plain_values(), folder)
         except InputError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -129,6 +152,16 @@ class Manifest:
         if not 0 <= number < self.schema.clients:
             raise InputError(f"'{file}' says that it is party {number} of {self.schema.clients}")
         return number
+
+
+def _check_public(here: Mapping[str, Any], public: Mapping[str, Any], folder: Path) -> None:
+    """Raise :class:`InputError` for the first key that is not the manifest's."""
+    for key in sorted(here):
+        if here[key] != public.get(key):
+            raise InputError(
+                f"{key} is {shown(here[key])} here and {shown(public.get(key))} in manifest '{folder}', by which everybody "
+                "computes; leave it out, or make a manifest with it"
+            )
 
 
 def digest_of(folder: Path) -> bytes:

@@ -19,7 +19,7 @@ from recbole_fedkd.machines import flower, superlink
 from recbole_fedkd.machines.channel import clear_socket, client_tls, read_key, server_tls
 from recbole_fedkd.machines.coordinator import LOCK, SERVER_STATE, Coordinator, sole_coordinator
 from recbole_fedkd.machines.journal import Follower, Journal
-from recbole_fedkd.machines.manifest import Manifest
+from recbole_fedkd.machines.manifest import Manifest, keys_of_coordinator, keys_of_party
 from recbole_fedkd.machines.node import wait_at
 from recbole_fedkd.machines.party import Party
 from recbole_fedkd.machines.sockets import SocketTransport, read_address, serve
@@ -74,7 +74,7 @@ def coordinate(manifest: Path, address: str, out: Path, trust: Trust, keys: Mapp
     Raises:
         TrainingError: not all parties came.
     """
-    read = Manifest.load(manifest, keys)
+    read = Manifest.load(manifest, keys, keys_of_coordinator())
     if address.startswith(flower.SCHEME):
         return _on_flower(read, address.removeprefix(flower.SCHEME), out, trust, keys)
     if trust.authority:
@@ -177,7 +177,7 @@ def _written(file: Path) -> int:
 
 def live(folder: Path, manifest: Path, address: str, trust: Trust, keys: Mapping[str, Any]) -> None:
     """Answer what the coordinator asks, until somebody ends this process; arguments as of :func:`coordinate`."""
-    read = Manifest.load(manifest, keys)
+    read = Manifest.load(manifest, keys, keys_of_party())
     read.number_of(folder)  # else there would be a folder that was mistyped
     writable_folder(folder, f"folder '{folder}'")
     refused = f"the party of '{folder}' runs already; end that process first"

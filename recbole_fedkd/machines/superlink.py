@@ -36,7 +36,7 @@ def server_app() -> Any:
     from flwr.serverapp import ServerApp
 
     def main(grid: Any, context: Any) -> None:
-        from recbole_fedkd.machines.manifest import Manifest
+        from recbole_fedkd.machines.manifest import Manifest, keys_of_coordinator
         from recbole_fedkd.machines.running import coordinated
 
         settings = context.run_config
@@ -46,7 +46,7 @@ def server_app() -> Any:
             return
         out = Path(str(settings["out"]))
         try:
-            read = Manifest.load(str(settings["manifest"]), json.loads(str(settings["keys"])))
+            read = Manifest.load(str(settings["manifest"]), json.loads(str(settings["keys"])), keys_of_coordinator())
             with sole_coordinator(out, _LET_GO):
                 transport = FlowerTransport(grid, read.digest, read.schema.clients)
                 coordinated(read, transport, out, f"{SCHEME}{settings['address']}")
