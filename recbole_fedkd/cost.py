@@ -59,9 +59,9 @@ def probe(model: str | None, dataset: str | None, files: list[str], keys: Mappin
 
     The first round is often another than those after it: nothing was learned yet, and clients hold nothing to tell a change of.
     """
-    config = FedKDConfig(model, dataset, files, None, {"show_progress": False, **keys})
+    config = FedKDConfig(model, dataset, files, None, keys)
     if config["engine"] in ("processes", "flower"):  # the same rounds, of which this process's seconds are all
-        config = FedKDConfig(model, dataset, files, None, {"show_progress": False, **keys, "engine": "local"})
+        config = FedKDConfig(model, dataset, files, None, {**keys, "engine": "local"})
     if not config.federated:
         raise InputError(f"strategy is {config['strategy']}, which has no clients; a federation has")
     with processor_settings(config["torch_threads"]):

@@ -34,8 +34,8 @@ def run(keys: dict[str, str]) -> int:
     if "torch" not in sys.modules:  # else the full check comes at once
         check_early(model, dataset, files, keys)
     given = read_given(files, None, keys)
-    if not verbose and "show_progress" not in given:
-        keys["show_progress"] = "False"
+    if verbose and "show_progress" not in given:
+        keys["show_progress"] = "True"
     from recbole_fedkd.compat import keep_freed_memory
     from recbole_fedkd.logs import screen
     from recbole_fedkd.quick_start import run_recbole_fedkd

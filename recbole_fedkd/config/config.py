@@ -21,7 +21,7 @@ from recbole.data.utils import get_dataloader
 from recbole.trainer import TraditionalTrainer, Trainer
 from recbole.utils import InputType, ModelType, get_trainer
 
-from recbole_fedkd.config.files import PROPERTIES, RECBOLE_PROPERTIES, files_of_model, preset_file
+from recbole_fedkd.config.files import OWN_DEFAULTS, PROPERTIES, RECBOLE_PROPERTIES, files_of_model, preset_file
 from recbole_fedkd.config.given import convert_given, named, read_files, values_of_preset
 from recbole_fedkd.config.judging import JudgedConfig
 from recbole_fedkd.config.keys import (
@@ -158,8 +158,7 @@ class FedKDConfig(JudgedConfig):
         self.internal_config_dict = {name: copy.copy(setting.default) for name, setting in declared_settings().items()}
         self._update_internal_config_dict(PROPERTIES / "overall.yaml")
         self.internal_config_dict.update(recbole_keys)
-        # RecBole would drop the interactions of everyone whom the .user or .item file does not know.
-        self.internal_config_dict["filter_inter_by_user_or_item"] = False
+        self.internal_config_dict.update(OWN_DEFAULTS)
         self.reads_features = self.attentive and getattr(model_class, "embeds_features", False)
         files = files_of_model(model, self.reads_features)
         for file in files:

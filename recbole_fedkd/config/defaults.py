@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recbole_fedkd.config.files import FILES_OF_EVERY_RUN, PROPERTIES, RECBOLE_PROPERTIES, files_of_model, preset_file
+from recbole_fedkd.config.files import (
+    FILES_OF_EVERY_RUN,
+    OWN_DEFAULTS,
+    PROPERTIES,
+    RECBOLE_PROPERTIES,
+    files_of_model,
+    preset_file,
+)
 from recbole_fedkd.config.keys import merged_layers
 from recbole_fedkd.config.values import read_yaml
 
@@ -22,7 +29,7 @@ _FILE_OF_MODEL = {
 def default_values(model: str, preset: str | None = None) -> dict[str, Any]:
     """Every key's default for a model of this package or of RecBole, on a dataset without a file of its own."""
     layers = [_read(file) for file in (*FILES_OF_EVERY_RUN, *_recbole_files(model), *files_of_model(model))]
-    values = merged_layers(*layers)
+    values = merged_layers(*layers, OWN_DEFAULTS)
     chosen = _read(preset_file(str(preset or values.get("preset"))))
     mode = chosen.get("label_mode", values.get("label_mode"))
     labels = _read(PROPERTIES / "label_mode" / f"{mode}.yaml") if mode else {}

@@ -20,6 +20,9 @@ FILES_OF_EVERY_RUN = (
 )
 """Files whose keys every run knows, whatever its model and dataset."""
 
+OWN_DEFAULTS = {"filter_inter_by_user_or_item": False, "show_progress": False}
+"""Defaults that are not RecBole's, which drops interactions of users and items that side files lack, and draws bars unasked."""
+
 DESCRIBED = PROPERTIES / "described" / "recbole.yaml"
 """What RecBole's files do not say of its keys."""
 

@@ -34,7 +34,7 @@ def run_cell(cell: Cell, folder: Path, tell: Callable[[Mapping[str, Any]], None]
     Raises:
         InputError, TrainingError: the run cannot start or go on.
     """
-    keys = {"show_progress": False, **cell.keys, "user_metrics": True}
+    keys = {**cell.keys, "user_metrics": True}
     metric = str(FedKDConfig(config_dict=keys)["valid_metric"]).lower()
 
     def on_round(number: int, rounds: int, record: dict[str, Any]) -> None:

@@ -279,7 +279,7 @@ def _score(search: Search, trial: optuna.Trial) -> float:
     with tempfile.TemporaryDirectory() as checkpoints:
         own = {"checkpoint_dir": checkpoints, **search.keys, **search.values(trial.params)}
         try:
-            result = run_without_logs(list(search.config_files), {"state": "WARNING", "show_progress": False, **own})
+            result = run_without_logs(list(search.config_files), {"state": "WARNING", **own})
         except KeyboardInterrupt as stop:
             getattr(stop, "__notes__", []).clear()  # a trial's folder goes with it
             raise
