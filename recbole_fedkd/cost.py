@@ -30,11 +30,13 @@ class Cost:
         what: they are rounds of.
         rounds: down, up and seconds of training of every client of every round, ``[3, clients of the round]`` each.
         marks: round, from 1, to what there is to say of it.
+        kind: of round that the last one is, where not all are alike.
     """
 
     what: str
     rounds: Sequence[NDArray[np.float64]]
     marks: Mapping[int, str]
+    kind: str = ""
 
     def table(self, network: Network) -> str:
         """Lines for people: a round, and until each mark."""
@@ -46,8 +48,8 @@ class Cost:
         lines = [
             self.what,
             f"network: {network}",
-            f"a round: {last.shape[1]} clients, {last[0].sum():,.0f} B down, {last[1].sum():,.0f} B up, {lengths[-1]:.3g} s "
-            f"(of which links {network.seconds(last[0], last[1], 0 * last[2]):.3g} s, if nobody computed)",
+            f"a round{self.kind}: {last.shape[1]} clients, {last[0].sum():,.0f} B down, {last[1].sum():,.0f} B up, "
+            f"{lengths[-1]:.3g} s (of which links {network.seconds(last[0], last[1], 0 * last[2]):.3g} s, if nobody computed)",
         ]
         for number, mark in sorted(self.marks.items()):
             lines.append(f"{mark}: {moved[:number].sum():,.0f} B, {time_of(lengths[:number].sum())}")
@@ -55,9 +57,10 @@ class Cost:
 
 
 def probe(model: str | None, dataset: str | None, files: list[str], keys: Mapping[str, Any]) -> Cost:
-    """Two rounds here, of which nothing is kept, for what all of them would cost.
+    """A few rounds here, of which nothing is kept, for what all of them would cost.
 
     The first round is often another than those after it: nothing was learned yet, and clients hold nothing to tell a change of.
+    Of a strategy that exchanges in stages, all of these are run, and two rounds after them.
     """
     config = FedKDConfig(model, dataset, files, None, keys)
     if config["engine"] in ("processes", "flower"):  # the same rounds, of which this process's seconds are all
@@ -69,9 +72,10 @@ def probe(model: str | None, dataset: str | None, files: list[str], keys: Mappin
         engine = trainer.engine
         if engine is None:
             raise InputError(f"strategy is {config['strategy']} with one client, which sends nothing")
-        costs = []
+        costs, exchange = [], engine.server.strategy.exchange_rounds
         try:
-            for index in range(min(_PROBES, config["epochs"])):
+            epochs = engine.rounds_of_budget(trainer.epochs)
+            for index in range(min(exchange + _PROBES, epochs)):
                 began = process_time()
                 report = engine.run_round(index)
                 spent, clients = process_time() - began, list(report.bytes_down)
@@ -83,11 +87,12 @@ def probe(model: str | None, dataset: str | None, files: list[str], keys: Mappin
                 costs.append(np.stack([down, up, spent * samples / samples.sum()]))
         finally:
             engine.close()
-    epochs = config["epochs"]
-    rounds = [*costs[:1], *[costs[-1]] * (epochs - 1)]
+    rounds = [*costs, *[costs[-1]] * (epochs - len(costs))]
     what = f"{config['model']} ({config['strategy']}) on {config['dataset']}, {len(engine.sizes)} clients, engine {engine.name}"
     marks = {epochs: f"{epochs} rounds (early stopping may end it before)"}
-    return Cost(what, rounds, marks)
+    if 0 < exchange < epochs:
+        marks[exchange] = f"the {exchange} rounds of the exchange"
+    return Cost(what, rounds, marks, " after the exchange" if 0 < exchange < epochs else "")
 
 
 def of_run(folder: Path) -> Cost:

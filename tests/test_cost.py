@@ -54,14 +54,23 @@ def test_a_network_that_cannot_be_is_refused_in_a_sentence(keys, sentence):
 KEYS = {"strategy": "fedavg", "codecs": ["int8"], "epochs": 4, "stopping_step": 20}
 
 
-def test_bytes_are_those_of_the_run_before_and_after_it(run, data_path):
-    result = run(**KEYS)
-    expected = probe("AttnFedKD", "tiny", [], {"data_path": str(data_path), **SMALL, **KEYS})
+FACTORS = {"knowledge": "factors", "sketch_passes": 1, "em_steps": 1}
+
+
+@pytest.mark.parametrize(
+    "keys", [KEYS, {**FACTORS, "epochs": 8, "stopping_step": 20}, {"strategy": "sums", "model": "FoldIn"}]
+)
+def test_bytes_are_those_of_the_run_before_and_after_it(run, data_path, keys):
+    """Also where a few rounds exchange something, and those after them nothing, or where there are none after them."""
+    keys = {"model": "AttnFedKD", **keys}
+    result = run(**keys)
+    rounds = len(result["rounds"])
+    expected = probe(keys.pop("model"), "tiny", [], {"data_path": str(data_path), **SMALL, **keys})
     recorded = of_run(Path(result["run_folder"]))
     for found in (expected, recorded):
         assert sum(each[0].sum() for each in found.rounds) == pytest.approx(result["communication"]["bytes_down"])
         assert sum(each[1].sum() for each in found.rounds) == pytest.approx(result["communication"]["bytes_up"])
-        assert [each.shape for each in found.rounds] == [(3, 3)] * 4
+        assert [each.shape for each in found.rounds] == [(3, 3)] * rounds
     told = recorded.table(Network())
     assert f"until the best round, {result['best_round']} (" in told
     assert f"{result['communication']['total_bytes']:,} B" in told

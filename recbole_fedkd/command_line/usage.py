@@ -258,9 +258,10 @@ COST = """\
 usage: recbole-fedkd cost --model=MODEL --dataset=DATASET [--key=value ...] [NETWORK]
        recbole-fedkd cost RUN [NETWORK]
 
-What a federation would cost: bytes of a round and of all, and seconds on a network. Runs two rounds
-here, of which nothing is kept, for sizes of messages and seconds of training; of a finished run's
-folder the record is taken, which also says how long the best round would have taken to reach.
+What a federation would cost: bytes of a round and of all, and seconds on a network. Runs an
+exchange in stages, if there is one, and two rounds here, of which nothing is kept, for sizes of
+messages and seconds of training; of a finished run's folder the record is taken, which also says
+how long the best round would have taken to reach.
 
 A round is as long as its slowest client: message down, training, message up.
 
