@@ -31,7 +31,7 @@ from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.envelope import Request
 from recbole_fedkd.machines import flower, node, running
 from recbole_fedkd.machines import superlink as superlinks
-from recbole_fedkd.machines.coordinator import SERVER_STATE
+from recbole_fedkd.machines.coordinator import SERVER_STATE, sole_coordinator
 from recbole_fedkd.machines.journal import LOG, read_events
 from recbole_fedkd.machines.manifest import Manifest
 from recbole_fedkd.machines.nursery import Nursery
@@ -252,30 +252,63 @@ if "pytest" not in sys.modules:
 
 def commanded(told, *arguments):
     """The command line, and what it says beside its result in a file."""
-    with Path(told).open("w") as sys.stderr:
+    with Path(told).open("w", buffering=1) as sys.stderr:
         sys.exit(main(list(arguments)))
 
 
-def test_a_run_that_fails_over_flower_ends_the_command_with_the_exit_code_of_its_fault(federation, superlink, tmp_path):
-    """1 below ``min_clients``, which may go on; 2 where the input is wrong, after which no supervisor starts it again."""
+def test_a_command_that_is_killed_follows_its_app_and_a_run_that_fails_ends_with_the_exit_code_of_its_fault(
+    federation, superlink, tmp_path
+):
+    """1 below ``min_clients``, which may go on; 2 where the input is wrong, after which no supervisor starts it again.
+
+    Of two commands of a folder the second is refused, and has no part in the run of the first.
+    """
     (tmp_path / "fails.py").write_text(FAILS)
-    federation("fedavg", given={"plugins": [str(tmp_path / "fails.py")]}, min_clients=3)
+    given = {"plugins": [str(tmp_path / "fails.py")]}
+    folders, _, nursery = federation("fedavg", held_back=4, given=given, min_clients=3)
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / SERVER_STATE).write_bytes(b"rubbish")
     due = {
         "server": (1, "error: round 1: 2 of 4 clients answered, min_clients asks for 3 (client 0, failed"),
         "damaged": (2, f"error: state of a coordinator '{tmp_path}/damaged/server.pth' cannot be read"),
     }
-    commands = {}
-    for name in due:
-        told = ("coordinate", str(tmp_path / "fedavg" / "cut" / "manifest"), f"--out={tmp_path / name}")
-        told += (f"--address={flower.SCHEME}{superlink.address}", "--client_timeout=300")
-        commands[name] = PROCESSES.Process(target=commanded, args=(tmp_path / f"{name}.err", *told), daemon=True)
-        commands[name].start()
+    manifest, address = tmp_path / "fedavg" / "cut" / "manifest", f"{flower.SCHEME}{superlink.address}"
+
+    def started(name):
+        told = ("coordinate", str(manifest), f"--out={tmp_path / name}", f"--address={address}", "--client_timeout=300")
+        command = PROCESSES.Process(target=commanded, args=(tmp_path / f"{name}.err", *told), daemon=True)
+        command.start()
+        return command
+
+    def waits():
+        return sum(event["event"] == "waiting" for event in read_events(tmp_path / "server" / LOG))
+
+    commands = {name: started(name) for name in due}
+    until(lambda: waits() == 1)
+    with pytest.raises(InputError, match="another coordinator runs in"):
+        running.coordinate(manifest, address, tmp_path / "server", TRUSTING, {})
+    commands["server"].kill()
+    commands["server"].join()
+    commands["server"] = started("server")
+    until(lambda: "is still running; this command follows it" in (tmp_path / "server.err").read_text())
+    for number, folder in enumerate(folders):
+        nursery.start(number, folder)
     for name, (code, sentence) in due.items():
         commands[name].join(400)
         said = (tmp_path / f"{name}.err").read_text()
         assert (commands[name].exitcode, said.count("error: ")) == (code, 1) and sentence in said
+    assert waits() == 1
+
+
+def test_an_app_that_comes_second_leaves_the_run_of_the_first_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(superlinks, "_LET_GO", 0.0)
+    told = {"relay": "", "out": str(tmp_path), "manifest": "nowhere", "keys": "{}", "address": ""}
+    with sole_coordinator(tmp_path), pytest.raises(InputError, match="another coordinator runs in"):
+        superlinks.server_app()(None, SimpleNamespace(run_config=told))
+    assert not (tmp_path / superlinks.FAILED).exists()
+    with pytest.raises(InputError):
+        superlinks.server_app()(None, SimpleNamespace(run_config=told))
+    assert (tmp_path / superlinks.FAILED).read_text().startswith("InputError")
 
 
 def test_a_late_answer_is_pulled_and_one_to_a_question_that_was_asked_again_comes_once(monkeypatch):

@@ -50,16 +50,16 @@ _WHERE = "; judged by each party where its rows are, sums added"
 FLOOR = "Bias of each party"
 """Name of the floor in a result: what ``Bias`` reaches that every party fits to its own rows."""
 
-SERVER_STATE, SPENT, LOCK = "server.pth", "spent.json", ".lock"
-"""Files of the coordinator's folder: all that it knows; how many rounds ``privacy`` has let something out of; and what a
-coordinator holds that runs there."""
+SERVER_STATE, SPENT, LOCK, COMMAND = "server.pth", "spent.json", ".lock", ".command.lock"
+"""Files of the coordinator's folder: all that it knows; how many rounds ``privacy`` has let something out of; what a
+coordinator holds that runs there; and what a command holds that has it run, which over Flower is another process."""
 
 
-def sole_coordinator(folder: Path, patience: float = 1.0) -> AbstractContextManager[None]:
+def sole_coordinator(folder: Path, patience: float = 1.0, lock: str = LOCK) -> AbstractContextManager[None]:
     """A folder for one coordinator alone; raises :class:`InputError` where another still runs there after so many seconds."""
     writable_folder(folder, f"folder '{folder}'")
     refused = f"another coordinator runs in '{folder}'; end it first, or name another --out"
-    return held_alone(folder / LOCK, refused, patience)
+    return held_alone(folder / lock, refused, patience)
 
 
 def in_use(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from recbole_fedkd.files import held_alone, writable_folder, write_json
 from recbole_fedkd.limits import processor_settings
 from recbole_fedkd.machines import flower, superlink
 from recbole_fedkd.machines.channel import clear_socket, client_tls, read_key, server_tls
-from recbole_fedkd.machines.coordinator import LOCK, SERVER_STATE, Coordinator, sole_coordinator
+from recbole_fedkd.machines.coordinator import COMMAND, LOCK, SERVER_STATE, Coordinator, sole_coordinator
 from recbole_fedkd.machines.journal import Follower, Journal
 from recbole_fedkd.machines.manifest import Manifest, keys_of_coordinator, keys_of_party
 from recbole_fedkd.machines.node import wait_at
@@ -82,7 +82,7 @@ def coordinate(manifest: Path, address: str, out: Path, trust: Trust, keys: Mapp
             "--authority is of a SuperLink's certificate; here --certificate and --private-key show who is who"
         )
     endpoint, key, tls = read_address(address), read_key(trust.secret), server_tls(trust.certificate, trust.private_key)
-    with sole_coordinator(out):
+    with sole_coordinator(out, lock=COMMAND), sole_coordinator(out):
         if isinstance(endpoint, str):
             clear_socket(endpoint)
         transport = SocketTransport(endpoint, read.digest, read.schema.clients, key, tls)
@@ -157,15 +157,15 @@ def _on_flower(read: Manifest, address: str, out: Path, trust: Trust, keys: Mapp
             "a SuperLink has keys and a certificate of its own; name who has signed it by --authority alone"
         )
     superlink.await_superlink(address, _SUPERLINK_STARTS)
-    writable_folder(out, f"folder '{out}'")
     settings = {"manifest": str(read.folder.resolve()), "out": str(out.resolve()), "keys": json.dumps(dict(keys))}
-    submitted = superlink.Submitted(address, out, trust.authority, {**settings, "address": address})
-    print(
-        f"coordinator on the SuperLink at {address}; it begins when all {read.schema.clients} parties are there",
-        flush=True,
-    )
-    before = _written(out / RESULT)
-    superlink.supervise(submitted, out, lambda: _written(out / RESULT) != before, Follower(out, _print).look)
+    with sole_coordinator(out, lock=COMMAND):
+        submitted = superlink.Submitted(address, out, trust.authority, {**settings, "address": address})
+        print(
+            f"coordinator on the SuperLink at {address}; it begins when all {read.schema.clients} parties are there",
+            flush=True,
+        )
+        before = _written(out / RESULT)
+        superlink.supervise(submitted, out, lambda: _written(out / RESULT) != before, Follower(out, _print).look)
     result: dict[str, Any] = json.loads((out / RESULT).read_text(encoding="utf-8"))
     return result
 

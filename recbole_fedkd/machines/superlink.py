@@ -45,15 +45,17 @@ def server_app() -> Any:
             relay(transport, str(settings["relay"]))
             return
         out = Path(str(settings["out"]))
-        try:
-            read = Manifest.load(str(settings["manifest"]), json.loads(str(settings["keys"])), keys_of_coordinator())
-            with sole_coordinator(out, _LET_GO):
+        with sole_coordinator(out, _LET_GO):  # whoever is refused here says nothing of the run of another
+            try:
+                read = Manifest.load(
+                    str(settings["manifest"]), json.loads(str(settings["keys"])), keys_of_coordinator()
+                )
                 transport = FlowerTransport(grid, read.digest, read.schema.clients)
                 coordinated(read, transport, out, f"{SCHEME}{settings['address']}")
-        except (InputError, TrainingError) as error:
-            kind = InputError if isinstance(error, InputError) else TrainingError
-            (out / FAILED).write_text(f"{kind.__name__}\n{error}")
-            raise
+            except (InputError, TrainingError) as error:
+                kind = InputError if isinstance(error, InputError) else TrainingError
+                (out / FAILED).write_text(f"{kind.__name__}\n{error}")
+                raise
 
     app = ServerApp()
     app.main()(main)
@@ -126,6 +128,8 @@ def supervise(
     """
     (out / FAILED).unlink(missing_ok=True)
     began = in_use(out)  # of a command that was killed the app may still run: it is the run
+    if began:
+        getLogger().warning(f"the coordinator of '{out}' is still running; this command follows it")
     run: str | None = None if began else submitted.start()
     looked = monotonic()
     while not finished():
