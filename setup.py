@@ -29,7 +29,7 @@ setup(
         "recbole_fedkd.report": ["templates/*"],
         "recbole_fedkd.machines": ["flower_app/*"],
     },
-    entry_points={"console_scripts": ["recbole-fedkd=recbole_fedkd.command_line:console"]},
+    entry_points={"console_scripts": ["recbole-fedkd=recbole_fedkd.__main__:main"]},
     # RecBole is pinned: every minor release so far broke its extensions. pandas 3 breaks its data loading. The other
     # bounds say what the code needs and which next major version nobody has tried; constraints.txt is the tested set.
     install_requires=[

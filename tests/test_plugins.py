@@ -128,7 +128,7 @@ def test_help_tells_a_plugins_keys_and_names_where_it_is_given(capsys):
 
 
 def test_cells_of_compare_have_the_plugins_of_its_file(tmp_path, data_path):
-    """In processes of their own, in another folder, also where a plugin is named by a path from here."""
+    """In processes of their own, in another folder, also where a plugin is named by a path from here or from the experiment."""
     (tmp_path / "mine.py").write_text((PLUGINS / "damped.py").read_text())
     small = {name: value for name, value in SMALL.items() if name != "state"}
     experiment = {
@@ -142,10 +142,11 @@ def test_cells_of_compare_have_the_plugins_of_its_file(tmp_path, data_path):
         },
         "rows": {"half": {"strategy": "damped"}, "own": {"model": "Plain", "strategy": "fedavg", "load_col": None}},
     }
-    experiment["keys"]["plugins"] = ["mine.py", "plain.py"]
-    (tmp_path / "plain.py").write_text((PLUGINS / "plain.py").read_text())
-    (tmp_path / "e.yaml").write_text(yaml.safe_dump(experiment))
-    assert main(["compare", "e.yaml", "--out=out", "--workers=1"]) == 0
+    experiment["keys"]["plugins"] = ["mine.py", "beside.py"]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "beside.py").write_text((PLUGINS / "plain.py").read_text())
+    (tmp_path / "folder" / "e.yaml").write_text(yaml.safe_dump(experiment))
+    assert main(["compare", "folder/e.yaml", "--out=out", "--workers=1"]) == 0
     assert len(list((tmp_path / "out" / "runs").iterdir())) == 2
 
 

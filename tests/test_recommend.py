@@ -1,5 +1,7 @@
 """Recommendations: the scores of the model in the dataset's tokens, and somebody new who is scored as a device would."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -325,7 +327,13 @@ def test_the_command_answers_somebody_new_and_tells_similar_items(folder, capsys
         (["nowhere", "--users=u1"], "nowhere"),
         (["{folder}"], "recommend needs one of --users, --history, --similar"),
         (["{folder}", "--users=u1", "--similar=i1"], "recommend needs one of --users, --history, --similar"),
-        (["{folder}", "--users=u99"], "user 'u99' is not among the 30 users"),
+        (
+            ["{folder}", "--users=u99"],
+            "user 'u99' is not among the 30 users of dataset 'tiny', named as in its files, such as u",
+        ),
+        (["{folder}", "--users=Doe, John"], """in double quotes: --users='"a, b"'"""),
+        (["{folder}", "--history=Film, 3:5"], """in double quotes: --history='"a, b":5'"""),
+        (["{parent}", "--users=u1"], "is none of one run, but holds {folder}"),
         (["{folder}", "--users="], "users is empty"),
         (["{folder}", "--users=@nowhere.txt"], "nowhere.txt"),
         (["{folder}", "--users=u1", "-k", "0"], "k is '0'; it must be an integer >= 1"),
@@ -337,11 +345,19 @@ def test_the_command_answers_somebody_new_and_tells_similar_items(folder, capsys
     ],
 )
 def test_a_wrong_question_on_the_command_line_is_one_sentence(folder, arguments, says, capsys):
-    assert main(["recommend", *(argument.format(folder=folder) for argument in arguments)]) == 2
+    assert main(["recommend", *(each.format(folder=folder, parent=Path(folder).parent) for each in arguments)]) == 2
     printed = capsys.readouterr().err
-    assert says in printed and printed.count("\n") == 1
+    assert says.format(folder=folder) in printed and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("run", [None, 3, ["a"], "", b"x"])
+def test_what_is_no_folder_is_told_in_one_sentence(run):
+    with pytest.raises(InputError, match=r"run is .*; it must be the folder of a run, or a checkpoint file"):
+        recbole_fedkd.load(run)
 
 
 def test_tokens_with_commas_are_quoted():
     assert listed_tokens('"Thin Man, The", b,,c') == ["Thin Man, The", "b", "c"] and listed_tokens("all") is None
-    assert rated_tokens('"Thin Man, The:5",a:b:2.5,c') == [("Thin Man, The", 5.0), ("a:b", 2.5), ("c", None)]
+    assert rated_tokens('"Thin Man, The:5","x, y":2,a:b:2.5,a:b:,c') == [
+        ("Thin Man, The", 5.0), ("x, y", 2.0), ("a:b", 2.5), ("a:b", None), ("c", None),
+    ]  # fmt: skip

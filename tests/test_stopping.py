@@ -60,6 +60,21 @@ def test_a_signal_in_the_first_epoch_says_that_nothing_goes_on(arguments, capsys
     assert "holds no checkpoint" in capsys.readouterr().err
 
 
+def test_ctrl_c_while_the_command_loads_ends_it_without_a_traceback():
+    code = """
+import importlib.abc, os, signal, sys
+class Stops(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, *_):
+        if name == "recbole_fedkd.command_line":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Stops())
+from recbole_fedkd.__main__ import main
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
+
+
 def test_a_signal_that_the_process_ignores_stays_ignored(arguments, monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

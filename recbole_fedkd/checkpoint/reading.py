@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recbole_fedkd.checkpoint.large import large_file, put_back
 from recbole_fedkd.checkpoint.sealed import digest, read_sealed, write_sealed
-from recbole_fedkd.errors import InputError
+from recbole_fedkd.errors import InputError, listed, shown
 
 CHECKPOINT_VERSION = 7
 BEST, LAST, ROWS = "best.pth", "last.pth", "rows.pth"
@@ -147,7 +147,7 @@ def last_and_best(path: str | Path) -> tuple[Checkpoint, Checkpoint | None]:
     Raises:
         InputError: no checkpoint is there, one cannot be read, or the best one is not the one that the last speaks of.
     """
-    given = Path(path)
+    given = _given(path)
     last = open_checkpoint(_state_of_folder(given) if given.is_dir() else given)
     best_epoch = last.state["best_epoch"]
     if best_epoch is None or best_epoch == last.state["epoch"]:
@@ -171,9 +171,24 @@ def _state_of_folder(folder: Path) -> Path:
         return folder / LAST
     if (folder / BEST).is_file():
         raise InputError(f"run folder '{folder}' has a {BEST} but no {LAST}, which a run is resumed from")
+    if runs := sorted({file.parent for name in (LAST, BEST) for file in folder.glob(f"*/{name}")}, key=_age):
+        raise InputError(
+            f"folder '{folder}' is none of one run, but holds {listed([str(run) for run in runs], 5)}; name one"
+        )
     raise InputError(
         f"run folder '{folder}' holds no checkpoint: no epoch (round) of a run was finished there; start the run again"
     )
+
+
+def _age(run: Path) -> float:
+    """The youngest first."""
+    return -run.stat().st_mtime
+
+
+def _given(path: str | Path) -> Path:
+    if not isinstance(path, str | Path) or not str(path):
+        raise InputError(f"run is {shown(path)}; it must be the folder of a run, or a checkpoint file")
+    return Path(path)
 
 
 def best_checkpoint(path: str | Path) -> Checkpoint:
@@ -182,7 +197,7 @@ def best_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         InputError: as :func:`last_and_best`.
     """
-    given = Path(path)
+    given = _given(path)
     if not given.is_dir():
         return open_checkpoint(given)
     if not (given / LAST).is_file() and (given / BEST).is_file():
@@ -193,7 +208,7 @@ def best_checkpoint(path: str | Path) -> Checkpoint:
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The fields of a checkpoint file; of a run folder's ``last.pth``. Raises what :func:`open_checkpoint` does."""
-    given = Path(path)
+    given = _given(path)
     return open_checkpoint(_state_of_folder(given) if given.is_dir() else given).state
 
 

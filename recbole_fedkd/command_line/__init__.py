@@ -48,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with signals_that_stop():
             return _run(command, arguments)
     except InputError as error:
-        print(f"error: {'; '.join([str(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
+        print(f"error: {_with_notes(error)}", file=sys.stderr)
         return 2
     except TrainingError as error:
-        print(f"error: {'; '.join([str(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
+        print(f"error: {_with_notes(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         going_on = command in _GOING_ON or any(each.startswith(("--experiment", "--resume")) for each in arguments)
@@ -70,6 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _with_notes(error: Exception) -> str:
+    return "; ".join([str(error), *getattr(error, "__notes__", [])]).replace("?; ", "? ")
+
+
 def _run(command: str, arguments: list[str]) -> int:
     if any(argument in _HELP for argument in arguments):
         print(_COMMANDS[command][1] if command else help_text(arguments), flush=True)
@@ -80,11 +84,8 @@ def _run(command: str, arguments: list[str]) -> int:
     if command:
         return _COMMANDS[command][0](arguments[1:])
     if arguments and not arguments[0].startswith("-"):
-        known = ", ".join(_COMMANDS)
-        raise InputError(
-            f"'{arguments[0][:100]}' is no command{nearest(arguments[0], _COMMANDS)}; commands are {known}; without one, "
-            "--model=<name> --dataset=<name> runs a model"
-        )
+        known = f"; commands are {', '.join(_COMMANDS)}; without one, --model=<name> --dataset=<name> runs a model"
+        raise InputError(f"'{arguments[0][:100]}' is no command{nearest(arguments[0], _COMMANDS) or known}")
     return commands.run(parse_arguments(arguments, flags=("quiet", "verbose")))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from recbole_fedkd.command_line.arguments import parse_arguments, take_count
 from recbole_fedkd.command_line.completion import SHELLS, completion_script
 from recbole_fedkd.command_line.help import presets_text
-from recbole_fedkd.command_line.tables import listed_tokens, rated_tokens, writable_table, write_table
+from recbole_fedkd.command_line.tables import commas_told, listed_tokens, rated_tokens, writable_table, write_table
 from recbole_fedkd.config.early import check_early
 from recbole_fedkd.config.given import read_given
 from recbole_fedkd.errors import InputError, nearest
@@ -193,12 +193,14 @@ def recommend(arguments: Sequence[str]) -> int:
 
     with screen(logging.ERROR):  # what may be thought of the data and how they are judged was said by the run
         recommender = load(arguments[0], keys)
-    if what == "users":
-        table = recommender.recommend(users, k, exclude_seen=exclude)
-    elif what == "history":
-        table = recommender.recommend_for(rated_tokens(given), k)
-    else:
+    if what == "similar":
         table = recommender.similar_items(given, k)
+    else:
+        with commas_told(what, given):
+            if what == "users":
+                table = recommender.recommend(users, k, exclude_seen=exclude)
+            else:
+                table = recommender.recommend_for(rated_tokens(given), k)
     if out is None:
         print(table.to_string(index=False), flush=True)
     else:

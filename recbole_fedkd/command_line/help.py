@@ -153,7 +153,7 @@ def _found(word: str, sections: Mapping[str, Mapping[str, Key]], defaults: Mappi
         close = called_here(word, known.keys) or nearest(
             word, {*known.keys, *(n for k in sections.values() for n in k)}
         )
-        raise InputError(f"no key, model, strategy or preset has to do with '{word[:100]}'{close}; --help lists all")
+        raise InputError(f"no key, model, strategy or preset has to do with '{word[:100]}'; --help lists all{close}")
     return "\n".join(lines)
 
 

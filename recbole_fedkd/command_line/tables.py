@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +48,28 @@ def parted(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
+@contextmanager
+def commas_told(what: str, text: str) -> Iterator[None]:
+    """Who is told that a token is unknown reads how one is written that has a comma in it."""
+    try:
+        yield
+    except InputError as error:
+        if "," in text and '"' not in text and not text.startswith("@"):
+            one = '"a, b"' + ":5" * (what == "history")
+            error.add_note(f"a name with a comma in it stands in double quotes: --{what}='{one}'")
+        raise
+
+
 def rated_tokens(text: str) -> list[tuple[str, Any]]:
-    """``item:rating,item:rating``, or items alone, to pairs; what is no number stays a text, for others to refuse."""
+    """``item:rating,item:rating``, or items alone, to pairs; what is no number stays a text, for others to refuse.
+
+    An item with a colon in its name and no rating ends in a colon.
+    """
     pairs: list[tuple[str, Any]] = []
     for part in parted(text):
         token, colon, rating = part.rpartition(":")
-        if not colon:
-            pairs.append((part, None))
+        if not rating or not colon:
+            pairs.append((part.removesuffix(":"), None))
             continue
         try:
             pairs.append((token, float(rating)))

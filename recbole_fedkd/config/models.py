@@ -31,8 +31,8 @@ def check_model_name(name: str) -> None:
     own, known = choices("models"), recbole_models()
     if name not in own and known.get(name.lower()) != name:
         raise InputError(
-            f"model '{name}' is unknown{nearest(name, [*own, *known.values()])}; a model of your own is given as its class, "
-            "or found in the modules that plugins names"
+            f"model '{name}' is unknown; a model of your own is given as its class, or found in the modules that plugins names"
+            f"{nearest(name, [*own, *known.values()])}"
         )
     if name in _NOT_RUN:
         raise InputError(

@@ -101,8 +101,21 @@ def read_experiment(file: str | Path, overrides: Mapping[str, Any] | None = None
     Raises:
         InputError: the file cannot be read or used; the sentence names file and part.
     """
-    content = read_yaml(file, "experiment")
+    content = _found_beside(read_yaml(file, "experiment"), Path(file).parent)
     return expand(content, overrides, f"experiment '{file}'", Path(file).stem)
+
+
+def _found_beside(content: Any, folder: Path, names_files: bool = False) -> Any:
+    """An experiment whose ``plugins`` and ``config_files`` are named by whole paths, where they lie beside it."""
+    if isinstance(content, Mapping):
+        return {key: _found_beside(value, folder, key in ("plugins", "config_files")) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_found_beside(each, folder, names_files) for each in content]
+    if not names_files or not isinstance(content, str):
+        return content
+    parts = [part.strip() for part in content.split(",")]
+    near = [str((folder / part).resolve()) if (folder / part).is_file() else part for part in parts]
+    return content if near == parts else near[0] if len(near) == 1 else near
 
 
 def expand(

@@ -82,8 +82,8 @@ def check_data(config: Any, dataset: Any) -> None:
         if name not in known:
             key = "item_attribute" if model == "S3Rec" else "selected_features"
             raise InputError(
-                f"{key} of model '{model}' names '{name}', but the loaded columns of .item are {known}"
-                f"{nearest(str(name), known)}; set {key}, or load the column by load_col"
+                f"{key} of model '{model}' names '{name}', but the loaded columns of .item are {known}; "
+                f"set {key}, or load the column by load_col{nearest(str(name), known)}"
             )
     taken: dict[str, str] = {"GRU4RecCPR": "reranker_CAN_NUM", "SASRecCPR": "reranker_CAN_NUM"}
     if model == "RaCT" and config["train_stage"] != "actor_pretrain":

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recbole_fedkd.errors import InputError, TrainingError, nearest, shown
+from recbole_fedkd.errors import InputError, TrainingError, listed, nearest, shown
 from recbole_fedkd.model.catalogue import Kept
 from recbole_fedkd.model.student import LabelledRecommender
 from recbole_fedkd.quick_start import load_data_and_model
@@ -249,11 +249,10 @@ class Recommender:
         for token in tokens:
             number = known.get(token)
             if number is None:
-                other = "; for somebody new, see recommend_for" if what == "user" else ""
-                close = nearest(token, list(known)[:20_000])
+                other = "; somebody new is served by recommend_for (--history)" if what == "user" else ""
                 raise InputError(
-                    f"{what} '{token[:100]}' is not among the {len(known)} {what}s of dataset '{self.config['dataset']}'"
-                    f"{close or other}"
+                    f"{what} '{token[:100]}' is not among the {len(known)} {what}s of dataset '{self.config['dataset']}', "
+                    f"named as in its files, such as {listed(known, 3)}{nearest(token, list(known)[:20_000]) or other}"
                 )
             ids.append(number)
         return ids
