@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from statistics import mean, stdev
 
+from kept import rows_of
+
 ROOT = Path(__file__).parents[1]
 MINUS = "\N{EN DASH}"
 
@@ -28,16 +30,6 @@ def test_pages_on_membership_have_the_numbers_of_their_records(monkeypatch):
     assert hidden and all(abs(each["membership"] - 0.5) < 0.02 and not each["exact"] for each in hidden)
 
 
-def scores_of(folder):
-    """Test scores of an experiment's runs ``{row: {metric: [one a seed]}}``."""
-    found = {}
-    for file in sorted((ROOT / "experiments" / "results" / folder / "runs").iterdir()):
-        head, *_, last = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-        for metric, value in last["test"].items():
-            found.setdefault(head["row"], {}).setdefault(metric, []).append(value)
-    return found
-
-
 def test_tables_of_quality_at_epsilon_are_those_of_their_records(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs" / "hooks"))
     import dots
@@ -49,7 +41,7 @@ def test_tables_of_quality_at_epsilon_are_those_of_their_records(monkeypatch):
         per_cent = round(100 * (mean(row[metric]) / mean(against[metric]) - 1), 1)
         return f"{'+' if per_cent > 0 else MINUS}{abs(per_cent)} %"
 
-    large, small = scores_of("epsilon-ml-1m"), scores_of("epsilon-ml-100k")
+    large, small = rows_of("epsilon-ml-1m"), rows_of("epsilon-ml-100k")
     tables = dots.tables((ROOT / "docs" / "results" / "epsilon.md").read_text(encoding="utf-8"))
     tables = [[[cell.replace("**", "") for cell in row] for row in table] for table in tables]
     _, *rows = tables[0]
