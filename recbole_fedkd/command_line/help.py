@@ -79,9 +79,7 @@ def presets_text() -> str:
     sentences = shipped()["presets"]
     for name, preset in presets_described().items():
         lines += [name, _wrapped(preset["question"], 4), _wrapped(sentences[name], 4)]
-        if "measured" in preset:
-            lines.append(_wrapped(measured_in_words(preset["measured"]), 4))
-        lines.append("")
+        lines += [_wrapped(measured_in_words(preset["measured"]), 4), ""]
     return "\n".join(lines).rstrip()
 
 
