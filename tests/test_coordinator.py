@@ -224,20 +224,20 @@ def test_a_wrong_or_missing_answer_but_to_training_is_named_and_is_in_no_sum(cut
 
     def asked():
         """Who has judged and kept what it was asked to."""
-        engine.unserved = {}
+        engine.report.unserved = {}
         if operation == "best":
             engine.keep_best(0)
         else:
             good = engine.judged(0, nothing, "test" if operation == "test" else "valid")
-            assert [*good, *engine.unserved] in ([0, 1, 2], [0, 2, 1])
+            assert [*good, *engine.report.unserved] in ([0, 1, 2], [0, 2, 1])
 
     for wrong, fault in faults.items():
         wire.faults, wire.late = {(operation, 0): {1: fault}}, {}  # what is late answers the same question again
         asked()
-        assert list(engine.unserved) == [1] and engine.unserved[1].startswith(wrong)
+        assert list(engine.report.unserved) == [1] and engine.report.unserved[1].startswith(wrong)
     wire.faults = {}
     asked()
-    assert engine.unserved == {}
+    assert engine.report.unserved == {}
     wire.faults = {(operation, 0): {1: "away"}}
     for engine.min_clients in (None, *([3] if operation != "best" else [])):
         with pytest.raises(ClientError, match=r"client 1, (round 1|absent)"):

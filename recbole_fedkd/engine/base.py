@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from logging import getLogger
 from typing import Any
@@ -12,6 +13,9 @@ from recbole_fedkd.errors import InputError, TrainingError, told
 from recbole_fedkd.federated.message import LARGEST, MessageError
 from recbole_fedkd.federated.server import Intake, Server
 from recbole_fedkd.finite import NotFiniteError
+
+FAILURES = (Exception, SystemExit, GeneratorExit)
+"""What a client may fail by: one that ends itself ends nobody else."""
 
 _NAMED, _LONGEST = 5, 300
 """Clients that a sentence names before it counts the others, and letters of a reason."""
@@ -61,6 +65,32 @@ class ClientError(TrainingError):
         error = cause if isinstance(cause, cls) else cls(f"{who}, round {round_index + 1}, {stage}: {told(cause)}")
         error.__cause__ = cause if error is not cause else cause.__cause__
         return error
+
+    @property
+    def reason(self) -> str:
+        """Why a client is missing: what kind of fault, and what exactly."""
+        cause = self.__cause__
+        kind = (
+            ""
+            if isinstance(cause, MessageError)
+            else "not finite: "
+            if isinstance(cause, NotFiniteError)
+            else "failed: "
+        )
+        return " ".join(f"{kind}{self if cause is None else told(cause)}".split())[:_LONGEST]
+
+
+@contextmanager
+def serving(who: str, round_index: int) -> Iterator[None]:
+    """What clients do to serve their users; the server says the same to all, so that without one there is none.
+
+    Raises:
+        ClientError: they cannot.
+    """
+    try:
+        yield
+    except FAILURES as error:
+        raise ClientError.of(who, round_index, "serving its users", error) from error
 
 
 @dataclass
@@ -213,7 +243,7 @@ class Engine(ABC):
         """A client is missing in the round; where everybody has to answer, that ends the run."""
         if self.min_clients is None:
             raise error
-        current.report.missing[client] = reason(error)
+        current.report.missing[client] = error.reason
 
     def _check_enough(self, current: Round) -> None:
         answered = len(current.chosen) - len(current.report.missing)
@@ -222,17 +252,3 @@ class Engine(ABC):
                 f"round {current.index + 1}: {answered} of {len(current.chosen)} clients answered, min_clients asks for "
                 f"{self.min_clients} ({current.report.reasons})"
             )
-
-
-def reason(error: ClientError) -> str:
-    """Why a client is missing: what kind of fault, and what exactly."""
-    cause = error.__cause__
-    if isinstance(cause, MessageError):
-        said = str(cause)
-    else:
-        said = (
-            f"not finite: {cause}"
-            if isinstance(cause, NotFiniteError)
-            else f"failed: {error if cause is None else told(cause)}"
-        )
-    return " ".join(said.split())[:_LONGEST]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recbole_fedkd.engine.base import ClientError, Engine, Round
+from recbole_fedkd.engine.base import FAILURES, ClientError, Engine, Round, serving
 from recbole_fedkd.federated.client import Client
 from recbole_fedkd.federated.server import Server
 
@@ -54,7 +54,7 @@ class LocalEngine(Engine):
             current.report.bytes_up[client.number] = len(answer)
             stage = "answering"
             current.intake.add(client.number, answer)
-        except (Exception, SystemExit, GeneratorExit) as error:  # a client that ends itself ends nobody else
+        except FAILURES as error:
             raise ClientError.of(f"client {client.number}", current.index, stage, error) from error
         finally:
             if current.on_bytes is not None:
@@ -65,7 +65,8 @@ class LocalEngine(Engine):
         if self.server.strategy.serves_aggregate:
             payload = self.server.serve(round_index + 1)
             for client in self.clients:
-                client.receive(payload)
+                with serving(f"client {client.number}", round_index):
+                    client.receive(payload)
         for client in self.clients:
             client.serve()
 

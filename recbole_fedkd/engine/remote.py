@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import msgpack
 
-from recbole_fedkd.engine.base import ClientError, Engine, Round, RoundReport, reason
+from recbole_fedkd.engine.base import ClientError, Engine, Round, RoundReport
 from recbole_fedkd.errors import TrainingError, listed
 from recbole_fedkd.federated.envelope import (
     BEST,
@@ -86,8 +86,7 @@ class RemoteEngine(Engine):
 
     Attributes:
         counted: the latest round of which a party's answer was counted, by its number.
-        ignored: as of :class:`RoundReport`, since the latest round began.
-        unserved: likewise.
+        report: of the latest round, or of what is judged after all of them.
         closing: what the parties answered at the end of the latest round.
         phase: rows that parties judge at the end of a round, see :class:`Request`.
         check_sums: given a party, a phase and what the party has judged, raises :class:`MessageError` where that cannot be.
@@ -110,8 +109,7 @@ class RemoteEngine(Engine):
         self.transport, self.run, self.timeout = transport, run, timeout
         self._sizes = dict(sizes)
         self.counted: dict[int, int] = {}
-        self.ignored: dict[int, dict[str, int]] = {}
-        self.unserved: dict[int, str] = {}
+        self.report = RoundReport(0.0)
         self.closing: dict[int, Answer] = {}
         self.phase = ""
         self.check_sums: Callable[[int, str, Mapping[str, float]], None] = _none_due
@@ -125,7 +123,7 @@ class RemoteEngine(Engine):
         return self._sizes
 
     def _run_clients(self, current: Round) -> None:
-        self.ignored, self.unserved = current.report.ignored, current.report.unserved
+        self.report = current.report
         payloads = {number: self.server.send(number, current.index) for number in current.chosen}
         counted = dict(self.counted)
         answers = self._asked(TRAIN, current.index, payloads, lambda number: self._whole_network(number, current.index))
@@ -241,7 +239,7 @@ class RemoteEngine(Engine):
         answers = self._asked(JUDGE, round_index, payloads, lambda number: whole, phase)
         good = self._good(answers, payloads, round_index, phase, "serving its users")
         if phase and len(good) < min(self.min_clients or 0, len(payloads)):
-            reasons = RoundReport(0.0, missing=self.unserved).reasons
+            reasons = RoundReport(0.0, missing=self.report.unserved).reasons
             raise ClientError(
                 f"round {round_index + 1}: {len(good)} of {len(payloads)} clients have judged their rows, min_clients asks "
                 f"for {self.min_clients} ({reasons})"
@@ -276,11 +274,11 @@ class RemoteEngine(Engine):
                 failed = ClientError.of(f"client {number}", round_index, stage, error)
                 if self.min_clients is None:
                     raise failed from error
-                missing[number] = reason(failed)
+                missing[number] = failed.reason
         if missing:
             told = RoundReport(0.0, missing=missing).reasons
             getLogger().warning(f"round {round_index + 1}: {len(missing)} clients are missing in {stage}: {told}")
-        self.unserved |= missing
+        self.report.unserved |= missing
         return good
 
     def resize(self, sizes: Mapping[int, int]) -> None:
@@ -340,7 +338,7 @@ class RemoteEngine(Engine):
         return answers
 
     def _ignore(self, number: int, kind: str, why: str | None = None) -> None:
-        counts = self.ignored.setdefault(number, {})
+        counts = self.report.ignored.setdefault(number, {})
         counts[kind] = counts.get(kind, 0) + 1
         getLogger().warning(
             f"an answer of client {number} is not counted, it is {kind if why is None else f'none: {why}'}"

@@ -90,7 +90,10 @@ class ClientLink:
         Raises:
             MessageError: it is not one of this federation's server, or not for the version that the client holds.
         """
-        message = Message.from_bytes(payload)
+        return self.taken(Message.from_bytes(payload))
+
+    def taken(self, message: Message) -> Message | None:
+        """As :meth:`read`, of a message that is no bytes any more."""
         if message.sender != SERVER:
             raise MessageError("sender", f"client {message.sender} speaks where the server should")
         if self.updates is None:

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from recbole.utils import early_stopping
 
 from recbole_fedkd.checkpoint import read_sealed, restored, write_sealed
-from recbole_fedkd.engine import InProcess, RemoteEngine, Transport
+from recbole_fedkd.engine import InProcess, RemoteEngine, RoundReport, Transport
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.evaluation import JudgedRows
 from recbole_fedkd.federated.envelope import Answer, new_run
@@ -164,9 +164,9 @@ class Coordinator:
                 on_round(self.round, asdict(self.rounds[-1]))
         if not self.test_sums and self.rounds:
             last = dict.fromkeys(self.engine.sizes, b"")
-            self.engine.unserved, self.engine.ignored = {}, {}
+            self.engine.report = report = RoundReport(0.0)
             self.test_sums = _numbers(self.engine.judged(self.round - 1, last, "test"))
-            self.at_test = {"unserved": self.engine.unserved, "ignored": self.engine.ignored}
+            self.at_test = {"unserved": report.unserved, "ignored": report.ignored}
             self._write()
         return self.result()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_fedkd.engine.base import ClientError, Engine, Round
+from recbole_fedkd.engine.base import FAILURES, ClientError, Engine, Round, serving
 from recbole_fedkd.engine.fleet.exchange import (
     Base,
     CommonDownlink,
@@ -137,10 +138,16 @@ class FleetEngine(Engine):
         for average in self.averages:
             average.restore()
         before = {number: self.downlink.snapshot(number) for number in chosen if self.min_clients is not None}
-        report.bytes_down = self.downlink.hear(chosen, current.index)
+        report.bytes_down, failed = self.downlink.hear(chosen, current.index)
         report.bytes_up = dict.fromkeys(chosen, 0)
+        missing = dict[int, ClientError]()
+        for number in sorted(failed):
+            missing[number] = ClientError.of(f"client {number}", current.index, "receiving", failed[number])
+            if self.min_clients is None:
+                raise missing[number]
+        chosen = [number for number in chosen if number not in missing]
         self.uplink.begin(current)
-        filled, missing = 0, dict[int, ClientError]()
+        filled = 0
         for group_index, group in enumerate(self.groups):
             base = group.base()
             train = partial(self._train, group_index, current.index, base, missing)
@@ -184,9 +191,10 @@ class FleetEngine(Engine):
 
     def _serve(self, round_index: int) -> None:
         if self.server.strategy.serves_aggregate:
-            serving = self.downlink.serve(round_index + 1)
-            for group_index in range(len(self.groups)):
-                self._install(group_index, [number for number in serving if number % len(self.groups) == group_index])
+            with serving("all clients", round_index):
+                fresh = self.downlink.serve(round_index + 1)
+                for group_index in range(len(self.groups)):
+                    self._install(group_index, [number for number in fresh if number % len(self.groups) == group_index])
         for average in self.averages:
             average.serve()
 
@@ -220,7 +228,9 @@ class FleetEngine(Engine):
         alike: dict[Any, list[int]] = {}
         for number in chosen:
             if number % groups == group_index:
-                key = self.downlink.alike(number), 0 if pads else self._sizes[number]
+                key: Any = number  # by itself, where its training will say what is wrong with it
+                with suppress(*FAILURES):
+                    key = self.downlink.alike(number), 0 if pads else self._sizes[number]
                 alike.setdefault(key, []).append(number)
         parts = list(alike.values())
         known = self._plans.get(group_index)
@@ -232,8 +242,13 @@ class FleetEngine(Engine):
 
     def _packs_of(self, group_index: int, numbers: Sequence[int]) -> list[Clients]:
         """Packs of clients that can be packed together."""
-        group, heard = self.groups[group_index], self.downlink.heard(group_index, numbers[:1])
-        clients = np.asarray(numbers, dtype=np.int64) // len(self.groups)
+        group, clients = self.groups[group_index], np.asarray(numbers, dtype=np.int64) // len(self.groups)
+        try:
+            heard = self.downlink.heard(group_index, numbers[:1])
+            sample_bytes = self.training.bytes_of_sample(group_index, heard)
+        except FAILURES:  # by the first one alone, maybe; its training says by what
+            halves = [numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]]
+            return [pack for half in halves for pack in self._packs_of(group_index, half)] if halves[0] else [clients]
         sizes = np.asarray([self._sizes[number] for number in numbers], dtype=np.int64)
         copies = 4 * (3 + self.optimizer.memories)
         dense = group.dense_base().numel() + group.user_table().shape[1]
@@ -241,7 +256,6 @@ class FleetEngine(Engine):
         row_bytes = copies * group.item_base().shape[1] + 8
         if heard.whole_tables or not self.server.strategy.pads:
             heard_bytes += row_bytes * group.item_count
-        sample_bytes = self.training.bytes_of_sample(group_index, heard)
         parts = packed(
             sizes,
             self.task.batch_size,
@@ -278,7 +292,7 @@ class FleetEngine(Engine):
             heard = self.downlink.heard(group_index, numbers)
             trained = self.training.train(group_index, round_index, base, heard, clients, numbers)
             return [trained.with_part(self.uplink.part(trained.training))]
-        except Exception as error:
+        except FAILURES as error:
             if str(error).startswith("vmap:"):  # of a loss that does so in later rounds alone
                 error.args = (f"{str(error).split('. ')[0]}; engine=local asks one client at a time",)
             who = f"clients {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"client {numbers[0]}"

@@ -13,10 +13,11 @@ import msgpack
 import torch
 from torch import Tensor
 
+from recbole_fedkd.engine.base import FAILURES
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.heard import Heard
 from recbole_fedkd.federated.dialogue import heard_alike, on_device, understood, understood_by_many
-from recbole_fedkd.federated.message import Message, decoded
+from recbole_fedkd.federated.message import SERVER, Message
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.wire import ClientLink
 
@@ -70,7 +71,7 @@ class Sizes:
     def by_sender(self, message: Message, senders: Iterable[int]) -> dict[int, int]:
         """Length of the bytes of messages of its signature, by sender."""
         arrays = tuple((name, array.dtype, array.shape) for name, array in message.arrays.items())
-        signature = message.kind, message.round, arrays, any(message.codec_error)
+        signature = message.kind, message.round, message.sender == SERVER, arrays, any(message.codec_error)
         if signature not in self._without_sender:
             self._without_sender[signature] = len(message.to_bytes()) - len(msgpack.packb(message.sender))
         return {sender: self._without_sender[signature] + len(msgpack.packb(sender)) for sender in senders}
@@ -88,10 +89,20 @@ class Downlink(ABC):
 
     def __init__(self, server: Server, groups: Sequence[ClientGroup], links: Links, device: torch.device) -> None:
         self.server, self.groups, self.links, self.device = server, groups, links, device
+        self._failed: dict[int, BaseException] = {}
+
+    def hear(self, chosen: Sequence[int], round_index: int) -> tuple[dict[int, int], dict[int, BaseException]]:
+        """The clients of a round take in what the server says.
+
+        Returns:
+            Bytes by client, and what went wrong in those that could not take it in.
+        """
+        self._failed = {}
+        return self._hear(chosen, round_index), self._failed
 
     @abstractmethod
-    def hear(self, chosen: Sequence[int], round_index: int) -> dict[int, int]:
-        """The clients of a round take in what the server says; bytes by client."""
+    def _hear(self, chosen: Sequence[int], round_index: int) -> dict[int, int]:
+        """As :meth:`hear`, where those that fail stand in ``_failed``."""
 
     @abstractmethod
     def alike(self, number: int) -> Hashable:
@@ -153,13 +164,17 @@ class CommonDownlink(Downlink):
         if message is not None:
             self._take(understood(self.link, self.received, message, self.device))
 
-    def hear(self, chosen: Sequence[int], round_index: int) -> dict[int, int]:
+    def _hear(self, chosen: Sequence[int], round_index: int) -> dict[int, int]:
         """One message; who has been away gets a longer one that says the same."""
         if self.server.link.broadcast is None and chosen:  # nobody's depends on what it holds
             sizes = dict.fromkeys(chosen, len(self.server.send(chosen[0], round_index)))
         else:
             sizes = {number: len(self.server.send(number, round_index)) for number in chosen}
-        self._read(self.server.serve(round_index))
+        payload = self.server.serve(round_index)
+        try:
+            self._read(payload)
+        except FAILURES as error:  # what one cannot take in, nobody can
+            self._failed = dict.fromkeys(chosen, error)
         return sizes
 
     def alike(self, number: int) -> Hashable:
@@ -195,47 +210,63 @@ class OwnDownlink(Downlink):
 
     def _read(self, messages: Mapping[int, Message | None]) -> None:
         """What clients make of what each of them has heard."""
-        elementwise, alike = self.server.strategy.elementwise, dict[Hashable, list[int]]()
-        news = {number: message for number, message in messages.items() if message is not None}
-        self._fresh = set(news)
-        accumulates = self.server.strategy.accumulates
-        for number, message in news.items():
-            link = self.links[number]
-            joined = elementwise or not (link.sent or accumulates)
-            alike.setdefault(heard_alike(link, message) if joined else number, []).append(number)
+        strategy, alike = self.server.strategy, dict[Hashable, list[int]]()
+        self._fresh = set()
+        for number, message in messages.items():
+            if message is not None:
+                link = self.links[number]
+                joined = strategy.elementwise or not (link.sent or strategy.accumulates)
+                alike.setdefault(heard_alike(link, message) if joined else number, []).append(number)
         for together in alike.values():
-            if not elementwise:
-                # Of several, none has anything of its own that goes into it: it is kept once.
-                first = together[0]
-                made = understood(self.links[first], self.received.get(first, {}), news[first], self.device)
-                self.received.update(dict.fromkeys(together, made))
-                continue
-            for begin in range(0, len(together), TOGETHER):
-                numbers = together[begin : begin + TOGETHER]
-                links, before = (
-                    [self.links[number] for number in numbers],
-                    [self.received.get(number, {}) for number in numbers],
-                )
-                each = understood_by_many(links, before, news[numbers[0]], self.device)
-                self.received.update(zip(numbers, each, strict=True))
+            # Of several that are not taken elementwise none has anything of its own that goes into it: it is kept once.
+            at_a_time = TOGETHER if strategy.elementwise else len(together)
+            for begin in range(0, len(together), at_a_time):
+                self._understand(together[begin : begin + at_a_time], messages)
 
-    def hear(self, chosen: Sequence[int], round_index: int) -> dict[int, int]:
+    def _understand(self, numbers: Sequence[int], messages: Mapping[int, Message | None]) -> None:
+        """What clients that are alike make of it; who of them fails is found by asking one after the other."""
+        message, links = messages[numbers[0]], [self.links[number] for number in numbers]
+        before = [self.received.get(number, {}) for number in numbers]
+        assert message is not None
+        try:
+            if self.server.strategy.elementwise:
+                known = understood_by_many(links, before, message, self.device)
+            else:
+                known = [understood(links[0], before[0], message, self.device)] * len(numbers)
+        except FAILURES as error:
+            if len(numbers) == 1:
+                self._failed[numbers[0]] = error
+                return
+            for number in numbers:
+                self._understand([number], messages)
+            return
+        self.received.update(zip(numbers, known, strict=True))
+        self._fresh.update(numbers)
+
+    def _hear(self, chosen: Sequence[int], round_index: int) -> dict[int, int]:
         """To each its own; what is said to several is read once, unless each holds another version of a network."""
         server, sizes, size_of = self.server, {}, Sizes()
         messages: dict[int, Message | None] = {}
-        common: dict[int | None, Message | None] = {}
+        common: dict[int, Message | None] = {}
         for number in chosen:
-            audience = server.strategy.audience(server.state, number)
+            audience, link = server.strategy.audience(server.state, number), self.links[number]
+            payload, said = b"", None
             if audience is None and not server.codecs:
-                messages[number] = message = server.message_for(number, round_index)
-                if message is not None:
-                    decoded(message, server.codecs.down, self.links[number].schema)
-                sizes[number] = size_of(message) if message is not None else 0
+                said = server.message_for(number, round_index)
+                sizes[number] = size_of(said) if said is not None else 0
+            else:
+                payload = server.send(number, round_index)
+                sizes[number] = len(payload)
+            if audience in common and link.updates is None:
+                messages[number] = common[audience]
                 continue
-            payload, link = server.send(number, round_index), self.links[number]
-            if audience is None or audience not in common or link.updates is not None:
-                common[audience] = link.read(payload) if payload else None
-            messages[number], sizes[number] = common[audience], len(payload)
+            try:
+                messages[number] = link.read(payload) if payload else link.taken(said) if said is not None else None
+            except FAILURES as error:
+                self._failed[number] = error
+                continue
+            if audience is not None:
+                common[audience] = messages[number]
         self._read(messages)
         return sizes
 
@@ -263,6 +294,8 @@ class OwnDownlink(Downlink):
         payload = self.server.serve(round_index)
         everybody = sorted(number for group in self.groups for number in group.numbers.tolist())
         self._read({number: self.links[number].read(payload) if payload else None for number in everybody})
+        for error in self._failed.values():
+            raise error
         return sorted(self._fresh)
 
     def snapshot(self, number: int) -> Any:

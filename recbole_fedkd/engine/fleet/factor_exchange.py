@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from recbole_fedkd.distillation.exchange import shortened
-from recbole_fedkd.engine.base import ClientError, Round
+from recbole_fedkd.engine.base import FAILURES, ClientError, Round
 from recbole_fedkd.engine.fleet.exchange import Base, Downlink, Links, Sizes
 from recbole_fedkd.engine.fleet.factors import FactorSamples, Mapped
 from recbole_fedkd.engine.fleet.group import ClientGroup
@@ -62,15 +62,18 @@ class FactorDownlink(Downlink):
         self.own: dict[str, Tensor] = {}
         self._heard = Heard()
 
-    def hear(self, chosen: Sequence[int], round_index: int) -> dict[int, int]:
+    def _hear(self, chosen: Sequence[int], round_index: int) -> dict[int, int]:
         """One message for all; who was left out of a round before gets a longer one that says the same in the end."""
         payloads = {number: self.server.send(number, round_index) for number in chosen}
         payload = max(payloads.values(), key=len)
-        message = self.links[chosen[0]].read(payload) if payload else None
-        if message is not None:
-            self.received = understood(self.links[chosen[0]], self.received, message, self.device)
-            self._know()
-        self._heard = Heard(learns=self.server.strategy.learns(self.received))
+        try:
+            message = self.links[chosen[0]].read(payload) if payload else None
+            if message is not None:
+                self.received = understood(self.links[chosen[0]], self.received, message, self.device)
+                self._know()
+            self._heard = Heard(learns=self.server.strategy.learns(self.received))
+        except FAILURES as error:  # what one cannot take in, nobody can
+            self._failed = dict.fromkeys(chosen, error)
         return {number: len(said) for number, said in payloads.items()}
 
     def _know(self) -> None:
