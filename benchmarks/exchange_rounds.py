@@ -2,9 +2,9 @@
 
     python benchmarks/exchange_rounds.py --dataset=ml-1m --data_path=<folder> --turns=5
 
-Every user is a client. In a turn ``factors`` starts anew and goes through its exchange and a few rounds of heads; before each of
-these rounds one of FedMF is timed. Printed are medians over the turns in seconds of the processor and of the clock, and the mean round of a
-whole run of ``factors`` beside the mean of FedMF's.
+Every user is a client. In a turn ``factors`` starts anew and goes through its exchange and a few rounds of heads; before
+each of these one round of FedMF is timed. Printed are medians over the turns in seconds of the processor and of the clock,
+and the mean round of a whole run of ``factors`` beside FedMF's.
 """
 
 import argparse
@@ -51,7 +51,9 @@ def measured(arguments: argparse.Namespace) -> dict[str, list[Cost]]:
             index = turn * len(names) + number
             beside = cost_of(lambda index=index: fedmf._train_once(loaders[0], index, None, False))
             found.setdefault(FEDMF, []).append(beside)
-            own = cost_of(lambda number=number: factors._train_once(data.loaders[0], number, None, False))
+            own = cost_of(
+                lambda factors=factors, number=number: factors._train_once(data.loaders[0], number, None, False)
+            )
             found.setdefault(name, []).append(own)
         of_turn = {name: _mean(each) for name, each in found.items()}
         heads = [of_turn["head"]] * (config["epochs"] - len(stages) - 1)

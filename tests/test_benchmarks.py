@@ -103,3 +103,34 @@ def test_labels_of_generated_tables_are_those_of_their_scale(benchmarks, low, hi
     labels = floors.scale(low, high, step)(np.linspace(-9, 9, 400))
     assert labels.min() == low and labels.max() == high
     assert np.allclose(labels / step, np.round(labels / step))
+
+
+def test_a_round_of_every_stage_is_timed_beside_one_of_fedmf(benchmarks, data_path, monkeypatch, tmp_path, capsys):
+    import exchange_rounds
+
+    out = tmp_path / "costs.json"
+    arguments = ["--dataset=tiny", f"--data_path={data_path}", "--turns=1", "--heads=1", f"--out={out}"]
+    monkeypatch.setattr(sys, "argv", ["exchange_rounds.py", *arguments])
+    exchange_rounds.main()
+    costs = json.loads(out.read_text())
+    steps = [f"gradient_{number}" for number in range(4)]
+    stages = ["histogram", "residuals", "product_0", "product_1", "product_2", *steps]
+    assert set(costs) == {"fedmf", *stages, "leaves every row out", "head", "factors, mean round"}
+    assert all(len(each) == 1 for each in costs.values())
+    # A run of sixty rounds: the ten of the exchange, and fifty of heads.
+    once = sum(costs[name][0]["processor"] for name in [*stages, "leaves every row out"])
+    mean = (once + 50 * costs["head"][0]["processor"]) / 60
+    assert costs["factors, mean round"][0]["processor"] == pytest.approx(mean)
+    assert "| factors, mean round |" in capsys.readouterr().out
+
+
+def test_who_gains_is_counted_by_what_clients_have(benchmarks):
+    import gains
+    import pandas as pd
+
+    single = pd.DataFrame({"users": [1, 1, 1], "rows": [1, 3, 6], "gain": [0.5, -0.1, 0.2]})
+    told = gains.table(single)
+    assert "| 1 to 3 | 2 | 50% | 0.200 | 0.424 |" in told and "| 4 to 7 | 1 | 100% |" in told
+    assert "In all 2 of 3 gain; they hold 70% of the test rows." in told
+    several = gains.table(single.assign(users=[2, 9, 40]))
+    assert "| users of a client | clients |" in several and "9 users: 0.100." in several

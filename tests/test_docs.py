@@ -54,6 +54,22 @@ def test_units_of_the_documentation_are_ones_that_systemd_takes(tmp_path):
     assert len(units) == 5 and (found.returncode, found.stderr) == (0, "")
 
 
+def test_the_equations_of_item_factors_name_functions_that_are_there():
+    from recbole_fedkd.distillation import exchange, factors, features, range_finder
+    from recbole_fedkd.model import factor_head
+
+    page = (ROOT / "docs" / "equations.md").read_text(encoding="utf-8")
+    section = re.search(r"^## Item factors\n(.*?)^## ", page, re.M | re.S)[1]
+    named = {
+        name
+        for group in re.findall(r"\*\*[^*]+\*\*[^(]*\(((?:`[\w.]+`(?:, )?)+)", section)
+        for name in group.split(", ")
+    }
+    assert len(named) >= 15
+    for name in (each.strip("`;: ").split(".")[0] for each in named):
+        assert any(hasattr(module, name) for module in (exchange, factors, features, range_finder, factor_head)), name
+
+
 RESULTS = sorted(set((ROOT / "docs" / "results").glob("*.md")) - {ROOT / "docs" / "results" / "README.md"})
 
 
