@@ -177,10 +177,11 @@ def squared_error(
     lost, whole = 0.0, 0.0
     for name, array in before.items():
         if array.dtype == np.float32:
-            exact, seen = array.reshape(-1), after[name].reshape(-1)
             # Parts that stay in the processor's cache: three times as fast as double copies of millions of numbers.
-            for begin in range(0, len(exact), _AT_A_TIME):
-                part = exact[begin : begin + _AT_A_TIME].astype(np.float64)
-                lost += float(((seen[begin : begin + _AT_A_TIME] - part) ** 2).sum())
-                whole += float((part**2).sum())
+            for begin in range(0, array.size, _AT_A_TIME):
+                exact, seen = (
+                    each.reshape(-1)[begin : begin + _AT_A_TIME].astype(np.float64) for each in (array, after[name])
+                )
+                lost += float(((seen - exact) ** 2).sum())
+                whole += float((exact**2).sum())
     return lost, whole
