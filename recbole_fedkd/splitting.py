@@ -42,6 +42,9 @@ MANIFEST = "manifest"
 USERS_OF_PARTY = "users_of_party"
 """Word of a catalogue's schema for the most users that one party may have."""
 
+MOST_USERS = 2_000_000
+"""Users that the parties of a catalogue may have together: 0.8 KB of each is set up by every machine, 2 GB of so many."""
+
 _MADE_UP_ROWS = 10
 _FILTERS = ("user_inter_num_interval", "item_inter_num_interval", "val_interval")
 
@@ -126,6 +129,10 @@ def catalogue_manifest(
     _check_free(out)
     if not config["label_values"]:
         raise InputError("a catalogue does not say which labels there are; name them, such as label_values=[1,2,3,4,5]")
+    if users * config["client_num"] > MOST_USERS:
+        raise InputError(
+            f"users is {users} for each of {config['client_num']} parties; together they may have {MOST_USERS:,} at most"
+        )
     if (config["load_col"] or {}).get("user"):
         raise InputError(
             "load_col names columns of users, which are their parties' own; a catalogue has none: leave them out"
@@ -178,7 +185,13 @@ def _copy_catalogue(items: Path, folder: Path, name: str) -> list[str]:
     """Write a catalogue as a data set's ``.item`` file, where it has features; returns the items."""
     table = read_table(items)
     column = id_column(list(map(str, table.columns)), "item", f"'{items}'")
-    tokens = [token for token in dict.fromkeys(tokens_of(table[column])) if token not in ("", "[PAD]")]
+    ids = tokens_of(table[column])
+    tokens = [token for token in dict.fromkeys(ids) if token not in ("", "[PAD]")]
+    if dropped := len(ids) - len(tokens):
+        again = listed(list(dict.fromkeys(ids[ids.duplicated()])))
+        logging.getLogger().warning(
+            f"dropped {dropped} rows of '{items}': no item, or one that was there before{f' ({again})' if again else ''}"
+        )
     if len(tokens) < 2:
         raise InputError(f"'{items}' has {len(tokens)} item(s) in column '{column}'; a catalogue has two at least")
     (folder / name).mkdir()

@@ -143,10 +143,19 @@ def test_an_id_beside_a_title_is_the_id_and_both_columns_are_named_where_nothing
     assert "column 'sku' holds items such as 'none', the catalogue such as 's0'" in capsys.readouterr().err
 
 
+def test_an_item_that_stands_twice_in_the_catalogue_is_named(files, tmp_path, caplog):
+    table = pd.read_csv("shop.csv")
+    pd.concat([table, table.iloc[[3, 5, 3]], table.iloc[[0]].assign(sku="")]).to_csv("shop.csv", index=False)
+    assert made() == 0
+    assert "dropped 4 rows of 'shop.csv': no item, or one that was there before (s3, s5)" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("step", "sentence"),
     [
         (lambda: made("--label_values=~"), "a catalogue does not say which labels there are"),
+        (lambda: made("--label_values=[5,1,1]"), "label_values is [5, 1, 1]; each label must stand there once"),
+        (lambda: made("--users=1000001"), "users is 1000001 for each of 2 parties; together they may have 2,000,000 at most"),
         (lambda: made("--load_col={user: [user_id, age]}"), "which are their parties' own"),
         (lambda: made("--strategy=central"), "trains one network on all data"),
         (lambda: main(["manifest", "none.csv", *KEYS]), "'none.csv' cannot be read"),

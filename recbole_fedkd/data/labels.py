@@ -19,7 +19,7 @@ def declared_labels(values: NDArray[np.floating], declared: Sequence[float] | No
         field: name of the label field, for the message.
 
     Raises:
-        InputError: fewer than two labels where none are declared, or a value outside the declared set.
+        InputError: fewer than two labels, one that is declared twice, or a value outside the declared set.
     """
     present = sorted({float(value) for value in np.unique(values)})
     if declared is None:
@@ -32,8 +32,9 @@ def declared_labels(values: NDArray[np.floating], declared: Sequence[float] | No
             )
         return present
     labels = sorted({float(value) for value in declared})
-    if len(labels) < 2:
-        raise InputError(f"label_values is {list(declared)}; at least two distinct labels are needed")
+    if len(labels) < max(2, len(declared)):
+        needed = "at least two distinct labels are needed" if len(labels) < 2 else "each label must stand there once"
+        raise InputError(f"label_values is {list(declared)}; {needed}")
     outside = [value for value in present if value not in labels]
     if outside:
         raise InputError(f"field '{field}' holds the label {outside[0]:g}, which is not among label_values {labels}")

@@ -180,7 +180,10 @@ def check_numbers(
 
 
 DECLARED = ("samples", "users", "valid", "test")
-"""What a party says of itself when it comes: samples of an epoch, users, and rows that it judges by."""
+"""What a party says of itself when it comes: samples of an epoch, users, and rows that it judges by.
+
+Users may be more than samples: those of whom the split holds every row out are served, too.
+"""
 
 
 def read_hello(packed: bytes, manifest: bytes, parties: int, greeted: Mapping[int, Answer]) -> Answer:

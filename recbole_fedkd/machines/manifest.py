@@ -231,6 +231,17 @@ def write_party(
     write_json({"number": number, "manifest": digest_of(manifest).hex()}, folder / PARTY)
 
 
+def check_apart(out: Path) -> None:
+    """Raise :class:`InputError` where a coordinator's folder would be, lie in, or hold a party's or the manifest's."""
+    whole = out.resolve()
+    inside = whole.iterdir() if whole.is_dir() and os.access(whole, os.R_OK) else ()
+    for folder in (whole, *whole.parents, *inside):
+        for name, what in ((PARTY, "a party's folder"), (TABLES, "a manifest")):
+            if (folder / name).is_file():
+                how = "is" if folder == whole else "lies in" if folder in whole.parents else "holds"
+                raise InputError(f"out '{out}' {how} {what}, '{folder}'; a coordinator has a folder of its own")
+
+
 def party_folders(folder: Path, numbers: Sequence[int]) -> dict[int, Path]:
     """Where the folders of parties lie beside a manifest."""
     width = len(str(max(numbers, default=0)))
