@@ -144,12 +144,12 @@ def add_clients(rounds: Sequence[EpochRecord], lines: bytes) -> list[EpochRecord
     """Records with what :func:`client_line` has said of their rounds; raises TypeError or ValueError for other lines."""
     with_clients = list(rounds)
     for line in lines.splitlines():
-        told_of = json.loads(line)
-        place = told_of["round"] - 1
-        if place < 0:
+        said = json.loads(line)
+        index = said["round"] - 1
+        if index < 0:
             raise ValueError("a line speaks of a round before the first")
-        parts = {name: {int(number): value for number, value in told_of.get(name, {}).items()} for name in OF_CLIENTS}
-        with_clients[place] = record_of({**without_clients(with_clients[place]), **parts})
+        parts = {name: {int(number): value for number, value in said.get(name, {}).items()} for name in OF_CLIENTS}
+        with_clients[index] = record_of({**without_clients(with_clients[index]), **parts})
     return with_clients
 
 
@@ -190,8 +190,8 @@ def rounds(rounds: Sequence[EpochRecord]) -> list[dict[str, Any]]:
             "valid": record.valid,
             "codec_error": record.codec_error,
             "missing": record.missing,
-            **{name: told for name in ("unserved", "ignored") if (told := getattr(record, name))},
-            **{name: told for name in ("epsilon", "clip") if (told := getattr(record, name)) is not None},
+            **{name: value for name in ("unserved", "ignored") if (value := getattr(record, name))},
+            **{name: value for name in ("epsilon", "clip") if (value := getattr(record, name)) is not None},
         }
         for number, record in enumerate(rounds, start=1)
     ]

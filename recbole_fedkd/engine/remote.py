@@ -276,8 +276,8 @@ class RemoteEngine(Engine):
                     raise failed from error
                 missing[number] = failed.reason
         if missing:
-            told = RoundReport(0.0, missing=missing).reasons
-            getLogger().warning(f"round {round_index + 1}: {len(missing)} clients are missing in {stage}: {told}")
+            reasons = RoundReport(0.0, missing=missing).reasons
+            getLogger().warning(f"round {round_index + 1}: {len(missing)} clients are missing in {stage}: {reasons}")
         self.report.unserved |= missing
         return good
 

@@ -124,6 +124,12 @@ class Sums(Fold):
         return self.sums
 
 
+def add_to(sums: Tensors, more: Mapping[str, Tensor]) -> None:
+    """Add tensors to those of the same name, where there are any."""
+    for name, part in more.items():
+        sums[name] = sums[name] + part if name in sums else part
+
+
 def added(total: NDArray[Any], more: NDArray[Any]) -> NDArray[Any]:
     """Sum of whole numbers, in the type of the first."""
     return within(total.astype(np.int64) + more, total.dtype)
@@ -153,7 +159,9 @@ class WeightedMean(Fold):
     def add(self, upload: Message) -> None:
         """Add its arrays times its share."""
         weight = self.weight_of(upload)
-        self._add({name: self.part(name, array, weight / self.expected) for name, array in upload.arrays.items()})
+        add_to(
+            self.sums, {name: self.part(name, array, weight / self.expected) for name, array in upload.arrays.items()}
+        )
         self.weight += weight
 
     def part(self, name: str, array: NDArray[np.generic], share: float) -> Tensor:
@@ -162,7 +170,7 @@ class WeightedMean(Fold):
 
     def merge(self, other: Self) -> None:
         """Add the other's sums."""
-        self._add(other.sums)
+        add_to(self.sums, other.sums)
         self.weight += other.weight
 
     def finish(self) -> Tensors:
@@ -170,10 +178,6 @@ class WeightedMean(Fold):
         if self.weight == self.expected:
             return self.sums
         return {name: total * (self.expected / self.weight) for name, total in self.sums.items()}
-
-    def _add(self, parts: Mapping[str, Tensor]) -> None:
-        for name, part in parts.items():
-            self.sums[name] = self.sums[name] + part if name in self.sums else part
 
 
 class MeanOfChangedRows(WeightedMean):
@@ -197,14 +201,13 @@ class MeanOfChangedRows(WeightedMean):
         """Its difference to the reference, row by row; who has changed a row counts there."""
         moved = (torch.tensor(array) - self.reference[name]).view(len(array) if array.ndim else 1, -1)
         weights = (moved != 0).any(1) * share
-        self.row_weights[name] = self.row_weights[name] + weights if name in self.row_weights else weights
+        add_to(self.row_weights, {name: weights})
         return moved * share
 
     def merge(self, other: Self) -> None:
         """Add the other's sums and weights."""
         super().merge(other)
-        for name, weights in other.row_weights.items():
-            self.row_weights[name] = self.row_weights[name] + weights if name in self.row_weights else weights
+        add_to(self.row_weights, other.row_weights)
 
     def finish(self) -> Tensors:
         """The means; shares cancel out, whoever is missing."""

@@ -15,6 +15,7 @@ from numpy.random.mtrand import get_bit_generator, set_bit_generator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from recbole_fedkd.federated.aggregate import add_to
 from recbole_fedkd.federated.codec import WireCodecs
 from recbole_fedkd.federated.dialogue import answer, on_device, understood
 from recbole_fedkd.federated.draws import KeyedDraws
@@ -280,9 +281,7 @@ class Client:
 
     def _add_knowledge(self, step: Step) -> None:
         assert self._result is not None
-        collected = self._result.collected
-        for name, part in self.strategy.knowledge.collect(step.detached()).items():
-            collected[name] = collected[name] + part if name in collected else part
+        add_to(self._result.collected, self.strategy.knowledge.collect(step.detached()))
 
     @torch.no_grad()
     def _measured(self, total: Tensor) -> Tensor:

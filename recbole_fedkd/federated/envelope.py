@@ -163,20 +163,20 @@ def check_numbers(
     Raises:
         MessageError: one is missing, was not asked for, is out of its range, or larger than the whole that it is a part of.
     """
-    told, due = dict(numbers or {}), {**{name: (0.0, most) for name, most in counts.items()}, **sums}
-    for name in sorted(told.keys() ^ due.keys()):
-        raise MessageError("numbers", f"'{shortened(name)}' {'was not asked for' if name in told else 'is missing'}")
-    for name, value in told.items():
+    given, due = dict(numbers or {}), {**{name: (0.0, most) for name, most in counts.items()}, **sums}
+    for name in sorted(given.keys() ^ due.keys()):
+        raise MessageError("numbers", f"'{shortened(name)}' {'was not asked for' if name in given else 'is missing'}")
+    for name, value in given.items():
         least, most = due[name]
         if not least <= value <= most or (name in counts and value != int(value)):
             kind = "a count" if name in counts else "a number"
             raise MessageError("numbers", f"'{name}' is {value:g}, where {kind} from {least:g} to {most:g} is due")
     for part, whole in parts:
-        if part in told and whole in told and told[part] > told[whole] + PART_ROUNDING * abs(told[whole]):
+        if part in given and whole in given and given[part] > given[whole] + PART_ROUNDING * abs(given[whole]):
             raise MessageError(
-                "numbers", f"'{part}' is {told[part]:g}, and '{whole}', of which it is a part, {told[whole]:g}"
+                "numbers", f"'{part}' is {given[part]:g}, and '{whole}', of which it is a part, {given[whole]:g}"
             )
-    return told
+    return given
 
 
 DECLARED = ("samples", "users", "valid", "test")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -276,11 +276,7 @@ def check_arrays(arrays: Arrays, schema: Schema | None = None, largest: float = 
     """
     specs, bound = (schema.arrays, schema.largest) if schema is not None else ({}, largest)
     if schema is not None:
-        missing = [name for name, spec in specs.items() if not spec.optional and name not in arrays]
-        unknown = [name for name in arrays if name not in specs]
-        if missing or unknown:
-            fault = f"'{missing[0]}' is missing" if missing else f"'{_shortened(unknown[0])}' was not asked for"
-            raise MessageError("arrays", fault)
+        check_names(arrays, schema)
     for name, array in arrays.items():
         spec = specs.get(name)
         if spec is not None and (array.shape != spec.shape or array.dtype != spec.dtype):
@@ -300,6 +296,16 @@ def check_arrays(arrays: Arrays, schema: Schema | None = None, largest: float = 
                 raise MessageError("counts", f"'{name}' holds {least}, and a count is not negative")
             if not spec.empty and not array.any():
                 raise MessageError("counts", f"'{name}' sums to 0, of which no mean can be taken")
+
+
+def check_names(names: Collection[str], schema: Schema) -> None:
+    """Raise :class:`MessageError` where these are not the names of the arrays that were asked for."""
+    for name, spec in schema.arrays.items():
+        if not spec.optional and name not in names:
+            raise MessageError("arrays", f"'{name}' is missing")
+    for name in names:
+        if name not in schema.arrays:
+            raise MessageError("arrays", f"'{_shortened(name)}' was not asked for")
 
 
 def all_taken(arrays: Arrays, schema: Schema, count: int) -> bool:

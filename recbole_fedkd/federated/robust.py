@@ -138,7 +138,7 @@ class Directions(RobustMean):
         made = {}
         for name, array in uploads[0].arrays.items():
             values = torch.stack(
-                [torch.tensor(uploads[place].arrays[name], dtype=torch.float64) for place in kept.tolist()]
+                [torch.tensor(uploads[index].arrays[name], dtype=torch.float64) for index in kept.tolist()]
             )
             origin = start[name].double() if name in start else torch.zeros_like(values[0])
             moved = origin + torch.einsum("k...,k->...", values - origin, shares)

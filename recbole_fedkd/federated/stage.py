@@ -299,10 +299,10 @@ def _fewer(
     rows = max(map(len, counts.values()))
     tables = [each.reshape(len(each), -1) for each in counts.values()]
     widths = [table.shape[1] for table in tables]
-    told = np.hstack([np.pad(table, ((0, rows - len(table)), (0, 0))) for table in tables])
+    stacked = np.hstack([np.pad(table, ((0, rows - len(table)), (0, 0))) for table in tables])
     units = np.repeat([whole[name] for name in counts], widths)
 
-    down, up = np.trunc(told / norm), np.copysign(np.ceil(np.abs(told) / norm), told)
+    down, up = np.trunc(stacked / norm), np.copysign(np.ceil(np.abs(stacked) / norm), stacked)
     costs = ((up**2 - down**2) / units**2).sum(1)
     room = _norm(exact, whole) ** 2 / norm**2 - ((down / units) ** 2).sum() + ROUNDING
     drawn = generator.permutation(np.flatnonzero(costs))
@@ -317,8 +317,8 @@ def _fewer(
     made = dict(exact)
     for name, part in zip(counts, np.split(kept, np.cumsum(widths)[:-1], axis=1), strict=True):
         made[name] = part[: len(counts[name])].reshape(exact[name].shape)
-    squares = (told**2).sum(1)
-    shares = np.divide((kept * told).sum(1), squares, out=np.ones(rows), where=squares > 0)
+    squares = (stacked**2).sum(1)
+    shares = np.divide((kept * stacked).sum(1), squares, out=np.ones(rows), where=squares > 0)
     for name in exact.keys() - whole.keys():
         if rows > 1 and exact[name].shape[:1] == (rows,):
             made[name] = (exact[name].T * shares).T

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recbole_fedkd.distillation.losses import label_cross_entropy, teacher_cross_entropy
 from recbole_fedkd.federated.draws import StreamDraws
-from recbole_fedkd.federated.task import CLEAN_BATCH, AttentiveTask, Samples, Step, Task
+from recbole_fedkd.federated.task import AttentiveTask, Samples, Step, Task
 from recbole_fedkd.model.factor_head import FactorHead
 from recbole_fedkd.model.gram import GramNetwork
 from recbole_fedkd.model.known import ReceivedPairs
@@ -44,10 +44,6 @@ class FactorTask(Task):
     def batches(self) -> Iterator[Tensor]:
         """Numbers of rows, in random order."""
         return iter(self.draws.epoch().orders([len(self)])[0].split(self.batch_size))
-
-    def clean_batches(self) -> Iterator[Tensor]:
-        """Numbers of all rows."""
-        return iter(torch.arange(len(self)).split(CLEAN_BATCH))
 
     def step(self, batch: Tensor, with_logits: bool) -> Step:
         """Cross-entropy of the rows' labels plus the regulariser."""
@@ -126,10 +122,6 @@ class SumTask(Task):
     def batches(self) -> Iterator[Tensor]:
         """None: there is nothing to train."""
         return iter(())
-
-    def clean_batches(self) -> Iterator[Tensor]:
-        """Numbers of all rows."""
-        return iter(torch.arange(len(self)).split(CLEAN_BATCH))
 
     def step(self, batch: Tensor, with_logits: bool) -> Step:
         """Cross-entropy of interactions."""

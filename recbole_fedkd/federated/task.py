@@ -85,9 +85,9 @@ class Task(ABC):
     def batches(self) -> Iterator[Any]:
         """Batches of one epoch in random order."""
 
-    @abstractmethod
     def clean_batches(self) -> Iterator[Any]:
-        """Every sample once, in large batches, for a pass without gradients."""
+        """Every sample once, in large batches, for a pass without gradients; by default their numbers."""
+        return iter(torch.arange(len(self)).split(CLEAN_BATCH))
 
     @abstractmethod
     def step(self, batch: Any, with_logits: bool) -> Step:

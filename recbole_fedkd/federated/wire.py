@@ -27,6 +27,7 @@ from recbole_fedkd.federated.message import (
     MessageError,
     Schema,
     check_kind,
+    check_names,
     decoded,
 )
 from recbole_fedkd.federated.stage import Updates, difference, numbered, received_through, stages_of, updated
@@ -281,13 +282,8 @@ class ServerLink:
         if not self._is_said(client, header, round_index):
             return None
         assert header is not None and self.schema is not None
+        check_names(header.arrays, self.schema)
         specs = self.schema.arrays
-        missing = [name for name, spec in specs.items() if not spec.optional and name not in header.arrays]
-        unknown = [name for name in header.arrays if name not in specs]
-        if missing or unknown:
-            raise MessageError(
-                "arrays", f"its arrays are not those that were asked for: {(missing or unknown)[0][:40]}"
-            )
         return replace(header, arrays={name: np.zeros(specs[name].shape, specs[name].dtype) for name in header.arrays})
 
     def _is_said(self, client: int, message: Message | None, round_index: int) -> bool:

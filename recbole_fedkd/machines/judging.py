@@ -156,9 +156,9 @@ class PartyJudge:
         sums = _sums(self.config, self.schema, rows, distribution)
         labels, users, items = (rows.interactions[name] for name in _columns(self.schema))
         assert self.schema.known_items is not None  # of labels that are ratings
-        told = JudgedRows(self._known, self.schema.known_items)
-        told.add(_scores(self.schema, distribution), labels, users, items)
-        sums |= told.numbers()
+        judged = JudgedRows(self._known, self.schema.known_items)
+        judged.add(_scores(self.schema, distribution), labels, users, items)
+        sums |= judged.numbers()
         if phase == "test":
             floor = _sums(self.config, self.schema, rows, own_floor(self.config, self.schema, self.own, rows))
             sums |= {f"{_FLOOR}{name}": value for name, value in floor.items() if name not in {"rows", *_BIN_NAMES}}

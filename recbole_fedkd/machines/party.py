@@ -135,8 +135,8 @@ class Party:
 
     def hello(self) -> bytes:
         """Who it is, and how much it has: what it says when it comes."""
-        told = (len(self._client.task), len(self.rows.users), self._judge.rows("valid"), self._judge.rows("test"))
-        numbers = dict(zip(DECLARED, map(float, told), strict=True))
+        counts = (len(self._client.task), len(self.rows.users), self._judge.rows("valid"), self._judge.rows("test"))
+        numbers = dict(zip(DECLARED, map(float, counts), strict=True))
         return Answer(self.number, self._state.run, HELLO, 0, self.manifest.digest, numbers=numbers).to_bytes()
 
     def answer(self, packed: bytes) -> bytes:

@@ -88,8 +88,8 @@ def ranking_of(sums: Mapping[str, float]) -> dict[str, float]:
 
 def _grid(part: Tensor, users: Tensor, items: Tensor, item_num: int) -> Tensor:
     """Which items users hold, bool ``[users of the part, items]``, of rows ``[n]``; ``part`` ascends."""
-    place = torch.searchsorted(part, users).clamp(max=len(part) - 1)
-    mine = part[place] == users
+    row = torch.searchsorted(part, users).clamp(max=len(part) - 1)
+    mine = part[row] == users
     grid = torch.zeros(len(part), item_num, dtype=torch.bool)
-    grid[place[mine], items[mine]] = True
+    grid[row[mine], items[mine]] = True
     return grid

@@ -196,8 +196,8 @@ def audited(
         for number, direction in enumerate(directions):
             said = dict(zip(shapes, np.split(direction * inside[number] * clip[:numbers], ends), strict=True))
             for _ in range(rounds):
-                told = stage.encode(Message("", 0, number, said)).arrays
-                along[number] += direction @ (np.concatenate(list(told.values())) / clip[:numbers])
+                encoded = stage.encode(Message("", 0, number, said)).arrays
+                along[number] += direction @ (np.concatenate(list(encoded.values())) / clip[:numbers])
     else:
         heard = []
         for _ in range(rounds):

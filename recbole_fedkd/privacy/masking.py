@@ -304,8 +304,8 @@ class MaskingServer:
     def _given_by(self, holder: int, packed: bytes) -> dict[int, bytes]:
         rows = _unpacked(packed, int, bytes)
         for owner, share in rows:
-            dealt, place = self._shared.get(owner, {}).get(holder), _DIGEST * (owner in self.summed)
-            if dealt is None or _digest(share, _DIGEST) != dealt[1][place : place + _DIGEST]:
+            dealt, begin = self._shared.get(owner, {}).get(holder), _DIGEST * (owner in self.summed)
+            if dealt is None or _digest(share, _DIGEST) != dealt[1][begin : begin + _DIGEST]:
                 raise MaskingError(f"client {holder} gives a share of client {owner} that is none")
         return dict(rows)
 

@@ -97,13 +97,13 @@ class Grid:
         whole = np.floor(steps + uniform(len(steps))).clip(-self.levels, self.levels)
         return whole.astype(f"i{self.word}")
 
-    def unfolded(self, told: NDArray[np.signedinteger[Any]], layout: _Layout, fold: Fold) -> dict[str, torch.Tensor]:
+    def unfolded(self, summed: NDArray[np.signedinteger[Any]], layout: _Layout, fold: Fold) -> dict[str, torch.Tensor]:
         """Numbers by array, double, of whole steps; 0 where nothing is told."""
         made, begin = {}, 0
         for name, part in layout.items():
             places = self.places(part.numel())
             values = np.zeros(part.numel())
-            values[places] = told[begin : begin + len(places)] * self.step(fold, name)
+            values[places] = summed[begin : begin + len(places)] * self.step(fold, name)
             made[name] = torch.from_numpy(values).view(part.shape)
             begin += len(places)
         return made
@@ -166,15 +166,15 @@ class SecureClient:
         own.add(replace(upload, arrays=difference(upload.arrays, grid.reference)))
         self.layout = _layout(own)
         steps = {name: grid.step(own, name) for name in self.layout}
-        told = {name: part.double().numpy().ravel() for name, part in _sums(own).items()}
-        told = {name: told[name][grid.places(len(told[name]))] for name in self.layout}
-        numbers = np.concatenate(list(told.values()))
+        flat = {name: part.double().numpy().ravel() for name, part in _sums(own).items()}
+        flat = {name: flat[name][grid.places(len(flat[name]))] for name in self.layout}
+        numbers = np.concatenate(list(flat.values()))
         if numbers.size and float(np.abs(numbers).max()) >= LARGEST:
             raise MessageError("not finite", f"it adds {np.abs(numbers).max():g}; masks take numbers below {LARGEST:g}")
-        self._vector = grid.rounded(np.concatenate([told[name] / steps[name] for name in told]))
+        self._vector = grid.rounded(np.concatenate([flat[name] / steps[name] for name in flat]))
         if self.noise is not None:
             unit = own.weight_of(upload) / own.expected if isinstance(own, WeightedMean) else 1.0
-            drawn = [discrete_gaussian(len(told[name]), self.noise(name) * unit / steps[name]) for name in told]
+            drawn = [discrete_gaussian(len(flat[name]), self.noise(name) * unit / steps[name]) for name in flat]
             self._vector = self._vector + np.concatenate(drawn)
 
     def answer(self, step: str, content: bytes) -> bytes:
@@ -308,9 +308,9 @@ class SecureSum(Hidden):
                 self.release.repeated()
         summed = server.summed
         sums, shares = _sums(fold), sum(share_of(fold, self.samples[number]) for number in summed)
-        for name, told in self.grid.unfolded(total, self._layout, fold).items():
+        for name, array in self.grid.unfolded(total, self._layout, fold).items():
             part, origin = self._layout[name], self.grid.reference.get(name)
-            values = told if origin is None else told + torch.from_numpy(origin.astype(np.float64)) * shares
+            values = array if origin is None else array + torch.from_numpy(origin.astype(np.float64)) * shares
             sums[name] = (values if part.dtype.is_floating_point else values.round()).to(part.dtype)
         if isinstance(fold, WeightedMean):
             fold.weight = sum(fold.weight_of(self._headers[number]) for number in summed)
@@ -319,9 +319,9 @@ class SecureSum(Hidden):
 
     def _attempt(self) -> tuple[MaskingServer, bytes]:
         """The server's half of an attempt, and what all sign with their keys."""
-        told, terms = sum(len(self.grid.places(part.numel())) for part in self._layout.values()), self.terms
+        length, terms = sum(len(self.grid.places(part.numel())) for part in self._layout.values()), self.terms
         signed = None if self.signers is None else partial(is_signed, self.signers, self.run + terms)
-        return MaskingServer(told, self.least, word=self.grid.word, signed=signed), terms
+        return MaskingServer(length, self.least, word=self.grid.word, signed=signed), terms
 
     def _total(self, server: MaskingServer, letters: Mapping[int, bytes]) -> _Vector:
         """The sum of those who are asked for keys, but for whoever falls silent."""

@@ -23,7 +23,7 @@ from recbole_fedkd.engine.fleet.training import Trained, Training
 from recbole_fedkd.engine.fleet.uplink import Uplink
 from recbole_fedkd.federated.codec import squared_error
 from recbole_fedkd.federated.dialogue import answer, on_device, understood
-from recbole_fedkd.federated.knowledge.factors import FactorKnowledge
+from recbole_fedkd.federated.knowledge.factors import FactorKnowledge, in_double
 from recbole_fedkd.federated.message import Message, check_arrays
 from recbole_fedkd.federated.message import Training as TrainedOn
 from recbole_fedkd.federated.server import Server
@@ -78,7 +78,7 @@ class FactorDownlink(Downlink):
 
     def _know(self) -> None:
         if "histogram" in self.received:
-            self.task.know(self.groups[0], _double(self.received), self.own, self.mapped)
+            self.task.know(self.groups[0], in_double(self.received), self.own, self.mapped)
 
     def alike(self, number: int) -> Hashable:
         """All are."""
@@ -149,7 +149,7 @@ class FactorUplink(Uplink):
         chosen[torch.tensor(clients, device=chosen.device)] = True
         clip = next((settings for name, settings in self.server.codecs.stages if name == Clip.name), None)
         exchange = task.exchange(chosen[task.owner])
-        collected = exchange.answer(stage, _double(downlink.received), by_user=clip is not None)
+        collected = exchange.answer(stage, in_double(downlink.received), by_user=clip is not None)
         if clip is not None:
             collected = self._clipped(clip, stage, collected)
         arrays = self.knowledge.upload(collected, False)
@@ -189,7 +189,7 @@ class FactorUplink(Uplink):
         """The sums of one client by its own end of the wire."""
         task, downlink, link = self.downlink.task, self.downlink, self.downlink.links[number]
         mine, size = task.pair_owner == number, int(task.sizes[number])
-        collected = task.exchange(task.owner == number).answer(stage, _double(downlink.received))
+        collected = task.exchange(task.owner == number).answer(stage, in_double(downlink.received))
         sums = collected[stage]
         collected[stage] = sums.new_zeros(task.rows.item_count, sums.shape[1])
         collected[stage][task.pair_item[mine]] = sums[mine]
@@ -248,7 +248,3 @@ class FactorUplink(Uplink):
                 self._say_at_once(self._stage, answered, current.index)
         current.count(0.0, 0, self._lost)
         return self._statistics
-
-
-def _double(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.double() for name, value in tensors.items()}

@@ -140,7 +140,9 @@ class LabelledSamples(FleetTask):
         held, start = self.rows[numbers], self._start[numbers]
         compiled = self.negatives and group.single_users and device.type == "cpu" and has_compiler()
         if compiled and int(held.max()) < self.item_count - 1:
-            drawn = [self._compiled(held, start, streams.own.epoch(), each < epochs) for each in range(epochs + clean)]
+            drawn = [
+                self._compiled(held, start, streams.own.epoch(), epoch < epochs) for epoch in range(epochs + clean)
+            ]
             return drawn[:epochs], drawn[-1] if clean else None
         whole = held * (1 + self.negatives)
         first, sizes = whole.cumsum(0) - whole, whole.tolist()

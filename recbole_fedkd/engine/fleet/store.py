@@ -103,8 +103,8 @@ class RowStore(nn.Module):
         items = torch.empty(total, dtype=torch.long, device=count.device)
         rows = torch.empty(total, self.width, device=count.device)
         for slot, offset, row, item, data in self._parts(clients):
-            place = begin[slot] + offset
-            items[place], rows[place] = item[row], data[row]
+            joined = begin[slot] + offset
+            items[joined], rows[joined] = item[row], data[row]
         return items, rows
 
     def joined(self) -> dict[str, Tensor]:

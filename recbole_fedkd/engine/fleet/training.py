@@ -24,6 +24,7 @@ from recbole_fedkd.engine.fleet.samples import Epoch, FleetTask
 from recbole_fedkd.engine.fleet.steps import drawing, stepped
 from recbole_fedkd.engine.fleet.store import Pack, Weights
 from recbole_fedkd.errors import listed
+from recbole_fedkd.federated.aggregate import add_to
 from recbole_fedkd.federated.client import ClientSettings
 from recbole_fedkd.federated.strategy import Strategy
 from recbole_fedkd.federated.task import Step
@@ -366,9 +367,7 @@ class PackTraining:
         slot = torch.nonzero(real)[:, 0]
         step = Step(logits.new_zeros(()), len(slot), logits[real], batch.labels[real], batch.items[real])
         step = replace(step, hidden=hidden[real]) if hidden.numel() else step
-        parts = self.strategy.knowledge.collect_of_many(step, slot, clients)
-        for name, part in parts.items():
-            collected[name] = collected[name] + part if name in collected else part
+        add_to(collected, self.strategy.knowledge.collect_of_many(step, slot, clients))
 
     def _check_trained(
         self, training: Training, losses: Sequence[Tensor], numbers: Sequence[int], round_index: int

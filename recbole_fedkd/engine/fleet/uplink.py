@@ -87,9 +87,9 @@ class MessageUplink(Uplink):
                 current.count(loss, size)
             return {}
         made = {
-            slot: {name: array[place] for name, array in arrays.items()}
+            slot: {name: array[row] for name, array in arrays.items()}
             for slots, arrays in parts
-            for place, slot in enumerate(slots)
+            for row, slot in enumerate(slots)
         }
         for slot, shared in enumerate(self._shared(trained, base)):
             number, size = trained.numbers[slot], trained.training.sizes[slot]
@@ -136,7 +136,7 @@ class MessageUplink(Uplink):
             return made
         spoken = [self.links[number].sent_in is not None for number in trained.numbers]
         for before in sorted(set(spoken)):
-            slots = [slot for slot, each in enumerate(spoken) if each == before]
+            slots = [slot for slot, has_spoken in enumerate(spoken) if has_spoken == before]
             collected = {name: values[slots] for name, values in trained.collected.items()}
             try:
                 arrays = strategy.knowledge.upload(collected, not before)

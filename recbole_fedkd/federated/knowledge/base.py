@@ -260,3 +260,18 @@ class SumsByClass(Knowledge):
         classes, number = self.classes_of(step)
         summed = self.sums(step, clients * number + classes, count * number)
         return {name: value.view(count, number, *value.shape[1:]) for name, value in summed.items()}
+
+
+class SumsByItem(SumsByClass):
+    """Sums by item; logits ``teacher`` ``[I, T]`` come down of those that are ``known`` ``[I]``."""
+
+    def classes_of(self, step: Step) -> tuple[Tensor, int]:
+        """Items."""
+        assert step.items is not None
+        return step.items, self.sizes.items
+
+    def teacher(self, received: Tensors, step: Step) -> tuple[Tensor | None, Tensor | None]:
+        """The row of the sample's item."""
+        if "teacher" not in received or step.items is None:
+            return None, None
+        return received["teacher"][step.items], received["known"][step.items]

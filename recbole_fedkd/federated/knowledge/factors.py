@@ -35,7 +35,7 @@ class FactorKnowledge(StagedSums):
         stage = self.next_stage(received)
         if stage is None:
             return {}
-        exchange, unit, totals = task.teacher.exchange, self.sizes.user_unit, _double(received)
+        exchange, unit, totals = task.teacher.exchange, self.sizes.user_unit, in_double(received)
         return exchange.answer(stage, totals) if unit is None else exchange.answer_of_bounded_users(stage, totals, unit)
 
     def taken_in(self, task: Task, received: Tensors, own: Tensors) -> None:
@@ -43,7 +43,7 @@ class FactorKnowledge(StagedSums):
         assert isinstance(task, FactorTask | TaughtTask)
         totals = {stage for stage in self.settings.stages if stage in received}
         if totals and totals != task.knows:
-            task.teacher.know(_double(received), _double(own))
+            task.teacher.know(in_double(received), in_double(own))
             task.knows = totals
 
     def upload(self, collected: Tensors, first: bool) -> Arrays:
@@ -99,5 +99,6 @@ class FactorKnowledge(StagedSums):
         return next((stage for stage in self.settings.stages if stage not in totals), None)
 
 
-def _double(tensors: Tensors) -> dict[str, Tensor]:
+def in_double(tensors: Tensors) -> dict[str, Tensor]:
+    """The tensors in double precision."""
     return {name: value.double() for name, value in tensors.items()}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recbole_fedkd.distillation.knowledge import class_sums, item_histograms, log_prior
 from recbole_fedkd.federated.aggregate import Fold, Sums, added
-from recbole_fedkd.federated.knowledge.base import Arrays, SumsByClass, Tensors, register_knowledge
+from recbole_fedkd.federated.knowledge.base import Arrays, SumsByItem, Tensors, register_knowledge
 from recbole_fedkd.federated.message import ArraySpec, Message, MessageError
 from recbole_fedkd.federated.task import Step
 from recbole_fedkd.registry import setting
@@ -36,7 +36,7 @@ class ItemSettings:
 
 
 @register_knowledge
-class ItemKnowledge(SumsByClass):
+class ItemKnowledge(SumsByItem):
     """Sums and counts per item: mean logits as a distillation target, label histograms as a log-prior on the logits.
 
     Up: every round ``sums`` ``[I, T]`` and ``seen`` ``[I]`` (to distil), once ``histogram`` ``[I, T]`` (for the prior).
@@ -62,11 +62,6 @@ class ItemKnowledge(SumsByClass):
     @property
     def _uses_prior(self) -> bool:
         return self.settings.knowledge_use in ("prior", "both")
-
-    def classes_of(self, step: Step) -> tuple[Tensor, int]:
-        """Items."""
-        assert step.items is not None
-        return step.items, self.sizes.items
 
     def sums(self, step: Step, classes: Tensor, count: int) -> dict[str, Tensor]:
         """Sums of logits ``[count, T]``, samples ``[count]`` and label histogram ``[count, T]``."""
@@ -152,12 +147,6 @@ class ItemKnowledge(SumsByClass):
     def installed(self, understood: Tensors) -> dict[str, Tensor]:
         """The log-prior, which the network adds to its logits."""
         return {name: value for name, value in understood.items() if name == "item_prior"}
-
-    def teacher(self, received: Tensors, step: Step) -> tuple[Tensor | None, Tensor | None]:
-        """The row of the sample's item."""
-        if "teacher" not in received or step.items is None:
-            return None, None
-        return received["teacher"][step.items], received["known"][step.items]
 
 
 class _Totals(Sums):

@@ -12,7 +12,7 @@ from torch import Tensor
 from recbole_fedkd.distillation.hidden_model import learned, said_to, started
 from recbole_fedkd.distillation.knowledge import class_sums
 from recbole_fedkd.federated.aggregate import Fold, LatestOfEach
-from recbole_fedkd.federated.knowledge.base import Arrays, SumsByClass, Tensors, register_knowledge
+from recbole_fedkd.federated.knowledge.base import Arrays, SumsByItem, Tensors, register_knowledge
 from recbole_fedkd.federated.message import ArraySpec
 from recbole_fedkd.federated.task import Step
 from recbole_fedkd.registry import setting
@@ -44,7 +44,7 @@ class PredictionSettings:
 
 
 @register_knowledge
-class PredictionKnowledge(SumsByClass):
+class PredictionKnowledge(SumsByItem):
     """Predictions up, soft labels down, no model in either direction (PTF-FedRec: Yuan et al., ICDE 2024).
 
     Up: ``predictions`` ``[I, T]``, the mean label distribution of some of the items that the client has met (its drawn
@@ -58,11 +58,6 @@ class PredictionKnowledge(SumsByClass):
 
     name = "prediction"
     settings_type = PredictionSettings
-
-    def classes_of(self, step: Step) -> tuple[Tensor, int]:
-        """Items."""
-        assert step.items is not None
-        return step.items, self.sizes.items
 
     def sums(self, step: Step, classes: Tensor, count: int) -> dict[str, Tensor]:
         """Sums of label distributions ``[count, T]`` and samples ``[count]``."""
@@ -118,12 +113,6 @@ class PredictionKnowledge(SumsByClass):
         """Logits ``teacher`` ``[I, T]`` and which there are, ``known`` ``[I]``."""
         predictions = received["predictions"]
         return {"teacher": predictions.clamp(min=1e-6).log(), "known": predictions.sum(-1) > 0}
-
-    def teacher(self, received: Tensors, step: Step) -> tuple[Tensor | None, Tensor | None]:
-        """The row of the sample's item."""
-        if "teacher" not in received or step.items is None:
-            return None, None
-        return received["teacher"][step.items], received["known"][step.items]
 
 
 def sampled(
