@@ -148,8 +148,7 @@ def end_lines(config: Any, result: Mapping[str, Any], word: str) -> list[str]:
         lines.append(f"warning  {flat_sentence(result['spread'])}")
     folder = result["run_folder"]
     if folder is not None:
-        plugins = config["plugins"]
-        code = " " + quote(f"--plugins={plugins}") if plugins else ""
+        code = " " + quote(f"--plugins={','.join(config['plugins'])}") if config["plugins"] else ""
         # More epochs do nothing for a run that has stopped early.
         stopped = len(result["rounds"]) < config["epochs"] and config["stopping_step"]
         more = f"stopping_step={2 * config['stopping_step']}" if stopped else f"epochs={2 * config['epochs']}"

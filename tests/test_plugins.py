@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("forgotten")
 # Plugin to its own key with two values, and the other keys that have it run.
 RUNS = {
     "damped": ("damping", 0.7, 0.1, {"strategy": "damped"}),
+    "nearby": ("pull", 0.0, 50.0, {"strategy": "nearby"}),
     "steps": ("step_size", 0.01, 0.05, {"strategy": "fedavg", "codecs": ["steps"]}),
     "shorten": ("longest", 0.5, 0.1, {"strategy": "fedavg", "stages": ["shorten", "codecs"]}),
     "powers": ("sample_power", 0.3, 0.9, {"strategy": "afd", "aggregation": "powers"}),

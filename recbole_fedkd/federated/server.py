@@ -151,7 +151,7 @@ class Server:
         self.seed = seed
         self.clients_per_round = clients_per_round
         self.state: ServerState = {}
-        self.link = ServerLink(strategy, self.codecs, {})
+        self.link: ServerLink  # of the state that :meth:`start` begins with
 
     def choose(self, clients: Sequence[int], round_index: int) -> list[int]:
         """Numbers of the clients that take part in a round, drawn uniformly, in ascending order."""
