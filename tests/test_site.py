@@ -77,7 +77,10 @@ def test_no_page_names_a_script_style_or_picture_of_another_host(site):
         assert loaded == [], page.name
 
 
-@pytest.fixture(params=[(1280, "light"), (400, "dark")], ids=str)
+SCREENS = [(width, scheme) for width in (1280, 400) for scheme in ("light", "dark")]
+
+
+@pytest.fixture(params=SCREENS[::3], ids=str)
 def page(browser, site, request):
     width, scheme = request.param
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
@@ -95,7 +98,18 @@ def page(browser, site, request):
     )
 
 
-def test_pages_fit_their_screen(page):
+# Of the paper and of what is written on it, 0 to 255; a faint ink is one over the paper.
+BRIGHTNESS = """() => {
+  const channels = name => getComputedStyle(document.querySelector(name)).color.match(/[\\d.]+/g).map(Number);
+  const paper = getComputedStyle(document.body).backgroundColor.match(/[\\d.]+/g).slice(0, 3).map(Number);
+  const [r, g, b, share = 1] = channels("article p");
+  const mean = ([r, g, b]) => (r + g + b) / 3;
+  return [mean(paper), share * mean([r, g, b]) + (1 - share) * mean(paper)];
+}"""
+
+
+@pytest.mark.parametrize("page", SCREENS, indirect=True, ids=str)
+def test_pages_fit_their_screen_and_are_read_in_light_and_in_the_dark(page):
     for name in (
         "index",
         "quick-start",
@@ -108,6 +122,12 @@ def test_pages_fit_their_screen(page):
     ):
         page.goto((page.site / f"{name}.html").as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"], name
+        paper, ink = page.evaluate(BRIGHTNESS)
+        dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+        assert (paper < 60 and ink > 150) if dark else (paper > 200 and ink < 100), (name, paper, ink)
+        if page.viewport_size["width"] == 1280 and name == "choose":
+            cut = "[...document.querySelectorAll('.md-typeset__scrollwrap')].some(each => each.scrollWidth > each.clientWidth)"
+            assert not page.evaluate(cut), "a decision table is cut"
 
 
 def test_the_search_finds_a_key_from_a_folder(page):
