@@ -68,6 +68,20 @@ def test_the_short_form_of_a_run_is_measured_in_all_its_parts(benchmarks, data_p
     assert all(f"| {name} |" in printed for name in names)
 
 
+def test_what_parties_cost_is_measured_every_so_many_rounds(benchmarks, data_path, capsys):
+    """On the engine that starts nothing; on the others the loop is the same."""
+    import parties
+
+    assert (
+        parties.main(["--engines=local", "--clients=2", "--rounds=2", "--dataset=tiny", f"--data_path={data_path}"])
+        == 0
+    )
+    memory, cost = capsys.readouterr().out.splitlines()
+    assert (
+        memory.startswith("round 2: ") and memory.endswith(" MB here, 0 MB of parties") and cost.startswith("local: ")
+    )
+
+
 def test_generated_populations_are_measured_and_laws_are_powers(benchmarks):
     import population
 
