@@ -41,6 +41,12 @@ def parse_arguments(arguments: Sequence[str], flags: Collection[str] = ()) -> di
     return parsed
 
 
+def check_first(arguments: Sequence[str], needed: str) -> None:
+    """Raise :class:`InputError`, with what is ``needed``, where the first argument is none or a key."""
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError(needed)
+
+
 def take_count(keys: dict[str, str], name: str, most: int | None = None) -> int | None:
     """Take a number from 1, to ``most`` where there is a bound, out of the keys; None if it is not there."""
     text = keys.pop(name, None)

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from recbole_fedkd.command_line.arguments import parse_arguments, take_count
+from recbole_fedkd.command_line.arguments import check_first, parse_arguments, take_count
 from recbole_fedkd.command_line.completion import SHELLS, completion_script
 from recbole_fedkd.command_line.help import presets_text
 from recbole_fedkd.command_line.tables import commas_told, listed_tokens, rated_tokens, writable_table, write_table
@@ -54,8 +54,7 @@ def run(keys: dict[str, str]) -> int:
 
 def compare(arguments: Sequence[str]) -> int:
     """Run the cells of an experiment and report on them."""
-    if not arguments or arguments[0].startswith("-"):
-        raise InputError("compare needs an experiment; write compare <experiment>.yaml [--key=value ...]")
+    check_first(arguments, "compare needs an experiment; write compare <experiment>.yaml [--key=value ...]")
     return _compare(arguments[0], parse_arguments(arguments[1:]))
 
 
@@ -88,8 +87,7 @@ def _kept_in(out: Path) -> Iterator[None]:
 
 def report(arguments: Sequence[str]) -> int:
     """Make the report of an experiment again, or the page of a run."""
-    if not arguments or arguments[0].startswith("-"):
-        raise InputError("report needs the folder of one experiment or run; write report <folder>")
+    check_first(arguments, "report needs the folder of one experiment or run; write report <folder>")
     keys = parse_arguments(arguments[1:])
     network = network_of(keys)
     if keys:
@@ -104,10 +102,9 @@ def report(arguments: Sequence[str]) -> int:
 
 def audit(arguments: Sequence[str]) -> int:
     """Tell what the server of a run could of its clients."""
-    if not arguments or arguments[0].startswith("-"):
-        raise InputError(
-            "audit needs the folder of one run, or a checkpoint; write audit <run> [--rounds=N] [--clients=N]"
-        )
+    check_first(
+        arguments, "audit needs the folder of one run, or a checkpoint; write audit <run> [--rounds=N] [--clients=N]"
+    )
     keys = parse_arguments(arguments[1:])
     rounds, most = take_count(keys, "rounds", most=1000), take_count(keys, "clients", most=10_000)
     from recbole_fedkd.auditing import MOST_CLIENTS, audited_run, write_audit
@@ -177,8 +174,7 @@ def completion(arguments: Sequence[str]) -> int:
 
 def recommend(arguments: Sequence[str]) -> int:
     """Recommend from a run."""
-    if not arguments or arguments[0].startswith("-"):
-        raise InputError("recommend needs a run; write recommend <run folder> --users=<user>,<user>")
+    check_first(arguments, "recommend needs a run; write recommend <run folder> --users=<user>,<user>")
     keys = parse_arguments(arguments[1:], flags=("exclude-seen",))
     k = take_count(keys, "k") or 10
     exclude = keys.pop("exclude-seen", "False") == "True"
@@ -211,8 +207,7 @@ def recommend(arguments: Sequence[str]) -> int:
 
 def import_file(arguments: Sequence[str]) -> int:
     """Make a dataset of a table."""
-    if not arguments or arguments[0].startswith("-"):
-        raise InputError("import needs a file; write import <file>.csv [--user=<column> --item=<column> ...]")
+    check_first(arguments, "import needs a file; write import <file>.csv [--user=<column> --item=<column> ...]")
     keys = parse_arguments(arguments[1:], flags=("overwrite",))
     from recbole_fedkd.data import importing
     from recbole_fedkd.data.side_files import side_table
@@ -265,8 +260,9 @@ def split_federation(arguments: Sequence[str]) -> int:
 
 def manifest(arguments: Sequence[str]) -> int:
     """Make the manifest of a public catalogue."""
-    if not arguments or arguments[0].startswith("-"):
-        raise InputError("manifest needs a catalogue; write manifest <items>.csv --model=<name> --client_num=<parties>")
+    check_first(
+        arguments, "manifest needs a catalogue; write manifest <items>.csv --model=<name> --client_num=<parties>"
+    )
     keys = parse_arguments(arguments[1:])
     out = Path(keys.pop("out", "federation/manifest"))
     users = take_count(keys, "users", most=10**7) or 1000
@@ -292,8 +288,7 @@ def manifest(arguments: Sequence[str]) -> int:
 
 def bring(arguments: Sequence[str]) -> int:
     """Make a party's folder of its own file."""
-    if not arguments or arguments[0].startswith("-"):
-        raise InputError("bring needs a file; write bring <file>.csv --manifest=<folder> --number=<n> --out=<folder>")
+    check_first(arguments, "bring needs a file; write bring <file>.csv --manifest=<folder> --number=<n> --out=<folder>")
     keys = parse_arguments(arguments[1:])
     if lacking := [name for name in ("manifest", "number", "out") if name not in keys]:
         raise InputError(f"bring needs --{lacking[0]}=<...>; see bring --help")
@@ -312,8 +307,9 @@ def bring(arguments: Sequence[str]) -> int:
 
 def coordinate(arguments: Sequence[str]) -> int:
     """Run the server of a federation whose parties are elsewhere."""
-    if not arguments or arguments[0].startswith("-"):
-        raise InputError("coordinate needs a manifest; write coordinate <manifest> --address=<address> --out=<folder>")
+    check_first(
+        arguments, "coordinate needs a manifest; write coordinate <manifest> --address=<address> --out=<folder>"
+    )
     keys = parse_arguments(arguments[1:])
     if "address" not in keys or "out" not in keys:
         raise InputError("coordinate needs --address=<address> and --out=<folder>; see coordinate --help")
@@ -329,8 +325,7 @@ def coordinate(arguments: Sequence[str]) -> int:
 
 def party(arguments: Sequence[str]) -> int:
     """Run one party of a federation."""
-    if not arguments or arguments[0].startswith("-"):
-        raise InputError("party needs its folder; write party <folder> --manifest=<folder> --address=<address>")
+    check_first(arguments, "party needs its folder; write party <folder> --manifest=<folder> --address=<address>")
     keys = parse_arguments(arguments[1:])
     if "address" not in keys or "manifest" not in keys:
         raise InputError("party needs --manifest=<folder> and --address=<address>; see party --help")

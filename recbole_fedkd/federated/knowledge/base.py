@@ -65,6 +65,8 @@ class Knowledge(ABC):
         exchange_rounds: rounds before there is anything to train by.
         elementwise: whether :meth:`upload` and :meth:`understood` make of arrays with a leading axis of clients what they make
             of each client's own.
+        differs_first: whether a client's first upload holds other arrays than those of clients that have spoken before.
+        same_for_all: whether the server says the same to all clients that hold the same version of what it has said before.
         keeps: whether a client keeps what it is told; if not, its network has what it needs once that is taken in.
         pads: whether :meth:`penalty` leaves out rows of weight 0, as of a strategy.
     """
@@ -75,6 +77,8 @@ class Knowledge(ABC):
     reads_hidden = False
     accumulates = False
     elementwise = False
+    differs_first = False
+    same_for_all = False
     exchange_rounds = 0
     keeps = True
     pads = True
@@ -101,19 +105,9 @@ class Knowledge(ABC):
         """What needs every client's own upload; None: sums over the clients are all that the server needs."""
         return f"knowledge={self.name}"
 
-    @property
-    def differs_first(self) -> bool:
-        """Whether a client's first upload holds other arrays than those of clients that have spoken before."""
-        return False
-
     def without_effect(self, clients: int) -> str | None:
         """What a setting does not do with so many clients; None: they all do something."""
         return None
-
-    @property
-    def same_for_all(self) -> bool:
-        """Whether the server says the same to all clients that hold the same version of what it has said before."""
-        return False
 
     def audience(self, state: Tensors, client: int) -> int | None:
         """As of a strategy: clients that hold the same version."""

@@ -51,7 +51,7 @@ class ItemKnowledge(SumsByItem):
     elementwise = True
 
     @property
-    def differs_first(self) -> bool:
+    def differs_first(self) -> bool:  # type: ignore[override]
         """Where the histogram goes up, once."""
         return self._uses_prior
 

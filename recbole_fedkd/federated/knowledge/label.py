@@ -88,7 +88,7 @@ class LabelKnowledge(SumsByClass):
         return self.aggregation.without_effect(clients - 1)
 
     @property
-    def same_for_all(self) -> bool:
+    def same_for_all(self) -> bool:  # type: ignore[override]
         """Totals are."""
         return self.aggregation.additive
 

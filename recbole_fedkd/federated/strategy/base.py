@@ -66,6 +66,9 @@ class Strategy(ABC):
         taught_by_received: whether the network that came down teaches the one that is trained; needs ``AttentiveTask``.
         distils_on_server: whether the server trains on pairs that it makes up; needs ``AttentiveTask``.
         remembers_sent: whether clients keep what they have sent, to take it off what comes down.
+        same_for_all: whether the server says the same to every client of a round.
+        adds_nothing: whether the local objective is the network's own loss.
+        elementwise: whether :meth:`understood`, and what the kind of knowledge uploads, are the same for many clients at once.
         pads: whether :meth:`loss` leaves rows of weight 0 out (``step.weights``), and reads of the item tables what a batch
             touches alone, so that clients of all sizes can be trained side by side by parts of them. What overrides it has to
             say so anew; else those of one size are, by the whole.
@@ -79,6 +82,9 @@ class Strategy(ABC):
     taught_by_received = False
     distils_on_server = False
     remembers_sent = False
+    same_for_all = False
+    adds_nothing = False
+    elementwise = False
     pads = False
 
     def __init_subclass__(cls) -> None:
@@ -86,9 +92,9 @@ class Strategy(ABC):
         if outdated(cls, "pads", "loss", "objective"):
             cls.pads = False
         if outdated(cls, "adds_nothing", "loss", "objective"):
-            cls.adds_nothing = False  # type: ignore[assignment, method-assign]
+            cls.adds_nothing = False
         if outdated(cls, "elementwise", "understood", "upload"):
-            cls.elementwise = False  # type: ignore[assignment, method-assign]
+            cls.elementwise = False
 
     def __init__(self, settings: Any = None, knowledge: Knowledge | None = None) -> None:
         self.settings = settings if settings is not None else self.settings_type()
@@ -105,11 +111,6 @@ class Strategy(ABC):
         """What clients exchange, where they do."""
         assert self._knowledge is not None
         return self._knowledge
-
-    @property
-    def same_for_all(self) -> bool:
-        """Whether the server says the same to every client of a round."""
-        return False
 
     def audience(self, state: ServerState, client: int) -> int | None:
         """A number that all clients share to whom the server says the same as to this one; None: it is told its own."""
@@ -205,11 +206,6 @@ class Strategy(ABC):
         return dict(received)
 
     @property
-    def adds_nothing(self) -> bool:
-        """Whether the local objective is the network's own loss."""
-        return False
-
-    @property
     def collects(self) -> bool:
         """Whether clients collect knowledge of what their trained networks say."""
         return self.exchanges_knowledge and self.knowledge.of_network
@@ -218,11 +214,6 @@ class Strategy(ABC):
     def reads_hidden(self) -> bool:
         """Whether what clients collect is of hidden states."""
         return self.exchanges_knowledge and self.knowledge.reads_hidden
-
-    @property
-    def elementwise(self) -> bool:
-        """Whether :meth:`understood`, and what the kind of knowledge uploads, are the same for many clients at once."""
-        return False
 
     @property
     def accumulates(self) -> bool:

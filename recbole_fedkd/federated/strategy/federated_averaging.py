@@ -123,7 +123,7 @@ class FederatedAveraging(Strategy):
         return step.loss + penalty
 
     @property
-    def adds_nothing(self) -> bool:
+    def adds_nothing(self) -> bool:  # type: ignore[override]
         """Without FedProx's term."""
         return not self.settings.proximal_weight
 

@@ -71,7 +71,7 @@ class AttentiveFederatedDistillation(Strategy):
         return self.knowledge.understood(received, own, fresh)
 
     @property
-    def elementwise(self) -> bool:
+    def elementwise(self) -> bool:  # type: ignore[override]
         """As the kind of knowledge says."""
         return self.knowledge.elementwise
 
@@ -119,7 +119,7 @@ class AttentiveFederatedDistillation(Strategy):
         return self.knowledge.without_effect(clients)
 
     @property
-    def same_for_all(self) -> bool:
+    def same_for_all(self) -> bool:  # type: ignore[override]
         """As the kind of knowledge says."""
         return self.knowledge.same_for_all
 
