@@ -467,6 +467,8 @@ def test_what_would_have_been_passed_over_or_met_too_late_is_refused_at_once(cut
     with pytest.raises(InputError, match="key 'lr' is unknown; here it is called learning_rate"):
         coordinate(cut[0], address, tmp_path / "server", Trust(), {"lr": "0.5"})
     assert not (tmp_path / "server").exists()
+    with pytest.raises(InputError, match="min_clients is 4, but only 3 clients take part"):
+        coordinate(cut[0], address, tmp_path / "server", Trust(), {"min_clients": 4, "client_timeout": 0.1})
     for out, how in ((cut[0], "is a manifest"), (folder / "server", "lies in a party's folder"), (tmp_path, "holds")):
         with pytest.raises(InputError, match=f"out '{out}' {how}"):
             coordinate(cut[0], address, out, Trust(), {})

@@ -14,7 +14,7 @@ from recbole_fedkd.engine import Transport
 from recbole_fedkd.errors import InputError, TrainingError, listed
 from recbole_fedkd.federated.envelope import Answer
 from recbole_fedkd.files import held_alone, writable_folder, write_json
-from recbole_fedkd.limits import processor_settings
+from recbole_fedkd.limits import check_clients_per_round, processor_settings
 from recbole_fedkd.machines import flower, superlink
 from recbole_fedkd.machines.channel import clear_socket, client_tls, read_key, server_tls
 from recbole_fedkd.machines.coordinator import COMMAND, LOCK, SERVER_STATE, Coordinator, sole_coordinator
@@ -101,6 +101,7 @@ def coordinated(read: Manifest, transport: Gathering, out: Path, address: str) -
 
 def _coordinated(read: Manifest, transport: Gathering, out: Path, address: str) -> dict[str, Any]:
     numbers = set(range(read.schema.clients))
+    check_clients_per_round(read.config, len(numbers))
     writable_folder(out, f"folder '{out}'")
     journal = Journal(out, _print)
     try:
