@@ -102,3 +102,28 @@ def test_pictures_of_results_show_the_rows_of_their_tables():
             for row, *_ in dots.points(made[place], [column]):
                 label = f"epsilon {row}" if row.isdigit() else row
                 assert escape(label.replace("`", "")) in picture, f"{name}: {label}"
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *RESULTS], ids=lambda page: page.stem)
+def test_every_table_of_quality_has_its_floor(page):
+    sys.path.insert(0, str(ROOT / "docs" / "hooks"))
+    import dots
+
+    for head, *rows in dots.tables(page.read_text(encoding="utf-8")):
+        if any("above `Bias" in name for name in head):
+            continue
+        if {"accuracy ↑", "MAE ↓", "RMSE ↓", "global MAE ↓"} & set(head):
+            assert any(re.search(r"\bBias\b|^biases\b", f"{row[0]} {row[1]}") for row in rows), head
+        elif {"Hit@10 ↑", "NDCG@10 ↑"} & set(head):
+            assert any(re.search(r"\bPop\b", row[0]) for row in rows), head
+
+
+def test_rows_beside_bias_are_those_that_were_printed():
+    sys.path.insert(0, str(ROOT / "docs" / "hooks"))
+    import dots
+
+    printed = (ROOT / "experiments" / "results" / "floors" / "printed.md").read_text(encoding="utf-8")
+    known = {tuple(row[:6]) for row in dots.tables(printed)[0][1:]}
+    rows = dots.tables((ROOT / "docs" / "results" / "floors.md").read_text(encoding="utf-8"))[0][1:]
+    assert len(rows) > 60
+    assert [row for row in rows if tuple(row[:6]) not in known] == []
