@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.files import check_one_run
 from recbole_fedkd.limits import processor_settings
 from recbole_fedkd.network import Network, dealt_as_recorded, time_of
 from recbole_fedkd.quick_start import _prepare
@@ -111,6 +112,7 @@ def of_run(folder: Path) -> Cost:
         rounds_of_clients = dealt_as_recorded(spent, head["partition"], chosen, engine)
         best, what = result["best_round"], str(head["row"])
     except OSError as error:
+        check_one_run(folder, RUN_RECORD)
         raise InputError(f"'{file}' cannot be read: {error.strerror}; name the folder of a finished run") from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
         raise InputError(

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from recbole_fedkd.errors import InputError, TrainingError
+from recbole_fedkd.errors import InputError, TrainingError, listed
 
 _PROBE = b"\0" * 65536
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
@@ -157,6 +157,14 @@ def held_alone(file: Path, refused: str, patience: float = 0.0) -> Iterator[None
         raise InputError(refused) from error
     with held:
         yield
+
+
+def check_one_run(folder: Path, *names: str) -> None:
+    """Raise :class:`InputError` where a folder is that of several runs, each with a file of one of the names."""
+    runs = {file.parent for name in names for file in folder.glob(f"*/{name}")}
+    if runs:
+        youngest = sorted(map(str, runs), key=lambda run: -Path(run).stat().st_mtime)
+        raise InputError(f"folder '{folder}' is none of one run, but holds {listed(youngest, 5)}; name one")
 
 
 def remove_temporaries(folder: Path) -> None:

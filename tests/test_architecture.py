@@ -91,7 +91,7 @@ MAY_KNOW = {
     },
     "splitting": {"compat", "config", "data", "files", "machines", "quick_start"},
     "auditing": {"checkpoint", "config", "data", "engine", "federated", "files", "privacy", "quick_start", "report"},
-    "cost": {"config", "limits", "network", "quick_start", "record"},
+    "cost": {"config", "files", "limits", "network", "quick_start", "record"},
     "record": {"federated", "files"},
     "network": set(),
     "report": {"checkpoint", "config", "files", "network", "record"},

@@ -356,6 +356,12 @@ def test_what_is_no_folder_is_told_in_one_sentence(run):
         recbole_fedkd.load(run)
 
 
+@pytest.mark.parametrize("command", ["report", "cost", "audit"])
+def test_a_folder_of_runs_is_answered_with_the_runs_in_it(folder, command, capsys):
+    assert main([command, str(Path(folder).parent)]) == 2
+    assert f"is none of one run, but holds {folder}; name one" in capsys.readouterr().err
+
+
 def test_tokens_with_commas_are_quoted():
     assert listed_tokens('"Thin Man, The", b,,c') == ["Thin Man, The", "b", "c"] and listed_tokens("all") is None
     assert rated_tokens('"Thin Man, The:5","x, y":2,a:b:2.5,a:b:,c') == [

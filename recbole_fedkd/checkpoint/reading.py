@@ -16,7 +16,8 @@ from torch import Tensor
 
 from recbole_fedkd.checkpoint.large import large_file, put_back
 from recbole_fedkd.checkpoint.sealed import digest, read_sealed, write_sealed
-from recbole_fedkd.errors import InputError, listed, shown
+from recbole_fedkd.errors import InputError, shown
+from recbole_fedkd.files import check_one_run
 
 CHECKPOINT_VERSION = 7
 BEST, LAST, ROWS = "best.pth", "last.pth", "rows.pth"
@@ -171,18 +172,10 @@ def _state_of_folder(folder: Path) -> Path:
         return folder / LAST
     if (folder / BEST).is_file():
         raise InputError(f"run folder '{folder}' has a {BEST} but no {LAST}, which a run is resumed from")
-    if runs := sorted({file.parent for name in (LAST, BEST) for file in folder.glob(f"*/{name}")}, key=_age):
-        raise InputError(
-            f"folder '{folder}' is none of one run, but holds {listed([str(run) for run in runs], 5)}; name one"
-        )
+    check_one_run(folder, LAST, BEST)
     raise InputError(
         f"run folder '{folder}' holds no checkpoint: no epoch (round) of a run was finished there; start the run again"
     )
-
-
-def _age(run: Path) -> float:
-    """The youngest first."""
-    return -run.stat().st_mtime
 
 
 def _given(path: str | Path) -> Path:

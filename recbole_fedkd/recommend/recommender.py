@@ -252,7 +252,7 @@ class Recommender:
                 other = "; somebody new is served by recommend_for (--history)" if what == "user" else ""
                 raise InputError(
                     f"{what} '{token[:100]}' is not among the {len(known)} {what}s of dataset '{self.config['dataset']}', "
-                    f"named as in its files, such as {listed(known, 3)}{nearest(token, list(known)[:20_000]) or other}"
+                    f"named as in its files, such as {listed(list(known)[:3])}{nearest(token, list(known)[:20_000]) or other}"
                 )
             ids.append(number)
         return ids
