@@ -68,8 +68,12 @@ def test_who_is_told_what_is_no_message_is_left_out_with_the_same_reason_on_both
         torch.testing.assert_close(trainers[1].engine.server.state[name], value, rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("fault", [ValueError("not for me"), SystemExit(3)], ids=repr)
-@pytest.mark.parametrize("method", ["understood", "installed", "learns"])
+NOT_FOR_ME = ValueError("not for me")
+
+
+@pytest.mark.parametrize(
+    ("method", "fault"), [("understood", NOT_FOR_ME), ("installed", SystemExit(3)), ("learns", NOT_FOR_ME)], ids=str
+)
 def test_who_can_make_nothing_of_a_message_is_left_out_on_both_engines(prepared, monkeypatch, method, fault):
     missing = []
     for trainer in engines(prepared, strategy="afd"):
