@@ -176,4 +176,5 @@ def test_version_changelog_and_citation_agree():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == recbole_fedkd.__version__
     assert citation["cff-version"] == "1.2.0" and {"message", "title", "authors"} <= citation.keys()
-    assert re.search(r"^## Unreleased$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(rf"^## Unreleased$.*^## {re.escape(recbole_fedkd.__version__)}\b", changes, re.M | re.S)
