@@ -20,7 +20,7 @@ from recbole_fedkd.network import Network, dealt_as_recorded, time_of
 from recbole_fedkd.quick_start import _prepare
 from recbole_fedkd.record import RUN_RECORD
 
-_PROBES = 2
+_PROBES = 3
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Cost:
 def probe(model: str | None, dataset: str | None, files: list[str], keys: Mapping[str, Any]) -> Cost:
     """A few rounds here, of which nothing is kept, for what all of them would cost.
 
-    The first round is often another than those after it: nothing was learned yet, and clients hold nothing to tell a change of.
-    Of a strategy that exchanges in stages, all of these are run, and two rounds after them.
+    The first round is often another than those after it: nothing was learned yet, and clients hold nothing to tell a change of;
+    and what they say once comes down in the second. Of a strategy that exchanges in stages, all of these are run before.
     """
     config = FedKDConfig(model, dataset, files, None, keys)
     if config["engine"] in ("processes", "flower"):  # the same rounds, of which this process's seconds are all

@@ -58,10 +58,16 @@ FACTORS = {"knowledge": "factors", "sketch_passes": 1, "em_steps": 1}
 
 
 @pytest.mark.parametrize(
-    "keys", [KEYS, {**FACTORS, "epochs": 8, "stopping_step": 20}, {"strategy": "sums", "model": "FoldIn"}]
+    "keys",
+    [
+        KEYS,
+        {"knowledge": "item", "epochs": 5, "stopping_step": 20},
+        {**FACTORS, "epochs": 9, "stopping_step": 20},
+        {"strategy": "sums", "model": "FoldIn"},
+    ],
 )
 def test_bytes_are_those_of_the_run_before_and_after_it(run, data_path, keys):
-    """Also where a few rounds exchange something, and those after them nothing, or where there are none after them."""
+    """Also where something is said once, where a few rounds exchange something and those after them nothing, or none come."""
     keys = {"model": "AttnFedKD", **keys}
     result = run(**keys)
     rounds = len(result["rounds"])

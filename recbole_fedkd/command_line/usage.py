@@ -259,7 +259,7 @@ usage: recbole-fedkd cost --model=MODEL --dataset=DATASET [--key=value ...] [NET
        recbole-fedkd cost RUN [NETWORK]
 
 What a federation would cost: bytes of a round and of all, and seconds on a network. Runs an
-exchange in stages, if there is one, and two rounds here, of which nothing is kept, for sizes of
+exchange in stages, if there is one, and three rounds here, of which nothing is kept, for sizes of
 messages and seconds of training; of a finished run's folder the record is taken, which also says
 how long the best round would have taken to reach.
 
