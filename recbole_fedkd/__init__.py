@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from recbole_fedkd.errors import InputError, TrainingError
-
 if TYPE_CHECKING:
+    from recbole_fedkd.errors import InputError, TrainingError
     from recbole_fedkd.quick_start import load_data_and_model, run_recbole_fedkd
     from recbole_fedkd.recommend import Recommender, load
     from recbole_fedkd.report import write_report
@@ -28,7 +27,9 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "InputError": "errors",
     "Recommender": "recommend",
+    "TrainingError": "errors",
     "load": "recommend",
     "load_data_and_model": "quick_start",
     "run_recbole_fedkd": "quick_start",
