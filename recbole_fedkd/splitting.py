@@ -21,6 +21,7 @@ from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.data.creation import create_dataset, samples_made
 from recbole_fedkd.data.importing import FIELDS, Imported, check_name, id_column, import_table, read_table, tokens_of
 from recbole_fedkd.data.importing import write_atomic as write_interactions
+from recbole_fedkd.data.labels import declared_labels
 from recbole_fedkd.data.preparation import data_preparation
 from recbole_fedkd.data.schema import ClientRows, DataSchema, read_schema, rows_of_clients
 from recbole_fedkd.data.side_files import side_table
@@ -31,6 +32,7 @@ from recbole_fedkd.machines.judging import check_judgeable
 from recbole_fedkd.machines.manifest import (
     IDENTITY,
     Manifest,
+    check_apart,
     keys_of_party,
     party_folders,
     write_manifest,
@@ -97,6 +99,7 @@ def _config_of_parties(
 def _check_free(out: Path, apart_from: str = "") -> None:
     if out.exists() and (not out.is_dir() or any(file.name != apart_from for file in out.iterdir())):
         raise InputError(f"'{out}' is there already and not empty; name another by --out")
+    check_apart(out)
 
 
 def catalogue_manifest(
@@ -129,6 +132,7 @@ def catalogue_manifest(
     _check_free(out)
     if not config["label_values"]:
         raise InputError("a catalogue does not say which labels there are; name them, such as label_values=[1,2,3,4,5]")
+    declared_labels(np.empty(0), config["label_values"], config["RATING_FIELD"])
     if users * config["client_num"] > MOST_USERS:
         raise InputError(
             f"users is {users} for each of {config['client_num']} parties; together they may have {MOST_USERS:,} at most"

@@ -20,7 +20,7 @@ from recbole_fedkd.checkpoint import large, read_sealed, write_sealed
 from recbole_fedkd.data.schema import ClientRows
 from recbole_fedkd.distillation.knowledge import AGGREGATIONS
 from recbole_fedkd.federated.knowledge import KNOWLEDGE
-from recbole_fedkd.machines.coordinator import SERVER_STATE
+from recbole_fedkd.machines.manifest import SERVER_STATE
 from recbole_fedkd.splitting import split_federation
 
 RUNS = {

@@ -155,6 +155,8 @@ def test_an_item_that_stands_twice_in_the_catalogue_is_named(files, tmp_path, ca
     [
         (lambda: made("--label_values=~"), "a catalogue does not say which labels there are"),
         (lambda: made("--label_values=[5,1,1]"), "label_values is [5, 1, 1]; each label must stand there once"),
+        (lambda: made("--label_values=[1]"), "label_values is [1]; at least two distinct labels are needed"),
+        (lambda: made() or main(["bring", "0.csv", "--manifest=m", "--number=0", "--out=m/p"]), "out 'm/p' lies in a manifest"),
         (lambda: made("--users=1000001"), "users is 1000001 for each of 2 parties; together they may have 2,000,000 at most"),
         (lambda: made("--load_col={user: [user_id, age]}"), "which are their parties' own"),
         (lambda: made("--strategy=central"), "trains one network on all data"),

@@ -109,7 +109,7 @@ def audit(arguments: Sequence[str]) -> int:
     rounds, most = take_count(keys, "rounds", most=1000), take_count(keys, "clients", most=10_000)
     from recbole_fedkd.auditing import MOST_CLIENTS, audited_run, write_audit
     from recbole_fedkd.logs import screen
-    from recbole_fedkd.machines.coordinator import SERVER_STATE
+    from recbole_fedkd.machines.manifest import SERVER_STATE
     from recbole_fedkd.report.audit_page import verdict
 
     if (Path(arguments[0]) / SERVER_STATE).is_file():

@@ -32,7 +32,7 @@ from recbole_fedkd.machines.judging import (
     metrics_of,
     protocol_of,
 )
-from recbole_fedkd.machines.manifest import Manifest
+from recbole_fedkd.machines.manifest import SERVER_STATE, Manifest
 from recbole_fedkd.record import environment
 from recbole_fedkd.rounds import (
     EpochRecord,
@@ -50,8 +50,8 @@ _WHERE = "; judged by each party where its rows are, sums added"
 FLOOR = "Bias of each party"
 """Name of the floor in a result: what ``Bias`` reaches that every party fits to its own rows."""
 
-SERVER_STATE, SPENT, LOCK, COMMAND = "server.pth", "spent.json", ".lock", ".command.lock"
-"""Files of the coordinator's folder: all that it knows; how many rounds ``privacy`` has let something out of; what a
+SPENT, LOCK, COMMAND = "spent.json", ".lock", ".command.lock"
+"""Files of the coordinator's folder, beside all that it knows: how many rounds ``privacy`` has let something out of; what a
 coordinator holds that runs there; and what a command holds that has it run, which over Flower is another process."""
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from recbole_fedkd.privacy.identity import Identity
 
 CONFIG, PARTY, ROWS = "config.json", "party.json", "rows.npz"
+SERVER_STATE = "server.pth"
+"""File of a coordinator's folder: all that it knows."""
 
 KEYS, IDENTITY = "keys.json", "identity.key"
 """Of a federation under masks: everybody's public signing keys, in the manifest; and a party's private one, in its folder."""
@@ -231,15 +233,23 @@ def write_party(
     write_json({"number": number, "manifest": digest_of(manifest).hex()}, folder / PARTY)
 
 
-def check_apart(out: Path) -> None:
-    """Raise :class:`InputError` where a coordinator's folder would be, lie in, or hold a party's or the manifest's."""
+_MARKS = {PARTY: "a party's folder", TABLES: "a manifest", SERVER_STATE: "a coordinator's folder"}
+
+
+def check_apart(out: Path, own: str = "") -> None:
+    """Raise :class:`InputError` where a new folder would be, lie in, or hold a party's, a coordinator's or a manifest.
+
+    Args:
+        out: the folder.
+        own: file that it may hold itself, of these marks.
+    """
     whole = out.resolve()
     inside = whole.iterdir() if whole.is_dir() and os.access(whole, os.R_OK) else ()
     for folder in (whole, *whole.parents, *inside):
-        for name, what in ((PARTY, "a party's folder"), (TABLES, "a manifest")):
-            if (folder / name).is_file():
+        for name, what in _MARKS.items():
+            if (folder / name).is_file() and not (folder == whole and name == own):
                 how = "is" if folder == whole else "lies in" if folder in whole.parents else "holds"
-                raise InputError(f"out '{out}' {how} {what}, '{folder}'; a coordinator has a folder of its own")
+                raise InputError(f"out '{out}' {how} {what}, '{folder}'; name a folder of its own")
 
 
 def party_folders(folder: Path, numbers: Sequence[int]) -> dict[int, Path]:

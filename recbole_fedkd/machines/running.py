@@ -17,9 +17,9 @@ from recbole_fedkd.files import held_alone, writable_folder, write_json
 from recbole_fedkd.limits import check_clients_per_round, processor_settings
 from recbole_fedkd.machines import flower, superlink
 from recbole_fedkd.machines.channel import clear_socket, client_tls, read_key, server_tls
-from recbole_fedkd.machines.coordinator import COMMAND, LOCK, SERVER_STATE, Coordinator, sole_coordinator
+from recbole_fedkd.machines.coordinator import COMMAND, LOCK, Coordinator, sole_coordinator
 from recbole_fedkd.machines.journal import Follower, Journal
-from recbole_fedkd.machines.manifest import Manifest, check_apart, keys_of_coordinator, keys_of_party
+from recbole_fedkd.machines.manifest import SERVER_STATE, Manifest, check_apart, keys_of_coordinator, keys_of_party
 from recbole_fedkd.machines.node import wait_at
 from recbole_fedkd.machines.party import Party
 from recbole_fedkd.machines.sockets import SocketTransport, read_address, serve
@@ -75,7 +75,7 @@ def coordinate(manifest: Path, address: str, out: Path, trust: Trust, keys: Mapp
         TrainingError: not all parties came.
     """
     read = Manifest.load(manifest, keys, keys_of_coordinator())
-    check_apart(out)
+    check_apart(out, own=SERVER_STATE)
     if address.startswith(flower.SCHEME):
         return _on_flower(read, address.removeprefix(flower.SCHEME), out, trust, keys)
     if trust.authority:

@@ -36,7 +36,7 @@ def server_app() -> Any:
     from flwr.serverapp import ServerApp
 
     def main(grid: Any, context: Any) -> None:
-        from recbole_fedkd.machines.manifest import Manifest, check_apart, keys_of_coordinator
+        from recbole_fedkd.machines.manifest import SERVER_STATE, Manifest, check_apart, keys_of_coordinator
         from recbole_fedkd.machines.running import coordinated
 
         settings = context.run_config
@@ -45,7 +45,7 @@ def server_app() -> Any:
             relay(transport, str(settings["relay"]))
             return
         out = Path(str(settings["out"]))
-        check_apart(out)
+        check_apart(out, own=SERVER_STATE)
         with sole_coordinator(out, _LET_GO):  # whoever is refused here says nothing of the run of another
             try:
                 read = Manifest.load(
