@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from recbole_fedkd.recommend import Recommender, load
     from recbole_fedkd.report import write_report
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "InputError",
