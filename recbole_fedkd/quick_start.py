@@ -177,6 +177,7 @@ def _run(
             trainer.resume_checkpoint(config["resume"], checkpoints)
         if isinstance(trainer, FedKDTrainer):
             logger.info(plan(config, trainer))
+            trainer.begin()
             if saved:
                 folder = writable_folder(trainer.run_folder, f"run folder '{trainer.run_folder}'")
                 save_federation(folder, loaders[0]._dataset, trainer.model.client_of_user)
@@ -219,7 +220,8 @@ def _run(
             write_json(result, result_file)
             logger.info(f"Result written to {result_file}")
     if tell is not None:
-        tell("\n".join(end_lines(config, result, trainer.epoch_word)))
+        spent = isinstance(trainer, FedKDTrainer) and trainer.budget_is_spent
+        tell("\n".join(end_lines(config, result, trainer.epoch_word, spent)))
     return result
 
 

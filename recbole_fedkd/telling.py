@@ -15,6 +15,7 @@ from recbole_fedkd.data.schema import label_values
 from recbole_fedkd.errors import listed
 from recbole_fedkd.evaluation import EvaluationData
 from recbole_fedkd.model import Bias
+from recbole_fedkd.privacy.settings import PrivacySettings
 from recbole_fedkd.result import flat_sentence, floats, result_table
 from recbole_fedkd.trainer import CheckpointTrainer, FedKDTrainer
 
@@ -115,6 +116,8 @@ class RoundLines:
         moved = (record["bytes_down"] or 0) + (record["bytes_up"] or 0)
         if moved:
             parts.append(f"{moved:,} bytes")
+        if record.get("epsilon") is not None:
+            parts.append(f"epsilon {record['epsilon']:.4g}")
         left = (rounds - number) * sum(self.taken[-5:]) / len(self.taken[-5:])
         parts.append(f"{self.taken[-1]:.1f} s" + (f", at most {duration(left)} left" if number < rounds else ""))
         self.tell("  ".join(parts))
@@ -137,7 +140,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def end_lines(config: Any, result: Mapping[str, Any], word: str) -> list[str]:
+def end_lines(config: Any, result: Mapping[str, Any], word: str, budget_is_spent: bool = False) -> list[str]:
     """The result with its protocols, its floors and what it cost, and what may be done next."""
     lines = ["", table(result), "", f"cost     {cost(result, word)}"]
     strangers = result["strangers"]
@@ -146,6 +149,10 @@ def end_lines(config: Any, result: Mapping[str, Any], word: str) -> list[str]:
         lines.append(result_table(strangers["test_result"], result["protocols"]))
     if result["spread"] is not None and result["spread"]["flat"]:
         lines.append(f"warning  {flat_sentence(result['spread'])}")
+    privacy = PrivacySettings.of(config)
+    if privacy is not None and result["epsilon"] is not None:
+        end = "; its budget is spent, no further round is possible" if budget_is_spent else ""
+        lines.append(f"privacy  epsilon {result['epsilon']:.4g} at delta {privacy.delta:g}{end}")
     folder = result["run_folder"]
     if folder is not None:
         code = " " + quote(f"--plugins={','.join(config['plugins'])}") if config["plugins"] else ""
@@ -155,8 +162,9 @@ def end_lines(config: Any, result: Mapping[str, Any], word: str) -> list[str]:
         lines += [
             f"folder   {folder}, log: log/{config['model']}/{config['run_name']}.log",
             f"next     recbole-fedkd recommend {quote(str(folder))} --users=all -k 10 --exclude-seen{code}",
-            f"         recbole-fedkd {quote(f'--resume={folder}')} --{more}{code}",
         ]
+        if not budget_is_spent:
+            lines.append(f"         recbole-fedkd {quote(f'--resume={folder}')} --{more}{code}")
     return lines
 
 

@@ -66,7 +66,7 @@ MAY_KNOW = {
         "model",
         "optim",
     },
-    "telling": {"data", "evaluation", "model", "result", "trainer"},
+    "telling": {"data", "evaluation", "model", "privacy", "result", "trainer"},
     "result": {"data", "evaluation", "federated", "rounds", "trainer"},
     "strangers": {"checkpoint", "data", "engine", "evaluation", "federated", "federation", "trainer"},
     "quick_start": {

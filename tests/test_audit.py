@@ -331,6 +331,7 @@ def test_an_audit_without_guesses_does_not_say_that_the_server_cannot_tell(run, 
 
 def test_a_guess_like_a_coins_is_called_safe_behind_masks_and_noise_of_clients_alone():
     seen = {**dict.fromkeys(("labels", "ratings")), "array": "a", "membership": 0.5, "exact": 0.0, "masked": False}
+    seen["chance"] = 0.01
     for privacy, masked, safe in [
         (None, False, False),
         ("central", False, False),
@@ -342,6 +343,10 @@ def test_a_guess_like_a_coins_is_called_safe_behind_masks_and_noise_of_clients_a
         assert ("cannot tell" in first) == safe, (privacy, masked)
     alone = {**seen, "membership": None, "exact": 1.0}
     assert "all items" in verdict({"seen": [alone], "settings": {"privacy": None}, "users": 1})[0]
+    for guess, chance, coin in [(0.53, 0.012, True), (0.53, 0.001, False), (0.519, 0.0, True), (0.99, 0.3, False)]:
+        of_few = {**seen, "masked": True, "membership": guess, "chance": chance}
+        first, *_ = verdict({"seen": [of_few], "settings": {"privacy": None}, "users": 1})
+        assert ("cannot tell" in first) == coin, (guess, chance)
     label = verdict({"seen": [{**seen, "array": ""}], "settings": {"privacy": None}, "users": 3})
     assert "names an item" in label[0] and "up to 3 users" in label[1]
 

@@ -3,6 +3,7 @@
 import os
 import random
 from fractions import Fraction
+from pathlib import Path
 
 import msgpack
 import numpy as np
@@ -638,3 +639,4 @@ def test_noise_that_whole_numbers_round_to_none_is_refused(run):
             secure_aggregation=True,
             privacy=privacy,
         )
+    assert not list(Path("saved").glob("*/*"))

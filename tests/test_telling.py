@@ -179,6 +179,22 @@ def test_a_failure_names_the_folder_and_how_to_go_on(data_path, monkeypatch, cap
     assert told.startswith("error: it failed; ") and told.endswith(f"--resume={folder} goes on after round 1")
 
 
+def test_what_is_spent_of_privacy_is_told_by_round_at_the_end_and_in_the_log(command):
+    keys = ["--strategy=fedavg", "--partition=user", "--client_weights=uniform", "--privacy={clip: 0.5, epsilon: 8.0}"]
+    out, _ = command("--model=AttnFedKD", *keys)
+    spent = [float(each) for each in re.findall(r"^round .*  epsilon (\S+)  ", out, re.MULTILINE)]
+    assert len(spent) == 2 and 0 < spent[0] < spent[1] <= 8.0
+    assert f"privacy  epsilon {spent[1]:.4g} at delta 1e-05; its budget is spent, no further round" in out
+    assert "--resume=" not in out  # it would train nothing
+    (log,) = Path("log").glob("*/*.log")
+    assert re.findall(r"round \d: privacy has spent epsilon (\S+)", log.read_text()) == [
+        f"{each:.4g}" for each in spent
+    ]
+    (folder,) = Path("saved").iterdir()
+    assert main([f"--resume={folder}", "--epochs=5"]) == 0
+    assert "the budget lasts for 2 of 5 rounds" in Path(max(Path("log").glob("*/*.log"))).read_text()
+
+
 def test_a_line_of_a_round_marks_the_best_so_far():
     lines = []
     tell = RoundLines("round", "mae", False, lines.append)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from logging import getLogger
 from typing import Any
 
 from recbole_fedkd.errors import InputError, TrainingError, told
@@ -161,7 +161,8 @@ class Engine(ABC):
             begun: how many have, where others were broken off after something was let out; None: none was.
 
         Raises:
-            InputError: too few clients to hide one among, or a budget that not one round fits in.
+            InputError: too few clients to hide one among, noise that masks would round to none, or a budget that not one
+                round fits in.
         """
         server, count = self.server, len(self.samples)
         if server.hides is not None and count < 3:
@@ -174,8 +175,11 @@ class Engine(ABC):
         tells = min(rounds, server.strategy.exchange_rounds or rounds)
         broken_off = 0 if begun is None else server.release.releases - min(begun, tells)
         lasts = server.release.start(count, tells + broken_off) - broken_off
-        getLogger().info(
-            f"privacy: {server.release}; the budget lasts for {lasts} of {tells} rounds in which something is let out"
+        if server.hides is not None:
+            server.intake(0, self.samples)  # it refuses noise that whole numbers round to none
+        logging.getLogger().log(
+            logging.INFO if lasts >= tells else logging.WARNING,
+            f"privacy: {server.release}; the budget lasts for {lasts} of {tells} rounds in which something is let out",
         )
         return lasts if lasts < tells else rounds
 

@@ -72,6 +72,11 @@ class Release(ABC):
 
     @property
     @abstractmethod
+    def is_spent(self) -> bool:
+        """Whether the budget has no room for a further release."""
+
+    @property
+    @abstractmethod
     def shortened_to(self) -> float | None:
         """Norm that updates of the latest round were shortened to, where it moves from round to round; else None."""
 

@@ -81,6 +81,12 @@ class PrivateRelease(Release):
         return self.spent_by(self.releases)
 
     @property
+    def is_spent(self) -> bool:
+        """As of :class:`Release`."""
+        budget = self.settings.epsilon
+        return budget is not None and self.spent_by(self.releases + 1) > budget
+
+    @property
     def shortened_to(self) -> float | None:
         """As of :class:`Release`."""
         return self._used
@@ -169,11 +175,10 @@ class PrivateRelease(Release):
         Raises:
             TrainingError: the budget is spent.
         """
-        budget = self.settings.epsilon
         if self._counted:
             return
-        if budget is not None and self.spent_by(self.releases + 1) > budget:
-            raise TrainingError(f"privacy.epsilon={budget:g} is spent; a further round would spend more")
+        if self.is_spent:
+            raise TrainingError(f"privacy.epsilon={self.settings.epsilon:g} is spent; a further round would spend more")
         self.releases, self._counted = self.releases + 1, True
         if self.spends is not None:
             self.spends(self.state_dict())

@@ -45,13 +45,22 @@ def audit_page(audit: Mapping[str, Any]) -> Page:
     return Page("Audit of a federation", lead, sections)
 
 
+def _like_a_coin(chance: float) -> float:
+    """The largest AUC that says nothing: few clients guess above a half by chance. A certain guess is never a coin's."""
+    return min(max(_NOTHING, 0.5 + 4 * chance), _ALL)
+
+
 def verdict(audit: Mapping[str, Any]) -> tuple[str, ...]:
     """What the server can tell, in sentences, the first about items; what could not be guessed is not called safe."""
     seen = audit["seen"]
     if not seen:
         return ("No message came in the rounds that were looked at.",)
-    guessed = [each["membership"] for each in seen if each["membership"] is not None]
-    worst, hidden = max(guessed, default=None), all(each["masked"] for each in seen) or _noisy(audit["settings"])
+    guesses = [each for each in seen if each["membership"] is not None]
+    worst, hidden = (
+        max((each["membership"] for each in guesses), default=None),
+        all(each["masked"] for each in seen) or _noisy(audit["settings"]),
+    )
+    coin = all(each["membership"] <= _like_a_coin(each["chance"]) for each in guesses)
     if worst is None and (sets := max(each["exact"] for each in seen)):
         first = (
             f"The server can tell all items that a client has rated, exactly, for {100 * sets:.0f} % of the clients."
@@ -60,12 +69,12 @@ def verdict(audit: Mapping[str, Any]) -> tuple[str, ...]:
         first = "There is nothing to guess: all clients have all items, or the same. What messages hide does not show."
     elif not any(each["array"] for each in seen):
         first = "No array of a message names an item, so that nobody has guessed which items a client has rated."
-    elif worst <= _NOTHING and not hidden:
+    elif coin and not hidden:
         first = (
             f"This guess at the items that a client has rated is a coin's ({worst:.2f}), but messages have neither masks nor "
             "noise of the clients: a better one may tell."
         )
-    elif worst <= _NOTHING:
+    elif coin:
         first = f"The server cannot tell which items a client has rated: its best guess is a coin's ({worst:.2f})."
     elif worst >= _ALL:
         first = (

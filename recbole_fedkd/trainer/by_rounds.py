@@ -50,7 +50,7 @@ class FedKDTrainer(CheckpointTrainer):
         self.strangers: list[int] = []
         self.fallback: str | None = None
         self._resumed_training: dict[str, Any] | None = None
-        self._report = RoundReport(0.0)
+        self._report, self._begun = RoundReport(0.0), False
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
         """None: every client has an optimiser of its own."""
@@ -97,10 +97,16 @@ class FedKDTrainer(CheckpointTrainer):
             )
         return engine
 
-    def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:
-        """Train by rounds; arguments and result as in RecBole."""
-        if self.engine is None:
-            self.engine = self.prepare(train_data)
+    def begin(self) -> None:
+        """Between :meth:`prepare` and the first round, once: take in what a checkpoint holds, and see how long a budget lasts.
+
+        Raises:
+            InputError: ``privacy`` or ``secure_aggregation`` allow no round, or the checkpoint is of another run.
+        """
+        assert self.engine is not None
+        if self._begun:
+            return
+        self._begun = True
         if self._resumed_training is not None:
             with restored(self.config["resume"]):
                 self.engine.load_state_dict(self._resumed_training)
@@ -108,6 +114,18 @@ class FedKDTrainer(CheckpointTrainer):
             if (release := self.engine.server.release) is not None and self._resumed_from is not None:
                 release.spends = partial(self._mark_spent, release, self._resumed_from[0])
         self.epochs = self.engine.rounds_of_budget(self.epochs)
+
+    @property
+    def budget_is_spent(self) -> bool:
+        """Whether no further round is possible under ``privacy``; after an exchange in stages nothing more is let out."""
+        release = self._release
+        return release is not None and release.is_spent and not self.engine.server.strategy.exchange_rounds
+
+    def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:
+        """Train by rounds; arguments and result as in RecBole."""
+        if self.engine is None:
+            self.engine = self.prepare(train_data)
+        self.begin()
         try:
             return super().fit(train_data, *args, **kwargs)
         finally:
@@ -177,6 +195,8 @@ class FedKDTrainer(CheckpointTrainer):
         record = EpochRecord(seconds, loss, down, up, codec_error=report.codec_error)
         if (release := self._release) is not None:
             record.epsilon, record.clip = release.epsilon, release.shortened_to
+            self.logger.info(f"round {number_of(len(self.rounds))}: privacy has spent epsilon {record.epsilon:.4g}")
+            self.tensorboard.add_scalar("Privacy/Epsilon", record.epsilon, len(self.rounds))
         if release is None or not release.samples:  # else who took part is the secret on which the epsilon stands
             tell_of_clients(record, report)
         return record
