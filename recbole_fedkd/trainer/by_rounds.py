@@ -118,8 +118,10 @@ class FedKDTrainer(CheckpointTrainer):
     @property
     def budget_is_spent(self) -> bool:
         """Whether no further round is possible under ``privacy``; after an exchange in stages nothing more is let out."""
-        release = self._release
-        return release is not None and release.is_spent and not self.engine.server.strategy.exchange_rounds
+        if self.engine is None:
+            return False
+        server = self.engine.server
+        return server.release is not None and server.release.is_spent and not server.strategy.exchange_rounds
 
     def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:
         """Train by rounds; arguments and result as in RecBole."""
