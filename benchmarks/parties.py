@@ -6,6 +6,7 @@
 
 import argparse
 import sys
+from contextlib import suppress
 from statistics import median
 from time import perf_counter
 
@@ -28,18 +29,20 @@ def processor(processes: list[psutil.Process]) -> float:
     """Seconds of the processor that they have used."""
     found = 0.0
     for each in processes:
-        try:
+        with suppress(psutil.NoSuchProcess):
             used = each.cpu_times()
             found += used.user + used.system
-        except psutil.NoSuchProcess:
-            continue
     return found
 
 
 def memory() -> tuple[float, float]:
     """MB of this process alone, and of all that it has started: each shared page is counted once."""
     own, *others = family()
-    return own.memory_full_info().uss / 1e6, sum(each.memory_full_info().pss for each in others) / 1e6
+    of_others = 0.0
+    for each in others:
+        with suppress(psutil.NoSuchProcess):
+            of_others += each.memory_full_info().pss / 1e6
+    return own.memory_full_info().uss / 1e6, of_others
 
 
 def main(arguments: list[str]) -> int:

@@ -165,7 +165,7 @@ def audit_of(config: Any, run: str, rounds: int | None = None, most: int = MOST_
     exchanges = server.strategy.exchange_rounds
     rounds = rounds or exchanges or 2
     if isinstance(release, PrivateRelease):
-        release.start(len(everybody), exchanges or config["epochs"])
+        rounds = min(rounds, release.start(len(everybody), exchanges or config["epochs"]))
     schema = read_schema(dataset, len(engine.clients))
     parts = rows_of_clients(dataset, trainer.model.client_of_user)
     tables = np.zeros((len(looked_at), schema.item_num, max(len(schema.label_values), 2)), dtype=np.int32)

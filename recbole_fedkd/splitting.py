@@ -132,7 +132,8 @@ def catalogue_manifest(
     _check_free(out)
     if not config["label_values"]:
         raise InputError("a catalogue does not say which labels there are; name them, such as label_values=[1,2,3,4,5]")
-    declared_labels(np.empty(0), config["label_values"], config["RATING_FIELD"])
+    if len(declared_labels(np.empty(0), config["label_values"], config["RATING_FIELD"])) < 2:
+        raise InputError(f"label_values is {config['label_values']}; a federation needs two labels at least")
     if users * config["client_num"] > MOST_USERS:
         raise InputError(
             f"users is {users} for each of {config['client_num']} parties; together they may have {MOST_USERS:,} at most"

@@ -163,7 +163,7 @@ def end_lines(config: Any, result: Mapping[str, Any], word: str, budget_is_spent
             f"folder   {folder}, log: log/{config['model']}/{config['run_name']}.log",
             f"next     recbole-fedkd recommend {quote(str(folder))} --users=all -k 10 --exclude-seen{code}",
         ]
-        if not budget_is_spent:
+        if not budget_is_spent and not hasattr(config.model_class, "sums"):  # which has nothing more to train
             lines.append(f"         recbole-fedkd {quote(f'--resume={folder}')} --{more}{code}")
     return lines
 

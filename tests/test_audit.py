@@ -313,6 +313,13 @@ def test_an_audit_is_a_page_and_a_file_beside_it(run, capsys):
     assert kept["seen"][0]["membership"] == 1.0
 
 
+def test_an_audit_looks_at_no_more_rounds_than_the_budget_lasts_for(run, capsys):
+    folder = run(**FEDAVG, privacy={"clip": 0.5, "epsilon": 8.0})["run_folder"]
+    assert main(["audit", folder, "--clients=5"]) == 0
+    kept = json.loads((result_folder({"run_folder": folder}) / "audit" / "audit.json").read_text())
+    assert [each["round"] for each in kept["seen"]] == [1]
+
+
 def test_an_audit_without_guesses_does_not_say_that_the_server_cannot_tell(run, tmp_path, capsys):
     (tmp_path / "tiny").mkdir()
     rows = [f"u{user}\ti{item}\t{1 + (user * item) % 5}\t{item}" for user in range(12) for item in range(10)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -77,9 +78,8 @@ def test_what_parties_cost_is_measured_every_so_many_rounds(benchmarks, data_pat
         == 0
     )
     memory, cost = capsys.readouterr().out.splitlines()
-    assert (
-        memory.startswith("round 2: ") and memory.endswith(" MB here, 0 MB of parties") and cost.startswith("local: ")
-    )
+    # Other tests of this process may have left processes of their own.
+    assert re.fullmatch(r"round 2: [1-9]\d* MB here, \d+ MB of parties", memory) and cost.startswith("local: ")
 
 
 def test_generated_populations_are_measured_and_laws_are_powers(benchmarks):

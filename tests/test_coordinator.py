@@ -508,7 +508,10 @@ def test_auc_of_histograms_is_that_of_the_rows_where_no_two_share_a_bin_by_chanc
 
 
 def test_a_log_goes_on_after_a_kill_in_a_line_and_misses_no_round(tmp_path):
-    records = [EpochRecord(1.0, 0.5, 10, 20, valid={"mae": 0.7}), EpochRecord(1.0, 0.4, 10, 20, missing={1: "absent"})]
+    records = [
+        EpochRecord(1.0, 0.5, 10, 20, valid={"mae": 0.7}, epsilon=1.25),
+        EpochRecord(1.0, 0.4, 10, 20, missing={1: "absent"}),
+    ]
     said, heard = [], []
     journal = Journal(tmp_path, said.append)
     journal.write("waiting", parties=2, address="here")
@@ -521,7 +524,7 @@ def test_a_log_goes_on_after_a_kill_in_a_line_and_misses_no_round(tmp_path):
     assert said == ["waiting for 2 parties at here", *heard]
     assert heard == [
         "2 of 2 parties are there; 0 of 3 rounds are done",
-        "round 1: loss 0.5000, mae 0.7000, 30 B, 1.0 s",
+        "round 1: loss 0.5000, mae 0.7000, 30 B, epsilon 1.25, 1.0 s",
     ]
     with (tmp_path / LOG).open("ab") as log:
         log.write(b'{"time": "cut of')

@@ -491,6 +491,16 @@ def test_factors_spend_in_their_exchange_alone(run):
     assert all(math.isfinite(value) for value in result["test_result"].values())
 
 
+def test_a_budget_that_ends_within_an_exchange_is_spent_and_one_that_outlasts_it_is_not(prepared):
+    for budget, spent in ((5.0, True), (80.0, False)):
+        privacy = {**FACTORS["privacy"], "noise_multiplier": 1.0, "epsilon": budget}
+        _, trainer, _, _ = prepared(**{**FACTORS, "privacy": privacy})
+        trainer.begin()
+        release = trainer.engine.server.release
+        release.releases = min(trainer.epochs, trainer.engine.server.strategy.exchange_rounds)
+        assert trainer.budget_is_spent == spent
+
+
 def test_a_release_beyond_the_budget_is_refused_wherever_it_is_asked_for(prepared):
     _, trainer, _, _ = prepared(**{**FEDAVG, "privacy": {"clip": 0.05, "noise_multiplier": 1.0, "epsilon": 5.0}})
     trainer.engine.server.release.start(30, 3)

@@ -37,9 +37,23 @@ def test_pages_fit_their_screen_and_the_overview_a_wide_one(page):
     if width == 1280:
         assert overview.evaluate("each => each.scrollWidth <= each.clientWidth")
     # What is drawn over the paper is no colour of its own.
-    assert page.evaluate("getComputedStyle(document.querySelector('svg text')).fill") == page.evaluate(
-        "getComputedStyle(document.body).color"
-    )
+    check_ink(page)
+
+
+INK = """() => [...document.querySelectorAll('svg text')].filter(
+    each => getComputedStyle(each).fill !== getComputedStyle(document.body).color).map(each => each.textContent)"""
+
+
+def check_ink(page):
+    """All letters of plots have the colour of the page's."""
+    assert page.locator("svg text").count() and page.evaluate(INK) == []
+
+
+def test_a_runs_own_page_is_readable_in_the_dark(browser, run):
+    opened = browser.new_context(color_scheme="dark").new_page()
+    opened.goto(write_report(run(strategy="fedavg")["run_folder"]).resolve().as_uri())
+    check_ink(opened)
+    opened.context.close()
 
 
 def test_a_pointer_near_a_point_is_told_what_it_is(page):

@@ -304,6 +304,7 @@ def test_optuna_is_quiet(trained, capfd):
     [
         ([], "search needs --params_file=<params_file>"),
         (["--params_file=hyper.test", "--dataset=tiny"], "search needs --model=<model>"),
+        (["--params_file=hyper.test", "--preset=afd"], "search needs --dataset=<dataset>"),
         (["--trials=0"], "trials is '0'; it must be an integer >= 1"),
         (["--algorithm=bayes"], "algorithm is 'bayes'; it must be one of tpe, random, exhaustive"),
         (["--gamma=0.1"], "key 'gamma' is set and searched"),

@@ -162,6 +162,20 @@ def test_lines_go_to_whoever_asks_and_change_no_number(data_path):
     assert told["test_result"] == silent["test_result"] and told["floors"]["Bias"] and silent["floors"] == {}
 
 
+def test_a_failure_before_the_first_round_was_saved_names_the_log_and_leaves_no_folder(data_path, monkeypatch, capsys):
+    from recbole_fedkd.trainer import FedKDTrainer
+
+    def fail(*_arguments):
+        raise TrainingError("it failed")
+
+    monkeypatch.setattr(FedKDTrainer, "_train_once", fail)
+    assert main([*ARGUMENTS, "--model=AttnFedKD", f"--data_path={data_path}"]) == 1
+    (log,) = Path("log").glob("*/*.log")
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("error: it failed; no round was saved") and told.endswith(f"log: {log}")
+    assert not list(Path("saved").iterdir())
+
+
 def test_a_failure_names_the_folder_and_how_to_go_on(data_path, monkeypatch, capsys):
     from recbole_fedkd.trainer import FedKDTrainer
 
@@ -193,6 +207,12 @@ def test_what_is_spent_of_privacy_is_told_by_round_at_the_end_and_in_the_log(com
     (folder,) = Path("saved").iterdir()
     assert main([f"--resume={folder}", "--epochs=5"]) == 0
     assert "the budget lasts for 2 of 5 rounds" in Path(max(Path("log").glob("*/*.log"))).read_text()
+
+
+def test_sums_that_have_nothing_more_to_train_are_offered_no_more_rounds(command):
+    for keys in (["--model=Bias"], ["--model=Bias", "--strategy=sums"]):
+        out, _ = command(*keys)
+        assert "recbole-fedkd recommend" in out and "--resume=" not in out
 
 
 def test_a_line_of_a_round_marks_the_best_so_far():

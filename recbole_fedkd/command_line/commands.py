@@ -17,7 +17,7 @@ from recbole_fedkd.command_line.completion import SHELLS, completion_script
 from recbole_fedkd.command_line.help import presets_text
 from recbole_fedkd.command_line.tables import commas_told, listed_tokens, rated_tokens, writable_table, write_table
 from recbole_fedkd.config.early import check_early
-from recbole_fedkd.config.given import read_given
+from recbole_fedkd.config.given import read_given, values_of_preset
 from recbole_fedkd.errors import InputError, nearest
 from recbole_fedkd.network import network_of
 
@@ -137,6 +137,8 @@ def audit(arguments: Sequence[str]) -> int:
 def search(arguments: Sequence[str]) -> int:
     """Search for hyper-parameters."""
     keys = parse_arguments(arguments)
+    if "model" not in keys and (of_preset := values_of_preset(keys).get("model")):
+        keys["model"] = of_preset
     for name in ("params_file", "model", "dataset"):
         if name not in keys:
             raise InputError(f"search needs --{name}=<{name}>; see search --help")

@@ -185,8 +185,8 @@ usage: recbole-fedkd split-federation --model=MODEL --dataset=DATASET [--out=FOL
                                       [--key=value ...]
 
 Cuts a data set, as a run of the same keys would split and deal it out: FOLDER/manifest holds what
-is public, and each FOLDER/party-N the rows of one party alone. Metrics are MAE, RMSE, Accuracy and
-LogLoss, of models of this package.
+is public, and each FOLDER/party-N the rows of one party alone. Models are those of this package,
+metrics those that parties can judge where their rows are (docs/deploy.md lists them).
 
   --out=FOLDER   a new folder (default: federation)
 """

@@ -190,7 +190,6 @@ class Coordinator:
         record.codec_error = report.codec_error
         if release is not None:
             record.epsilon, record.clip = release.epsilon, release.shortened_to
-            getLogger().info(f"round {number_of(index)}: privacy has spent epsilon {record.epsilon:.4g}")
         improved = not every
         if judged:
             record.valid = self._metrics(added(_numbers(self.engine.closing)))

@@ -104,7 +104,8 @@ def _round_in_words(event: Mapping[str, Any]) -> str:
     valid = "".join(f", {name} {_number(value, '.4f')}" for name, value in (event["valid"] or {}).items())
     moved = event["bytes_down"] + event["bytes_up"]
     loss, seconds = _number(event["loss"], ".4f"), _number(event["seconds"], ".1f")
-    return f"round {event['round']}: loss {loss}{valid}, {moved:,} B, {seconds} s{without}"
+    spent = f", epsilon {event['epsilon']:.4g}" if event.get("epsilon") is not None else ""
+    return f"round {event['round']}: loss {loss}{valid}, {moved:,} B{spent}, {seconds} s{without}"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -10,7 +10,7 @@ from recbole_fedkd.network import USUAL, Network
 __all__ = ["write_report"]
 
 
-def write_report(folder: Path, network: Network = USUAL) -> Path:
+def write_report(folder: str | Path, network: Network = USUAL) -> Path:
     """Write the report of an experiment or of a run into ``<folder>/report``; a report that is already there is replaced.
 
     Nothing is measured here, so the same records give the same tables again.

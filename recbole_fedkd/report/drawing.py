@@ -101,6 +101,11 @@ class Canvas:
             _LEFT / width, _BOTTOM / height, 1 - (self.right + beside) / width, 1 - _TOP / height, hspace=0.38
         )
 
+    def explain(self, axes: Axes, *handles_and_texts: Any, **place: Any) -> None:
+        """A legend of one panel, in the colours of the page."""
+        with mpl.rc_context(_FONTS):
+            axes.legend(*handles_and_texts, frameon=False, **place)
+
     def called(self, name: str, title: str, caption: str) -> Canvas:
         """The canvas, with what it is called."""
         self.name, self.title, self.caption = name, title, caption

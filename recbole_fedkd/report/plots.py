@@ -263,9 +263,8 @@ def _partition(partition: Mapping[str, Any]) -> Canvas:
     place: Any = {
         "loc": "center left",
         "bbox_to_anchor": (1.01, 0.5),
-        "frameon": False,
         "ncols": 1 + (labels - 1) // 12,
     }
-    axes.legend(handles[::-1], texts[::-1], title="label", **place)
+    canvas.explain(axes, handles[::-1], texts[::-1], title="label", **place)
     canvas.right = 0.9 * (1 + (labels - 1) // 12)
     return canvas

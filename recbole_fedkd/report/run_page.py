@@ -192,7 +192,7 @@ def _bytes(run: Run) -> list[Canvas]:
         axes.bar(numbers + shift, counts, width=0.4, color=colour, label=name)
         for number, count in zip(numbers, counts, strict=True):
             canvas.tell(number + shift, count, -1, f"round {number}, {name}: {byte_count(count)}")
-    axes.legend(frameon=False)
+    canvas.explain(axes)
     axes.set_xlabel("round")
     axes.set_ylabel("bytes, over all clients")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -302,7 +302,7 @@ def _commands(folder: Path, finished: bool) -> list[Block]:
         Command(f"recbole-fedkd --resume={quoted}{' --epochs=N' if finished else ''}"),
         Paragraph("Its model, ready to predict, in Python:"),
         Command(
-            "from recbole_fedkd.quick_start import load_data_and_model\n"
+            "from recbole_fedkd import load_data_and_model\n"
             f"config, model, dataset, train_data, valid_data, test_data = load_data_and_model({str(folder)!r})"
         ),
     ]

@@ -118,10 +118,10 @@ class FedKDTrainer(CheckpointTrainer):
     @property
     def budget_is_spent(self) -> bool:
         """Whether no further round is possible under ``privacy``; after an exchange in stages nothing more is let out."""
-        if self.engine is None:
+        if self.engine is None or self.engine.server.release is None:
             return False
-        server = self.engine.server
-        return server.release is not None and server.release.is_spent and not server.strategy.exchange_rounds
+        release, exchange = self.engine.server.release, self.engine.server.strategy.exchange_rounds
+        return release.is_spent and (not exchange or release.releases < exchange)
 
     def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:
         """Train by rounds; arguments and result as in RecBole."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -50,6 +50,7 @@ from recbole_fedkd.checkpoint import (
 )
 from recbole_fedkd.compat import recbole_warnings_silenced
 from recbole_fedkd.data.fingerprint import Fingerprint
+from recbole_fedkd.data.schema import SCHEMA, TABLES
 from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.evaluation import EvaluationData, Judge, JudgedRows, LabelCollector, merged
 from recbole_fedkd.files import remove_temporaries, writable_folder, write_bytes
@@ -365,8 +366,18 @@ class CheckpointTrainer(Trainer):
         try:
             finished = read_checkpoint(self.run_folder)["epoch"] + 1
         except InputError:
-            return f"no {self.epoch_word} was saved, so there is nothing to go on from; start it again"
+            log = f"; log: log/{self.config['model']}/{self.config['run_name']}.log" if self.config.keeps_logs else ""
+            return f"no {self.epoch_word} was saved, so there is nothing to go on from; start it again{log}"
         return f"--resume={self.run_folder} goes on after {self.epoch_word} {finished}"
+
+    def take_away_unsaved(self) -> None:
+        """Of a run that ends before its first checkpoint: what it has written, since nothing goes on from it."""
+        if any((self.run_folder / name).exists() for name in (LAST, BEST)):
+            return
+        for name in (ROWS, "partition.json", SCHEMA, TABLES):
+            (self.run_folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # not there, or with files of somebody else
+            self.run_folder.rmdir()
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         """RecBole calls this when the best epoch improves: it is written when the epoch is over.
