@@ -650,6 +650,6 @@ def test_the_repositorys_experiments_name_rows_that_can_be_built(file):
         if cell.seed == first:
             config = FedKDConfig(config_dict=cell.keys)
             # Clients, and what executes them, mean nothing to a run on all data.
-            assert set(config.unread_keys) <= {"client_num", "partition", "engine"}, cell.title
+            assert set(config.unread_keys) <= {"client_num", "partition", "engine", "student_pool"}, cell.title
     published = experiment.content.get("published", {})
     assert set(published) <= set(experiment.rows)
