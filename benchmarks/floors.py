@@ -120,6 +120,8 @@ SETS: dict[str, Callable[[np.random.Generator], tuple[Pairs, NDArray[np.float64]
     "few_users": rated(drawn(15, 1_500, 8_000)),
     "skewed": rated(drawn(1_000, 800, 15_000, 1.2), shift=1.3),
     "one_sided": rated(drawn(600, 200, 10_000), shift=2.2),
+    "two_labels": rated(drawn(300, 120, 6_000, 0.8), lambda scores: np.where(scores > 0, 5.0, 1.0), taste=0.4),
+    "one_each": rated(lambda generator: (np.arange(3_000), generator.integers(0, 40, 3_000))),
     "noise": rated(drawn(400, 200, 8_000), item=0.0, user=0.0),
     "tastes": rated(drawn(600, 200, 30_000), item=0.2, user=0.2, taste=0.8),
     "hundred_thousand": rated(drawn(2_000, 1_000, 100_000, 0.6), taste=0.5),
@@ -127,7 +129,20 @@ SETS: dict[str, Callable[[np.random.Generator], tuple[Pairs, NDArray[np.float64]
 }
 """Name to a table of users, items and labels; every draw is of the name's own seed."""
 
-SHORT = ("plateau", "thousand", "ten", "half", "few_items", "few_users", "skewed", "one_sided", "noise", "tastes")
+SHORT = (
+    "plateau",
+    "thousand",
+    "ten",
+    "half",
+    "few_items",
+    "few_users",
+    "skewed",
+    "one_sided",
+    "noise",
+    "tastes",
+    "two_labels",
+    "one_each",
+)
 
 
 def write(name: str, folder: Path) -> None:

@@ -39,6 +39,7 @@ ROLES = {
     "central": "Read by RecBole's own trainer and loader, and not by the clients of a federation.",
     "memory": "A smaller value needs less memory.",
     "folder": "A folder.",
+    "machine": "Of the machine that something runs on: a party or a coordinator may say it for its own.",
     "opens": "A file to open or code to run, however it is called.",
     "in_dataset": "Part of the names of files in the dataset's folder.",
     "interval": "An interval of a count.",

@@ -32,18 +32,16 @@ SERVER_STATE = "server.pth"
 KEYS, IDENTITY = "keys.json", "identity.key"
 """Of a federation under masks: everybody's public signing keys, in the manifest; and a party's private one, in its folder."""
 
-_OF_A_MACHINE = {"client_timeout", "data_path", "gpu_id", "show_progress", "state", "torch_threads", "use_gpu"}
-
 
 def keys_of_party() -> Set[str]:
     """Keys that a party may say otherwise than the manifest: its machine's, which files it opens, and how private it stays."""
-    return _OF_A_MACHINE | keys_with("opens") | {"eval_batch_size", "privacy", "min_clients"}
+    return keys_with("machine") | keys_with("opens") | {"eval_batch_size", "privacy", "min_clients"}
 
 
 def keys_of_coordinator() -> Set[str]:
     """Keys that a coordinator may say otherwise than the manifest: its machine's, how long, and how many must answer."""
     of_run = keys_with("resumable") - {"metrics", "topk"}  # by which parties judge
-    return _OF_A_MACHINE | keys_with("opens") | of_run | {"min_clients"}
+    return keys_with("machine") | keys_with("opens") | of_run | {"min_clients"}
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,9 @@ class Manifest:
             config = read(command_line=given)
             if own is not None and given.keys() - own:
                 public = read(command_line={key: given[key] for key in given.keys() & own})
-                named = {key: given[key] for key in given.keys() & {"model", "dataset", "config_files", "run_name"}}
-                follows = own | keys_with("derived") | keys_with("computed")
+                derived = keys_with("derived")
+                named = {key: given[key] for key in given.keys() & ({"model", "dataset", "config_files"} | derived)}
+                follows = own | derived | keys_with("computed")
                 here = {key: value for key, value in config.plain_values().items() if key not in follows}
                 _check_public({**here, **named}, public.plain_values(), folder)
         except InputError:
