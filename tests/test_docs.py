@@ -124,6 +124,7 @@ def test_rows_beside_bias_are_those_that_were_printed():
 
     printed = (ROOT / "experiments" / "results" / "floors" / "printed.md").read_text(encoding="utf-8")
     known = {tuple(row[:6]) for row in dots.tables(printed)[0][1:]}
-    rows = dots.tables((ROOT / "docs" / "results" / "floors.md").read_text(encoding="utf-8"))[0][1:]
+    first, second, *_ = dots.tables((ROOT / "docs" / "results" / "floors.md").read_text(encoding="utf-8"))
+    rows = first[1:] + second[1:]
     assert len(rows) > 60
     assert [row for row in rows if tuple(row[:6]) not in known] == []
