@@ -277,8 +277,6 @@ def _told_how_to_go_on(trainer: CheckpointTrainer, saved: bool) -> Iterator[None
         yield
     except (KeyboardInterrupt, Exception) as error:
         note = trainer.how_to_go_on() if saved else "without checkpoints, it can only be started again"
-        if saved:
-            trainer.take_away_unsaved()
         if isinstance(error, OSError):
             where = f" ('{error.filename}')" if error.filename else ""
             stopped_by = TrainingError(f"the run cannot go on: {error.strerror or error}{where}")

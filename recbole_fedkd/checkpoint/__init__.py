@@ -17,6 +17,7 @@ from recbole_fedkd.checkpoint.reading import (
     open_checkpoint,
     places_beside,
     read_checkpoint,
+    take_away_unsaved,
     write_places,
 )
 from recbole_fedkd.checkpoint.resumed import (
@@ -61,6 +62,7 @@ __all__ = [
     "resumable_keys",
     "resumed_config",
     "sealed",
+    "take_away_unsaved",
     "values_to_read",
     "write_places",
     "write_sealed",

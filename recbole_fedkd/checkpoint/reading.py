@@ -8,6 +8,7 @@ the folder therefore holds one whole state.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,3 +222,13 @@ def places_beside(checkpoint: Path) -> dict[str, Any]:
         return {}
     places = read_sealed(file, "the rows' order")[0].get("places")
     return places if isinstance(places, dict) else {}
+
+
+def take_away_unsaved(folder: Path) -> None:
+    """What a run has written that ends before its first checkpoint, since nothing goes on from it."""
+    if any((folder / name).exists() for name in (LAST, BEST)):
+        return
+    for name in (ROWS, "partition.json", "schema.json", "schema.npz"):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # not there, or with files of somebody else
+        folder.rmdir()

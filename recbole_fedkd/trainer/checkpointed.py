@@ -10,7 +10,7 @@ from __future__ import annotations
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -45,12 +45,12 @@ from recbole_fedkd.checkpoint import (
     restore_random,
     restored,
     sealed,
+    take_away_unsaved,
     write_places,
     write_sealed,
 )
 from recbole_fedkd.compat import recbole_warnings_silenced
 from recbole_fedkd.data.fingerprint import Fingerprint
-from recbole_fedkd.data.schema import SCHEMA, TABLES
 from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.evaluation import EvaluationData, Judge, JudgedRows, LabelCollector, merged
 from recbole_fedkd.files import remove_temporaries, writable_folder, write_bytes
@@ -165,8 +165,7 @@ class CheckpointTrainer(Trainer):
         """Train; arguments and result as in RecBole. ``valid_data`` may be an ``EvaluationData``."""
         self._train_data = train_data
         self._fingerprint = getattr(train_data._dataset, "fingerprint", None)
-        self._saving = saved
-        self._has_valid_data = bool(valid_data)
+        self._saving, self._has_valid_data = saved, bool(valid_data)
         if saved:
             self._start_run_folder()
         if isinstance(valid_data, EvaluationData):
@@ -362,22 +361,14 @@ class CheckpointTrainer(Trainer):
         check_optimizer(self.optimizer, self.config["resume"])
 
     def how_to_go_on(self) -> str:
-        """Half a sentence for whoever stopped this run: what goes on, and after which epoch."""
+        """Half a sentence for whoever stopped this run: what goes on, and after which epoch; else nothing is left of it."""
         try:
             finished = read_checkpoint(self.run_folder)["epoch"] + 1
         except InputError:
+            take_away_unsaved(self.run_folder)
             log = f"; log: log/{self.config['model']}/{self.config['run_name']}.log" if self.config.keeps_logs else ""
             return f"no {self.epoch_word} was saved, so there is nothing to go on from; start it again{log}"
         return f"--resume={self.run_folder} goes on after {self.epoch_word} {finished}"
-
-    def take_away_unsaved(self) -> None:
-        """Of a run that ends before its first checkpoint: what it has written, since nothing goes on from it."""
-        if any((self.run_folder / name).exists() for name in (LAST, BEST)):
-            return
-        for name in (ROWS, "partition.json", SCHEMA, TABLES):
-            (self.run_folder / name).unlink(missing_ok=True)
-        with suppress(OSError):  # not there, or with files of somebody else
-            self.run_folder.rmdir()
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         """RecBole calls this when the best epoch improves: it is written when the epoch is over.
@@ -433,11 +424,9 @@ class CheckpointTrainer(Trainer):
             self._restore_training(state["training"])
             self.rounds = [record_of(record) for record in state["records"]]
             self._take_clients(last)
-        self.start_epoch = state["epoch"] + 1
-        self.cur_step = state["cur_step"]
+        self.start_epoch, self.cur_step = state["epoch"] + 1, state["cur_step"]
         self.best_valid_score, self.best_valid_result = state["best_valid_score"], state["best_valid_result"]
-        self.train_loss_dict = state["train_loss"]
-        self._resumed_random = state["random"]
+        self.train_loss_dict, self._resumed_random = state["train_loss"], state["random"]
         self.best_epoch = state["best_epoch"]
         self._best_digest = best.digest if best is not None else None
         self._resumed_from = (last, best)
