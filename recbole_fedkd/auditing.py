@@ -164,8 +164,10 @@ def audit_of(config: Any, run: str, rounds: int | None = None, most: int = MOST_
     release = server.release
     exchanges = server.strategy.exchange_rounds
     rounds = rounds or exchanges or 2
+    lasts = exchanges or config["epochs"]
     if isinstance(release, PrivateRelease):
-        rounds = min(rounds, release.start(len(everybody), exchanges or config["epochs"]))
+        lasts = release.start(len(everybody), lasts)
+        rounds = min(rounds, lasts)
     schema = read_schema(dataset, len(engine.clients))
     parts = rows_of_clients(dataset, trainer.model.client_of_user)
     tables = np.zeros((len(looked_at), schema.item_num, max(len(schema.label_values), 2)), dtype=np.int32)
@@ -183,8 +185,8 @@ def audit_of(config: Any, run: str, rounds: int | None = None, most: int = MOST_
     canaries = None
     if isinstance(release, PrivateRelease):
         fold = server.strategy.empty(server.state, {0: 1, 1: 1})
-        # As many rounds as the budget was dealt out over.
-        canaries = audited(release, fold, server.link, CANARIES, exchanges or config["epochs"], config["seed"])
+        # As many rounds as the budget lasts for.
+        canaries = audited(release, fold, server.link, CANARIES, lasts, config["seed"])
     settings = {name: config[name] for name in keys_with("said")}
     users = max(len(parts[number].interactions[schema.user_field].unique()) for number in looked_at)
     return Audit(run, settings, (len(looked_at), len(everybody)), tuple(seen), canaries, users)

@@ -314,10 +314,12 @@ def test_an_audit_is_a_page_and_a_file_beside_it(run, capsys):
 
 
 def test_an_audit_looks_at_no_more_rounds_than_the_budget_lasts_for(run, capsys):
-    folder = run(**FEDAVG, privacy={"clip": 0.5, "epsilon": 8.0})["run_folder"]
-    assert main(["audit", folder, "--clients=5"]) == 0
-    kept = json.loads((result_folder({"run_folder": folder}) / "audit" / "audit.json").read_text())
-    assert [each["round"] for each in kept["seen"]] == [1]
+    for epochs, privacy in ((1, {"epsilon": 8.0}), (9, {"noise_multiplier": 1.5, "epsilon": 4.0})):
+        result = run(**{**FEDAVG, "epochs": epochs}, privacy={"clip": 0.5, **privacy})
+        assert main(["audit", result["run_folder"], "--clients=5"]) == 0
+        kept = json.loads((result_folder(result) / "audit" / "audit.json").read_text())
+        assert [each["round"] for each in kept["seen"]] == [1]
+        assert kept["canaries"]["accounted"] == pytest.approx(result["epsilon"])
 
 
 def test_an_audit_without_guesses_does_not_say_that_the_server_cannot_tell(run, tmp_path, capsys):
