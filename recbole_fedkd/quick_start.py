@@ -220,8 +220,7 @@ def _run(
             write_json(result, result_file)
             logger.info(f"Result written to {result_file}")
     if tell is not None:
-        spent = isinstance(trainer, FedKDTrainer) and trainer.budget_is_spent
-        tell("\n".join(end_lines(config, result, trainer.epoch_word, spent)))
+        tell("\n".join(end_lines(config, result, trainer.epoch_word, getattr(trainer, "budget_is_spent", False))))
     return result
 
 
@@ -276,6 +275,7 @@ def _told_how_to_go_on(trainer: CheckpointTrainer, saved: bool) -> Iterator[None
     try:
         yield
     except (KeyboardInterrupt, Exception) as error:
+        getLogger().info("The run has ended before its time", exc_info=error)
         note = trainer.how_to_go_on() if saved else "without checkpoints, it can only be started again"
         if isinstance(error, OSError):
             where = f" ('{error.filename}')" if error.filename else ""

@@ -186,7 +186,7 @@ def test_what_a_plugin_does_wrong_is_told_in_one_sentence_with_its_line(where, e
     file.write_text(text.replace(before, after.format('raise LookupError("my own")')))
     keys = RUNS[name][3] if name in RUNS else KEYLESS[name]
     with pytest.raises(
-        TrainingError, match=rf"LookupError: my own \({name}_{engine}.py, line \d+, in {where}\)$"
+        TrainingError, match=rf"(?m)LookupError: my own \({name}_{engine}.py, line \d+, in {where}\)$"
     ) as said:
         run(**keys, plugins=[str(file)], epochs=1, engine=engine, state="INFO")
     assert "\n" not in str(said.value)

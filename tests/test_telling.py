@@ -173,6 +173,7 @@ def test_a_failure_before_the_first_round_was_saved_names_the_log_and_leaves_no_
     (log,) = Path("log").glob("*/*.log")
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert told.startswith("error: it failed; no round was saved") and told.endswith(f"log: {log}")
+    assert "TrainingError: it failed" in log.read_text()
     assert not list(Path("saved").iterdir())
 
 

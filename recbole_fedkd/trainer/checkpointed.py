@@ -148,7 +148,7 @@ class CheckpointTrainer(Trainer):
 
     def _check_nan(self, loss: Tensor) -> None:
         if not bool(torch.isfinite(loss)):
-            check_trained(float(loss), {}, learner_of(self.optimizer))
+            check_trained(float(loss.detach()), {}, learner_of(self.optimizer))
 
     # Training
 
