@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -156,7 +156,11 @@ class Server:
         self.seed = seed
         self.clients_per_round = clients_per_round
         self.state: ServerState = {}
-        self.link: ServerLink  # of the state that :meth:`start` begins with
+
+    @cached_property
+    def link(self) -> ServerLink:
+        """The server's end of the wire, of the state that it begins with."""
+        return ServerLink(self.strategy, self.codecs, self.state)
 
     def choose(self, clients: Sequence[int], round_index: int) -> list[int]:
         """Numbers of the clients that take part in a round, drawn uniformly, in ascending order."""
@@ -171,7 +175,7 @@ class Server:
     def start(self, shared: SharedState) -> None:
         """Begin with the network that every client builds from the run's seed."""
         self.state = self.strategy.initial_state(shared)
-        self.link = ServerLink(self.strategy, self.codecs, self.state)
+        self.__dict__.pop("link", None)  # of another state
 
     def send(self, client: int, round_index: int) -> bytes:
         """Message for one client, serialised, once for all to whom the same is said; empty if there is nothing to say."""
