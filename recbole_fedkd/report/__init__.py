@@ -33,6 +33,6 @@ def write_report(folder: str | Path, network: Network = USUAL) -> Path:
 
     if is_run_folder(Path(folder)):
         return write_run_page(*read_single(Path(folder)), Path(folder), network)
-    found = read_experiment(Path(folder))
-    groups = tuple(replace(group, network=network) for group in found.groups)
-    return write_all(replace(found, groups=groups), Path(folder) / "report")
+    experiment = read_experiment(Path(folder))
+    groups = tuple(replace(group, network=network) for group in experiment.groups)
+    return write_all(replace(experiment, groups=groups), Path(folder) / "report")

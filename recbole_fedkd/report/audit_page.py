@@ -55,19 +55,19 @@ def verdict(audit: Mapping[str, Any]) -> tuple[str, ...]:
     seen = audit["seen"]
     if not seen:
         return ("No message came in the rounds that were looked at.",)
-    guesses = [each for each in seen if each["membership"] is not None]
+    guesses = [message for message in seen if message["membership"] is not None]
     worst, hidden = (
-        max((each["membership"] for each in guesses), default=None),
-        all(each["masked"] for each in seen) or _noisy(audit["settings"]),
+        max((message["membership"] for message in guesses), default=None),
+        all(message["masked"] for message in seen) or _noisy(audit["settings"]),
     )
-    coin = all(each["membership"] <= _like_a_coin(each["chance"]) for each in guesses)
-    if worst is None and (sets := max(each["exact"] for each in seen)):
+    coin = all(message["membership"] <= _like_a_coin(message["chance"]) for message in guesses)
+    if worst is None and (sets := max(message["exact"] for message in seen)):
         first = (
             f"The server can tell all items that a client has rated, exactly, for {100 * sets:.0f} % of the clients."
         )
     elif worst is None:
         first = "There is nothing to guess: all clients have all items, or the same. What messages hide does not show."
-    elif not any(each["array"] for each in seen):
+    elif not any(message["array"] for message in seen):
         first = "No array of a message names an item, so that nobody has guessed which items a client has rated."
     elif coin and not hidden:
         first = (
@@ -82,7 +82,7 @@ def verdict(audit: Mapping[str, Any]) -> tuple[str, ...]:
         )
     else:
         first = f"The server learns something of which items a client has rated: AUC {worst:.2f}, where .50 is nothing."
-    exact = [each["labels"] for each in seen if each["labels"] is not None]
+    exact = [message["labels"] for message in seen if message["labels"] is not None]
     rest = []
     if audit["users"] > 1:
         rest.append(
@@ -93,9 +93,9 @@ def verdict(audit: Mapping[str, Any]) -> tuple[str, ...]:
         rest.append(
             f"How many ratings of each kind a client gave is told exactly for {100 * max(exact):.0f} % of the clients."
         )
-    if tables := max((each["ratings"] or 0 for each in seen), default=0):
+    if tables := max((message["ratings"] or 0 for message in seen), default=0):
         rest.append(f"Which rating it gave to which item is told exactly for {100 * tables:.0f} % of the clients.")
-    if all(each["masked"] for each in seen):
+    if all(message["masked"] for message in seen):
         rest.append("It gets messages under masks: of a single client nothing but numbers that look random.")
     return (first, *rest)
 
@@ -108,15 +108,19 @@ def _noisy(settings: Mapping[str, Any]) -> bool:
 def _messages(audit: Mapping[str, Any]) -> tuple[Block, ...]:
     rows = [
         (
-            str(each["round"]),
-            f"{each['kind']}{', masked' if each['masked'] else ''}",
-            each["array"] or "no array names an item",
-            f"{each['pairs']:,}",
-            *((NONE, NONE) if each["membership"] is None else (f"{each['membership']:.3f}", f"± {each['chance']:.3f}")),
-            f"{100 * each['exact']:.0f} %",
-            *(NONE if each[name] is None else f"{100 * each[name]:.0f} %" for name in ("labels", "ratings")),
+            str(message["round"]),
+            f"{message['kind']}{', masked' if message['masked'] else ''}",
+            message["array"] or "no array names an item",
+            f"{message['pairs']:,}",
+            *(
+                (NONE, NONE)
+                if message["membership"] is None
+                else (f"{message['membership']:.3f}", f"± {message['chance']:.3f}")
+            ),
+            f"{100 * message['exact']:.0f} %",
+            *(NONE if message[name] is None else f"{100 * message[name]:.0f} %" for name in ("labels", "ratings")),
         )
-        for each in audit["seen"]
+        for message in audit["seen"]
     ]
     header = (
         "round",

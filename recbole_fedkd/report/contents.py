@@ -147,7 +147,8 @@ class Section:
 def column(values: Iterable[Any], form: Callable[[Any], str], missing: str = NONE) -> list[str]:
     """A column of texts: ``form`` of each value, and a dash for None and nan."""
     return [
-        missing if each is None or (isinstance(each, float) and math.isnan(each)) else form(each) for each in values
+        missing if value is None or (isinstance(value, float) and math.isnan(value)) else form(value)
+        for value in values
     ]
 
 

@@ -82,11 +82,11 @@ class Canvas:
         with mpl.rc_context(_FONTS):
             figure = Figure(figsize=(_WIDTH, height), dpi=_DOTS_PER_INCH, facecolor="white")
             axes = list(figure.subplots(panels, 1, squeeze=False)[:, 0])
-        for each in axes:
-            each.spines[["top", "right"]].set_visible(False)
-            each.grid(True)
-            each.set_axisbelow(True)
-            each.patch.set_visible(False)
+        for panel in axes:
+            panel.spines[["top", "right"]].set_visible(False)
+            panel.grid(True)
+            panel.set_axisbelow(True)
+            panel.patch.set_visible(False)
         return cls(figure, axes)
 
     def tell(self, x: float, y: float, row: int, text: str, panel: int = 0) -> None:
@@ -101,10 +101,10 @@ class Canvas:
             _LEFT / width, _BOTTOM / height, 1 - (self.right + beside) / width, 1 - _TOP / height, hspace=0.38
         )
 
-    def explain(self, axes: Axes, *handles_and_texts: Any, **place: Any) -> None:
+    def explain(self, axes: Axes, *handles_and_texts: Any, **keys: Any) -> None:
         """A legend of one panel, in the colours of the page."""
         with mpl.rc_context(_FONTS):
-            axes.legend(*handles_and_texts, frameon=False, **place)
+            axes.legend(*handles_and_texts, frameon=False, **keys)
 
     def called(self, name: str, title: str, caption: str) -> Canvas:
         """The canvas, with what it is called."""
@@ -120,8 +120,8 @@ class Canvas:
             if len(self.lines) > 1:
                 # The names are given, for those with a leading underscore would be left out if matplotlib collected them.
                 names = [literal(row) for row in self.lines]
-                place: Any = {"loc": "upper right", "bbox_to_anchor": (1.0, 1.0), "frameon": False}
-                legend = self.figure.legend([*self.lines.values()], names, **place)
+                corner: Any = {"loc": "upper right", "bbox_to_anchor": (1.0, 1.0), "frameon": False}
+                legend = self.figure.legend([*self.lines.values()], names, **corner)
             beside = 0.0 if legend is None else legend.get_window_extent().width / _DOTS_PER_INCH
             self._lay_out(beside)
             self.figure.savefig(picture, format="png", metadata={"Software": None})
@@ -133,9 +133,9 @@ class Canvas:
         height = self.figure.get_figheight() * 72
         points = []
         for axes, x, y, row, text in self.marks:
-            place = axes.transData.transform((x, y))
-            if axes.bbox.padded(1).contains(*place):
-                across, up = place * 72 / self.figure.dpi
+            pixels = axes.transData.transform((x, y))
+            if axes.bbox.padded(1).contains(*pixels):
+                across, up = pixels * 72 / self.figure.dpi
                 points.append((round(float(across), 1), round(float(height - up), 1), row, text))
         svg = _element(drawn.getvalue(), f"g{name}")
         return Drawing(name, self.title, self.caption, picture.getvalue(), svg, tuple(points))
@@ -167,7 +167,7 @@ def style(rows: Sequence[str], row: str) -> dict[str, Any]:
 def keys_of(rows: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
     """Name, colour and marker's letter of each row, for a legend in a page."""
     styles: list[Mapping[str, Any]] = [style(rows, row) for row in rows]
-    return tuple((row, each["color"], MARKERS[each["marker"]]) for row, each in zip(rows, styles, strict=True))
+    return tuple((row, look["color"], MARKERS[look["marker"]]) for row, look in zip(rows, styles, strict=True))
 
 
 def literal(text: str) -> str:

@@ -50,7 +50,7 @@ def write_all(experiment: Experiment, folder: Path) -> Path:
     groups = experiment.groups
     comparisons = {id(group): compare(group, metrics_of(group)) for group in groups}
     plots = [plots_of(group, number) for number, group in enumerate(groups, start=1)]
-    pictures = {f"{each.name}.png": each for drawn in plots for each in drawn}
+    pictures = {f"{drawing.name}.png": drawing for drawn in plots for drawing in drawn}
     texts = table_texts(experiment, lambda group: list(significance_lines(comparisons[id(group)])))
     beside = {name: what for name, what in FILES.items() if texts[name] is not None}
     configs = {
@@ -63,7 +63,7 @@ def write_all(experiment: Experiment, folder: Path) -> Path:
         name: f"config of “{winner(group)}”, best in validation of {group.title}"
         for name, (group, _) in configs.items()
     }
-    beside |= {f"plots/{name}": each.title for name, each in pictures.items()}
+    beside |= {f"plots/{name}": drawing.title for name, drawing in pictures.items()}
     texts["index.html"] = html(experiment_page(experiment, list(comparisons.values()), plots, beside))
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():

@@ -42,13 +42,13 @@ class Size:
 
     Attributes:
         pool: the sizes that were dealt out to the clients in turn.
-        place: which of them; client ``k`` has it where ``k % len(pool) == place``.
+        number: which of them, from 0; client ``k`` has it where ``k % len(pool) == number``.
         rows: rows whose clients of these numbers stand beside each other: those with this pool, and over the same
             partition those without any, and the reference.
     """
 
     pool: tuple[Mapping[str, Any], ...]
-    place: int
+    number: int
     rows: tuple[str, ...]
 
 
@@ -67,7 +67,7 @@ def sizes_of(group: Group) -> list[Size]:
             return run.central or partitions.get(run.seed, run.partition) == run.partition
 
         rows = tuple(row for row in group.rows if all(map(stands_beside, group.runs[row])))
-        sizes += [Size(pool, place, rows) for place in range(len(pool))]
+        sizes += [Size(pool, number, rows) for number in range(len(pool))]
     return sizes
 
 
@@ -112,7 +112,7 @@ def client_quality(group: Group, metrics: Sequence[str], size: Size | None = Non
     for row in group.rows if size is None else size.rows:
         placed = [(run, clients) for run in group.runs[row] if (clients := clients_of(run, group)) is not None]
         if size is not None:
-            placed = [(run, clients[clients % len(size.pool) == size.place]) for run, clients in placed]
+            placed = [(run, clients[clients % len(size.pool) == size.number]) for run, clients in placed]
         for metric in metrics:
             of_clients, gains = [], []
             sign = -1.0 if lower_is_better(metric) else 1.0
@@ -126,7 +126,7 @@ def client_quality(group: Group, metrics: Sequence[str], size: Size | None = Non
                 other = references.get(run.seed)
                 if row != group.reference and other is not None and run.protocol(metric) == other.protocol(metric):
                     gains.append(sign * client_means(clients, paired_users(run, other, metric)))
-            gains = [each for each in gains if len(each)]
+            gains = [run_gains for run_gains in gains if len(run_gains)]
             if of_clients:
                 qualities.append(
                     ClientQuality(
@@ -135,8 +135,8 @@ def client_quality(group: Group, metrics: Sequence[str], size: Size | None = Non
                         mean=summary([float(sign * values.mean()) for values in of_clients]),
                         worst=summary([float(sign * values.min()) for values in of_clients]),
                         clients=sum(map(len, of_clients)),
-                        difference=summary([float(sign * each.mean()) for each in gains]).mean,
-                        better=sum(int((each > 0).sum()) for each in gains),
+                        difference=summary([float(sign * run_gains.mean()) for run_gains in gains]).mean,
+                        better=sum(int((run_gains > 0).sum()) for run_gains in gains),
                         compared=sum(map(len, gains)),
                     )
                 )
@@ -201,8 +201,8 @@ def cost(run: Run, reference: Run | None, network: Network = USUAL) -> Cost:
     best_bytes, best_seconds = None, None
     lengths = lengths_of_rounds(run, network)
     if not run.central and run.best_round is not None:
-        until = [each.number <= run.best_round for each in run.rounds]
-        best_bytes = sum(each.bytes_moved for each, counts in zip(run.rounds, until, strict=True) if counts)
+        until = [record.number <= run.best_round for record in run.rounds]
+        best_bytes = sum(record.bytes_moved for record, counts in zip(run.rounds, until, strict=True) if counts)
         best_seconds = sum(lengths[: sum(until)]) if lengths else None
     target = None
     if reference is not None and (reference.valid_metric, reference.valid_bigger) == (
@@ -225,10 +225,10 @@ def cost(run: Run, reference: Run | None, network: Network = USUAL) -> Cost:
 
 def lengths_of_rounds(run: Run, network: Network) -> list[float]:
     """Seconds that each round of a run would take on a network; empty where there are no clients."""
-    spent = [(each.bytes_down, each.bytes_up, each.seconds) for each in run.rounds]
+    spent = [(record.bytes_down, record.bytes_up, record.seconds) for record in run.rounds]
     chosen = run.config.get("clients_per_round")
     dealt = [] if run.central else dealt_as_recorded(spent, run.partition, chosen, run.engine)
-    return [network.seconds(each[0], each[1], each[2], place) for place, each in enumerate(dealt)]
+    return [network.seconds(spending[0], spending[1], spending[2], number) for number, spending in enumerate(dealt)]
 
 
 def effort_to_reach(run: Run, target: float, lengths: Sequence[float] = ()) -> Effort | None:
@@ -244,8 +244,8 @@ def effort_to_reach(run: Run, target: float, lengths: Sequence[float] = ()) -> E
             until = run.rounds[: position + 1]
             return Effort(
                 rounds=len(until),
-                seconds=sum(each.seconds for each in until),
-                bytes_moved=None if run.central else sum(each.bytes_moved for each in until),
+                seconds=sum(record.seconds for record in until),
+                bytes_moved=None if run.central else sum(record.bytes_moved for record in until),
                 network_seconds=sum(lengths[: len(until)]) if lengths else None,
             )
     return None
@@ -265,7 +265,7 @@ def bytes_and_quality(group: Group, metric: str) -> dict[str, tuple[float | None
     places: dict[str, tuple[float | None, float]] = {}
     for row, costs in costs_of(group).items():
         scores = [run.test[metric] for run in group.runs[row] if metric in run.test]
-        moved = [float(each.judged_bytes) for each in costs if each.judged_bytes is not None]
+        moved = [float(run_cost.judged_bytes) for run_cost in costs if run_cost.judged_bytes is not None]
         if scores:
             places[row] = (summary(moved).mean if moved else None, summary(scores).mean)
     return places
@@ -285,7 +285,7 @@ def front_rows(places: Mapping[str, tuple[float | None, float]], bigger: bool) -
     front: list[tuple[float, float, str]] = []
     for moved, quality, row in sorted(
         [(moved, sign * quality, row) for row, (moved, quality) in places.items() if moved is not None],
-        key=lambda place: place[:2],
+        key=lambda point: point[:2],
     ):
         if not front or quality < front[-1][1] or (moved, quality) == front[-1][:2]:
             front.append((moved, quality, row))
@@ -302,10 +302,10 @@ def share_closed(group: Group, row: str, metric: str, floor: str | None, ceiling
     shares = []
     for run in group.runs[row]:
         three = [run, floors.get(run.seed), ceilings.get(run.seed)]
-        judged = [each for each in three if each is not None and metric in each.test]
-        if len(judged) < 3 or len({each.protocol(metric) for each in judged}) > 1:
+        judged = [run for run in three if run is not None and metric in run.test]
+        if len(judged) < 3 or len({run.protocol(metric) for run in judged}) > 1:
             continue
-        own, bottom, top = (each.test[metric] for each in judged)
+        own, bottom, top = (run.test[metric] for run in judged)
         if top != bottom:
             shares.append((own - bottom) / (top - bottom))
     return summary(shares)
@@ -348,5 +348,5 @@ def mean_curve(
 
 def mean_of(costs: Sequence[Cost], name: str) -> float | None:
     """Mean over seeds of one attribute of costs; None where no seed has it."""
-    values = [float(value) for each in costs if (value := getattr(each, name)) is not None]
+    values = [float(value) for run_cost in costs if (value := getattr(run_cost, name)) is not None]
     return summary(values).mean if values else None

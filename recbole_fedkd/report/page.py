@@ -64,9 +64,9 @@ def experiment_page(
     if failures:
         # The last line of a traceback is the message.
         rows = [
-            (each.row or each.cell, titled(each.group), "" if each.seed is None else str(each.seed),
-             (each.error.strip().splitlines() or [""])[-1])
-            for each in failures
+            (failure.row or failure.cell, titled(failure.group), "" if failure.seed is None else str(failure.seed),
+             (failure.error.strip().splitlines() or [""])[-1])
+            for failure in failures
         ]  # fmt: skip
         table = text_table(("row", "group", "seed", "error"), rows, "Failures")
         sections.append(Section("failures", "Failures", (table,)))
@@ -133,8 +133,8 @@ def _records(experiment: Experiment, files: Mapping[str, str]) -> Section:
 def environment_table(environments: Sequence[Mapping[str, Any]]) -> Table:
     """Versions and machines, each value that occurs."""
     rows = []
-    for key in dict.fromkeys(key for each in environments for key in each):
-        values = list(dict.fromkeys(as_text(each[key]) for each in environments if key in each))
+    for key in dict.fromkeys(key for environment in environments for key in environment):
+        values = list(dict.fromkeys(as_text(environment[key]) for environment in environments if key in environment))
         more = f"; and {len(values) - SHOWN_ENVIRONMENTS} others" if len(values) > SHOWN_ENVIRONMENTS else ""
         rows.append((str(key).replace("_", " "), "; ".join(values[:SHOWN_ENVIRONMENTS]) + more))
     return text_table(("environment", "found in the runs"), rows, "Environment")

@@ -29,15 +29,15 @@ def plots_of(group: Group, number: int = 1) -> list[Drawing]:
 
 
 def _rounds(run: Run) -> NDArray[np.float64]:
-    return np.array([each.number for each in run.rounds], dtype=np.float64)
+    return np.array([record.number for record in run.rounds], dtype=np.float64)
 
 
 def _seconds(run: Run) -> NDArray[np.float64]:
-    return np.cumsum([each.seconds for each in run.rounds], dtype=np.float64)
+    return np.cumsum([record.seconds for record in run.rounds], dtype=np.float64)
 
 
 def _bytes(run: Run) -> NDArray[np.float64]:
-    return np.cumsum([each.bytes_moved for each in run.rounds], dtype=np.float64)
+    return np.cumsum([record.bytes_moved for record in run.rounds], dtype=np.float64)
 
 
 # What a learning curve runs along: how it is called, where a run's rounds are, and how a place is said.
@@ -52,7 +52,7 @@ def learning_curves(group: Group) -> list[Canvas]:
     """Validation score against rounds, seconds and bytes; one set per validation metric of the group."""
     metrics = dict.fromkeys(run.valid_metric for run in group.all_runs)
     made = [_learning_curve(group, metric, name) for metric in metrics for name in _WAYS]
-    return [each for each in made if each is not None]
+    return [canvas for canvas in made if canvas is not None]
 
 
 def _learning_curve(group: Group, metric: str, name: str) -> Canvas | None:
@@ -158,8 +158,8 @@ def _front(group: Group, metric: str) -> Canvas | None:
     )  # fmt: skip
     for edge in (low - 0.5 * unit, low - 1.5 * unit):
         axes.axvline(edge, color="#aaaaaa", linewidth=0.8)
-    decades = [float(each) for each in np.arange(low, high + 0.5, max(1, round((high - low) / 5)))]
-    axes.set_xticks([none, zero, *decades], ["no\nnetwork", "none", *(byte_count(10**each) for each in decades)])
+    decades = [float(decade) for decade in np.arange(low, high + 0.5, max(1, round((high - low) / 5)))]
+    axes.set_xticks([none, zero, *decades], ["no\nnetwork", "none", *(byte_count(10**decade) for decade in decades)])
     axes.set_xlim(none - 0.6 * unit, high + 0.25 * unit)
     axes.margins(y=0.12)
     axes.set_xlabel("bytes until the best round, up and down, over all clients")
@@ -260,11 +260,11 @@ def _partition(partition: Mapping[str, Any]) -> Canvas:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     # The highest label stands on top in the bars, so in the legend too.
     handles, _ = axes.get_legend_handles_labels()
-    place: Any = {
+    layout: Any = {
         "loc": "center left",
         "bbox_to_anchor": (1.01, 0.5),
         "ncols": 1 + (labels - 1) // 12,
     }
-    canvas.explain(axes, handles[::-1], texts[::-1], title="label", **place)
+    canvas.explain(axes, handles[::-1], texts[::-1], title="label", **layout)
     canvas.right = 0.9 * (1 + (labels - 1) // 12)
     return canvas

@@ -108,8 +108,8 @@ def _merged_counts(texts: Sequence[str]) -> list[str]:
     if len({re.sub(r"\d+", "#", text) for text in texts}) != 1:
         return list(texts)
     numbers = zip(*([int(number) for number in re.findall(r"\d+", text)] for text in texts), strict=True)
-    ranges = iter(["{} to {}".format(*ends) if (ends := (min(each), max(each)))[0] < ends[1] else str(ends[0])
-                   for each in numbers])  # fmt: skip
+    ranges = iter(["{} to {}".format(*ends) if (ends := (min(those), max(those)))[0] < ends[1] else str(ends[0])
+                   for those in numbers])  # fmt: skip
     return [re.sub(r"\d+", lambda _: next(ranges), texts[0])]
 
 
@@ -135,7 +135,7 @@ def protocol_sentences(group: Group) -> list[str]:
 
 def quality_table(group: Group, comparisons: Sequence[Comparison] = ()) -> Table:
     """The quality of each row by every metric; it holds no times, so that it does not depend on the machine."""
-    summaries, best, tests = quality(group), best_rows(group), by_place(comparisons)
+    summaries, best, tests = quality(group), best_rows(group), by_row_and_metric(comparisons)
     columns: dict[str, Sequence[Cell | str]] = {}
     for metric in metrics_of(group):
         cells = columns[heading(metric)] = []
@@ -188,7 +188,7 @@ def published_table(group: Group, published: Published) -> Table | None:
 def trend(tests: Sequence[Comparison]) -> str:
     """``better`` or ``worse`` than the reference where a test tells the rows apart; else empty."""
     units = significant_units(tests)
-    decided = next((each for each in tests if each.unit in units), None)
+    decided = next((comparison for comparison in tests if comparison.unit in units), None)
     return "" if decided is None else "better" if decided.better else "worse"
 
 
@@ -201,20 +201,20 @@ def hint(tests: Sequence[Comparison]) -> str:
     return f"{signed(tests[0].difference)} against {tests[0].reference}, {verdict}"
 
 
-def by_place(comparisons: Sequence[Comparison]) -> dict[tuple[str, str], list[Comparison]]:
+def by_row_and_metric(comparisons: Sequence[Comparison]) -> dict[tuple[str, str], list[Comparison]]:
     """The comparisons of each row and metric."""
     placed: dict[tuple[str, str], list[Comparison]] = {}
-    for each in comparisons:
-        placed.setdefault((each.row, each.metric), []).append(each)
+    for comparison in comparisons:
+        placed.setdefault((comparison.row, comparison.metric), []).append(comparison)
     return placed
 
 
 def significance_table(comparisons: Sequence[Comparison]) -> Table:
     """Every test: per row, metric and unit the difference, the number of pairs and both tests' p-values."""
     rows = []
-    for (row, metric), tests in by_place(comparisons).items():
+    for (row, metric), tests in by_row_and_metric(comparisons).items():
         for unit in ("seeds", "users"):
-            t, w = (next(each for each in tests if (each.unit, each.test) == (unit, name))
+            t, w = (next(comparison for comparison in tests if (comparison.unit, comparison.test) == (unit, name))
                     for name in ("paired t", "Wilcoxon"))  # fmt: skip
             numbers = [t.p, t.corrected, w.p, w.corrected]
             cells = [row, usual_name(metric), unit, str(t.count), signed(t.difference), *map(probability, numbers)]
@@ -232,15 +232,17 @@ def significance_sentences(group: Group, comparisons: Sequence[Comparison], name
         "averaged over the seeds in which both rows judged that user). p-values are two-sided and corrected after Holm "
         "over all rows and metrics of this group, for each kind of test by itself."
     ]
-    few = sorted({each.count for each in comparisons if each.unit == "seeds" and 2 <= each.count < 6})
+    few = sorted(
+        {comparison.count for comparison in comparisons if comparison.unit == "seeds" and 2 <= comparison.count < 6}
+    )
     sentences += [
         f"With {count} seeds the smallest two-sided Wilcoxon p over seeds is {2.0 ** (1 - count):g}, so this test "
         "cannot fall below 0.05, whatever the difference."
         for count in few
     ]
-    if any(each.unit == "seeds" and each.count < 2 for each in comparisons):
+    if any(comparison.unit == "seeds" and comparison.count < 2 for comparison in comparisons):
         sentences.append("Rows that share a single seed with the reference cannot be tested over seeds (n/a).")
-    if any(each.unit == "users" and each.count == 0 for each in comparisons):
+    if any(comparison.unit == "users" and comparison.count == 0 for comparison in comparisons):
         sentences.append("Metrics that were not recorded per user cannot be tested over users (n/a).")
     return sentences
 
@@ -258,10 +260,11 @@ def quality_lines(group: Group) -> Iterator[dict[str, Any]]:
 
 def significance_lines(comparisons: Sequence[Comparison]) -> Iterator[dict[str, Any]]:
     """One line per test, in full precision."""
-    for each in comparisons:
+    for comparison in comparisons:
         yield {
-            "row": each.row, "reference": each.reference, "metric": each.metric, "pairs": each.unit, "test": each.test,
-            "n": each.count, "difference": each.difference, "p": each.p, "p_corrected": each.corrected,
+            "row": comparison.row, "reference": comparison.reference, "metric": comparison.metric,
+            "pairs": comparison.unit, "test": comparison.test, "n": comparison.count,
+            "difference": comparison.difference, "p": comparison.p, "p_corrected": comparison.corrected,
         }  # fmt: skip
 
 

@@ -134,9 +134,9 @@ class Run:
     def valid_curve(self) -> list[tuple[int, float]]:
         """Position in ``rounds`` and validation score of each validated round."""
         return [
-            (position, each.valid[self.valid_metric])
-            for position, each in enumerate(self.rounds)
-            if self.valid_metric in each.valid
+            (position, record.valid[self.valid_metric])
+            for position, record in enumerate(self.rounds)
+            if self.valid_metric in record.valid
         ]
 
 
@@ -230,11 +230,11 @@ def run_of(
         valid_metric=str(result["valid_metric"]).lower(),
         valid_bigger=bool(result["valid_score_bigger"]),
         protocols={str(name).lower(): str(text) for name, text in (result.get("protocols") or {}).items()},
-        total_bytes=int(communication.get("total_bytes") or sum(each.bytes_moved for each in ordered)),
-        training_seconds=float(timing.get("training_seconds") or sum(each.seconds for each in ordered)),
+        total_bytes=int(communication.get("total_bytes") or sum(record.bytes_moved for record in ordered)),
+        training_seconds=float(timing.get("training_seconds") or sum(record.seconds for record in ordered)),
         users=pd.DataFrame() if users is None else users,
         config=config,
-        parties={int(number): scores(found or {}) for number, found in (result.get("parties") or {}).items()},
+        parties={int(number): scores(values or {}) for number, values in (result.get("parties") or {}).items()},
         engine=None if result.get("engine") is None else str(result["engine"]),
         extras={
             name: value

@@ -94,7 +94,7 @@ def _verdict(run: Run, group: Group, finished: bool) -> list[str]:
     else:
         sentences.append(f"{run.row} was not validated{'' if finished else ' yet; it is not finished'}.")
     best = "" if run.best_round is None else f"; the best is {_word(run)} {run.best_round}"
-    down, up = sum(each.bytes_down for each in run.rounds), sum(each.bytes_up for each in run.rounds)
+    down, up = sum(record.bytes_down for record in run.rounds), sum(record.bytes_up for record in run.rounds)
     sent = "One model on all data, without a network"
     if not run.central:
         sent = f"Sent {byte_count(run.total_bytes)}" if run.total_bytes else "Sent nothing"
@@ -111,7 +111,7 @@ def _verdict(run: Run, group: Group, finished: bool) -> list[str]:
             f"The worst of {counted(len(values), 'client')} in {usual_name(metric)} is client {worst:.0f} with "
             f"{values[worst]:.4f}; their mean is {values.mean():.4f}."
         )
-    missing = sum(len(each.missing) for each in run.rounds)
+    missing = sum(len(record.missing) for record in run.rounds)
     if missing:
         sentences.append(f"Clients were left out of a round {counted(missing, 'time')}; see below.")
     return sentences
@@ -119,7 +119,7 @@ def _verdict(run: Run, group: Group, finished: bool) -> list[str]:
 
 def _results(run: Run, group: Group) -> list[Block]:
     """Test metrics, validation of the judged round, and how each came about."""
-    judged = next((each.valid for each in run.rounds if each.number == run.best_round), {})
+    judged = next((record.valid for record in run.rounds if record.number == run.best_round), {})
     metrics = metrics_of(group)
     columns = {
         "test": column([run.test[metric] for metric in metrics], "{:.4f}".format),
@@ -145,15 +145,18 @@ def _on_network(run: Run, network: Network, folder: Path) -> list[Section]:
     columns: dict[str, list[str]] = {"rounds": [], "time": [], "bytes": []}
     marks = {"all rounds": len(run.rounds)}
     if run.best_round is not None:
-        quality = {each.number: each.valid for each in run.rounds}.get(run.best_round, {})
+        quality = {record.number: record.valid for record in run.rounds}.get(run.best_round, {})
         reached = (
             f" ({usual_name(run.valid_metric)} {quality[run.valid_metric]:.4f})" if run.valid_metric in quality else ""
         )
-        marks = {f"until the best round{reached}": sum(each.number <= run.best_round for each in run.rounds), **marks}
+        marks = {
+            f"until the best round{reached}": sum(record.number <= run.best_round for record in run.rounds),
+            **marks,
+        }
     for count in marks.values():
         columns["rounds"].append(str(count))
         columns["time"].append(time_of(sum(lengths[:count])))
-        columns["bytes"].append(byte_count(sum(each.bytes_moved for each in run.rounds[:count])))
+        columns["bytes"].append(byte_count(sum(record.bytes_moved for record in run.rounds[:count])))
     sentence = (
         f"Reckoned from its bytes and seconds for {network}; a round is as long as its slowest client takes, message down, "
         "training, message up. Of another network:"
@@ -165,7 +168,7 @@ def _on_network(run: Run, network: Network, folder: Path) -> list[Section]:
 
 def _losses(run: Run) -> list[Canvas]:
     """Training loss against rounds."""
-    points = [(each.number, each.loss) for each in run.rounds if each.loss is not None]
+    points = [(record.number, record.loss) for record in run.rounds if record.loss is not None]
     if len(points) < 2:
         return []
     canvas = Canvas.new()
@@ -182,13 +185,13 @@ def _losses(run: Run) -> list[Canvas]:
 
 def _bytes(run: Run) -> list[Canvas]:
     """Bytes up and down of every round."""
-    if not any(each.bytes_moved for each in run.rounds):
+    if not any(record.bytes_moved for record in run.rounds):
         return []
     canvas = Canvas.new()
     (axes,) = canvas.axes
-    numbers = np.array([each.number for each in run.rounds])
+    numbers = np.array([record.number for record in run.rounds])
     for shift, name, colour in ((-0.2, "down", COLOURS[0]), (0.2, "up", COLOURS[5])):
-        counts = [getattr(each, f"bytes_{name}") for each in run.rounds]
+        counts = [getattr(record, f"bytes_{name}") for record in run.rounds]
         axes.bar(numbers + shift, counts, width=0.4, color=colour, label=name)
         for number, count in zip(numbers, counts, strict=True):
             canvas.tell(number + shift, count, -1, f"round {number}, {name}: {byte_count(count)}")
@@ -204,7 +207,7 @@ def _bytes(run: Run) -> list[Canvas]:
 
 def _of_clients(run: Run, group: Group) -> pd.Series | None:
     """Each client's mean of the metric that chose the round, or a main one; None where the run did not record users."""
-    metric = next((each for each in (run.valid_metric, *main_metrics(group)) if each in run.users), None)
+    metric = next((name for name in (run.valid_metric, *main_metrics(group)) if name in run.users), None)
     if metric is None or "client" not in run.users:
         return None
     return client_means(run.users["client"], run.users[metric]).rename(metric)
@@ -246,14 +249,14 @@ def _clients(run: Run, group: Group) -> list[Block]:
         users = run.users["client"].value_counts()
         parts = run.partition["clients"] if run.partition else []
         samples = [parts[int(client)]["samples"] if client < len(parts) else None for client in order]
-        metrics = [each for each in metrics_of(group) if each in run.users]
-        means = {each: client_means(run.users["client"], run.users[each]) for each in metrics}
+        metrics = [name for name in metrics_of(group) if name in run.users]
+        means = {name: client_means(run.users["client"], run.users[name]) for name in metrics}
         columns = {
             "users": column([users.get(client) for client in order], "{:,.0f}".format),
             "training samples": column(samples, "{:,}".format),
             **{
-                heading(each): column([means[each].get(client) for client in order], "{:.4f}".format)
-                for each in metrics
+                heading(name): column([means[name].get(client) for client in order], "{:.4f}".format)
+                for name in metrics
             },
         }
         blocks += [
@@ -262,9 +265,9 @@ def _clients(run: Run, group: Group) -> list[Block]:
             Paragraph("A client's metric is the mean over its users that are judged by it."),
         ]
     reasons: dict[str, list[str]] = {}
-    for each in run.rounds:
-        for client, why in each.missing.items():
-            reasons.setdefault(f"client {client}: {why}", []).append(str(each.number))
+    for record in run.rounds:
+        for client, why in record.missing.items():
+            reasons.setdefault(f"client {client}: {why}", []).append(str(record.number))
     if reasons:
         blocks += [Heading("Left out of rounds"), Bullets(tuple(_left_out(reasons)))]
     return blocks
@@ -277,7 +280,7 @@ def _parties(run: Run) -> list[Block]:
     last = float("-inf") if lower else float("inf")
     order = sorted(run.parties, key=lambda number: run.parties[number].get(metric, last), reverse=lower)
     columns = {
-        heading(each): column([run.parties[number].get(each) for number in order], "{:.4f}".format) for each in run.test
+        heading(name): column([run.parties[number].get(name) for number in order], "{:.4f}".format) for name in run.test
     }
     return [
         Heading(f"Parties, the worst in {usual_name(metric)} first"),

@@ -45,5 +45,5 @@ def _unfinished(folder: Path, state: Mapping[str, Any]) -> Run:
         "test": {}, "best_round": None if best is None else best + 1,
         "valid_metric": config.get("valid_metric", ""), "valid_score_bigger": config.get("valid_metric_bigger", True),
     }  # fmt: skip
-    rounds = [{"round": number, **each} for number, each in enumerate(state["records"], start=1)]
-    return run_of(head, {each["round"]: each for each in rounds}, result)
+    rounds = [{"round": number, **record} for number, record in enumerate(state["records"], start=1)]
+    return run_of(head, {record["round"]: record for record in rounds}, result)

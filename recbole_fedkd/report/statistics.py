@@ -94,7 +94,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # nan is sorted last
     corrected = np.full(len(p), math.nan)
     corrected[order] = np.maximum.accumulate(np.minimum(1.0, np.arange(len(order), 0, -1) * p[order]))
-    return [float(each) for each in corrected]
+    return [float(value) for value in corrected]
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,11 @@ DECIDING = frozenset({("seeds", "paired t"), ("users", "Wilcoxon")})
 
 def significant_units(tests: Sequence[Comparison]) -> list[str]:
     """Over what, ``seeds`` or ``users``, a row and metric differ by the tests of :data:`DECIDING`; empty if over neither."""
-    return [each.unit for each in tests if each.significant and (each.unit, each.test) in DECIDING]
+    return [
+        comparison.unit
+        for comparison in tests
+        if comparison.significant and (comparison.unit, comparison.test) in DECIDING
+    ]
 
 
 def compare(group: Group, metrics: Sequence[str], reference: str | None = None) -> list[Comparison]:
@@ -183,7 +187,7 @@ def compare(group: Group, metrics: Sequence[str], reference: str | None = None) 
     return [
         replace(comparison, corrected=corrected)
         for family in families.values()
-        for comparison, corrected in zip(family, holm([each.p for each in family]), strict=True)
+        for comparison, corrected in zip(family, holm([comparison.p for comparison in family]), strict=True)
     ]
 
 

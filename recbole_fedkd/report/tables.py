@@ -40,7 +40,7 @@ from recbole_fedkd.report.measures import (
 from recbole_fedkd.report.quality import (
     best_of,
     best_rows,
-    by_place,
+    by_row_and_metric,
     direction,
     hint,
     main_metrics,
@@ -57,7 +57,7 @@ from recbole_fedkd.report.statistics import Comparison, Summary, lower_is_better
 
 def overview_table(group: Group, comparisons: Sequence[Comparison], scale: Scale | None) -> Table:
     """Quality by the main metrics, bytes, rounds and seconds of each row: what a reader looks for first."""
-    summaries, best, tests, costs = quality(group), best_rows(group), by_place(comparisons), costs_of(group)
+    summaries, best, tests, costs = quality(group), best_rows(group), by_row_and_metric(comparisons), costs_of(group)
     columns: dict[str, Sequence[Cell | str]] = {}
     for metric in main_metrics(group):
         columns[heading(metric)] = [
@@ -80,7 +80,7 @@ def overview_table(group: Group, comparisons: Sequence[Comparison], scale: Scale
     columns["seconds"] = means("seconds", duration)
     if any(run.engine for run in group.all_runs):
         engines = [sorted({run.engine for run in group.runs[row] if run.engine}) for row in group.rows]
-        columns["engine"] = [", ".join(each) or NONE for each in engines]
+        columns["engine"] = [", ".join(names) or NONE for names in engines]
     columns["seeds"] = [str(len(group.runs[row])) for row in group.rows]
     return Table.of_columns(group.rows, columns, f"Overview, {group.title}")
 
@@ -130,7 +130,7 @@ def client_blocks(group: Group) -> list[Block]:
     everyone = client_quality(group, metrics_of(group))
     if not everyone:
         return []
-    shown = {each.row for each in everyone}
+    shown = {row_quality.row for row_quality in everyone}
     borrowed = [row for row in group.rows if row in shown and not any("client" in run.users for run in group.runs[row])]
     missing = [row for row in group.rows if row not in shown]
     sentences = [
@@ -155,8 +155,8 @@ def client_blocks(group: Group) -> list[Block]:
         if others:
             sentence += f" In {', '.join(others)} the clients of the same numbers have the row's own model."
         # Which size of how many, and in which keys it differs from the row's own.
-        own = ", ".join(f"{key}: {as_text(value)}" for key, value in size.pool[size.place].items())
-        title = f"Students {size.place + 1} of {len(size.pool)} ({own or 'the keys of the row'})"
+        own = ", ".join(f"{key}: {as_text(value)}" for key, value in size.pool[size.number].items())
+        title = f"Students {size.number + 1} of {len(size.pool)} ({own or 'the keys of the row'})"
         blocks += [Heading(title), _client_table(group, qualities, title), Paragraph(sentence)]
     gains = size_sentences(group)
     return [*blocks, Bullets(tuple(gains))] if gains else blocks
@@ -167,25 +167,29 @@ def _numbers(group: Group, size: Size) -> str:
     count = max(
         len(run.partition["clients"]) for run in group.all_runs if run.partition and run.student_pool == size.pool
     )
-    numbers = list(map(str, range(size.place, count, len(size.pool))))
+    numbers = list(map(str, range(size.number, count, len(size.pool))))
     return ", ".join([*numbers[:8], *(["..."] if len(numbers) > 8 else [])])
 
 
 def _client_table(group: Group, qualities: Sequence[ClientQuality], label: str) -> Table:
-    places = {(each.row, each.metric): each for each in qualities}
-    rows = list(dict.fromkeys(each.row for each in qualities))
+    places = {(row_quality.row, row_quality.metric): row_quality for row_quality in qualities}
+    rows = list(dict.fromkeys(row_quality.row for row_quality in qualities))
     columns: dict[str, Sequence[Cell | str]] = {}
-    for metric in sorted({each.metric for each in qualities}, key=metrics_of(group).index):
+    for metric in sorted({row_quality.metric for row_quality in qualities}, key=metrics_of(group).index):
         own = [places.get((row, metric)) for row in rows]
         for part, name in (("mean", heading(metric)), ("worst", f"{usual_name(metric)}, worst client")):
-            values: dict[str, Summary] = {each.row: getattr(each, part) for each in own if each}
-            best = best_of(group, metric, {row: each.mean for row, each in values.items()})
+            values: dict[str, Summary] = {
+                row_quality.row: getattr(row_quality, part) for row_quality in own if row_quality
+            }
+            best = best_of(group, metric, {row: over_seeds.mean for row, over_seeds in values.items()})
             columns[name] = [
                 Cell(mean_and_deviation(values[row]), row in best) if row in values else Cell(NONE) for row in rows
             ]
         columns[f"{usual_name(metric)}, against {group.reference}"] = [
-            f"{signed(each.difference)} ({each.better} of {each.compared})" if each and each.compared else NONE
-            for each in own
+            f"{signed(row_quality.difference)} ({row_quality.better} of {row_quality.compared})"
+            if row_quality and row_quality.compared
+            else NONE
+            for row_quality in own
         ]
     return Table.of_columns(rows, columns, f"{label}, {group.title}")
 
@@ -194,11 +198,13 @@ def size_sentences(group: Group) -> list[str]:
     """Whether the students of every size gain over the reference's clients of the same numbers, per row of several sizes."""
     gains: dict[tuple[str, str], dict[int, bool]] = {}
     for size in sizes_of(group):
-        for each in client_quality(group, metrics_of(group), size):
-            pooled = all(run.student_pool == size.pool for run in group.runs[each.row])
-            if pooled and each.compared:
-                better = each.difference < 0 if lower_is_better(each.metric) else each.difference > 0
-                gains.setdefault((each.row, each.metric), {})[size.place + 1] = better
+        for row_quality in client_quality(group, metrics_of(group), size):
+            pooled = all(run.student_pool == size.pool for run in group.runs[row_quality.row])
+            if pooled and row_quality.compared:
+                better = (
+                    row_quality.difference < 0 if lower_is_better(row_quality.metric) else row_quality.difference > 0
+                )
+                gains.setdefault((row_quality.row, row_quality.metric), {})[size.number + 1] = better
     sentences = []
     for row in dict.fromkeys(row for row, _ in gains):
         gains_in: dict[str, list[str]] = {}
@@ -217,41 +223,41 @@ def size_sentences(group: Group) -> list[str]:
 def client_lines(group: Group) -> Iterator[dict[str, Any]]:
     """One line per size of student (none: all clients), row and metric, in full precision."""
     for size in (None, *sizes_of(group)):
-        for each in client_quality(group, metrics_of(group), size):
+        for row_quality in client_quality(group, metrics_of(group), size):
             yield {
-                "size": "" if size is None else size.place + 1,
-                "student": "" if size is None else as_text(size.pool[size.place]),
-                "row": each.row, "metric": each.metric, "better": direction(each.metric),
-                "mean": each.mean.mean, "deviation": each.mean.deviation,
-                "worst": each.worst.mean, "worst_deviation": each.worst.deviation,
-                "seeds": each.mean.count, "clients": each.clients, "reference": group.reference,
-                "difference": each.difference, "better_off": each.better, "compared": each.compared,
+                "size": "" if size is None else size.number + 1,
+                "student": "" if size is None else as_text(size.pool[size.number]),
+                "row": row_quality.row, "metric": row_quality.metric, "better": direction(row_quality.metric),
+                "mean": row_quality.mean.mean, "deviation": row_quality.mean.deviation,
+                "worst": row_quality.worst.mean, "worst_deviation": row_quality.worst.deviation,
+                "seeds": row_quality.mean.count, "clients": row_quality.clients, "reference": group.reference,
+                "difference": row_quality.difference, "better_off": row_quality.better, "compared": row_quality.compared,
             }  # fmt: skip
 
 
 # The costs
 
 _SPENT: dict[str, Callable[[Cost], float | None]] = {
-    "rounds": lambda each: each.rounds,
-    "best round": lambda each: each.best_round,
-    "bytes in all": lambda each: each.total_bytes,
-    "bytes until the best round": lambda each: each.best_bytes,
-    "network seconds until the best round": lambda each: each.network_seconds,
-    "training seconds": lambda each: each.seconds,
-    "seconds a round": lambda each: each.seconds_per_round,
+    "rounds": lambda cost: cost.rounds,
+    "best round": lambda cost: cost.best_round,
+    "bytes in all": lambda cost: cost.total_bytes,
+    "bytes until the best round": lambda cost: cost.best_bytes,
+    "network seconds until the best round": lambda cost: cost.network_seconds,
+    "training seconds": lambda cost: cost.seconds,
+    "seconds a round": lambda cost: cost.seconds_per_round,
 }
 _REACHED: dict[str, Callable[[Cost], float | None]] = {
-    "rounds": lambda each: None if each.reached is None else each.reached.rounds,
-    "seconds": lambda each: None if each.reached is None else each.reached.seconds,
-    "bytes": lambda each: None if each.reached is None else each.reached.bytes_moved,
-    "network seconds": lambda each: None if each.reached is None else each.reached.network_seconds,
+    "rounds": lambda cost: None if cost.reached is None else cost.reached.rounds,
+    "seconds": lambda cost: None if cost.reached is None else cost.reached.seconds,
+    "bytes": lambda cost: None if cost.reached is None else cost.reached.bytes_moved,
+    "network seconds": lambda cost: None if cost.reached is None else cost.reached.network_seconds,
 }
 
 
 def _summaries(group: Group, value: Callable[[Cost], float | None]) -> list[Summary]:
     """Of one quantity, the summary over the seeds of each row that have it."""
     costs = costs_of(group)
-    return [summary([float(x) for each in costs[row] if (x := value(each)) is not None]) for row in group.rows]
+    return [summary([float(x) for cost in costs[row] if (x := value(cost)) is not None]) for row in group.rows]
 
 
 def cost_blocks(group: Group, named_reference: bool) -> list[Block]:
@@ -270,8 +276,8 @@ def cost_blocks(group: Group, named_reference: bool) -> list[Block]:
     if named_reference:
         arrived = []
         for costs in costs_of(group).values():
-            able = [each for each in costs if each.comparable]
-            arrived.append(f"{sum(each.reached is not None for each in able)} of {len(able)}" if able else NONE)
+            able = [cost for cost in costs if cost.comparable]
+            arrived.append(f"{sum(cost.reached is not None for cost in able)} of {len(able)}" if able else NONE)
         way = {"seeds that got there": arrived}
         way |= {name: _cost_column(name, _summaries(group, value)) for name, value in _REACHED.items()}
         sentence = (
@@ -285,13 +291,13 @@ def cost_blocks(group: Group, named_reference: bool) -> list[Block]:
 
 def _cost_column(name: str, values: Iterable[Summary]) -> list[str]:
     values = list(values)
-    means = [each.mean for each in values if each.count]
+    means = [over_seeds.mean for over_seeds in values if over_seeds.count]
     if "seconds" in name:
         digits = ",.2f" if means and min(means) < 100 else ",.0f"
-        return [mean_and_deviation(each, digits) if each.count else NONE for each in values]
+        return [mean_and_deviation(over_seeds, digits) if over_seeds.count else NONE for over_seeds in values]
     # Rounds are few, so that a tenth of one tells; a tenth of a byte among thousands tells nothing.
     digits = ".1f" if any(mean % 1 for mean in means) and max(means) < 1000 else ",.0f"
-    return [format(each.mean, digits) if each.count else NONE for each in values]
+    return [format(over_seeds.mean, digits) if over_seeds.count else NONE for over_seeds in values]
 
 
 def cost_lines(group: Group, named_reference: bool) -> Iterator[dict[str, Any]]:
@@ -334,7 +340,7 @@ def scale_blocks(group: Group, scale: Scale) -> list[Block]:
         if scale.floor and scale.ceiling:
             closed = [share_closed(group, row, metric, scale.floor, scale.ceiling) for row in group.rows]
             columns[f"{usual_name(metric)}, closed"] = _shares(group, closed)
-    moved = _summaries(group, lambda each: each.judged_bytes)
+    moved = _summaries(group, lambda cost: cost.judged_bytes)
     columns["bytes until the best round"] = column([each.mean for each in moved], "{:,.0f}".format)
     sentences = [
         "Means over seeds; in bold the front: no other row is at least as good in this metric for fewer bytes."
@@ -357,17 +363,17 @@ def scale_blocks(group: Group, scale: Scale) -> list[Block]:
 
 def _shares(group: Group, summaries: Sequence[Summary]) -> list[str]:
     """Shares in per cent, with the number of seeds where it is not the row's."""
-    texts = column([each.mean for each in summaries], percent)
+    texts = column([over_seeds.mean for over_seeds in summaries], percent)
     return [
-        f"{text} (n = {each.count})" if each.count and each.count != len(group.runs[row]) else text
-        for row, text, each in zip(group.rows, texts, summaries, strict=True)
+        f"{text} (n = {over_seeds.count})" if over_seeds.count and over_seeds.count != len(group.runs[row]) else text
+        for row, text, over_seeds in zip(group.rows, texts, summaries, strict=True)
     ]
 
 
 def scale_lines(group: Group, scale: Scale) -> Iterator[dict[str, Any]]:
     """One line per row and metric, in full precision."""
     fronts = scale_fronts(group)
-    moved = dict(zip(group.rows, _summaries(group, lambda each: each.judged_bytes), strict=True))
+    moved = dict(zip(group.rows, _summaries(group, lambda cost: cost.judged_bytes), strict=True))
     for (row, metric), measured in quality(group).items():
         if metric in fronts:
             closed = share_closed(group, row, metric, scale.floor, scale.ceiling)

@@ -16,7 +16,7 @@ from recbole_fedkd.report.contents import (
 )
 from recbole_fedkd.report.experiment import Group, Scale
 from recbole_fedkd.report.measures import bytes_and_quality, costs_of, front_rows, mean_of, share_closed
-from recbole_fedkd.report.quality import best_of, by_place, main_metrics, protocols_of, quality, trend
+from recbole_fedkd.report.quality import best_of, by_row_and_metric, main_metrics, protocols_of, quality, trend
 from recbole_fedkd.report.statistics import Comparison, compare, lower_is_better, significant_units
 
 
@@ -33,7 +33,7 @@ def verdict(group: Group, comparisons: Sequence[Comparison], scale: Scale | None
     metric = verdict_metric(group)
     if metric is None:
         return ("No run has a test result, so there is nothing to judge.",)
-    means = {row: measured.mean for (row, each), measured in quality(group).items() if each == metric}
+    means = {row: measured.mean for (row, other), measured in quality(group).items() if other == metric}
     name = usual_name(metric)
     if len(means) == 1:
         (row,) = means
@@ -67,7 +67,7 @@ def verdict(group: Group, comparisons: Sequence[Comparison], scale: Scale | None
                 f"{named(top)} closes {percent(closed.mean)} of the distance from {named(scale.floor)} to "
                 f"{named(scale.ceiling)}."
             )
-    trends = [trend(measured) for (_, each), measured in by_place(comparisons).items() if each == metric]
+    trends = [trend(measured) for (_, other), measured in by_row_and_metric(comparisons).items() if other == metric]
     if trends and group.reference != best:
         sentences.append(
             f"Against the reference, {named(group.reference)}, of {counted(len(trends), 'row')} {trends.count('better')} are "
@@ -80,13 +80,13 @@ def _tests(
     group: Group, comparisons: Sequence[Comparison], metric: str, row: str
 ) -> dict[tuple[str, str], list[Comparison]]:
     """Of every other row against one, as the table tells what it is to the reference: it corrects for all its metrics."""
-    of_table = by_place(comparisons)
+    of_table = by_row_and_metric(comparisons)
     if row == group.reference:
         return of_table
-    found = by_place(compare(group, [metric], row))
+    tests = by_row_and_metric(compare(group, [metric], row))
     if (row, metric) in of_table and group.reference is not None:
-        found[group.reference, metric] = of_table[row, metric]
-    return found
+        tests[group.reference, metric] = of_table[row, metric]
+    return tests
 
 
 def _value(group: Group, row: str, metric: str) -> str:
@@ -110,7 +110,7 @@ def _cost(group: Group, row: str) -> str:
 
 def _against_others(tests: dict[tuple[str, str], list[Comparison]], others: Sequence[str], metric: str) -> str:
     """From which rows the best one is told apart."""
-    tested = [row for row in others if any(each.made for each in tests.get((row, metric), []))]
+    tested = [row for row in others if any(test.made for test in tests.get((row, metric), []))]
     if not tested:
         return (
             "but nothing can be tested: single seeds, or rows without a seed in common, and no metrics of single users"
@@ -135,7 +135,7 @@ def _against(tests: Sequence[Comparison], best: str) -> str:
         return f"significantly worse than {named(best)} (over {' and over '.join(units)})"
     return (
         f"not told apart from {named(best)}"
-        if any(each.made for each in tests)
+        if any(test.made for test in tests)
         else f"not tested against {named(best)}"
     )
 
@@ -151,7 +151,7 @@ def _cheaper(
     tests = _tests(group, comparisons, metric, top)
     for row in front[: front.index(top)] if top in front else []:
         compared = tests.get((row, metric), [])
-        if any(each.made for each in compared) and not significant_units(compared):
+        if any(test.made for test in compared) and not significant_units(compared):
             share = percent((places[row][0] or 0.0) / (places[top][0] or 1.0))
             return [
                 f"No test tells it from {named(row)}, which sends {share} of its bytes: {_value(group, row, metric)}."

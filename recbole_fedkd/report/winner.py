@@ -30,7 +30,7 @@ def winner_config(group: Group) -> str | None:
     if row is None:
         return None
     run = group.runs[row][0]
-    scores = summary([each.best_valid for each in group.runs[row] if each.best_valid is not None])
+    scores = summary([run.best_valid for run in group.runs[row] if run.best_valid is not None])
     return config_text(
         f"{group.title}: the row '{row}' is best in validation {usual_name(run.valid_metric)}, "
         f"{mean_and_deviation(scores)} over {scores.count} seed(s).",
