@@ -202,24 +202,24 @@ def _seen(
     intake: Intake | None,
 ) -> Seen:
     """What a round tells; ``tables`` ``[clients, items, labels]`` count the rows of those ``looked_at``, in their order."""
-    places = [place for place, number in enumerate(looked_at) if number in arrays]
-    of_clients = [item_scores(arrays[looked_at[place]], dict(start), tables.shape[1]) for place in places]
+    places = [position for position, number in enumerate(looked_at) if number in arrays]
+    of_clients = [item_scores(arrays[looked_at[position]], dict(start), tables.shape[1]) for position in places]
     inside = tables[places].sum(2) > 0
     pairs = guessable(inside[:, 1:])
     best, chance, array, exact = 0.5 if pairs else None, 0.0, "", 0.0
     for name in of_clients[0]:
-        scores = np.stack([each[name] for each in of_clients])
+        scores = np.stack([of_client[name] for of_client in of_clients])
         auc = membership_auc(scores[:, 1:], inside[:, 1:])
         if not array or (auc or 0.0) > (best or 0.0):
             best, array, chance = auc, name, deviation_by_chance(scores[:, 1:], inside[:, 1:])
             right = ((scores > 0)[:, 1:] == inside[:, 1:]).all(1)
             exact = float((right & ~inside[:, 1:].all(1)).mean())
-    found = [(label_table(arrays[looked_at[place]], tables.shape[2]), tables[place]) for place in places]
-    counted = [(told, table) for told, table in found if told is not None]
+    compared = [(label_table(arrays[looked_at[position]], tables.shape[2]), tables[position]) for position in places]
+    counted = [(recovered, table) for recovered, table in compared if recovered is not None]
     labels = ratings = None
     if counted:
-        labels = float(np.mean([np.array_equal(told.sum(0), table.sum(0)) for told, table in counted]))
-        ratings = float(np.mean([np.array_equal(told, table) for told, table in counted]))
+        labels = float(np.mean([np.array_equal(recovered.sum(0), table.sum(0)) for recovered, table in counted]))
+        ratings = float(np.mean([np.array_equal(recovered, table) for recovered, table in counted]))
     masked = intake is not None and intake.hidden is not None
     return Seen(index + 1, kind, masked, array, best, chance, exact, labels, ratings, pairs=pairs)
 

@@ -42,9 +42,9 @@ class Cost:
     def table(self, network: Network) -> str:
         """Lines for people: a round, and until each mark."""
         lengths = np.array(
-            [network.seconds(each[0], each[1], each[2], place) for place, each in enumerate(self.rounds)]
+            [network.seconds(spent[0], spent[1], spent[2], number) for number, spent in enumerate(self.rounds)]
         )
-        moved = np.array([each[:2].sum() for each in self.rounds])
+        moved = np.array([spent[:2].sum() for spent in self.rounds])
         last = self.rounds[-1]
         lines = [
             self.what,
@@ -82,8 +82,8 @@ def probe(model: str | None, dataset: str | None, files: list[str], keys: Mappin
                 spent, clients = process_time() - began, list(report.bytes_down)
                 samples = np.array([engine.samples[number] for number in clients], dtype=np.float64)
                 down, up = (
-                    np.array([each[number] for number in clients], dtype=np.float64)
-                    for each in (report.bytes_down, report.bytes_up)
+                    np.array([sizes[number] for number in clients], dtype=np.float64)
+                    for sizes in (report.bytes_down, report.bytes_up)
                 )
                 costs.append(np.stack([down, up, spent * samples / samples.sum()]))
         finally:

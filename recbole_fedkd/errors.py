@@ -41,7 +41,7 @@ FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, NameErro
 _LIBRARIES = {"numpy", "pandas", "recbole", "scipy", "torch", *sys.stdlib_module_names}
 
 
-def told(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """What an error says, and where in somebody's own file it was raised; of one of code also its kind, and always where."""
     frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)][::-1]
     rooms = [frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in frames]

@@ -127,7 +127,7 @@ def writable_folder(folder: Path, subject: str) -> Path:
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(_PROBE)
     except (OSError, ValueError) as error:
-        in_the_way = next((each for each in (folder, *folder.parents) if each.exists() and not each.is_dir()), None)
+        in_the_way = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
         reason = (
             f"'{in_the_way}' is a file" if in_the_way is not None else getattr(error, "strerror", None) or str(error)
         )

@@ -49,7 +49,7 @@ def finite_clients(tensors: Iterable[Tensor]) -> Tensor:
 
 def not_finite(named: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors that hold a nan or an infinity."""
-    return [] if all_finite(named.values()) else [name for name, each in named.items() if not all_finite([each])]
+    return [] if all_finite(named.values()) else [name for name, tensor in named.items() if not all_finite([tensor])]
 
 
 def not_finite_arrays(arrays: Mapping[str, NDArray[np.generic]]) -> list[str]:

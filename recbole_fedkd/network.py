@@ -146,7 +146,7 @@ def dealt_as_recorded(
     if not everybody:
         return []
     chosen = int(clients_per_round or everybody)
-    samples = [float(each["samples"]) for each in partition.get("clients") or ()]
+    samples = [float(client["samples"]) for client in partition.get("clients") or ()]
     known = samples if chosen == everybody == len(samples) else None
     if engine not in (None, "local", "fleet"):
         return [dealt(down, up, seconds * chosen, chosen) for down, up, seconds in rounds]

@@ -75,7 +75,7 @@ def write_record(file: Path, users_file: Path, head: Mapping[str, Any], result: 
         "timing": {name: timing[name] for name in ("rounds", "training_seconds", "seconds_per_round")},
         **{name: _without_users(result[name]) for name in OPTIONAL_PARTS if result.get(name) is not None},
     }
-    lines = [first, *({"kind": "round", **each} for each in result["rounds"]), last]
+    lines = [first, *({"kind": "round", **record} for record in result["rounds"]), last]
     text = "".join(json.dumps(json_ready(line), allow_nan=False) + "\n" for line in lines)
     with written_whole(file) as temporary:
         temporary.write_text(text, encoding="utf-8")

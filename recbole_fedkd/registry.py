@@ -148,8 +148,8 @@ class Registry(dict[str, T]):
     def declared(self) -> Iterator[tuple[str, Setting]]:
         """Every key with the name of what declares it."""
         for name in self:
-            for each in settings_of(self.settings[name]).values():
-                yield name, each
+            for key in settings_of(self.settings[name]).values():
+                yield name, key
 
     def _add(self, name: str, entry: T, settings: type) -> T:
         other = self.get(name)
@@ -175,10 +175,10 @@ class Registry(dict[str, T]):
 
 def outdated(kind: type, answer: str, *methods: str) -> bool:
     """Whether a class overrides one of the methods that an inherited ``answer`` speaks of, and does not give it anew."""
-    for each in kind.__mro__:
-        if answer in vars(each):
+    for base in kind.__mro__:
+        if answer in vars(base):
             return False
-        if any(method in vars(each) for method in methods):
+        if any(method in vars(base) for method in methods):
             return True
     return False
 
@@ -195,22 +195,22 @@ _ALL: list[Registry[Any]] = []
 @contextmanager
 def all_or_nothing() -> Iterator[None]:
     """What is registered inside is forgotten if an error comes out."""
-    before = [(each, dict(each), dict(each.settings)) for each in _ALL]
+    before = [(registry, dict(registry), dict(registry.settings)) for registry in _ALL]
     try:
         yield
     except BaseException:
-        for each, entries, settings in before:
-            each.clear()
-            each.update(entries)
-            each.settings = settings
+        for registry, entries, settings in before:
+            registry.clear()
+            registry.update(entries)
+            registry.settings = settings
         raise
 
 
 def registries() -> dict[str, Registry[Any]]:
     """All of them, by what several of their things are called."""
-    return {each.plural: each for each in _ALL}
+    return {registry.plural: registry for registry in _ALL}
 
 
 def declared_settings() -> dict[str, Setting]:
     """Every key that anything registered declares, by name."""
-    return {each.name: each for one in _ALL for _, each in one.declared()}
+    return {key.name: key for registry in _ALL for _, key in registry.declared()}

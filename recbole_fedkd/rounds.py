@@ -110,7 +110,7 @@ def record_of(values: Mapping[str, Any]) -> EpochRecord:
     numbers = (record.seconds, record.loss, record.codec_error, *optional, *(record.valid or {}).values())
     counts = (record.bytes_down, record.bytes_up, *(count for pair in record.clients.values() for count in pair))
     if not all(isinstance(number, int | float) for number in numbers) or not all(
-        isinstance(each, int) for each in counts
+        isinstance(count, int) for count in counts
     ):
         raise TypeError("a record of an epoch holds something else than numbers")
     if any(len(pair) != 2 for pair in record.clients.values()):

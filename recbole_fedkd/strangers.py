@@ -25,8 +25,8 @@ from recbole_fedkd.trainer import FedKDTrainer
 def owners_among(client_of_user: Tensor, numbers: list[int]) -> Tensor:
     """Place among ``numbers`` of every user's client ``[users]``; -1 for users of other clients."""
     places = torch.full_like(client_of_user, -1)
-    for place, number in enumerate(numbers):
-        places[client_of_user == number] = place
+    for position, number in enumerate(numbers):
+        places[client_of_user == number] = position
     return places
 
 

@@ -123,12 +123,12 @@ class RoundLines:
         self.tell("  ".join(parts))
 
 
-def in_turn(*told: Callable[..., None]) -> Callable[..., None]:
+def in_turn(*observers: Callable[..., None]) -> Callable[..., None]:
     """What calls all of them, one after the other."""
 
     def call(*record: Any) -> None:
-        for each in told:
-            each(*record)
+        for observer in observers:
+            observer(*record)
 
     return call
 
@@ -178,7 +178,7 @@ def cost(result: Mapping[str, Any], word: str) -> str:
     timing, communication, best = result["timing"], result["communication"], result["best_round"]
     parts = [_counted(timing["rounds"], word) + (f", the best {best}" if best is not None else "")]
     if communication["total_bytes"]:
-        until = sum((each["bytes_down"] or 0) + (each["bytes_up"] or 0) for each in result["rounds"][:best])
+        until = sum((record["bytes_down"] or 0) + (record["bytes_up"] or 0) for record in result["rounds"][:best])
         parts.append(f"{communication['bytes_up']:,} bytes up, {communication['bytes_down']:,} down")
         parts += [f"{until:,} until the best"] if best is not None else []
     parts.append(f"{timing['training_seconds']:.1f} s of training, {timing['seconds_per_round']:.2f} per {word}")
@@ -219,4 +219,4 @@ def ranking_alone(test: EvaluationData) -> EvaluationData:
     def ranks(protocol: Any) -> bool:
         return all(metric_types[name.lower()] == EvaluatorType.RANKING for name in protocol.config["metrics"])
 
-    return EvaluationData(test.phase, [each for each in test if ranks(each)], test.train_data, test.ranking)
+    return EvaluationData(test.phase, [protocol for protocol in test if ranks(protocol)], test.train_data, test.ranking)

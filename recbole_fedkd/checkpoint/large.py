@@ -63,15 +63,15 @@ class LargeTensors:
         Raises:
             TrainingError: it cannot be written.
         """
-        found: dict[str, tuple[Tensor, NDArray[np.int64]]] = {}
-        small = _without(state, "", found) if self.apart else state
-        if not found:
+        large: dict[str, tuple[Tensor, NDArray[np.int64]]] = {}
+        small = _without(state, "", large) if self.apart else state
+        if not large:
             return state
-        if self.file is None or self._grown.length > 2 * sum(tensor.nbytes for tensor, _ in found.values()):
+        if self.file is None or self._grown.length > 2 * sum(tensor.nbytes for tensor, _ in large.values()):
             self.file, self._grown, self._known = f"tensors-{number}.bin", GrowingRecord(), {}
         name = self.file
         self.file = None  # what is written by half is begun anew
-        parts = (part for path, (tensor, bounds) in found.items() for part in self._changed(path, tensor, bounds))
+        parts = (part for path, (tensor, bounds) in large.items() for part in self._changed(path, tensor, bounds))
         self._grown.extend(parts, folder / name)
         self.file = name
         return {**small, FIELD: {"file": name, **self._grown.state()}}
@@ -81,16 +81,16 @@ class LargeTensors:
         known, ends = self._known.setdefault(path, {}), bounds.tolist()
         filled = np.flatnonzero(np.diff(bounds)).tolist()
         changed = sorted(known.keys() - set(filled))
-        for place in changed:
-            del known[place]
+        for piece in changed:
+            del known[piece]
         runs: list[list[int]] = []
-        for place in filled:
-            begin, end = ends[place], ends[place + 1]
+        for piece in filled:
+            begin, end = ends[piece], ends[piece + 1]
             digest = hashlib.blake2b(content[begin:end], digest_size=16).digest()
-            if known.get(place) == digest:
+            if known.get(piece) == digest:
                 continue
-            known[place] = digest
-            changed.append(place)
+            known[piece] = digest
+            changed.append(piece)
             if runs and runs[-1][1] == begin:
                 runs[-1][1] = end
             else:
@@ -121,23 +121,23 @@ class LargeTensors:
         self.of_best = best.name if best is not None else None
 
 
-def _without(value: Any, path: str, found: dict[str, tuple[Tensor, NDArray[np.int64]]]) -> Any:
-    """Dictionaries and lists with a word in place of their large tensors, which are ``found`` with where their pieces begin."""
+def _without(value: Any, path: str, large: dict[str, tuple[Tensor, NDArray[np.int64]]]) -> Any:
+    """Dictionaries and lists with a word in place of their large tensors, put into ``large`` with where their pieces begin."""
     if isinstance(value, list):
-        return [_without(each, f"{path}/{place}", found) for place, each in enumerate(value)]
+        return [_without(element, f"{path}/{position}", large) for position, element in enumerate(value)]
     if not isinstance(value, Mapping):
         return value
     small = {}
-    for name, each in value.items():
+    for name, inner in value.items():
         here = f"{path}/{name}"
-        if not isinstance(each, Tensor):
-            small[name] = _without(each, here, found)
-        elif each.layout != torch.strided or each.nbytes < LARGE:
-            small[name] = each
+        if not isinstance(inner, Tensor):
+            small[name] = _without(inner, here, large)
+        elif inner.layout != torch.strided or inner.nbytes < LARGE:
+            small[name] = inner
         else:
             counts = value.get(f"{str(name).rpartition('.')[0]}.count")
-            found[here] = each, _bounds(each, counts if str(name).endswith((".item", ".data")) else None)
-            small[name] = {FIELD: here, "shape": list(each.shape), "dtype": str(each.dtype).removeprefix("torch.")}
+            large[here] = inner, _bounds(inner, counts if str(name).endswith((".item", ".data")) else None)
+            small[name] = {FIELD: here, "shape": list(inner.shape), "dtype": str(inner.dtype).removeprefix("torch.")}
     return small
 
 
@@ -191,22 +191,24 @@ def _joined(content: memoryview) -> dict[str, bytearray]:
         header = msgpack.unpackb(content[begin:position])
         of_tensor = pieces.setdefault(header["tensor"], {})
         places, sizes = (np.frombuffer(header[name], dtype=np.int64).tolist() for name in ("places", "sizes"))
-        for place, size in zip(places, sizes, strict=True):
+        for piece, size in zip(places, sizes, strict=True):
             if not 0 <= size <= len(content) - position:
                 raise ValueError("a piece of a tensor is longer than the file")
-            of_tensor[place] = content[position : position + size]
+            of_tensor[piece] = content[position : position + size]
             position += size
-    return {path: bytearray().join(each[place] for place in sorted(each)) for path, each in pieces.items()}
+    return {
+        path: bytearray().join(of_tensor[piece] for piece in sorted(of_tensor)) for path, of_tensor in pieces.items()
+    }
 
 
 def _filled(value: Any, tensors: Mapping[str, bytearray]) -> Any:
     """The way back from :func:`_without`."""
     if isinstance(value, list):
-        return [_filled(each, tensors) for each in value]
+        return [_filled(element, tensors) for element in value]
     if not isinstance(value, dict):
         return value
     if FIELD not in value:
-        return {name: _filled(each, tensors) for name, each in value.items()}
+        return {name: _filled(inner, tensors) for name, inner in value.items()}
     dtype = getattr(torch, value["dtype"])
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"'{value['dtype']}' is no type of numbers")

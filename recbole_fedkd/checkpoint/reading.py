@@ -53,21 +53,21 @@ def _whole_number(value: Any) -> bool:
 def _plain(value: Any, depth: int = 0) -> bool:
     """None, numbers, texts, and lists and dictionaries by text of such."""
     if isinstance(value, list):
-        return depth < 20 and all(_plain(each, depth + 1) for each in value)
+        return depth < 20 and all(_plain(element, depth + 1) for element in value)
     if isinstance(value, dict):
-        return depth < 20 and all(isinstance(key, str) and _plain(each, depth + 1) for key, each in value.items())
+        return depth < 20 and all(isinstance(key, str) and _plain(inner, depth + 1) for key, inner in value.items())
     return value is None or isinstance(value, bool | int | float | str)
 
 
 def _tensors(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(key, str) and isinstance(each, Tensor) for key, each in value.items()
+        isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items()
     )
 
 
 def _numbers(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(key, str) and isinstance(each, float) for key, each in value.items()
+        isinstance(key, str) and isinstance(number, float) for key, number in value.items()
     )
 
 
@@ -81,7 +81,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "best_valid_result": (lambda value: value is None or _numbers(value), "metrics or None"),
     "train_loss": (lambda value: isinstance(value, dict) and all(map(_whole_number, value)), "a dict by epoch"),
     "records": (
-        lambda value: isinstance(value, list) and all(isinstance(each, dict) for each in value),
+        lambda value: isinstance(value, list) and all(isinstance(record, dict) for record in value),
         "a list of dicts",
     ),
     "clients": (

@@ -54,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {_with_notes(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        going_on = command in _GOING_ON or any(each.startswith(("--experiment", "--resume")) for each in arguments)
+        going_on = command in _GOING_ON or any(
+            argument.startswith(("--experiment", "--resume")) for argument in arguments
+        )
         notes = ["nothing was made; start it again" if command else "nothing was trained yet; start it again"]
         notes = ["the same command goes on where it stopped"] if going_on else notes
         notes = getattr(stop, "__notes__", notes)

@@ -120,11 +120,11 @@ def audit(arguments: Sequence[str]) -> int:
     with screen(logging.ERROR):
         made = audited_run(arguments[0], rounds, most or MOST_CLIENTS, **keys)
         page = write_audit(made, Path(arguments[0]))
-    for each in made.seen:
-        guess = "nothing to guess" if each.membership is None else f"membership AUC {each.membership:.3f}"
-        line = f"round {each.round}  {each.kind}{', masked' if each.masked else ''}  {guess} ({each.pairs:,} pairs)"
-        ratings = "" if each.ratings is None else f"  exact ratings {100 * each.ratings:.0f} %"
-        print(f"{line}  exact sets {100 * each.exact:.0f} %{ratings}", flush=True)
+    for message in made.seen:
+        guess = "nothing to guess" if message.membership is None else f"membership AUC {message.membership:.3f}"
+        line = f"round {message.round}  {message.kind}{', masked' if message.masked else ''}  {guess} ({message.pairs:,} pairs)"
+        ratings = "" if message.ratings is None else f"  exact ratings {100 * message.ratings:.0f} %"
+        print(f"{line}  exact sets {100 * message.exact:.0f} %{ratings}", flush=True)
     print("\n".join(verdict(asdict(made))))
     if made.canaries is not None:
         print(
@@ -238,7 +238,7 @@ def import_file(arguments: Sequence[str]) -> int:
     target = importing.write_atomic(imported.table, folder, name)
     for role in ("user", "item"):  # of a dataset that is replaced nothing stays
         target.with_suffix(f".{role}").unlink(missing_ok=True)
-    targets = [target, *(each.write(folder, name) for each in tables.values())]
+    targets = [target, *(table.write(folder, name) for table in tables.values())]
     print(imported, *tables.values(), sep="\n")
     preset = "factors --client_num=16" if "rating" in imported.table else "fedmf"
     option = "" if str(folder) == "dataset" else f" --data_path={folder}"

@@ -49,10 +49,10 @@ def help_text(arguments: Iterable[str]) -> str:
         own = _keys_of_plugins(sections)
         sections = {"Keys of plugins": own, **sections}
         defaults = {**{name: declared_settings()[name].default for name in own}, **defaults}
-    for each in sorted(models_with_keys(plugins), key=lambda one: one.__name__ == model):
-        sections.pop(f"Model {each.__name__}", None)
-        sections = {f"Model {each.__name__}": keys_of_model(each), **sections}
-        defaults |= {name: setting.default for name, setting in settings_of_model(each).items()}
+    for model_class in sorted(models_with_keys(plugins), key=lambda one: one.__name__ == model):
+        sections.pop(f"Model {model_class.__name__}", None)
+        sections = {f"Model {model_class.__name__}": keys_of_model(model_class), **sections}
+        defaults |= {name: setting.default for name, setting in settings_of_model(model_class).items()}
     if words:
         return _found(words[0].lstrip("-"), sections, defaults)
     preset = f" --preset={given['preset']}" if given.get("preset") else ""

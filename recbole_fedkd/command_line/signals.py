@@ -33,8 +33,8 @@ def signals_that_stop() -> Iterator[None]:
     taken = [number for number in numbers if before[number] not in (signal.SIG_IGN, None)]
 
     def stop(number: int, frame: object) -> None:
-        for each in taken:
-            signal.signal(each, signal.SIG_IGN)
+        for other in taken:
+            signal.signal(other, signal.SIG_IGN)
         raise Stopped(number)
 
     for number in taken:

@@ -60,6 +60,6 @@ def column_intervals(value: Any) -> Any:
             f"val_interval is {value!r}; it must be a dict of columns and intervals, such as {{'rating': '[3,inf)'}}"
         )
     return {
-        column: each if isinstance(each, list) else interval_text(f"val_interval.{column}", each)
-        for column, each in value.items()
+        column: interval if isinstance(interval, list) else interval_text(f"val_interval.{column}", interval)
+        for column, interval in value.items()
     }

@@ -200,4 +200,4 @@ def _read_parts(key: Key, value: Mapping[Any, Any], settings_type: type) -> dict
     """
     parts = {part: replace(Key.of(own), name=f"{key.name}.{part}") for part, own in settings_of(settings_type).items()}
     replace(key, parts=tuple(parts)).check_parts(value)
-    return {part: parts[part].read(each) for part, each in value.items()}
+    return {part: parts[part].read(content) for part, content in value.items()}

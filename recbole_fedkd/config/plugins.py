@@ -15,7 +15,7 @@ from typing import Any
 
 from recbole_fedkd.config.files import PROPERTIES
 from recbole_fedkd.config.keys import declared_keys, keys_of_model, read_keys
-from recbole_fedkd.errors import InputError, TrainingError, told
+from recbole_fedkd.errors import InputError, TrainingError, reason_of
 from recbole_fedkd.registry import all_or_nothing
 
 
@@ -67,7 +67,7 @@ def faults_told(plugins: Sequence[str]) -> Iterator[None]:
         getLogger().info("With plugins:", exc_info=error)
         if isinstance(error, TrainingError):
             raise
-        said = TrainingError(f"with plugins={list(plugins)}: {told(error)}")
+        said = TrainingError(f"with plugins={list(plugins)}: {reason_of(error)}")
         for note in getattr(error, "__notes__", ()):
             said.add_note(note)
         raise said from error
@@ -94,11 +94,11 @@ def _from_file(file: Path) -> ModuleType:
 
 def models_with_keys(modules: Sequence[ModuleType]) -> list[type]:
     """The models of some modules that declare keys of their own."""
-    classes = (each for module in modules for each in vars(module).values() if isinstance(each, type))
-    return [each for each in classes if hasattr(each, "calculate_loss") and keys_of_model(each)]
+    classes = (member for module in modules for member in vars(module).values() if isinstance(member, type))
+    return [model for model in classes if hasattr(model, "calculate_loss") and keys_of_model(model)]
 
 
 def model_of(modules: Sequence[ModuleType], name: str) -> type | None:
     """The class of a model that one of some modules has under a name; None if none has."""
     attributes = (getattr(module, name, None) for module in modules)
-    return next((each for each in attributes if isinstance(each, type)), None)
+    return next((attribute for attribute in attributes if isinstance(attribute, type)), None)

@@ -50,7 +50,7 @@ def _three(name: str, value: Any) -> None:
 
 def _name_or_names(name: str, value: Any) -> None:
     names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not all(isinstance(each, str) for each in names):
+    if not isinstance(names, list | tuple) or not all(isinstance(text, str) for text in names):
         raise InputError(f"{name} is {shown(names)}; it must be a list of texts")
 
 

@@ -121,9 +121,9 @@ def excess(value: Any) -> str | None:
         if count > _MOST_VALUES:
             return f"holds more than {_MOST_VALUES} values"
         if isinstance(inner, Mapping):
-            waiting += [(each, level + 1) for each in inner.values()]
+            waiting += [(below, level + 1) for below in inner.values()]
         elif isinstance(inner, list | tuple | set):
-            waiting += [(each, level + 1) for each in inner]
+            waiting += [(below, level + 1) for below in inner]
     return None
 
 

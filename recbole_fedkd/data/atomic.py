@@ -363,26 +363,26 @@ def _fields(file: AtomicFile, lines: list[str]) -> list[str]:
     names = sorted(column.name.lower() for column in file.columns)
     lowered = text.lower()
     if all(name in lowered for name in names):
-        for place, line in enumerate(lines):
+        for position, line in enumerate(lines):
             if _names_columns(line, separator, names):
-                file.refuse(file.rows + place, "it is the header once more; are these two files in one?")
+                file.refuse(file.rows + position, "it is the header once more; are these two files in one?")
     if "\0" in text:
-        place = next(place for place, line in enumerate(lines) if "\0" in line)
-        file.refuse(file.rows + place, "it holds a NUL character, which no text does; is the file damaged?")
+        position = next(position for position, line in enumerate(lines) if "\0" in line)
+        file.refuse(file.rows + position, "it holds a NUL character, which no text does; is the file damaged?")
     expected = len(file.columns)
     if [line.count(separator) for line in lines] != [expected - 1] * len(lines):
-        place, count = next(
-            (place, line.count(separator) + 1)
-            for place, line in enumerate(lines)
+        position, count = next(
+            (position, line.count(separator) + 1)
+            for position, line in enumerate(lines)
             if line.count(separator) != expected - 1
         )
         cut = (
             ", and the file ends there without the end of a line: it was cut off"
-            if (count < expected and place == len(lines) - 1 and not file.ends)
+            if (count < expected and position == len(lines) - 1 and not file.ends)
             else ""
         )
         file.refuse(
-            file.rows + place,
+            file.rows + position,
             f"{count} field{'s' if count > 1 else ''} where the header has {expected} columns, separated by "
             f"{separator!r} (field_separator){cut}",
         )

@@ -296,7 +296,7 @@ def _texts(column: pd.Series) -> pd.Series:
 
 
 def _tokens(column: pd.Series, imported: Imported) -> pd.Series:
-    nested = next((each for each in column if isinstance(each, list | tuple | set | dict | np.ndarray)), None)
+    nested = next((value for value in column if isinstance(value, list | tuple | set | dict | np.ndarray)), None)
     if nested is not None:
         raise InputError(f"column '{column.name}' holds {shown(nested)}; it must have one value a row")
     texts = _texts(column)
@@ -432,7 +432,7 @@ def frame_as_dataset(frame: pd.DataFrame, given: Mapping[str, Any], kept: bool) 
     except InputError as error:
         # Who gives a frame writes keys, and no command.
         said = re.sub(r", or leave \w+ out by .*", "", str(error))
-        raise InputError(re.sub(r"--(\w+)", lambda found: keys.get(found[1], found[0]), said)) from error
+        raise InputError(re.sub(r"--(\w+)", lambda option: keys.get(option[1], option[0]), said)) from error
     digest = hashlib.sha256(pd.util.hash_pandas_object(imported.table, index=False).to_numpy().tobytes())
     name = f"frame-{digest.hexdigest()[:12]}"
     if kept:

@@ -117,7 +117,7 @@ class AtomicFiles(CountedFilters):
         first, same = self._parts.setdefault(suffix, (path, columns))
         if sorted(same, key=str) != sorted(columns, key=str):
             listings = (
-                listed([f"{column.name}:{column.kind.value}" for column in each], 30) for each in (same, columns)
+                listed([f"{column.name}:{column.kind.value}" for column in part], 30) for part in (same, columns)
             )
             raise InputError(
                 f"'{first}' has the columns {next(listings)}, but '{path}' has {next(listings)}; parts must have the same"

@@ -188,9 +188,9 @@ class TimeOrder(Dataset):
 
     def _warn_of_repetitions(self, held_out: list[HeldOutRows]) -> None:
         sentences = [
-            f"{each.repeated} of {each.rows} {phase} rows"
-            for phase, each in zip(("validation", "test"), held_out, strict=True)
-            if each.repeated
+            f"{rows.repeated} of {rows.rows} {phase} rows"
+            for phase, rows in zip(("validation", "test"), held_out, strict=True)
+            if rows.repeated
         ]
         if not sentences:
             return

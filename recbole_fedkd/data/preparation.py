@@ -31,7 +31,7 @@ def data_preparation(config: Any, dataset: Any) -> Loaders:
     shuffle = True if more else config["shuffle"]
     train = get_dataloader(config, "train")(config, splits[0], samplers[0], *more, shuffle=shuffle)
     valid, test = (
-        evaluation_loader(config, phase)(config, splits[place], samplers[place], shuffle=False)
-        for place, phase in ((1, "valid"), (2, "test"))
+        evaluation_loader(config, phase)(config, splits[part], samplers[part], shuffle=False)
+        for part, phase in ((1, "valid"), (2, "test"))
     )
     return train, valid, test

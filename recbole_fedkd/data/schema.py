@@ -257,7 +257,7 @@ class DataSchema:
                 raise InputError(f"'{file}' is of version {version}, and this package reads version {VERSION}")
             content["columns"] = {name: _kind_of(column) for name, column in content["columns"].items()}
             for side in ("user", "item", "context"):
-                content[side] = tuple(FeatureField(**each) for each in content[side])
+                content[side] = tuple(FeatureField(**entry) for entry in content[side])
             arrays = _read_arrays(Path(folder) / TABLES)
             content["known_items"] = arrays.get("known_items")
             content["items"] = {name[6:]: array for name, array in arrays.items() if name.startswith("items/")}
@@ -307,7 +307,7 @@ def read_schema(dataset: Any, clients: int = 1) -> DataSchema:
     features = getattr(dataset, "features", None)
     side = {"user": dataset.user_feat, "item": dataset.item_feat, "context": dataset.inter_feat}
     read = {
-        name: tuple(FeatureField.of(dataset, each, table[each]) for each in getattr(features, name, ()))
+        name: tuple(FeatureField.of(dataset, column, table[column]) for column in getattr(features, name, ()))
         for name, table in side.items()
     }
     plain = {

@@ -67,8 +67,8 @@ def side_table(frame: pd.DataFrame, role: str, column: str | None, known: Collec
     ids, features = tokens_of(frame[id_name]), [name for name in names if name != id_name]
     if not features:
         raise InputError(f"{what} has no column beside '{id_name}'; a file of {role}s holds features")
-    named = {name: re.sub(r"[\W]+", "_", re.sub(r":\w+$", "", name)).strip("_") or f"column_{place}"
-             for place, name in enumerate(features)}  # fmt: skip
+    named = {name: re.sub(r"[\W]+", "_", re.sub(r":\w+$", "", name)).strip("_") or f"column_{position}"
+             for position, name in enumerate(features)}  # fmt: skip
     taken = [*FIELDS.values(), *named.values()]
     wrong = next((name for name in features if taken.count(named[name]) > 1), None)
     if wrong is not None:

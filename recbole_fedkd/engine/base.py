@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from recbole_fedkd.errors import InputError, TrainingError, told
+from recbole_fedkd.errors import InputError, TrainingError, reason_of
 from recbole_fedkd.federated.message import LARGEST, MessageError
 from recbole_fedkd.federated.server import Intake, Server
 from recbole_fedkd.finite import NotFiniteError
@@ -62,7 +62,7 @@ class ClientError(TrainingError):
     @classmethod
     def of(cls, who: str, round_index: int, stage: str, cause: BaseException) -> ClientError:
         """Of what happened in a client, or in several."""
-        error = cause if isinstance(cause, cls) else cls(f"{who}, round {round_index + 1}, {stage}: {told(cause)}")
+        error = cause if isinstance(cause, cls) else cls(f"{who}, round {round_index + 1}, {stage}: {reason_of(cause)}")
         error.__cause__ = cause if error is not cause else cause.__cause__
         return error
 
@@ -77,7 +77,7 @@ class ClientError(TrainingError):
             if isinstance(cause, NotFiniteError)
             else "failed: "
         )
-        return " ".join(f"{kind}{self if cause is None else told(cause)}".split())[:_LONGEST]
+        return " ".join(f"{kind}{self if cause is None else reason_of(cause)}".split())[:_LONGEST]
 
 
 @contextmanager

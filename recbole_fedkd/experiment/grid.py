@@ -110,7 +110,7 @@ def _found_beside(content: Any, folder: Path, names_files: bool = False) -> Any:
     if isinstance(content, Mapping):
         return {key: _found_beside(value, folder, key in ("plugins", "config_files")) for key, value in content.items()}
     if isinstance(content, list):
-        return [_found_beside(each, folder, names_files) for each in content]
+        return [_found_beside(element, folder, names_files) for element in content]
     if not names_files or not isinstance(content, str):
         return content
     parts = [part.strip() for part in content.split(",")]

@@ -180,7 +180,7 @@ def squared_error(
             # Parts that stay in the processor's cache: three times as fast as double copies of millions of numbers.
             for begin in range(0, array.size, _AT_A_TIME):
                 exact, seen = (
-                    each.reshape(-1)[begin : begin + _AT_A_TIME].astype(np.float64) for each in (array, after[name])
+                    values.reshape(-1)[begin : begin + _AT_A_TIME].astype(np.float64) for values in (array, after[name])
                 )
                 lost += float(((seen - exact) ** 2).sum())
                 whole += float((exact**2).sum())

@@ -297,7 +297,7 @@ def _fewer(
     """
     counts = {name: np.atleast_1d(exact[name]) for name in whole if exact[name].size}
     rows = max(map(len, counts.values()))
-    tables = [each.reshape(len(each), -1) for each in counts.values()]
+    tables = [array.reshape(len(array), -1) for array in counts.values()]
     widths = [table.shape[1] for table in tables]
     stacked = np.hstack([np.pad(table, ((0, rows - len(table)), (0, 0))) for table in tables])
     units = np.repeat([whole[name] for name in counts], widths)

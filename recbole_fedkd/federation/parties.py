@@ -370,7 +370,7 @@ def server_of(config: Any, strategy: Strategy, shared: SharedState, schema: Data
             server.hides = partial(hides, grid=partial(_grid, config, clip, server.link))
     if release is not None:
         check_strategy(strategy, server.state, config["clients_per_round"] is not None, release.settings)
-        release.follows = next((each for each in server.link.stages if isinstance(each, FollowedClip)), None)
+        release.follows = next((stage for stage in server.link.stages if isinstance(stage, FollowedClip)), None)
     return server
 
 

@@ -24,7 +24,7 @@ from recbole_fedkd.engine.fleet.obstacle import batched_optimizer, obstacle
 from recbole_fedkd.engine.fleet.population import FleetPopulation, RecBoleFleetPopulation
 from recbole_fedkd.engine.fleet.samples import FleetTask, LabelledSamples, RecBoleSamples
 from recbole_fedkd.engine.fleet.threads import cores
-from recbole_fedkd.errors import told
+from recbole_fedkd.errors import reason_of
 from recbole_fedkd.federated.client import streams_kept
 from recbole_fedkd.federated.strategy import STRATEGIES
 from recbole_fedkd.federated.task import AttentiveTask, MutualTask
@@ -237,7 +237,9 @@ def _loss_by_itself(config: Any, dataset: Any, population: FleetPopulation | Rec
         except Exception as error:
             if not _came_out_of(error, strategy):
                 raise
-            return f"the loss of strategy '{strategy.name}' cannot be called for many clients at once: {told(error)}"
+            return (
+                f"the loss of strategy '{strategy.name}' cannot be called for many clients at once: {reason_of(error)}"
+            )
     return None
 
 

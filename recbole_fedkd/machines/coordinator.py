@@ -87,7 +87,7 @@ def engine_of(manifest: Manifest, transport: Transport, declared: Declared) -> R
 
 
 def _sizes(declared: Declared) -> dict[int, int]:
-    return {number: int(told["samples"]) for number, told in sorted(declared.items())}
+    return {number: int(sizes["samples"]) for number, sizes in sorted(declared.items())}
 
 
 def check_manifest(manifest: Manifest) -> None:
@@ -274,7 +274,7 @@ class Coordinator:
         state = {
             "manifest": self.manifest.digest.hex(),
             "run": self.engine.run,
-            "declared": {number: dict(told) for number, told in self.declared.items()},
+            "declared": {number: dict(sizes) for number, sizes in self.declared.items()},
             "engine": self.engine.state_dict(),
             "records": [asdict(record) for record in self.rounds],
             "best": [float(self.best_score), self.best_result, self.best_round, self.waited, self.stopped],

@@ -149,7 +149,7 @@ class FlowerTransport:
 
     def exchange(self, requests: Mapping[int, bytes], timeout: float) -> Iterator[tuple[int, bytes]]:
         """As of :class:`~recbole_fedkd.engine.remote.Transport`."""
-        end, questions = monotonic() + timeout, [_Question(*each) for each in requests.items()]
+        end, questions = monotonic() + timeout, [_Question(*request) for request in requests.items()]
         while monotonic() < end:
             self._look()
             stale = monotonic() - _ASK_AGAIN_AFTER
@@ -257,11 +257,11 @@ def _not_interrupted() -> None:
 
     vars(fleet_http_connection)["flwr_exit"] = refused
 
-    def told(failed: threading.ExceptHookArgs) -> None:
+    def missed(failed: threading.ExceptHookArgs) -> None:
         """In a line, for a thread of Flower's that sends heartbeats."""
         getLogger().warning(f"the SuperLink takes no heartbeat of this party: {failed.exc_value}".split("\n")[0])
 
-    threading.excepthook = told
+    threading.excepthook = missed
 
 
 def _attend(answer: Callable[[bytes], bytes], address: str, certificate: bytes | None, keys: Any) -> None:
@@ -286,7 +286,7 @@ def _attend(answer: Callable[[bytes], bytes], address: str, certificate: bytes |
                 continue
             question, tree = received
             run, name = question.metadata.run_id, question.metadata.message_id
-            contents = pull_objects([each.object_id for each in iterate_object_tree(tree)], partial(pull_object, run))
+            contents = pull_objects([node.object_id for node in iterate_object_tree(tree)], partial(pull_object, run))
             confirm(run, name)
             request = inflate_object_from_contents(name, contents)
             began = monotonic()

@@ -39,7 +39,7 @@ PROTOCOLS = {
 BINS = 4096
 """Of the histograms of scores that AUC is made of: rows of one bin count as equal, as half right."""
 
-_BIN_NAMES = frozenset(f"{name} {place}" for name in ("clicks", "others") for place in range(BINS))
+_BIN_NAMES = frozenset(f"{name} {number}" for name in ("clicks", "others") for number in range(BINS))
 
 _FLOOR = "floor "
 """Before the names of sums of what ``Bias`` of a party's own rows would have said."""
@@ -82,7 +82,7 @@ def check_judgeable(config: Any, schema: DataSchema | None = None) -> None:
         )
     if ranked and schema is not None and schema.context:
         raise InputError(
-            f"the model reads {listed([each.name for each in schema.context])} of a row, and parties rank in no context; "
+            f"the model reads {listed([column.name for column in schema.context])} of a row, and parties rank in no context; "
             "leave these columns out, or use engine=processes"
         )
     if holdout := config["holdout_clients"]:
@@ -143,7 +143,7 @@ class PartyJudge:
         try:
             if ranks:
                 earlier = [self.own, *([self._held_out("valid")] if phase == "test" else [])]
-                seen = [each for each in earlier if each is not None]
+                seen = [part for part in earlier if part is not None]
                 relevant = _relevant(self.config, self.schema, rows)
                 sums |= ranking_sums(self.config, self.schema, model, seen, rows, relevant)
             if values:

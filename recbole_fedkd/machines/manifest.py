@@ -109,7 +109,7 @@ class Manifest:
         file = regular_file(self.folder / KEYS)
         try:
             keys = json.loads(file.read_text(encoding="utf-8"))
-            return {int(each): bytes.fromhex(key) for each, key in keys.items()}
+            return {int(number): bytes.fromhex(key) for number, key in keys.items()}
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"'{file}' does not hold the parties' public keys: {error}") from error
 
@@ -227,8 +227,8 @@ def write_party(
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows.save(folder / ROWS)
-    for phase, each in (held_out or {}).items():
-        each.save(folder / f"{phase}.npz")
+    for phase, part in (held_out or {}).items():
+        part.save(folder / f"{phase}.npz")
     write_json({"number": number, "manifest": digest_of(manifest).hex()}, folder / PARTY)
 
 

@@ -155,9 +155,9 @@ def _started(command: Sequence[str], folder: Path) -> psutil.Process | None:
 def _end(program: psutil.Process) -> None:
     """End a program, and whatever it has started."""
     with suppress(psutil.NoSuchProcess):
-        for each in (*program.children(recursive=True), program):
+        for member in (*program.children(recursive=True), program):
             with suppress(psutil.NoSuchProcess):
-                each.kill()
+                member.kill()
 
 
 class _Lines:

@@ -119,8 +119,8 @@ def _coordinated(read: Manifest, transport: Gathering, out: Path, address: str) 
             epochs = read.config["epochs"]
             begins = {"epochs": epochs, "parties": parties, "there": there, "refused": transport.refused}
             journal.write("begin", round=coordinator.round + 1, **begins)
-        told = coordinator
-        result = coordinator.fit(lambda *_: journal.rounds(told.rounds, transport.seen, transport.refused))
+        of_run = coordinator
+        result = coordinator.fit(lambda *_: journal.rounds(of_run.rounds, transport.seen, transport.refused))
     except (InputError, TrainingError) as error:
         journal.write("failed", why=str(error), refused=transport.refused)
         raise

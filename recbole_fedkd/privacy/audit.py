@@ -224,7 +224,7 @@ def _heard(
     start: dict[str, Floats] = {
         name: np.asarray(link.reference.get(name, np.zeros(shape)), np.float64) for name, shape in shapes.items()
     }
-    parts = np.split(summed, np.cumsum([each.size for each in start.values()])[:-1])
+    parts = np.split(summed, np.cumsum([array.size for array in start.values()])[:-1])
     change = {name: part.reshape(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
     share = max(answers, 1) if isinstance(fold, WeightedMean) else 1
     if own.settings.noise == "distributed":

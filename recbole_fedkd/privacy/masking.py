@@ -65,9 +65,9 @@ def neighbours_of(clients: Sequence[int], degree: int) -> dict[int, list[int]]:
     random.SystemRandom().shuffle(order)
     reach = min(math.ceil(degree / 2), len(order) // 2)
     tied: dict[int, set[int]] = {client: set() for client in order}
-    for place, client in enumerate(order):
+    for position, client in enumerate(order):
         for step in range(1, reach + 1):
-            other = order[(place + step) % len(order)]
+            other = order[(position + step) % len(order)]
             if other != client:
                 tied[client].add(other)
                 tied[other].add(client)

@@ -88,7 +88,11 @@ class Grid:
         """Width of a step of an array: of a codec the bound times the largest share of a client, over the levels."""
         if self.levels is None:
             return 2.0 ** -fraction_bits(len(self.samples))
-        return self.clip.norm_of(name) * max(share_of(fold, each) for each in set(self.samples.values())) / self.levels
+        return (
+            self.clip.norm_of(name)
+            * max(share_of(fold, of_client) for of_client in set(self.samples.values()))
+            / self.levels
+        )
 
     def rounded(self, steps: NDArray[np.float64]) -> _Vector:
         """Whole steps; of a codec up or down by coins, so that the mean is kept."""
@@ -232,7 +236,7 @@ class SecureSum(Hidden):
         self._clients: dict[int, SecureClient] = {}
         self._layout: _Layout = {}
         if release is not None:
-            share = min(share_of(empty(), each) for each in samples.values()) / math.sqrt(self.least)
+            share = min(share_of(empty(), of_client) for of_client in samples.values()) / math.sqrt(self.least)
             release.check_step(2.0 ** -fraction_bits(len(samples)) / share)
 
     def add(self, upload: Message) -> None:

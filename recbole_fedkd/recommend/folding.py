@@ -80,7 +80,7 @@ class FoldIn:
         clients: list[int | None] = [client]
         if client is None and self.config.federated and not self._shares_network:
             clients = torch.linspace(0, numbers - 1, min(numbers, ASKED)).long().tolist()
-        return torch.stack([self._scores_by(each, items, ratings) for each in clients]).mean(0)
+        return torch.stack([self._scores_by(number, items, ratings) for number in clients]).mean(0)
 
     @property
     def _shares_network(self) -> bool:
@@ -108,7 +108,7 @@ class FoldIn:
         mode = self.config["label_mode"]
         if mode == "implicit":
             return torch.ones(len(items), dtype=torch.double)
-        missing = next((place for place, rating in enumerate(ratings) if rating is None), None)
+        missing = next((position for position, rating in enumerate(ratings) if rating is None), None)
         if missing is not None:
             token = self.dataset.id2token(self.dataset.iid_field, int(items[missing]))
             raise InputError(f"item '{token}' of the history has no rating, which model '{self.name}' learns from")
@@ -230,7 +230,9 @@ class FoldIn:
                 return scores
         try:
             scores = self._of_learned_row(model, weights, items, ratings)
-            if not scores[1:].isfinite().all() and all(bool(each.isfinite().all()) for each in model.parameters()):
+            if not scores[1:].isfinite().all() and all(
+                bool(parameter.isfinite().all()) for parameter in model.parameters()
+            ):
                 raise ValueError("its scores of whom it was not trained with are no finite numbers")
             return scores
         except InputError:

@@ -219,7 +219,7 @@ class Recommender:
     def _seen_of(self, users: Tensor) -> tuple[Tensor, Tensor]:
         items, starts = self._seen
         own = [items[starts[user] : starts[user + 1]] for user in users.tolist()]
-        rows = torch.arange(len(users)).repeat_interleave(torch.tensor([len(each) for each in own], dtype=torch.long))
+        rows = torch.arange(len(users)).repeat_interleave(torch.tensor([len(seen) for seen in own], dtype=torch.long))
         return rows, torch.from_numpy(np.concatenate(own)) if own else rows
 
     def _ranked(self, scores: Tensor, k: int, users: Any, name: str = "score") -> pd.DataFrame:

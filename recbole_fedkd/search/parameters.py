@@ -150,9 +150,9 @@ def _choices(text: str, where: str) -> tuple[Any, ...]:
         texts = [_canonical(value) for value in read]
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: '{text}' holds what JSON cannot: {error}") from error
-    for each in texts:
-        if texts.count(each) > 1:
-            raise InputError(f"{where}: {each} stands in the choice twice")
+    for canonical in texts:
+        if texts.count(canonical) > 1:
+            raise InputError(f"{where}: {canonical} stands in the choice twice")
     return read
 
 

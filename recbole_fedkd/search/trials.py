@@ -115,7 +115,7 @@ class Search:
 
     def points(self) -> list[list[Any]]:
         """What can be drawn, per parameter; nothing where one of them is a continuum."""
-        if any(isinstance(each.distribution(), FloatDistribution) for each in self.parameters):
+        if any(isinstance(parameter.distribution(), FloatDistribution) for parameter in self.parameters):
             return []
         return [parameter.all_draws() for parameter in self.parameters]
 
@@ -165,7 +165,7 @@ def _search(search: Search, out: Path, trials: int | None, stream: TextIO) -> di
     while len(ended := _ended(study)) < limit:
         study.sampler = search.sampler(len(ended))
         trial = study.ask(distributions)
-        tried = [each.params for each in ended]
+        tried = [other.params for other in ended]
         if trial.params in tried:
             # A sampler returns to what it takes for the best.
             trial.set_user_attr("repeated", True)
@@ -294,7 +294,7 @@ def _score(search: Search, trial: optuna.Trial) -> float:
 def _content(search: Search, study: optuna.Study) -> dict[str, Any]:
     """What the search found; the test result is that of the best trial alone."""
     ended = _ended(study)
-    numbers = {trial.number: place for place, trial in enumerate(ended, start=1)}
+    numbers = {trial.number: number for number, trial in enumerate(ended, start=1)}
     trials = [
         {
             "trial": numbers[trial.number],
@@ -322,18 +322,18 @@ def search_table(content: Mapping[str, Any]) -> str:
     """
     names = list(content["best"]["parameters"])
     sign = -1.0 if content["bigger"] else 1.0
-    ordered = sorted(content["trials"], key=lambda each: math.inf if each["score"] is None else sign * each["score"])
+    ordered = sorted(content["trials"], key=lambda tried: math.inf if tried["score"] is None else sign * tried["score"])
     table = Texttable(max_width=120)
     table.set_deco(Texttable.HEADER)
     table.set_cols_dtype(["t"] * (len(names) + 2))
     table.set_cols_align(["r", *["l"] * len(names), "r"])
     rows = [
         [
-            str(each["trial"]),
-            *(_short(each["parameters"].get(name)) for name in names),
-            "failed" if each["score"] is None else f"{each['score']:.4f}",
+            str(tried["trial"]),
+            *(_short(tried["parameters"].get(name)) for name in names),
+            "failed" if tried["score"] is None else f"{tried['score']:.4f}",
         ]
-        for each in ordered
+        for tried in ordered
     ]
     table.add_rows([["trial", *names, f"valid {content['metric']}"], *rows])
     test = ", ".join(f"{name} {value:.4f}" for name, value in (content["best"]["test"] or {}).items())

@@ -91,7 +91,7 @@ class FoldInKnowledge(FactorKnowledge):
 
     def _of_labels(self, which: str) -> dict[str, ArraySpec]:
         arrays: Mapping[str, ArraySpec] = getattr(self.labels, which)() if self.labels is not None else {}
-        return {name: ArraySpec(each.shape, each.dtype, each.counts, optional=True) for name, each in arrays.items()}
+        return {name: ArraySpec(spec.shape, spec.dtype, spec.counts, optional=True) for name, spec in arrays.items()}
 
     def empty(self, state: Tensors) -> Fold:
         """Of what clients say next."""

@@ -139,9 +139,9 @@ class Strategy(ABC):
         """:meth:`loss`; raises :class:`TrainingError` where that gives no scalar tensor."""
         loss = self.loss(step, received, shared)
         if not isinstance(loss, Tensor) or loss.dim():
-            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else shown(loss)
+            what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else shown(loss)
             raise TrainingError(
-                f"the loss of strategy '{self.name}' is {found}; it must be a tensor that holds one number"
+                f"the loss of strategy '{self.name}' is {what}; it must be a tensor that holds one number"
             )
         return loss
 
