@@ -51,11 +51,11 @@ def main() -> None:
     keys = {"dataset": arguments.dataset} | ({"data_path": arguments.data_path} if arguments.data_path else {})
     with processor_settings(threads=1):
         for model in arguments.models:
-            found = recommender(model, keys)
-            users, clock, processor = cycle(found.users[:50]), [], []
+            answering = recommender(model, keys)
+            users, clock, processor = cycle(answering.users[:50]), [], []
             for _ in range(arguments.answers + 2):
                 start = time.perf_counter(), time.process_time()
-                found.recommend(next(users), 10)
+                answering.recommend(next(users), 10)
                 clock.append(1000 * (time.perf_counter() - start[0]))
                 processor.append(1000 * (time.process_time() - start[1]))
             print(

@@ -46,16 +46,16 @@ def measured(arguments: argparse.Namespace) -> dict[str, list[Cost]]:
         stages = list(factors.engine.task.head.exchange.settings.stages)
         # What the last totals tell of every row is found out in the round after their stage.
         names = [*stages, "leaves every row out", *["head"] * arguments.heads]
-        found: dict[str, list[Cost]] = {}
+        costs_of_stage: dict[str, list[Cost]] = {}
         for number, name in enumerate(names):
             index = turn * len(names) + number
             beside = cost_of(lambda index=index: fedmf._train_once(loaders[0], index, None, False))
-            found.setdefault(FEDMF, []).append(beside)
+            costs_of_stage.setdefault(FEDMF, []).append(beside)
             own = cost_of(
                 lambda factors=factors, number=number: factors._train_once(data.loaders[0], number, None, False)
             )
-            found.setdefault(name, []).append(own)
-        of_turn = {name: _mean(each) for name, each in found.items()}
+            costs_of_stage.setdefault(name, []).append(own)
+        of_turn = {name: _mean(costs) for name, costs in costs_of_stage.items()}
         heads = [of_turn["head"]] * (config["epochs"] - len(stages) - 1)
         of_turn[WHOLE] = _mean([of_turn[name] for name in names[: len(stages) + 1]] + heads)
         if turn:  # the first is not counted
@@ -80,10 +80,10 @@ def main() -> None:
     others = Others()
     with processor_settings(threads=1):
         costs = measured(arguments)
-    print(table(costs, FEDMF, others.told()))
+    print(table(costs, FEDMF, others.cores()))
     if arguments.out:
-        told = {name: [asdict(cost) for cost in each] for name, each in costs.items()}
-        arguments.out.write_text(json.dumps(told, indent=2) + "\n")
+        content = {name: [asdict(cost) for cost in taken] for name, taken in costs.items()}
+        arguments.out.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def main() -> None:
                 if getattr(arguments, library):
                     results.setdefault(f"pfedrec by {title}", []).append(run_other(library, arguments, Path(folder)))
     costs = {name: [Cost(row["seconds"], row["processor_seconds"]) for row in rows] for name, rows in results.items()}
-    print(table(costs, arguments.reference or names[0], others.told()))
+    print(table(costs, arguments.reference or names[0], others.cores()))
     for name, rows in results.items():
         print(f"{name}: at most {max(row['peak_gb'] for row in rows):.2f} GB")
     if arguments.out:

@@ -29,11 +29,11 @@ class Rows:
         drawn = self._negatives(np.repeat(self.users, NEGATIVES))
         for client in range(self.clients):
             first, last = self.starts[client], self.starts[client + 1]
-            found = np.concatenate([self.items[first:last], drawn[NEGATIVES * first : NEGATIVES * last]])
-            labels = np.zeros(len(found), dtype=np.float32)
+            items = np.concatenate([self.items[first:last], drawn[NEGATIVES * first : NEGATIVES * last]])
+            labels = np.zeros(len(items), dtype=np.float32)
             labels[: last - first] = 1.0
-            order = self.generator.permutation(len(found))
-            yield found[order], labels[order]
+            order = self.generator.permutation(len(items))
+            yield items[order], labels[order]
 
     def _negatives(self, users: np.ndarray) -> np.ndarray:
         """In bulk: an item that is no training positive of each user."""

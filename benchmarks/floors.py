@@ -69,10 +69,10 @@ def scored(
     of_users = generator.normal(0, user, users.max() + 1)
     p, q = generator.normal(size=(users.max() + 1, 4)), generator.normal(size=(items.max() + 1, 4))
     liked = (p[users] * q[items]).sum(1) / 2
-    found: NDArray[np.float64] = (
+    scores: NDArray[np.float64] = (
         of_items[items] + of_users[users] + taste * liked + generator.normal(0, 0.6, len(users))
     )
-    return found
+    return scores
 
 
 def some_of(generator: np.random.Generator, users: int, items: int, rows: int, skew: float = 0.0) -> Pairs:
@@ -100,8 +100,8 @@ def rated(
     """A table: pairs, and the labels of their scores plus ``shift``."""
 
     def make(generator: np.random.Generator) -> tuple[Pairs, NDArray[np.float64]]:
-        found = pairs(generator)
-        return found, labels(scored(generator, found, **spread) + shift)
+        made = pairs(generator)
+        return made, labels(scored(generator, made, **spread) + shift)
 
     return make
 
@@ -184,7 +184,7 @@ def compared(
     sets: Sequence[str], rows: Mapping[str, Mapping[str, Any]], folder: Path, seed: int, tell: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """Every row on every data set, ``Bias`` first; a line is told of each."""
-    found = []
+    results = []
     for dataset in sets:
         if dataset in SETS:
             write(dataset, folder)
@@ -193,17 +193,17 @@ def compared(
             one = {"set": dataset, "row": name, **judged(dataset, keys, folder, seed)}
             floor = floor or one
             one["mae_above"], one["rmse_above"] = one["mae"] - floor["mae"], one["rmse"] - floor["rmse"]
-            found.append(one)
+            results.append(one)
             tell(line(one))
-    return found
+    return results
 
 
 def line(one: Mapping[str, Any]) -> str:
     """A row of the table."""
-    told = "flat" if one["flat"] else ""
+    remark = "flat" if one["flat"] else ""
     return (
         f"| {one['set']} | {one['row']} | {one['mae']:.4f} | {one['rmse']:.4f} | {one['mae_above']:+.4f} | "
-        f"{one['rmse_above']:+.4f} | {one['rounds']} | {one['seconds']:.0f} | {told} |"
+        f"{one['rmse_above']:+.4f} | {one['rounds']} | {one['seconds']:.0f} | {remark} |"
     )
 
 
@@ -223,9 +223,9 @@ def main() -> None:
     rows = {name: {**every[name], **extra} for name in given.rows.split(",")}
     print(HEAD, flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        found = compared(given.sets.split(","), rows, Path(folder), given.seed, lambda told: print(told, flush=True))
+        results = compared(given.sets.split(","), rows, Path(folder), given.seed, lambda text: print(text, flush=True))
     if given.out is not None:
-        given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        given.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -128,9 +128,9 @@ def write_data(folder: Path) -> None:
     target.mkdir(parents=True)
     draw = random.Random(5)
     rows = [
-        f"u{user}\ti{item}\t{draw.randint(1, 5)}\t{user * 100 + place}"
+        f"u{user}\ti{item}\t{draw.randint(1, 5)}\t{user * 100 + position}"
         for user in range(USERS)
-        for place, item in enumerate(draw.sample(range(ITEMS), ROWS_PER_USER))
+        for position, item in enumerate(draw.sample(range(ITEMS), ROWS_PER_USER))
     ]
     header = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
     (target / "fuzz.inter").write_text("\n".join([header, *rows]) + "\n")
@@ -150,8 +150,8 @@ def _of_its_type(key: Key | None) -> list[Any]:
         return [0, 1, 2, 0.5]
     if "one of " in key.rule:
         return key.rule.partition("one of ")[2].split("|")
-    found = [value for kind in key.types for value in OF_TYPE.get(kind, ())]
-    return found or [0, 1, 2, 0.5, True, "abc", [2, 4]]
+    values = [value for kind in key.types for value in OF_TYPE.get(kind, ())]
+    return values or [0, 1, 2, 0.5, True, "abc", [2, 4]]
 
 
 def draw_case(draw: random.Random, folder: Path, known: dict[str, dict[str, Key]], wild: bool) -> Case:
@@ -215,8 +215,10 @@ def check_run(case: Case, folder: Path) -> str | None:
 
 
 def _ill_told(error: Exception) -> str | None:
-    told = str(error)
-    return None if told and "\n" not in told and len(told) <= 2500 else f"not one bounded line: {told!r}"
+    sentence = str(error)
+    return (
+        None if sentence and "\n" not in sentence and len(sentence) <= 2500 else f"not one bounded line: {sentence!r}"
+    )
 
 
 def fuzz(cases: int, runs: int, seed: int, folder: Path) -> list[tuple[Case, str]]:

@@ -33,13 +33,15 @@ def gains(folder: Path, row: str, reference: str) -> dict[str, pd.DataFrame]:
     """Per partition the gain in MAE of every client of every seed, its users and its users' test rows."""
     runs = {file.stem: read_run(file) for file in sorted((folder / "runs").glob("*.jsonl"))}
     files = {stem: folder / "users" / f"{stem}.npz" for stem in runs}
-    found: dict[str, list[pd.DataFrame]] = {}
+    gained: dict[str, list[pd.DataFrame]] = {}
     counted: dict[int, pd.Series] = {}
     for stem, run in runs.items():
         if run.row != row or not files[stem].exists():
             continue
         other = next(
-            name for name, each in runs.items() if (each.row, each.group, each.seed) == (reference, run.group, run.seed)
+            name
+            for name, compared in runs.items()
+            if (compared.row, compared.group, compared.seed) == (reference, run.group, run.seed)
         )
         if run.seed not in counted:
             counted[run.seed] = test_rows(run)
@@ -48,8 +50,8 @@ def gains(folder: Path, row: str, reference: str) -> dict[str, pd.DataFrame]:
         of_clients = both.groupby("client").agg({"mae": "mean", "mae before": "mean", "rows": "sum", "client": "size"})
         of_clients = of_clients.rename(columns={"client": "users"})
         of_clients["gain"] = of_clients["mae before"] - of_clients["mae"]
-        found.setdefault(run.group["partition"], []).append(of_clients)
-    return {partition: pd.concat(frames) for partition, frames in found.items()}
+        gained.setdefault(run.group["partition"], []).append(of_clients)
+    return {partition: pd.concat(frames) for partition, frames in gained.items()}
 
 
 def table(clients: pd.DataFrame) -> str:
@@ -73,8 +75,8 @@ def table(clients: pd.DataFrame) -> str:
     share = clients["rows"][gained].sum() / clients["rows"].sum()
     lines += ["", f"In all {gained.sum()} of {len(clients)} gain; they hold {share:.0%} of the test rows."]
     if not single:
-        told = (f"{number} users: {-loss:.3f}" for number, loss in zip(lost["users"], lost["gain"], strict=True))
-        lines.append(f"Who loses, and how much MAE: {', '.join(told)}.")
+        losses = (f"{number} users: {-loss:.3f}" for number, loss in zip(lost["users"], lost["gain"], strict=True))
+        lines.append(f"Who loses, and how much MAE: {', '.join(losses)}.")
     return "\n".join(lines)
 
 

@@ -53,20 +53,20 @@ def write_ratings(folder: Path, users: int = 60, items: int = 80, rows: int = 25
     """Ratings of a small dataset, ``tiny``."""
     dice, lines = np.random.default_rng(3), ["user_id:token\titem_id:token\trating:float\ttimestamp:float"]
     for user in range(users):
-        for place, item in enumerate(dice.choice(items, rows, replace=False)):
-            lines.append(f"u{user}\ti{item}\t{dice.integers(1, 6)}\t{user * rows + place}")
+        for position, item in enumerate(dice.choice(items, rows, replace=False)):
+            lines.append(f"u{user}\ti{item}\t{dice.integers(1, 6)}\t{user * rows + position}")
     (folder / "tiny").mkdir(parents=True)
     (folder / "tiny" / "tiny.inter").write_text("\n".join(lines) + "\n")
 
 
 def parties() -> list[psutil.Process]:
     """The processes of the parties that this process has started."""
-    found = []
+    children = []
     for child in psutil.Process().children():
         with suppress(psutil.Error):
             if "recbole_fedkd.machines.nursery" in child.cmdline():
-                found += child.children()
-    return found
+                children += child.children()
+    return children
 
 
 def disturbed(engine: Any, index: int, dice: random.Random, seconds: float, kills: int) -> int:
@@ -118,7 +118,7 @@ def differences(one: Any, other: Any) -> list[str]:
 
 
 def measured(
-    keys: dict[str, Any], kills: int, seed: int, per_round: int = 2, told: Callable[[str], None] = print
+    keys: dict[str, Any], kills: int, seed: int, per_round: int = 2, tell: Callable[[str], None] = print
 ) -> Any:
     """Kill so many parties, and see what comes of it.
 
@@ -149,7 +149,7 @@ def measured(
             seconds = seconds if not index else min(seconds, perf_counter() - began)
             index += 1
             if not index % 10:
-                told(f"{index} rounds, {killed} kills, {len(differences(remote, local))} differences")
+                tell(f"{index} rounds, {killed} kills, {len(differences(remote, local))} differences")
         wrong = differences(remote, local)
         remote.close()
     return {"keys": keys, "seed": seed, "rounds": index, "kills": killed, "differences": len(wrong), "first": wrong[:3]}
@@ -208,35 +208,35 @@ def federation_killed(cut: Path, kills: int, dice: random.Random) -> tuple[Any, 
     here, killed = {}, 0
     doomed: dict[int, float] = {}
 
-    def start(place: int) -> None:
+    def start(number: int) -> None:
         writes = dice.random() < 0.5 and killed < kills
-        here[place] = _started(jobs[place], cut / f"log-{place}", dice.randrange(12) if writes else None)
+        here[number] = _started(jobs[number], cut / f"log-{number}", dice.randrange(12) if writes else None)
         if not writes and killed < kills:
-            doomed[place] = perf_counter() + dice.expovariate(1 / 2.0)
+            doomed[number] = perf_counter() + dice.expovariate(1 / 2.0)
 
     try:
-        for place in range(len(jobs)):
-            start(place)
+        for number in range(len(jobs)):
+            start(number)
         while True:
-            for place, moment in list(doomed.items()):
+            for number, moment in list(doomed.items()):
                 if perf_counter() > moment:
-                    doomed.pop(place)
+                    doomed.pop(number)
                     if killed < kills:
-                        os.kill(here[place], signal.SIGKILL)
+                        os.kill(here[number], signal.SIGKILL)
             ended, status = os.waitpid(-1, os.WNOHANG)
             if not ended:
                 sleep(0.01)
                 continue
-            place = next(place for place, child in here.items() if child == ended)
-            del here[place]
+            number = next(number for number, child in here.items() if child == ended)
+            del here[number]
             if os.WIFSIGNALED(status):
                 killed += 1
-                doomed.pop(place, None)
-                start(place)
-            elif place == 0 and os.WEXITSTATUS(status) == 0:
+                doomed.pop(number, None)
+                start(number)
+            elif number == 0 and os.WEXITSTATUS(status) == 0:
                 break
             else:
-                raise RuntimeError(f"process {place} ended: {(cut / f'log-{place}').read_text()[-500:]}")
+                raise RuntimeError(f"process {number} ended: {(cut / f'log-{number}').read_text()[-500:]}")
     finally:
         for child in here.values():
             os.kill(child, signal.SIGKILL)
@@ -249,11 +249,11 @@ def outcome(cut: Path) -> Any:
     result = json.loads((cut / "server" / running.RESULT).read_text())
     result.pop("run_folder")
     result.pop("timing")
-    for each in result["rounds"]:
-        each.pop("seconds")
+    for record in result["rounds"]:
+        record.pop("seconds")
     state, _ = read_sealed(cut / "server" / SERVER_STATE)
     networks = [served(folder / STATE) for folder in sorted(cut.glob("party-*"))]
-    return result, state["engine"]["server"], [each[0] for each in networks if each is not None]
+    return result, state["engine"]["server"], [network[0] for network in networks if network is not None]
 
 
 def same(one: Any, other: Any) -> bool:
@@ -277,13 +277,13 @@ def measured_all(keys: dict[str, Any], kills: int, seed: int) -> dict[str, Any]:
         split_federation("AttnFedKD", "tiny", Path(folder) / "cut", [], given)
         undisturbed: Any = None
         while undisturbed is None or killed < kills:
-            place = Path(folder) / str(runs)
-            shutil.copytree(Path(folder) / "cut", place)
-            found, more = federation_killed(place, 0 if undisturbed is None else kills - killed, dice)
-            undisturbed = undisturbed or found
-            wrong += not same(found, undisturbed)
+            copy = Path(folder) / str(runs)
+            shutil.copytree(Path(folder) / "cut", copy)
+            finished, more = federation_killed(copy, 0 if undisturbed is None else kills - killed, dice)
+            undisturbed = undisturbed or finished
+            wrong += not same(finished, undisturbed)
             killed, runs = killed + more, runs + 1
-            shutil.rmtree(place)
+            shutil.rmtree(copy)
     return {"keys": keys, "seed": seed, "runs": runs, "kills": killed, "different runs": wrong}
 
 
@@ -299,10 +299,10 @@ def main() -> None:
         {"strategy": "fedavg", "codecs": ["row_sparse", "sign", "int8", "fp16"]},
         {"strategy": "afd", "knowledge": "item"},
     ]
-    each = -(-arguments.kills // len(runs))
-    for place, keys in enumerate(runs):
+    share = -(-arguments.kills // len(runs))
+    for number, keys in enumerate(runs):
         kind = measured if arguments.who == "parties" else measured_all
-        print(json.dumps(kind(keys, each, arguments.seed + place)), flush=True)
+        print(json.dumps(kind(keys, share, arguments.seed + number)), flush=True)
 
 
 if __name__ == "__main__":

@@ -20,28 +20,36 @@ def measured(count: int, length: int, lost_share: float) -> dict[str, float]:
     spent, up, down = dict.fromkeys(clients, 0.0), dict.fromkeys(clients, 0), dict.fromkeys(clients, 0)
     server_spent = 0.0
 
-    def said(step, told):
+    def clients_answer(step, requests):
         answers = {}
-        for number, each in told.items():
+        for number, request in requests.items():
             started = process_time()
-            answers[number] = step(clients[number], number, each)
+            answers[number] = step(clients[number], number, request)
             spent[number] += process_time() - started
             up[number] += len(answers[number])
-            down[number] += len(each)
+            down[number] += len(request)
         return answers
 
-    def taken(step, answers):
+    def server_answers(step, answers):
         nonlocal server_spent
         started = process_time()
-        made = step(answers)
+        answered = step(answers)
         server_spent += process_time() - started
-        return made
+        return answered
 
-    told = taken(server.keys, said(lambda client, number, each: client.keys(), dict.fromkeys(clients, b"")))
-    told = taken(server.shares, said(lambda client, number, each: client.shares(each), told))
-    told = {number: each for number, each in told.items() if number not in lost}
-    told = taken(server.masked, said(lambda client, number, each: client.masked(each, vectors[number]), told))
-    total = taken(server.unmasked, said(lambda client, number, each: client.unmasking(each), told))
+    requests = server_answers(
+        server.keys, clients_answer(lambda client, number, request: client.keys(), dict.fromkeys(clients, b""))
+    )
+    requests = server_answers(
+        server.shares, clients_answer(lambda client, number, request: client.shares(request), requests)
+    )
+    requests = {number: request for number, request in requests.items() if number not in lost}
+    requests = server_answers(
+        server.masked, clients_answer(lambda client, number, request: client.masked(request, vectors[number]), requests)
+    )
+    total = server_answers(
+        server.unmasked, clients_answer(lambda client, number, request: client.unmasking(request), requests)
+    )
     there = sorted(set(clients) - lost)
     assert np.array_equal(total, vectors[there].sum(0))
     return {

@@ -95,9 +95,9 @@ def measured(clients: int) -> dict[str, Any]:
                 made[f"{message}; {setting}"] = {"refused": str(error)}
                 continue
             canaries = asdict(audit.canaries) if audit.canaries is not None else None
-            seen = [asdict(each) for each in audit.seen]
+            seen = [asdict(message) for message in audit.seen]
             made[f"{message}; {setting}"] = {"clients": audit.clients, "seen": seen, "canaries": canaries}
-            print(message, setting, [(each["array"], each["membership"]) for each in seen], flush=True)
+            print(message, setting, [(message["array"], message["membership"]) for message in seen], flush=True)
     return made
 
 
@@ -126,36 +126,38 @@ def told_by_a_round(config: Any, most: int) -> Told:
     start = {name: value.clone().numpy() for name, value in engine.server.state.items()}
     tap = Tap(engine.server)
     engine.run_round(0)
-    told, schema = tap.arrays(), read_schema(dataset, len(engine.clients))
-    parts = rows_of_clients(dataset, trainer.model.client_of_user, sorted(told))
-    return start, told, dict(zip(sorted(told), parts, strict=True)), schema
+    arrays_of, schema = tap.arrays(), read_schema(dataset, len(engine.clients))
+    parts = rows_of_clients(dataset, trainer.model.client_of_user, sorted(arrays_of))
+    return start, arrays_of, dict(zip(sorted(arrays_of), parts, strict=True)), schema
 
 
-def liked_auc(start: Arrays, told: Mapping[int, Arrays], rows: Mapping[int, ClientRows], schema: DataSchema) -> float:
+def liked_auc(
+    start: Arrays, arrays_of: Mapping[int, Arrays], rows: Mapping[int, ClientRows], schema: DataSchema
+) -> float:
     """How often a server tells an item that a user liked from one that the user did not, by the direction of their changes.
 
     The score of an item is where its change lies along the direction in which the client's items have moved most; which end of
     it is which is left open, so that an AUC below a half counts as much as one above. The mean over clients.
     """
-    found = []
-    for number, arrays in told.items():
+    aucs = []
+    for number, arrays in arrays_of.items():
         (name,) = (name for name in arrays if "item_id" in name)
         items, labels = rows[number].interactions["item_id"].numpy(), schema.label_indices(rows[number]).numpy()
         if labels.min() < labels.max():
             along = np.linalg.svd((arrays[name] - start[name])[items], full_matrices=False)[0][:, 0]
             auc = roc_auc_score(labels, along)
-            found.append(max(auc, 1 - auc))
-    return float(np.mean(found))
+            aucs.append(max(auc, 1 - auc))
+    return float(np.mean(aucs))
 
 
 # Tables
 
 
-def cell(record: dict[str, Any], place: int) -> str:
+def cell(record: dict[str, Any], position: int) -> str:
     """What a message says in a setting, for the table."""
     if "refused" in record:
         return "refused"
-    seen = record["seen"][place]
+    seen = record["seen"][position]
     if seen["membership"] is None:
         return "nothing to guess"
     if not seen["array"]:
@@ -169,17 +171,17 @@ def tables(records: dict[str, Any]) -> list[str]:
     """Lines of the page: what every message tells, and what canaries say."""
     lines = [f"| message | {' | '.join(SETTINGS.values())} |", "|---" * (len(SETTINGS) + 1) + "|"]
     for message in MESSAGES:
-        for place, seen in enumerate(records[f"{message}; plain"]["seen"]):
-            told = [records.get(f"{message}; {setting}") for setting in SETTINGS]
+        for position, seen in enumerate(records[f"{message}; plain"]["seen"]):
+            columns = [records.get(f"{message}; {setting}") for setting in SETTINGS]
             array = ARRAYS.get(seen["array"], seen["array"].replace("_", " "))
             name = f"`{message}`" + (f": {array}" if array else "")
-            lines.append(f"| {name} | {' | '.join(cell(each, place) if each else '' for each in told)} |")
+            lines.append(f"| {name} | {' | '.join(cell(column, position) if column else '' for column in columns)} |")
     lines += ["", "| canaries against the release | show epsilon | accounted |", "|---|---|---|"]
     for name, record in records.items():
         if isinstance(record, dict) and (canaries := record.get("canaries")):
             message, _, setting = name.partition("; ")
-            told = f"{canaries['epsilon']:.2f} | {canaries['accounted']:.2f}"
-            lines.append(f"| `{message}`, {SETTINGS[setting]} | {told} |")
+            values = f"{canaries['epsilon']:.2f} | {canaries['accounted']:.2f}"
+            lines.append(f"| `{message}`, {SETTINGS[setting]} | {values} |")
     return lines
 
 

@@ -27,21 +27,21 @@ def family() -> list[psutil.Process]:
 
 def processor(processes: list[psutil.Process]) -> float:
     """Seconds of the processor that they have used."""
-    found = 0.0
-    for each in processes:
+    seconds = 0.0
+    for process in processes:
         with suppress(psutil.NoSuchProcess):
-            used = each.cpu_times()
-            found += used.user + used.system
-    return found
+            used = process.cpu_times()
+            seconds += used.user + used.system
+    return seconds
 
 
 def memory() -> tuple[float, float]:
     """MB of this process alone, and of all that it has started: each shared page is counted once."""
     own, *others = family()
     of_others = 0.0
-    for each in others:
+    for process in others:
         with suppress(psutil.NoSuchProcess):
-            of_others += each.memory_full_info().pss / 1e6
+            of_others += process.memory_full_info().pss / 1e6
     return own.memory_full_info().uss / 1e6, of_others
 
 
@@ -53,26 +53,28 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--data_path", default="dataset")
-    told = parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
     engines, spent = {}, {}
     with processor_settings(threads=1):
-        for name in told.engines.split(","):
-            keys = {"strategy": "fedavg", "client_num": told.clients, "engine": name, "data_path": told.data_path}
+        for name in parsed.engines.split(","):
+            keys = {"strategy": "fedavg", "client_num": parsed.clients, "engine": name, "data_path": parsed.data_path}
             keys |= {"state": "ERROR", "show_progress": False, "client_timeout": 900.0}
-            engines[name] = _prepare(FedKDConfig("AttnFedKD", told.dataset, config_dict=keys))[0].engine
+            engines[name] = _prepare(FedKDConfig("AttnFedKD", parsed.dataset, config_dict=keys))[0].engine
             engines[name].run_round(0)
             spent[name] = []
-        for index in range(1, told.rounds):
+        for index in range(1, parsed.rounds):
             for name, engine in engines.items():
                 processes = family()
                 before, began = processor(processes), perf_counter()
                 engine.run_round(index)
                 spent[name].append((perf_counter() - began, processor(processes) - before))
-            if len(engines) == 1 and (index + 1) % max(1, told.rounds // LOOKS) == 0:
+            if len(engines) == 1 and (index + 1) % max(1, parsed.rounds // LOOKS) == 0:
                 own, others = memory()
                 print(f"round {index + 1}: {own:.0f} MB here, {others:.0f} MB of parties", flush=True)
         for name, rounds in spent.items():
-            clock, seconds = (median(each[place] for each in rounds) / told.clients for place in (0, 1))
+            clock, seconds = (
+                median(seconds_of_round[kind] for seconds_of_round in rounds) / parsed.clients for kind in (0, 1)
+            )
             print(f"{name}: {clock:.3f} s of the clock, {seconds:.3f} s of the processor a party and round (median)")
         for engine in engines.values():
             engine.close()

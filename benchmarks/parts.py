@@ -39,10 +39,10 @@ class Moved(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = function(*args, **(kwargs or {}))
-        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
-        out = [each for each in tree_leaves(made) if isinstance(each, torch.Tensor)]
+        given = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)]
+        out = [tensor for tensor in tree_leaves(made) if isinstance(tensor, torch.Tensor)]
         if not function.is_view:
-            self.bytes += sum(each.nbytes for each in given + out)
+            self.bytes += sum(tensor.nbytes for tensor in given + out)
         return made
 
 
@@ -78,7 +78,7 @@ def speeds() -> tuple[float, float]:
 
 def works(arguments: argparse.Namespace) -> dict[str, tuple[Callable[[], object], int]]:
     """What is measured, and the bytes that its compiled loops cannot do without."""
-    found = {}
+    measured = {}
     common = {"state": "ERROR", "show_progress": False}
     common |= {"data_path": arguments.data_path} if arguments.data_path else {}
     fleet = {"partition": "user", "engine": "fleet", "fleet_threads": 1, **common}
@@ -94,10 +94,10 @@ def works(arguments: argparse.Namespace) -> dict[str, tuple[Callable[[], object]
         def train(trainer: Any = trainer, data: Any = loaders[0], numbers: Any = numbers) -> None:
             trainer._train_once(data, next(numbers), None, False)
 
-        found[f"a round of {preset}"] = train, PASSES * samples * 32 * 4
+        measured[f"a round of {preset}"] = train, PASSES * samples * 32 * 4
     trainer, _, evaluations = prepared("AttnFedKD", preset="afd", client_num=4, **common)
-    found["the final test of four clients"] = lambda: trainer.evaluate(evaluations[1], load_best_model=False), 0
-    return found
+    measured["the final test of four clients"] = lambda: trainer.evaluate(evaluations[1], load_best_model=False), 0
+    return measured
 
 
 def main() -> None:
@@ -127,7 +127,7 @@ def main() -> None:
                 f"| {name} | {seconds:.2f} | {of_products:.3f} | {of_bytes:.3f} | {seconds / limit:.1f} | {parts} |",
                 flush=True,
             )
-    busy = ", ".join(f"{name} ({cores} cores)" for name, cores in others.told().items()) or "nobody"
+    busy = ", ".join(f"{name} ({cores} cores)" for name, cores in others.cores().items()) or "nobody"
     print(f"\nBeside it ran: {busy}.")
 
 

@@ -113,7 +113,7 @@ def measured(users: int, arguments: argparse.Namespace) -> dict[str, float]:
         cost_of(lambda index=index: sent.append(engine.run_round(index).total_bytes))
         for index in range(1, 1 + arguments.rounds)
     ]
-    found = {
+    result = {
         "processor_s": min(cost.processor for cost in costs),
         "clock_s": min(cost.clock for cost in costs),
         "sent_gb": sent[-1] / 1e9,
@@ -130,9 +130,13 @@ def measured(users: int, arguments: argparse.Namespace) -> dict[str, float]:
                 cost = cost_of(
                     lambda state=state, index=index: written.append(save(state, writer, Path(folder), index))
                 )
-        found |= {"first_saved_gb": written[0] / 1e9, "saved_gb": written[1] / 1e9}
-        found |= {"saving_processor_s": cost.processor, "saving_clock_s": cost.clock, "saving_peak_gb": memory("VmHWM")}
-    return found
+        result |= {"first_saved_gb": written[0] / 1e9, "saved_gb": written[1] / 1e9}
+        result |= {
+            "saving_processor_s": cost.processor,
+            "saving_clock_s": cost.clock,
+            "saving_peak_gb": memory("VmHWM"),
+        }
+    return result
 
 
 def laws(results: dict[int, dict[str, float]]) -> dict[str, float]:

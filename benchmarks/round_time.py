@@ -65,14 +65,14 @@ def compare(arguments: argparse.Namespace) -> dict[str, object]:
     works["preparing the data"] = lambda: _prepare_data(config_of("AttnFedKD", arguments))
     others = Others()
     costs = take_turns(works, arguments.turns)
-    busy = others.told()
+    busy = others.cores()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(table(costs, EPOCH, busy), f"Peak memory {peak:.2f} GB.")
     return {
         "dataset": arguments.dataset,
         "clients": arguments.client_num,
         "ratios": ratios(costs, EPOCH),
-        "costs": {name: [asdict(each) for each in taken] for name, taken in costs.items()},
+        "costs": {name: [asdict(cost) for cost in taken] for name, taken in costs.items()},
         "others": busy,
         "peak_memory_gb": peak,
     }

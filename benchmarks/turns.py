@@ -35,19 +35,22 @@ def take_turns(works: Mapping[str, Callable[[], object]], turns: int, warm: int 
     for _ in range(warm + turns):
         for name, work in works.items():
             costs[name].append(cost_of(work))
-    return {name: each[warm:] for name, each in costs.items()}
+    return {name: of_turns[warm:] for name, of_turns in costs.items()}
 
 
 def ratios(costs: Mapping[str, list[Cost]], reference: str) -> dict[str, dict[str, list[float]]]:
     """Per work, ``clock`` and ``processor`` against the reference of the same turn: ``[least, median, most]``."""
-    found = {}
-    for name, each in costs.items():
+    ratios_of = {}
+    for name, own_costs in costs.items():
         of_turns = {
-            kind: [getattr(own, kind) / getattr(other, kind) for own, other in zip(each, costs[reference], strict=True)]
+            kind: [
+                getattr(own, kind) / getattr(other, kind)
+                for own, other in zip(own_costs, costs[reference], strict=True)
+            ]
             for kind in ("clock", "processor")
         }
-        found[name] = {kind: [min(values), median(values), max(values)] for kind, values in of_turns.items()}
-    return found
+        ratios_of[name] = {kind: [min(values), median(values), max(values)] for kind, values in of_turns.items()}
+    return ratios_of
 
 
 class Others:
@@ -56,7 +59,7 @@ class Others:
     def __init__(self) -> None:
         self.started, self.before = perf_counter(), _used_by_others()
 
-    def told(self) -> dict[str, float]:
+    def cores(self) -> dict[str, float]:
         """Name to cores, on average since the beginning."""
         seconds = perf_counter() - self.started
         cores: dict[str, float] = {}
@@ -68,22 +71,22 @@ class Others:
 def _used_by_others() -> dict[int, tuple[str, float]]:
     own = psutil.Process()
     mine = {own.pid, *(child.pid for child in own.children(recursive=True))}
-    found = {}
+    used = {}
     for process in psutil.process_iter(["name", "cpu_times"]):
         times = process.info["cpu_times"]
         if process.pid not in mine and times is not None:
-            found[process.pid] = (process.info["name"], times.user + times.system)
-    return found
+            used[process.pid] = (process.info["name"], times.user + times.system)
+    return used
 
 
 def table(costs: Mapping[str, list[Cost]], reference: str, others: Mapping[str, float]) -> str:
     """Lines for the reader: the median seconds of each work, and the ratios with their spread."""
     lines = [f"| work | s of the processor | s | of {reference}, processor | clock |", "|---|---|---|---|---|"]
-    for name, found in ratios(costs, reference).items():
-        seconds = [median(getattr(each, kind) for each in costs[name]) for kind in ("processor", "clock")]
-        told = [
-            f"{middle:.2f} ({least:.2f}..{most:.2f})" for least, middle, most in (found["processor"], found["clock"])
+    for name, spread in ratios(costs, reference).items():
+        seconds = [median(getattr(cost, kind) for cost in costs[name]) for kind in ("processor", "clock")]
+        cells = [
+            f"{middle:.2f} ({least:.2f}..{most:.2f})" for least, middle, most in (spread["processor"], spread["clock"])
         ]
-        lines.append(f"| {name} | {seconds[0]:.2f} | {seconds[1]:.2f} | {told[0]} | {told[1]} |")
+        lines.append(f"| {name} | {seconds[0]:.2f} | {seconds[1]:.2f} | {cells[0]} | {cells[1]} |")
     busy = ", ".join(f"{name} ({cores} cores)" for name, cores in others.items()) or "nobody"
     return "\n".join([*lines, "", f"Beside it ran: {busy}. Median of {len(costs[reference])} turns (least..most)."])

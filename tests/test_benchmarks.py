@@ -53,7 +53,7 @@ def test_many_small_processes_of_one_name_are_told_together(benchmarks, monkeypa
     )
     monkeypatch.setattr(turns, "perf_counter", lambda: next(now))
     monkeypatch.setattr(turns, "_used_by_others", lambda: next(used))
-    assert turns.Others().told() == {"python": 0.15}
+    assert turns.Others().cores() == {"python": 0.15}
 
 
 def test_the_short_form_of_a_run_is_measured_in_all_its_parts(benchmarks, data_path, monkeypatch, tmp_path, capsys):

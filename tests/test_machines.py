@@ -421,5 +421,5 @@ def test_parties_that_are_killed_at_any_moment_change_nothing(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
     import kills
 
-    found = kills.measured({"strategy": "fedavg", **CODECS}, kills=6, seed=5, told=str)
+    found = kills.measured({"strategy": "fedavg", **CODECS}, kills=6, seed=5, tell=str)
     assert (found["kills"], found["differences"]) == (6, 0)

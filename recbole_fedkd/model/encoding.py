@@ -35,8 +35,10 @@ class FieldAttention(nn.Module):
 
 def has_fields(model_class: type) -> bool:
     """Whether a model embeds feature fields in one of the ways that :func:`with_attention` knows."""
-    modules = [sys.modules.get(each.__module__) for each in model_class.__mro__]
-    return issubclass(model_class, ContextRecommender) or any(hasattr(each, "ContextSeqEmbLayer") for each in modules)
+    modules = [sys.modules.get(base.__module__) for base in model_class.__mro__]
+    return issubclass(model_class, ContextRecommender) or any(
+        hasattr(module, "ContextSeqEmbLayer") for module in modules
+    )
 
 
 @lru_cache
