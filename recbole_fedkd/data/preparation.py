@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from recbole.data.utils import get_dataloader
 from recbole.sampler import KGSampler
 from recbole.utils import ModelType
 
-from recbole_fedkd.data.rows import create_samplers, evaluation_loader
+from recbole_fedkd.data.rows import create_samplers, evaluation_loader, training_loader
 
 Loaders = tuple[Any, Any, Any]
 
@@ -29,7 +28,7 @@ def data_preparation(config: Any, dataset: Any) -> Loaders:
         sampling = config["train_neg_sample_args"]
         more.append(KGSampler(dataset, sampling["distribution"], sampling["alpha"]))
     shuffle = True if more else config["shuffle"]
-    train = get_dataloader(config, "train")(config, splits[0], samplers[0], *more, shuffle=shuffle)
+    train = training_loader(config)(config, splits[0], samplers[0], *more, shuffle=shuffle)
     valid, test = (
         evaluation_loader(config, phase)(config, splits[part], samplers[part], shuffle=False)
         for part, phase in ((1, "valid"), (2, "test"))

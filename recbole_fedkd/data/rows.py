@@ -1,4 +1,4 @@
-"""RecBole's tables of tensors, samplers and full-sort loaders, with the same results and without loops over rows.
+"""RecBole's tables of tensors, samplers and loaders, with the same results and without loops over rows.
 
 RecBole takes rows of a table by a Python list, once a column, and keeps the items of every user and phase in sets: of a million
 rows that is most of the time between a file and the first round.
@@ -6,7 +6,7 @@ rows that is most of the time between a file and the first round.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from logging import getLogger
 from typing import Any
@@ -15,17 +15,21 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader
 from recbole.data.interaction import Interaction
 from recbole.data.utils import get_dataloader
 from recbole.sampler import RepeatableSampler, Sampler
 from recbole.utils import ModelType
 from torch import Tensor
+from torch.utils.data import RandomSampler, SequentialSampler
 
 PHASES = ("train", "valid", "test")
 
 PAIRS = 2**17
 """User-item pairs that a full sort ranks at a time, at least: half a megabyte for every column of a row."""
+
+BLOCK = 2**16
+"""Training rows that are brought into an epoch's order at a time."""
 
 Ids = NDArray[np.int64]
 
@@ -226,6 +230,46 @@ class FullSortLoader(FullSortEvalDataLoader):
             items = self._dataset.item_num
             self.step: int = max(self.step, PAIRS // items)
             self.set_batch_size(self.step * items)
+
+
+class TrainingLoader(TrainDataLoader):
+    """RecBole's training loader, draw by draw and row by row; rows are brought into an epoch's order a block at a time.
+
+    The columns of users and items are left out where ``joins_features`` of the model says that its loss reads none of a batch.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        """Batches of an epoch; RecBole's own where other processes make them, or several share them."""
+        if self.num_workers or not isinstance(self.sampler, RandomSampler | SequentialSampler):
+            return super().__iter__()  # type: ignore[no-any-return]
+        return self._batches()
+
+    def _order(self) -> Tensor:
+        """Numbers of all rows in the order of torch's loader, whose sampler draws an order of which it takes no row last."""
+        count = self.sample_size
+        # Torch's loader draws a seed of its workers first, though there are none.
+        torch.empty((), dtype=torch.int64).random_(generator=self.generator)
+        if isinstance(self.sampler, SequentialSampler):
+            return torch.arange(count)
+        order = torch.randperm(count, generator=self.sampler.generator)
+        torch.randperm(count, generator=self.sampler.generator)
+        return order
+
+    def _batches(self) -> Iterator[Any]:
+        dataset, joins = self._dataset, getattr(self.config.model_class, "joins_features", True)
+        order = self._order()
+        size = self.batch_sampler.batch_size
+        for numbers in order.split(max(1, BLOCK // size) * size):
+            block = dataset.inter_feat[numbers]
+            for start in range(0, len(numbers), size):
+                rows = block[start : start + size]
+                yield self._neg_sampling(self.transform(dataset, dataset.join(rows) if joins else rows))
+
+
+def training_loader(config: Any) -> Any:
+    """Class of RecBole's loader of training rows."""
+    kind = get_dataloader(config, "train")
+    return TrainingLoader if kind is TrainDataLoader else kind
 
 
 def _items_of(pairs: Ids, users: Ids, dataset: Any) -> NDArray[np.object_]:

@@ -14,13 +14,12 @@ from logging import getLogger
 from typing import Any
 
 import torch
-from recbole.data.utils import get_dataloader
 from recbole.utils import init_seed
 from torch import Tensor, nn
 
 from recbole_fedkd.compat import pickles_refused, recbole_warnings_silenced
 from recbole_fedkd.data.dataset import client_dataset
-from recbole_fedkd.data.rows import sampler_of
+from recbole_fedkd.data.rows import sampler_of, training_loader
 from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.client import Client, ClientSettings, streams_kept
@@ -226,7 +225,7 @@ def _training_loader(config: Any, dataset: Any, shuffle: bool) -> Any:
     if sampling["distribution"] != "none":
         drawn = sampling["distribution"], sampling["alpha"]
         sampler = sampler_of(config, ["train"], dataset, [dataset], *drawn).set_phase("train")
-    return get_dataloader(config, "train")(config, dataset, sampler, shuffle=shuffle)
+    return training_loader(config)(config, dataset, sampler, shuffle=shuffle)
 
 
 def build_strategy(config: Any, schema: DataSchema, network: nn.Module) -> Strategy:

@@ -92,6 +92,8 @@ class LabelledRecommender(AbstractRecommender):
     input_type = InputType.POINTWISE
     embeds_features: ClassVar[bool] = True
     """Whether it reads ``AttnStudent``'s keys: an attentive network over features, and no model of ids alone."""
+    joins_features: ClassVar[bool] = True
+    """Whether its loss reads columns of users and items from a batch, beside those of the row."""
 
     label_values: Tensor
     kept: Kept | None = None
@@ -185,13 +187,15 @@ class NetworkBuilder(Protocol):
 
 
 class NetworkRecommender(LabelledRecommender):
-    """One network for all users, trained centrally.
+    """One network for all users, trained centrally; it holds the features of users and items itself.
 
     Args:
         config: the run's config.
         dataset: the training split, a ``FedKDDataset``.
         network: as a ``NetworkBuilder`` builds it, for all users.
     """
+
+    joins_features = False
 
     def __init__(self, config: Any, dataset: Any, network: nn.Module) -> None:
         super().__init__(config, dataset)
