@@ -118,17 +118,17 @@ def audit(arguments: Sequence[str]) -> int:
             "process (engine=local)"
         )
     with screen(logging.ERROR):
-        made = audited_run(arguments[0], rounds, most or MOST_CLIENTS, **keys)
-        page = write_audit(made, Path(arguments[0]))
-    for message in made.seen:
+        audited = audited_run(arguments[0], rounds, most or MOST_CLIENTS, **keys)
+        page = write_audit(audited, Path(arguments[0]))
+    for message in audited.seen:
         guess = "nothing to guess" if message.membership is None else f"membership AUC {message.membership:.3f}"
         line = f"round {message.round}  {message.kind}{', masked' if message.masked else ''}  {guess} ({message.pairs:,} pairs)"
         ratings = "" if message.ratings is None else f"  exact ratings {100 * message.ratings:.0f} %"
         print(f"{line}  exact sets {100 * message.exact:.0f} %{ratings}", flush=True)
-    print("\n".join(verdict(asdict(made))))
-    if made.canaries is not None:
+    print("\n".join(verdict(asdict(audited))))
+    if audited.canaries is not None:
         print(
-            f"epsilon  at least {made.canaries.epsilon:.3f} by canaries, at most {made.canaries.accounted:.3f} accounted"
+            f"epsilon  at least {audited.canaries.epsilon:.3f} by canaries, at most {audited.canaries.accounted:.3f} accounted"
         )
     print(f"page: {page}")
     return 0
@@ -183,22 +183,22 @@ def recommend(arguments: Sequence[str]) -> int:
     asked = {name: keys.pop(name) for name in ("users", "history", "similar") if name in keys}
     if len(asked) != 1:
         raise InputError("recommend needs one of --users, --history, --similar; see recommend --help")
-    ((what, given),) = asked.items()
+    ((what, tokens),) = asked.items()
     out = writable_table(keys.pop("out")) if "out" in keys else None
-    users = listed_tokens(given) if what == "users" else None
+    users = listed_tokens(tokens) if what == "users" else None
     from recbole_fedkd.logs import screen
     from recbole_fedkd.recommend import load
 
     with screen(logging.ERROR):  # what may be thought of the data and how they are judged was said by the run
         recommender = load(arguments[0], keys)
     if what == "similar":
-        table = recommender.similar_items(given, k)
+        table = recommender.similar_items(tokens, k)
     else:
-        with commas_told(what, given):
+        with commas_told(what, tokens):
             if what == "users":
                 table = recommender.recommend(users, k, exclude_seen=exclude)
             else:
-                table = recommender.recommend_for(rated_tokens(given), k)
+                table = recommender.recommend_for(rated_tokens(tokens), k)
     if out is None:
         print(table.to_string(index=False), flush=True)
     else:

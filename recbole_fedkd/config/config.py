@@ -105,9 +105,9 @@ class FedKDConfig(JudgedConfig):
         command_line: Mapping[str, Any] | None = None,
         checkpoint_values: Mapping[str, Any] | None = None,
     ) -> None:
-        for name, given in (("config_dict", config_dict), ("command_line", command_line)):
-            if given is not None and not isinstance(given, Mapping):
-                raise InputError(f"{name} is {shown(given)}; it must be a dict of config keys")
+        for name, keys in (("config_dict", config_dict), ("command_line", command_line)):
+            if keys is not None and not isinstance(keys, Mapping):
+                raise InputError(f"{name} is {shown(keys)}; it must be a dict of config keys")
         self._command_line = dict(command_line or {})
         self._checkpoint_values = dict(checkpoint_values or {})
         self.unread_keys = []

@@ -99,14 +99,14 @@ class JudgedConfig(Config):
         A default that the user's ``metrics`` do not have gives way to the first of these, and a default whose k the
         user's ``topk`` does not have takes the first k of it.
         """
-        given = self.final_config_dict["valid_metric"]
-        stem, at, k = str(given).partition("@")
+        chosen = self.final_config_dict["valid_metric"]
+        stem, at, k = str(chosen).partition("@")
         if "valid_metric" in self.external_config_dict:
             if stem.lower() not in metric_types:
-                raise InputError(f"valid_metric {shown(given)} is unknown{nearest(stem, metric_types)}")
+                raise InputError(f"valid_metric {shown(chosen)} is unknown{nearest(stem, metric_types)}")
             if stem.lower() not in [metric.lower() for metric in metrics]:
-                raise InputError(f"valid_metric '{given}' is not among metrics {shown(metrics)}; add it to them")
-            return str(given)
+                raise InputError(f"valid_metric '{chosen}' is not among metrics {shown(metrics)}; add it to them")
+            return str(chosen)
         if stem.lower() not in [metric.lower() for metric in metrics]:
             stem, at, k = metrics[0], "", ""
         if not self._takes_k(stem):

@@ -67,10 +67,10 @@ def faults_told(plugins: Sequence[str]) -> Iterator[None]:
         getLogger().info("With plugins:", exc_info=error)
         if isinstance(error, TrainingError):
             raise
-        said = TrainingError(f"with plugins={list(plugins)}: {reason_of(error)}")
+        failure = TrainingError(f"with plugins={list(plugins)}: {reason_of(error)}")
         for note in getattr(error, "__notes__", ()):
-            said.add_note(note)
-        raise said from error
+            failure.add_note(note)
+        raise failure from error
 
 
 def _from_file(file: Path) -> ModuleType:

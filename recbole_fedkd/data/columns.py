@@ -71,8 +71,8 @@ def loaded_columns(config: Any, path: Path, suffix: str, columns: list[Column]) 
     load, unload = _named(config, "load_col", suffix), _named(config, "unload_col", suffix) or []
     if config.gives("unload_col") and not config.gives("load_col"):
         load = None
-    for key, given in (("load_col", load), ("unload_col", unload)):
-        for field in given or [] if config.gives(key) else []:
+    for key, names_of_key in (("load_col", load), ("unload_col", unload)):
+        for field in names_of_key or [] if config.gives(key) else []:
             if field not in names:
                 raise InputError(f"{key} names '{field}', but {columns_there}{nearest(str(field), names)}")
     for field in unload:

@@ -158,11 +158,11 @@ def read_table(path: str | Path, encoding: str | None = None, separator: str | N
         raise InputError(f"'{file}' cannot be read as a table with the separator {mark!r}: {reason}") from error
 
 
-def _separator(file: Path, text: str, given: str | None) -> str:
-    if given is not None:
-        named = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}.get(given, given)
+def _separator(file: Path, text: str, separator: str | None) -> str:
+    if separator is not None:
+        named = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}.get(separator, separator)
         if len(named) != 1:
-            raise InputError(f"separator is {shown(given)}; it must be one character, or tab")
+            raise InputError(f"separator is {shown(separator)}; it must be one character, or tab")
         return named
     first = text.lstrip("\n").split("\n", 1)[0]
     if file.suffix.lower() in (".tsv", ".tab") and "\t" in first:
@@ -431,8 +431,8 @@ def frame_as_dataset(frame: pd.DataFrame, given: Mapping[str, Any], kept: bool) 
         imported = import_table(frame.copy(), named, "the data frame")
     except InputError as error:
         # Who gives a frame writes keys, and no command.
-        said = re.sub(r", or leave \w+ out by .*", "", str(error))
-        raise InputError(re.sub(r"--(\w+)", lambda option: keys.get(option[1], option[0]), said)) from error
+        sentence = re.sub(r", or leave \w+ out by .*", "", str(error))
+        raise InputError(re.sub(r"--(\w+)", lambda option: keys.get(option[1], option[0]), sentence)) from error
     digest = hashlib.sha256(pd.util.hash_pandas_object(imported.table, index=False).to_numpy().tobytes())
     name = f"frame-{digest.hexdigest()[:12]}"
     if kept:

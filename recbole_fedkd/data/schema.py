@@ -208,14 +208,14 @@ class DataSchema:
         """
         generator = torch.Generator().manual_seed(seed)
         numbers = torch.arange(1, users + 1)
-        made = self._made_up(numbers, numbers.repeat_interleave(rows))
+        generated = self._made_up(numbers, numbers.repeat_interleave(rows))
         known = torch.arange(1, self.item_num) if self.known_items is None else self.known_items.nonzero().squeeze(1)
         drawn = {self.item_field: known[torch.randint(len(known), (users * rows,), generator=generator)]}
         label = self.fields["label_field"]
-        if not self.positives and label in made.interactions:
+        if not self.positives and label in generated.interactions:
             values = torch.tensor(self.label_values)
             drawn[label] = values[torch.randint(len(values), (users * rows,), generator=generator)]
-        return replace(made, interactions={**made.interactions, **drawn})
+        return replace(generated, interactions={**generated.interactions, **drawn})
 
     def _made_up(self, users: Tensor, owners: Tensor) -> ClientRows:
         """Users without a profile, and rows of 1 (where no label is, of the first) whose users are ``owners``."""

@@ -136,9 +136,9 @@ class FactorExchange:
         keys, pairs = torch.unique(rows.users * count + rows.items, return_inverse=True)
         paired = PairedRows(rows.users, rows.items, rows.values, rows.user_count, count, pairs, len(keys))
         answers = FactorExchange(self.settings, paired, self.labels, self.values).answer(stage, totals, by_user=True)
-        made = shortened(answers, stage, keys // count, rows.user_count, unit)
-        of_pairs = made[stage]
-        return {**made, stage: of_pairs.new_zeros(count, of_pairs.shape[1]).index_add_(0, keys % count, of_pairs)}
+        statistics = shortened(answers, stage, keys // count, rows.user_count, unit)
+        of_pairs = statistics[stage]
+        return {**statistics, stage: of_pairs.new_zeros(count, of_pairs.shape[1]).index_add_(0, keys % count, of_pairs)}
 
     def _left(self, totals: Tensors) -> Rows:
         mean = _mean(totals["histogram"], self.values)

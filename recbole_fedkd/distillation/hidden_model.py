@@ -67,12 +67,12 @@ def said_to(model: Mapping[str, Tensor], client: int, known: Tensor, count: int)
         count: items.
     """
     items = torch.arange(1, len(known))  # not the padding
-    said = logits_of(model, torch.full_like(items, client), items).softmax(-1)
-    liked = said @ torch.arange(said.shape[1], dtype=said.dtype)
+    probabilities = logits_of(model, torch.full_like(items, client), items).softmax(-1)
+    liked = probabilities @ torch.arange(probabilities.shape[1], dtype=probabilities.dtype)
     confident = torch.argsort(known[1:], descending=True, stable=True)[: (count + 1) // 2]
     liked[confident] = -1.0
     hard = torch.argsort(liked, descending=True, stable=True)[: count // 2]
     chosen = torch.cat([confident, hard])
-    table = torch.zeros(len(known), said.shape[1])
-    table[items[chosen]] = said[chosen]
+    table = torch.zeros(len(known), probabilities.shape[1])
+    table[items[chosen]] = probabilities[chosen]
     return table

@@ -28,8 +28,8 @@ def understood(
     """
     strategy = link.strategy
     own = on_device(link.sent, device)
-    made = strategy.understood(on_device(to_tensors(message.arrays), device), own, _fresh(link, message))
-    return {**received, **made} if strategy.accumulates else made
+    knowledge = strategy.understood(on_device(to_tensors(message.arrays), device), own, _fresh(link, message))
+    return {**received, **knowledge} if strategy.accumulates else knowledge
 
 
 def understood_by_many(
@@ -38,11 +38,11 @@ def understood_by_many(
     """What several clients know that are :func:`heard_alike`, where the strategy is ``elementwise``."""
     strategy, count = links[0].strategy, len(links)
     own = {name: torch.stack([link.sent[name] for link in links]).to(device) for name in links[0].sent}
-    said = on_device(to_tensors(message.arrays), device)
-    of_all = {name: value.expand(count, *value.shape) for name, value in said.items()}
-    made = strategy.understood(of_all, own, _fresh(links[0], message))
-    of_each = zip(*(value.unbind() for value in made.values()), strict=True) if made else [()] * count
-    named = [dict(zip(made, values, strict=True)) for values in of_each]
+    arrays = on_device(to_tensors(message.arrays), device)
+    of_all = {name: value.expand(count, *value.shape) for name, value in arrays.items()}
+    knowledge = strategy.understood(of_all, own, _fresh(links[0], message))
+    of_each = zip(*(value.unbind() for value in knowledge.values()), strict=True) if knowledge else [()] * count
+    named = [dict(zip(knowledge, values, strict=True)) for values in of_each]
     if not strategy.accumulates:
         return named
     return [{**before, **after} for before, after in zip(received, named, strict=True)]
@@ -50,8 +50,8 @@ def understood_by_many(
 
 def heard_alike(link: ClientLink, message: Message) -> tuple[Any, ...]:
     """What clients have in common that :func:`understood_by_many` takes together."""
-    said = tuple((name, tuple(value.shape)) for name, value in link.sent.items())
-    return id(message), _fresh(link, message), said
+    shapes = tuple((name, tuple(value.shape)) for name, value in link.sent.items())
+    return id(message), _fresh(link, message), shapes
 
 
 def _fresh(link: ClientLink, message: Message) -> bool:

@@ -135,15 +135,15 @@ class Directions(RobustMean):
         kept = agreement.argsort(descending=True, stable=True)[: len(uploads) - self.wrong(len(uploads))].sort().values
         shares = torch.tensor(weights, dtype=torch.float64)[kept]
         shares = shares / shares.sum() * (lengths.median() / lengths[kept]).clamp(max=1.0)
-        made = {}
+        tensors = {}
         for name, array in uploads[0].arrays.items():
             values = torch.stack(
                 [torch.tensor(uploads[index].arrays[name], dtype=torch.float64) for index in kept.tolist()]
             )
             origin = start[name].double() if name in start else torch.zeros_like(values[0])
             moved = origin + torch.einsum("k...,k->...", values - origin, shares)
-            made[name] = moved.to(torch.tensor(array).dtype)
-        return made
+            tensors[name] = moved.to(torch.tensor(array).dtype)
+        return tensors
 
 
 def inner_products(uploads: Sequence[Message], start: Mapping[str, Tensor]) -> Tensor:
@@ -172,8 +172,8 @@ def mean_of(uploads: Sequence[Message], weights: Sequence[float]) -> Tensors:
 
 def _each(uploads: Sequence[Message], function: Callable[[Tensor], Tensor]) -> Tensors:
     """A function of every array of all uploads ``[K, ...]``, in double precision; its type is that of the array."""
-    made = {}
+    tensors = {}
     for name, array in uploads[0].arrays.items():
         values = torch.stack([torch.tensor(upload.arrays[name], dtype=torch.float64) for upload in uploads])
-        made[name] = function(values).to(torch.tensor(array).dtype)
-    return made
+        tensors[name] = function(values).to(torch.tensor(array).dtype)
+    return tensors

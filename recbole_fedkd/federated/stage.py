@@ -314,15 +314,15 @@ def _fewer(
     kept = down.copy()
     kept[raised] = up[raised]
 
-    made = dict(exact)
+    arrays = dict(exact)
     for name, part in zip(counts, np.split(kept, np.cumsum(widths)[:-1], axis=1), strict=True):
-        made[name] = part[: len(counts[name])].reshape(exact[name].shape)
+        arrays[name] = part[: len(counts[name])].reshape(exact[name].shape)
     squares = (stacked**2).sum(1)
     shares = np.divide((kept * stacked).sum(1), squares, out=np.ones(rows), where=squares > 0)
     for name in exact.keys() - whole.keys():
         if rows > 1 and exact[name].shape[:1] == (rows,):
-            made[name] = (exact[name].T * shares).T
-    return made
+            arrays[name] = (exact[name].T * shares).T
+    return arrays
 
 
 def _norm(exact: Mapping[str, NDArray[Any]], units: Mapping[str, float]) -> float:

@@ -39,8 +39,8 @@ def wrong_users(config: Any, client_of_user: Tensor | None) -> Tensor | None:
 
 def others(*parts: Tensor | None) -> Tensor | None:
     """Users ``[users]`` in none of some parts; None where all are."""
-    given = [part for part in parts if part is not None]
-    return ~torch.stack(given).any(0) if given else None
+    loaded = [part for part in parts if part is not None]
+    return ~torch.stack(loaded).any(0) if loaded else None
 
 
 def poison(config: Any, dataset: Any, wrong: Tensor | None) -> None:
@@ -58,6 +58,6 @@ def poison(config: Any, dataset: Any, wrong: Tensor | None) -> None:
     names = {"user": dataset.uid_field, "item": dataset.iid_field, "label": dataset.label_field}
     has_labels = not positives and dataset.label_field in rows
     columns = {part: rows[name] for part, name in names.items() if part != "label" or has_labels}
-    made = poisoned(attack, columns, wrong[columns["user"]], label_values(dataset), config["seed"])
-    for part, column in made.items():
+    replaced = poisoned(attack, columns, wrong[columns["user"]], label_values(dataset), config["seed"])
+    for part, column in replaced.items():
         rows[names[part]][:] = column

@@ -217,17 +217,17 @@ class Party:
         if asked.message:
             client.receive(asked.message)
         training = client.train(asked.round)
-        said = kept = client.send(asked.round)
+        answer = kept = client.send(asked.round)
         if kept and self.manifest.config["secure_aggregation"]:
-            said = without_arrays(whole_message(client, kept)).to_bytes()
+            answer = without_arrays(whole_message(client, kept)).to_bytes()
         dropped, whole = client.link.codec_error
         numbers = {"loss": training.loss, "seen": training.seen, "dropped": dropped, "whole": whole}
-        packed = Answer(self.number, asked.run, TRAIN, asked.round, name, said, numbers).to_bytes()
+        packed = Answer(self.number, asked.run, TRAIN, asked.round, name, answer, numbers).to_bytes()
         self._current = client.snapshot()
-        self._state.trained = _Done(name, packed, self._current, asked.counted, kept if kept != said else None)
+        self._state.trained = _Done(name, packed, self._current, asked.counted, kept if kept != answer else None)
         self._state.judged = self._masks = None
         self._write()
-        self._tell(f"round {asked.round + 1}: loss {training.loss / max(training.seen, 1):.4f}, {len(said):,} B up")
+        self._tell(f"round {asked.round + 1}: loss {training.loss / max(training.seen, 1):.4f}, {len(answer):,} B up")
         return packed
 
     def _mask(self, asked: Request, name: bytes) -> bytes:
@@ -239,8 +239,8 @@ class Party:
             self._go_to(trained.after)
             run, message = masked_as(asked.run, asked.round), whole_message(self._client, trained.kept)
             self._masks = self._new_masks(self.manifest.config, self._client, message, self._identity, run)
-        said = self._masks.answer(name, asked.message)
-        return Answer(self.number, asked.run, MASK, asked.round, name, said).to_bytes()
+        answer = self._masks.answer(name, asked.message)
+        return Answer(self.number, asked.run, MASK, asked.round, name, answer).to_bytes()
 
     def _serve(self, asked: Request, name: bytes) -> bytes:
         """Take in what serves the users from now on, and judge."""
@@ -290,9 +290,9 @@ class Party:
         _write_state(self._state, self.folder / STATE)
 
 
-def whole_message(client: Client, said: bytes) -> Message:
+def whole_message(client: Client, packed: bytes) -> Message:
     """A client's message as the server would have it, of what its end of the wire has made."""
-    return received_through(client.link.stages, Message.from_bytes(said), None)
+    return received_through(client.link.stages, Message.from_bytes(packed), None)
 
 
 def _write_state(state: _State, file: Path) -> None:

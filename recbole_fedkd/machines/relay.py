@@ -28,12 +28,12 @@ def relay(transport: Any, address: str) -> None:
     channel, answers = Channel(connection), iter(())
     with suppress(OSError):
         while True:
-            what, given, timeout = msgpack.unpackb(channel.receive(), strict_map_key=False)
+            what, content, timeout = msgpack.unpackb(channel.receive(), strict_map_key=False)
             reply: Any = None
             if what == _AWAIT:
-                reply = sorted(transport.await_parties(set(given), timeout))
+                reply = sorted(transport.await_parties(set(content), timeout))
             elif what == _ASK:
-                answers = transport.exchange(given, timeout)
+                answers = transport.exchange(content, timeout)
             else:
                 reply = next(answers, None)
             channel.send(msgpack.packb(reply))
@@ -65,9 +65,9 @@ class RelayedTransport:
                 raise TrainingError(f"Flower's app has not started within {timeout:g} s") from error
         self._channel = Channel(connection)
 
-    def _told(self, what: str, given: Any = None, timeout: float = 0.0) -> Any:
+    def _told(self, what: str, content: Any = None, timeout: float = 0.0) -> Any:
         try:
-            self._channel.send(msgpack.packb([what, given, timeout]))
+            self._channel.send(msgpack.packb([what, content, timeout]))
             return msgpack.unpackb(self._channel.receive())
         except OSError as error:
             raise TrainingError(f"Flower's app has ended in the middle of the run: {error}") from error

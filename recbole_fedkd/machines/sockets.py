@@ -121,8 +121,8 @@ class SocketTransport:
 
     def _greeted(self, connection: socket.socket) -> tuple[Channel, int]:
         channel = let_in(connection, self._key, self._tls)
-        said = channel.receive(_LONGEST_HELLO, _HELLO_SECONDS)
-        hello = read_hello(said, self.manifest, self.parties, self.greeted)
+        packed = channel.receive(_LONGEST_HELLO, _HELLO_SECONDS)
+        hello = read_hello(packed, self.manifest, self.parties, self.greeted)
         with self._changed:
             before = self._channels.pop(hello.party, None)
             self._channels[hello.party], self.greeted[hello.party] = channel, hello

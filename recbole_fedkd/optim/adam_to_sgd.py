@@ -147,8 +147,8 @@ class AdamToSGD(Optimizer):
             steps = torch._foreach_div(first, denominators)
             torch._foreach_mul_(steps, [-group["lr"] / (1 - beta1 ** state["step"]) for state in states])
             torch._foreach_add_(params, steps)
-            step_squared += [taken.pow(2).sum() for taken in steps]
-            step_gradient += [(taken * gradient).sum() for taken, gradient in zip(steps, gradients, strict=True)]
+            step_squared += [step.pow(2).sum() for step in steps]
+            step_gradient += [(step * gradient).sum() for step, gradient in zip(steps, gradients, strict=True)]
         if step_squared:
             # One transfer a step: the test decides in Python which optimiser takes the next one.
             squared, projected = torch.stack(

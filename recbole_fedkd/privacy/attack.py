@@ -51,13 +51,13 @@ class Attack(Stage):
         if message.sender not in self.settings.wrong:
             return message
         generator = np.random.default_rng([self.settings.seed, _HOW, message.sender, message.round])
-        made: Arrays = {}
+        arrays: Arrays = {}
         for name, array in message.arrays.items():
-            made[name] = array
+            arrays[name] = array
             if array.dtype.kind == "f":
                 with np.errstate(over="ignore"):  # who sends what is too large sends what is not finite
-                    made[name] = self._changed(array.astype(np.float64), generator).astype(array.dtype)
-        return replace(message, arrays=made)
+                    arrays[name] = self._changed(array.astype(np.float64), generator).astype(array.dtype)
+        return replace(message, arrays=arrays)
 
     def _changed(self, array: Any, generator: np.random.Generator) -> Any:
         kind, strength = self.settings.kind, self.settings.strength
@@ -110,8 +110,8 @@ def poisoned(
     rarest = known[counts.argsort(stable=True)][: settings.items]
     rank = _place_among(user, wrong)
     taken = wrong & (rank < len(rarest))
-    made = {"item": torch.where(taken, rarest[rank.clamp(max=len(rarest) - 1)], item)}
-    return made | ({"label": torch.where(taken, max(label_values), label)} if label is not None else {})
+    columns = {"item": torch.where(taken, rarest[rank.clamp(max=len(rarest) - 1)], item)}
+    return columns | ({"label": torch.where(taken, max(label_values), label)} if label is not None else {})
 
 
 def _place_among(user: Tensor, some: Tensor) -> Tensor:
@@ -125,10 +125,10 @@ def _place_among(user: Tensor, some: Tensor) -> Tensor:
 def _others(user: Tensor, item: Tensor, wrong: Tensor, seed: int) -> Tensor:
     """Items ``[n]`` in which those of wrong clients' rows are items that their user has no row of, as far as there are."""
     generator = np.random.default_rng([seed, _WHAT])
-    made, everything = item.clone(), np.arange(1, int(item.max()) + 1)
+    replaced, everything = item.clone(), np.arange(1, int(item.max()) + 1)
     for number in user[wrong].unique().tolist():
         places = torch.nonzero(user == number).flatten()
         free = np.setdiff1d(everything, item[places].numpy())
         drawn = generator.permutation(free)[: len(places)]
-        made[places[: len(drawn)]] = torch.from_numpy(drawn)
-    return made
+        replaced[places[: len(drawn)]] = torch.from_numpy(drawn)
+    return replaced

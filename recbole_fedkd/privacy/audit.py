@@ -194,9 +194,9 @@ def audited(
         along, ends = np.zeros(canaries), np.cumsum(sizes)[:-1]
         stage = LocalNoise(LocalSettings(own.clip.clip_norm, own.clip.norms, own.noise_multiplier))
         for number, direction in enumerate(directions):
-            said = dict(zip(shapes, np.split(direction * inside[number] * clip[:numbers], ends), strict=True))
+            arrays = dict(zip(shapes, np.split(direction * inside[number] * clip[:numbers], ends), strict=True))
             for _ in range(rounds):
-                encoded = stage.encode(Message("", 0, number, said)).arrays
+                encoded = stage.encode(Message("", 0, number, arrays)).arrays
                 along[number] += direction @ (np.concatenate(list(encoded.values())) / clip[:numbers])
     else:
         heard = []
@@ -247,10 +247,10 @@ def _under_masks(
     from recbole_fedkd.privacy.secure_sum import SecureSum
 
     empty = partial(WeightedMean, lambda _: 1.0, LEAST) if isinstance(fold, WeightedMean) else Sums
-    own.clients, made = LEAST, empty()
+    own.clients, total = LEAST, empty()
     masked = SecureSum(empty, dict.fromkeys(range(LEAST), 1), release=own)
     for number in range(LEAST):
-        said: Arrays = dict(start) if number else applied(change, start)
-        masked.add(Message("", 0, number, said, Training(1)))
-    summed = masked.into(made)
-    return made.finish(), len(summed)
+        arrays: Arrays = dict(start) if number else applied(change, start)
+        masked.add(Message("", 0, number, arrays, Training(1)))
+    summed = masked.into(total)
+    return total.finish(), len(summed)

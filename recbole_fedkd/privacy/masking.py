@@ -370,8 +370,8 @@ def threshold_of(holders: int, least_share: float) -> int:
 def stream(key: bytes, length: int, word: int = 8) -> NDArray[Any]:
     """Numbers of ``word`` bytes that only who has the key can tell from random ones: AES-256 in counter mode."""
     # A key makes one stream in its life, so that the counter may start at 0.
-    made = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update(bytes(word * length))
-    return np.frombuffer(made, f"<u{word}").astype(f"u{word}", copy=False)
+    numbers = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update(bytes(word * length))
+    return np.frombuffer(numbers, f"<u{word}").astype(f"u{word}", copy=False)
 
 
 def pair_mask(key: X25519PrivateKey, other: bytes, length: int, word: int = 8) -> NDArray[Any]:
@@ -406,8 +406,8 @@ def _public_bytes(key: X25519PrivateKey) -> bytes:
 
 
 def _packed(content: Any) -> bytes:
-    made: bytes = msgpack.packb(content, use_bin_type=True)
-    return made
+    packed: bytes = msgpack.packb(content, use_bin_type=True)
+    return packed
 
 
 def _unpacked(packed: bytes, *kinds: type) -> list[Any]:

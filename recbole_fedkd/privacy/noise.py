@@ -77,14 +77,14 @@ class LocalNoise(Clip):
 
     def encode(self, message: Message) -> Message:
         """Shortened, with noise."""
-        made: Arrays = {}
+        arrays: Arrays = {}
         for name, array in super().encode(message).arrays.items():
-            made[name] = array
+            arrays[name] = array
             if array.dtype.kind in "fiu":
                 noise = gaussian(array.shape, self.settings.noise_multiplier * self.settings.norm_of(name))
                 noised = array.astype(np.float64) + noise
-                made[name] = (noised if array.dtype.kind == "f" else np.rint(noised).clip(0)).astype(array.dtype)
-        return replace(message, arrays=made)
+                arrays[name] = (noised if array.dtype.kind == "f" else np.rint(noised).clip(0)).astype(array.dtype)
+        return replace(message, arrays=arrays)
 
     def decode(self, message: Message, schema: Schema | None) -> Message:
         """As it came: noise makes a message longer than its bound, so that nobody can hold it against that."""

@@ -106,8 +106,10 @@ class PrivateRelease(Release):
     @property
     def count_noise(self) -> float:
         """Standard deviation of the noise on the count of updates within a bound that moves."""
-        given = self.settings.clip_count_noise
-        return given if given is not None else usual_count_noise(self.rate * self.clients, self.noise_multiplier)
+        deviation = self.settings.clip_count_noise
+        return (
+            deviation if deviation is not None else usual_count_noise(self.rate * self.clients, self.noise_multiplier)
+        )
 
     def deviation_of(self, name: str) -> float:
         """Standard deviation of the noise on the sum of an array over the clients."""
@@ -258,10 +260,10 @@ def _noised(value: Tensor, start: Tensor | None, share: float, deviation: float,
     """``start`` plus what changed of it, times a share, plus noise; of the type of the value, and where it counts a count."""
     exact = value.double()
     origin = start.double() if start is not None else torch.zeros_like(exact)
-    made = origin + (exact - origin) * share + torch.from_numpy(gaussian(tuple(value.shape), deviation))
+    noisy = origin + (exact - origin) * share + torch.from_numpy(gaussian(tuple(value.shape), deviation))
     if np.issubdtype(spec.dtype, np.integer):
-        made = made.round()
-    return (made.clamp(min=0) if spec.counts else made).to(value.dtype)
+        noisy = noisy.round()
+    return (noisy.clamp(min=0) if spec.counts else noisy).to(value.dtype)
 
 
 def check_strategy(strategy: Strategy, state: ServerState, samples: bool, settings: PrivacySettings) -> None:

@@ -103,14 +103,14 @@ class Grid:
 
     def unfolded(self, summed: NDArray[np.signedinteger[Any]], layout: _Layout, fold: Fold) -> dict[str, torch.Tensor]:
         """Numbers by array, double, of whole steps; 0 where nothing is told."""
-        made, begin = {}, 0
+        tensors, begin = {}, 0
         for name, part in layout.items():
             places = self.places(part.numel())
             values = np.zeros(part.numel())
             values[places] = summed[begin : begin + len(places)] * self.step(fold, name)
-            made[name] = torch.from_numpy(values).view(part.shape)
+            tensors[name] = torch.from_numpy(values).view(part.shape)
             begin += len(places)
-        return made
+        return tensors
 
 
 def share_of(fold: Fold, samples: int) -> float:
@@ -357,12 +357,12 @@ class SecureSum(Hidden):
 
     def arrays_seen(self) -> dict[int, dict[str, NDArray[np.float64]]]:
         """What the server has got of every client, read as if no mask were on it, by array."""
-        made = {}
+        arrays = {}
         for number, content in self.seen.items():
             numbers = np.frombuffer(content, f"<i{self.grid.word}")
             seen = self.grid.unfolded(numbers, self._layout, self.empty())
-            made[number] = {name: values.numpy() for name, values in seen.items()}
-        return made
+            arrays[number] = {name: values.numpy() for name, values in seen.items()}
+        return arrays
 
 
 def terms_of(packed: bytes) -> tuple[dict[int, int], float | None]:

@@ -51,12 +51,12 @@ _WAYS: dict[str, tuple[str, Callable[[Run], NDArray[np.float64]], Callable[[floa
 def learning_curves(group: Group) -> list[Canvas]:
     """Validation score against rounds, seconds and bytes; one set per validation metric of the group."""
     metrics = dict.fromkeys(run.valid_metric for run in group.all_runs)
-    made = [_learning_curve(group, metric, name) for metric in metrics for name in _WAYS]
-    return [canvas for canvas in made if canvas is not None]
+    canvases = [_learning_curve(group, metric, name) for metric in metrics for name in _WAYS]
+    return [canvas for canvas in canvases if canvas is not None]
 
 
 def _learning_curve(group: Group, metric: str, name: str) -> Canvas | None:
-    label, way, said = _WAYS[name]
+    label, way, describe = _WAYS[name]
     canvas = Canvas.new()
     (axes,) = canvas.axes
     shown: list[float] = []
@@ -90,7 +90,7 @@ def _learning_curve(group: Group, metric: str, name: str) -> Canvas | None:
         band.set_gid(f"row-{number}")
         for point, value, spread in zip(x, mean, deviation, strict=True):
             spread_told = f" ± {spread:.4f}" if len(curves) > 1 else ""
-            canvas.tell(point, value, number, f"{row}, {said(point)}: {value:.4f}{spread_told}")
+            canvas.tell(point, value, number, f"{row}, {describe(point)}: {value:.4f}{spread_told}")
         # The steep start of training would press what tells the rows apart into a few pixels.
         later = slice(len(x) // 4, None)
         shown += [*(mean - deviation)[later], *(mean + deviation)[later]]

@@ -179,11 +179,11 @@ def _search(search: Search, out: Path, trials: int | None, stream: TextIO) -> di
             reason = str(error) if isinstance(error, InputError | TrainingError) else f"{type(error).__name__}: {error}"
             trial.set_user_attr("error", reason)
             study.tell(trial, state=TrialState.FAIL)
-            said = f"failed: {reason}"
+            outcome = f"failed: {reason}"
         else:
             study.tell(trial, score)
-            said = f"{search.metric} {score:.6g}"
-        print(f"trial {len(ended) + 1}/{limit}, {_spelled(values)}: {said}", file=stream, flush=True)
+            outcome = f"{search.metric} {score:.6g}"
+        print(f"trial {len(ended) + 1}/{limit}, {_spelled(values)}: {outcome}", file=stream, flush=True)
     content = _content(search, study)
     write_json(content, out)
     if content["best"] is None:

@@ -68,14 +68,14 @@ class FactorKnowledge(StagedSums):
 
     def possible(self, statistics: Tensors) -> Tensors:
         """Counts and squares are not negative, a curvature is symmetric and positive semi-definite."""
-        made = dict(statistics)
+        corrected = dict(statistics)
         for name, value in statistics.items():
             if name in ("histogram", "squares"):
-                made[name] = value.clamp(min=0)
+                corrected[name] = value.clamp(min=0)
             elif name.startswith("curvature"):
                 levels, directions = torch.linalg.eigh((value + value.T) / 2)
-                made[name] = directions * levels.clamp(min=0) @ directions.T
-        return made
+                corrected[name] = directions * levels.clamp(min=0) @ directions.T
+        return corrected
 
     def download_arrays(self) -> dict[str, ArraySpec]:
         """Totals of any stages."""

@@ -131,18 +131,18 @@ class ItemKnowledge(SumsByItem):
 
     def understood(self, received: Tensors, own: Tensors, fresh: bool) -> dict[str, Tensor]:
         """The other clients' part of the totals: mean logits ``teacher`` and mask ``known`` per item, and the log-prior."""
-        made = {}
+        knowledge = {}
         if "sums" in received:
             sums, seen = received["sums"], received["seen"]
             if fresh:
                 sums, seen = sums - own["sums"], seen - own["seen"]
-            made["known"] = seen > 0
-            made["teacher"] = sums / seen.clamp(min=1).unsqueeze(-1)
+            knowledge["known"] = seen > 0
+            knowledge["teacher"] = sums / seen.clamp(min=1).unsqueeze(-1)
         if "histogram" in received:
             histogram = received["histogram"] - own["histogram"] if "histogram" in own else received["histogram"]
             # Totals under noise, or that travelled in few bits, may be less than a client's own.
-            made["item_prior"] = log_prior(histogram.clamp(min=0), self.settings.prior_strength)
-        return made
+            knowledge["item_prior"] = log_prior(histogram.clamp(min=0), self.settings.prior_strength)
+        return knowledge
 
     def installed(self, understood: Tensors) -> dict[str, Tensor]:
         """The log-prior, which the network adds to its logits."""

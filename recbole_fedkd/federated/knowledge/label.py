@@ -148,8 +148,8 @@ class LabelKnowledge(SumsByClass):
         arrays = self.download_arrays()
         if not arrays.keys() <= state.keys():
             return {}
-        said = {name: state[name] if self.same_for_all else state[name][client] for name in arrays}
-        return {name: within(value.cpu().numpy(), arrays[name].dtype) for name, value in said.items()}
+        own = {name: state[name] if self.same_for_all else state[name][client] for name in arrays}
+        return {name: within(value.cpu().numpy(), arrays[name].dtype) for name, value in own.items()}
 
     def understood(self, received: Tensors, own: Tensors, fresh: bool) -> dict[str, Tensor]:
         """The teacher that the other clients make."""

@@ -122,8 +122,8 @@ def sampled(
     rows = np.flatnonzero(table.any(1))
     kept = generator.permutation(rows)[: max(1, round(share * len(rows)))]
     pairs = min(round(swapped * len(kept) / 2), len(kept) // 2)
-    said = table[kept]
-    said[:pairs], said[pairs : 2 * pairs] = table[kept[pairs : 2 * pairs]], table[kept[:pairs]]
-    made = np.zeros_like(table)
-    made[kept] = said
-    return made
+    predictions = table[kept]
+    predictions[:pairs], predictions[pairs : 2 * pairs] = table[kept[pairs : 2 * pairs]], table[kept[:pairs]]
+    disguised = np.zeros_like(table)
+    disguised[kept] = predictions
+    return disguised

@@ -68,8 +68,8 @@ class EnsembleDistillation(FederatedAveraging):
             for upload in uploads:
                 averaged.add(upload)
             networks = [to_tensors(upload.arrays) for upload in uploads]
-            made = self.distilled(averaged.finish(), networks, uploads[0].round)
-            return {name: value.to(state[name].dtype) for name, value in made.items()}
+            student = self.distilled(averaged.finish(), networks, uploads[0].round)
+            return {name: value.to(state[name].dtype) for name, value in student.items()}
 
         return EveryUpload(distilled)
 

@@ -104,8 +104,8 @@ class AttentiveFederatedDistillation(Strategy):
 
     def upload(self, result: LocalResult, client: int, round_index: int) -> Message | None:
         """What the client knows."""
-        made = result.uploaded
-        arrays = made if made is not None else self.knowledge.upload(result.collected, result.first)
+        uploaded = result.uploaded
+        arrays = uploaded if uploaded is not None else self.knowledge.upload(result.collected, result.first)
         arrays = self.knowledge.disguised(arrays, client, round_index)
         return Message("knowledge", round_index, client, arrays) if arrays else None
 
