@@ -28,8 +28,8 @@ def understood(
     """
     strategy = link.strategy
     own = on_device(link.sent, device)
-    knowledge = strategy.understood(on_device(to_tensors(message.arrays), device), own, _fresh(link, message))
-    return {**received, **knowledge} if strategy.accumulates else knowledge
+    heard = strategy.understood(on_device(to_tensors(message.arrays), device), own, _fresh(link, message))
+    return {**received, **heard} if strategy.accumulates else heard
 
 
 def understood_by_many(
@@ -40,9 +40,9 @@ def understood_by_many(
     own = {name: torch.stack([link.sent[name] for link in links]).to(device) for name in links[0].sent}
     arrays = on_device(to_tensors(message.arrays), device)
     of_all = {name: value.expand(count, *value.shape) for name, value in arrays.items()}
-    knowledge = strategy.understood(of_all, own, _fresh(links[0], message))
-    of_each = zip(*(value.unbind() for value in knowledge.values()), strict=True) if knowledge else [()] * count
-    named = [dict(zip(knowledge, values, strict=True)) for values in of_each]
+    heard = strategy.understood(of_all, own, _fresh(links[0], message))
+    of_each = zip(*(value.unbind() for value in heard.values()), strict=True) if heard else [()] * count
+    named = [dict(zip(heard, values, strict=True)) for values in of_each]
     if not strategy.accumulates:
         return named
     return [{**before, **after} for before, after in zip(received, named, strict=True)]

@@ -341,7 +341,7 @@ def scale_blocks(group: Group, scale: Scale) -> list[Block]:
             closed = [share_closed(group, row, metric, scale.floor, scale.ceiling) for row in group.rows]
             columns[f"{usual_name(metric)}, closed"] = _shares(group, closed)
     moved = _summaries(group, lambda cost: cost.judged_bytes)
-    columns["bytes until the best round"] = column([each.mean for each in moved], "{:,.0f}".format)
+    columns["bytes until the best round"] = column([over_seeds.mean for over_seeds in moved], "{:,.0f}".format)
     sentences = [
         "Means over seeds; in bold the front: no other row is at least as good in this metric for fewer bytes."
     ]
