@@ -14,8 +14,10 @@ from recbole_fedkd.model.catalogue import rank_items
 from recbole_fedkd.model.known import KnownPairs
 from recbole_fedkd.model.network import Architecture, AttentiveNetwork, FeatureTable, History
 from recbole_fedkd.model.pair import TeacherAndStudent
+from recbole_fedkd.model.tiles import WIDTH
 
-USERS, ITEMS, LABELS, SLOTS = 6, 23, 3, 5
+# Items of two blocks, the second of which is not full.
+USERS, ITEMS, LABELS, SLOTS = 6, WIDTH + 23, 3, 5
 
 
 def network_of(
@@ -79,8 +81,7 @@ def item_by_item(network, users, context):
 @pytest.mark.parametrize(
     "backbone, attention, history, context", itertools.product(["cnn", "mlp"], *[[False, True]] * 3)
 )
-def test_every_architecture_ranks_as_it_scores(monkeypatch, backbone, attention, history, context):
-    monkeypatch.setattr(catalogue, "BLOCK", 8)
+def test_every_architecture_ranks_as_it_scores(backbone, attention, history, context):
     network = network_of(backbone, attention, history, context, prior=history)
     users = torch.tensor([1, 5, 2, 3, 4, 0, 2])
     told = context_of(network, users)
@@ -97,6 +98,22 @@ def test_sizes_do_not_matter(different):
     network, users = network_of(**different), torch.arange(USERS)
     expected = item_by_item(network, users, {})
     torch.testing.assert_close(rank_items(network, users, {}, ITEMS), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_users_of_several_turns_rank_as_each_does(monkeypatch):
+    monkeypatch.setattr(catalogue, "AT_ONCE", 2)
+    network, users = network_of(context=True), torch.tensor([1, 5, 2, 3, 4])
+    told = context_of(network, users)
+    expected = item_by_item(network, users, told)
+    torch.testing.assert_close(rank_items(network, users, told, ITEMS), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_weights_that_are_not_finite_are_seen_in_the_scores():
+    network = network_of()
+    network.backbone.layers[0].weight.data[0] = float("nan")
+    assert not rank_items(network, torch.arange(USERS), {}, ITEMS).isfinite().any()
 
 
 @torch.no_grad()

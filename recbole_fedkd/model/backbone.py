@@ -74,7 +74,7 @@ class Backbone(nn.Module):
         """The other layers, weight and bias; a rectifier stands before each.
 
         A weight ``[outputs, inputs]`` is of all that comes before it, one ``[fields, outputs, 3 inputs]`` of three
-        neighbouring fields for every field.
+        neighbouring fields, the same for every field.
         """
         raise NotImplementedError
 

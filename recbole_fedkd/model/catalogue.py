@@ -18,11 +18,14 @@ import torch
 from torch import Tensor
 
 from recbole_fedkd.model.attention import TargetAttention
-from recbole_fedkd.model.backbone import Backbone
-from recbole_fedkd.model.compiled import mean_of_heads, pooled, rectified
+from recbole_fedkd.model.backbone import Backbone, Linear
+from recbole_fedkd.model.ranking import OfItems, OfLayers, OfUsers, Sizes, Step, rank_blocks
+from recbole_fedkd.model.tiles import WIDTH, blocks, filled_up, packed, product, vectors
 
-BLOCK = 1024
-"""Items at a time: what they need of one user stays in the processor's cache."""
+LOG_2 = math.log(2.0)
+
+AT_ONCE = 64
+"""Users whose keys are made at a time."""
 
 MOST, NUMBERS, OF_ITEM = 32, 2**28, 200
 """Clients whose catalogues are kept; fewer, where these would be more than so many numbers, at so many an item."""
@@ -61,17 +64,26 @@ class Query:
 
     def __init__(self, attention: TargetAttention, query: Tensor) -> None:
         self.attention = attention
-        self.heads = attention.head / math.sqrt(attention.head.shape[1])
+        # Softmaxes are of base 2, whose powers cost less.
+        self.heads = attention.head / (math.sqrt(attention.head.shape[1]) * LOG_2)
         self.projected = attention.query.weight @ query
 
-    def keys(self, keys: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys ``[keys, d]`` of one user as heads see them ``[keys, heads, d]``, what is added to their scores, their values.
+    def shift(self, shift: Tensor) -> Tensor:
+        """What users' contexts ``[users, d]`` add to every query, as this attention sees it ``[users, d]``."""
+        return product(self.attention.query.weight, shift.T).T
 
-        ``shift``: what the user's context adds to every query ``[d]``.
+    def keys(self, keys: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys ``[users, keys, d]`` as heads see them ``[users, keys * heads, d]``, what is added to their scores, and their
+        values ``[users, d, keys]``.
+
+        ``shift``: of :meth:`shift`.
         """
-        of_heads, bias = keys.unsqueeze(1) * self.heads, self.attention.position_bias
-        added = of_heads @ (self.attention.query.weight @ shift)
-        return of_heads, added if bias is None else added + bias[: len(keys)], self.attention.value(keys).T
+        (users, count, _), bias = keys.shape, self.attention.position_bias
+        of_heads = (keys.unsqueeze(2) * self.heads).flatten(1, 2)
+        added = product(self.heads, (keys * shift.unsqueeze(1)).flatten(0, 1).T).T.unflatten(0, (users, count))
+        added = (added if bias is None else added + bias[:count] / LOG_2).flatten(1)
+        values = product(self.attention.value.weight, keys.flatten(0, 1).T)
+        return of_heads, added, values.unflatten(1, (users, count)).transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -117,173 +129,106 @@ class Catalogue:
         attentions: Sequence[TargetAttention | None],
         backbone: Backbone,
     ) -> None:
-        self.fields, (of_item, of_user, of_both) = fields.contiguous(), places
+        self.fields, (of_item, of_user, of_both) = fields, places
         self.to_fields, self.to_past = (None if each is None else Query(each, query) for each in attentions)
         weight, self.bias = backbone.first()
-        self.of_user, self.both, self.others = weight[:, of_user].flatten(1), len(of_both), backbone.others()
+        self.of_user = weight[:, of_user].flatten(1)
         of_items = weight[:, of_item].flatten(1)
         known = of_items.any(1)
-        self.row_of = torch.where(known, known.cumsum(0) - 1, -1)
-        self.items = of_items[known] @ self.fields.flatten(0, 1)
         varying = weight[:, of_both].flatten(1)
         if self.to_fields is not None:
             # To each field the same is added.
             varying = torch.cat([varying, weight.sum(1)], 1)
-            # Scores of an item's own fields, but for a user's shift.
-            asked = (self.fields * self.to_fields.projected).transpose(0, 1).flatten(1)
-            self.own_scores = (self.to_fields.heads @ asked).unflatten(1, (len(fields), -1)).transpose(0, 1)
-        self.different, self.which = varying[:1], torch.zeros_like(self.row_of)
+        self.different, which = varying[:1], torch.zeros(len(varying), dtype=torch.long)
         if varying.shape[1]:
-            self.different, self.which = torch.unique(varying, dim=0, return_inverse=True)
+            self.different, which = torch.unique(varying, dim=0, return_inverse=True)
+        none = fields.new_zeros(0, fields.shape[1], WIDTH)
+        self.items = OfItems(
+            none if self.to_past is None else blocks(self.to_past.projected),
+            none if self.to_fields is None else blocks(self.to_fields.projected),
+            blocks(fields),
+            none if self.to_fields is None else blocks(_own_scores(self.to_fields, fields)),
+            none if self.to_fields is None else packed(self.to_fields.heads),
+            blocks(of_items[known] @ fields.flatten(0, 1)),
+        )
+        row_of = torch.where(known, known.cumsum(0) - 1, -1)
+        self.layers, self.rows = _layers(row_of, which, backbone.others())
 
     def rank(self, asking: Asking, labels: int) -> Tensor:
         """Logits ``[users, items, T]``, items side by side in memory."""
-        (_, width, count), empty = self.fields.shape, self.fields.new_empty
-        size = math.ceil(count / math.ceil(count / BLOCK))
-        logits = empty(len(asking.own), labels, count)
-        # The last block begins early: all are of one size.
-        starts = [min(first, count - size) for first in range(0, count, size)]
-        of_past = _PastAttention(self.to_past, asking, size) if self.to_past is not None else None
-        of_fields = _FieldAttention(self, self.to_fields, asking, size) if self.to_fields is not None else None
-        given = empty(self.both * width + (of_fields.rows if of_fields is not None else 0), size)
-        varying = given[: self.both * width].view(self.both, width, size)
-        layers, made = _Layers(self, size), empty(len(self.different), size)
-        for place in range(len(asking.own)):
-            pair, shortcut = asking.pair(place) if asking.pair is not None else (None, None)
-            constant = self.of_user @ asking.own[place].flatten() + self.bias
-            different = of_fields.ask(place) if of_fields is not None else self.different
-            if of_past is not None:
-                of_past.ask(place)
-            for first in starts:
-                if of_past is not None:
-                    of_past.attend(first, varying[0])
-                if pair is not None:
-                    varying[-1] = pair[:, first : first + size]
-                if of_fields is not None:
-                    of_fields.attend(first, varying, given[self.both * width :])
-                torch.mm(different, given, out=made)
-                layers.run(constant, made, first, logits[place, :, first : first + size])
+        count = self.fields.shape[2]
+        logits = self.fields.new_empty(len(asking.own), labels, len(self.items.fields) * WIDTH)
+        for users in torch.arange(len(logits)).split(AT_ONCE if asking.pair is None else 1):
+            rows = slice(int(users[0]), int(users[-1]) + 1)
+            pair, shortcut = asking.pair(rows.start) if asking.pair is not None else (None, None)
+            of_users = self._of_users(asking, rows, pair)
+            sizes = Sizes(_heads(self.to_past), _heads(self.to_fields), asking.own.shape[1], self.rows)
+            rank_blocks(self.items, of_users, self.layers, sizes, logits[rows])
             if shortcut is not None:
-                logits[place] += shortcut
-        return logits.transpose(1, 2)
+                logits[rows, :, :count] += shortcut
+        return logits[:, :, :count].transpose(1, 2)
 
-
-class _PastAttention:
-    """Attention of blocks of items over one history after the other; arguments as of :class:`Catalogue`."""
-
-    def __init__(self, query: Query, asking: Asking, size: int) -> None:
-        self.query, self.asking = query, asking
-        slots = asking.past.shape[1]
-        self.used = ((asking.past != 0) * torch.arange(1, slots + 1)).amax(1).tolist()
-        self.room = asking.keys.new_empty(slots, len(query.heads), size)
-        self.weights = asking.keys.new_empty(slots, size)
-
-    def ask(self, place: int) -> None:
-        """It is about the user of this place from now on."""
-        used = self.used[place]
-        self.past = self.asking.past[place, :used]
-        self.keys = self.query.keys(self.asking.keys[place, :used], self.asking.shift[place])
-
-    def attend(self, first: int, out: Tensor) -> None:
-        """What the history is to items from the first on ``[d, size]``; 0 where there is none."""
-        of_heads, added, values = self.keys
-        scores, weights = self.room[: len(added)], self.weights[: len(added)]
-        of_block = self.query.projected[:, first : first + out.shape[1]]
-        torch.mm(of_heads.flatten(0, 1), of_block, out=scores.flatten(0, 1))
-        mean_of_heads(scores, added, self.past, len(self.room) - 1, first, weights)
-        torch.mm(values, weights, out=out)
-
-
-class _FieldAttention:
-    """Attention of blocks of items over the fields of a sample, for one user after the other.
-
-    Attributes:
-        rows: of what :meth:`attend` fills: what it pooled of fields that are not the user's, and the weights of those.
-    """
-
-    def __init__(self, catalogue: Catalogue, query: Query, asking: Asking, size: int) -> None:
-        self.catalogue, self.query, self.asking = catalogue, query, asking
-        (items, self.width, _), own = catalogue.fields.shape, asking.own.shape[1]
-        self.others, self.rows = items + catalogue.both, self.width + own
-        self.scores = asking.own.new_empty(self.others + own, len(query.heads), size)
-        self.weights = asking.own.new_empty(self.others + own, size)
-        self.asked = asking.own.new_empty(2, self.width, size)
-        self.everybody, self.shifted = torch.zeros(0, dtype=torch.long), bool(asking.shift.any())
-
-    def ask(self, place: int) -> Tensor:
-        """It is about the user of this place from now on.
-
-        Returns:
-            The first layer's different outputs, of what depends on both and of what :meth:`attend` fills.
-        """
-        self.shift = self.query.attention.query.weight @ self.asking.shift[place]
-        of_heads, added, values = self.query.keys(self.asking.own[place], self.asking.shift[place])
-        self.of_heads = of_heads.flatten(0, 1)
-        self.added = torch.cat([added.new_zeros(self.others, added.shape[1]), added])
-        different = self.catalogue.different
-        to_each = different[:, -self.width :]
-        return torch.cat(
-            [different[:, : -self.width], to_each @ self.query.attention.value.weight, to_each @ values], 1
+    def _of_users(self, asking: Asking, rows: slice, pair: Tensor | None) -> OfUsers:
+        own, shift, past = asking.own[rows], asking.shift[rows], asking.past[rows]
+        width, empty = own.shape[2], own.new_empty
+        keys, added, values = empty(0, 0, 0, 0), empty(0, 0), empty(0, 0, 0, 0)
+        if self.to_past is not None:
+            of_heads, scores, of_keys = self.to_past.keys(asking.keys[rows], self.to_past.shift(shift))
+            keys, added, values = packed(of_heads), filled_up(scores), packed(of_keys)
+        own_keys, own_added, shifted, of_fields = empty(0, 0, 0, 0), empty(0, 0), empty(0, 0, 0, 0), shift
+        different = self.different.unsqueeze(0)
+        if self.to_fields is not None:
+            of_fields = self.to_fields.shift(shift)
+            of_heads, scores, of_keys = self.to_fields.keys(own, of_fields)
+            own_keys, own_added = packed(of_heads), filled_up(scores)
+            if of_fields.any():
+                shifted = packed(self.to_fields.heads * of_fields.unsqueeze(1))
+            both, to_each = self.different[:, :-width], self.different[:, -width:]
+            everybody = torch.cat([both, to_each @ self.to_fields.attention.value.weight], 1)
+            of_own = product(to_each, of_keys.transpose(0, 1).flatten(1)).unflatten(1, (len(own), -1))
+            different = torch.cat([everybody.expand(len(own), -1, -1), of_own.transpose(0, 1)], 2)
+        return OfUsers(
+            past,
+            ((past != 0) * torch.arange(1, past.shape[1] + 1)).amax(1) if past.shape[1] else past.new_zeros(len(past)),
+            keys,
+            added,
+            values,
+            own_keys,
+            own_added,
+            of_fields.contiguous(),
+            shifted,
+            packed(different),
+            product(self.of_user, own.flatten(1).T).T + self.bias,
+            empty(0, width, WIDTH) if pair is None else blocks(pair),
         )
 
-    def attend(self, first: int, varying: Tensor, out: Tensor) -> None:
-        """Fill ``[rows, size]`` for items from the first on, with the fields ``varying [fields, d, size]``."""
-        fields, heads, (query, asked) = self.catalogue.fields, self.query.heads, self.asked
-        block, items = slice(first, first + out.shape[1]), len(fields)
-        projected = self.query.projected[:, block]
-        torch.add(projected, self.shift.unsqueeze(1), out=query)
-        self.scores[:items] = self.catalogue.own_scores[:, :, block]
-        if self.shifted:
-            self.scores[:items] += (heads * self.shift) @ fields[:, :, block]
-        for number, field in enumerate(varying, items):
-            torch.mm(heads, torch.mul(query, field, out=asked), out=self.scores[number])
-        torch.mm(self.of_heads, projected, out=self.scores[self.others :].flatten(0, 1))
-        mean_of_heads(self.scores, self.added, self.everybody, 0, first, self.weights)
-        pooled(self.weights, fields, first, varying, out[: self.width])
-        out[self.width :] = self.weights[self.others :]
+
+def _heads(query: Query | None) -> int:
+    return 1 if query is None else len(query.heads)
 
 
-class _Layers:
-    """The backbone's layers, of one block of items after the other; arguments as of :class:`Catalogue`."""
+def _own_scores(query: Query, fields: Tensor) -> Tensor:
+    """What heads make of an item's own fields ``[fields * heads, items]``, but for a user's shift."""
+    asked = (fields * query.projected).transpose(0, 1).flatten(1)
+    scores: Tensor = (query.heads @ asked).unflatten(1, (len(fields), -1)).transpose(0, 1).flatten(0, 1)
+    return scores
 
-    def __init__(self, catalogue: Catalogue, size: int) -> None:
-        self.catalogue = catalogue
-        rooms: list[Tensor] = []
-        for weight, _ in catalogue.others:
-            # Zeros before the first field and behind the last one, which the next layer's values may share.
-            edge = weight.shape[2] // 3 if weight.dim() == 3 else 0
-            inputs = len(weight) * edge if edge else weight.shape[1]
-            if not rooms or len(rooms[-1]) != inputs:
-                room = catalogue.fields.new_zeros(inputs + 2 * edge, size)
-                rooms.append(room[edge : edge + inputs])
-            else:
-                rooms.append(rooms[-1])
-        self.rooms = rooms
-        self.made = catalogue.fields.new_empty(max(len(room) for room in rooms), size)
-        self.own, none = torch.arange(len(self.made)), catalogue.row_of.new_full((len(self.made),), -1)
-        self.nothing = none, catalogue.fields.new_empty(0, size)
 
-    def run(self, constant: Tensor, made: Tensor, first: int, out: Tensor) -> None:
-        """Logits ``[T, size]`` of items from the first on.
-
-        Args:
-            constant: what the first layer makes of a user's own fields ``[outputs]``.
-            made: its different outputs, of what depends on both ``[rows, size]``.
-            first: the first item's number.
-            out: filled.
-        """
-        catalogue, (*others, last) = self.catalogue, self.catalogue.others
-        rectified(constant, catalogue.which, made, (catalogue.row_of, catalogue.items), first, self.rooms[0])
-        for (weight, bias), room, following in zip(others, self.rooms, self.rooms[1:], strict=False):
-            values = self.made[: len(following)]
-            if weight.dim() == 3:
-                (fields, outputs, seen), size = weight.shape, out.shape[1]
-                neighbours = room.as_strided((fields, seen, size), (seen // 3 * size, size, 1), 0)
-                torch.bmm(weight, neighbours, out=values.view(fields, outputs, size))
-            else:
-                torch.mm(weight, room, out=values)
-            rectified(bias, self.own, values, self.nothing, 0, following)
-        torch.addmm(last[1].unsqueeze(1), last[0], self.rooms[-1], out=out)
+def _layers(row_of: Tensor, which: Tensor, others: Sequence[Linear]) -> tuple[OfLayers, int]:
+    """What loops read of the layers behind the first, and the rows of the room in which they work."""
+    source, target, steps = 0, len(which), []
+    weights: list[Tensor] = []
+    biases: list[Tensor] = []
+    for weight, bias in others:
+        fields, step = (len(weight), weight.shape[2] // 3) if weight.dim() == 3 else (1, 0)
+        outputs, seen = weight.shape[-2:]
+        begin = sum(len(each) for each in weights) * vectors()[1], sum(len(each) for each in biases)
+        steps.append(Step(fields, outputs, seen, step, *begin, source, target))
+        weights.append(packed(weight[0] if weight.dim() == 3 else weight).flatten(0, 1))
+        biases.append(filled_up(bias[:outputs]))
+        source, target = target, target + fields * outputs
+    plan = torch.tensor(steps, dtype=torch.long)
+    return OfLayers(row_of, which, plan, torch.cat(weights), torch.cat(biases)), target
 
 
 class Kept:
