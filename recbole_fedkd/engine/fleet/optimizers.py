@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from recbole_fedkd.engine.fleet.moments import step_of_many, steps_by_moments
 from recbole_fedkd.model.factorization import RowSums
 from recbole_fedkd.optim import trusted
 
@@ -113,6 +114,11 @@ class BatchedAdam(BatchedOptimizer):
         for number, (parameter, gradient, first, second) in enumerate(
             zip(parameters, gradients, *memories, strict=True)
         ):
+            if steps_by_moments(parameter, gradient, first, second):
+                factors = rates[number] / self.rate if rates is not None else None
+                tensors = parameter, gradient, first, second
+                step_of_many(tensors, factors, (size, second_scale), None, self.betas, self.eps)
+                continue
             self._remember(gradient, first, second)
             direction = first / self._denominator(second, second_scale)
             if rates is not None:
@@ -169,7 +175,13 @@ class BatchedAdamToSGD(BatchedAdam):
         momentum_size = torch.where(switched, (1 - self.betas[0]) * counters[:, 4], 0.0)
         any_switched = bool(switched.any())
         squared, projected = torch.zeros_like(size), torch.zeros_like(size)
-        for parameter, gradient, first, second in zip(parameters, gradients, *memories, strict=True):
+        for tensors in zip(parameters, gradients, *memories, strict=True):
+            parameter, gradient, first, second = tensors
+            if steps_by_moments(*tensors):
+                behind = torch.where(switched, momentum_size, -1.0)
+                own = step_of_many(tensors, None, (size, second_scale), behind, self.betas, self.eps)
+                squared, projected = squared + own[0], projected + own[1]
+                continue
             if any_switched:
                 behind = _per_client(switched, parameter)
                 momentum = torch.where(behind, self.betas[0] * first + gradient, 0.0)

@@ -416,7 +416,9 @@ class PackTraining:
                     leaf.requires_grad_()
                 batch = self.task.blank(count, self.device)
                 network = self._network(group_index).train()
-                masks = [torch.ones(1, count, *shape, device=self.device) for _, shape in drawing(network)]
+                masks = [
+                    torch.ones(1, count, *shape, dtype=torch.bool, device=self.device) for _, shape in drawing(network)
+                ]
                 with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                     training = Training(group, network, pack, weights, heard, [], clients, [count])
                     self._step(training, batch, masks)
