@@ -100,8 +100,8 @@ def rated(
     """A table: pairs, and the labels of their scores plus ``shift``."""
 
     def make(generator: np.random.Generator) -> tuple[Pairs, NDArray[np.float64]]:
-        made = pairs(generator)
-        return made, labels(scored(generator, made, **spread) + shift)
+        own = pairs(generator)
+        return own, labels(scored(generator, own, **spread) + shift)
 
     return make
 
@@ -218,14 +218,16 @@ def main() -> None:
     parser.add_argument("--keys", default="{}", help="JSON of further keys for every row")
     parser.add_argument("--seed", type=int, default=2020)
     parser.add_argument("--out", type=Path, help="JSON file of all numbers")
-    given = parser.parse_args()
-    every, extra = {**DEFAULTS, **PUBLISHED}, json.loads(given.keys)
-    rows = {name: {**every[name], **extra} for name in given.rows.split(",")}
+    parsed = parser.parse_args()
+    every, extra = {**DEFAULTS, **PUBLISHED}, json.loads(parsed.keys)
+    rows = {name: {**every[name], **extra} for name in parsed.rows.split(",")}
     print(HEAD, flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        results = compared(given.sets.split(","), rows, Path(folder), given.seed, lambda text: print(text, flush=True))
-    if given.out is not None:
-        given.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        results = compared(
+            parsed.sets.split(","), rows, Path(folder), parsed.seed, lambda text: print(text, flush=True)
+        )
+    if parsed.out is not None:
+        parsed.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

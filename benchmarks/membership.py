@@ -81,7 +81,7 @@ def measured(clients: int) -> dict[str, Any]:
     from recbole_fedkd.errors import InputError
     from recbole_fedkd.logs import screen
 
-    made: dict[str, Any] = {}
+    records: dict[str, Any] = {}
     for setting in SETTINGS:
         for message in MESSAGES:
             if setting == "local" and message != "fedavg":
@@ -92,13 +92,13 @@ def measured(clients: int) -> dict[str, Any]:
                     config = FedKDConfig(keys.pop("model"), keys.pop("dataset"), config_dict=keys)
                     audit = audit_of(config, message, None if "factors" in message else 1, clients)
             except InputError as error:
-                made[f"{message}; {setting}"] = {"refused": str(error)}
+                records[f"{message}; {setting}"] = {"refused": str(error)}
                 continue
             canaries = asdict(audit.canaries) if audit.canaries is not None else None
             seen = [asdict(message) for message in audit.seen]
-            made[f"{message}; {setting}"] = {"clients": audit.clients, "seen": seen, "canaries": canaries}
+            records[f"{message}; {setting}"] = {"clients": audit.clients, "seen": seen, "canaries": canaries}
             print(message, setting, [(message["array"], message["membership"]) for message in seen], flush=True)
-    return made
+    return records
 
 
 def liked(clients: int) -> float:

@@ -38,12 +38,12 @@ class Moved(TorchDispatchMode):
         self.bytes = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
-        given = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)]
-        out = [tensor for tensor in tree_leaves(made) if isinstance(tensor, torch.Tensor)]
+        output = function(*args, **(kwargs or {}))
+        inputs = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)]
+        out = [tensor for tensor in tree_leaves(output) if isinstance(tensor, torch.Tensor)]
         if not function.is_view:
-            self.bytes += sum(tensor.nbytes for tensor in given + out)
-        return made
+            self.bytes += sum(tensor.nbytes for tensor in inputs + out)
+        return output
 
 
 def part_of(file: str, function: str) -> str:

@@ -224,11 +224,11 @@ def _seen(
     return Seen(index + 1, kind, masked, array, best, chance, exact, labels, ratings, pairs=pairs)
 
 
-def write_audit(made: Audit, folder: Path) -> Path:
+def write_audit(audit: Audit, folder: Path) -> Path:
     """Write an audit as a page and as JSON into ``<folder>/audit``; returns the page."""
     from recbole_fedkd.report.audit_page import write_audit_page  # brings matplotlib
 
     base = folder if folder.is_dir() else folder.parent
     out = writable_folder(base / "audit", f"folder '{base / 'audit'}'")
-    write_json(asdict(made), out / AUDIT)
-    return write_audit_page(asdict(made), out)
+    write_json(asdict(audit), out / AUDIT)
+    return write_audit_page(asdict(audit), out)

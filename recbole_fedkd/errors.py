@@ -47,16 +47,16 @@ def reason_of(error: BaseException) -> str:
     rooms = [frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in frames]
     own = [at for at, room in zip(frames, rooms, strict=True) if room not in _LIBRARIES | {__package__}]
     try:
-        said = str(error)
+        text = str(error)
     except Exception:  # of somebody's own class, whose text cannot be made
-        said = ""
-    said, here = said or type(error).__name__, own[:1]
+        text = ""
+    text, here = text or type(error).__name__, own[:1]
     if isinstance(error, FAULTS):
-        said = said if said == type(error).__name__ else f"{type(error).__name__}: {said}"
+        text = text if text == type(error).__name__ else f"{type(error).__name__}: {text}"
         here = here or [at for at, room in zip(frames, rooms, strict=True) if room == __package__][:1]
     for frame, line in here:
-        said += f" ({Path(frame.f_code.co_filename).name}, line {line}, in {frame.f_code.co_name})"
-    return said
+        text += f" ({Path(frame.f_code.co_filename).name}, line {line}, in {frame.f_code.co_name})"
+    return text
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -66,8 +66,8 @@ def memory_watched(config: Any) -> Iterator[None]:
         ):
             raise
         keys = sorted(keys_with("memory") & set(config.plain_values()))
-        given = ", ".join(f"{key}={shown(config[key])}" for key in keys if config[key] is not None)
-        raise TrainingError(f"memory has ended; smaller values of these need less: {given}") from error
+        values = ", ".join(f"{key}={shown(config[key])}" for key in keys if config[key] is not None)
+        raise TrainingError(f"memory has ended; smaller values of these need less: {values}") from error
 
 
 def refuse_mixed_precision(config: Any, error: Exception) -> None:

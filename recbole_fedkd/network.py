@@ -79,10 +79,10 @@ def network_of(keys: dict[str, str]) -> Network:
         if name in keys:
             settings[name] = _number(name, keys.pop(name), least)
     if "stragglers" in keys:
-        given = keys.pop("stragglers")
-        spread, _, shape = given.partition(":")
+        law = keys.pop("stragglers")
+        spread, _, shape = law.partition(":")
         if spread not in SPREADS:
-            raise InputError(f"stragglers is '{given[:40]}'; it must be none, lognormal:<sigma> or pareto:<index>")
+            raise InputError(f"stragglers is '{law[:40]}'; it must be none, lognormal:<sigma> or pareto:<index>")
         settings["spread"] = spread
         if spread != "none":
             # Beyond, a thousand draws have no longer the mean that a factor of mean 1 has.

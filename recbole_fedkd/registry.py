@@ -127,23 +127,23 @@ class Registry(dict[str, T]):
         _ALL.append(self)
 
     @overload
-    def register(self, given: str, settings: type = ...) -> Callable[[T], T]: ...
+    def register(self, name_or_class: str, settings: type = ...) -> Callable[[T], T]: ...
     @overload
-    def register(self, given: T) -> T: ...
+    def register(self, name_or_class: T) -> T: ...
 
-    def register(self, given: Any, settings: type = NoSettings) -> Any:
+    def register(self, name_or_class: Any, settings: type = NoSettings) -> Any:
         """Decorator: of a class with a ``name``, whose keys ``settings_type`` declares; or, with a name, of anything.
 
         Args:
-            given: the class; or the name, for a decorator of what has none.
+            name_or_class: the class; or the name, for a decorator of what has none.
             settings: dataclass of the keys of what has no ``settings_type``.
 
         Raises:
             InputError: something else has this name, or declares one of its keys in another way.
         """
-        if isinstance(given, str):
-            return lambda entry: self._add(given, entry, settings)
-        return self._add(given.name, given, getattr(given, "settings_type", settings))
+        if isinstance(name_or_class, str):
+            return lambda entry: self._add(name_or_class, entry, settings)
+        return self._add(name_or_class.name, name_or_class, getattr(name_or_class, "settings_type", settings))
 
     def declared(self) -> Iterator[tuple[str, Setting]]:
         """Every key with the name of what declares it."""

@@ -144,11 +144,11 @@ def add_clients(rounds: Sequence[EpochRecord], lines: bytes) -> list[EpochRecord
     """Records with what :func:`client_line` has said of their rounds; raises TypeError or ValueError for other lines."""
     with_clients = list(rounds)
     for line in lines.splitlines():
-        said = json.loads(line)
-        index = said["round"] - 1
+        of_round = json.loads(line)
+        index = of_round["round"] - 1
         if index < 0:
             raise ValueError("a line speaks of a round before the first")
-        parts = {name: {int(number): value for number, value in said.get(name, {}).items()} for name in OF_CLIENTS}
+        parts = {name: {int(number): value for number, value in of_round.get(name, {}).items()} for name in OF_CLIENTS}
         with_clients[index] = record_of({**without_clients(with_clients[index]), **parts})
     return with_clients
 

@@ -146,9 +146,9 @@ def catalogue_manifest(
         tokens = _copy_catalogue(items, Path(folder), name)
         write_interactions(_made_up(tokens, config), Path(folder), name, _fields(config))
         free = {**dict.fromkeys(_FILTERS), "holdout_clients": 0.0, "partition": "random", "data_path": folder}
-        made = FedKDConfig(model, name, files, None, {**keys, **free})
+        whole = FedKDConfig(model, name, files, None, {**keys, **free})
         with _muted():
-            train = _prepare_data(made).loaders[0]._dataset
+            train = _prepare_data(whole).loaders[0]._dataset
         schema = read_schema(train, config["client_num"])
     if missing := set(tokens) - set(schema.numbers_of_tokens[schema.item_field]):
         raise InputError(
@@ -162,7 +162,7 @@ def catalogue_manifest(
     known_items = None if schema.known_items is None else known
     schema = replace(schema, user_num=user_num, columns=columns, more=more, known_items=known_items)
     for key in ("rating_threshold", "threshold"):  # made of label_values where nothing is set
-        config[key] = made[key]
+        config[key] = whole[key]
     check_manifest(Manifest(out, config, schema))
     writable_folder(out, f"folder '{out}'")
     write_manifest(config, schema, out, party_folders(out.parent, range(schema.clients)))

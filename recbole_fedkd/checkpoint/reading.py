@@ -149,8 +149,8 @@ def last_and_best(path: str | Path) -> tuple[Checkpoint, Checkpoint | None]:
     Raises:
         InputError: no checkpoint is there, one cannot be read, or the best one is not the one that the last speaks of.
     """
-    given = _given(path)
-    last = open_checkpoint(_state_of_folder(given) if given.is_dir() else given)
+    source = _given(path)
+    last = open_checkpoint(_state_of_folder(source) if source.is_dir() else source)
     best_epoch = last.state["best_epoch"]
     if best_epoch is None or best_epoch == last.state["epoch"]:
         return last, last if best_epoch is not None else None
@@ -191,19 +191,19 @@ def best_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         InputError: as :func:`last_and_best`.
     """
-    given = _given(path)
-    if not given.is_dir():
-        return open_checkpoint(given)
-    if not (given / LAST).is_file() and (given / BEST).is_file():
-        return open_checkpoint(given / BEST)  # a copy of the best alone
-    last, best = last_and_best(given)
+    source = _given(path)
+    if not source.is_dir():
+        return open_checkpoint(source)
+    if not (source / LAST).is_file() and (source / BEST).is_file():
+        return open_checkpoint(source / BEST)  # a copy of the best alone
+    last, best = last_and_best(source)
     return best or last
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The fields of a checkpoint file; of a run folder's ``last.pth``. Raises what :func:`open_checkpoint` does."""
-    given = _given(path)
-    return open_checkpoint(_state_of_folder(given) if given.is_dir() else given).state
+    source = _given(path)
+    return open_checkpoint(_state_of_folder(source) if source.is_dir() else source).state
 
 
 def write_places(places: Mapping[str, Tensor], file: Path) -> None:

@@ -261,10 +261,10 @@ class FedKDConfig(JudgedConfig):
             self.internal_config_dict["LABEL_FIELD"] = rating
         elif mode == "threshold":
             threshold = {rating: self._chosen("rating_threshold")}
-            given = self.external_config_dict.get("threshold", threshold)
-            if given != threshold:
+            chosen = self.external_config_dict.get("threshold", threshold)
+            if chosen != threshold:
                 raise InputError(
-                    f"threshold is {given}, but label_mode=threshold takes rating_threshold; set that instead"
+                    f"threshold is {chosen}, but label_mode=threshold takes rating_threshold; set that instead"
                 )
             self.internal_config_dict["threshold"] = threshold
 

@@ -164,10 +164,10 @@ class RemoteEngine(Engine):
         """What parties answer in a step under masks."""
         packed = {number: msgpack.packb([step, content]) for number, content in letters.items()}
         answers = self._round_trip(MASK, round_index, packed, "")
-        said = {}
+        messages = {}
         for number in letters:
             try:
-                said[number] = self._checked(number, answers.get(number)).said
+                messages[number] = self._checked(number, answers.get(number)).said
             except Exception as error:
                 if number in answers:
                     hidden.faults.setdefault(number, []).append(f"step '{step}', {error}")
@@ -175,24 +175,24 @@ class RemoteEngine(Engine):
                     getLogger().warning(
                         f"round {round_index + 1}: client {number} is not in step '{step}' of the masks: {error}"
                     )
-        return said
+        return messages
 
     def _take(self, number: int, answer: Answer | MessageError | None, current: Round) -> None:
         """One party's part of a round. Raises :class:`ClientError`, of which the cause is what happened."""
         stage = "training"
         try:
             answered = self._checked(number, answer)
-            stage, said = "answering", answered.said
-            current.report.bytes_up[number] = len(said)
+            stage, payload = "answering", answered.said
+            current.report.bytes_up[number] = len(payload)
             numbers = check_numbers(answered.numbers, {"seen": MOST}, _OF_TRAINING)
             if not numbers["seen"] and numbers["loss"]:
                 raise MessageError("numbers", f"'loss' is {numbers['loss']:g}, of no sample")
             if current.on_step is not None:
                 current.on_step(self.samples[number])
             if current.intake.hidden is None:
-                current.intake.add(number, said)
+                current.intake.add(number, payload)
             else:
-                current.intake.add_header(number, said)
+                current.intake.add_header(number, payload)
         except Exception as error:
             raise ClientError.of(f"client {number}", current.index, stage, error) from error
         finally:

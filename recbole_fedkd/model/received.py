@@ -129,22 +129,22 @@ class ReceivedTables(WithRows):
 
 
 def described_in_groups(
-    exchange: FactorExchange, totals: Mapping[str, Tensor], said: Sequence[Mapping[str, Tensor]] | None
+    exchange: FactorExchange, totals: Mapping[str, Tensor], answers: Sequence[Mapping[str, Tensor]] | None
 ) -> tuple[Tensor, Tensor]:
     """Predicted labels and features of all rows of an exchange, each by the tables without the part of its user's group.
 
     Args:
         exchange: of all of them.
         totals: of all stages.
-        said: what each group has said of them; None: what it would say.
+        answers: what each group has said of them; None: what it would say.
     """
     rows, (groups, members) = exchange.rows, groups_of(exchange)
     means = rows.values.new_zeros(len(rows.items))
     features = rows.values.new_zeros(len(rows.items), feature_count(len(exchange.values)))
     for number, (group, places) in enumerate(zip(groups, members, strict=True)):
-        if said is None:
+        if answers is None:
             own = {stage: group.answer(stage, totals)[stage] for stage in exchange.settings.stages}
-        tables = item_tables(exchange.settings, totals, own if said is None else said[number], exchange.values)
+        tables = item_tables(exchange.settings, totals, own if answers is None else answers[number], exchange.values)
         means[places], features[places] = group.known_users(tables).of_rows()
     return means, features
 

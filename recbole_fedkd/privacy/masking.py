@@ -282,10 +282,10 @@ class MaskingServer:
         Raises:
             MaskingError: too few shares of a client's secret have come, or none of one; nothing is known then.
         """
-        given, secret, failed = self._taken(shares, self._given_by), {}, []
+        opened, secret, failed = self._taken(shares, self._given_by), {}, []
         for owner in filter(self._is_needed, self._shared):
             try:
-                secret[owner] = self._secret(owner, given)
+                secret[owner] = self._secret(owner, opened)
             except MaskingError as error:  # who else spoils the sum is found, too
                 failed.append(error)
         if failed:
@@ -313,10 +313,10 @@ class MaskingServer:
         """Whether masks of a client are in the sum: its own, or those that its neighbours share with it."""
         return owner in self.summed or bool(set(self._tied[owner]) & set(self.summed))
 
-    def _secret(self, owner: int, given: Mapping[int, Mapping[int, bytes]]) -> bytes:
+    def _secret(self, owner: int, opened: Mapping[int, Mapping[int, bytes]]) -> bytes:
         """A client's seed, or its mask key where it is not in the sum, of what holders have given."""
-        there = [given[holder] for holder in self._tied[owner] if holder in given]
-        shares = {holder: given[holder][owner] for holder in self._tied[owner] if owner in given.get(holder, ())}
+        there = [opened[holder] for holder in self._tied[owner] if holder in opened]
+        shares = {holder: opened[holder][owner] for holder in self._tied[owner] if owner in opened.get(holder, ())}
         needed = threshold_of(len(self._tied[owner]), self.least_share)
         if len(shares) < needed <= len(there):
             self._spoils(

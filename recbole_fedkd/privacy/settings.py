@@ -101,14 +101,14 @@ def check_privacy(config: Any) -> None:
     """Raise :class:`InputError` for parts of ``privacy`` that do not go with each other, or with other keys."""
     if config["secure_aggregation"]:
         _check_secure(config)
-    given: Mapping[str, Any] | None = config["privacy"]
-    if given is None:
+    parts: Mapping[str, Any] | None = config["privacy"]
+    if parts is None:
         return
-    settings = PrivacySettings(**given)
+    settings = PrivacySettings(**parts)
     for pattern, norm in settings.clips.items():
         if isinstance(norm, bool) or not isinstance(norm, int | float) or not norm > 0:
             raise InputError(f"privacy.clips.{pattern} is {norm!r}; it must be a number > 0")
-    idle = [name for name in ("clip_rate", "clip_count_noise") if name in given]
+    idle = [name for name in ("clip_rate", "clip_count_noise") if name in parts]
     if idle and settings.clip_quantile is None:
         raise InputError(f"privacy.{idle[0]} is of a clip that moves, and privacy.clip_quantile is not set; set it")
     if settings.clip is None:
