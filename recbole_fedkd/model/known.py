@@ -93,10 +93,6 @@ class KnownPairs(WithRows):
         """Where labels lie ``[n]`` (:func:`middles`) and standardised features ``[n, F]`` of local users and items ``[n]``."""
         return self.pair_features.of_pairs(users, items)
 
-    def vectors(self, items: Tensor) -> Tensor:
-        """Item vectors ``[..., k]`` of items."""
-        return self.pair_features.vectors[items]
-
     def forward(self, middle: Tensor, features: Tensor) -> Tensor:
         """``-(v_t - a)^2 / (2 s^2)`` around ``a [n]`` plus a linear map of the features, at first zero: logits ``[n, T]``."""
         logits: Tensor = self.linear(features)

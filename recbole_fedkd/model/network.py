@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from recbole_fedkd.distillation.exchange import FactorSettings
-from recbole_fedkd.distillation.losses import touched_squared_norm
 from recbole_fedkd.model.attention import Past, TargetAttention
 from recbole_fedkd.model.backbone import BACKBONES
 from recbole_fedkd.model.catalogue import Asking, Catalogue
 from recbole_fedkd.model.compiled import has_compiler
 from recbole_fedkd.model.known import KnownPairs
+from recbole_fedkd.model.lookup import Tokens, look_up, touched_norm
 
 Context = Mapping[str, Tensor]
 """Features of rows: field name to token ids or numbers, ``[batch, targets]`` or ``[batch, targets, length]`` (several tokens,
@@ -268,44 +268,81 @@ class AttentiveNetwork(nn.Module):
         present = (values != 0).unsqueeze(-1)
         return (vectors * present).sum(-2) / present.sum(-2).clamp(min=1)
 
-    def _past(self, users: Tensor) -> Past:
-        """The histories of users."""
-        items, more = self.history_items.index_select(0, users), None
-        table = self.embeddings[_module_name(self.item_id_field)].weight
-        assert isinstance(table, Tensor)
-        if self._seen is not None:
-            table = table + self.known_vectors(self._seen.pair_features.vectors)
+    def _past(self, users: Tensor, known: Tensor | None) -> Past:
+        """The histories of users; ``known`` as of :meth:`_fields`."""
+        items, more, table = self.history_items.index_select(0, users), None, self._weight(self.item_id_field)
+        if known is not None:
+            table = table + known
         for field in self.context_fields:
             own = self._embed_values(field, getattr(self, _history_name(field)).index_select(0, users), 2)
             more = own if more is None else more + own
         return Past(items, table, (self.history_labels.index_select(0, users), self.label_embedding.weight.T), more)
 
+    def _weight(self, field: str) -> Tensor:
+        """The table of a field of tokens ``[tokens, d]``."""
+        weight = self.embeddings[_module_name(field)].weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def _known_vectors(self) -> Tensor | None:
+        """Vectors of all items by what is known of them ``[items, d]``."""
+        return None if self._seen is None else self.known_vectors(self._seen.pair_features.vectors)
+
+    def _read(self, field: str, ids: Tensor) -> Tokens:
+        """Tokens of a field of users or items ``ids [n]``."""
+        if field in (self.user_id_field, self.item_id_field):
+            return Tokens(ids)
+        column: Tensor = getattr(self, _column_name(field))
+        return Tokens(ids, column, masked=column.dim() > 1)
+
+    def _fields(self, users: Tensor, items: Tensor, context: Context, known: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Vectors of the fields of items and rows, then of users, ``[n, fields, d]``, and the mean of the former ``[n, d]``.
+
+        Args:
+            users: of each target ``[n]``.
+            items: the targets ``[n]``.
+            context: of each target ``[n, ...]``.
+            known: as of :meth:`_known_vectors`, one field more.
+        """
+        every = torch.arange(len(items), device=items.device)
+        of_items = {field: self._read(field, items) for field in self.item_fields}
+        of_rows = {field: Tokens(every, context[field], context[field].dim() > 1) for field in self.context_fields}
+        of_users = {field: self._read(field, users) for field in self.user_fields}
+        looked_up: list[tuple[Tensor, Tokens]] = []
+        for field, tokens in (of_items | of_rows | of_users).items():
+            if _module_name(field) in self.numbers:
+                looked_up.append((self._embed_values(field, tokens.numbers(), 1), Tokens(every)))
+            else:
+                looked_up.append((self._weight(field), tokens))
+        averaged = len(of_items) + len(of_rows)
+        if known is not None:
+            looked_up.insert(averaged, (known, Tokens(items)))
+            averaged += 1
+        tables, read = zip(*looked_up, strict=True)
+        return look_up(tables, read, averaged)
+
     def observe(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Observation:
         """Score items for users, with what a peer that is taught can match. Arguments as of :meth:`forward`."""
         batch, targets = items.shape
         width = self.architecture.embedding_size
-        of_rows = [
-            self._embed_values(field, context[field], 2).expand(-1, targets, -1) for field in self.context_fields
-        ]
-        if self._seen is not None:
-            of_rows.append(self.known_vectors(self._seen.vectors(items)))
-        item_vectors = torch.stack([*(self._embed(field, items) for field in self.item_fields), *of_rows], 2)
-        query = item_vectors.mean(2)
-        parts = [item_vectors]
+        asking, asked = users.unsqueeze(1).expand(-1, targets).flatten(), items.flatten()
+        of_targets = {
+            name: values.expand(-1, targets, *values.shape[2:]).flatten(0, 1) for name, values in context.items()
+        }
+        known = self._known_vectors()
+        vectors, query = self._fields(asking, asked, of_targets, known)
+        query, parts = query.view(batch, targets, width), [vectors]
         attention = {}
-        if self.user_fields:
-            user_vectors = torch.stack([self._embed(field, users) for field in self.user_fields], 1)
-            parts.append(user_vectors.unsqueeze(1).expand(-1, targets, -1, -1))
         if self.history_attention is not None:
-            found, weights = self.history_attention.over(query, self._past(users), items)
+            found, weights = self.history_attention.over(query, self._past(users, known), items)
             attention["history"] = weights.flatten(0, 1)
-            parts.append(found.unsqueeze(2))
+            parts.append(found.view(-1, 1, width))
         shortcut: Tensor | float = 0.0
         if self._seen is not None:
-            middle, features = self._seen.described(users.repeat_interleave(targets), items.flatten())
-            parts.append(self.known_field(features).view(batch, targets, 1, width))
+            middle, features = self._seen.described(asking, asked)
+            parts.append(self.known_field(features).unsqueeze(1))
             shortcut = self._seen(middle, features).view(batch, targets, -1)
-        fields = torch.cat(parts, 2).flatten(0, 1)
+        fields = torch.cat(parts, 1)
         if self.field_attention is not None:
             attended, weights = self.field_attention(query.reshape(-1, 1, width), fields)
             attention["fields"] = weights.squeeze(1)
@@ -347,8 +384,9 @@ class AttentiveNetwork(nn.Module):
         of_items = [self._embed(field, torch.arange(self.item_count)) for field in self.item_fields]
         items, rows, users = len(of_items), len(self.context_fields), len(self.user_fields)
         of_item, of_row = [*range(items)], [*range(items, items + rows)]
-        if self._seen is not None:
-            of_items.append(self.known_vectors(self._seen.vectors(torch.arange(self.item_count))))
+        known = self._known_vectors()
+        if known is not None:
+            of_items.append(known)
             of_item.append(items + rows)
         fields = torch.stack([vectors.T for vectors in of_items])
         own = len(of_item) + rows
@@ -373,7 +411,7 @@ class AttentiveNetwork(nn.Module):
         shift = of_context.sum(1) / (len(asked.fields) + len(of_rows))
         past, keys = users.new_zeros(len(users), 0), none
         if self.history_attention is not None:
-            histories = self._past(users)
+            histories = self._past(users, self._known_vectors())
             past, keys = histories.items, histories.keys()
 
         def pair(place: int) -> tuple[Tensor, Tensor]:
@@ -388,22 +426,16 @@ class AttentiveNetwork(nn.Module):
 
     def touched_squared_norm(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """``R(w)`` of a batch (arguments as in :meth:`forward`): embedding rows outside the batch do not count."""
-        tables: list[tuple[Tensor, Tensor]] = []
-        for field in self.user_fields + self.item_fields + self.context_fields:
-            if _module_name(field) in self.numbers:
-                continue
-            ids = users if field in self.user_fields else items
-            if field in self.context_fields:
-                ids = context[field]
-                if self.history_attention is not None:
-                    past = getattr(self, _history_name(field)).index_select(0, users)
-                    ids = torch.cat([ids.flatten(), past.flatten()])
-            elif field == self.item_id_field and self.history_attention is not None:
-                ids = torch.cat([items.flatten(), self.history_items.index_select(0, users).flatten()])
-            elif field not in (self.user_id_field, self.item_id_field):
-                ids = getattr(self, _column_name(field))[ids]
-            weight = self.embeddings[_module_name(field)].weight
-            assert isinstance(weight, Tensor)
-            tables.append((weight, ids))
-        dense = [weight for name, weight in self.named_parameters() if not name.startswith("embeddings.")]
-        return touched_squared_norm(tables, dense)
+        asked = items.flatten()
+        readers = {field: [self._read(field, users)] for field in self.user_fields}
+        readers |= {field: [self._read(field, asked)] for field in self.item_fields}
+        readers |= {field: [Tokens(context[field].flatten())] for field in self.context_fields}
+        if self.history_attention is not None:
+            readers[self.item_id_field].append(Tokens(users, self.history_items))
+            for field in self.context_fields:
+                readers[field].append(Tokens(users, getattr(self, _history_name(field))))
+        tables = [
+            (self._weight(field), read) for field, read in readers.items() if _module_name(field) not in self.numbers
+        ]
+        parts = [module for name, module in self.named_children() if name != "embeddings"]
+        return touched_norm(tables, [weight for module in parts for weight in module.parameters()])
