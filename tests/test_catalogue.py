@@ -157,7 +157,7 @@ def test_what_is_kept_of_the_items_changes_no_bit(serve):
 
 
 def test_the_latest_are_kept_and_no_more(monkeypatch):
-    monkeypatch.setattr(catalogue, "MOST", 2)
+    monkeypatch.setattr(catalogue, "KEPT", 2)
     made, kept = [], catalogue.Kept(ITEMS)
 
     def make(number):

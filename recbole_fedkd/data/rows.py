@@ -25,7 +25,7 @@ from torch.utils.data import RandomSampler, SequentialSampler
 
 PHASES = ("train", "valid", "test")
 
-PAIRS = 2**17
+PAIRS = 2**19
 """User-item pairs that a full sort ranks at a time, at least: half a megabyte for every column of a row."""
 
 BLOCK = 2**16

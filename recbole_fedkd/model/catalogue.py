@@ -19,7 +19,7 @@ from torch import Tensor
 
 from recbole_fedkd.model.attention import TargetAttention
 from recbole_fedkd.model.backbone import Backbone, Linear
-from recbole_fedkd.model.ranking import OfItems, OfLayers, OfUsers, Sizes, Step, rank_blocks
+from recbole_fedkd.model.ranking import MOST, OfItems, OfLayers, OfUsers, Sizes, Step, rank_blocks
 from recbole_fedkd.model.tiles import WIDTH, blocks, filled_up, packed, product, vectors
 
 LOG_2 = math.log(2.0)
@@ -27,7 +27,7 @@ LOG_2 = math.log(2.0)
 AT_ONCE = 64
 """Users whose keys are made at a time."""
 
-MOST, NUMBERS, OF_ITEM = 32, 2**28, 200
+KEPT, NUMBERS, OF_ITEM = 32, 2**28, 200
 """Clients whose catalogues are kept; fewer, where these would be more than so many numbers, at so many an item."""
 
 PAIRS = 32768
@@ -67,10 +67,15 @@ class Query:
         # Softmaxes are of base 2, whose powers cost less.
         self.heads = attention.head / (math.sqrt(attention.head.shape[1]) * LOG_2)
         self.projected = attention.query.weight @ query
+        self.longest = _norms(self.projected, 0).amax()
 
     def shift(self, shift: Tensor) -> Tensor:
         """What users' contexts ``[users, d]`` add to every query, as this attention sees it ``[users, d]``."""
         return product(self.attention.query.weight, shift.T).T
+
+    def reach(self, of_heads: Tensor, added: Tensor) -> Tensor:
+        """What no score of users is beyond ``[users]``, of what :meth:`keys` returns."""
+        return _norms(of_heads, 2).amax(1) * self.longest + added.abs().amax(1)
 
     def keys(self, keys: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Keys ``[users, keys, d]`` as heads see them ``[users, keys * heads, d]``, what is added to their scores, and their
@@ -137,17 +142,22 @@ class Catalogue:
         known = of_items.any(1)
         varying = weight[:, of_both].flatten(1)
         if self.to_fields is not None:
-            # To each field the same is added.
-            varying = torch.cat([varying, weight.sum(1)], 1)
+            # To each field the same is added. What is equal shall be so to the last bit, in whatever order it is summed up.
+            varying = torch.cat([varying, weight.double().sum(1).to(weight.dtype)], 1)
         self.different, which = varying[:1], torch.zeros(len(varying), dtype=torch.long)
         if varying.shape[1]:
             self.different, which = torch.unique(varying, dim=0, return_inverse=True)
         none = fields.new_zeros(0, fields.shape[1], WIDTH)
+        own_scores = none if self.to_fields is None else _own_scores(self.to_fields, fields)
+        self.own_reach, self.longest_field = (
+            own_scores.abs().amax() if own_scores.numel() else 0.0,
+            _norms(fields, 1).amax(),
+        )
         self.items = OfItems(
             none if self.to_past is None else blocks(self.to_past.projected),
             none if self.to_fields is None else blocks(self.to_fields.projected),
             blocks(fields),
-            none if self.to_fields is None else blocks(_own_scores(self.to_fields, fields)),
+            none if self.to_fields is None else blocks(own_scores),
             none if self.to_fields is None else packed(self.to_fields.heads),
             blocks(of_items[known] @ fields.flatten(0, 1)),
         )
@@ -172,15 +182,27 @@ class Catalogue:
         own, shift, past = asking.own[rows], asking.shift[rows], asking.past[rows]
         width, empty = own.shape[2], own.new_empty
         keys, added, values = empty(0, 0, 0, 0), empty(0, 0), empty(0, 0, 0, 0)
+        bounded = torch.zeros(len(own), 2, dtype=torch.bool)
+        # Of the field that depends on both; what the history is lies between its values.
+        longest = own.new_zeros(len(own)) if pair is None else _norms(pair, 0).amax().expand(len(own))
         if self.to_past is not None:
             of_heads, scores, of_keys = self.to_past.keys(asking.keys[rows], self.to_past.shift(shift))
             keys, added, values = packed(of_heads), filled_up(scores), packed(of_keys)
+            bounded[:, 0] = self.to_past.reach(of_heads, scores) <= MOST
+            longest = torch.maximum(longest, _norms(of_keys, 1).amax(1))
         own_keys, own_added, shifted, of_fields = empty(0, 0, 0, 0), empty(0, 0), empty(0, 0, 0, 0), shift
         different = self.different.unsqueeze(0)
         if self.to_fields is not None:
             of_fields = self.to_fields.shift(shift)
             of_heads, scores, of_keys = self.to_fields.keys(own, of_fields)
             own_keys, own_added = packed(of_heads), filled_up(scores)
+            most, moved = self.to_fields.heads.abs().amax(), _norms(of_fields, 1)
+            of_both = most * (self.to_fields.longest + moved) * longest
+            of_items = self.own_reach + most * moved * self.longest_field
+            reach = torch.maximum(of_both, of_items)
+            if own.shape[1]:
+                reach = torch.maximum(reach, self.to_fields.reach(of_heads, scores))
+            bounded[:, 1] = reach <= MOST
             if of_fields.any():
                 shifted = packed(self.to_fields.heads * of_fields.unsqueeze(1))
             both, to_each = self.different[:, :-width], self.different[:, -width:]
@@ -197,10 +219,16 @@ class Catalogue:
             own_added,
             of_fields.contiguous(),
             shifted,
+            bounded,
             packed(different),
             product(self.of_user, own.flatten(1).T).T + self.bias,
             empty(0, width, WIDTH) if pair is None else blocks(pair),
         )
+
+
+def _norms(values: Tensor, axis: int) -> Tensor:
+    norms: Tensor = values.square().sum(axis).sqrt()
+    return norms
 
 
 def _heads(query: Query | None) -> int:
@@ -232,14 +260,14 @@ def _layers(row_of: Tensor, which: Tensor, others: Sequence[Linear]) -> tuple[Of
 
 
 class Kept:
-    """What was made for the latest few, such as clients: :data:`MOST` of them, so that many do not fill the memory.
+    """What was made for the latest few, such as clients: :data:`KEPT` of them, so that many do not fill the memory.
 
     Args:
         items: in the catalogue; of a large one, fewer are kept.
     """
 
     def __init__(self, items: int) -> None:
-        self.most = max(1, min(MOST, NUMBERS // (items * OF_ITEM)))
+        self.most = max(1, min(KEPT, NUMBERS // (items * OF_ITEM)))
         self._made: OrderedDict[int, Any] = OrderedDict()
 
     def of(self, number: int, make: Callable[[], Any]) -> Any:

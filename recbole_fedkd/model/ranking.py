@@ -15,6 +15,9 @@ from torch import Tensor
 from recbole_fedkd.model.compiled import HIDDEN, Ids, Table, compiled
 from recbole_fedkd.model.tiles import NO_LEAST, WIDTH, multiply, register
 
+MOST, NOTHING = 60.0, np.float32(2.0**-100)
+"""Scores within which powers of two and their sums are numbers, and what their sum is above where an item sees a key."""
+
 SPILL = 16
 """Rows behind the last one of a room, into which a whole panel may write."""
 
@@ -52,6 +55,7 @@ class OfUsers(NamedTuple):
         own_added: to the scores of those.
         shift: what their context adds to a query to the fields ``[users, d]``.
         shifted: heads times the shift; empty where nobody has a context.
+        bounded: whether scores, of the history and of the fields, lie within :data:`MOST` ``[users, 2]``.
         different: the first layer's different outputs; of one user where they are everybody's.
         constant: what the first layer makes of their own fields ``[users, outputs]``.
         pair: the field that depends on both, of one user, in blocks ``[blocks, d, WIDTH]``; empty where there is none.
@@ -66,6 +70,7 @@ class OfUsers(NamedTuple):
     own_added: Any
     shift: Any
     shifted: Any
+    bounded: Any
     different: Any
     constant: Any
     pair: Any
@@ -150,7 +155,7 @@ def _rank_blocks(items: OfItems, users: OfUsers, layers: OfLayers, sizes: Sizes,
                 shape = used * sizes.past_heads, width, width
                 multiply(users.keys[user], 0, shape, items.past[block], 0, added, 0, NO_LEAST, scores, 0)
                 _hide(users.past[user, :used], slots - 1, first, sizes.past_heads, scores, sums[0, 0])
-                _softmax(used, sizes.past_heads, scores, sums, shares)
+                _softmax(used, sizes.past_heads, users.bounded[user, 0], scores, sums, shares)
                 multiply(users.values[user], 0, (width, used, slots), shares, 0, zeros, 0, NO_LEAST, given, 0)
             if len(users.pair) > 0:
                 given[(both - 1) * width : both * width] = users.pair[block]
@@ -190,12 +195,13 @@ def _hide(past: Ids, oldest: int, first: int, heads: int, scores: Table, unless_
             scores[key * heads : (key + 1) * heads, item - first] = HIDDEN
 
 
-def _softmax(keys: int, heads: int, scores: Table, sums: Table, shares: Table) -> None:
+def _softmax(keys: int, heads: int, bounded: bool, scores: Table, sums: Table, shares: Table) -> None:
     """A softmax over the keys for each head, averaged over the heads; of base 2, since scores are divided by log 2.
 
     Args:
         keys: number of them.
         heads: likewise.
+        bounded: no score is beyond :data:`MOST`, so that the largest need not be subtracted.
         scores: ``[keys * heads, WIDTH]``, overwritten.
         sums: room ``[2, heads, WIDTH]``.
         shares: ``[keys, WIDTH]``, filled; 0 where an item sees no key.
@@ -204,19 +210,27 @@ def _softmax(keys: int, heads: int, scores: Table, sums: Table, shares: Table) -
     for head in range(heads):
         for i in range(WIDTH):
             most[head, i], total[head, i] = HIDDEN, np.float32(0.0)
-    for key in range(keys):
+    for key in range(0 if bounded else keys):
         for head in range(heads):
             for i in range(WIDTH):
                 most[head, i] = max(most[head, i], scores[key * heads + head, i])
-    for key in range(keys):
-        for head in range(heads):
-            for i in range(WIDTH):
-                power = power_of_two(scores[key * heads + head, i] - most[head, i])
-                scores[key * heads + head, i] = power
-                total[head, i] += power
+    if bounded:
+        for key in range(keys):
+            for head in range(heads):
+                for i in range(WIDTH):
+                    power = power_of_two(scores[key * heads + head, i])
+                    scores[key * heads + head, i] = power
+                    total[head, i] += power
+    else:
+        for key in range(keys):
+            for head in range(heads):
+                for i in range(WIDTH):
+                    power = power_of_two(scores[key * heads + head, i] - most[head, i])
+                    scores[key * heads + head, i] = power
+                    total[head, i] += power
     for head in range(heads):
         for i in range(WIDTH):
-            seen = most[head, i] > np.float32(-1e29)
+            seen = total[head, i] > NOTHING if bounded else most[head, i] > np.float32(-1e29)
             total[head, i] = np.float32(1.0) / (total[head, i] * np.float32(heads)) if seen else np.float32(0.0)
     for key in range(keys):
         row = key * heads
@@ -280,7 +294,7 @@ def _attend_to_fields(
         multiply(items.heads, 0, (heads, width, width), asked[0], 0, zeros, 0, NO_LEAST, scores, begin)
     shape, begin = (sizes.own * heads, width, width), others * heads * WIDTH
     multiply(users.own_keys[user], 0, shape, query, 0, users.own_added[user], 0, NO_LEAST, scores, begin)
-    _softmax(others + sizes.own, heads, scores, sums, shares)
+    _softmax(others + sizes.own, heads, users.bounded[user, 1], scores, sums, shares)
     for channel in range(width):
         pooled = given[both * width + channel]
         for i in range(WIDTH):
