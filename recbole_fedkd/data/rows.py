@@ -26,7 +26,7 @@ from torch.utils.data import RandomSampler, SequentialSampler
 PHASES = ("train", "valid", "test")
 
 PAIRS = 2**19
-"""User-item pairs that a full sort ranks at a time, at least: half a megabyte for every column of a row."""
+"""User-item pairs that a full sort ranks at a time, at least: two megabytes for every number of a pair."""
 
 BLOCK = 2**16
 """Training rows that are brought into an epoch's order at a time."""
