@@ -11,6 +11,8 @@ from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings
 from recbole_fedkd.distillation.factors import Rows
 from recbole_fedkd.distillation.features import middles
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.model import known as of_pairs
+from recbole_fedkd.model.compiled import has_compiler
 from recbole_fedkd.model.known import KnownPairs
 from recbole_fedkd.model.network import Architecture, AttentiveNetwork, FeatureTable
 
@@ -60,6 +62,19 @@ def test_all_items_of_a_user_are_described_as_pairs_by_themselves():
             described = pairs.described(torch.full((ITEMS,), user), torch.arange(ITEMS))
             for all_items, each in zip(pairs.pair_features.of_user(user), described, strict=True):
                 torch.testing.assert_close(all_items, each)
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_pairs_that_are_rows_are_found_and_no_others(monkeypatch, compiles):
+    monkeypatch.setattr(of_pairs, "has_compiler", lambda: compiles and has_compiler())
+    known, rows, _ = noise_rows()
+    users, items = torch.cartesian_prod(torch.arange(USERS + 1), torch.arange(ITEMS)).T
+    expected = torch.full((USERS + 1, ITEMS), -1)
+    expected[rows.users, rows.items] = torch.arange(len(rows.users))
+    assert torch.equal(known.pair_features._rows(users, items), expected.flatten())
+    nothing = Rows(rows.users[:0], rows.items[:0], rows.values[:0], USERS + 1, ITEMS)
+    empty = KnownPairs(FactorExchange(SETTINGS, nothing, rows.items[:0], VALUES))
+    assert (empty.pair_features._rows(users, items) == -1).all()
 
 
 @pytest.mark.parametrize("backbone", ["cnn", "mlp"])

@@ -6,6 +6,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.model.backbone import drawn_mask
 from recbole_fedkd.model.network import Architecture, AttentiveNetwork, FeatureTable, History
 
 ARCHITECTURE = Architecture(
@@ -188,3 +189,13 @@ def test_regulariser_touches_only_the_rows_of_the_batch(prepared):
     item_gradient = network.embeddings["field_item_id"].weight.grad.abs().sum(1)
     assert torch.nonzero(item_gradient).flatten().tolist() == [3, 4]
     assert all(parameter.grad is not None for parameter in network.backbone.parameters())
+
+
+@pytest.mark.parametrize("kept", [0.8, 0.31])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (64, 16), (129, 17)])
+def test_dropout_draws_what_torch_draws(kept, shape):
+    values = torch.randn(shape)
+    torch.manual_seed(4)
+    expected, state = torch.empty_like(values).bernoulli_(kept), torch.get_rng_state()
+    torch.manual_seed(4)
+    assert torch.equal(drawn_mask(values, kept), expected) and torch.equal(torch.get_rng_state(), state)

@@ -15,6 +15,13 @@ Linear = tuple[Tensor, Tensor]
 """Weight and bias."""
 
 
+def drawn_mask(values: Tensor, kept: float) -> Tensor:
+    """1 where an entry of ``values`` stays, else 0: what torch's ``bernoulli_`` draws, on the processor in less time."""
+    if values.device.type != "cpu":
+        return torch.empty_like(values).bernoulli_(kept)
+    return torch.empty(values.shape, dtype=torch.float64).uniform_().lt(kept).to(values.dtype)
+
+
 class HandedDropout(nn.Module):
     """Dropout that can be handed its masks: who trains many networks at once draws for each from a stream of its own.
 
@@ -39,7 +46,7 @@ class HandedDropout(nn.Module):
         if not self.training or not self.probability:
             return values
         kept = 1.0 - self.probability
-        mask = self.handed.pop(0) if self.handed else torch.empty_like(values).bernoulli_(kept)
+        mask = self.handed.pop(0) if self.handed else drawn_mask(values, kept)
         return values * mask.div(kept)
 
 

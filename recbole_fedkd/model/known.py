@@ -21,6 +21,7 @@ from recbole_fedkd.distillation.features import (
     normal_logits,
     standardised,
 )
+from recbole_fedkd.model.compiled import Ids, compiled, has_compiler
 from recbole_fedkd.model.received import ReceivedTables, described_in_groups, groups_of
 from recbole_fedkd.model.with_rows import WithRows
 
@@ -154,6 +155,8 @@ class _PairFeatures:
         keys, order = torch.sort(rows.users * self.tables.vectors.shape[0] + rows.items, stable=True)
         first = torch.diff(keys, prepend=keys.new_full((1,), -1)) != 0
         self.keys, self.order = keys[first], order[first]
+        bounds = torch.arange(rows.user_count + 1, device=keys.device) * len(self.vectors)
+        self.starts = torch.searchsorted(self.keys, bounds)
 
     def of_somebody(self, exchange: FactorExchange, items: Tensor, labels: Tensor) -> _PairFeatures:
         """The same tables for one user, 0, of these rows, which are no part of the tables."""
@@ -174,12 +177,11 @@ class _PairFeatures:
         return middle, features
 
     def of_pairs(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        wanted = users * len(self.vectors) + items
-        entry = torch.searchsorted(self.keys, wanted).clamp(max=max(len(self.keys) - 1, 0))
-        known = self.keys[entry] == wanted if len(self.keys) else torch.zeros_like(wanted, dtype=torch.bool)
-        rows = self.order[entry[known]]
-        if len(rows) == len(users):
-            return self.middle[rows], self.features[rows]
+        row = self._rows(users, items)
+        known = row >= 0
+        if known.all():
+            return self.middle.index_select(0, row), self.features.index_select(0, row)
+        rows = row[known]
         (others,) = torch.where(~known)
         mean, features = self.users.of_pairs(users[others], items[others])
         middle, features = middles(mean, self.tables.noise, self.users.values), standardised(features, *self.moments)
@@ -190,6 +192,33 @@ class _PairFeatures:
         of_all[places], described[places] = self.middle[rows], self.features[rows]
         of_all[others], described[others] = middle, features
         return of_all, described
+
+    def _rows(self, users: Tensor, items: Tensor) -> Tensor:
+        """The row of every pair ``[n]``, -1 where it is none."""
+        rows = torch.full_like(users, -1)
+        if users.device.type == "cpu" and has_compiler():
+            pairs = users.contiguous().numpy(), items.contiguous().numpy(), len(self.vectors)
+            compiled(_find)(*(each.numpy() for each in (self.keys, self.starts, self.order)), *pairs, rows.numpy())
+        elif len(self.keys):
+            wanted = users * len(self.vectors) + items
+            entry = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
+            rows = torch.where(self.keys[entry] == wanted, self.order[entry], rows)
+        return rows
+
+
+def _find(keys: Ids, starts: Ids, order: Ids, users: Ids, items: Ids, item_count: int, rows: Ids) -> None:
+    """Fill in the row of every pair whose key ``user * item_count + item`` is among the ascending ones, user by user."""
+    for pair in range(len(users)):
+        wanted, low, high = users[pair] * item_count + items[pair], starts[users[pair]], starts[users[pair] + 1]
+        end = high
+        while low < high:
+            middle = (low + high) // 2
+            if keys[middle] < wanted:
+                low = middle + 1
+            else:
+                high = middle
+        if low < end and keys[low] == wanted:
+            rows[pair] = order[low]
 
 
 def _pair_features_in_groups(exchange: FactorExchange) -> _PairFeatures:
