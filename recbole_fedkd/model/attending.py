@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from recbole_fedkd.model.compiled import HIDDEN, Ids, Table, compiled, exponential, has_compiler
+from recbole_fedkd.model.function import DirectFunction
 
 LANES, VECTOR = 64, 32
 """Samples at a time, and what they are filled up to a multiple of."""
@@ -62,7 +63,7 @@ def attend(
     return pooled.view(batch, targets, width), weights.view(batch, targets, keys)
 
 
-class _Attend(torch.autograd.Function):
+class _Attend(DirectFunction):
     """:func:`attend` of many networks, the first axis of every tensor."""
 
     @staticmethod

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 
-from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
 from recbole_fedkd.errors import InputError
@@ -40,6 +39,8 @@ def gaussian_epsilon(noise_multiplier: float, releases: int, delta: float) -> fl
     most = (
         mean * mean / 2 + mean * math.sqrt(2 * math.log(1 / delta)) + 1
     )  # zero-concentrated privacy's bound, and a bit
+    from scipy.optimize import brentq  # a quarter of a second for every run, and few ask for it
+
     return float(brentq(lambda epsilon: gaussian_delta(epsilon, mean) - delta, 0.0, most, xtol=1e-10))
 
 
