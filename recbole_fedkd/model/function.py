@@ -27,10 +27,10 @@ class DirectFunction(torch.autograd.Function):
 def side_by_side(count: int, dims: Sequence[int | None], tensors: Sequence[Any]) -> list[Any]:
     """What ``vmap`` hands over, with the axis of ``count`` networks in front; what is of all of them alike is repeated."""
     return [
-        each
-        if not isinstance(each, Tensor)
-        else each.movedim(dim, 0)
+        tensor
+        if not isinstance(tensor, Tensor)
+        else tensor.movedim(dim, 0)
         if dim is not None
-        else each.expand(count, *each.shape)
-        for each, dim in zip(tensors, dims, strict=True)
+        else tensor.expand(count, *tensor.shape)
+        for tensor, dim in zip(tensors, dims, strict=True)
     ]

@@ -198,7 +198,7 @@ class _PairFeatures:
         rows = torch.full_like(users, -1)
         if users.device.type == "cpu" and has_compiler():
             pairs = users.contiguous().numpy(), items.contiguous().numpy(), len(self.vectors)
-            compiled(_find)(*(each.numpy() for each in (self.keys, self.starts, self.order)), *pairs, rows.numpy())
+            compiled(_find)(*(tensor.numpy() for tensor in (self.keys, self.starts, self.order)), *pairs, rows.numpy())
         elif len(self.keys):
             wanted = users * len(self.vectors) + items
             entry = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)

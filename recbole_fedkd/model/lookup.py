@@ -56,7 +56,7 @@ class Tokens:
 
 
 def _is_compiled(tables: Sequence[Tensor]) -> bool:
-    return all(each.dtype == torch.float32 and each.device.type == "cpu" for each in tables) and has_compiler()
+    return all(table.dtype == torch.float32 and table.device.type == "cpu" for table in tables) and has_compiler()
 
 
 def look_up(tables: Sequence[Tensor], tokens: Sequence[Tokens], averaged: int) -> tuple[Tensor, Tensor]:
@@ -71,9 +71,9 @@ def look_up(tables: Sequence[Tensor], tokens: Sequence[Tokens], averaged: int) -
         ``[n, fields, d]`` and the mean ``[n, d]``; both are differentiable.
     """
     if not _is_compiled(tables):
-        vectors = torch.stack([each.looked_up(table) for table, each in zip(tables, tokens, strict=True)], 1)
+        vectors = torch.stack([reading.looked_up(table) for table, reading in zip(tables, tokens, strict=True)], 1)
         return vectors, vectors[:, :averaged].mean(1)
-    readers = [part for each in tokens for part in (each.ids, each.column, each.masked)]
+    readers = [part for reading in tokens for part in (reading.ids, reading.column, reading.masked)]
     return _LookUp.apply(False, averaged, len(tables), {}, *tables, *readers)  # type: ignore[no-any-return]
 
 
@@ -81,9 +81,11 @@ def touched_norm(tables: Sequence[tuple[Tensor, Sequence[Tokens]]], dense: Seque
     """:func:`touched_squared_norm`, a scalar; each table with all that reads it."""
     own = [table for table, _ in tables]
     if not _is_compiled([*own, *dense]):
-        touched = [(table, torch.cat([each.numbers().flatten() for each in tokens])) for table, tokens in tables]
+        touched = [(table, torch.cat([reading.numbers().flatten() for reading in tokens])) for table, tokens in tables]
         return touched_squared_norm(touched, dense)
-    readers = [part for _, tokens in tables for each in tokens for part in (each.ids, each.column, each.masked)]
+    readers = [
+        part for _, tokens in tables for reading in tokens for part in (reading.ids, reading.column, reading.masked)
+    ]
     counts = tuple(len(tokens) for _, tokens in tables)
     norm: Tensor = _TouchedNorm.apply(False, counts, {}, *own, *dense, *readers)
     return norm
@@ -114,7 +116,7 @@ class _LookUp(DirectFunction):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, out: Tensor, mean: Tensor) -> Any:
         gradients = [out.new_zeros(shape) for shape in ctx.shapes]
-        arrays = [_array(ctx.many, each) for each in (*gradients, out, mean)]
+        arrays = [_array(ctx.many, tensor) for tensor in (*gradients, out, mean)]
         _run(True, ctx.averaged, arrays[:-2], ctx.kept["readers"], *arrays[-2:])
         return None, None, None, None, *gradients, *[None] * (3 * ctx.fields)
 
@@ -225,16 +227,16 @@ def _look_up(
                 count = many
                 if masked:
                     count = 0
-                    for place in range(many):
-                        count += column[network, own, place] != 0
+                    for position in range(many):
+                        count += column[network, own, position] != 0
             scale = np.float32(1.0) / np.float32(max(count, 1))
             for x in range(width):
                 vector[x] = 0.0
             if backward:
                 for x in range(width):
                     vector[x] = scale * (fields[network, sample, field, x] + part * mean[network, sample, x])
-            for place in range(max(many, 1)):
-                row = column[network, own, place] if many > 0 else own
+            for position in range(max(many, 1)):
+                row = column[network, own, position] if many > 0 else own
                 if masked and row == 0:
                     continue
                 if backward:
@@ -256,8 +258,8 @@ def _touch(table: Table, ids: Ids, column: Ids, marks: Marks, total: Sums) -> No
         squares = 0.0
         for sample in range(ids.shape[1]):
             own = ids[network, sample]
-            for place in range(max(many, 1)):
-                row = column[network, own, place] if many > 0 else own
+            for position in range(max(many, 1)):
+                row = column[network, own, position] if many > 0 else own
                 if not marks[network, row]:
                     marks[network, row] = True
                     for x in range(table.shape[2]):

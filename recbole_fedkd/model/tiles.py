@@ -56,7 +56,7 @@ def product(weight: Tensor, columns: Tensor) -> Tensor:
     register()
     panels, columns_in = packed(weight), blocks(columns)
     out = columns.new_empty(len(columns_in), panels.shape[0] * panels.shape[2], WIDTH)
-    arrays = (each.detach().numpy() for each in (panels, columns_in, torch.zeros(out.shape[1]), out))
+    arrays = (tensor.detach().numpy() for tensor in (panels, columns_in, torch.zeros(out.shape[1]), out))
     compiled(_product, "numpy", multiply)(*arrays)
     return out.movedim(0, 1).flatten(1)[: len(weight), : columns.shape[1]]
 
@@ -122,7 +122,7 @@ def register() -> None:
     from numba.extending import lower_builtin, type_callable
 
     lanes, rows = vectors()
-    number, place = ir.FloatType(), ir.IntType(64)
+    number, integer = ir.FloatType(), ir.IntType(64)
     vector = ir.VectorType(number, lanes)
 
     @type_callable(tile)
@@ -143,7 +143,7 @@ def register() -> None:
             return builder.gep(data, [arguments[argument + 1]])
 
         def whole_number(value: int) -> Any:
-            return ir.Constant(place, value)
+            return ir.Constant(integer, value)
 
         def spread(value: Any) -> Any:
             nothing = ir.Constant(vector, ir.Undefined)
@@ -161,12 +161,12 @@ def register() -> None:
             own = [spread(builder.load(builder.gep(bias, [whole_number(row)]))) for row in range(rows)]
             builder.branch(head)
             builder.position_at_end(head)
-            number_of = builder.phi(place)
+            number_of = builder.phi(integer)
             number_of.add_incoming(whole_number(0), start)
             sums = [[builder.phi(vector), builder.phi(vector)] for _ in range(rows)]
             for row in range(rows):
-                for each in sums[row]:
-                    each.add_incoming(own[row], start)
+                for total in sums[row]:
+                    total.add_incoming(own[row], start)
             builder.cbranch(builder.icmp_signed("<", number_of, inputs), body, done)
             builder.position_at_end(body)
             row_at = builder.mul(number_of, whole_number(WIDTH))

@@ -28,7 +28,7 @@ def derives_by_hand(task: FleetTask, strategy: Strategy, network: nn.Module) -> 
         isinstance(task, LabelledSamples) and task.kind is AttentiveTask and not task.reg_weight and task.labels == 2
     )
     # Who changes what a network says has to say what its scores are made of, too.
-    says = next(each for each in type(network).__mro__ if "forward" in vars(each))
+    says = next(base for base in type(network).__mro__ if "forward" in vars(base))
     return plain and strategy.adds_nothing and "factors" in vars(says)
 
 

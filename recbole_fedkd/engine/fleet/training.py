@@ -299,7 +299,7 @@ class PackTraining:
             clients = training.group, training.network, training.pack, training.weights
             losses, made = derived_by_hand(self.task, *clients, batch)
             adds = self.optimizer.adds and not self.settings.clip_grad_norm
-            gradients: list[Any] = made if adds else [dense(each) for each in made]
+            gradients: list[Any] = made if adds else [dense(gradient) for gradient in made]
             logits = hidden = losses.new_zeros(len(losses), 0, 0)
         else:
             with self.settings.precision(self.device):
