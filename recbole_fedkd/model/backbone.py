@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-CNN_LAYERS = 5
+from recbole_fedkd.model.convolving import Linear, convolve, convolves
 
-Linear = tuple[Tensor, Tensor]
-"""Weight and bias."""
+CNN_LAYERS = 5
 
 
 def drawn_mask(values: Tensor, kept: float) -> Tensor:
@@ -111,26 +110,34 @@ class CnnBackbone(Backbone):
 
     def hidden(self, fields: Tensor) -> Tensor:
         """See :meth:`Backbone.hidden`; embeddings are channels."""
-        return super().hidden(fields.transpose(1, 2))
+        convolutions, dense = self._convolutions(), self._dense()[0]
+        if not convolves(fields, convolutions, dense):
+            return super().hidden(fields.transpose(1, 2))
+        hidden: Tensor = self.layers[-2](convolve(fields, convolutions, dense))
+        return hidden
 
     def first(self) -> tuple[Tensor, Tensor]:
         """See :meth:`Backbone.first`; outputs are fields, then channels."""
-        layer = self.layers[0]
-        assert isinstance(layer, nn.Conv1d) and layer.bias is not None
-        inputs = self.count * layer.in_channels
-        fields = torch.eye(inputs, device=layer.weight.device).view(inputs, self.count, -1).transpose(1, 2)
-        outputs = functional.conv1d(fields, layer.weight, padding=1).permute(2, 1, 0)
-        return outputs.reshape(-1, self.count, layer.in_channels), layer.bias.repeat(self.count)
+        weight, bias = self._convolutions()[0]
+        channels = weight.shape[1]
+        inputs = self.count * channels
+        fields = torch.eye(inputs, device=weight.device).view(inputs, self.count, -1).transpose(1, 2)
+        outputs = functional.conv1d(fields, weight, padding=1).permute(2, 1, 0)
+        return outputs.reshape(-1, self.count, channels), bias.repeat(self.count)
 
     def others(self) -> list[Linear]:
         """See :meth:`Backbone.others`; a sample is flattened channels first, and here fields first."""
         convolutions = [
-            (layer.weight.permute(0, 2, 1).flatten(1).expand(self.count, -1, -1), layer.bias.repeat(self.count))
-            for layer in list(self.layers)[1:]
-            if isinstance(layer, nn.Conv1d) and layer.bias is not None
+            (weight.permute(0, 2, 1).flatten(1).expand(self.count, -1, -1), bias.repeat(self.count))
+            for weight, bias in self._convolutions()[1:]
         ]
         (weight, bias), last = self._dense()
         return [*convolutions, (weight.unflatten(1, (-1, self.count)).transpose(1, 2).flatten(1), bias), last]
+
+    def _convolutions(self) -> list[Linear]:
+        """Weight and bias of every convolution."""
+        layers = [layer for layer in self.layers if isinstance(layer, nn.Conv1d)]
+        return [(layer.weight, layer.bias) for layer in layers if layer.bias is not None]
 
 
 class MlpBackbone(Backbone):

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from recbole_fedkd.model.attention import TargetAttention
-from recbole_fedkd.model.backbone import Backbone, Linear
+from recbole_fedkd.model.backbone import Backbone
+from recbole_fedkd.model.convolving import Linear
 from recbole_fedkd.model.ranking import MOST, OfItems, OfLayers, OfUsers, Sizes, Step, rank_blocks
 from recbole_fedkd.model.tiles import WIDTH, blocks, filled_up, packed, product, vectors
 
