@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import functional_call
 
 from recbole_fedkd.config import FedKDConfig
-from recbole_fedkd.engine.fleet import by_hand, group, messages, samples, store
+from recbole_fedkd.engine.fleet import by_hand, messages, moments, moving, samples, store
 from recbole_fedkd.engine.fleet import training as fleet_training
 from recbole_fedkd.engine.fleet.by_hand import scores_of_many
 from recbole_fedkd.engine.fleet.optimizers import BatchedSGD
@@ -84,7 +84,7 @@ def test_clients_take_the_shortest_way_that_minimises_the_same_and_train_as_on_t
     monkeypatch.setattr(fleet_training, "derived_by_hand", lambda *given: (ways.add("by hand"), derived(*given))[1])
     monkeypatch.setattr(by_hand, "steps_of_many", lambda *given: (ways.add("compiled"), steps(*given))[1])
     if case == "no compiler":
-        for module in (by_hand, group, messages, samples, store):
+        for module in (by_hand, messages, moments, moving, samples, store):
             monkeypatch.setattr(module, "has_compiler", lambda: False)
     engines = []
     for engine in ("local", "fleet"):

@@ -275,6 +275,21 @@ def _add_changes(items: Ids, count: Ids, rows: Table, base: Table, shares: Table
                 sums[column] += share * (own[column] - common[column])
 
 
+def changes_of_many(own: Tensor, base: Tensor, shares: Tensor) -> Tensor:
+    """``sum_k share_k (w_k - base)`` of many clients' ``own [c, P]``, and ``shares [c]``; in double precision ``[P]``."""
+    total = torch.zeros(len(base), dtype=torch.float64)
+    compiled(_changes)(*(values.numpy() for values in (own, base, shares.double(), total)))
+    return total
+
+
+def _changes(own: Table, base: Table, shares: Losses, total: Losses) -> None:
+    """See :func:`changes_of_many`."""
+    for client in range(len(own)):
+        share, row = shares[client], own[client]
+        for column in range(len(total)):
+            total[column] += share * np.float64(row[column] - base[column])
+
+
 def of_other_rows(fold: FoldedUsers) -> tuple[Tensor, Tensor]:
     """:meth:`FoldedUsers.of_rows`, of :data:`LANES` rows side by side: their matrices are too small for a library."""
     rows, size = fold.rows, fold.vectors.shape[1]

@@ -11,8 +11,8 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from recbole_fedkd.engine.fleet.compiled import touched_by_many
+from recbole_fedkd.engine.fleet.moving import moves_rows
 from recbole_fedkd.engine.fleet.store import Pack, RowStore, Weights, side_by_side
-from recbole_fedkd.model.compiled import has_compiler
 from recbole_fedkd.model.factorization import RowSums, dense
 from recbole_fedkd.model.pair import names_of
 
@@ -142,8 +142,9 @@ class ClientGroup(nn.Module):
         """Items that packed clients need ``[c, rows]``, padding first, and how many ``[c]``; arguments as of :meth:`pack`."""
         device, buffers = clients.device, dict(self.whole.named_buffers())
         references = [buffers[name][members].flatten(1) for name in self.item_references]
-        if not any(store.pieces for store in stores) and has_compiler() and device.type == "cpu":
-            return touched_by_many(side_by_side([needed, *references], 1), self.item_count)
+        if moves_rows(device):
+            stored = [store.items_of(clients) for store in stores if store.pieces]
+            return touched_by_many(side_by_side([needed, *references, *stored], 1), self.item_count)
         known = torch.zeros(len(clients), self.item_count, dtype=torch.bool, device=device)
         known[:, 0] = True
         for asked in (needed, *references):
@@ -167,14 +168,16 @@ class ClientGroup(nn.Module):
             serving: as the clients serve their users, not as they start a round.
         """
         dense_base, item_base, user_table = base
-        dense = dense_base.repeat(len(pack.clients), 1)
         dense_from = self.own.shape[1] if serving else self.dense_resumed
-        if dense_from:
+        if 0 < dense_from == len(dense_base):
+            dense = self.own.index_select(0, pack.clients).to(dense_base.dtype)
+        else:
+            dense = dense_base.repeat(len(pack.clients), 1)
             dense[:, :dense_from] = self.own[pack.clients, :dense_from]
         rows = functional.embedding(pack.items, item_base) if self.item_names else dense.new_zeros(*pack.items.shape, 0)
         rows_from = self.rows.width if serving else self.rows_resumed
         if rows_from:
-            fill_rows(rows, pack, self.rows, rows_from)
+            self.rows.fill_pack(pack, [rows[..., :rows_from]])
         users = user_table[pack.members] if self.user_names else dense.new_zeros(*pack.members.shape, 0)
         return Weights(dense, rows, users)
 
@@ -182,7 +185,7 @@ class ClientGroup(nn.Module):
     def write(self, pack: Pack, weights: Weights) -> None:
         """Keep what is the clients' own."""
         if self.rows.width:
-            self.rows.put_pack(pack, weights.rows)
+            self.rows.put_pack(pack, [weights.rows])
         if self.own.shape[1]:
             self.own[pack.clients] = weights.dense[:, : self.own.shape[1]]
         present = pack.members > 0
@@ -338,12 +341,3 @@ class Caller(nn.Module):
     def forward(self, *arguments: Any) -> Any:
         """Call it."""
         return self.function(self.network, *arguments)
-
-
-def fill_rows(rows: Tensor, pack: Pack, store: RowStore, width: int) -> None:
-    """Overwrite the first ``width`` columns of packed rows ``[c, rows, D]`` by what the clients have stored."""
-    slot, item, own = store.of(pack.clients, width)
-    if len(slot):
-        needed = pack.known[slot, item]
-        slot, item = slot[needed], item[needed]
-        rows[slot, pack.local[slot, item].long(), :width] = own[needed]

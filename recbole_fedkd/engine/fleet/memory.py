@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from recbole_fedkd.engine.fleet.group import ClientGroup, fill_rows
+from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.optimizers import BatchedOptimizer
 from recbole_fedkd.engine.fleet.store import Pack, RowStore, Weights
 
@@ -34,17 +34,15 @@ class OptimizerMemory(nn.Module):
 
     def of(self, pack: Pack, weights: Weights) -> list[Weights]:
         """Memories of packed clients, in the shapes of their weights."""
-        width = weights.rows.shape[2]
-        rows = weights.rows.new_zeros(*weights.rows.shape[:2], self.rows.width)
-        fill_rows(rows, pack, self.rows, rows.shape[2])
+        rows = [torch.zeros_like(weights.rows) for _ in self.dense]
+        if self.rows.width:
+            self.rows.fill_pack(pack, rows)
         users = (
             self.users[:, pack.members] if self.users.shape[2] else [torch.zeros_like(weights.users)] * len(self.dense)
         )
         return [
-            Weights(
-                self.dense[number, pack.clients], rows[..., number * width : (number + 1) * width].contiguous(), own
-            )
-            for number, own in enumerate(users)
+            Weights(dense.index_select(0, pack.clients), own_rows, own)
+            for dense, own_rows, own in zip(self.dense, rows, users, strict=True)
         ]
 
     def write(self, pack: Pack, memories: Sequence[Weights], counters: Tensor) -> None:
@@ -56,4 +54,4 @@ class OptimizerMemory(nn.Module):
                 self.users[number, pack.members[present]] = memory.users[present]
         self.counters[pack.clients] = counters
         if self.rows.width:
-            self.rows.put_pack(pack, torch.cat([memory.rows for memory in memories], 2))
+            self.rows.put_pack(pack, [memory.rows for memory in memories])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recbole_fedkd.engine.fleet.compiled import add_changes, touched_by_many
+from recbole_fedkd.engine.fleet.compiled import add_changes, changes_of_many, touched_by_many
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.store import Pack, Weights
 from recbole_fedkd.federated.strategy.base import ServerState
@@ -90,7 +90,6 @@ class MeanOfClients:
 
     def part(self, pack: Pack, weights: Weights, shares: Tensor) -> MeanPart:
         """What packed clients add; ``shares`` ``[c]`` in double precision, 1 in sum over all clients of the round."""
-        moved = weights.dense - self.dense_base
         touched = None
         if has_compiler() and self.item_base.device.type == "cpu":
             # Of a large catalogue few clients touch little.
@@ -99,15 +98,17 @@ class MeanOfClients:
             places[touched] = torch.arange(len(touched))
             rows = torch.zeros_like(base)
             add_changes(places[pack.items], pack.count, weights.rows, base, shares, rows)
+            dense = changes_of_many(weights.dense, self.dense_base, shares)
         else:
+            dense = shares @ (weights.dense - self.dense_base).double()
             rows = torch.zeros_like(self.item_base)
             items, share = pack.items.flatten(), shares.to(rows.dtype).view(-1, 1)
             # sum_k share_k w_k and sum_k share_k of every row: cheaper than to look the base up for every row of every client.
             rows.index_add_(0, items, (weights.rows * share.unsqueeze(2)).flatten(0, 1))
             counted = rows.new_zeros(len(rows)).index_add_(0, items, share.expand_as(pack.items).flatten())
             rows.addcmul_(self.item_base, counted.unsqueeze(1), value=-1.0)
-        changed = self._changed(pack, weights, moved, shares) if self.of_changed else (None, None)
-        return MeanPart(shares @ moved.double(), touched, rows, *changed)
+        changed = self._changed(pack, weights, shares) if self.of_changed else (None, None)
+        return MeanPart(dense, touched, rows, *changed)
 
     def add(self, part: MeanPart) -> None:
         """Add what packed clients add."""
@@ -125,10 +126,10 @@ class MeanOfClients:
         """The largest magnitude among what packed clients add."""
         return max(float(values.abs().max()) for values in (part.dense, part.rows) if values.numel())
 
-    def _changed(self, pack: Pack, weights: Weights, moved: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    def _changed(self, pack: Pack, weights: Weights, shares: Tensor) -> tuple[Tensor, Tensor]:
         """The shares of the clients that changed a row, for every number of it: ``[P]`` and ``[items, D]``."""
         shapes, of_dense, of_rows = self.group.shapes, [], []
-        column = 0
+        moved, column = weights.dense - self.dense_base, 0
         for name in self.group.dense_names:
             size = shapes[name].numel()
             rows = shapes[name][0] if shapes[name] else 1

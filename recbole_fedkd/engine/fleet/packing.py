@@ -6,7 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_PADDING = 0.1
-"""Largest share of the samples of a pack that may be padding."""
+"""Largest share of the samples of a pack that may be padding, where it is more than a few."""
+
+FEW_PADDING = 700
+"""Samples of padding that cost less than another pack: the calls that a pack takes last as long as a thousand samples."""
 
 MAX_ROW_PADDING = 0.2
 """Largest share of the item rows of a pack that may be padding, were every sample of an item of its own."""
@@ -55,8 +58,9 @@ def packed(
     for end, size in enumerate(sizes[order].tolist()):
         own_rows, own_slots = min(size, item_count), slots(size, largest, batch_size)
         clients = end - begin + 1
+        padding = filled + own_slots - real - size
         full = end > begin and (
-            real + size < (1 - MAX_PADDING) * (filled + own_slots)
+            padding > max(FEW_PADDING, MAX_PADDING * (filled + own_slots))
             or touched + own_rows < (1 - MAX_ROW_PADDING) * clients * rows
             or clients * each_bytes > memory
         )

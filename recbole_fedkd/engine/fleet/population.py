@@ -29,7 +29,7 @@ MEGABYTE = 2**20
 
 def pack_bytes(megabytes: float | None, device: torch.device) -> float:
     """What clients side by side may take; where nobody says it, what was fastest on such a device (docs/performance.md)."""
-    return MEGABYTE * (megabytes or (512.0 if device.type == "cuda" else 32.0))
+    return MEGABYTE * (megabytes or (512.0 if device.type == "cuda" else 64.0))
 
 
 class CompactPopulation(nn.Module):

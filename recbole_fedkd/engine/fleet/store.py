@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_fedkd.engine.fleet.compiled import placed_by_many
+from recbole_fedkd.engine.fleet.moving import fill, joined, moves_rows
 from recbole_fedkd.model.compiled import has_compiler
 
 FEW = 1024
@@ -51,13 +52,42 @@ class RowStore(nn.Module):
         self._live: dict[int, int] = {}
         self._next = 0
 
-    def _parts(self, clients: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
-        """Rows of clients ``[c]``, by piece: place in ``clients``, among the client's rows and in the piece, and the piece."""
+    def _pieces(self, clients: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+        """Of clients ``[c]`` by piece: which of them, where in it their rows begin, and how many they are, and the piece."""
         count, start, piece = self.count[clients], self.start[clients], self.piece[clients]
         for number in piece[count > 0].unique().tolist():
             of_piece = ((piece == number) & (count > 0)).nonzero().flatten()
-            place, offset = ragged(count[of_piece])
-            yield of_piece[place], offset, start[of_piece][place] + offset, *self.pieces[number]
+            yield of_piece, start[of_piece], count[of_piece], *self.pieces[number]
+
+    def _parts(self, clients: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+        """Rows of clients ``[c]``, by piece: place in ``clients``, among the client's rows and in the piece, and the piece."""
+        for of_piece, start, count, item, data in self._pieces(clients):
+            place, offset = ragged(count)
+            yield of_piece[place], offset, start[place] + offset, item, data
+
+    def items_of(self, clients: Tensor) -> Tensor:
+        """Items of the clients' rows ``[c, most]``, 0 where one has fewer."""
+        items = torch.zeros(len(clients), int(self.count[clients].max()), dtype=torch.long, device=clients.device)
+        for slot, offset, row, item, _ in self._parts(clients):
+            items[slot, offset] = item[row]
+        return items
+
+    def fill_pack(self, pack: Pack, tables: list[Tensor]) -> None:
+        """Overwrite packed rows ``[c, rows, D]`` by what the clients have stored, one table behind the other.
+
+        What is stored beyond the columns of the tables stays where it is.
+        """
+        if moves_rows(pack.items.device):
+            for piece in self._pieces(pack.clients):
+                fill(tables, pack.items, pack.count, pack.item_count, piece)
+            return
+        slot, item, own = self.of(pack.clients, sum(table.shape[2] for table in tables))
+        needed = pack.known[slot, item]
+        slot, item = slot[needed], item[needed]
+        places, column = pack.local[slot, item].long(), 0
+        for table in tables:
+            table[slot, places] = own[needed, column : column + table.shape[2]]
+            column += table.shape[2]
 
     def of(self, clients: Tensor, columns: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of the clients ``[c]``: place in ``clients``, item ``[rows]`` and first ``columns`` ``[rows, n]`` of each."""
@@ -81,8 +111,13 @@ class RowStore(nn.Module):
                 if not self._live[before]:
                     del self.pieces[before], self._live[before]
 
-    def put_pack(self, pack: Pack, rows: Tensor) -> None:
-        """The same for packed rows ``[c, rows, >= width]``."""
+    def put_pack(self, pack: Pack, tables: list[Tensor]) -> None:
+        """The same for packed rows ``[c, rows, D]``, one table behind the other; columns beyond the store's are left out."""
+        if moves_rows(pack.items.device):
+            items = joined([pack.items.unsqueeze(2)], 1, pack.count).flatten()
+            self.put(pack.clients, pack.count, items, joined(tables, self.width, pack.count))
+            return
+        rows = side_by_side(tables, 2)
         present = torch.arange(rows.shape[1], device=rows.device) < pack.count.unsqueeze(1)
         filled = present.flatten().nonzero().flatten()
         data = rows[..., : self.width].flatten(0, 1).index_select(0, filled)
