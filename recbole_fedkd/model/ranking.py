@@ -130,7 +130,8 @@ class Sizes(NamedTuple):
 def rank_blocks(items: OfItems, users: OfUsers, layers: OfLayers, sizes: Sizes, logits: Tensor) -> None:
     """Fill ``logits [users, T, blocks * WIDTH]``."""
     register()
-    arrays = (type(each)(*(tensor.detach().numpy() for tensor in each)) for each in (items, users, layers))
+    # In one order of memory, so that the loop is compiled once.
+    arrays = (type(each)(*(tensor.detach().contiguous().numpy() for tensor in each)) for each in (items, users, layers))
     helpers = power_of_two, multiply, _hide, _softmax, _attend_to_fields, _first_layer, _further_layers
     compiled(_rank_blocks, "numpy", *helpers)(*arrays, sizes, logits.numpy())
 
