@@ -224,6 +224,20 @@ def test_value_metrics_of_implicit_labels_judge_the_first_of_the_same_candidates
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize("model", ["AttnFedKD", "AttnStudent"])
+def test_all_candidates_of_a_user_at_once_are_judged_as_one_by_one(prepared, monkeypatch, model):
+    split = {"split": {"RS": [8, 1, 1]}, "order": "TO", "group_by": "user"}
+    keys = {**SAMPLED, "eval_args": {**split, "mode": "uni7"}, "topk": [3], "valid_metric": "NDCG@3"}
+    _, trainer, _, evaluations = prepared(model, **keys, client_num=3)
+    kind, asked = type(trainer.model), []
+    own = kind.score_chosen
+    monkeypatch.setattr(kind, "score_chosen", lambda *arguments: asked.append(1) or own(*arguments))
+    at_once = trainer.evaluate(evaluations[1], load_best_model=False)
+    assert asked, "there were candidates to be scored at once"
+    monkeypatch.setattr(kind, "ranks_chosen", False)
+    assert at_once == trainer.evaluate(evaluations[1], load_best_model=False)
+
+
 def test_workers_load_the_same_batches(prepared):
     loaders = [prepared("BPR", **SAMPLED, worker=worker)[3][1].protocols[0].loader for worker in (0, 1)]
     one, other = (list(loader) for loader in loaders)

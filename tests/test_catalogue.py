@@ -176,3 +176,37 @@ def test_in_training_and_with_gradients_the_network_itself_is_asked():
         dropped = rank_items(network, users, {}, ITEMS)
         torch.manual_seed(1)
         assert torch.equal(dropped, network(users, torch.arange(ITEMS).expand(USERS, -1)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "backbone, history, prior, known",
+    [("cnn", True, True, False), ("mlp", False, False, False), ("cnn", True, False, True)],
+)
+def test_chosen_items_rank_as_they_do_among_all(backbone, history, prior, known):
+    network, users = network_of(backbone, history=history, prior=prior, known=known), torch.arange(1, USERS)
+    everything = rank_items(network, users, {}, ITEMS)
+    chosen = torch.stack([torch.randperm(ITEMS)[: WIDTH + 5] for _ in users])
+    own = network.history_items[1, :WIDTH] if history else chosen[0, :SLOTS]
+    chosen[0, : len(own)] = own  # what a user has had sees no label of its own
+    found = rank_items(network, users, {}, ITEMS, chosen=chosen)
+    expected = everything.gather(1, chosen.unsqueeze(2).expand(-1, -1, LABELS))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found, network(users, chosen), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_pair_and_a_network_that_is_not_compiled_rank_chosen_items(monkeypatch):
+    pair, users = TeacherAndStudent(network_of(), network_of("mlp"), "both").eval(), torch.arange(USERS)
+    chosen = torch.randint(0, ITEMS, (USERS, 9))
+    expected = pair(users, chosen)
+    torch.testing.assert_close(rank_items(pair, users, {}, ITEMS, None, chosen), expected, rtol=1e-4, atol=1e-5)
+    assert catalogue.ranks_chosen(pair)
+    monkeypatch.setattr(AttentiveNetwork, "ranks", False)
+    assert torch.equal(rank_items(pair, users, {}, ITEMS, None, chosen), expected) and not catalogue.ranks_chosen(pair)
+
+
+def test_items_are_chosen_where_neither_context_nor_pairs_are_known():
+    assert catalogue.ranks_chosen(network_of())
+    assert not catalogue.ranks_chosen(network_of(context=True))
+    assert not catalogue.ranks_chosen(network_of(known=True))

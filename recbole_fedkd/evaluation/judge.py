@@ -34,12 +34,13 @@ class Judge(Trainer):
         self.device, self.wandblogger = device, board
         self.test_batch_size = config["eval_batch_size"]
         self.gpu_available = torch.cuda.is_available() and config["use_gpu"]
+        self.at_once = False  # whether all candidates of a user are scored together
         self.item_tensor: Any = None
         self.tot_item_num: Any = None
 
     def judged(self, model: Any, loader: Any, show_progress: bool) -> OrderedDict[str, float]:
         """Metrics of a model on the rows of a RecBole loader."""
-        self.model = model
+        self.model, self.at_once = model, bool(getattr(model, "ranks_chosen", False))
         with getattr(model, "unchanged", nullcontext)():
             result: OrderedDict[str, float] | None = self.evaluate(
                 loader, load_best_model=False, show_progress=show_progress
@@ -77,7 +78,9 @@ class Judge(Trainer):
     def _rank_candidates(self, batched_data: Any) -> Any:
         """As RecBole's, which takes scores ``[batch]`` of 32 bits only; those of some models have 64, or are ``[batch, 1]``."""
         interaction, places, positive_users, positive_items = batched_data
-        if interaction.length <= self.test_batch_size:
+        if self.at_once:
+            given = self._of_each_user(interaction, places)
+        elif interaction.length <= self.test_batch_size:
             given = self.model.predict(interaction.to(self.device))
         else:
             given = self._spilt_predict(interaction, interaction.length)
@@ -87,3 +90,14 @@ class Judge(Trainer):
         scores = torch.full(shape, -torch.inf, dtype=given.dtype, device=self.device)
         scores[places, interaction[self.config["ITEM_ID_FIELD"]]] = given
         return interaction, scores, positive_users, positive_items
+
+    def _of_each_user(self, interaction: Any, places: Tensor) -> Tensor:
+        """Scores ``[rows]`` of a batch, all candidates of a user at once; ``places``: of each row's user, ascending."""
+        users, items = (interaction[self.config[name]] for name in ("USER_ID_FIELD", "ITEM_ID_FIELD"))
+        counts = torch.bincount(places)
+        starts = counts.cumsum(0) - counts
+        slots = torch.arange(len(places)) - starts[places]
+        chosen = items.new_zeros(len(counts), int(counts.max()))
+        chosen[places, slots] = items
+        scores: Tensor = self.model.score_chosen(users[starts], chosen)
+        return scores[places, slots]

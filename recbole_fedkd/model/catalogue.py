@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from recbole_fedkd.model.attention import TargetAttention
 from recbole_fedkd.model.backbone import Backbone
@@ -35,7 +36,14 @@ PAIRS = 32768
 """User-item pairs that a network without a ranking of its own scores at a time; bounds its memory."""
 
 
-def rank_items(network: Any, users: Tensor, context: Mapping[str, Tensor], items: int, catalogue: Any = None) -> Tensor:
+def rank_items(
+    network: Any,
+    users: Tensor,
+    context: Mapping[str, Tensor],
+    items: int,
+    catalogue: Any = None,
+    chosen: Tensor | None = None,
+) -> Tensor:
     """Logits ``[users, items, T]`` of every item, by the network's own ``rank`` where it has one.
 
     Args:
@@ -44,15 +52,28 @@ def rank_items(network: Any, users: Tensor, context: Mapping[str, Tensor], items
         context: of each user, with an axis of one target.
         items: number of items, padding included.
         catalogue: what the network's own ``catalogue`` has made of its parameters as they are; None: it is made.
+        chosen: items of each user ``[users, chosen]``, of which logits are returned; None: all.
     """
     if getattr(network, "ranks", False) and not network.training and not torch.is_grad_enabled():
-        ranked: Tensor = network.rank(users, context, catalogue)
+        ranked: Tensor = network.rank(users, context, catalogue, chosen)
         return ranked
+    if chosen is not None:
+        scored: Tensor = network(users, chosen, context)
+        return scored
     everything, parts = torch.arange(items, device=users.device), []
     for rows in torch.arange(len(users), device=users.device).split(max(1, PAIRS // items)):
         own = {name: values[rows] for name, values in context.items()}
         parts.append(network(users[rows], everything.expand(len(rows), -1), own))
     return torch.cat(parts)
+
+
+def ranks_chosen(network: Any) -> bool:
+    """Whether some items of each user cost a network's own ``rank`` less than its ``forward``.
+
+    What is known of pairs it computes for all items of a user, and a context it takes to be that of all of them.
+    """
+    more = (getattr(part, "context_fields", None) or getattr(part, "known", None) for part in network.modules())
+    return bool(getattr(network, "ranks", False)) and not any(more)
 
 
 class Query:
@@ -155,6 +176,7 @@ class Catalogue:
             _norms(fields, 1).amax(),
         )
         self.items = OfItems(
+            blocks(torch.arange(fields.shape[2])),
             none if self.to_past is None else blocks(self.to_past.projected),
             none if self.to_fields is None else blocks(self.to_fields.projected),
             blocks(fields),
@@ -165,19 +187,37 @@ class Catalogue:
         row_of = torch.where(known, known.cumsum(0) - 1, -1)
         self.layers, self.rows = _layers(row_of, which, backbone.others())
 
-    def rank(self, asking: Asking, labels: int) -> Tensor:
-        """Logits ``[users, items, T]``, items side by side in memory."""
-        count = self.fields.shape[2]
-        logits = self.fields.new_empty(len(asking.own), labels, len(self.items.fields) * WIDTH)
+    def rank(self, asking: Asking, labels: int, chosen: Tensor | None = None) -> Tensor:
+        """Logits ``[users, items, T]``, items side by side in memory; of all, or of those chosen ``[users, items]``."""
+        count = self.fields.shape[2] if chosen is None else chosen.shape[1]
+        logits = self.fields.new_empty(len(asking.own), labels, -(-count // WIDTH) * WIDTH)
         for users in torch.arange(len(logits)).split(AT_ONCE if asking.pair is None else 1):
             rows = slice(int(users[0]), int(users[-1]) + 1)
             pair, shortcut = asking.pair(rows.start) if asking.pair is not None else (None, None)
+            items, of_each = self.items, 0
+            if chosen is not None:
+                items, of_each = self._chosen(chosen[rows]), logits.shape[2] // WIDTH
+                if pair is not None and shortcut is not None:
+                    pair, shortcut = pair[:, chosen[rows.start]], shortcut[:, chosen[rows.start]]
             of_users = self._of_users(asking, rows, pair)
-            sizes = Sizes(_heads(self.to_past), _heads(self.to_fields), asking.own.shape[1], self.rows)
-            rank_blocks(self.items, of_users, self.layers, sizes, logits[rows])
+            sizes = Sizes(_heads(self.to_past), _heads(self.to_fields), asking.own.shape[1], self.rows, of_each)
+            rank_blocks(items, of_users, self.layers, sizes, logits[rows])
             if shortcut is not None:
                 logits[rows, :, :count] += shortcut
         return logits[:, :, :count].transpose(1, 2)
+
+    def _chosen(self, items: Tensor) -> OfItems:
+        """What is that of some items ``[users, items]``, in blocks of each user."""
+        numbers = functional.pad(items, (0, -items.shape[1] % WIDTH)).flatten()
+        block, lane = numbers // WIDTH, numbers % WIDTH
+
+        def taken(values: Tensor) -> Tensor:
+            if not len(values) or values is self.items.heads:
+                return values
+            of_each: Tensor = values.movedim(-1, 1)[block, lane].unflatten(0, (-1, WIDTH))
+            return of_each.movedim(1, -1)
+
+        return OfItems(*(taken(values) for values in self.items))
 
     def _of_users(self, asking: Asking, rows: slice, pair: Tensor | None) -> OfUsers:
         own, shift, past = asking.own[rows], asking.shift[rows], asking.past[rows]

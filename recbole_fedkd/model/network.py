@@ -395,13 +395,20 @@ class AttentiveNetwork(nn.Module):
         query = fields.sum(0) / (len(fields) + rows)
         return Catalogue(fields, query, places, (self.field_attention, self.history_attention), self.backbone)
 
-    def rank(self, users: Tensor, context: Context = NO_CONTEXT, catalogue: Catalogue | None = None) -> Tensor:
+    def rank(
+        self,
+        users: Tensor,
+        context: Context = NO_CONTEXT,
+        catalogue: Catalogue | None = None,
+        chosen: Tensor | None = None,
+    ) -> Tensor:
         """Logits ``[users, items, T]`` of every item, as :meth:`forward` has them but for the last bits; no gradient.
 
         Args:
             users: local user ids ``[users]``.
             context: of each user, with an axis of one target.
             catalogue: of the parameters as they are; None: it is made.
+            chosen: items of each user ``[users, items]``; None: all.
         """
         asked = catalogue if catalogue is not None else self.catalogue()
         of_rows = [self._embed_values(field, context[field], 2) for field in self.context_fields]
@@ -421,8 +428,9 @@ class AttentiveNetwork(nn.Module):
             return field, self._seen(middle, features).T
 
         asking = Asking(torch.cat([of_context, *of_users], 1), shift, past, keys, None if self._seen is None else pair)
-        logits = asked.rank(asking, self.architecture.labels)
-        return logits + self.item_prior if self.architecture.item_prior else logits
+        logits = asked.rank(asking, self.architecture.labels, chosen)
+        prior = self.item_prior[... if chosen is None else chosen] if self.architecture.item_prior else None
+        return logits if prior is None else logits + prior
 
     def touched_squared_norm(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """``R(w)`` of a batch (arguments as in :meth:`forward`): embedding rows outside the batch do not count."""

@@ -67,12 +67,16 @@ class TeacherAndStudent(nn.Module):
         return tuple(network.catalogue() for network in self._serving())
 
     def rank(
-        self, users: Tensor, context: Context = NO_CONTEXT, catalogue: tuple[Catalogue, ...] | None = None
+        self,
+        users: Tensor,
+        context: Context = NO_CONTEXT,
+        catalogue: tuple[Catalogue, ...] | None = None,
+        chosen: Tensor | None = None,
     ) -> Tensor:
         """Logits ``[users, items, T]`` of what serves; arguments as of ``AttentiveNetwork``."""
         serving = self._serving()
         known = catalogue or (None,) * len(serving)
-        ranked = [network.rank(users, context, of) for network, of in zip(serving, known, strict=True)]
+        ranked = [network.rank(users, context, of, chosen) for network, of in zip(serving, known, strict=True)]
         return self._served(ranked[0], ranked[-1])
 
     def _serving(self) -> tuple[AttentiveNetwork, ...]:

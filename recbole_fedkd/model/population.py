@@ -14,7 +14,7 @@ from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.distillation.exchange import FactorSettings
 from recbole_fedkd.distillation.losses import MutualWeights
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.model.catalogue import rank_items
+from recbole_fedkd.model.catalogue import KEPT, rank_items, ranks_chosen
 from recbole_fedkd.model.factor_head import FactorHead
 from recbole_fedkd.model.known import exchange_of
 from recbole_fedkd.model.network import NO_CONTEXT, AttentiveNetwork, Context
@@ -75,6 +75,22 @@ class NetworkPopulation(LabelledRecommender):
             own = {name: values[rows] for name, values in context.items()}
             network, asked = self.networks[client], self.local_id[users[rows]]
             out[rows] = rank_items(network, asked, own, self.item_num, self.catalogue_of(network, client))
+        return out
+
+    @property
+    def ranks_chosen(self) -> bool:
+        """See :meth:`LabelledRecommender.ranks_chosen`; of many clients, what each makes of its items would cost more."""
+        return len(self.networks) <= KEPT and all(map(ranks_chosen, self.networks))
+
+    def rank_chosen(self, users: Tensor, items: Tensor) -> Tensor:
+        """Route each user to the network of its client; see :meth:`LabelledRecommender.rank_chosen`."""
+        owners = self.client_of_user[users]
+        out = torch.empty(len(users), len(self.label_values), items.shape[1], device=users.device).transpose(1, 2)
+        for client in owners.unique().tolist():
+            rows = torch.nonzero(owners == client).flatten()
+            network, asked = self.networks[client], self.local_id[users[rows]]
+            catalogue = self.catalogue_of(network, client)
+            out[rows] = rank_items(network, asked, NO_CONTEXT, self.item_num, catalogue, items[rows])
         return out
 
 

@@ -26,6 +26,7 @@ class OfItems(NamedTuple):
     """What is the items', in blocks; empty arrays where there is no such attention.
 
     Attributes:
+        numbers: of the items ``[blocks, WIDTH]``.
         past: queries to a history ``[blocks, d, WIDTH]``.
         query: to the fields of a sample, likewise.
         fields: an item's own ``[blocks, fields, d, WIDTH]``.
@@ -34,6 +35,7 @@ class OfItems(NamedTuple):
         first: what its own fields add to the first layer ``[blocks, rows, WIDTH]``.
     """
 
+    numbers: Any
     past: Any
     query: Any
     fields: Any
@@ -119,16 +121,25 @@ class Step(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Numbers of things: heads over a history, and over the fields of a sample; the users' fields; rows of the layers' room."""
+    """Numbers of things.
+
+    Attributes:
+        past_heads: heads over a history.
+        heads: heads over the fields of a sample.
+        own: the users' fields.
+        rows: of the room in which the layers work.
+        blocks: of each user, one user's behind the other's; 0: all blocks are everybody's, items in their order.
+    """
 
     past_heads: int
     heads: int
     own: int
     rows: int
+    blocks: int
 
 
 def rank_blocks(items: OfItems, users: OfUsers, layers: OfLayers, sizes: Sizes, logits: Tensor) -> None:
-    """Fill ``logits [users, T, blocks * WIDTH]``."""
+    """Fill ``logits [users, T, blocks * WIDTH]``, blocks being those of a user."""
     register()
     # In one order of memory, so that the loop is compiled once.
     arrays = (type(each)(*(tensor.detach().contiguous().numpy() for tensor in each)) for each in (items, users, layers))
@@ -149,13 +160,16 @@ def _rank_blocks(items: OfItems, users: OfUsers, layers: OfLayers, sizes: Sizes,
     made, room = np.empty((different + SPILL, WIDTH), np.float32), np.empty((sizes.rows + SPILL, WIDTH), np.float32)
     zeros = np.zeros(max(width, heads, different) + SPILL, np.float32)
     for block in range(blocks):
-        first = block * WIDTH
-        for user in range(len(users.constant)):
+        begin, end, first = 0, len(users.constant), block * WIDTH
+        if sizes.blocks > 0:
+            begin, first = block // sizes.blocks, block % sizes.blocks * WIDTH
+            end = begin + 1
+        for user in range(begin, end):
             if slots > 0:
                 used, added = users.used[user], users.added[user]
                 shape = used * sizes.past_heads, width, width
                 multiply(users.keys[user], 0, shape, items.past[block], 0, added, 0, NO_LEAST, scores, 0)
-                _hide(users.past[user, :used], slots - 1, first, sizes.past_heads, scores, sums[0, 0])
+                _hide(users.past[user, :used], slots - 1, items.numbers[block], sizes, scores, sums[0, 0])
                 _softmax(used, sizes.past_heads, users.bounded[user, 0], scores, sums, shares)
                 multiply(users.values[user], 0, (width, used, slots), shares, 0, zeros, 0, NO_LEAST, given, 0)
             if len(users.pair) > 0:
@@ -171,29 +185,33 @@ def _rank_blocks(items: OfItems, users: OfUsers, layers: OfLayers, sizes: Sizes,
                     logits[user, label, first + i] = room[last + label, i]
 
 
-def _hide(past: Ids, oldest: int, first: int, heads: int, scores: Table, unless_held: Table) -> None:
+def _hide(past: Ids, oldest: int, numbers: Ids, sizes: Sizes, scores: Table, unless_held: Table) -> None:
     """Of a history, what an item of the block does not see ``scores [keys * heads, WIDTH]``.
 
     Args:
         past: item of each key ``[keys]``, which does not see itself, 0: nobody sees it.
         oldest: number of the key that only items see which do not see themselves.
-        first: the block's first item.
+        numbers: the block's items ``[WIDTH]``.
+        sizes: heads, and whether items are in their order.
         unless_held: room ``[WIDTH]``.
     """
+    heads = sizes.past_heads
+    unless_held[:] = HIDDEN
     for key in range(len(past)):
         item = past[key]
         if item == 0:
             scores[key * heads : (key + 1) * heads] = HIDDEN
-        elif key == oldest:
-            unless_held[:] = HIDDEN
-            for other in past:
-                if first <= other < first + WIDTH:
-                    unless_held[other - first] = 0.0
-            for head in range(key * heads, (key + 1) * heads):
-                for i in range(WIDTH):
-                    scores[head, i] += unless_held[i]
-        if item > 0 and first <= item < first + WIDTH:
-            scores[key * heads : (key + 1) * heads, item - first] = HIDDEN
+            continue
+        place = item - numbers[0]
+        begin, end = (max(place, 0), min(place + 1, WIDTH)) if sizes.blocks == 0 else (0, WIDTH)
+        for i in range(begin, end):
+            if numbers[i] == item:
+                unless_held[i] = 0.0
+                scores[key * heads : (key + 1) * heads, i] = HIDDEN
+    if len(past) == oldest + 1:
+        for head in range(oldest * heads, (oldest + 1) * heads):
+            for i in range(WIDTH):
+                scores[head, i] += unless_held[i]
 
 
 def _softmax(keys: int, heads: int, bounded: bool, scores: Table, sums: Table, shares: Table) -> None:

@@ -17,7 +17,7 @@ from recbole_fedkd.data.features import FeatureField
 from recbole_fedkd.data.schema import ClientRows, DataSchema, all_rows, history_of, read_schema
 from recbole_fedkd.distillation.exchange import FactorSettings
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.model.catalogue import Kept, rank_items
+from recbole_fedkd.model.catalogue import Kept, rank_items, ranks_chosen
 from recbole_fedkd.model.known import KnownPairs, ReceivedPairs, exchange_of
 from recbole_fedkd.model.network import (
     NO_CONTEXT,
@@ -161,6 +161,19 @@ class LabelledRecommender(AbstractRecommender):
         """Raw logits ``[users, items, T]`` of every item, each user in one context ``[users, 1, ...]``."""
         raise NotImplementedError
 
+    @property
+    def ranks_chosen(self) -> bool:
+        """Whether :meth:`score_chosen` costs less than :meth:`predict`."""
+        return False
+
+    def rank_chosen(self, users: Tensor, items: Tensor) -> Tensor:
+        """Raw logits ``[users, n, T]`` of some items of each user ``[users, n]``, without a context."""
+        return self.logits(users, items)
+
+    def score_chosen(self, users: Tensor, items: Tensor) -> Tensor:
+        """Expected label values ``[users, n]``; arguments as of :meth:`rank_chosen`."""
+        return self.label_values @ self.rank_chosen(users, items).transpose(1, 2).softmax(1)
+
     def catalogue_of(self, network: Any, client: int = 0) -> Any:
         """What a client's network has made of its parameters; None where nothing is kept, or the network makes nothing."""
         return (
@@ -210,6 +223,15 @@ class NetworkRecommender(LabelledRecommender):
     def rank(self, users: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """See :meth:`LabelledRecommender.rank`."""
         return rank_items(self.network, users, context, self.item_num, self.catalogue_of(self.network))
+
+    @property
+    def ranks_chosen(self) -> bool:
+        """See :meth:`LabelledRecommender.ranks_chosen`."""
+        return ranks_chosen(self.network)
+
+    def rank_chosen(self, users: Tensor, items: Tensor) -> Tensor:
+        """See :meth:`LabelledRecommender.rank_chosen`."""
+        return rank_items(self.network, users, NO_CONTEXT, self.item_num, self.catalogue_of(self.network), items)
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """``CE(y, p) + lambda R(w)`` of a batch."""
