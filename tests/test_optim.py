@@ -37,6 +37,32 @@ def test_before_the_switch_it_is_adam(weight_decay):
     assert ours.switched_at is None
 
 
+def test_a_parameter_without_a_gradient_stands_still_and_takes_its_own_steps_later():
+    model, loss = problem()
+    reference = copy.deepcopy(model)
+    ours = AdamToSGD(model.parameters(), lr=0.01, switch_threshold=1e-30)
+    adam = torch.optim.Adam(reference.parameters(), lr=0.01)
+    for turn in range(6):
+        for network, optimizer in ((model, ours), (reference, adam)):
+            optimizer.zero_grad()
+            loss(network).backward()
+            if turn in (0, 3):
+                network[2].weight.grad = None
+            optimizer.step()
+    assert [ours.state[parameter]["step"] for parameter in model.parameters()] == [6, 6, 4, 6]
+    for mine, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_what_is_saved_of_a_parameter_holds_no_more_than_its_own_moments():
+    model, loss = problem()
+    optimizer = AdamToSGD(model.parameters(), lr=0.01)
+    step(model, optimizer, loss)
+    for parameter, kept in zip(model.parameters(), optimizer.state_dict()["state"].values(), strict=True):
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert kept[name].untyped_storage().nbytes() == 4 * parameter.numel()
+
+
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_after_the_switch_it_is_sgd_with_momentum_at_the_found_rate(weight_decay):
     model, loss = problem()

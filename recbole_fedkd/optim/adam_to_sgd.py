@@ -5,7 +5,7 @@ SWATS (Keskar and Socher 2017, arXiv:1712.07628), the training strategy of AFD.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from logging import getLogger
 from typing import Any, TypeVar, overload
 
@@ -33,6 +33,34 @@ def trusted(rate: Number, step_squared: Number, gradient_squared: Number, reach:
         reach: see above.
     """
     return rate * rate * gradient_squared <= reach * reach * step_squared
+
+
+class _Piece:
+    """Moments of several parameters of one kind in one piece: over small tensors one by one a step takes four times as long.
+
+    What the optimiser keeps of a parameter is from then on a view of the piece.
+
+    Args:
+        places: of the parameters among those that have a gradient.
+        states: what is kept of each.
+    """
+
+    def __init__(self, places: list[int], states: Sequence[dict[str, Any]]) -> None:
+        self.places, self.sizes = places, [state["exp_avg"].numel() for state in states]
+        self.first, self.second = (self._joined(states, name) for name in ("exp_avg", "exp_avg_sq"))
+
+    def _joined(self, states: Sequence[dict[str, Any]], name: str) -> Tensor:
+        whole = torch.cat([state[name].flatten() for state in states])
+        for state, part in zip(states, whole.split(self.sizes), strict=True):
+            state[name] = part.view_as(state[name])
+        return whole
+
+    def entries(self, numbers: Sequence[float]) -> float | Tensor:
+        """A number of each parameter, for all of its entries; where it is the same, the number."""
+        if len(set(numbers)) == 1:
+            return numbers[0]
+        sizes = torch.tensor(self.sizes, device=self.first.device)
+        return self.first.new_tensor(numbers).repeat_interleave(sizes)
 
 
 class AdamToSGD(Optimizer):
@@ -87,6 +115,7 @@ class AdamToSGD(Optimizer):
         self.switch_test = switch_test
         self.switch_threshold, self.switch_reach = switch_threshold, switch_reach
         self.name = name
+        self._pieces: dict[int, tuple[tuple[int, ...], list[_Piece]]] = {}
         self.iteration = 0
         self.smoothed = 0.0
         self.smoothed_count = 0
@@ -123,38 +152,48 @@ class AdamToSGD(Optimizer):
     def _adam_step(self) -> None:
         step_squared: list[Tensor] = []
         step_gradient: list[Tensor] = []
-        for group in self.param_groups:
+        for number, group in enumerate(self.param_groups):
             params, gradients = self._gradients(group)
-            if not params:
-                continue
             beta1, beta2 = group["betas"]
-            for param in params:
-                if not self.state[param]:
-                    self.state[param].update(
-                        step=0, exp_avg=torch.zeros_like(param), exp_avg_sq=torch.zeros_like(param)
-                    )
-            states = [self.state[param] for param in params]
-            first = [state["exp_avg"] for state in states]
-            second = [state["exp_avg_sq"] for state in states]
-            for state in states:
-                state["step"] += 1
-            torch._foreach_lerp_(first, gradients, 1 - beta1)
-            torch._foreach_mul_(second, beta2)
-            torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
-            denominators = torch._foreach_sqrt(second)
-            torch._foreach_div_(denominators, [(1 - beta2 ** state["step"]) ** 0.5 for state in states])
-            torch._foreach_add_(denominators, group["eps"])
-            steps = torch._foreach_div(first, denominators)
-            torch._foreach_mul_(steps, [-group["lr"] / (1 - beta1 ** state["step"]) for state in states])
-            torch._foreach_add_(params, steps)
-            step_squared += [step.pow(2).sum() for step in steps]
-            step_gradient += [(step * gradient).sum() for step, gradient in zip(steps, gradients, strict=True)]
+            for piece in self._pieces_of(number, params):
+                own = [params[place] for place in piece.places]
+                gradient = torch.cat([gradients[place].flatten() for place in piece.places])
+                counts = []
+                for param in own:
+                    self.state[param]["step"] += 1
+                    counts.append(self.state[param]["step"])
+                first, second = piece.first, piece.second
+                first.lerp_(gradient, 1 - beta1)
+                second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+                denominator = second.sqrt().div_(piece.entries([(1 - beta2**count) ** 0.5 for count in counts]))
+                taken = first / denominator.add_(group["eps"])
+                taken.mul_(piece.entries([-group["lr"] / (1 - beta1**count) for count in counts]))
+                parts = taken.split(piece.sizes)
+                torch._foreach_add_(own, [part.view_as(param) for part, param in zip(parts, own, strict=True)])
+                step_squared.append(taken.dot(taken))
+                step_gradient.append(taken.dot(gradient))
         if step_squared:
             # One transfer a step: the test decides in Python which optimiser takes the next one.
             squared, projected = torch.stack(
                 [torch.stack(step_squared).sum(), torch.stack(step_gradient).sum()]
             ).tolist()
             self._estimate_rate(squared, projected)
+
+    def _pieces_of(self, group: int, params: Sequence[Tensor]) -> list[_Piece]:
+        """The moments of a group's parameters that have a gradient, those of a kind in one piece each."""
+        key = tuple(map(id, params))
+        known, pieces = self._pieces.get(group, ((), []))
+        if known != key:
+            kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+            for place, param in enumerate(params):
+                kinds.setdefault((param.dtype, param.device), []).append(place)
+                if not self.state[param]:
+                    self.state[param].update(
+                        step=0, exp_avg=torch.zeros_like(param), exp_avg_sq=torch.zeros_like(param)
+                    )
+            pieces = [_Piece(places, [self.state[params[place]] for place in places]) for places in kinds.values()]
+            self._pieces[group] = key, pieces
+        return pieces
 
     def _estimate_rate(self, squared: float, projected: float) -> None:
         if projected == 0.0:
@@ -176,6 +215,7 @@ class AdamToSGD(Optimizer):
             self.switched_at = self.iteration
             self.sgd_learning_rate = corrected
             self.state.clear()
+            self._pieces.clear()
             getLogger().info(
                 f"{self.name}: switched from Adam to SGD after iteration {self.switched_at} "
                 f"at learning rate {corrected:.6g}"
@@ -198,6 +238,11 @@ class AdamToSGD(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The dictionary of any torch optimiser plus the estimate and the switch, all plain values."""
         state: dict[str, Any] = super().state_dict()
+        # A view would be saved with all of the memory that it is a part of.
+        state["state"] = {
+            number: {name: value.clone() if isinstance(value, Tensor) else value for name, value in own.items()}
+            for number, own in state["state"].items()
+        }
         state["switch"] = {
             "iteration": self.iteration,
             "smoothed": self.smoothed,
@@ -212,5 +257,6 @@ class AdamToSGD(Optimizer):
         state = dict(state_dict)
         switch = state.pop("switch")
         super().load_state_dict(state)
+        self._pieces.clear()
         for name, value in switch.items():
             setattr(self, name, value)
