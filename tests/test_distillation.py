@@ -21,6 +21,7 @@ from recbole_fedkd.distillation.losses import (
     matching_gap,
     mutual_loss,
     reverse_divergence,
+    softened,
     teacher_cross_entropy,
     touched_squared_norm,
 )
@@ -112,8 +113,12 @@ def test_gradients_of_the_two_distillation_terms_are_not_parallel():
     torch.manual_seed(0)
     logits = torch.randn(1, 5, requires_grad=True)
     teacher = torch.randn(1, 5)
-    first = torch.autograd.grad(teacher_cross_entropy(logits, teacher, 1.0).sum(), logits)[0].flatten()
-    second = torch.autograd.grad(reverse_divergence(logits, teacher, 1.0).sum(), logits)[0].flatten()
+    first = torch.autograd.grad(teacher_cross_entropy(softened(logits, 1.0), softened(teacher, 1.0)).sum(), logits)[
+        0
+    ].flatten()
+    second = torch.autograd.grad(reverse_divergence(softened(logits, 1.0), softened(teacher, 1.0)).sum(), logits)[
+        0
+    ].flatten()
     forward_divergence = (teacher.softmax(-1) * (teacher.log_softmax(-1) - logits.log_softmax(-1))).sum()
     published = torch.autograd.grad(forward_divergence, logits)[0].flatten()
     cosine = torch.nn.functional.cosine_similarity
@@ -144,9 +149,9 @@ def test_joint_loss_equals_its_formula_in_numpy():
 
 
 def test_reverse_divergence_is_zero_only_for_the_teacher_itself():
-    teacher = torch.randn(3, 4)
-    torch.testing.assert_close(reverse_divergence(teacher, teacher, 1.5), torch.zeros(3), atol=1e-6, rtol=0)
-    assert (reverse_divergence(teacher + torch.randn(3, 4), teacher, 1.5) > 0).all()
+    teacher = softened(torch.randn(3, 4), 1.5)
+    torch.testing.assert_close(reverse_divergence(teacher, teacher), torch.zeros(3), atol=1e-6, rtol=0)
+    assert (reverse_divergence(softened(teacher + torch.randn(3, 4), 1.0), teacher) > 0).all()
 
 
 def test_embedding_rows_outside_the_batch_are_not_decayed():

@@ -20,17 +20,19 @@ from torch.nn import functional
 from recbole_fedkd.registry import setting
 
 
-def teacher_cross_entropy(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """``CE(q, p_tau) tau^2`` per sample: ``[batch, T]`` twice to ``[batch]``."""
-    target = (teacher_logits / temperature).softmax(-1)
-    return -(target * (logits / temperature).log_softmax(-1)).sum(-1) * temperature**2
+def softened(logits: Tensor, temperature: float) -> Tensor:
+    """Logarithms of ``p_tau``: logits ``[batch, T]`` to the same shape."""
+    return (logits if temperature == 1 else logits / temperature).log_softmax(-1)
 
 
-def reverse_divergence(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """``KL(p_tau || q) tau^2`` per sample: ``[batch, T]`` twice to ``[batch]``."""
-    student = (logits / temperature).log_softmax(-1)
-    target = (teacher_logits / temperature).log_softmax(-1)
-    return (student.exp() * (student - target)).sum(-1) * temperature**2
+def teacher_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+    """``CE(q, p)`` per sample, of logarithms of both: ``[batch, T]`` twice to ``[batch]``."""
+    return -(teacher.exp() * student).sum(-1)
+
+
+def reverse_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """``KL(p || q)`` per sample, of logarithms of both: ``[batch, T]`` twice to ``[batch]``."""
+    return (student.exp() * (student - teacher)).sum(-1)
 
 
 def sample_mean(values: Tensor, weights: Tensor | None) -> Tensor:
@@ -76,11 +78,12 @@ def joint_loss(
     """
     if teacher is None or known is None or (gamma == 0 and alpha == 0):
         return student_loss
+    taught, target = softened(logits, temperature), softened(teacher, temperature)
     distilled = torch.zeros_like(student_loss)
     if gamma:
-        distilled = distilled + gamma * teacher_cross_entropy(logits, teacher, temperature)
+        distilled = distilled + gamma * temperature**2 * teacher_cross_entropy(taught, target)
     if alpha:
-        distilled = distilled + alpha * reverse_divergence(logits, teacher, temperature)
+        distilled = distilled + alpha * temperature**2 * reverse_divergence(taught, target)
     return student_loss + sample_mean(distilled * known, weights)
 
 

@@ -87,7 +87,9 @@ class TaughtTask(AttentiveTask):
             beside = replace(batch.select(repeated), items=drawn)
             users, items = torch.cat([users, beside.users]), torch.cat([items, drawn])
             logits = torch.cat([logits, self.network(*self.arguments(beside)).squeeze(1)])
-        taught = teacher_cross_entropy(logits, self.teacher.teacher(users, items), 1.0).mean()
+        taught = teacher_cross_entropy(
+            logits.log_softmax(-1), self.teacher.teacher(users, items).log_softmax(-1)
+        ).mean()
         return replace(step, loss=step.loss + self.weight * taught)
 
 
