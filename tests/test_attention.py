@@ -107,7 +107,16 @@ def asked(attention: TargetAttention, query: torch.Tensor, past: Past, items: to
 
 @pytest.mark.parametrize(
     ("batch", "targets", "slots", "width", "heads", "more"),
-    [(70, 1, 5, 6, 4, False), (3, 40, 31, 16, 8, False), (2, 70, 4, 5, 1, False), (5, 3, 7, 3, 2, True)],
+    [
+        (70, 1, 5, 6, 4, False),
+        (3, 40, 31, 16, 8, False),
+        (2, 70, 4, 5, 1, False),
+        (5, 3, 7, 3, 2, True),
+        (19, 1, 33, 12, 3, False),
+        (1, 1, 1, 16, 8, False),
+        (9, 2, 1, 32, 5, True),
+        (1, 23, 16, 33, 9, False),
+    ],
 )
 def test_attention_in_machine_code_is_that_of_torch_and_so_is_its_gradient(
     monkeypatch, batch, targets, slots, width, heads, more
