@@ -36,8 +36,8 @@ Tables = tuple[Table, ...]
 
 def convolves(fields: Tensor, convolutions: Sequence[Linear], dense: Linear) -> bool:
     """Whether :func:`convolve` can be asked this: single precision, on the processor, not empty, small enough for its cache."""
-    tensors = [fields, *(each for layer in (*convolutions, dense) for each in layer)]
-    fit = all(each.dtype == torch.float32 and each.device.type == "cpu" and each.numel() for each in tensors)
+    tensors = [fields, *(parameter for layer in (*convolutions, dense) for parameter in layer)]
+    fit = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.numel() for tensor in tensors)
     small = all(max(weight.shape[:2]) <= CHANNELS for weight, _ in convolutions) and dense[0].numel() <= DENSE
     return fit and small and has_compiler() and not torch.is_autocast_enabled("cpu")
 
@@ -78,7 +78,7 @@ class _Convolve(DirectFunction):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, given: Tensor) -> Any:
         *tensors, out = ctx.saved_tensors
-        gradients = [torch.empty_like(each, memory_format=torch.contiguous_format) for each in tensors]
+        gradients = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors]
         compile_products()
         of_layer = *_arrays(ctx.many, tensors), _array(ctx.many, out), _array(ctx.many, given)
         compiled(_backward, "numpy", *_HELPERS)(lanes(), *of_layer, *_arrays(ctx.many, gradients))
@@ -90,7 +90,7 @@ class _Convolve(DirectFunction):
         moved = side_by_side(count, in_dims[1:], tensors)
         if not many:
             return _Convolve.apply(True, *moved), 0
-        return _Convolve.apply(True, *(each.flatten(0, 1) for each in moved)).unflatten(0, (count, -1)), 0
+        return _Convolve.apply(True, *(tensor.flatten(0, 1) for tensor in moved)).unflatten(0, (count, -1)), 0
 
 
 def _array(many: bool, tensor: Tensor) -> Table:
@@ -101,7 +101,7 @@ def _array(many: bool, tensor: Tensor) -> Table:
 
 def _arrays(many: bool, tensors: Sequence[Tensor]) -> tuple[Table, Tables, Table, Tables, Table]:
     """Fields, weights of the convolutions, of the dense layer, and biases likewise."""
-    fields, *others = (_array(many, each) for each in tensors)
+    fields, *others = (_array(many, tensor) for tensor in tensors)
     layers = len(others) // 2
     return fields, tuple(others[: layers - 1]), others[layers - 1], tuple(others[layers:-1]), others[-1]
 
@@ -110,7 +110,7 @@ def _forward(width: int, fields: Table, weights: Tables, dense: Table, biases: T
     """Fill ``out [networks, batch, h]``; rows are filled up with zeros to a multiple of ``width``."""
     networks, samples, count, inputs = fields.shape
     rows = _rooms(width, count, inputs, weights)
-    matrices, starts = _matrices(rows), [_zeros(1, each.shape[1]) for each in rows[1:]]
+    matrices, starts = _matrices(rows), [_zeros(1, room.shape[1]) for room in rows[1:]]
     channels, last = rows[-1].shape[1], _filled(bias.shape[1], width)
     flat = count * channels
     matrix, start, hidden = _zeros(flat, last), _zeros(1, last), _zeros(SAMPLES, last)
@@ -148,8 +148,8 @@ def _backward(
     """Fill all derivatives; arguments as of :func:`_forward`, and ``given`` by ``out``."""
     networks, samples, count, inputs = fields.shape
     rows, d_rows = _rooms(width, count, inputs, weights), _rooms(width, count, inputs, weights)
-    matrices, starts = _matrices(rows), [_zeros(1, each.shape[1]) for each in rows[1:]]
-    d_matrices, d_starts = _matrices(rows), [_zeros(1, each.shape[1]) for each in rows[1:]]
+    matrices, starts = _matrices(rows), [_zeros(1, room.shape[1]) for room in rows[1:]]
+    d_matrices, d_starts = _matrices(rows), [_zeros(1, room.shape[1]) for room in rows[1:]]
     ways_back = [_zeros(3 * rows[layer + 1].shape[1], rows[layer].shape[1]) for layer in range(len(weights))]
     channels, last = rows[-1].shape[1], _filled(bias.shape[1], width)
     flat = count * channels
@@ -168,9 +168,9 @@ def _backward(
             places = size * (count + 1)
             _convolve(fields[network, first : first + size], matrices, starts, rows)
             for sample in range(size):
-                found, back, into = out[network, first + sample], given[network, first + sample], hidden[sample]
-                for x in range(len(found)):
-                    into[x] = ZERO if found[x] <= ZERO else back[x]
+                output, back, into = out[network, first + sample], given[network, first + sample], hidden[sample]
+                for x in range(len(output)):
+                    into[x] = ZERO if output[x] <= ZERO else back[x]
             d_hidden = _view(hidden, 0, size, last, last)
             _add_sums(_view(rows[-1], 1, size, flat, flat + channels), d_hidden, ones, d_matrix, d_start)
             d_samples = _view(d_rows[-1], 1, size, flat, flat + channels)
@@ -186,8 +186,8 @@ def _backward(
                 d_below = _view(d_rows[layer], 1, places, narrow, narrow)
                 product(d_below, _view(nothing, 0, places, narrow, 0), d_neighbours, _whole(ways_back[layer]), NONE)
             for sample in range(size):
-                place = 1 + sample * (count + 1)
-                _copy(d_rows[0][place : place + count], d_fields[network, first + sample])
+                begin = 1 + sample * (count + 1)
+                _copy(d_rows[0][begin : begin + count], d_fields[network, first + sample])
         for layer in range(len(weights)):
             _write(d_matrices[layer], d_weights[layer][network])
             _copy(d_starts[layer], d_biases[layer][network : network + 1])
@@ -200,8 +200,8 @@ def _convolve(fields: Table, matrices: list[Table], starts: list[Table], rows: l
     size, count, _ = fields.shape
     places = size * (count + 1)
     for sample in range(size):
-        place = 1 + sample * (count + 1)
-        _copy(fields[sample], rows[0][place : place + count])
+        begin = 1 + sample * (count + 1)
+        _copy(fields[sample], rows[0][begin : begin + count])
     for layer in range(len(matrices)):
         narrow, wide = rows[layer].shape[1], rows[layer + 1].shape[1]
         neighbours = _view(rows[layer], 0, places, 3 * narrow, narrow)
@@ -221,9 +221,9 @@ def _add_sums(left: Table, above: Table, ones: Table, d_matrix: Table, d_start: 
 
 def _rectify_back(rows: Table, d_rows: Table, places: int) -> None:
     """Make derivatives 0 where a rectifier did so, and between samples."""
-    found, back = rows[1 : places + 1].reshape(-1), d_rows[1 : places + 1].reshape(-1)
-    for i in range(len(found)):
-        back[i] = ZERO if found[i] <= ZERO else back[i]
+    values, back = rows[1 : places + 1].reshape(-1), d_rows[1 : places + 1].reshape(-1)
+    for i in range(len(values)):
+        back[i] = ZERO if values[i] <= ZERO else back[i]
 
 
 def _filled(size: int, width: int) -> int:

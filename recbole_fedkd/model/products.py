@@ -70,10 +70,10 @@ def _overloaded(width: int, four: Callable[..., None], two: Callable[..., None],
                 one(out, start, left, right, least, column)
                 column += width
 
-    def found(out: Table, start: Table, left: Table, right: Table, least: np.float32) -> None:
+    def called(out: Table, start: Table, left: Table, right: Table, least: np.float32) -> None:
         return filled  # type: ignore[return-value]
 
-    return found
+    return called
 
 
 def _panel(vectors: int, rows: int, transposed: bool) -> Callable[..., None]:
@@ -112,14 +112,14 @@ def _tile(rows: int, vectors: int, transposed: bool) -> Any:
     across, down, steps = range(vectors), range(rows), 1 if transposed else STEP
 
     def generated(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        def array(place: int) -> tuple[Any, Any, Any]:
+        def array(number: int) -> tuple[Any, Any, Any]:
             """Address, bytes from row to row, and number of rows."""
-            made = context.make_array(signature.args[place])(context, builder, arguments[place])
-            strides, shape = (cgutils.unpack_tuple(builder, each) for each in (made.strides, made.shape))
+            made = context.make_array(signature.args[number])(context, builder, arguments[number])
+            strides, shape = (cgutils.unpack_tuple(builder, member) for member in (made.strides, made.shape))
             return builder.bitcast(made.data, byte), strides[0], shape[0]
 
         def moved(address: Any, count: Any, stride: Any = bytes_of_number) -> Any:
-            count, stride = (each if isinstance(each, ir.Value) else size(each) for each in (count, stride))
+            count, stride = (value if isinstance(value, ir.Value) else size(value) for value in (count, stride))
             return builder.gep(address, [builder.mul(count, stride)])
 
         def loaded(address: Any, kind: Any = vector) -> Any:
@@ -134,7 +134,7 @@ def _tile(rows: int, vectors: int, transposed: bool) -> Any:
         )
         least, row, column = arguments[4:]
         out, start = (
-            moved(moved(each, row, stride), column) for each, stride in ((out, out_stride), (start, start_stride))
+            moved(moved(address, row, stride), column) for address, stride in ((out, out_stride), (start, start_stride))
         )
         right, left = moved(right, column), moved(left, row) if transposed else moved(left, row, left_stride)
         # What is allocated here the compiler keeps in registers.
@@ -158,11 +158,11 @@ def _tile(rows: int, vectors: int, transposed: bool) -> Any:
                         builder.store(builder.fadd(builder.load(sums[i][j]), term, flags=flags), sums[i][j])
         for i in down:
             for j in across:
-                found = builder.load(sums[i][j])
+                total = builder.load(sums[i][j])
                 # What is not a number stays what it is.
-                found = builder.select(builder.fcmp_ordered("<", found, everywhere(least)), everywhere(least), found)
-                place = builder.bitcast(moved(moved(out, i, out_stride), j * lanes()), vector.as_pointer())
-                builder.store(found, place, align=bytes_of_number)
+                total = builder.select(builder.fcmp_ordered("<", total, everywhere(least)), everywhere(least), total)
+                target = builder.bitcast(moved(moved(out, i, out_stride), j * lanes()), vector.as_pointer())
+                builder.store(total, target, align=bytes_of_number)
         return context.get_dummy_value()
 
     def tile(

@@ -100,8 +100,8 @@ def _steps(
                     user = users[client, begin + sample]
                     one, gradient = of_user[client, user, user_vector], gradients[user, user_vector]
                 score = np.float32(0.0)
-                for place in range(width):
-                    score += one[place] * other[place]
+                for column in range(width):
+                    score += one[column] * other[column]
                 if user_bias >= 0:
                     score += of_user[client, user, user_bias]
                 if item_bias >= 0:
@@ -117,8 +117,8 @@ def _steps(
                     product = 1.0
                 error = np.float32(sign * (1.0 if margin >= 0 else small) / (1.0 + small) / count)
                 errors[sample] = error
-                for place in range(width):
-                    gradient[place] += error * other[place]
+                for column in range(width):
+                    gradient[column] += error * other[column]
                 if user_bias >= 0:
                     gradients[user, user_bias] += error
             for sample in range(count):
@@ -126,15 +126,15 @@ def _steps(
                 other = of_item[client, item, item_vector]
                 if several:
                     one = of_user[client, users[client, begin + sample], user_vector]
-                for place in range(width):
-                    other[place] -= vector_rates[place] * error * one[place]
+                for column in range(width):
+                    other[column] -= vector_rates[column] * error * one[column]
                 if item_bias >= 0:
                     of_item[client, item, item_bias] -= item_rates[item_bias] * error
             for sample in range(count if several else 1):
                 user = users[client, begin + sample if several else 0]
-                for place in range(len(user_rates)):
-                    of_user[client, user, place] -= user_rates[place] * gradients[user, place]
-                    gradients[user, place] = 0.0
+                for column in range(len(user_rates)):
+                    of_user[client, user, column] -= user_rates[column] * gradients[user, column]
+                    gradients[user, column] = 0.0
         losses[client] = total + math.log(product)
 
 
@@ -163,7 +163,7 @@ def drawn_of_many(
     """
     made = [torch.empty_like(orders) for _ in range(3)]
     arrays = [values.numpy() for values in (orders, *runs, *samples)]
-    compiled(_drawn)(keys, *arrays, batch_size, negatives, item_count, *(each.numpy() for each in made))
+    compiled(_drawn)(keys, *arrays, batch_size, negatives, item_count, *(values.numpy() for values in made))
     return made[0], made[1], made[2]
 
 
@@ -190,8 +190,8 @@ def _drawn(
         size = own * (1 + negatives)
         for row in range(start, start + own):
             taken[items[row]] = True
-        for place in range(orders.shape[1]):
-            sample = orders[client, place if place < size else (size - 1) // batch_size * batch_size]
+        for position in range(orders.shape[1]):
+            sample = orders[client, position if position < size else (size - 1) // batch_size * batch_size]
             if sample < own:
                 row = start + sample
                 item, label = items[row], labels[row]
@@ -209,7 +209,7 @@ def _drawn(
                             word += np.uint64(sample) * golden
                     item = np.int64((((word >> half) * np.uint64(item_count - 1)) >> half) + np.uint64(1))
                     attempt += np.uint64(1)
-            of_items[client, place], of_labels[client, place], of_rows[client, place] = item, label, row
+            of_items[client, position], of_labels[client, position], of_rows[client, position] = item, label, row
         for row in range(start, start + own):
             taken[items[row]] = False
 
@@ -245,8 +245,8 @@ def placed_by_many(items: Tensor, count: Tensor, asked: Tensor, item_count: int)
 def _placed(items: Ids, count: Ids, asked: Ids, place_of: Ids, places: Ids) -> None:
     """See :func:`placed_by_many`; ``place_of``: zeros, one an item."""
     for client in range(len(items)):
-        for place in range(count[client]):
-            place_of[items[client, place]] = place
+        for row in range(count[client]):
+            place_of[items[client, row]] = row
         for sample in range(asked.shape[1]):
             places[client, sample] = place_of[asked[client, sample]]
 
@@ -268,9 +268,9 @@ def add_changes(items: Tensor, count: Tensor, rows: Tensor, base: Tensor, shares
 def _add_changes(items: Ids, count: Ids, rows: Table, base: Table, shares: Table, total: Table) -> None:
     for client in range(len(items)):
         share = shares[client]
-        for place in range(count[client]):
-            item = items[client, place]
-            own, common, sums = rows[client, place], base[item], total[item]
+        for row in range(count[client]):
+            item = items[client, row]
+            own, common, sums = rows[client, row], base[item], total[item]
             for column in range(len(sums)):
                 sums[column] += share * (own[column] - common[column])
 
@@ -329,44 +329,44 @@ def _of_other_rows(
     for begin in range(0, len(users), LANES):
         for lane in range(LANES):
             row = min(begin + lane, len(users) - 1)
-            user, place = users[row], 0
+            user, entry = users[row], 0
             for i in range(size):
                 vector[i, lane], mean[i, lane] = vectors[row, i], 0.0
                 pull[i, lane] = weighted[user, i] - vectors[row, i] * values[row] / noise
                 for j in range(i + 1):
-                    own = spread[place, row] + vectors[row, i] * vectors[row, j]
-                    left[place, lane] = precision[user, i, j] - own / noise
-                    place += 1
+                    own = spread[entry, row] + vectors[row, i] * vectors[row, j]
+                    left[entry, lane] = precision[user, i, j] - own / noise
+                    entry += 1
         for p in range(size):
             first = p * (p + 1) // 2
             for i in range(size):
-                place = first + i if i < p else i * (i + 1) // 2 + p
+                entry = first + i if i < p else i * (i + 1) // 2 + p
                 for lane in range(LANES):
-                    column[i, lane] = left[place, lane]
+                    column[i, lane] = left[entry, lane]
             for lane in range(LANES):
                 factor[lane] = 1.0 / column[p, lane]
-            place = 0
+            entry = 0
             for i in range(size):
                 for lane in range(LANES):
                     total[lane] = column[i, lane] * factor[lane]
                 for j in range(i + 1):
-                    into, other = left[place], column[j]
+                    into, other = left[entry], column[j]
                     for lane in range(LANES):
                         into[lane] -= total[lane] * other[lane]
-                    place += 1
+                    entry += 1
             for i in range(size):
                 into = left[first + i if i < p else i * (i + 1) // 2 + p]
                 for lane in range(LANES):
                     into[lane] = column[i, lane] * factor[lane] if i != p else -factor[lane]
-        place = 0
+        entry = 0
         for i in range(size):
             for j in range(i + 1):
                 for lane in range(LANES):
-                    mean[i, lane] -= left[place, lane] * pull[j, lane]
+                    mean[i, lane] -= left[entry, lane] * pull[j, lane]
                     if i != j:
-                        mean[j, lane] -= left[place, lane] * pull[i, lane]
-                place += 1
-        place = 0
+                        mean[j, lane] -= left[entry, lane] * pull[i, lane]
+                entry += 1
+        entry = 0
         for lane in range(LANES):
             factor[lane], total[lane] = 0.0, 0.0
         for i in range(size):
@@ -376,9 +376,9 @@ def _of_other_rows(
                 times = 1.0 if i == j else 2.0
                 for lane in range(LANES):
                     row = min(begin + lane, len(users) - 1)
-                    second = mean[i, lane] * mean[j, lane] - left[place, lane]
-                    along = vector[i, lane] * vector[j, lane] * left[place, lane]
-                    total[lane] += times * (spread[place, row] * second - along)
-                place += 1
+                    second = mean[i, lane] * mean[j, lane] - left[entry, lane]
+                    along = vector[i, lane] * vector[j, lane] * left[entry, lane]
+                    total[lane] += times * (spread[entry, row] * second - along)
+                entry += 1
         for lane in range(min(LANES, len(users) - begin)):
             means[begin + lane], shares[begin + lane] = factor[lane], total[lane] / noise

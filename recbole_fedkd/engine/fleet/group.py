@@ -59,7 +59,7 @@ class ClientGroup(nn.Module):
             self.register_buffer(f"received_{number}", buffers[name].repeat(len(numbers), *[1] * buffers[name].dim()))
         # Looking for weights of two names takes a walk through all modules, whenever a network is called.
         every = [whole.named_parameters(remove_duplicate=False), whole.named_buffers(remove_duplicate=False)]
-        self.tied = sum(len(list(each)) for each in every) > len(parameters) + len(buffers)
+        self.tied = sum(len(list(tensors)) for tensors in every) > len(parameters) + len(buffers)
         self.dense_names = [name for name in parameters if name not in {*self.user_names, *self.item_names}]
         self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
         self.origins: Mapping[str, str] = getattr(whole, "origins", {})
@@ -248,8 +248,8 @@ class ClientGroup(nn.Module):
         for names, axis in ((self.dense_names, 1), (self.item_names, 2), (self.user_names, 2)):
             parts = [named[name] for name in names]
             sparse = [part for part in parts if isinstance(part, RowSums)]
-            if axis == 2 and sparse and len(sparse) == len(parts) and all(each.ids is sparse[0].ids for each in sparse):
-                tensors.append(replace(sparse[0], values=side_by_side([each.values for each in sparse], 2)))
+            if axis == 2 and sparse and len(sparse) == len(parts) and all(part.ids is sparse[0].ids for part in sparse):
+                tensors.append(replace(sparse[0], values=side_by_side([part.values for part in sparse], 2)))
             elif parts:
                 tensors.append(side_by_side([dense(part).flatten(axis) for part in parts], axis))
         return tensors

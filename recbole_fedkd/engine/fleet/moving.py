@@ -61,15 +61,15 @@ def _fill(
     width = table.shape[2]
     for number in range(len(slots)):
         client, start = slots[number], starts[number]
-        for place in range(count[client]):
-            places[items[client, place]] = place
+        for position in range(count[client]):
+            places[items[client, position]] = position
         for row in range(start, start + counts[number]):
-            place = places[of_items[row]]
-            if place >= 0:
+            position = places[of_items[row]]
+            if position >= 0:
                 for x in range(width):
-                    table[client, place, x] = data[row, column + x]
-        for place in range(count[client]):
-            places[items[client, place]] = -1
+                    table[client, position, x] = data[row, column + x]
+        for position in range(count[client]):
+            places[items[client, position]] = -1
 
 
 def joined(tables: list[Tensor], width: int, count: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def _join(table: NDArray[Any], count: Ids, data: NDArray[Any], column: int) -> N
     """See :func:`joined`."""
     width, row = min(table.shape[2], data.shape[1] - column), 0
     for client in range(len(table)):
-        for place in range(count[client]):
+        for position in range(count[client]):
             for x in range(width):
-                data[row, column + x] = table[client, place, x]
+                data[row, column + x] = table[client, position, x]
             row += 1

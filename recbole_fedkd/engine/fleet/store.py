@@ -62,8 +62,8 @@ class RowStore(nn.Module):
     def _parts(self, clients: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
         """Rows of clients ``[c]``, by piece: place in ``clients``, among the client's rows and in the piece, and the piece."""
         for of_piece, start, count, item, data in self._pieces(clients):
-            place, offset = ragged(count)
-            yield of_piece[place], offset, start[place] + offset, item, data
+            owner, offset = ragged(count)
+            yield of_piece[owner], offset, start[owner] + offset, item, data
 
     def items_of(self, clients: Tensor) -> Tensor:
         """Items of the clients' rows ``[c, most]``, 0 where one has fewer."""
@@ -95,7 +95,7 @@ class RowStore(nn.Module):
         parts = [(torch.zeros(0, dtype=torch.long, device=device),) * 2 + (torch.zeros(0, columns, device=device),)]
         for slot, _, row, item, data in self._parts(clients):
             parts.append((slot, item[row], data[row, :columns] if columns else parts[0][2]))
-        slots, items, rows = (side_by_side(list(each), 0) for each in zip(*parts[len(parts) > 1 :], strict=True))
+        slots, items, rows = (side_by_side(list(column), 0) for column in zip(*parts[len(parts) > 1 :], strict=True))
         return slots, items, rows
 
     def put(self, clients: Tensor, count: Tensor, item: Tensor, data: Tensor) -> None:
