@@ -30,7 +30,7 @@ Sizes = tuple[int, int, int, int]
 
 def attends(*tensors: Tensor) -> bool:
     """Whether :func:`attend` can be asked about these tensors: single precision, on the processor, not empty."""
-    fit = all(each.dtype == torch.float32 and each.device.type == "cpu" and each.numel() for each in tensors)
+    fit = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.numel() for tensor in tensors)
     return fit and has_compiler()
 
 
@@ -127,11 +127,11 @@ def _run(
     """Fill ``out``, or ``gradients`` with what comes back if it is ``out`` that is given."""
     from recbole_fedkd.model import attention_loops
 
-    numbers = [_array(each, sizes[0], NO_NUMBERS) for each in tensors[:LEARNED]]
-    ids = [_array(each, sizes[0], NO_IDS) for each in tensors[LEARNED:]]
-    found = [_array(each, sizes[0], NO_NUMBERS) for each in (*out, *gradients)]
+    numbers = [_array(tensor, sizes[0], NO_NUMBERS) for tensor in tensors[:LEARNED]]
+    ids = [_array(tensor, sizes[0], NO_IDS) for tensor in tensors[LEARNED:]]
+    results = [_array(tensor, sizes[0], NO_NUMBERS) for tensor in (*out, *gradients)]
     loops = compiled(attention_loops.attend, "numpy")
-    loops(bool(gradients), sizes[1:], *numbers, *ids, *found, *([] if gradients else numbers))
+    loops(bool(gradients), sizes[1:], *numbers, *ids, *results, *([] if gradients else numbers))
 
 
 def _array(tensor: Tensor | None, networks: int, nothing: Any) -> Any:

@@ -89,55 +89,68 @@ def attend(
         loaded, end = -1, (network + 1) * samples
         for first in range(network * samples, end, SAMPLES):
             size = min(SAMPLES, end - first)
-            for each in range(size):
-                entry = (first + each) // targets
-                place = entry % SAMPLES * long * wide
+            for sample in range(size):
+                entry = (first + sample) // targets
+                offset = entry % SAMPLES * long * wide
                 if entry != loaded:  # targets of one entry have the same keys
                     loaded = entry
-                    _gather(entry * slots, slots, network * length, table, rows, keys, place, wide)
+                    _gather(entry * slots, slots, network * length, table, rows, keys, offset, wide)
                     if kinds.shape[1] > 0:
-                        _add_labels(entry * slots, slots, network * labels, of_kinds, kinds, keys, place, wide)
+                        _add_labels(entry * slots, slots, network * labels, of_kinds, kinds, keys, offset, wide)
                     for key in range(0, long, LANES):
                         for x in range(0, wide, LANES):
-                            turn(keys, place + key * wide + x, wide, columns, x * long + key, long)
+                            turn(keys, offset + key * wide + x, wide, columns, x * long + key, long)
                 if past.shape[1] > 0:
-                    _hide(past, entry * slots, slots, element(items, first + each), hidden)
+                    _hide(past, entry * slots, slots, element(items, first + sample), hidden)
                 _ask(
                     projected,
-                    (first + each) * wide,
+                    (first + sample) * wide,
                     heads,
                     network * many * wide,
                     asked,
-                    each * many * wide,
+                    sample * many * wide,
                     wide,
                     many,
                 )
-                _score(asked, each * many, columns, biases, hidden, scores, most, wide, long, many)
+                _score(asked, sample * many, columns, biases, hidden, scores, most, wide, long, many)
                 if backward:
-                    _combine(out, (first + each) * wide, columns, 0, d_shares, each * long, long, wide)
+                    _combine(out, (first + sample) * wide, columns, 0, d_shares, sample * long, long, wide)
             _soften(size, scores, most, portions, shares, long, many)
             if backward:
                 for i in range(0, size * long, LANES):
                     store(load(d_shares, i) + load(mean, first * long + i), d_shares, i)
                 _soften_back(size, count, scores, d_shares, d_biases, long, many)
-                for each in range(size):
-                    place = (first + each) // targets % SAMPLES * long * wide
-                    at = (first + each) * wide, network * many * wide
+                for sample in range(size):
+                    offset = (first + sample) // targets % SAMPLES * long * wide
+                    at = (first + sample) * wide, network * many * wide
                     _add_by_heads(
-                        scores, each * many, keys, place, at, projected, heads, d_projected, d_heads, wide, long, many
+                        scores,
+                        sample * many,
+                        keys,
+                        offset,
+                        at,
+                        projected,
+                        heads,
+                        d_projected,
+                        d_heads,
+                        wide,
+                        long,
+                        many,
                     )
-                for each in range(size):
-                    entry, at = (first + each) // targets, (first + each) * wide
-                    begins, ends = first + each == entry * targets, first + each + 1 == (entry + 1) * targets
-                    _by_keys(begins, scores, each * many, asked, shares, each * long, out, at, d_keys, wide, long, many)
+                for sample in range(size):
+                    entry, at = (first + sample) // targets, (first + sample) * wide
+                    begins, ends = first + sample == entry * targets, first + sample + 1 == (entry + 1) * targets
+                    _by_keys(
+                        begins, scores, sample * many, asked, shares, sample * long, out, at, d_keys, wide, long, many
+                    )
                     if ends:
                         _scatter(entry * slots, slots, network * length, d_keys, rows, d_table, wide)
                         if kinds.shape[1] > 0:
                             _scatter_labels(entry * slots, slots, labels, d_keys, kinds, d_labels, wide)
             else:
-                for each in range(size):
-                    place = (first + each) // targets % SAMPLES * long * wide
-                    _combine(shares, each * long, keys, place, out, (first + each) * wide, wide, long)
+                for sample in range(size):
+                    offset = (first + sample) // targets % SAMPLES * long * wide
+                    _combine(shares, sample * long, keys, offset, out, (first + sample) * wide, wide, long)
                 for i in range(0, size * long, LANES):
                     store(load(shares, i), mean, first * long + i)
         if backward:
@@ -183,25 +196,25 @@ def _return_labels(d_labels: Table, d_of_kinds: Table, at: int, few: int) -> Non
 
 
 @_inside
-def _gather(start: int, slots: int, base: int, table: Table, rows: Ids, keys: Table, place: int, wide: int) -> None:
+def _gather(start: int, slots: int, base: int, table: Table, rows: Ids, keys: Table, offset: int, wide: int) -> None:
     """Fill keys from a place on with rows of a table, behind ``base``, whose numbers are found from ``start`` on."""
     for x in range(0, wide, LANES):
         if rows.shape[1] > 0:
             for key in range(slots):
-                store(load(table, (base + element(rows, start + key)) * wide + x), keys, place + key * wide + x)
+                store(load(table, (base + element(rows, start + key)) * wide + x), keys, offset + key * wide + x)
         else:
             for key in range(slots):
-                store(load(table, (start + key) * wide + x), keys, place + key * wide + x)
+                store(load(table, (start + key) * wide + x), keys, offset + key * wide + x)
 
 
 @_inside
 def _add_labels(
-    start: int, slots: int, base: int, table: Table, kinds: Ids, keys: Table, place: int, wide: int
+    start: int, slots: int, base: int, table: Table, kinds: Ids, keys: Table, offset: int, wide: int
 ) -> None:
     """Add the vectors of their labels to keys; arguments as of :func:`_gather`."""
     for x in range(0, wide, LANES):
         for key in range(slots):
-            own = place + key * wide + x
+            own = offset + key * wide + x
             store(load(keys, own) + load(table, (base + element(kinds, start + key)) * wide + x), keys, own)
 
 
@@ -240,12 +253,12 @@ def _hide(past: Ids, start: int, slots: int, item: int, hidden: Table) -> None:
 
 
 @_inside
-def _ask(projected: Table, at: int, heads: Table, of: int, asked: Table, place: int, wide: int, many: int) -> None:
+def _ask(projected: Table, at: int, heads: Table, of: int, asked: Table, offset: int, wide: int, many: int) -> None:
     """Fill what every head multiplies keys with, ``many`` rows from a place on."""
     for x in range(0, wide, LANES):
         query = load(projected, at + x)
         for row in range(0, many * wide, wide):
-            store(load(heads, of + row + x) * query, asked, place + row + x)
+            store(load(heads, of + row + x) * query, asked, offset + row + x)
 
 
 @_inside
@@ -265,11 +278,11 @@ def _score(
     for head in range(0, many, ROWS):
         highest = rows_of(everywhere(np.float32(0.1) * HIDDEN))
         for key in range(0, long, LANES):
-            found = load_rows(biases, head * long + key, long) + load(hidden, key)
+            total = load_rows(biases, head * long + key, long) + load(hidden, key)
             for x in range(wide):
-                found = found + spread(asked, (row + head) * wide + x, wide) * load(columns, x * long + key)
-            store_rows(found, scores, (row + head) * long + key, long)
-            highest = larger(highest, found)
+                total = total + spread(asked, (row + head) * wide + x, wide) * load(columns, x * long + key)
+            store_rows(total, scores, (row + head) * long + key, long)
+            highest = larger(highest, total)
         store(largest(highest), most, (row + head) // ROWS * LANES)
 
 
@@ -283,16 +296,16 @@ def _soften(size: int, scores: Table, most: Table, portions: Table, shares: Tabl
             store_rows(power, scores, key, long)
             total = total + power
         store(totals(total), most, block * LANES)
-    for each in range(size):
+    for sample in range(size):
         for key in range(0, long, LANES):
-            store(everywhere(np.float32(0.0)), shares, each * long + key)
+            store(everywhere(np.float32(0.0)), shares, sample * long + key)
         for head in range(0, many, ROWS):
-            row = each * many + head
+            row = sample * many + head
             portion = rows_of(inverse(load(most, row // ROWS * LANES)) * load(portions, head // ROWS * LANES))
             for key in range(0, long, LANES):
                 softmax = load_rows(scores, row * long + key, long) * portion
                 store_rows(softmax, scores, row * long + key, long)
-                store(load(shares, each * long + key) + sum_of(softmax), shares, each * long + key)
+                store(load(shares, sample * long + key) + sum_of(softmax), shares, sample * long + key)
 
 
 @_inside
@@ -301,30 +314,30 @@ def _soften_back(size: int, count: int, scores: Table, d_shares: Table, d_biases
     # Of a softmax p it is p (d - sum p d).
     heads = everywhere(np.float32(count))
     for block in range(size * many // ROWS):
-        each = block * ROWS // many * long
+        begin = block * ROWS // many * long
         total = rows_of(everywhere(np.float32(0.0)))
         for key in range(0, long, LANES):
-            total = total + load_rows(scores, block * ROWS * long + key, long) * load(d_shares, each + key)
+            total = total + load_rows(scores, block * ROWS * long + key, long) * load(d_shares, begin + key)
         mean = rows_of(totals(total) * heads)
         for key in range(0, long, LANES):
             row = block * ROWS * long + key
-            store_rows(load_rows(scores, row, long) * (load(d_shares, each + key) - mean), scores, row, long)
+            store_rows(load_rows(scores, row, long) * (load(d_shares, begin + key) - mean), scores, row, long)
     for i in range(0, many * long, LANES):
         sums = load(d_biases, i)
-        for each in range(size):
-            sums = sums + load(scores, each * many * long + i)
+        for sample in range(size):
+            sums = sums + load(scores, sample * many * long + i)
         store(sums, d_biases, i)
 
 
 @_inside
 def _combine(
-    factors: Table, start: int, table: Table, place: int, out: Table, at: int, columns: int, depth: int
+    factors: Table, start: int, table: Table, offset: int, out: Table, at: int, columns: int, depth: int
 ) -> None:
     """Fill a row of ``out`` with the sum of ``depth`` rows of a table, each times its factor."""
     for column in range(0, columns, LANES):
         total = rows_of(everywhere(np.float32(0.0)))
         for row in range(0, depth, ROWS):
-            rows = load_rows(table, place + row * columns + column, columns)
+            rows = load_rows(table, offset + row * columns + column, columns)
             total = total + spread(factors, start + row, 1) * rows
         store(sum_of(total), out, at + column)
 
@@ -334,7 +347,7 @@ def _add_by_heads(
     d_scores: Table,
     row: int,
     keys: Table,
-    place: int,
+    offset: int,
     at: tuple[int, int],
     projected: Table,
     heads: Table,
@@ -348,12 +361,12 @@ def _add_by_heads(
     for x in range(0, wide, LANES):
         query, d_query = load(projected, at[0] + x), everywhere(np.float32(0.0))
         for head in range(0, many, ROWS):
-            found = rows_of(everywhere(np.float32(0.0)))
+            total = rows_of(everywhere(np.float32(0.0)))
             for key in range(long):
-                found = found + spread(d_scores, (row + head) * long + key, long) * load(keys, place + key * wide + x)
+                total = total + spread(d_scores, (row + head) * long + key, long) * load(keys, offset + key * wide + x)
             own = at[1] + head * wide + x
-            d_query = d_query + sum_of(found * load_rows(heads, own, wide))
-            store_rows(load_rows(d_heads, own, wide) + found * query, d_heads, own, wide)
+            d_query = d_query + sum_of(total * load_rows(heads, own, wide))
+            store_rows(load_rows(d_heads, own, wide) + total * query, d_heads, own, wide)
         store(d_query, d_projected, at[0] + x)
 
 
@@ -376,9 +389,9 @@ def _by_keys(
     for x in range(0, wide, LANES):
         sums = load(given, at + x)
         for key in range(0, long, ROWS):
-            found = spread(shares, start + key, 1) * sums
+            total = spread(shares, start + key, 1) * sums
             if not begins:
-                found = found + load_rows(d_keys, key * wide + x, wide)
+                total = total + load_rows(d_keys, key * wide + x, wide)
             for head in range(row, row + many):
-                found = found + spread(d_scores, head * long + key, 1) * load(asked, head * wide + x)
-            store_rows(found, d_keys, key * wide + x, wide)
+                total = total + spread(d_scores, head * long + key, 1) * load(asked, head * wide + x)
+            store_rows(total, d_keys, key * wide + x, wide)

@@ -66,12 +66,12 @@ def _places(places: Iterable[int]) -> Any:
     return ir.Constant(INTEGERS, list(places))
 
 
-def _address(context: Any, builder: Any, kind: Any, array: Any, place: Any, row: int = 0, step: Any = None) -> Any:
+def _address(context: Any, builder: Any, kind: Any, array: Any, index: Any, row: int = 0, step: Any = None) -> Any:
     """Of a number, so many rows of ``step`` numbers behind a place."""
     made = context.make_array(kind)(context, builder, array)
     if row:
-        place = builder.add(place, builder.mul(step, step.type(row)))
-    return builder.gep(made.data, [place])
+        index = builder.add(index, builder.mul(step, step.type(row)))
+    return builder.gep(made.data, [index])
 
 
 def _read(context: Any, builder: Any, *address: Any) -> Any:
@@ -87,23 +87,23 @@ def _filled(builder: Any, number: Any) -> Any:
     return builder.shuffle_vector(builder.insert_element(nothing, number, INTEGER(0)), nothing, _places([0] * LANES))
 
 
-def _of_one(typing: Any, array: Any, place: Any) -> Any:
+def _of_one(typing: Any, array: Any, index: Any) -> Any:
     def generated(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         return _together(builder, [_read(context, builder, signature.args[0], *values)])
 
     return ONE(array, PLACE), generated
 
 
-def _of_many(typing: Any, array: Any, place: Any, step: Any) -> Any:
+def _of_many(typing: Any, array: Any, index: Any, step: Any) -> Any:
     def generated(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        array, place, step = values
-        address = context, builder, signature.args[0], array, place
+        array, index, step = values
+        address = context, builder, signature.args[0], array, index
         return _together(builder, [_read(*address, row, step) for row in range(ROWS)])
 
     return MANY(array, PLACE, PLACE), generated
 
 
-def _to_one(typing: Any, rows: Any, array: Any, place: Any) -> Any:
+def _to_one(typing: Any, rows: Any, array: Any, index: Any) -> Any:
     def generated(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         _write(context, builder, *_apart(builder, values[0]), signature.args[1], *values[1:])
         return context.get_dummy_value()
@@ -111,17 +111,17 @@ def _to_one(typing: Any, rows: Any, array: Any, place: Any) -> Any:
     return types.void(ONE, array, PLACE), generated
 
 
-def _to_many(typing: Any, rows: Any, array: Any, place: Any, step: Any) -> Any:
+def _to_many(typing: Any, rows: Any, array: Any, index: Any, step: Any) -> Any:
     def generated(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        value, array, place, step = values
+        value, array, index, step = values
         for number, row in enumerate(_apart(builder, value)):
-            _write(context, builder, row, signature.args[1], array, place, number, step)
+            _write(context, builder, row, signature.args[1], array, index, number, step)
         return context.get_dummy_value()
 
     return types.void(MANY, array, PLACE, PLACE), generated
 
 
-def _element(typing: Any, array: Any, place: Any) -> Any:
+def _element(typing: Any, array: Any, index: Any) -> Any:
     def generated(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         return builder.load(_address(context, builder, signature.args[0], *values))
 
@@ -135,10 +135,10 @@ def _everywhere(typing: Any, number: Any) -> Any:
     return ONE(types.float32), generated
 
 
-def _spread(typing: Any, array: Any, place: Any, step: Any) -> Any:
+def _spread(typing: Any, array: Any, index: Any, step: Any) -> Any:
     def generated(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        array, place, step = values
-        address = context, builder, signature.args[0], array, place
+        array, index, step = values
+        address = context, builder, signature.args[0], array, index
         numbers = [builder.load(_address(*address, row, step)) for row in range(ROWS)]
         return _together(builder, [_filled(builder, number) for number in numbers])
 
@@ -233,13 +233,13 @@ inverse = _of_each(_inverse)
 
 
 def _means(function: Any, combine: Callable[..., Any]) -> None:
-    each = _each(combine)
+    combined = _each(combine)
 
-    def found(left: Any, right: Any) -> Any:
-        return each(left, right)
+    def applied(left: Any, right: Any) -> Any:
+        return combined(left, right)
 
     def of(left: Any, right: Any) -> Any:
-        return found if isinstance(left, Rows) and isinstance(right, Rows) else None
+        return applied if isinstance(left, Rows) and isinstance(right, Rows) else None
 
     overload(function)(of)
 
@@ -274,12 +274,12 @@ def _of_rows(combine: Callable[..., Any]) -> Any:
 def _by_turns(size: int, half: int) -> Any:
     """Two rows take turns, ``size`` lanes each: the first or second half of every :data:`ROWS` lanes of both."""
 
-    def place(lane: int) -> int:
+    def index(lane: int) -> int:
         inside = lane % ROWS
         of_second = LANES * (inside // size % 2)
         return of_second + lane - inside + half * ROWS // 2 + inside // (2 * size) * size + inside % size
 
-    return _places(map(place, range(LANES)))
+    return _places(map(index, range(LANES)))
 
 
 def _all(typing: Any, rows: Any) -> Any:
@@ -297,7 +297,7 @@ def _rows_of(typing: Any, row: Any) -> Any:
         (row,) = _apart(builder, *values)
         firsts = [lane - lane % ROWS for lane in range(LANES)]
         lanes = [_places(first + number for first in firsts) for number in range(ROWS)]
-        return _together(builder, [builder.shuffle_vector(row, row, each) for each in lanes])
+        return _together(builder, [builder.shuffle_vector(row, row, of_row) for of_row in lanes])
 
     return MANY(ONE), generated
 
@@ -312,12 +312,12 @@ sum_of = intrinsic(_all)
 """``(rows)``: their sum, one row."""
 
 
-def _turn(typing: Any, source: Any, place: Any, step: Any, out: Any, out_place: Any, out_step: Any) -> Any:
+def _turn(typing: Any, source: Any, index: Any, step: Any, out: Any, out_place: Any, out_step: Any) -> Any:
     halves = [_places((start + lane) // 2 + lane % 2 * LANES for lane in range(LANES)) for start in (0, LANES)]
 
     def generated(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        source, place, step, out, out_place, out_step = values
-        address = context, builder, signature.args[0], source, place
+        source, index, step, out, out_place, out_step = values
+        address = context, builder, signature.args[0], source, index
         rows = [_read(*address, row, step) for row in range(LANES)]
         for _ in range(LANES.bit_length() - 1):
             pairs = zip(rows[: LANES // 2], rows[LANES // 2 :], strict=True)

@@ -156,8 +156,8 @@ class AdamToSGD(Optimizer):
             params, gradients = self._gradients(group)
             beta1, beta2 = group["betas"]
             for piece in self._pieces_of(number, params):
-                own = [params[place] for place in piece.places]
-                gradient = torch.cat([gradients[place].flatten() for place in piece.places])
+                own = [params[index] for index in piece.places]
+                gradient = torch.cat([gradients[index].flatten() for index in piece.places])
                 counts = []
                 for param in own:
                     self.state[param]["step"] += 1
@@ -185,13 +185,13 @@ class AdamToSGD(Optimizer):
         known, pieces = self._pieces.get(group, ((), []))
         if known != key:
             kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-            for place, param in enumerate(params):
-                kinds.setdefault((param.dtype, param.device), []).append(place)
+            for index, param in enumerate(params):
+                kinds.setdefault((param.dtype, param.device), []).append(index)
                 if not self.state[param]:
                     self.state[param].update(
                         step=0, exp_avg=torch.zeros_like(param), exp_avg_sq=torch.zeros_like(param)
                     )
-            pieces = [_Piece(places, [self.state[params[place]] for place in places]) for places in kinds.values()]
+            pieces = [_Piece(places, [self.state[params[index]] for index in places]) for places in kinds.values()]
             self._pieces[group] = key, pieces
         return pieces
 
