@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from scipy.stats import chisquare
 
+from recbole_fedkd.engine.fleet.draws import Streams
 from recbole_fedkd.federated.draws import NEGATIVES, ORDER, KeyedDraws
+from recbole_fedkd.model.backbone import drawn_mask
 
 MASK = 2**64 - 1
 
@@ -101,3 +103,15 @@ def test_neither_places_nor_clients_nor_rounds_nor_epochs_draw_alike():
 
 def test_a_clients_streams_begin_at_the_upper_half_of_its_word():
     assert KeyedDraws(2020, [17], 3).seeds == [keyed(2020, 18, 3) >> 32]
+
+
+def test_masks_of_packed_clients_are_those_that_each_draws_by_itself():
+    """Two layers, and a client whose batch is filled up: nothing of what fills up is dropped."""
+    layers, counts = [(0.3, (7,)), (0.5, (2, 3))], [4, 2]
+    streams = Streams(2020, [17, 4], 3)
+    masks = streams.masks(counts, 4, layers)
+    for slot, count in enumerate(counts):
+        torch.manual_seed(streams.own.seeds[slot])
+        for mask, (share, shape) in zip(masks, layers, strict=True):
+            alone = drawn_mask(torch.zeros(count, *shape), 1.0 - share)
+            assert torch.equal(mask[slot, :count].float(), alone) and bool(mask[slot, count:].all())

@@ -51,14 +51,13 @@ class Streams:
             rows: of the packed batch.
             layers: share that is dropped, and shape of a sample, of each layer.
         """
-        # Of one byte: drawing numbers of four takes half as long again.
-        drawn = [torch.ones(len(counts), rows, *shape, dtype=torch.bool) for _, shape in layers]
-        if not layers:
-            return drawn
-        for slot, (generator, count) in enumerate(zip(self.dropout, counts, strict=False)):
-            for mask, (share, _) in zip(drawn, layers, strict=True):
-                mask[slot, :count].bernoulli_(1.0 - share, generator=generator)
-        return drawn
+        # As `drawn_mask` draws them; a sample that fills up keeps everything.
+        uniform = [torch.zeros(len(counts), rows, *shape, dtype=torch.float64) for _, shape in layers]
+        if layers:
+            for slot, (generator, count) in enumerate(zip(self.dropout, counts, strict=False)):
+                for of_layer in uniform:
+                    of_layer[slot, :count].uniform_(generator=generator)
+        return [of_layer.lt(1.0 - share) for of_layer, (share, _) in zip(uniform, layers, strict=True)]
 
     def batch_negatives(
         self,
