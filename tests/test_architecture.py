@@ -1,5 +1,6 @@
 """The house: imports point one way, and the package is what the wheel holds."""
 
+import ast
 import importlib
 import re
 import shutil
@@ -121,6 +122,7 @@ MAY_KNOW = {
 }
 # Rooms of pure mathematics know no recommender library.
 TORCH_ONLY = {"distillation", "optim"}
+VAGUE = {"each", "found", "place", "told"}
 
 
 def test_every_room_is_in_the_law():
@@ -195,6 +197,30 @@ def test_no_file_is_too_long_to_be_read_at_once():
     assert not [
         str(file) for file in (ROOT / "recbole_fedkd").rglob("*.py") if len(file.read_text().splitlines()) > 450
     ]
+
+
+def named(tree):
+    """Line and name of every variable, parameter and attribute that a file gives a value, in the order of the file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id if isinstance(node, ast.Name) else node.attr
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+
+
+def vague_names(file):
+    """A sentence for every name of a file that says nothing of what it holds."""
+    return [
+        f"{file.relative_to(ROOT)}, line {line}: '{name}' may be anything; name it after what it holds"
+        for line, name in sorted(named(ast.parse(file.read_text(encoding="utf-8"))))
+        if name in VAGUE
+    ]
+
+
+@pytest.mark.parametrize("folder", ["recbole_fedkd", "benchmarks", "docs/plugins"])
+def test_names_say_what_they_hold(folder):
+    sentences = [sentence for file in sorted((ROOT / folder).rglob("*.py")) for sentence in vague_names(file)]
+    assert not sentences, "\n".join(sentences)
 
 
 def test_recboles_quick_start_and_its_ray_are_never_imported():

@@ -157,7 +157,9 @@ class Catalogue:
         backbone: Backbone,
     ) -> None:
         self.fields, (of_item, of_user, of_both) = fields, places
-        self.to_fields, self.to_past = (None if each is None else Query(each, query) for each in attentions)
+        self.to_fields, self.to_past = (
+            None if attention is None else Query(attention, query) for attention in attentions
+        )
         weight, self.bias = backbone.first()
         self.of_user = weight[:, of_user].flatten(1)
         of_items = weight[:, of_item].flatten(1)
@@ -291,7 +293,7 @@ def _layers(row_of: Tensor, which: Tensor, others: Sequence[Linear]) -> tuple[Of
     for weight, bias in others:
         fields, step = (len(weight), weight.shape[2] // 3) if weight.dim() == 3 else (1, 0)
         outputs, seen = weight.shape[-2:]
-        begin = sum(len(each) for each in weights) * vectors()[1], sum(len(each) for each in biases)
+        begin = sum(len(layer) for layer in weights) * vectors()[1], sum(len(layer) for layer in biases)
         steps.append(Step(fields, outputs, seen, step, *begin, source, target))
         weights.append(packed(weight[0] if weight.dim() == 3 else weight).flatten(0, 1))
         biases.append(filled_up(bias[:outputs]))

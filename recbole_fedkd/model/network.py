@@ -334,9 +334,9 @@ class AttentiveNetwork(nn.Module):
         query, parts = query.view(batch, targets, width), [vectors]
         attention = {}
         if self.history_attention is not None:
-            found, weights = self.history_attention.over(query, self._past(users, known), items)
+            pooled, weights = self.history_attention.over(query, self._past(users, known), items)
             attention["history"] = weights.flatten(0, 1)
-            parts.append(found.view(-1, 1, width))
+            parts.append(pooled.view(-1, 1, width))
         shortcut: Tensor | float = 0.0
         if self._seen is not None:
             middle, features = self._seen.described(asking, asked)
@@ -421,9 +421,9 @@ class AttentiveNetwork(nn.Module):
             histories = self._past(users, self._known_vectors())
             past, keys = histories.items, histories.keys()
 
-        def pair(place: int) -> tuple[Tensor, Tensor]:
+        def pair(position: int) -> tuple[Tensor, Tensor]:
             assert self._seen is not None
-            middle, features = self._seen.pair_features.of_user(int(users[place]))
+            middle, features = self._seen.pair_features.of_user(int(users[position]))
             field = torch.addmm(self.known_field.bias.unsqueeze(1), self.known_field.weight, features.T)
             return field, self._seen(middle, features).T
 

@@ -142,7 +142,7 @@ def rank_blocks(items: OfItems, users: OfUsers, layers: OfLayers, sizes: Sizes, 
     """Fill ``logits [users, T, blocks * WIDTH]``, blocks being those of a user."""
     register()
     # In one order of memory, so that the loop is compiled once.
-    arrays = (type(each)(*(tensor.detach().contiguous().numpy() for tensor in each)) for each in (items, users, layers))
+    arrays = (type(part)(*(tensor.detach().contiguous().numpy() for tensor in part)) for part in (items, users, layers))
     helpers = power_of_two, multiply, _hide, _softmax, _attend_to_fields, _first_layer, _further_layers
     compiled(_rank_blocks, "numpy", *helpers)(*arrays, sizes, logits.numpy())
 
@@ -202,8 +202,8 @@ def _hide(past: Ids, oldest: int, numbers: Ids, sizes: Sizes, scores: Table, unl
         if item == 0:
             scores[key * heads : (key + 1) * heads] = HIDDEN
             continue
-        place = item - numbers[0]
-        begin, end = (max(place, 0), min(place + 1, WIDTH)) if sizes.blocks == 0 else (0, WIDTH)
+        position = item - numbers[0]
+        begin, end = (max(position, 0), min(position + 1, WIDTH)) if sizes.blocks == 0 else (0, WIDTH)
         for i in range(begin, end):
             if numbers[i] == item:
                 unless_held[i] = 0.0
@@ -298,18 +298,18 @@ def _attend_to_fields(
     _, count, width, _ = items.fields.shape
     heads, query, others = sizes.heads, items.query[block], count + both
     scores[: count * heads] = items.scores[block]
-    for place in range(count if len(users.shifted) > 0 else 0):
+    for position in range(count if len(users.shifted) > 0 else 0):
         shape = heads, width, width
-        multiply(users.shifted[user], 0, shape, items.fields[block, place], 0, zeros, 0, NO_LEAST, asked[0], 0)
+        multiply(users.shifted[user], 0, shape, items.fields[block, position], 0, zeros, 0, NO_LEAST, asked[0], 0)
         for head in range(heads):
             for i in range(WIDTH):
-                scores[place * heads + head, i] += asked[0, head, i]
-    for place in range(both):
+                scores[position * heads + head, i] += asked[0, head, i]
+    for position in range(both):
         for channel in range(width):
-            more, field = users.shift[user, channel], given[place * width + channel]
+            more, field = users.shift[user, channel], given[position * width + channel]
             for i in range(WIDTH):
                 asked[0, channel, i] = (query[channel, i] + more) * field[i]
-        begin = (count + place) * heads * WIDTH
+        begin = (count + position) * heads * WIDTH
         multiply(items.heads, 0, (heads, width, width), asked[0], 0, zeros, 0, NO_LEAST, scores, begin)
     shape, begin = (sizes.own * heads, width, width), others * heads * WIDTH
     multiply(users.own_keys[user], 0, shape, query, 0, users.own_added[user], 0, NO_LEAST, scores, begin)
@@ -318,14 +318,14 @@ def _attend_to_fields(
         pooled = given[both * width + channel]
         for i in range(WIDTH):
             pooled[i] = 0.0
-        for place in range(count):
-            field = items.fields[block, place, channel]
+        for position in range(count):
+            field = items.fields[block, position, channel]
             for i in range(WIDTH):
-                pooled[i] += shares[place, i] * field[i]
-        for place in range(both):
-            field = given[place * width + channel]
+                pooled[i] += shares[position, i] * field[i]
+        for position in range(both):
+            field = given[position * width + channel]
             for i in range(WIDTH):
-                pooled[i] += shares[count + place, i] * field[i]
+                pooled[i] += shares[count + position, i] * field[i]
     given[(both + 1) * width : (both + 1) * width + sizes.own] = shares[others : others + sizes.own]
 
 
