@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from recbole_fedkd import load_data_and_model
 from recbole_fedkd.checkpoint import large, read_checkpoint
-from recbole_fedkd.checkpoint.growing import GrowingRecord
+from recbole_fedkd.checkpoint.growing import GrowingFile
 from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.experiment.grid import Cell
 from recbole_fedkd.experiment.records import checkpoint_folder, keep_checkpoint
@@ -99,7 +99,7 @@ def test_a_full_disk_takes_nothing_from_the_checkpoint_before_nor_from_the_next(
         raise TrainingError("'tensors-1.bin' cannot be written: No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(TrainingError):
-        patch.setattr(GrowingRecord, "extend", full)
+        patch.setattr(GrowingFile, "extend", full)
         writer.taken_out({"table": table + 1}, tmp_path, 2)
     assert large.put_back(before, tmp_path / "last.pth")["table"].eq(0).all()
     after = writer.taken_out({"table": table + 1}, tmp_path, 3)
@@ -115,7 +115,7 @@ class Killed(BaseException):
 
 
 def test_a_run_killed_anywhere_around_a_checkpoint_goes_on_to_the_same_end(run, monkeypatch):
-    taken_out, extend, tidy = large.LargeTensors.taken_out, GrowingRecord.extend, large.LargeTensors.tidy
+    taken_out, extend, tidy = large.LargeTensors.taken_out, GrowingFile.extend, large.LargeTensors.tidy
     whole = run(**KEYS, epochs=3)
     expected = read_checkpoint(whole["run_folder"])["state_dict"]
     for place in ("before its file grows", "while it grows", "before the checkpoint", "behind it"):
@@ -146,7 +146,7 @@ def test_a_run_killed_anywhere_around_a_checkpoint_goes_on_to_the_same_end(run, 
 
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(large.LargeTensors, "taken_out", grows)
-            patch.setattr(GrowingRecord, "extend", half)
+            patch.setattr(GrowingFile, "extend", half)
             patch.setattr(large.LargeTensors, "tidy", last)
             run(**KEYS, epochs=3)
         (folder,) = set(Path("saved").iterdir()) - before

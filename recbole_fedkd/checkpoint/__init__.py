@@ -4,7 +4,7 @@ Nothing in a checkpoint is trusted: it is read without running code, checked aga
 file to open.
 """
 
-from recbole_fedkd.checkpoint.growing import CLIENTS, GrowingRecord, read_growing
+from recbole_fedkd.checkpoint.growing import CLIENTS, GrowingFile, read_growing
 from recbole_fedkd.checkpoint.large import LARGE_FILES, LargeTensors
 from recbole_fedkd.checkpoint.reading import (
     BEST,
@@ -40,7 +40,7 @@ __all__ = [
     "LAST",
     "ROWS",
     "Checkpoint",
-    "GrowingRecord",
+    "GrowingFile",
     "LargeTensors",
     "best_checkpoint",
     "check_names_no_file",

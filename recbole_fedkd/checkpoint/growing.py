@@ -18,7 +18,7 @@ from recbole_fedkd.errors import InputError, TrainingError
 CLIENTS = "clients.jsonl"
 
 
-class GrowingRecord:
+class GrowingFile:
     """Lines of JSON, written one by one, or other bytes; :meth:`state` is what a checkpoint keeps of them.
 
     Args:
@@ -65,8 +65,8 @@ def read_growing(file: Path, state: Mapping[str, Any], remedy: str = _REMEDY) ->
     """What a checkpoint speaks of; None where the file is not there, as beside a checkpoint that was copied alone.
 
     Args:
-        file: of a :class:`GrowingRecord`.
-        state: what :meth:`GrowingRecord.state` was.
+        file: of a :class:`GrowingFile`.
+        state: what :meth:`GrowingFile.state` was.
         remedy: what may be done about a file that is another one, the end of a sentence.
 
     Raises:

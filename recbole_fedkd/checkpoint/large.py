@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recbole_fedkd.checkpoint.growing import GrowingRecord, read_growing
+from recbole_fedkd.checkpoint.growing import GrowingFile, read_growing
 from recbole_fedkd.checkpoint.state import restored
 from recbole_fedkd.errors import InputError
 
@@ -49,7 +49,7 @@ class LargeTensors:
         self.apart = apart
         self.file: str | None = None
         self.of_best: str | None = None
-        self._grown = GrowingRecord()
+        self._grown = GrowingFile()
         self._known: dict[str, dict[int, bytes]] = {}
 
     def taken_out(self, state: dict[str, Any], folder: Path, number: int) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class LargeTensors:
         if not large:
             return state
         if self.file is None or self._grown.length > 2 * sum(tensor.nbytes for tensor, _ in large.values()):
-            self.file, self._grown, self._known = f"tensors-{number}.bin", GrowingRecord(), {}
+            self.file, self._grown, self._known = f"tensors-{number}.bin", GrowingFile(), {}
         name = self.file
         self.file = None  # what is written by half is begun anew
         parts = (part for path, (tensor, bounds) in large.items() for part in self._changed(path, tensor, bounds))

@@ -31,7 +31,7 @@ from recbole_fedkd.checkpoint import (
     LAST,
     ROWS,
     Checkpoint,
-    GrowingRecord,
+    GrowingFile,
     LargeTensors,
     best_checkpoint,
     check_optimizer,
@@ -110,7 +110,7 @@ class CheckpointTrainer(Trainer):
         self._saving = self._has_valid_data = False
         self._resumed_from: tuple[Checkpoint, Checkpoint | None] | None = None
         self._best_digest: str | None = None
-        self._of_clients = GrowingRecord()
+        self._of_clients = GrowingFile()
         self._large = LargeTensors(bool(config["clients_per_round"]))  # of clients that sit out nothing changes
         self._fingerprint: Fingerprint | None = None
         self.best_epoch: int | None = None
@@ -441,7 +441,7 @@ class CheckpointTrainer(Trainer):
             self.logger.warning(
                 f"beside '{checkpoint.file}' lies no {CLIENTS}: what single clients cost so far is not known"
             )
-        self._of_clients = GrowingRecord(lines or b"")
+        self._of_clients = GrowingFile(lines or b"")
         self.rounds = add_clients(self.rounds, self._of_clients.begun)
 
     def _loader_generators(self) -> list[torch.Generator]:
