@@ -15,6 +15,7 @@ from recbole_fedkd.data.schema import label_values
 from recbole_fedkd.errors import listed
 from recbole_fedkd.evaluation import EvaluationData
 from recbole_fedkd.model import Bias
+from recbole_fedkd.model.compiled import tell_of_compiling
 from recbole_fedkd.privacy.settings import PrivacySettings
 from recbole_fedkd.result import flat_sentence, floats, result_table
 from recbole_fedkd.trainer import CheckpointTrainer, FedKDTrainer
@@ -101,6 +102,7 @@ class RoundLines:
         self.best: float | None = None
         self.before: float = time.perf_counter()
         self.taken: list[float] = []
+        tell_of_compiling(tell)
 
     def __call__(self, number: int, rounds: int, record: Mapping[str, Any]) -> None:
         """Tell one round; arguments as of ``on_round``."""

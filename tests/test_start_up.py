@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from functools import partial
@@ -39,6 +40,29 @@ def test_area_is_that_of_sklearn_to_the_bit(places, random, falling):
 def test_a_curve_that_turns_round_has_no_area():
     with pytest.raises(ValueError, match="neither increasing nor decreasing"):
         compat.auc(np.array([0.0, 1.0, 0.5]), np.zeros(3))
+
+
+COMPILES = """
+import numpy as np
+from loops import add, twice
+from recbole_fedkd.model.compiled import compiled, tell_of_compiling
+tell_of_compiling(print)
+for loop in (add, twice):
+    compiled(loop)(np.zeros(3, np.float32))
+"""
+
+
+def test_whoever_waits_for_loops_to_be_compiled_is_told_once_and_never_again(tmp_path):
+    (tmp_path / "loops.py").write_text(
+        "def add(out):\n    out[0] = out[1] + out[2]\n\n\ndef twice(out):\n    out[0] = 2 * out[1]\n"
+    )
+    kept = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+    run = partial(
+        subprocess.run, [sys.executable, "-c", COMPILES], check=True, capture_output=True, text=True, env=kept
+    )
+    first, second = (run(cwd=tmp_path).stdout.splitlines() for _ in range(2))
+    assert len(first) == 1 and first[0].startswith("loops    are compiled"), first
+    assert second == []
 
 
 RUN = """

@@ -15,7 +15,7 @@ CNN_LAYERS = 5
 
 
 def drawn_mask(values: Tensor, kept: float) -> Tensor:
-    """1 where an entry of ``values`` stays, else 0: what torch's ``bernoulli_`` draws, on the processor in less time."""
+    """1 where an entry of ``values`` stays, else 0: on the processor a number of the stream an entry, whoever made it."""
     if values.device.type != "cpu":
         return torch.empty_like(values).bernoulli_(kept)
     return torch.empty(values.shape, dtype=torch.float64).uniform_().lt(kept).to(values.dtype)

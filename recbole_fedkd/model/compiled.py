@@ -1,7 +1,8 @@
 """Machine code made by numba, where it is installed: what torch does in a dozen passes through memory is done in one.
 
 Whoever calls it has another way where :func:`has_compiler` says no, and for tensors of a GPU. Loops of a full ranking are in
-``ranking.py``, products in ``tiles.py``, those of the fleet in ``engine/fleet/compiled.py``.
+``ranking.py``, products in ``tiles.py``, those of the fleet in ``engine/fleet/compiled.py``. What is compiled is kept beside
+the file of its loop, and numba looks at that file alone: after an edit of another file that the loop calls, touch it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,31 @@ HIDDEN = np.float32(-1e30)
 """Score of a key that an item does not see."""
 
 
+COMPILING = "loops    are compiled to machine code first, once for this installation: half a minute at most"
+
+_to_be_told: list[Callable[[str], None]] = []
+
+
+def tell_of_compiling(tell: Callable[[str], None]) -> None:
+    """Have somebody told, once, where loops are not on the disk yet: compiling them takes longer than many a round."""
+    _to_be_told[:] = [tell]
+
+
+@cache
+def _listen() -> None:
+    from numba.core.event import Listener, register
+
+    class Compiling(Listener):
+        def on_start(self, event: Any) -> None:
+            while _to_be_told:
+                _to_be_told.pop()(COMPILING)
+
+        def on_end(self, event: Any) -> None:
+            pass
+
+    register("numba:compile", Compiling())
+
+
 @cache
 def has_compiler() -> bool:
     """Whether numba is installed."""
@@ -43,6 +69,7 @@ def compiled(
     """
     from numba import njit
 
+    _listen()
     for helper in helpers:
         _compiled_inside(helper)
     options: Any = {"nogil": True, "fastmath": ROUNDING, "error_model": errors}
