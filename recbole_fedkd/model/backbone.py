@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from recbole_fedkd.model.convolving import Linear, convolve, convolves
 
@@ -119,11 +118,12 @@ class CnnBackbone(Backbone):
     def first(self) -> tuple[Tensor, Tensor]:
         """See :meth:`Backbone.first`; outputs are fields, then channels."""
         weight, bias = self._convolutions()[0]
-        channels = weight.shape[1]
-        inputs = self.count * channels
-        fields = torch.eye(inputs, device=weight.device).view(inputs, self.count, -1).transpose(1, 2)
-        outputs = functional.conv1d(fields, weight, padding=1).permute(2, 1, 0)
-        return outputs.reshape(-1, self.count, channels), bias.repeat(self.count)
+        outputs = weight.new_zeros(self.count, weight.shape[0], self.count, weight.shape[1])
+        fields = torch.arange(self.count, device=weight.device)
+        for tap in range(3):
+            seen = fields[(fields + tap >= 1) & (fields + tap <= self.count)]
+            outputs[seen, :, seen + tap - 1] = weight[:, :, tap]
+        return outputs.flatten(0, 1), bias.repeat(self.count)
 
     def others(self) -> list[Linear]:
         """See :meth:`Backbone.others`; a sample is flattened channels first, and here fields first."""

@@ -75,6 +75,13 @@ class CompactPopulation(nn.Module):
         return rows_that_stay(self.client_groups[group].whole, self.private_parameters)
 
 
+def _ranked(network: nn.Module, users: Tensor, context: Context, items: int, made: list[Any] | None) -> Tensor:
+    """Rank by a client's network; ``made`` takes in its catalogue, so that further users of the client need none."""
+    if made is not None and not made:
+        made.append(network.catalogue())  # type: ignore[operator]
+    return rank_items(network, users, context, items, made[0] if made else None)
+
+
 class FleetPopulation(CompactPopulation, LabelledRecommender):
     """The population of :class:`~recbole_fedkd.model.AttnFedKD` in compact form.
 
@@ -112,17 +119,18 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
         owners = self.client_of_user[users]
         out = torch.empty(len(users), len(self.label_values), self.item_num, device=users.device).transpose(1, 2)
         bases: dict[int, Any] = {}
+        callers = [Caller(group.whole.eval(), _ranked) for group in self.client_groups]
         for client in owners.unique().tolist():
             rows = torch.nonzero(owners == client).flatten()
             served = partial(self._served, client, bases)
-            own, catalogue = served() if self.kept is None else self.kept.of(client, served)
-            caller = Caller(self.client_groups[client % len(self.groups)].whole.eval(), rank_items)
+            own, made = served() if self.kept is None else self.kept.of(client, served)
             of_rows = {name: values[rows] for name, values in context.items()}
-            out[rows] = functional_call(caller, own, (users[rows], of_rows, self.item_num, catalogue))
+            caller = callers[client % len(self.groups)]
+            out[rows] = functional_call(caller, own, (users[rows], of_rows, self.item_num, made))
         return out
 
-    def _served(self, client: int, bases: dict[int, Any]) -> tuple[dict[str, Tensor], Any]:
-        """The network that serves a client's users, by its parameters, and what a ranking makes of them where it is kept.
+    def _served(self, client: int, bases: dict[int, Any]) -> tuple[dict[str, Tensor], list[Any] | None]:
+        """The network that serves a client's users, by its parameters, and room for what a ranking makes of them; None: none.
 
         ``bases``: what a group's clients have in common, by the group, as far as it is known.
         """
@@ -134,7 +142,7 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
         own = {f"network.{name}": value for name, value in served.items()}
         if self.kept is None or not getattr(group.whole, "ranks", False):
             return own, None
-        return own, functional_call(Caller(group.whole.eval(), lambda network: network.catalogue()), own, ())
+        return own, []
 
     def _parts(self, group: ClientGroup, counts: Tensor, targets: int) -> list[Tensor]:
         """Clients with about as many rows each, ``fleet_memory`` at a time, by their places in ``counts`` ``[c]``."""
