@@ -14,7 +14,7 @@ from recbole_fedkd.model.catalogue import rank_items
 from recbole_fedkd.model.known import KnownPairs
 from recbole_fedkd.model.network import Architecture, AttentiveNetwork, FeatureTable, History
 from recbole_fedkd.model.pair import TeacherAndStudent
-from recbole_fedkd.model.tiles import WIDTH
+from recbole_fedkd.model.ranking import WIDTH
 
 # Items of two blocks, the second of which is not full.
 USERS, ITEMS, LABELS, SLOTS = 6, WIDTH + 23, 3, 5

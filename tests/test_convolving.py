@@ -1,18 +1,16 @@
-"""Convolutions in machine code are those of torch, and so are the products that they are made of."""
+"""Convolutions in machine code are those of torch."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch.func import functional_call, vmap
 
 from recbole_fedkd.model.backbone import CnnBackbone
-from recbole_fedkd.model.compiled import compiled, has_compiler
-from recbole_fedkd.model.products import STEP, compile_products, lanes, product, transposed_product
+from recbole_fedkd.model.compiled import has_compiler
 
 needs_numba = pytest.mark.skipif(not has_compiler(), reason="numba is not installed")
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -183,36 +181,10 @@ class Hidden(torch.nn.Module):
         return self.backbone.hidden(fields)
 
 
-def _both(out, start, left, right, least, transposed):
-    """What is compiled here."""
-    if transposed:
-        transposed_product(out, start, left, right, least)
-    else:
-        product(out, start, left, right, least)
-
-
-@needs_numba
-@pytest.mark.parametrize("vectors", [1, 2, 3, 4, 7])
-@pytest.mark.parametrize("rows", [1, 7, 33])
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("least", [-np.inf, 0.0])
-def test_a_product_in_registers_is_numpys(vectors, rows, transposed, least):
-    compile_products()
-    draws, depth, columns = np.random.default_rng(0), 3 * STEP, vectors * lanes()
-    left, right = (draws.standard_normal(shape).astype(np.float32) for shape in ((rows, depth), (depth, columns)))
-    if transposed:
-        left = np.ascontiguousarray(left.T)
-    start, out, plain = (draws.standard_normal((rows, columns)).astype(np.float32) for _ in range(3))
-    compiled(_both)(out, start, left, right, np.float32(least), transposed)
-    _both(plain, start, left, right, np.float32(least), transposed)
-    np.testing.assert_allclose(out, plain, rtol=1e-5, atol=1e-5)
-
-
 @needs_numba
 def test_a_processor_with_half_the_registers_computes_the_same(tmp_path):
     code = (
-        "import torch; from recbole_fedkd.model import products; products.lanes = lambda: 8;"
-        "from recbole_fedkd.model import backbone, convolving; convolving.lanes = products.lanes;"
+        "import torch; from recbole_fedkd.model import backbone, products; products.LARGE = False;"
         "import test_convolving as tests;"
         "network = tests.backbone_of(9, 20, [33, 70]); fields = torch.randn(65, 9, 20, requires_grad=True);"
         "found = tests.asked(network, fields); backbone.convolves = lambda *_: False;"

@@ -8,10 +8,8 @@ import pytest
 
 numba = pytest.importorskip("numba")
 
-from recbole_fedkd.model import attending  # noqa: E402
+from recbole_fedkd.model.compiled import LANES, ROWS  # noqa: E402
 from recbole_fedkd.model.vectors import (  # noqa: E402
-    LANES,
-    ROWS,
     element,
     everywhere,
     exponential,
@@ -40,10 +38,6 @@ def made(function: Callable[..., None], *arguments: Any, rows: int = ROWS) -> np
     out = np.zeros((rows, LANES), np.float32)
     numba.njit(function)(*arguments, out)
     return out
-
-
-def test_attention_is_filled_up_to_whole_rows():
-    assert (attending.LANES, attending.ROWS) == (LANES, ROWS)
 
 
 def test_rows_lie_where_places_of_all_numbers_say(numbers):

@@ -14,11 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recbole_fedkd.model.compiled import compiled, has_compiler
+from recbole_fedkd.model.compiled import LANES, ROWS, compiled, has_compiler
 from recbole_fedkd.model.function import DirectFunction, side_by_side
-
-LANES, ROWS = 16, 4
-"""The loops' numbers of a row and rows at a time: what widths and heads are filled up to a multiple of with zeros."""
 
 LEARNED = 5
 """Of the tensors, so many have gradients."""

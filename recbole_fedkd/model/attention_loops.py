@@ -8,19 +8,14 @@ number of keys, both filled up to a multiple of LANES; ``many`` that of heads, t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from numba.extending import register_jitable
 
-from recbole_fedkd.model.compiled import HIDDEN, ROUNDING, Ids, Table
+from recbole_fedkd.model.compiled import HIDDEN, LANES, ROWS, Ids, Table
 from recbole_fedkd.model.vectors import (
-    LANES,
-    ROWS,
     element,
     everywhere,
     exponential,
+    inlined,
     inverse,
     larger,
     largest,
@@ -37,10 +32,6 @@ from recbole_fedkd.model.vectors import (
 
 SAMPLES, COPIES = 8, 4
 """Samples at a time, and sums of a label's derivatives: one addition to a row of memory waits for the one before."""
-
-_inside: Callable[[Callable[..., Any]], Callable[..., Any]] = register_jitable(
-    fastmath=ROUNDING, error_model="numpy", forceinline=True
-)
 
 
 def attend(
@@ -158,7 +149,7 @@ def attend(
             _return_labels(d_labels, d_of_kinds, network * few, few)
 
 
-@_inside
+@inlined
 def _room(size: int) -> Table:
     """Zeros that begin where the processor's cache begins a line."""
     room = np.zeros(size + LANES, np.float32)
@@ -166,7 +157,7 @@ def _room(size: int) -> Table:
     return room[start : start + size]
 
 
-@_inside
+@inlined
 def _fill_biases(bias: Table, network: int, count: int, slots: int, biases: Table, long: int) -> None:
     """Bring heads in front, and hide the keys that only fill up."""
     for head in range(count):
@@ -177,7 +168,7 @@ def _fill_biases(bias: Table, network: int, count: int, slots: int, biases: Tabl
             biases[head * long + key] = HIDDEN
 
 
-@_inside
+@inlined
 def _return_biases(d_biases: Table, network: int, count: int, d_bias: Table, long: int) -> None:
     """The way back of :func:`_fill_biases`."""
     for key in range(d_bias.shape[1]):
@@ -185,7 +176,7 @@ def _return_biases(d_biases: Table, network: int, count: int, d_bias: Table, lon
             d_bias[network, key, head] = d_biases[head * long + key]
 
 
-@_inside
+@inlined
 def _return_labels(d_labels: Table, d_of_kinds: Table, at: int, few: int) -> None:
     """Add up the :data:`COPIES`."""
     for i in range(0, few, LANES):
@@ -195,7 +186,7 @@ def _return_labels(d_labels: Table, d_of_kinds: Table, at: int, few: int) -> Non
         store(total, d_of_kinds, at + i)
 
 
-@_inside
+@inlined
 def _gather(start: int, slots: int, base: int, table: Table, rows: Ids, keys: Table, offset: int, wide: int) -> None:
     """Fill keys from a place on with rows of a table, behind ``base``, whose numbers are found from ``start`` on."""
     for x in range(0, wide, LANES):
@@ -207,7 +198,7 @@ def _gather(start: int, slots: int, base: int, table: Table, rows: Ids, keys: Ta
                 store(load(table, (start + key) * wide + x), keys, offset + key * wide + x)
 
 
-@_inside
+@inlined
 def _add_labels(
     start: int, slots: int, base: int, table: Table, kinds: Ids, keys: Table, offset: int, wide: int
 ) -> None:
@@ -218,7 +209,7 @@ def _add_labels(
             store(load(keys, own) + load(table, (base + element(kinds, start + key)) * wide + x), keys, own)
 
 
-@_inside
+@inlined
 def _scatter(start: int, slots: int, base: int, d_keys: Table, rows: Ids, table: Table, wide: int) -> None:
     """Add derivatives of keys to those of the rows that they came from; without numbers of rows no two keys share one."""
     for x in range(0, wide, LANES):
@@ -231,7 +222,7 @@ def _scatter(start: int, slots: int, base: int, d_keys: Table, rows: Ids, table:
                 store(load(d_keys, key * wide + x), table, (start + key) * wide + x)
 
 
-@_inside
+@inlined
 def _scatter_labels(start: int, slots: int, labels: int, d_keys: Table, kinds: Ids, table: Table, wide: int) -> None:
     """Add derivatives of keys to those of their labels ``[COPIES, labels, wide]``."""
     for x in range(0, wide, LANES):
@@ -240,7 +231,7 @@ def _scatter_labels(start: int, slots: int, labels: int, d_keys: Table, kinds: I
             store(load(table, row) + load(d_keys, key * wide + x), table, row)
 
 
-@_inside
+@inlined
 def _hide(past: Ids, start: int, slots: int, item: int, hidden: Table) -> None:
     """Fill what is added to the scores of the keys of a target."""
     own = False
@@ -252,7 +243,7 @@ def _hide(past: Ids, start: int, slots: int, item: int, hidden: Table) -> None:
         hidden[slots - 1] = HIDDEN
 
 
-@_inside
+@inlined
 def _ask(projected: Table, at: int, heads: Table, of: int, asked: Table, offset: int, wide: int, many: int) -> None:
     """Fill what every head multiplies keys with, ``many`` rows from a place on."""
     for x in range(0, wide, LANES):
@@ -261,7 +252,7 @@ def _ask(projected: Table, at: int, heads: Table, of: int, asked: Table, offset:
             store(load(heads, of + row + x) * query, asked, offset + row + x)
 
 
-@_inside
+@inlined
 def _score(
     asked: Table,
     row: int,
@@ -286,7 +277,7 @@ def _score(
         store(largest(highest), most, (row + head) // ROWS * LANES)
 
 
-@_inside
+@inlined
 def _soften(size: int, scores: Table, most: Table, portions: Table, shares: Table, long: int, many: int) -> None:
     """Turn scores into a softmax, divided by the number of heads, and fill the sums over those."""
     for block in range(size * many // ROWS):
@@ -308,7 +299,7 @@ def _soften(size: int, scores: Table, most: Table, portions: Table, shares: Tabl
                 store(load(shares, sample * long + key) + sum_of(softmax), shares, sample * long + key)
 
 
-@_inside
+@inlined
 def _soften_back(size: int, count: int, scores: Table, d_shares: Table, d_biases: Table, long: int, many: int) -> None:
     """Turn the softmax into derivatives by the scores, and add them up over samples."""
     # Of a softmax p it is p (d - sum p d).
@@ -329,7 +320,7 @@ def _soften_back(size: int, count: int, scores: Table, d_shares: Table, d_biases
         store(sums, d_biases, i)
 
 
-@_inside
+@inlined
 def _combine(
     factors: Table, start: int, table: Table, offset: int, out: Table, at: int, columns: int, depth: int
 ) -> None:
@@ -342,7 +333,7 @@ def _combine(
         store(sum_of(total), out, at + column)
 
 
-@_inside
+@inlined
 def _add_by_heads(
     d_scores: Table,
     row: int,
@@ -370,7 +361,7 @@ def _add_by_heads(
         store(d_query, d_projected, at[0] + x)
 
 
-@_inside
+@inlined
 def _by_keys(
     begins: bool,
     d_scores: Table,

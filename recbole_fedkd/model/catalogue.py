@@ -21,8 +21,18 @@ from torch.nn import functional
 from recbole_fedkd.model.attention import TargetAttention
 from recbole_fedkd.model.backbone import Backbone
 from recbole_fedkd.model.convolving import Linear
-from recbole_fedkd.model.ranking import MOST, OfItems, OfLayers, OfUsers, Sizes, Step, rank_blocks
-from recbole_fedkd.model.tiles import WIDTH, blocks, filled_up, packed, product, vectors
+from recbole_fedkd.model.ranking import (
+    MOST,
+    WIDTH,
+    OfItems,
+    OfLayers,
+    OfUsers,
+    Sizes,
+    Step,
+    blocks,
+    column_product,
+    rank_blocks,
+)
 
 LOG_2 = math.log(2.0)
 
@@ -93,7 +103,7 @@ class Query:
 
     def shift(self, shift: Tensor) -> Tensor:
         """What users' contexts ``[users, d]`` add to every query, as this attention sees it ``[users, d]``."""
-        return product(self.attention.query.weight, shift.T).T
+        return column_product(self.attention.query.weight, shift.T).T
 
     def reach(self, of_heads: Tensor, added: Tensor) -> Tensor:
         """What no score of users is beyond ``[users]``, of what :meth:`keys` returns."""
@@ -107,9 +117,9 @@ class Query:
         """
         (users, count, _), bias = keys.shape, self.attention.position_bias
         of_heads = (keys.unsqueeze(2) * self.heads).flatten(1, 2)
-        added = product(self.heads, (keys * shift.unsqueeze(1)).flatten(0, 1).T).T.unflatten(0, (users, count))
+        added = column_product(self.heads, (keys * shift.unsqueeze(1)).flatten(0, 1).T).T.unflatten(0, (users, count))
         added = (added if bias is None else added + bias[:count] / LOG_2).flatten(1)
-        values = product(self.attention.value.weight, keys.flatten(0, 1).T)
+        values = column_product(self.attention.value.weight, keys.flatten(0, 1).T)
         return of_heads, added, values.unflatten(1, (users, count)).transpose(0, 1)
 
 
@@ -183,7 +193,7 @@ class Catalogue:
             none if self.to_fields is None else blocks(self.to_fields.projected),
             blocks(fields),
             none if self.to_fields is None else blocks(own_scores),
-            none if self.to_fields is None else packed(self.to_fields.heads),
+            fields.new_empty(0, 0) if self.to_fields is None else self.to_fields.heads,
             blocks(of_items[known] @ fields.flatten(0, 1)),
         )
         row_of = torch.where(known, known.cumsum(0) - 1, -1)
@@ -224,33 +234,31 @@ class Catalogue:
     def _of_users(self, asking: Asking, rows: slice, pair: Tensor | None) -> OfUsers:
         own, shift, past = asking.own[rows], asking.shift[rows], asking.past[rows]
         width, empty = own.shape[2], own.new_empty
-        keys, added, values = empty(0, 0, 0, 0), empty(0, 0), empty(0, 0, 0, 0)
+        keys, added, values = empty(0, 0, 0), empty(0, 0), empty(0, 0, 0)
         bounded = torch.zeros(len(own), 2, dtype=torch.bool)
         # Of the field that depends on both; what the history is lies between its values.
         longest = own.new_zeros(len(own)) if pair is None else _norms(pair, 0).amax().expand(len(own))
         if self.to_past is not None:
-            of_heads, scores, of_keys = self.to_past.keys(asking.keys[rows], self.to_past.shift(shift))
-            keys, added, values = packed(of_heads), filled_up(scores), packed(of_keys)
-            bounded[:, 0] = self.to_past.reach(of_heads, scores) <= MOST
-            longest = torch.maximum(longest, _norms(of_keys, 1).amax(1))
-        own_keys, own_added, shifted, of_fields = empty(0, 0, 0, 0), empty(0, 0), empty(0, 0, 0, 0), shift
+            keys, added, values = self.to_past.keys(asking.keys[rows], self.to_past.shift(shift))
+            bounded[:, 0] = self.to_past.reach(keys, added) <= MOST
+            longest = torch.maximum(longest, _norms(values, 1).amax(1))
+        own_keys, own_added, shifted, of_fields = empty(0, 0, 0), empty(0, 0), empty(0, 0, 0), shift
         different = self.different.unsqueeze(0)
         if self.to_fields is not None:
             of_fields = self.to_fields.shift(shift)
-            of_heads, scores, of_keys = self.to_fields.keys(own, of_fields)
-            own_keys, own_added = packed(of_heads), filled_up(scores)
+            own_keys, own_added, own_values = self.to_fields.keys(own, of_fields)
             most, moved = self.to_fields.heads.abs().amax(), _norms(of_fields, 1)
             of_both = most * (self.to_fields.longest + moved) * longest
             of_items = self.own_reach + most * moved * self.longest_field
             reach = torch.maximum(of_both, of_items)
             if own.shape[1]:
-                reach = torch.maximum(reach, self.to_fields.reach(of_heads, scores))
+                reach = torch.maximum(reach, self.to_fields.reach(own_keys, own_added))
             bounded[:, 1] = reach <= MOST
             if of_fields.any():
-                shifted = packed(self.to_fields.heads * of_fields.unsqueeze(1))
+                shifted = self.to_fields.heads * of_fields.unsqueeze(1)
             both, to_each = self.different[:, :-width], self.different[:, -width:]
             everybody = torch.cat([both, to_each @ self.to_fields.attention.value.weight], 1)
-            of_own = product(to_each, of_keys.transpose(0, 1).flatten(1)).unflatten(1, (len(own), -1))
+            of_own = column_product(to_each, own_values.transpose(0, 1).flatten(1)).unflatten(1, (len(own), -1))
             different = torch.cat([everybody.expand(len(own), -1, -1), of_own.transpose(0, 1)], 2)
         return OfUsers(
             past,
@@ -260,11 +268,11 @@ class Catalogue:
             values,
             own_keys,
             own_added,
-            of_fields.contiguous(),
+            of_fields,
             shifted,
             bounded,
-            packed(different),
-            product(self.of_user, own.flatten(1).T).T + self.bias,
+            different,
+            column_product(self.of_user, own.flatten(1).T).T + self.bias,
             empty(0, width, WIDTH) if pair is None else blocks(pair),
         )
 
@@ -293,10 +301,10 @@ def _layers(row_of: Tensor, which: Tensor, others: Sequence[Linear]) -> tuple[Of
     for weight, bias in others:
         fields, step = (len(weight), weight.shape[2] // 3) if weight.dim() == 3 else (1, 0)
         outputs, seen = weight.shape[-2:]
-        begin = sum(len(layer) for layer in weights) * vectors()[1], sum(len(layer) for layer in biases)
+        begin = sum(len(layer) for layer in weights), sum(len(layer) for layer in biases)
         steps.append(Step(fields, outputs, seen, step, *begin, source, target))
-        weights.append(packed(weight[0] if weight.dim() == 3 else weight).flatten(0, 1))
-        biases.append(filled_up(bias[:outputs]))
+        weights.append((weight[0] if weight.dim() == 3 else weight).flatten())
+        biases.append(bias[:outputs])
         source, target = target, target + fields * outputs
     plan = torch.tensor(steps, dtype=torch.long)
     return OfLayers(row_of, which, plan, torch.cat(weights), torch.cat(biases)), target

@@ -1,4 +1,4 @@
-"""Products of small matrices inside compiled loops, near the speed at which a core multiplies.
+"""Products of small matrices inside compiled loops, near the speed at which a core multiplies; they need numba.
 
 numba's own products call a library, which takes as long to begin as these take to end. Here sums stay in the processor's
 registers while their terms are added: a tile of some rows and columns of the result, as large as there are registers for.
@@ -6,168 +6,160 @@ registers while their terms are added: a tile of some rows and columns of the re
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
+from llvmlite.binding import get_host_cpu_features
+from numpy.lib.stride_tricks import as_strided
 
-from recbole_fedkd.model.compiled import ROUNDING, Table
+from recbole_fedkd.model.compiled import LANES, ROWS, Table
+from recbole_fedkd.model.vectors import (
+    element,
+    everywhere,
+    inlined,
+    larger,
+    load,
+    load_rows,
+    part,
+    spread,
+    store,
+    store_rows,
+)
 
-STEP = 4
-"""Terms of a sum at a time: a row's address is found once for all of them."""
+LARGE = bool(get_host_cpu_features().get("avx512f"))
+"""Whether the processor has registers for the sums of 16 rows of LANES numbers, else for those of ROWS."""
+
+NO_LEAST = np.float32(-np.inf)
+"""The least value of a product that is not rectified."""
 
 
-@cache
-def lanes() -> int:
-    """Numbers in a register of the processor; columns of what is multiplied are filled up to a multiple of it."""
-    from llvmlite.binding import get_host_cpu_features
-
-    return 16 if get_host_cpu_features().get("avx512f") else 8
-
-
+@part
 def product(out: Table, start: Table, left: Table, right: Table, least: np.float32) -> None:
     """Fill ``out [rows, columns]`` with ``start + left [rows, depth] @ right [depth, columns]``, at ``least`` something.
 
-    Numbers of a row lie side by side in each; rows may overlap, and those of ``start`` may be one. Columns are a multiple of
-    :func:`lanes`, the depth is one of :data:`STEP`.
+    Numbers of a row lie side by side in each; rows may overlap, and those of ``start`` may be one. A ``start [rows]`` is the
+    same in all columns. Columns are a multiple of LANES.
     """
-    total = start + left @ right
-    out[:] = np.where(total < least, least, total)
+    _fill(out, start, left, right, least, _step(left), 1)
 
 
+@part
 def transposed_product(out: Table, start: Table, left: Table, right: Table, least: np.float32) -> None:
-    """:func:`product` of ``left [depth, rows]``, transposed; the depth is any."""
-    product(out, start, left.T, right, least)
+    """:func:`product` of ``left [depth, rows]``, transposed."""
+    _fill(out, start, left, right, least, 1, _step(left))
 
 
-@cache
-def compile_products() -> None:
-    """Let compiled functions call both; before it numba does not know them."""
-    from numba.extending import overload
-
-    # Of 32 or 16 registers a quarter is left for the terms.
-    room = 24 if lanes() == 16 else 12
-    for function in (product, transposed_product):
-        panels = [_panel(vectors, room // vectors, function is transposed_product) for vectors in (4, 2, 1)]
-        overload(function, jit_options={"fastmath": ROUNDING})(_overloaded(lanes(), *panels))
+@part
+def view(table: Table, first: int, rows: int, columns: int, step: int) -> Table:
+    """Rows of a table's numbers, a row every ``step`` of them, from the table's row ``first`` on."""
+    return as_strided(table[first:].reshape(-1), (rows, columns), (step * 4, 4))
 
 
-def _overloaded(width: int, four: Callable[..., None], two: Callable[..., None], one: Callable[..., None]) -> Any:
-    """How numba compiles a product: columns four, two or one register at a time."""
-
-    def filled(out: Table, start: Table, left: Table, right: Table, least: np.float32) -> None:
-        column = 0
-        while column < out.shape[1]:
-            registers = (out.shape[1] - column) // width
-            if registers >= 4:
-                four(out, start, left, right, least, column)
-                column += 4 * width
-            elif registers >= 2:
-                two(out, start, left, right, least, column)
-                column += 2 * width
-            else:
-                one(out, start, left, right, least, column)
-                column += width
-
-    def called(out: Table, start: Table, left: Table, right: Table, least: np.float32) -> None:
-        return filled  # type: ignore[return-value]
-
-    return called
+@inlined
+def _step(table: Table) -> int:
+    """Numbers from one row to the next."""
+    return table.strides[0] // 4
 
 
-def _panel(vectors: int, rows: int, transposed: bool) -> Callable[..., None]:
-    """A function that fills all rows of some columns: so many at a time, then a third of them, then one."""
-    from numba.extending import register_jitable
-
-    third = rows // 3
-    many, some, single = (_tile(count, vectors, transposed) for count in (rows, third, 1))
-
-    def panel(out: Table, start: Table, left: Table, right: Table, least: np.float32, column: int) -> None:
-        row = 0
-        while row + rows <= out.shape[0]:
-            many(out, start, left, right, least, row, column)
-            row += rows
-        while row + third <= out.shape[0]:
-            some(out, start, left, right, least, row, column)
-            row += third
-        while row < out.shape[0]:
-            single(out, start, left, right, least, row, column)
+@inlined
+def _fill(out: Table, start: Table, left: Table, right: Table, least: np.float32, down: int, along: int) -> None:
+    """:func:`product` of a ``left`` whose next row is ``down`` numbers on, and the next term of a row ``along``."""
+    rows, columns = out.shape
+    column = 0
+    while column < columns:
+        row, together = 0, LANES
+        if LARGE and column + 4 * LANES <= columns:
+            together = 4 * LANES
+            while row + ROWS <= rows:
+                _four(out, start, left, right, least, down, along, row, column, 0, LANES)
+                row += ROWS
+        while LARGE and row + 4 * ROWS <= rows:
+            _four(out, start, left, right, least, down, along, row, column, ROWS, 0)
+            row += 4 * ROWS
+        while row + ROWS <= rows:
+            _one(out, start, left, right, least, down, along, row, column)
+            row += ROWS
+        while row < rows:
+            for next_column in range(column, column + together, LANES):
+                _single(out, start, left, right, least, down, along, row, next_column)
             row += 1
-
-    made: Callable[..., None] = register_jitable(fastmath=ROUNDING)(panel)
-    return made
+        column += together
 
 
-def _tile(rows: int, vectors: int, transposed: bool) -> Any:
-    """An instruction of numba's: fill ``rows`` x ``vectors`` registers of the result, from a row and a column on."""
-    from llvmlite import ir
-    from numba.core import cgutils, types
-    from numba.extending import intrinsic
+@inlined
+def _four(
+    out: Table,
+    start: Table,
+    left: Table,
+    right: Table,
+    least: np.float32,
+    down: int,
+    along: int,
+    row: int,
+    column: int,
+    lower: int,
+    further: int,
+) -> None:
+    """Fill four times ROWS rows of LANES columns; each is so many rows lower and columns further than the one before."""
+    a, b = _begin(start, row, column), _begin(start, row + lower, column + further)
+    c, d = _begin(start, row + 2 * lower, column + 2 * further), _begin(start, row + 3 * lower, column + 3 * further)
+    for k in range(len(right)):
+        p, q, step = row * down + k * along, column + k * _step(right), lower * down
+        a = a + spread(left, p, down) * load(right, q)
+        b = b + spread(left, p + step, down) * load(right, q + further)
+        c = c + spread(left, p + 2 * step, down) * load(right, q + 2 * further)
+        d = d + spread(left, p + 3 * step, down) * load(right, q + 3 * further)
+    _end(a, out, row, column, least)
+    _end(b, out, row + lower, column + further, least)
+    _end(c, out, row + 2 * lower, column + 2 * further, least)
+    _end(d, out, row + 3 * lower, column + 3 * further, least)
 
-    number, byte, size = ir.FloatType(), ir.IntType(8).as_pointer(), ir.IntType(64)
-    vector, bytes_of_number = ir.VectorType(number, lanes()), 4
-    spread = ir.Constant(ir.VectorType(ir.IntType(32), lanes()), [0] * lanes())
-    nothing, flags = ir.Constant(vector, ir.Undefined), ("contract", "reassoc", "nsz")
-    across, down, steps = range(vectors), range(rows), 1 if transposed else STEP
 
-    def generated(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        def array(number: int) -> tuple[Any, Any, Any]:
-            """Address, bytes from row to row, and number of rows."""
-            made = context.make_array(signature.args[number])(context, builder, arguments[number])
-            strides, shape = (cgutils.unpack_tuple(builder, member) for member in (made.strides, made.shape))
-            return builder.bitcast(made.data, byte), strides[0], shape[0]
+@inlined
+def _one(
+    out: Table,
+    start: Table,
+    left: Table,
+    right: Table,
+    least: np.float32,
+    down: int,
+    along: int,
+    row: int,
+    column: int,
+) -> None:
+    """Fill ROWS rows of LANES columns."""
+    sums = _begin(start, row, column)
+    for k in range(len(right)):
+        sums = sums + spread(left, row * down + k * along, down) * load(right, column + k * _step(right))
+    _end(sums, out, row, column, least)
 
-        def moved(address: Any, count: Any, stride: Any = bytes_of_number) -> Any:
-            count, stride = (value if isinstance(value, ir.Value) else size(value) for value in (count, stride))
-            return builder.gep(address, [builder.mul(count, stride)])
 
-        def loaded(address: Any, kind: Any = vector) -> Any:
-            return builder.load(builder.bitcast(address, kind.as_pointer()), align=bytes_of_number)
+@inlined
+def _single(
+    out: Table,
+    start: Table,
+    left: Table,
+    right: Table,
+    least: np.float32,
+    down: int,
+    along: int,
+    row: int,
+    column: int,
+) -> None:
+    """Fill one row of LANES columns."""
+    sums = everywhere(element(start, row)) if start.ndim == 1 else load(start, row * _step(start) + column)
+    for k in range(len(right)):
+        sums = sums + everywhere(element(left, row * down + k * along)) * load(right, column + k * _step(right))
+    store(larger(sums, everywhere(least)), out, row * _step(out) + column)
 
-        def everywhere(value: Any) -> Any:
-            first = builder.insert_element(nothing, value, ir.IntType(32)(0))
-            return builder.shuffle_vector(first, nothing, spread)
 
-        (out, out_stride, _), (start, start_stride, _), (left, left_stride, _), (right, right_stride, depth) = map(
-            array, range(4)
-        )
-        least, row, column = arguments[4:]
-        out, start = (
-            moved(moved(address, row, stride), column) for address, stride in ((out, out_stride), (start, start_stride))
-        )
-        right, left = moved(right, column), moved(left, row) if transposed else moved(left, row, left_stride)
-        # What is allocated here the compiler keeps in registers.
-        sums = [
-            [
-                cgutils.alloca_once_value(builder, loaded(moved(moved(start, i, start_stride), j * lanes())))
-                for j in across
-            ]
-            for i in down
-        ]
-        with cgutils.for_range_slice(builder, size(0), depth, size(steps), intp=size) as (k, _):
-            terms = moved(left, k, left_stride) if transposed else moved(left, k)
-            firsts = [moved(terms, i) if transposed else moved(terms, i, left_stride) for i in down]
-            for step in range(steps):
-                line = moved(moved(right, k, right_stride), step, right_stride)
-                factors = [loaded(moved(line, j * lanes())) for j in across]
-                for i in down:
-                    factor = everywhere(loaded(moved(firsts[i], step), number))
-                    for j in across:
-                        term = builder.fmul(factor, factors[j], flags=flags)
-                        builder.store(builder.fadd(builder.load(sums[i][j]), term, flags=flags), sums[i][j])
-        for i in down:
-            for j in across:
-                total = builder.load(sums[i][j])
-                # What is not a number stays what it is.
-                total = builder.select(builder.fcmp_ordered("<", total, everywhere(least)), everywhere(least), total)
-                target = builder.bitcast(moved(moved(out, i, out_stride), j * lanes()), vector.as_pointer())
-                builder.store(total, target, align=bytes_of_number)
-        return context.get_dummy_value()
+@inlined
+def _begin(start: Table, row: int, column: int) -> Any:
+    if start.ndim == 1:
+        return spread(start, row, 1)
+    return load_rows(start, row * _step(start) + column, _step(start))
 
-    def tile(
-        typing: Any, out: Any, start: Any, left: Any, right: Any, least: Any, row: Any, column: Any
-    ) -> tuple[Any, Any]:
-        return types.void(out, start, left, right, types.float32, types.intp, types.intp), generated
 
-    return intrinsic(tile)
+@inlined
+def _end(sums: Any, out: Table, row: int, column: int, least: np.float32) -> None:
+    store_rows(larger(sums, everywhere(least)), out, row * _step(out) + column, _step(out))

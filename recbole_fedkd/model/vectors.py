@@ -14,13 +14,20 @@ from typing import Any
 from llvmlite import ir
 from numba import extending
 from numba.core import cgutils, types
-from numba.extending import models, overload, register_model
+from numba.extending import models, overload, register_jitable, register_model
+
+from recbole_fedkd.model.compiled import LANES, ROUNDING, ROWS
 
 intrinsic: Any = extending.intrinsic
 
-LANES, ROWS = 16, 4
-"""Numbers of a row, and rows at a time. A processor of narrower registers takes two or four for a row."""
+part: Callable[[Callable[..., Any]], Callable[..., Any]] = register_jitable(fastmath=ROUNDING, error_model="numpy")
+"""Has compiled functions call a function; with :data:`inlined` its instructions are among theirs."""
 
+inlined: Callable[[Callable[..., Any]], Callable[..., Any]] = register_jitable(
+    fastmath=ROUNDING, error_model="numpy", forceinline=True
+)
+
+# A processor of narrower registers takes two or four for a row.
 NUMBER, INTEGER = ir.FloatType(), ir.IntType(32)
 ROW, INTEGERS = ir.VectorType(NUMBER, LANES), ir.VectorType(INTEGER, LANES)
 FLAGS = "contract", "reassoc", "nsz"
