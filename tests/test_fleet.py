@@ -183,12 +183,16 @@ def test_users_are_judged_as_on_the_local_engine(prepared, keys, partition):
         assert fleet[name] == pytest.approx(value, abs=2e-3), name
 
 
-def test_scores_of_every_item_are_those_of_the_local_engine(prepared):
-    local, fleet = engines_of(prepared, partition="user", student_pool=[{}, {"embedding_size": 8}])
+@pytest.mark.parametrize(
+    "keys", [{"student_pool": [{}, {"embedding_size": 8}]}, {"knowledge": "item", "knowledge_use": "both"}], ids=str
+)
+def test_scores_of_every_item_are_those_of_the_local_engine(prepared, keys):
+    local, fleet = engines_of(prepared, partition="user", **keys)
     users = torch.tensor([5, 3, 3, 30, 8])
     items = torch.arange(local.model.item_num).expand(len(users), -1)
     for trainer in (local, fleet):
-        trainer.engine.run_round(0)
+        for round_index in range(2):  # what clients say of items in the first comes down in the second
+            trainer.engine.run_round(round_index)
         trainer.model.eval()
     torch.testing.assert_close(fleet.model.logits(users, items), local.model.logits(users, items), rtol=1e-4, atol=1e-4)
     with torch.no_grad():

@@ -97,3 +97,16 @@ def test_other_numbers_go_through_torch():
     ids, one, many = _columns()
     vectors, _ = look_up(tables[:3], [Tokens(ids), Tokens(ids, one), Tokens(ids, many, masked=True)], 1)
     assert vectors.dtype == torch.float64
+
+
+@pytest.mark.parametrize("wrong", [-1, 5, 150_000])
+@pytest.mark.parametrize("column", [None, torch.tensor([[1], [2], [3], [0], [2]])])
+def test_an_id_that_is_none_is_refused_and_reads_no_memory_of_others(wrong, column):
+    table, ids = torch.randn(5, 4), torch.tensor([1, wrong])
+    with pytest.raises(IndexError, match="out of range"):
+        look_up([table], [Tokens(ids, column, False)], 1)
+
+
+def test_a_token_of_a_column_that_is_none_is_refused():
+    with pytest.raises(IndexError, match="out of range"):
+        look_up([torch.randn(5, 4)], [Tokens(torch.tensor([1]), torch.tensor([[1], [7]]), False)], 1)

@@ -61,7 +61,7 @@ def has_compiler() -> bool:
 
 
 @cache
-def compiled(function: Callable[..., None], errors: str = "python") -> Callable[..., None]:
+def compiled(function: Callable[..., Any], errors: str = "python") -> Callable[..., Any]:
     """A function of arrays and numbers in machine code, which leaves Python's lock.
 
     Args:

@@ -209,6 +209,8 @@ class _PairFeatures:
 def _find(keys: Ids, starts: Ids, order: Ids, users: Ids, items: Ids, item_count: int, rows: Ids) -> None:
     """Fill in the row of every pair whose key ``user * item_count + item`` is among the ascending ones, user by user."""
     for pair in range(len(users)):
+        if users[pair] < 0 or users[pair] + 1 >= len(starts):
+            continue  # a user who is none has no row; lookups say that it is none
         wanted, low, high = users[pair] * item_count + items[pair], starts[users[pair]], starts[users[pair] + 1]
         end = high
         while low < high:

@@ -201,7 +201,8 @@ def _run(
     function = compiled(_look_up, "numpy")
     for field, (table, (ids, column, masked)) in enumerate(zip(tables, readers, strict=True)):
         share = 1 / averaged if field < averaged else 0.0
-        function(backward, table, ids, column, masked, field, share, fields, mean)
+        if not function(backward, table, ids, column, masked, field, share, fields, mean):
+            raise IndexError(f"an id or token is out of range: a table has rows 0 to {table.shape[1] - 1}")
 
 
 def _look_up(
@@ -214,14 +215,17 @@ def _look_up(
     share: float,
     fields: Table,
     mean: Table,
-) -> None:
-    """One field of :func:`look_up`, or its way back; arrays of all networks."""
+) -> bool:
+    """One field of :func:`look_up`, or its way back; arrays of all networks. False where a row is none of a table's."""
     networks, samples, _, width = fields.shape
+    rows, owners = table.shape[1], column.shape[1] if column.shape[2] > 0 else table.shape[1]
     many, part = column.shape[2], np.float32(share)
     vector = np.zeros(width, np.float32)
     for network in range(networks):
         for sample in range(samples):
             own = ids[network, sample]
+            if own < 0 or own >= owners:
+                return False
             count = 1
             if many > 0:
                 count = many
@@ -239,6 +243,8 @@ def _look_up(
                 row = column[network, own, position] if many > 0 else own
                 if masked and row == 0:
                     continue
+                if row < 0 or row >= rows:
+                    return False
                 if backward:
                     for x in range(width):
                         table[network, row, x] += vector[x]
@@ -249,6 +255,7 @@ def _look_up(
                 for x in range(width):
                     fields[network, sample, field, x] = vector[x]
                     mean[network, sample, x] += part * vector[x]
+    return True
 
 
 def _touch(table: Table, ids: Ids, column: Ids, marks: Marks, total: Sums) -> None:

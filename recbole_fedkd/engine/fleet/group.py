@@ -267,13 +267,19 @@ class ClientGroup(nn.Module):
 
     @torch.no_grad()
     def served_by(self, client: Tensor, base: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
-        """Parameters of the network of all users and items as one client serves it; arguments as of :meth:`weights`."""
+        """State of the network of all users and items as one client serves it, with what it has received.
+
+        Arguments as of :meth:`weights`.
+        """
         dense, rows = base[0].clone(), base[1].clone()
         dense[: self.own.shape[1]] = self.own[client]
         _, item, own = self.rows.of(client.unsqueeze(0), self.rows.width)
         rows[item, : self.rows.width] = own
         named = self.named(Weights(*(part.unsqueeze(0) for part in (dense, rows, base[2]))))
-        return {name: value[0] for name, value in named.items()}
+        received = {name: self.get_buffer(f"received_{number}") for number, name in enumerate(self.received_buffers)}
+        return {name: value[0] for name, value in named.items()} | {
+            name: kept[client] for name, kept in received.items()
+        }
 
     def column_rates(self, rates: Mapping[str, float], default: float) -> list[Tensor]:
         """Learning rate of every column of :meth:`Weights.tensors`; the default where ``rates`` does not name a parameter."""
