@@ -72,7 +72,7 @@ class Streams:
         """Negatives of one client as RecBole's loader draws them: batch by batch, from numpy's stream.
 
         Args:
-            place: of the client among those of these streams.
+            slot: of the client among those of these streams.
             users: whose its training rows are ``[rows]``.
             items: of its training rows ``[rows]``.
             orders: in which it goes through its rows, epoch by epoch, ``[rows]`` each.

@@ -165,7 +165,7 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
         asked: tuple[Tensor, Tensor, Context],
         out: Tensor,
     ) -> None:
-        """Score the rows of packed clients; ``place``: row of what is asked, client and column of each, ``[n]``."""
+        """Score the rows of packed clients; ``where``: row of what is asked, client and column of each, ``[n]``."""
         row, slot, column = where
         users, items, context = asked
         targets = items.shape[1]

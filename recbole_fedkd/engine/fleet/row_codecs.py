@@ -196,7 +196,7 @@ def seen_rows(
 def _through(
     codecs: Sequence[Codec], position: int, root: str, name: str, block: Block
 ) -> tuple[Floats, list[list[Leaf]]]:
-    """A block through all codecs from ``place`` on."""
+    """A block through all codecs from ``position`` on."""
     while position < len(codecs) and not fnmatchcase(root, codecs[position].arrays):
         position += 1
     if position == len(codecs) or not len(block.counts):

@@ -318,7 +318,7 @@ class RecBoleSamples(FleetTask):
         return [torch.from_numpy(np.concatenate(epoch)) for epoch in zip(*drawn, strict=True)]
 
     def _epoch(self, index: Tensor, sampled: Tensor | None, drawn: Tensor, repeat: Tensor, real: Tensor) -> Epoch:
-        """What RecBole joins to the rows ``index [c, size]``; ``found``: sampled items for the entries ``drawn``."""
+        """What RecBole joins to the rows ``index [c, size]``; ``sampled``: sampled items for the entries ``drawn``."""
         fields = {name: values[index] for name, values in self.fields.items()}
         items = fields[self.item_field]
         others: dict[str, Tensor] = {}
