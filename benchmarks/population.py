@@ -5,8 +5,9 @@
 
 Rounds of the preset ``pfedrec`` over about 18 interactions a user, whose activity and items follow power laws. Every size runs
 in a process of its own. Printed are processor time and clock of the fastest round after one that is not counted, bytes sent,
-memory that is held between rounds and at the peak of one, and where asked for, what a checkpoint after a round takes; then the
-fitted exponents: a cost grows as users to that power.
+memory that is held between rounds and at the peak of one, private (which the system cannot take back) and all of it, what lies
+in mapped files, and where asked for, what a checkpoint after a round takes; then the fitted exponents: a cost grows as users to
+that power.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,7 @@ def engine_of(users: int, arguments: argparse.Namespace) -> tuple[FleetPopulatio
 
 
 def memory(kind: str) -> float:
-    """Gigabytes of this process: ``VmRSS`` now, ``VmHWM`` at most since :func:`forget_peak`."""
+    """Gigabytes of this process: ``VmRSS`` now, ``RssAnon`` of it private, ``VmHWM`` at most since :func:`forget_peak`."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind))
     return int(line.split()[1]) / 2**20
 
@@ -92,6 +94,32 @@ def memory(kind: str) -> float:
 def forget_peak() -> None:
     """The peak of memory is that of what comes."""
     Path("/proc/self/clear_refs").write_text("5")
+
+
+class PrivatePeak:
+    """The most private memory while a block runs, looked at a hundred times a second: the system can take back all other."""
+
+    def __enter__(self) -> "PrivatePeak":
+        self.gigabytes, self._ended = memory("RssAnon"), threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+        return self
+
+    def _look(self) -> None:
+        while not self._ended.wait(0.01):
+            self.gigabytes = max(self.gigabytes, memory("RssAnon"))
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+def in_files() -> float:
+    """Gigabytes that this process maps of files without a name."""
+    spans = [
+        line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if "(deleted)" in line
+    ]
+    return sum(int(end, 16) - int(begin, 16) for begin, end in spans) / 2**30
 
 
 def save(state: dict[str, Any], writer: LargeTensors, folder: Path, number: int) -> int:
@@ -107,16 +135,20 @@ def measured(users: int, arguments: argparse.Namespace) -> dict[str, float]:
     population, engine = engine_of(users, arguments)
     keep_freed_memory()
     engine.run_round(0)
-    held, sent = memory("VmRSS"), list[int]()
+    held, private, sent = memory("VmRSS"), memory("RssAnon"), list[int]()
     forget_peak()
-    costs = [
-        cost_of(lambda index=index: sent.append(engine.run_round(index).total_bytes))
-        for index in range(1, 1 + arguments.rounds)
-    ]
+    with PrivatePeak() as peak:
+        costs = [
+            cost_of(lambda index=index: sent.append(engine.run_round(index).total_bytes))
+            for index in range(1, 1 + arguments.rounds)
+        ]
     result = {
         "processor_s": min(cost.processor for cost in costs),
         "clock_s": min(cost.clock for cost in costs),
         "sent_gb": sent[-1] / 1e9,
+        "private_gb": private,
+        "private_peak_gb": peak.gigabytes,
+        "files_gb": in_files(),
         "held_gb": held,
         "peak_gb": memory("VmHWM"),
     }
@@ -140,12 +172,12 @@ def measured(users: int, arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def laws(results: dict[int, dict[str, float]]) -> dict[str, float]:
-    """By cost the exponent ``p`` of the fit ``users ** p``, least squares of the logarithms."""
-    users = np.log(list(results))
-    return {
-        name: float(np.polyfit(users, np.log([row[name] for row in results.values()]), 1)[0])
-        for name in next(iter(results.values()))
-    }
+    """By cost the exponent ``p`` of the fit ``users ** p``, least squares of the logarithms; nan of what may be nothing."""
+    users, fitted = np.log(list(results)), {}
+    for name in next(iter(results.values())):
+        costs = [row[name] for row in results.values()]
+        fitted[name] = float(np.polyfit(users, np.log(costs), 1)[0]) if min(costs) > 0 else float("nan")
+    return fitted
 
 
 def table(results: dict[int, dict[str, float]]) -> str:

@@ -149,9 +149,14 @@ class Engine(ABC):
         """Samples of an epoch of every client, by its number."""
 
     @property
-    def samples(self) -> dict[int, int]:
+    def samples(self) -> Mapping[int, int]:
         """Samples of an epoch of every client that trains, by its number: it has any, and is not held out."""
         return {number: size for number, size in self.sizes.items() if size and number not in self.held_out}
+
+    @property
+    def trained(self) -> Sequence[int]:
+        """Numbers of the clients that train, in ascending order."""
+        return list(self.samples)
 
     def rounds_of_budget(self, rounds: int, begun: int | None = None) -> int:
         """How many of so many rounds may run: under ``privacy`` a run ends with its budget.
@@ -209,7 +214,7 @@ class Engine(ABC):
             NotFiniteError: what the server makes of the round is not finite.
         """
         samples = self.samples
-        chosen = self.server.choose(list(samples), round_index)
+        chosen = self.server.choose(self.trained, round_index)
         intake = self.server.intake(round_index, {number: samples[number] for number in chosen})
         current = Round(round_index, chosen, intake, on_step, on_bytes, RoundReport(0.0))
         statistics = self._run_clients(current)

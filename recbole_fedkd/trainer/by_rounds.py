@@ -151,7 +151,7 @@ class FedKDTrainer(CheckpointTrainer):
         samples = self.engine.samples
         if epoch_idx <= self.engine.server.strategy.exchange_rounds:
             self.cur_step = 0  # patience is with training, which begins after the exchange
-        chosen = self.engine.server.choose(list(samples), epoch_idx)
+        chosen = self.engine.server.choose(self.engine.trained, epoch_idx)
         bar = tqdm(
             total=sum(samples[number] for number in chosen) * self.config["local_epochs"],
             ncols=100,

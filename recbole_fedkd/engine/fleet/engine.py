@@ -30,7 +30,7 @@ from recbole_fedkd.engine.fleet.memory import OptimizerMemory
 from recbole_fedkd.engine.fleet.optimizers import BatchedOptimizer
 from recbole_fedkd.engine.fleet.packing import packed, places_of
 from recbole_fedkd.engine.fleet.population import CompactPopulation
-from recbole_fedkd.engine.fleet.samples import FleetTask
+from recbole_fedkd.engine.fleet.samples import FleetTask, ManySizes
 from recbole_fedkd.engine.fleet.serving import GroupAverage
 from recbole_fedkd.engine.fleet.threads import SideBySide
 from recbole_fedkd.engine.fleet.training import Clients, PackTraining, Trained
@@ -78,8 +78,9 @@ class FleetEngine(Engine):
         everybody: bool = True,
     ) -> None:
         super().__init__(server, min_clients)
-        self.population, self.task = population, task
+        self.population, self.task = population, task.kept(population.mapped)
         self.settings, self.optimizer, self.memory = settings, optimizer, memory
+        task = self.task
         self.device = task.sizes.device
         self.groups = population.client_groups
         private = [population.private_rows(group_index) for group_index in range(len(self.groups))]
@@ -118,7 +119,7 @@ class FleetEngine(Engine):
         elif common and len(self.groups) == 1 and MeanUplink.fits(server):
             self.uplink = MeanUplink(server, self.groups[0], private[0], self.links)
         self._plans: dict[int, tuple[list[list[int]], list[Clients]]] = {}
-        self._trains: tuple[frozenset[int], dict[int, int]] | None = None
+        self._trains: tuple[frozenset[int], ManySizes] | None = None
         self.padding = 0.0
 
     @property
@@ -127,11 +128,16 @@ class FleetEngine(Engine):
         return dict(enumerate(self._sizes))
 
     @property
-    def samples(self) -> dict[int, int]:
+    def samples(self) -> ManySizes:
         """As of :class:`Engine`, made once: of a million clients it takes longer than a round of a thousand."""
         if self._trains is None or self._trains[0] is not self.held_out:
-            self._trains = self.held_out, super().samples
+            self._trains = self.held_out, ManySizes(self.task.sizes, self.held_out)
         return self._trains[1]
+
+    @property
+    def trained(self) -> Sequence[int]:
+        """As of :class:`Engine`."""
+        return self.samples.numbers
 
     def _run_clients(self, current: Round) -> Mapping[str, Tensor] | None:
         chosen, report = current.chosen, current.report

@@ -11,6 +11,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from recbole_fedkd.engine.fleet.compiled import touched_by_many
+from recbole_fedkd.engine.fleet.mapped import MappedTensors
 from recbole_fedkd.engine.fleet.moving import moves_rows
 from recbole_fedkd.engine.fleet.store import Pack, RowStore, Weights, side_by_side
 from recbole_fedkd.model.factorization import RowSums, dense
@@ -27,6 +28,7 @@ class ClientGroup(nn.Module):
         whole: the network of all users.
         numbers: the clients ``[K]``.
         client_of_user: ``[users]``.
+        mapped: says where lies what is the clients' own.
     """
 
     numbers: Tensor
@@ -34,10 +36,13 @@ class ClientGroup(nn.Module):
     first_member: Tensor
     member_count: Tensor
     own: Tensor
+    rows: RowStore
 
-    def __init__(self, whole: nn.Module, numbers: Tensor, client_of_user: Tensor) -> None:
+    def __init__(
+        self, whole: nn.Module, numbers: Tensor, client_of_user: Tensor, mapped: MappedTensors | None = None
+    ) -> None:
         super().__init__()
-        self.whole = whole
+        self.whole, self.mapped = whole, mapped or MappedTensors()
         order = torch.argsort(client_of_user, stable=True)
         counts = torch.bincount(client_of_user + 1)
         starts = counts.cumsum(0) - counts
@@ -47,7 +52,7 @@ class ClientGroup(nn.Module):
             ("first_member", starts[numbers + 1]),
             ("member_count", counts[numbers + 1]),
         ):
-            self.register_buffer(name, value, persistent=False)
+            self.register_buffer(name, self.mapped.kept(value), persistent=False)
         parameters, buffers = dict(whole.named_parameters()), dict(whole.named_buffers())
         self.user_names = [name for name in names_of(whole, "user_rows") if name in parameters]
         self.item_names = [name for name in names_of(whole, "item_rows") if name in parameters]
@@ -56,7 +61,9 @@ class ClientGroup(nn.Module):
         self.item_references = names_of(whole, "item_references")
         self.received_buffers = names_of(whole, "received_buffers")
         for number, name in enumerate(self.received_buffers):
-            self.register_buffer(f"received_{number}", buffers[name].repeat(len(numbers), *[1] * buffers[name].dim()))
+            self.register_buffer(f"received_{number}", self.mapped.repeated(buffers[name], len(numbers)))
+        for tensor in [parameters[name] for name in self.user_names] + [buffers[name] for name in self.user_buffers]:
+            tensor.data = self.mapped.kept(tensor.data)
         # Looking for weights of two names takes a walk through all modules, whenever a network is called.
         every = [whole.named_parameters(remove_duplicate=False), whole.named_buffers(remove_duplicate=False)]
         self.tied = sum(len(list(tensors)) for tensors in every) > len(parameters) + len(buffers)
@@ -67,7 +74,7 @@ class ClientGroup(nn.Module):
         tables = [*(parameters[name] for name in self.item_names), *(buffers[name] for name in self.item_buffers)]
         self.item_count = max([1, *map(len, tables)])
         self.single_users = bool((self.member_count <= 1).all())
-        self.keep((), True, True)
+        self.keep((), False, False)
 
     def keep(self, private: Collection[str], resumed: bool, kept: bool) -> None:
         """Say what of a client outlives a round; forgets what has been stored.
@@ -89,8 +96,11 @@ class ClientGroup(nn.Module):
         self.dense_resumed, dense_kept = widths(self.dense_names, 0)
         self.rows_resumed, rows_kept = widths(self.item_names, 1)
         device = self.numbers.device
-        self.register_buffer("own", self.dense_base()[:dense_kept].repeat(len(self.numbers), 1))
-        self.rows = RowStore(len(self.numbers), rows_kept, self.item_count).to(device)
+        if "own" in self._buffers:
+            for tensor in (self.own, *self.rows.buffers()):
+                self.mapped.let_go(tensor)
+        self.register_buffer("own", self.mapped.repeated(self.dense_base()[:dense_kept], len(self.numbers)))
+        self.rows = RowStore(len(self.numbers), rows_kept, self.item_count, self.mapped).to(device)
 
     @torch.no_grad()
     def dense_base(self) -> Tensor:
@@ -112,7 +122,9 @@ class ClientGroup(nn.Module):
 
     @torch.no_grad()
     def user_table(self) -> Tensor:
-        """User tables side by side: ``[users, U]``."""
+        """User tables side by side: ``[users, U]``; one alone is not copied."""
+        if len(self.user_names) == 1:
+            return self.whole.get_parameter(self.user_names[0]).detach().flatten(1)
         return self._tables(self.user_names)
 
     def base(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -27,10 +27,15 @@ class OptimizerMemory(nn.Module):
     def __init__(self, group: ClientGroup, optimizer: BatchedOptimizer) -> None:
         super().__init__()
         clients, memories, device = len(group.numbers), optimizer.memories, group.numbers.device
-        self.register_buffer("dense", torch.zeros(memories, clients, group.dense_base().numel(), device=device))
-        self.register_buffer("users", torch.zeros(memories, *group.user_table().shape, device=device))
-        self.register_buffer("counters", torch.zeros(clients, optimizer.counters, dtype=torch.float64, device=device))
-        self.rows = RowStore(clients, memories * group.item_base().shape[1], group.item_count).to(device)
+        mapped, dense = group.mapped, group.dense_base().numel()
+        zeros = {
+            "dense": mapped.zeros(memories, clients, dense, device=device),
+            "users": mapped.zeros(memories, *group.user_table().shape, device=device),
+            "counters": mapped.zeros(clients, optimizer.counters, dtype=torch.float64, device=device),
+        }
+        for name, values in zeros.items():
+            self.register_buffer(name, mapped.kept(values))
+        self.rows = RowStore(clients, memories * group.item_base().shape[1], group.item_count, mapped).to(device)
 
     def of(self, pack: Pack, weights: Weights) -> list[Weights]:
         """Memories of packed clients, in the shapes of their weights."""

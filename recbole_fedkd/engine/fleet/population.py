@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.func import functional_call
 from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.engine.fleet.batching import BatchedModel
 from recbole_fedkd.engine.fleet.group import Caller, ClientGroup
+from recbole_fedkd.engine.fleet.mapped import MappedTensors
 from recbole_fedkd.engine.fleet.store import ragged
 from recbole_fedkd.model.catalogue import rank_items
 from recbole_fedkd.model.network import NO_CONTEXT, Context
@@ -25,6 +27,9 @@ from recbole_fedkd.model.shared import Rows, forget_cached
 from recbole_fedkd.model.student import LabelledRecommender
 
 MEGABYTE = 2**20
+
+IN_PLACE = 64.0 * MEGABYTE
+"""Bytes from which files hold what stays in its place."""
 
 
 def pack_bytes(megabytes: float | None, device: torch.device) -> float:
@@ -39,6 +44,7 @@ class CompactPopulation(nn.Module):
         groups: clients of one architecture each; with several, clients are dealt out in turn.
         clients: their number.
         memory: bytes that clients side by side may take.
+        mapped: says where lies what clients keep.
     """
 
     client_of_user: Tensor
@@ -56,14 +62,16 @@ class CompactPopulation(nn.Module):
         self.private_parameters = config["private_parameters"]
         self.clients = int(client_of_user.max()) + 1
         self.memory = pack_bytes(config["fleet_memory"], torch.device(config["device"]))
+        folder, limit = Path(config["checkpoint_dir"]), MEGABYTE * config["fleet_kept_memory"]
+        self.mapped = MappedTensors(folder, min(limit, IN_PLACE), limit)
         numbers = torch.arange(self.clients)
         groups = (
-            ClientGroup(whole, numbers[group_index :: len(wholes)], client_of_user)
+            ClientGroup(whole, numbers[group_index :: len(wholes)], client_of_user, self.mapped)
             for group_index, whole in enumerate(wholes)
         )
         self.groups = nn.ModuleList(groups)
-        self.register_buffer("client_of_user", client_of_user, persistent=False)
-        self.register_buffer("local_id", local_ids(client_of_user), persistent=False)
+        self.register_buffer("client_of_user", self.mapped.kept(client_of_user), persistent=False)
+        self.register_buffer("local_id", self.mapped.kept(local_ids(client_of_user)), persistent=False)
 
     @property
     def client_groups(self) -> list[ClientGroup]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,7 @@ from recbole_fedkd.engine.fleet.batching import for_client, seen_by_losses
 from recbole_fedkd.engine.fleet.compiled import drawn_of_many
 from recbole_fedkd.engine.fleet.draws import Streams, filled_up
 from recbole_fedkd.engine.fleet.group import ClientGroup
+from recbole_fedkd.engine.fleet.mapped import MappedTensors
 from recbole_fedkd.engine.fleet.population import RecBoleFleetPopulation
 from recbole_fedkd.engine.fleet.store import Pack
 from recbole_fedkd.federated.draws import EpochDraws, KeyedEpoch
@@ -57,6 +59,35 @@ class Epoch:
             yield self.part(slice(0, left), slice(start, start + batch_size))
 
 
+class ManySizes(Mapping[int, int]):
+    """Samples of clients that train, by their numbers, in 16 bytes a client: a dictionary takes a hundred.
+
+    Args:
+        sizes: samples of each client ``[K]``.
+        without: numbers of clients that do not train, beside those without samples.
+
+    Attributes:
+        numbers: of the clients that do, in ascending order.
+    """
+
+    def __init__(self, sizes: Tensor, without: Collection[int]) -> None:
+        of_each = sizes.cpu().clone()
+        of_each[list(without)] = 0
+        self._sizes = of_each.numpy().data
+        self.numbers: Sequence[int] = of_each.nonzero().flatten().numpy().data
+
+    def __getitem__(self, number: int) -> int:
+        if not 0 <= number < len(self._sizes) or not self._sizes[number]:
+            raise KeyError(number)
+        return self._sizes[number]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
 class FleetTask(ABC):
     """The training samples of all clients, and how they are trained on.
 
@@ -67,6 +98,10 @@ class FleetTask(ABC):
 
     sizes: Tensor
     batch_size: int
+
+    def kept(self, mapped: MappedTensors) -> FleetTask:
+        """The same task, of samples that lie where those that clients keep do."""
+        return self
 
     @abstractmethod
     def draw(
@@ -122,6 +157,23 @@ class LabelledSamples(FleetTask):
     reg_weight: float
     negatives: int
     item_count: int
+
+    def kept(self, mapped: MappedTensors) -> LabelledSamples:
+        """As of the base class; a tensor that stands for two is kept once."""
+        columns = [
+            self.samples.users,
+            self.samples.items,
+            self.samples.labels,
+            *self.samples.context.values(),
+            self.rows,
+        ]
+        known = {id(column): column for column in columns}
+        moved = {number: mapped.kept(column) for number, column in known.items()}
+        users, items, labels, *context, rows = (moved[id(column)] for column in columns)
+        samples = Samples(users, items, labels, dict(zip(self.samples.context, context, strict=True)))
+        task = replace(self, samples=samples, rows=rows)
+        task.__dict__.update(sizes=mapped.kept(task.sizes), _start=mapped.kept(task._start))
+        return task
 
     @cached_property
     def sizes(self) -> Tensor:  # type: ignore[override]
@@ -270,6 +322,12 @@ class RecBoleSamples(FleetTask):
         self.times, self.batch_size = times, self.positives * times
         self.sizes = self.rows * times
         self._start = self.rows.cumsum(0) - self.rows
+
+    def kept(self, mapped: MappedTensors) -> RecBoleSamples:
+        """As of the base class."""
+        task = copy(self)
+        task.fields = {name: mapped.kept(values) for name, values in self.fields.items()}
+        return task
 
     @cached_property
     def _users_and_items(self) -> tuple[Any, Any]:

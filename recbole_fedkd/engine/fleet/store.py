@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from recbole_fedkd.engine.fleet.compiled import placed_by_many
+from recbole_fedkd.engine.fleet.mapped import MappedTensors
 from recbole_fedkd.engine.fleet.moving import fill, joined, moves_rows
 from recbole_fedkd.model.compiled import has_compiler
 
-FEW = 1024
-"""Rows of a piece that is joined with others where there are any."""
+SMALL = 2**20
+"""Bytes of a piece that is joined with others where there are any."""
 
 
 class RowStore(nn.Module):
@@ -29,6 +30,7 @@ class RowStore(nn.Module):
         clients: number of clients.
         width: numbers in a row.
         items: number of items, padding included.
+        mapped: says where rows lie.
 
     Attributes:
         piece: which piece each client's rows are in ``[clients]``.
@@ -43,11 +45,12 @@ class RowStore(nn.Module):
 
     growing = ("item", "data")
 
-    def __init__(self, clients: int, width: int, items: int) -> None:
+    def __init__(self, clients: int, width: int, items: int, mapped: MappedTensors | None = None) -> None:
         super().__init__()
-        self.width, self.items = width, items
+        self.width, self.items, self.mapped = width, items, mapped or MappedTensors()
         for name in ("piece", "start", "count"):
-            self.register_buffer(name, torch.zeros(clients, dtype=torch.long), persistent=False)
+            values = self.mapped.kept(self.mapped.zeros(clients, dtype=torch.long))
+            self.register_buffer(name, values, persistent=False)
         self.pieces: dict[int, tuple[Tensor, Tensor]] = {}
         self._live: dict[int, int] = {}
         self._next = 0
@@ -103,13 +106,21 @@ class RowStore(nn.Module):
         left, freed = self.piece[clients].unique(return_inverse=True)
         freed = torch.zeros_like(left).index_add(0, freed, self.count[clients])
         number, self._next = self._next, self._next + 1
-        self.pieces[number], self._live[number] = (item, data), len(item)
+        self.pieces[number], self._live[number] = (
+            (self.mapped.of_rows.kept(item), self.mapped.of_rows.kept(data)),
+            len(item),
+        )
         self.piece[clients], self.count[clients], self.start[clients] = number, count, count.cumsum(0) - count
         for before, rows in zip([*left.tolist(), number], [*freed.tolist(), 0], strict=True):
             if before in self._live:
                 self._live[before] -= rows
                 if not self._live[before]:
-                    del self.pieces[before], self._live[before]
+                    self._forget(before)
+
+    def _forget(self, number: int) -> None:
+        for tensor in self.pieces.pop(number):
+            self.mapped.of_rows.let_go(tensor)
+        del self._live[number]
 
     def put_pack(self, pack: Pack, tables: list[Tensor]) -> None:
         """The same for packed rows ``[c, rows, D]``, one table behind the other; columns beyond the store's are left out."""
@@ -125,7 +136,8 @@ class RowStore(nn.Module):
 
     def tidy(self) -> None:
         """Copy what is left of pieces that hold more rows of before than of now, or few at all; not while others read."""
-        rare = [number for number, live in self._live.items() if live < max(FEW, len(self.pieces[number][0]) / 2)]
+        few = SMALL / (8 + 4 * self.width)
+        rare = [number for number, live in self._live.items() if live < max(few, len(self.pieces[number][0]) / 2)]
         if len(rare) > 1 or (rare and len(self.pieces[rare[0]][0]) > self._live[rare[0]]):
             left = torch.isin(self.piece, torch.tensor(rare, device=self.piece.device)) & (self.count > 0)
             clients = left.nonzero().flatten()
@@ -135,8 +147,8 @@ class RowStore(nn.Module):
         """Items ``[rows]`` and numbers ``[rows, width]`` of the clients, one behind another."""
         count = self.count[clients]
         begin, total = count.cumsum(0) - count, int(count.sum())
-        items = torch.empty(total, dtype=torch.long, device=count.device)
-        rows = torch.empty(total, self.width, device=count.device)
+        items = self.mapped.of_rows.zeros(total, dtype=torch.long, device=count.device)
+        rows = self.mapped.of_rows.zeros(total, self.width, device=count.device)
         for slot, offset, row, item, data in self._parts(clients):
             joined = begin[slot] + offset
             items[joined], rows[joined] = item[row], data[row]
@@ -173,9 +185,14 @@ class RowStore(nn.Module):
             raise ValueError(
                 f"the rows of clients in '{prefix}item' are not one piece for each, of items that there are"
             )
-        own = {name: tensor.to(self.count.device, copy=True) for name, tensor in saved.items()}
-        self.start, self.count, self.piece = own["start"], own["count"], torch.zeros_like(own["count"])
-        self.pieces, self._live, self._next = {0: (own["item"], own["data"])}, {0: len(own["item"])}, 1
+        for number in list(self.pieces):
+            self._forget(number)
+        self.start.copy_(saved["start"])
+        self.count.copy_(saved["count"])
+        self.piece.zero_()
+        device = self.count.device
+        item, data = (self.mapped.of_rows.kept(saved[name].to(device, copy=True)) for name in ("item", "data"))
+        self.pieces, self._live, self._next = {0: (item, data)}, {0: len(item)}, 1
 
     def _consistent(self, start: Tensor, count: Tensor, item: Tensor, data: Tensor) -> bool:
         """Whether the pieces lie behind each other and fill the rows, and every client has an item at most once."""

@@ -165,7 +165,7 @@ class PackTraining:
         self.groups, self.private, self.task, self.strategy = groups, private, task, strategy
         self.settings, self.optimizer, self.rates, self.memories = settings, optimizer, rates, memories
         self.device = task.sizes.device
-        self.sizes: list[int] = task.sizes.tolist()
+        self.sizes: Sequence[int] = task.sizes.cpu().numpy().data
         self._sample_bytes: dict[int, int] = {}
         self._twins = _Twins()
 
