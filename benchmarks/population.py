@@ -114,12 +114,13 @@ class PrivatePeak:
         self._thread.join()
 
 
-def in_files() -> float:
-    """Gigabytes that this process maps of files without a name."""
-    spans = [
-        line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if "(deleted)" in line
+def in_files(folder: Path) -> float:
+    """Gigabytes that this process maps of files of a folder, whether these have a name or none."""
+    mapped = [
+        line.split() for line in Path("/proc/self/maps").read_text().splitlines() if f"{folder.resolve()}/" in line
     ]
-    return sum(int(end, 16) - int(begin, 16) for begin, end in spans) / 2**30
+    spans = [[int(end, 16) for end in fields[0].split("-")] for fields in mapped]
+    return sum(end - begin for begin, end in spans) / 2**30
 
 
 def save(state: dict[str, Any], writer: LargeTensors, folder: Path, number: int) -> int:
@@ -148,7 +149,7 @@ def measured(users: int, arguments: argparse.Namespace) -> dict[str, float]:
         "sent_gb": sent[-1] / 1e9,
         "private_gb": private,
         "private_peak_gb": peak.gigabytes,
-        "files_gb": in_files(),
+        "files_gb": in_files(population.mapped.folder),
         "held_gb": held,
         "peak_gb": memory("VmHWM"),
     }
