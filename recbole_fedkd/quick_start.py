@@ -55,7 +55,7 @@ from recbole_fedkd.model import (
     check_labels,
     normalise_single_rows,
 )
-from recbole_fedkd.record import RUN_RECORD, RUN_USERS, environment, write_record
+from recbole_fedkd.record import environment, write_run_record
 from recbole_fedkd.result import (
     cold_rows,
     engine_that_ran,
@@ -64,7 +64,7 @@ from recbole_fedkd.result import (
     partition_summary,
     spread,
 )
-from recbole_fedkd.rounds import communication, epsilon, number_of, rounds, timing
+from recbole_fedkd.rounds import course, epsilon
 from recbole_fedkd.strangers import judge_strangers
 from recbole_fedkd.telling import RoundLines, Tell, end_lines, floors, in_turn, plan, start_lines
 from recbole_fedkd.trainer import (
@@ -195,10 +195,7 @@ def _run(
         "valid_score_bigger": bool(config["valid_metric_bigger"]),
         "best_valid_result": floats(best_valid_result),
         "test_result": floats(test_result),
-        "communication": communication(trainer.rounds),
-        "timing": timing(trainer.rounds),
-        "rounds": rounds(trainer.rounds),
-        "best_round": None if trainer.best_epoch is None else number_of(trainer.best_epoch),
+        **course(trainer.rounds, trainer.best_epoch),
         **engine_that_ran(trainer),
         "partition": partition_summary(config, trainer, loaders[0]._dataset),
         "strangers": strangers,
@@ -215,7 +212,8 @@ def _run(
     with _told_how_to_go_on(trainer, saved):
         log_result(config, result)
         if saved:
-            _keep_record(trainer.run_folder, given, {**result, "user_metrics": of_users})
+            keys = {name: value for name, value in given.items() if name != "resume"}
+            write_run_record(trainer.run_folder, keys, {**result, "user_metrics": of_users})
         if result_file is not None:
             write_json(result, result_file)
             logger.info(f"Result written to {result_file}")
@@ -231,16 +229,6 @@ def _judged(trainer: CheckpointTrainer, evaluation: EvaluationData, saved: bool)
     result = trainer.evaluate(evaluation, load_best_model=saved, show_progress=bool(trainer.config["show_progress"]))
     trainer.keeps_users = wanted
     return result, trainer.user_metrics
-
-
-def _keep_record(folder: Path, given: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    """Keep in the run's folder what ``recbole-fedkd report`` makes a page of."""
-    config = result["config"]
-    strategy = "" if config["strategy"] is None else f" ({config['strategy']})"
-    row = f"{config['model']}{strategy} on {config['dataset']}"
-    keys = {name: value for name, value in given.items() if name != "resume"}
-    head = {"cell": folder.name, "row": row, "group": {}, "seed": config["seed"], "keys": keys, "config": config}
-    write_record(folder / RUN_RECORD, folder / RUN_USERS, head, result)
 
 
 def _configured(

@@ -81,6 +81,21 @@ def write_record(file: Path, users_file: Path, head: Mapping[str, Any], result: 
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_run_record(folder: Path, keys: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    """Keep in a run's folder what ``recbole-fedkd report`` makes a page of.
+
+    Args:
+        folder: of the run.
+        keys: that somebody has set for it.
+        result: of the run.
+    """
+    config = result["config"]
+    strategy = "" if config["strategy"] is None else f" ({config['strategy']})"
+    row = f"{config['model']}{strategy} on {config['dataset']}"
+    head = {"cell": folder.name, "row": row, "group": {}, "seed": config["seed"], "keys": dict(keys), "config": config}
+    write_record(folder / RUN_RECORD, folder / RUN_USERS, head, result)
+
+
 def _without_users(part: Any) -> Any:
     """An optional part without the values of single users."""
     return (

@@ -122,11 +122,23 @@ OF_CLIENTS = ("clients", "missing", "unserved", "ignored")
 """Parts of a record that say something of every client, and are kept apart from checkpoints."""
 
 
-def tell_of_clients(record: EpochRecord, report: Any) -> None:
-    """Let a record say of every client what the report of its round does."""
-    record.clients = {number: [down, report.bytes_up[number]] for number, down in report.bytes_down.items()}
-    record.missing, record.unserved = dict(report.missing), dict(report.unserved)
-    record.ignored = {number: dict(counts) for number, counts in report.ignored.items()}
+def round_record(seconds: float, report: Any, release: Any) -> EpochRecord:
+    """What a round of a federation cost.
+
+    Args:
+        seconds: that it took.
+        report: of its engine.
+        release: what its server lets out under ``privacy``; None: all that the uploads come to.
+    """
+    down, up = report.bytes_down, report.bytes_up
+    record = EpochRecord(seconds, report.loss, sum(down.values()), sum(up.values()), codec_error=report.codec_error)
+    if release is not None:
+        record.epsilon, record.clip = release.epsilon, release.shortened_to
+    if release is None or not release.samples:  # else who took part is the secret on which the epsilon stands
+        record.clients = {number: [down[number], up[number]] for number in down}
+        record.missing, record.unserved = dict(report.missing), dict(report.unserved)
+        record.ignored = {number: dict(counts) for number, counts in report.ignored.items()}
+    return record
 
 
 def without_clients(record: EpochRecord) -> dict[str, Any]:
@@ -153,48 +165,46 @@ def add_clients(rounds: Sequence[EpochRecord], lines: bytes) -> list[EpochRecord
     return with_clients
 
 
-def communication(rounds: Sequence[EpochRecord]) -> dict[str, Any]:
-    """Bytes of the serialised messages: totals, and per round and client ``[down, up]``."""
-    down = [record.bytes_down for record in rounds]
-    up = [record.bytes_up for record in rounds]
-    return {
-        "total_bytes": sum(down) + sum(up),
-        "bytes_down": sum(down),
-        "bytes_up": sum(up),
-        "bytes_down_per_round": down,
-        "bytes_up_per_round": up,
-        "clients_per_round": [record.clients for record in rounds],
-    }
+def course(rounds: Sequence[EpochRecord], best: int | None) -> dict[str, Any]:
+    """What a result says of a run's rounds.
 
+    Args:
+        rounds: all of them.
+        best: index of the best one, None where there is none.
 
-def timing(rounds: Sequence[EpochRecord]) -> dict[str, Any]:
-    """Wall time of training, without evaluation."""
+    Returns:
+        ``communication``, bytes of the serialised messages: totals, and per round and client ``[down, up]``; ``timing``, wall
+        time of training, without evaluation; ``rounds``, what each cost and its validation metrics; and ``best_round``.
+    """
+    down, up = [record.bytes_down for record in rounds], [record.bytes_up for record in rounds]
     seconds = [record.seconds for record in rounds]
     return {
-        "rounds": len(seconds),
-        "seconds_per_round": sum(seconds) / len(seconds) if seconds else 0.0,
-        "training_seconds": sum(seconds),
-        "seconds": seconds,
+        "communication": {
+            "total_bytes": sum(down) + sum(up),
+            "bytes_down": sum(down),
+            "bytes_up": sum(up),
+            "bytes_down_per_round": down,
+            "bytes_up_per_round": up,
+            "clients_per_round": [record.clients for record in rounds],
+        },
+        "timing": {
+            "rounds": len(seconds),
+            "seconds_per_round": sum(seconds) / len(seconds) if seconds else 0.0,
+            "training_seconds": sum(seconds),
+            "seconds": seconds,
+        },
+        "rounds": [{"round": number, **_told(record)} for number, record in enumerate(rounds, start=1)],
+        "best_round": None if best is None else number_of(best),
     }
 
 
-def rounds(rounds: Sequence[EpochRecord]) -> list[dict[str, Any]]:
-    """What every round cost, and its validation metrics."""
-    return [
-        {
-            "round": number,
-            "seconds": record.seconds,
-            "loss": record.loss,
-            "bytes_down": record.bytes_down,
-            "bytes_up": record.bytes_up,
-            "valid": record.valid,
-            "codec_error": record.codec_error,
-            "missing": record.missing,
-            **{name: value for name in ("unserved", "ignored") if (value := getattr(record, name))},
-            **{name: value for name in ("epsilon", "clip") if (value := getattr(record, name)) is not None},
-        }
-        for number, record in enumerate(rounds, start=1)
-    ]
+def _told(record: EpochRecord) -> dict[str, Any]:
+    """A record, but for bytes of single clients; some parts only where they apply."""
+    parts = {name: value for name, value in vars(record).items() if name != "clients"}
+    return {name: value for name, value in parts.items() if name not in _WHERE_IT_APPLIES or value not in (None, {})}
+
+
+_WHERE_IT_APPLIES = ("unserved", "ignored", "epsilon", "clip")
 
 
 def epsilon(rounds: Sequence[EpochRecord]) -> float | None:

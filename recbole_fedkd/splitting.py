@@ -19,7 +19,16 @@ from torch import Tensor
 from recbole_fedkd.compat import pickles_refused, recbole_warnings_silenced
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.data.creation import create_dataset, samples_made
-from recbole_fedkd.data.importing import FIELDS, Imported, check_name, id_column, import_table, read_table, tokens_of
+from recbole_fedkd.data.importing import (
+    FIELDS,
+    KEYS,
+    Imported,
+    check_name,
+    id_column,
+    import_table,
+    read_table,
+    tokens_of,
+)
 from recbole_fedkd.data.importing import write_atomic as write_interactions
 from recbole_fedkd.data.labels import declared_labels
 from recbole_fedkd.data.preparation import data_preparation
@@ -182,8 +191,7 @@ def _muted() -> Iterator[None]:
 
 def _fields(config: Any) -> dict[str, str]:
     """What a config calls the columns of interactions."""
-    keys = {"user": "USER_ID_FIELD", "item": "ITEM_ID_FIELD", "rating": "RATING_FIELD", "time": "TIME_FIELD"}
-    return {role: config[key] for role, key in keys.items()}
+    return {role: config[key] for role, key in KEYS.items()}
 
 
 def _copy_catalogue(items: Path, folder: Path, name: str) -> list[str]:

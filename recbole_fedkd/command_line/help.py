@@ -156,12 +156,8 @@ def _found(word: str, sections: Mapping[str, Mapping[str, Key]], defaults: Mappi
 
 
 def _key_entry(key: Key, defaults: Mapping[str, Any]) -> str:
-    rule = f" [{_spaced(key.rule)}]" if key.rule and key.rule != "None" and key.name != "preset" else ""
+    rule = f" [{key.rule.replace('|', ', ')}]" if key.rule and key.rule != "None" and key.name != "preset" else ""
     return _entry(f"  --{key.name}={_value_text(defaults.get(key.name))}", f"{key.sentence}{rule}")
-
-
-def _spaced(rule: str) -> str:
-    return rule.replace("|", ", ")
 
 
 def _value_text(value: Any) -> str:

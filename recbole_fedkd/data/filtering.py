@@ -49,17 +49,8 @@ class CountedFilters(Dataset):
 
     def _filter_by_field_value(self) -> None:
         """As RecBole's, with tokens compared as texts; users or items without a row or a value do not pass either."""
-        intervals = self.config["val_interval"] or {}
-        if not isinstance(intervals, dict):
-            raise InputError(
-                f"val_interval is {intervals!r}; it must be a dict of column to interval or list of tokens"
-            )
-        for field, allowed in intervals.items():
-            if field not in self.field2type:
-                raise InputError(
-                    f"val_interval names '{field}', but the loaded columns are {listed(self.field2type, 30)}"
-                    f"{nearest(str(field), self.field2type)}"
-                )
+        for field, allowed in (self.config["val_interval"] or {}).items():
+            self._check_loaded("val_interval", field)
             with self._counted(f"val_interval={{'{field}': {shown(allowed)}}}"):
                 self._filter_field(field, allowed)
 
@@ -109,12 +100,15 @@ class CountedFilters(Dataset):
     def _init_alias(self) -> None:
         for kind in ("user", "item", "entity", "relation"):
             for field in self.config[f"alias_of_{kind}_id"] or []:
-                if field not in self.field2type:
-                    raise InputError(
-                        f"alias_of_{kind}_id names '{field}', but the loaded columns are {listed(self.field2type, 30)}"
-                        f"{nearest(str(field), self.field2type)}"
-                    )
+                self._check_loaded(f"alias_of_{kind}_id", field)
         super()._init_alias()
+
+    def _check_loaded(self, key: str, field: Any) -> None:
+        """Raise :class:`InputError` where a key names a column that is not loaded."""
+        if field not in self.field2type:
+            loaded = listed(self.field2type, 30)
+            hint = nearest(str(field), self.field2type)
+            raise InputError(f"{key} names '{field}', but the loaded columns are {loaded}{hint}")
 
     def _remap_ID_all(self) -> None:  # noqa: N802 (RecBole's name)
         for side, (id_field, plural) in _SIDES.items():

@@ -25,6 +25,8 @@ from recbole_fedkd.files import writable_folder, written_whole
 ROLES = ("user", "item", "rating", "time")
 FIELDS = {"user": "user_id", "item": "item_id", "rating": "rating", "time": "timestamp"}
 """Names that RecBole expects of a dataset's columns."""
+KEYS = {"user": "USER_ID_FIELD", "item": "ITEM_ID_FIELD", "rating": "RATING_FIELD", "time": "TIME_FIELD"}
+"""Config keys that name them otherwise."""
 
 # What others call them, in the order in which they are looked for; case, spaces, dots, _ and - do not count.
 _CALLED = {
@@ -42,7 +44,6 @@ _NAMES = {"title", "item", "items", "movie", "product", "book", "user", "users",
 """What may as well be a name, beside a column ``id``."""
 GZIP, ARCHIVES = b"\x1f\x8b", (b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf")
 _SEPARATORS = ",;\t|"
-_LARGEST_SAMPLE = 64 * 1024
 _DECIMAL_COMMA = r"[-+]?\d+,\d+"
 # Numbers of this size and up count milliseconds, microseconds or nanoseconds; any unit orders alike.
 _COUNTS = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
@@ -324,9 +325,7 @@ def _read_ratings(column: pd.Series, imported: Imported, kept: Any, what: str) -
             "leave ratings out by --rating="
         )
     imported.table["rating"] = texts
-    empty = texts == ""
-    usable = _told(imported, ~empty, kept, f"no rating in column '{column.name}'", None)
-    return usable & _told(imported, finite | empty, kept, f"no number in column '{column.name}'", texts)
+    return _told_values(imported, texts, finite, kept, ("rating", "number"), column.name)
 
 
 def _read_times(column: pd.Series, imported: Imported, kept: Any, what: str) -> Any:
@@ -337,12 +336,9 @@ def _read_times(column: pd.Series, imported: Imported, kept: Any, what: str) -> 
         texts = _texts(column).str.strip()
         filled = texts[texts != ""]
         if len(filled) and filled.str.fullmatch(_COUNTS).mean() > 0.5 and not _dates_without_marks(filled):
-            numbers = pd.to_numeric(texts, errors="coerce")
             imported.table["timestamp"] = texts
-            empty = texts == ""
-            usable = _told(imported, ~empty, kept, f"no time in column '{column.name}'", None)
-            finite = pd.Series(np.isfinite(numbers))
-            return usable & _told(imported, finite | empty, kept, f"no time in column '{column.name}'", texts)
+            finite = np.isfinite(pd.to_numeric(texts, errors="coerce"))
+            return _told_values(imported, texts, finite, kept, ("time", "time"), column.name)
         moments = pd.to_datetime(texts.where(texts != ""), utc=True, errors="coerce", format=_date_format(filled))
         if not moments.notna().any():
             example = next(iter(filled), "")
@@ -355,9 +351,7 @@ def _read_times(column: pd.Series, imported: Imported, kept: Any, what: str) -> 
     whole = moments.astype("datetime64[ns, UTC]").astype("int64") / 1e9
     seconds = pd.Series([f"{value:.6f}".rstrip("0").rstrip(".") for value in whole])
     imported.table["timestamp"] = seconds.where(known, "")
-    empty = texts == ""
-    usable = _told(imported, ~empty, kept, f"no time in column '{column.name}'", None)
-    return usable & _told(imported, known | empty, kept, f"no time in column '{column.name}'", texts)
+    return _told_values(imported, texts, known, kept, ("time", "time"), column.name)
 
 
 def _dates_without_marks(texts: pd.Series) -> bool:
@@ -389,6 +383,16 @@ def _told(imported: Imported, usable: Any, kept: Any, reason: str, texts: pd.Ser
         first = int(np.flatnonzero(gone)[0])
         imported.dropped[reason] = (before + count, example or (f"'{texts[first][:60]}'" if texts is not None else ""))
     return usable
+
+
+def _told_values(
+    imported: Imported, texts: pd.Series, understood: pd.Series, kept: Any, lacking: tuple[str, str], column: Any
+) -> Any:
+    """:func:`_told` of texts that are empty, and of others that are not ``understood``: what each of them lacks."""
+    missing, wrong = (f"no {word} in column '{column}'" for word in lacking)
+    empty = texts == ""
+    usable = _told(imported, ~empty, kept, missing, None)
+    return usable & _told(imported, understood | empty, kept, wrong, texts)
 
 
 def write_atomic(table: pd.DataFrame, folder: Path, name: str, fields: Mapping[str, str] = FIELDS) -> Path:
@@ -423,8 +427,7 @@ def frame_as_dataset(frame: pd.DataFrame, given: Mapping[str, Any], kept: bool) 
         given: the user's config keys.
         kept: whether the files stay in ``data_path``, where a run that goes on looks for them; else they vanish.
     """
-    keys = {"user": "USER_ID_FIELD", "item": "ITEM_ID_FIELD", "rating": "RATING_FIELD", "time": "TIME_FIELD"}
-    fields = {role: str(given.get(key) or FIELDS[role]) for role, key in keys.items()}
+    fields = {role: str(given.get(key) or FIELDS[role]) for role, key in KEYS.items()}
     columns = {str(name) for name in frame.columns}
     named = {role: field if field in columns else None for role, field in fields.items()}
     try:
@@ -432,7 +435,7 @@ def frame_as_dataset(frame: pd.DataFrame, given: Mapping[str, Any], kept: bool) 
     except InputError as error:
         # Who gives a frame writes keys, and no command.
         sentence = re.sub(r", or leave \w+ out by .*", "", str(error))
-        raise InputError(re.sub(r"--(\w+)", lambda option: keys.get(option[1], option[0]), sentence)) from error
+        raise InputError(re.sub(r"--(\w+)", lambda option: KEYS.get(option[1], option[0]), sentence)) from error
     digest = hashlib.sha256(pd.util.hash_pandas_object(imported.table, index=False).to_numpy().tobytes())
     name = f"frame-{digest.hexdigest()[:12]}"
     if kept:

@@ -12,7 +12,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from filelock import FileLock, Timeout
 from recbole.utils import early_stopping
 
 from recbole_fedkd.checkpoint import read_sealed, restored, write_sealed
@@ -34,16 +33,7 @@ from recbole_fedkd.machines.judging import (
 )
 from recbole_fedkd.machines.manifest import SERVER_STATE, Manifest
 from recbole_fedkd.record import environment
-from recbole_fedkd.rounds import (
-    EpochRecord,
-    communication,
-    epsilon,
-    number_of,
-    record_of,
-    rounds,
-    tell_of_clients,
-    timing,
-)
+from recbole_fedkd.rounds import EpochRecord, course, epsilon, number_of, record_of, round_record
 
 _WHERE = "; judged by each party where its rows are, sums added"
 
@@ -65,9 +55,9 @@ def sole_coordinator(folder: Path, patience: float = 1.0, lock: str = LOCK) -> A
 def in_use(folder: Path) -> bool:
     """Whether a coordinator runs in a folder."""
     try:
-        with FileLock(folder / LOCK).acquire(blocking=False):
+        with held_alone(folder / LOCK, ""):
             return False
-    except Timeout:
+    except InputError:
         return True
 
 
@@ -180,25 +170,19 @@ class Coordinator:
         self.engine.phase = "valid" if judged else ""
         began = perf_counter()
         report = self.engine.run_round(index)
-        release = self._release
-        secret = release is not None and release.samples  # who took part is what the epsilon stands on
         if report.missing:
+            secret = self._release is not None and self._release.samples  # who took part is what the epsilon stands on
             reasons = "" if secret else f": {report.reasons}"
             getLogger().warning(f"round {number_of(index)}: {len(report.missing)} clients left out{reasons}")
-        down, up = report.bytes_down, report.bytes_up
-        record = EpochRecord(perf_counter() - began, report.loss, sum(down.values()), sum(up.values()))
-        record.codec_error = report.codec_error
-        if release is not None:
-            record.epsilon, record.clip = release.epsilon, release.shortened_to
-        improved = not every
+        seconds, valid, improved = perf_counter() - began, None, not every
         if judged:
-            record.valid = self._metrics(added(_numbers(self.engine.closing)))
-            improved = self._judged(record.valid)
+            valid = self._metrics(added(_numbers(self.engine.closing)))
+            improved = self._judged(valid)
         if improved:
             self.best_round = index
-            self.engine.keep_best(index)
-        if not secret:
-            tell_of_clients(record, report)
+            self.engine.keep_best(index)  # of which the report tells, too
+        record = round_record(seconds, report, self._release)
+        record.valid = valid
         self.rounds.append(record)
         self._write()
 
@@ -242,10 +226,7 @@ class Coordinator:
             "valid_score_bigger": bool(self.config["valid_metric_bigger"]),
             "best_valid_result": rounded(self.best_result),
             "test_result": test,
-            "communication": communication(self.rounds),
-            "timing": timing(self.rounds),
-            "rounds": rounds(self.rounds),
-            "best_round": None if self.best_round is None else number_of(self.best_round),
+            **course(self.rounds, self.best_round),
             "engine": self.engine.name,
             "engine_fallback": None,
             "partition": {

@@ -23,7 +23,7 @@ from recbole_fedkd.machines.manifest import SERVER_STATE, Manifest, check_apart,
 from recbole_fedkd.machines.node import wait_at
 from recbole_fedkd.machines.party import Party
 from recbole_fedkd.machines.sockets import SocketTransport, read_address, serve
-from recbole_fedkd.record import RUN_RECORD, RUN_USERS, write_record
+from recbole_fedkd.record import write_run_record
 
 RESULT = "result.json"
 _SUPERLINK_STARTS = 60.0
@@ -125,7 +125,8 @@ def _coordinated(read: Manifest, transport: Gathering, out: Path, address: str) 
         journal.write("failed", why=str(error), refused=transport.refused)
         raise
     result["refused"] = transport.refused
-    _keep(result, out)
+    write_run_record(out, {}, result)  # which ``recbole-fedkd report`` makes a page of
+    write_json(result, out / RESULT)
     ends = {"best_round": result["best_round"], "test": result["test_result"], "refused": transport.refused}
     journal.write("end", **ends, **result["at_test"])
     return result
@@ -140,15 +141,6 @@ def _gathered(transport: Gathering, numbers: set[int], least: int, timeout: floa
                 f"client(s) {listed(sorted(numbers - there))} have not come; the run goes on when {least} are there"
             )
     return len(there)
-
-
-def _keep(result: Mapping[str, Any], out: Path) -> None:
-    """Write the result, and the record that ``recbole-fedkd report`` makes a page of."""
-    config = result["config"]
-    row = f"{config['model']} ({config['strategy']}) on {config['dataset']}"
-    head = {"cell": out.name, "row": row, "group": {}, "seed": config["seed"], "keys": {}, "config": config}
-    write_record(out / RUN_RECORD, out / RUN_USERS, head, {**result, "user_metrics": None})
-    write_json(result, out / RESULT)
 
 
 def _on_flower(read: Manifest, address: str, out: Path, trust: Trust, keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ FAILED = "failed.txt"
 """File of the coordinator's folder in which it says why it could not go on, after a line with the kind of error."""
 
 _POLL = 0.3
+_LOOK_EVERY = 10.0  # seconds between two looks at how a run is
 _LET_GO = 60.0
 APP = Path(__file__).parent / "flower_app"
 """What ``flwr run`` takes."""
@@ -107,13 +108,7 @@ class Submitted:
         return str(state["status"])
 
 
-def supervise(
-    submitted: Submitted,
-    out: Path,
-    finished: Callable[[], bool],
-    look: Callable[[], None] = lambda: None,
-    every: float = 10.0,
-) -> None:
+def supervise(submitted: Submitted, out: Path, finished: Callable[[], bool], look: Callable[[], None]) -> None:
     """Have the coordinator run until it has finished, also where SuperLink or ServerApp are killed.
 
     Args:
@@ -121,7 +116,6 @@ def supervise(
         out: the coordinator's folder.
         finished: whether there is a result.
         look: called now and then, and at the end.
-        every: seconds between two looks at how the run is.
 
     Raises:
         InputError: it cannot use its input.
@@ -143,7 +137,7 @@ def supervise(
             break
         # Flower itself misses an app that was killed when its heartbeats have expired, after more than a minute.
         if not began:
-            if monotonic() - looked < every:
+            if monotonic() - looked < _LOOK_EVERY:
                 continue
             looked = monotonic()
             try:
@@ -157,7 +151,7 @@ def supervise(
             kind, _, why = (out / FAILED).read_text().partition("\n")
             raise (InputError if kind == InputError.__name__ else TrainingError)(why)
         getLogger().warning("the coordinator was cut off; it is started again, and goes on where it was")
-        run, began, looked = None, False, monotonic() - every
+        run, began, looked = None, False, monotonic() - _LOOK_EVERY
     look()
 
 

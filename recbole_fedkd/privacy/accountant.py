@@ -7,6 +7,7 @@ changes at most ``clip`` in L2 norm, with noise of standard deviation ``noise_mu
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -14,7 +15,6 @@ from scipy.special import log_ndtr
 
 from recbole_fedkd.errors import InputError
 
-ACCOUNTANTS = ("prv", "rdp")
 _LARGEST_NOISE = 1e6
 PRECISION = 1e-4
 """Of a noise multiplier that is found, as a share of it."""
@@ -109,8 +109,4 @@ def noise_for(epsilon: float, releases: int, delta: float, rate: float = 1.0, ac
 
 def rounds_within(epsilon: float, spent_by: Callable[[int], float], most: int) -> int:
     """How many of at most ``most`` rounds a budget lasts for, given what a number of rounds spends."""
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if spent_by(middle) <= epsilon else (low, middle - 1)
-    return low
+    return bisect_right(range(1, most + 1), epsilon, key=spent_by)

@@ -147,7 +147,7 @@ class Recommender:
             InputError: an unknown item, or a model that scores it alike for everybody.
         """
         k = self._count(k)
-        (number,) = self._ids([_text(item)], self._item_ids, "item")
+        (number,) = self._ids([str(item)], self._item_ids, "item")
         vectors = getattr(self.model, "item_vectors", None)
         profiles = self._profiles
         # Of sums of biases the ends of the scale alone would tell users apart.
@@ -262,14 +262,14 @@ class Recommender:
             missing = [name for name in (self.user_field, self.item_field) if name not in pairs]
             if missing:
                 raise InputError(f"pairs has the columns {list(pairs.columns)}; it must have {missing[0]}")
-            return list(map(_text, pairs[self.user_field])), list(map(_text, pairs[self.item_field]))
+            return list(map(str, pairs[self.user_field])), list(map(str, pairs[self.item_field]))
         read = list(pairs) if isinstance(pairs, Iterable) and not isinstance(pairs, str) else [pairs]
         for pair in read:
             if not isinstance(pair, tuple | list) or len(pair) != 2:
                 raise InputError(
                     f"{shown(pair)} is no pair; score takes (user, item) tuples or a data frame of the two"
                 )
-        return [_text(user) for user, _ in read], [_text(item) for _, item in read]
+        return [str(user) for user, _ in read], [str(item) for _, item in read]
 
     def _history(self, history: Any) -> tuple[Tensor, list[float | None]]:
         """Item ids ``[h]`` and ratings of a history, the latest last."""
@@ -288,7 +288,7 @@ class Recommender:
         for pair in pairs:
             if len(pair) != 2:
                 raise InputError(f"{shown(pair)} is no (item, rating)")
-        items = self._ids([_text(item) for item, _ in pairs], self._item_ids, "item")
+        items = self._ids([str(item) for item, _ in pairs], self._item_ids, "item")
         return torch.tensor(items, dtype=torch.long), [_rating(item, value) for item, value in pairs]
 
     @staticmethod
@@ -301,12 +301,7 @@ class Recommender:
 def _several(users: Any) -> list[str]:
     if isinstance(users, str) or not isinstance(users, Iterable):
         users = [users]
-    return list(map(_text, users))
-
-
-def _text(token: Any) -> str:
-    """A token as the files have it."""
-    return str(token)
+    return list(map(str, users))
 
 
 def _rating(item: Any, value: Any) -> float | None:

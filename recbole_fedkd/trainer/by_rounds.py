@@ -20,7 +20,7 @@ from recbole_fedkd.federated.server import Release
 from recbole_fedkd.federation import Population, build_engine
 from recbole_fedkd.limits import refuse_mixed_precision
 from recbole_fedkd.machines.processes import ProcessesEngine, obstacle
-from recbole_fedkd.rounds import EpochRecord, number_of, tell_of_clients
+from recbole_fedkd.rounds import EpochRecord, number_of, round_record
 from recbole_fedkd.trainer.checkpointed import CheckpointTrainer
 
 
@@ -192,15 +192,10 @@ class FedKDTrainer(CheckpointTrainer):
         return self._homes.cpu().numpy() if hasattr(self.model, "client_of_user") else None
 
     def _record(self, seconds: float, loss: float) -> EpochRecord:
-        report = self._report
-        down, up = sum(report.bytes_down.values()), sum(report.bytes_up.values())
-        record = EpochRecord(seconds, loss, down, up, codec_error=report.codec_error)
-        if (release := self._release) is not None:
-            record.epsilon, record.clip = release.epsilon, release.shortened_to
+        record = round_record(seconds, self._report, self._release)
+        if record.epsilon is not None:
             self.logger.info(f"round {number_of(len(self.rounds))}: privacy has spent epsilon {record.epsilon:.4g}")
             self.tensorboard.add_scalar("Privacy/Epsilon", record.epsilon, len(self.rounds))
-        if release is None or not release.samples:  # else who took part is the secret on which the epsilon stands
-            tell_of_clients(record, report)
         return record
 
     @property
