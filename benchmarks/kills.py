@@ -34,7 +34,7 @@ import psutil
 import torch
 
 from recbole_fedkd import files
-from recbole_fedkd.checkpoint import read_sealed
+from recbole_fedkd.checkpoint.sealed import read_sealed
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.machines import running
 from recbole_fedkd.machines.manifest import SERVER_STATE

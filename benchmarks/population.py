@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from turns import cost_of
 
-from recbole_fedkd.checkpoint import LargeTensors, sealed
+from recbole_fedkd.checkpoint.large import LargeTensors
+from recbole_fedkd.checkpoint.sealed import sealed
 from recbole_fedkd.compat import keep_freed_memory
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.data.schema import ClientRows, DataSchema

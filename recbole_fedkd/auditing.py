@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recbole_fedkd.checkpoint import last_and_best, resumed_config
+from recbole_fedkd.checkpoint.reading import last_and_best
+from recbole_fedkd.checkpoint.resumed import resumed_config
 from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.data.schema import read_schema, rows_of_clients
 from recbole_fedkd.engine import LocalEngine

@@ -15,14 +15,9 @@ import pandas as pd
 import torch
 from recbole.utils import init_seed
 
-from recbole_fedkd.checkpoint import (
-    Checkpoint,
-    best_checkpoint,
-    last_and_best,
-    load_parameters,
-    places_beside,
-    resumed_config,
-)
+from recbole_fedkd.checkpoint.reading import Checkpoint, best_checkpoint, last_and_best, places_beside
+from recbole_fedkd.checkpoint.resumed import resumed_config
+from recbole_fedkd.checkpoint.state import load_parameters
 from recbole_fedkd.compat import (
     log_arguments_placed,
     pickles_refused,
@@ -43,8 +38,9 @@ from recbole_fedkd.data.preparation import Loaders, data_preparation
 from recbole_fedkd.engine.fleet.population import CompactPopulation
 from recbole_fedkd.errors import InputError, TrainingError, listed
 from recbole_fedkd.evaluation import EvaluationData, evaluation_data, with_candidates
-from recbole_fedkd.federation import build_population, federated_class, save_federation
 from recbole_fedkd.federation.members import held_out_users, others, poison, wrong_users
+from recbole_fedkd.federation.parties import federated_class
+from recbole_fedkd.federation.together import build_population, save_federation
 from recbole_fedkd.files import writable_file, writable_folder, write_json
 from recbole_fedkd.limits import check_clients_per_round, check_limits, memory_watched, processor_settings
 from recbole_fedkd.logs import board_errors_raised, check_folders, run_log

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_fedkd.checkpoint import best_checkpoint
+from recbole_fedkd.checkpoint.reading import best_checkpoint
 from recbole_fedkd.data.schema import read_schema, rows_of_clients
 from recbole_fedkd.engine import ClientError
 from recbole_fedkd.evaluation import EvaluationData
 from recbole_fedkd.federated.newcomer import settle
-from recbole_fedkd.federation import build_clients, build_server, population_of
+from recbole_fedkd.federation.parties import build_clients, build_server
+from recbole_fedkd.federation.together import population_of
 from recbole_fedkd.trainer import FedKDTrainer
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from recbole_fedkd import load_data_and_model, run_recbole_fedkd
-from recbole_fedkd.config import FedKDConfig, recbole_models
+from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.config.models import recbole_models
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.quick_start import build_trainer
 from tests.conftest import ITEMS, write_dataset

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from recbole_fedkd import load_data_and_model
-from recbole_fedkd.checkpoint import read_checkpoint, read_sealed, write_sealed
+from recbole_fedkd.checkpoint.reading import read_checkpoint
+from recbole_fedkd.checkpoint.sealed import read_sealed, write_sealed
 from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.files import write_bytes, write_json
 

@@ -11,8 +11,11 @@ import yaml
 from conftest import SMALL, write_dataset
 
 from recbole_fedkd.command_line import main, parse_arguments
-from recbole_fedkd.config import PROPERTIES, FedKDConfig, Key, find_model, parse_value, read_keys
-from recbole_fedkd.config.keys import declared_keys
+from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.config.files import PROPERTIES
+from recbole_fedkd.config.keys import Key, declared_keys, read_keys
+from recbole_fedkd.config.models import find_model
+from recbole_fedkd.config.values import parse_value
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.strategy import STRATEGIES
 from recbole_fedkd.registry import declared_settings

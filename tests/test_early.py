@@ -85,8 +85,8 @@ def test_keys_of_a_network_are_those_that_its_file_lists():
 
 @pytest.mark.parametrize("model", [*shipped()["models"], "BPR", "DIN", "GRU4Rec"])
 def test_files_of_a_model_by_name_are_those_of_its_class(model):
-    from recbole_fedkd.config import find_model
     from recbole_fedkd.config.files import files_of_model
+    from recbole_fedkd.config.models import find_model
 
     assert files_of_model(model) == files_of_model(model, getattr(find_model(model), "embeds_features", False))
 

@@ -11,7 +11,8 @@ import torch
 from conftest import SMALL, write_dataset
 
 from recbole_fedkd import load_data_and_model, run_recbole_fedkd
-from recbole_fedkd.checkpoint import read_checkpoint, write_sealed
+from recbole_fedkd.checkpoint.reading import read_checkpoint
+from recbole_fedkd.checkpoint.sealed import write_sealed
 from recbole_fedkd.data.fingerprint import Fingerprint, row_hashes
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.quick_start import build_trainer

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from recbole_fedkd import load_data_and_model
-from recbole_fedkd.checkpoint import read_checkpoint
+from recbole_fedkd.checkpoint.reading import read_checkpoint
 from recbole_fedkd.engine import ClientError, FleetEngine
 from recbole_fedkd.engine.fleet import packing
 from recbole_fedkd.engine.fleet.exchange import Sizes

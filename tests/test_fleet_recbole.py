@@ -9,7 +9,7 @@ from engines import assert_same_round
 from recbole.data.interaction import Interaction
 from recbole.model.general_recommender.bpr import BPR
 
-from recbole_fedkd.checkpoint import read_checkpoint
+from recbole_fedkd.checkpoint.reading import read_checkpoint
 from recbole_fedkd.engine.fleet.agreement import TOLERANCES, _difference
 from recbole_fedkd.engine.fleet.batching import ClientTable, HandedAttention, WeightedLoss
 from recbole_fedkd.engine.fleet.group import ClientGroup

@@ -23,7 +23,7 @@ from tapped import Tap, marked_dataset, marks_of
 from test_machines import CASES, assert_same, result_of
 from test_sockets import certificate
 
-from recbole_fedkd.checkpoint import read_sealed
+from recbole_fedkd.checkpoint.sealed import read_sealed
 from recbole_fedkd.command_line import main
 from recbole_fedkd.data.schema import ClientRows
 from recbole_fedkd.engine import ClientError

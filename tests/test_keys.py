@@ -14,14 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_fedkd import run_recbole_fedkd
-from recbole_fedkd.checkpoint import resumable_keys
+from recbole_fedkd.checkpoint.resumed import resumable_keys
 from recbole_fedkd.command_line import main, parse_arguments
-from recbole_fedkd.config import FedKDConfig, parse_value, read_yaml
+from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.config.early import recbole_arguments
 from recbole_fedkd.config.files import DESCRIBED, PROPERTIES, files_of_model
 from recbole_fedkd.config.keys import ROLES, keys_with, read_keys
 from recbole_fedkd.config.known import KnownKeys, _keys_of_all_models
 from recbole_fedkd.config.synonyms import SYNONYMS
+from recbole_fedkd.config.values import parse_value, read_yaml
 from recbole_fedkd.errors import NAMED, InputError, TrainingError, listed, shown
 from recbole_fedkd.registry import declared_settings
 

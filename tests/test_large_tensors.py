@@ -10,8 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from recbole_fedkd import load_data_and_model
-from recbole_fedkd.checkpoint import large, read_checkpoint
+from recbole_fedkd.checkpoint import large
 from recbole_fedkd.checkpoint.growing import GrowingFile
+from recbole_fedkd.checkpoint.reading import read_checkpoint
 from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.experiment.grid import Cell
 from recbole_fedkd.experiment.records import checkpoint_folder, keep_checkpoint

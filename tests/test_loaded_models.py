@@ -12,7 +12,8 @@ from recbole.model.general_recommender.bpr import BPR
 from recbole.utils.case_study import full_sort_scores, full_sort_topk
 
 from recbole_fedkd import load_data_and_model
-from recbole_fedkd.checkpoint import read_checkpoint, write_sealed
+from recbole_fedkd.checkpoint.reading import read_checkpoint
+from recbole_fedkd.checkpoint.sealed import write_sealed
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.quick_start import build_trainer
 

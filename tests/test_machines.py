@@ -17,7 +17,7 @@ from recbole_fedkd.data.schema import read_schema, rows_of_clients
 from recbole_fedkd.engine import InProcess, RemoteEngine
 from recbole_fedkd.federated.envelope import DECLARED, HELLO, Answer, Request, check_numbers, read_hello
 from recbole_fedkd.federated.message import Message, MessageError
-from recbole_fedkd.federation import build_server
+from recbole_fedkd.federation.parties import build_server
 from recbole_fedkd.machines import processes
 from recbole_fedkd.machines.manifest import Manifest, party_folders, write_manifest, write_party
 from recbole_fedkd.machines.party import STATE, Party, served

@@ -11,7 +11,7 @@ from test_coordinator import private_federation
 
 pytest.importorskip("cryptography")
 
-from recbole_fedkd.checkpoint import read_sealed
+from recbole_fedkd.checkpoint.sealed import read_sealed
 from recbole_fedkd.federated.envelope import JUDGE, MASK, TRAIN, Answer, Request
 from recbole_fedkd.machines.manifest import SERVER_STATE, Manifest
 from recbole_fedkd.machines.party import Party

@@ -16,7 +16,8 @@ from test_docs import ROOT
 
 from recbole_fedkd import run_recbole_fedkd
 from recbole_fedkd.auditing import audited_run, write_audit
-from recbole_fedkd.checkpoint import large, read_sealed, write_sealed
+from recbole_fedkd.checkpoint import large
+from recbole_fedkd.checkpoint.sealed import read_sealed, write_sealed
 from recbole_fedkd.data.schema import ClientRows
 from recbole_fedkd.distillation.knowledge import AGGREGATIONS
 from recbole_fedkd.federated.knowledge import KNOWLEDGE

@@ -16,7 +16,7 @@ from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.data.dataset import client_dataset
 from recbole_fedkd.data.schema import ClientRows, DataSchema, all_rows, latest_rows, read_schema, rows_of_clients
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.federation import build_client, build_server
+from recbole_fedkd.federation.parties import build_client, build_server
 
 ROUNDS = 3
 THRESHOLD = {"label_mode": "threshold", "metrics": ["AUC"]}

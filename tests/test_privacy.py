@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_fedkd import run_recbole_fedkd
-from recbole_fedkd.checkpoint import check_unspent, last_and_best, mark_spent
+from recbole_fedkd.checkpoint.reading import last_and_best
+from recbole_fedkd.checkpoint.resumed import check_unspent, mark_spent
 from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.federated.message import Message, Training
 from recbole_fedkd.federated.stage import Clip, ClipSettings, clipped, length

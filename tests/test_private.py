@@ -13,7 +13,7 @@ from test_fleet import assert_same_round, engines_of
 from torch import nn
 from torch.nn import functional
 
-from recbole_fedkd.config import PROPERTIES
+from recbole_fedkd.config.files import PROPERTIES
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.aggregate import MeanOfChangedRows, WeightedMean
 from recbole_fedkd.federated.message import Message

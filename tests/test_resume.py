@@ -10,7 +10,8 @@ import torch
 from recbole.utils.case_study import full_sort_topk
 
 from recbole_fedkd import load_data_and_model
-from recbole_fedkd.checkpoint import CHECKPOINT_VERSION, read_checkpoint, write_sealed
+from recbole_fedkd.checkpoint.reading import CHECKPOINT_VERSION, read_checkpoint
+from recbole_fedkd.checkpoint.sealed import write_sealed
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.quick_start import build_trainer
 
@@ -124,7 +125,7 @@ def test_numpy_numbers_in_the_config_do_not_spoil_the_checkpoint(run):
 
 def test_a_text_of_the_config_stays_a_text_on_resume(run):
     keys = {**AFD, "user_inter_num_interval": "[2,100]"}
-    from recbole_fedkd.config import parse_value
+    from recbole_fedkd.config.values import parse_value
 
     assert parse_value(keys["user_inter_num_interval"]) == [2, 100]
     Path("keys.yaml").write_text('user_inter_num_interval: "[2,100]"\n')

@@ -10,7 +10,7 @@ from time import sleep
 
 import pytest
 
-from recbole_fedkd.checkpoint import read_checkpoint
+from recbole_fedkd.checkpoint.reading import read_checkpoint
 from recbole_fedkd.command_line import main
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.trainer import CheckpointTrainer

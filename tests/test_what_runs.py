@@ -17,7 +17,7 @@ from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.knowledge import KNOWLEDGE
 from recbole_fedkd.federated.robust import ROBUST_MEANS
 from recbole_fedkd.federated.strategy import STRATEGIES
-from recbole_fedkd.federation import build_server
+from recbole_fedkd.federation.parties import build_server
 from recbole_fedkd.machines import processes
 from recbole_fedkd.model import MODELS
 

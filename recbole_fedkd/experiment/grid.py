@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recbole_fedkd.config import parse_value, read_yaml
 from recbole_fedkd.config.given import read_given
 from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.config.plugins import plugins_from_anywhere
+from recbole_fedkd.config.values import parse_value, read_yaml
 from recbole_fedkd.errors import InputError, nearest
 
 DEFAULT_MODEL = "AttnFedKD"

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recbole_fedkd.checkpoint import BEST, LARGE_FILES, ROWS
+from recbole_fedkd.checkpoint.large import LARGE_FILES
+from recbole_fedkd.checkpoint.reading import BEST, ROWS
 from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.experiment.grid import Cell, Experiment, digest_of
 from recbole_fedkd.files import json_ready, write_bytes, write_json, written_whole

@@ -14,13 +14,14 @@ from typing import Any
 
 from recbole.utils import early_stopping
 
-from recbole_fedkd.checkpoint import read_sealed, restored, write_sealed
+from recbole_fedkd.checkpoint.sealed import read_sealed, write_sealed
+from recbole_fedkd.checkpoint.state import restored
 from recbole_fedkd.engine import InProcess, RemoteEngine, RoundReport, Transport
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.evaluation import JudgedRows
 from recbole_fedkd.federated.envelope import Answer, new_run
 from recbole_fedkd.federated.server import Release
-from recbole_fedkd.federation import build_server
+from recbole_fedkd.federation.parties import build_server
 from recbole_fedkd.files import held_alone, regular_file, remove_temporaries, writable_folder, write_json
 from recbole_fedkd.machines.judging import (
     added,

@@ -21,7 +21,7 @@ from recbole_fedkd.evaluation.metrics import label_ranks, labelled_ndcg
 from recbole_fedkd.federated.envelope import PART_ROUNDING as _ROUNDING
 from recbole_fedkd.federated.envelope import check_numbers
 from recbole_fedkd.federated.message import MessageError
-from recbole_fedkd.federation import population_of
+from recbole_fedkd.federation.together import population_of
 from recbole_fedkd.machines.ranking import RANKED, asked_of, ranking_due, ranking_of, ranking_sums
 from recbole_fedkd.model.floors import own_floor
 

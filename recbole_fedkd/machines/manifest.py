@@ -14,7 +14,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recbole_fedkd.checkpoint import check_names_no_file, values_to_read
+from recbole_fedkd.checkpoint.resumed import check_names_no_file, values_to_read
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.data.schema import SCHEMA, TABLES, ClientRows, DataSchema

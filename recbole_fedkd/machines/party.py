@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from recbole_fedkd.checkpoint import read_sealed, restored, write_sealed
+from recbole_fedkd.checkpoint.sealed import read_sealed, write_sealed
+from recbole_fedkd.checkpoint.state import restored
 from recbole_fedkd.data.schema import ClientRows
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.client import Client
@@ -36,7 +37,7 @@ from recbole_fedkd.federated.envelope import (
 )
 from recbole_fedkd.federated.message import Message, MessageError, without_arrays
 from recbole_fedkd.federated.stage import received_through
-from recbole_fedkd.federation import build_client
+from recbole_fedkd.federation.parties import build_client
 from recbole_fedkd.files import remove_temporaries
 from recbole_fedkd.finite import NotFiniteError
 from recbole_fedkd.machines.judging import PartyJudge

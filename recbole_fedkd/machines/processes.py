@@ -20,7 +20,7 @@ from recbole_fedkd.errors import InputError, TrainingError, listed
 from recbole_fedkd.federated.client import Client
 from recbole_fedkd.federated.envelope import new_run
 from recbole_fedkd.federated.server import Server
-from recbole_fedkd.federation import Population
+from recbole_fedkd.federation.together import Population
 from recbole_fedkd.machines import superlink
 from recbole_fedkd.machines.flower import SCHEME, check_installed
 from recbole_fedkd.machines.manifest import Manifest, party_folders, write_manifest, write_party

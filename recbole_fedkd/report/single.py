@@ -29,7 +29,7 @@ def read_single(folder: Path) -> tuple[Run, bool]:
         except UNREADABLE as error:
             raise InputError(f"record '{file}' cannot be used: {one_line(error)}") from error
     # It brings torch, which no other report needs.
-    from recbole_fedkd.checkpoint import read_checkpoint
+    from recbole_fedkd.checkpoint.reading import read_checkpoint
 
     return _unfinished(folder, read_checkpoint(folder)), False
 

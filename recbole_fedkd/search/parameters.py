@@ -16,8 +16,8 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from recbole_fedkd.config import parse_value
 from recbole_fedkd.config.keys import keys_with
+from recbole_fedkd.config.values import parse_value
 from recbole_fedkd.errors import InputError, nearest
 
 # How many numbers stand behind the kind of a parameter.

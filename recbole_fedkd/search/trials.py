@@ -19,9 +19,10 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from texttable import Texttable
 
-from recbole_fedkd.config import FedKDConfig, parse_value
+from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.config.given import read_given
 from recbole_fedkd.config.keys import keys_with
+from recbole_fedkd.config.values import parse_value
 from recbole_fedkd.errors import InputError, TrainingError, nearest
 from recbole_fedkd.files import config_text, held_alone, regular_file, write_bytes, write_json
 from recbole_fedkd.quick_start import run_without_logs

@@ -12,12 +12,14 @@ from recbole.trainer import TraditionalTrainer, Trainer
 from recbole.utils import get_trainer, set_color
 from tqdm import tqdm
 
-from recbole_fedkd.checkpoint import Checkpoint, check_unspent, mark_spent, restored
+from recbole_fedkd.checkpoint.reading import Checkpoint
+from recbole_fedkd.checkpoint.resumed import check_unspent, mark_spent
+from recbole_fedkd.checkpoint.state import restored
 from recbole_fedkd.data.partition import held_out_clients
 from recbole_fedkd.engine import FleetEngine, LocalEngine, RoundReport
 from recbole_fedkd.errors import InputError, listed
 from recbole_fedkd.federated.server import Release
-from recbole_fedkd.federation import Population, build_engine
+from recbole_fedkd.federation.together import Population, build_engine
 from recbole_fedkd.limits import refuse_mixed_precision
 from recbole_fedkd.machines.processes import ProcessesEngine, obstacle
 from recbole_fedkd.rounds import EpochRecord, number_of, round_record

@@ -24,31 +24,23 @@ from recbole.utils import get_local_time, set_color
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from recbole_fedkd.checkpoint import (
+from recbole_fedkd.checkpoint.growing import CLIENTS, GrowingFile, read_growing
+from recbole_fedkd.checkpoint.large import LargeTensors
+from recbole_fedkd.checkpoint.reading import (
     BEST,
     CHECKPOINT_VERSION,
-    CLIENTS,
     LAST,
     ROWS,
     Checkpoint,
-    GrowingFile,
-    LargeTensors,
     best_checkpoint,
-    check_optimizer,
-    check_same_config,
-    digest,
     last_and_best,
-    load_parameters,
-    random_state,
     read_checkpoint,
-    read_growing,
-    restore_random,
-    restored,
-    sealed,
     take_away_unsaved,
     write_places,
-    write_sealed,
 )
+from recbole_fedkd.checkpoint.resumed import check_same_config
+from recbole_fedkd.checkpoint.sealed import digest, sealed, write_sealed
+from recbole_fedkd.checkpoint.state import check_optimizer, load_parameters, random_state, restore_random, restored
 from recbole_fedkd.compat import recbole_warnings_silenced
 from recbole_fedkd.data.fingerprint import Fingerprint
 from recbole_fedkd.errors import InputError, TrainingError
