@@ -58,6 +58,14 @@ def _synchronise(path: Path) -> None:
         os.close(descriptor)
 
 
+def read_bytes(file: str | Path, subject: str) -> bytes:
+    """All of a file; raises :class:`InputError`, of which ``subject`` says what it is, where it cannot be read."""
+    try:
+        return Path(file).read_bytes()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{subject} '{file}' cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
 def write_bytes(content: bytes, file: Path) -> None:
     """Write bytes whole or not at all; raises what :func:`written_whole` does."""
     with written_whole(file) as temporary:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.files import write_bytes
+from recbole_fedkd.files import read_bytes, write_bytes
 
 _MARK = b"recbole_fedkd:sha256:"
 _SEAL_LENGTH = len(_MARK) + hashlib.sha256().digest_size * 2
@@ -65,10 +65,7 @@ def read_sealed(file: Path, kind: str = "checkpoint") -> tuple[dict[str, Any], b
     Raises:
         InputError: it cannot be read, its seal is missing or broken, or it holds no state.
     """
-    try:
-        content = file.read_bytes()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{kind} '{file}' cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    content = read_bytes(file, kind)
     seal = content[-_SEAL_LENGTH:]
     if not seal.startswith(_MARK):
         raise InputError(

@@ -47,6 +47,11 @@ def check_first(arguments: Sequence[str], needed: str) -> None:
         raise InputError(needed)
 
 
+def take_run(keys: dict[str, str]) -> tuple[str | None, str | None, list[str]]:
+    """Take model, dataset and config files of a run out of the keys."""
+    return keys.pop("model", None), keys.pop("dataset", None), keys.pop("config_files", "").split()
+
+
 def take_count(keys: dict[str, str], name: str, most: int | None = None) -> int | None:
     """Take a number from 1, to ``most`` where there is a bound, out of the keys; None if it is not there."""
     text = keys.pop(name, None)

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from recbole_fedkd.command_line.arguments import check_first, parse_arguments, take_count
+from recbole_fedkd.command_line.arguments import check_first, parse_arguments, take_count, take_run
 from recbole_fedkd.command_line.completion import SHELLS, completion_script
 from recbole_fedkd.command_line.help import presets_text
 from recbole_fedkd.command_line.tables import commas_told, listed_tokens, rated_tokens, writable_table, write_table
@@ -26,8 +26,7 @@ def run(keys: dict[str, str]) -> int:
     """One run, or with ``--experiment`` many."""
     if "experiment" in keys:
         return _compare(keys.pop("experiment"), keys)
-    files = keys.pop("config_files", "").split()
-    model, dataset = keys.pop("model", None), keys.pop("dataset", None)
+    model, dataset, files = take_run(keys)
     quiet, verbose = (keys.pop(name, "False") == "True" for name in ("quiet", "verbose"))
     if quiet and verbose:
         raise InputError("--quiet and --verbose are both given; one run cannot be both")
@@ -250,8 +249,7 @@ def split_federation(arguments: Sequence[str]) -> int:
     """Cut a data set into a folder per party."""
     keys = parse_arguments(arguments)
     out = Path(keys.pop("out", "federation"))
-    files = keys.pop("config_files", "").split()
-    model, dataset = keys.pop("model", None), keys.pop("dataset", None)
+    model, dataset, files = take_run(keys)
     from recbole_fedkd.splitting import MANIFEST
     from recbole_fedkd.splitting import split_federation as cut
 
@@ -268,8 +266,7 @@ def manifest(arguments: Sequence[str]) -> int:
     keys = parse_arguments(arguments[1:])
     out = Path(keys.pop("out", "federation/manifest"))
     users = take_count(keys, "users", most=10**7) or 1000
-    files = keys.pop("config_files", "").split()
-    model, dataset = keys.pop("model", None), keys.pop("dataset", None)
+    model, dataset, files = take_run(keys)
     from recbole_fedkd.machines.manifest import IDENTITY
     from recbole_fedkd.splitting import catalogue_manifest
 
@@ -362,8 +359,7 @@ def cost(arguments: Sequence[str]) -> int:
             raise InputError(f"cost of a run takes no --{next(iter(keys))}; see cost --help")
         costs = of_run(run)
     else:
-        files = keys.pop("config_files", "").split()
-        model, dataset = keys.pop("model", None), keys.pop("dataset", None)
+        model, dataset, files = take_run(keys)
         with screen(logging.ERROR):
             costs = probe(model, dataset, files, keys)
     print(costs.table(network), flush=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from time import monotonic
 
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.files import read_bytes
 
 LONGEST = 2**31 - 1
 """Bytes of the longest message that is read."""
@@ -41,10 +42,7 @@ def read_key(file: str | Path | None) -> bytes | None:
     """
     if file is None:
         return None
-    try:
-        key = Path(file).read_bytes().strip()
-    except OSError as error:
-        raise InputError(f"key '{file}' cannot be read: {error.strerror}") from error
+    key = read_bytes(file, "key").strip()
     if len(key) < 16:
         raise InputError(
             f"key '{file}' holds {len(key)} bytes; it must be 16 at least, such as of: openssl rand -hex 32"

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from logging import CRITICAL, getLogger
-from pathlib import Path
 from time import monotonic, sleep, time
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.envelope import HELLO, Answer, Request, new_run, read_hello
 from recbole_fedkd.federated.message import MessageError
+from recbole_fedkd.files import read_bytes
 from recbole_fedkd.machines.node import content_of, record_of
 
 SCHEME = "flower:"
@@ -181,7 +181,8 @@ def serve(
     Raises:
         InputError: a file cannot be used, or the SuperLink does not let this node in.
     """
-    certificate, keys = _read(authority, "authority"), _node_keys(node_key)
+    certificate = None if authority is None else read_bytes(authority, "authority")
+    keys = _node_keys(node_key)
     _not_interrupted()
     from flwr.supercore.run import RunNotRunningException
 
@@ -216,20 +217,13 @@ def _refusal(cause: BaseException | None, node_key: str | None) -> str:
     return sentence or "for no reason that it says"
 
 
-def _read(file: str | None, name: str) -> bytes | None:
-    try:
-        return None if file is None else Path(file).read_bytes()
-    except OSError as error:
-        raise InputError(f"{name} '{file}' cannot be read: {error.strerror}") from error
-
-
 def _node_keys(file: str | None) -> Any:
+    if file is None:
+        return None
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_private_key
 
-    content = _read(file, "node-key")
-    if content is None:
-        return None
+    content = read_bytes(file, "node-key")
     try:
         load = load_ssh_private_key if b"OPENSSH" in content else load_pem_private_key
         key = load(content, None)

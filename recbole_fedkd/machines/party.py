@@ -98,6 +98,7 @@ class Party:
 
     Attributes:
         number: of the client.
+        client: as it is.
 
     Raises:
         InputError: the folder holds no party, or one of another federation.
@@ -107,10 +108,9 @@ class Party:
         self.folder, self.manifest, self._tell = folder, manifest, tell
         self.number = manifest.number_of(folder)
         self.rows = ClientRows.load(folder / "rows.npz")
-        self._client = self._built()
+        self.client = self._built()
         self._judge = PartyJudge(manifest.config, manifest.schema, self.rows, folder)
         self._current: Snapshot | None = None  # that the client is at; None: it is as it was built, or under way
-        self._fresh = True
         self._masks: PartyMasks | None = None
         if manifest.config["secure_aggregation"]:
             from recbole_fedkd.machines.masks import (
@@ -129,14 +129,9 @@ class Party:
     def _built(self) -> Client:
         return build_client(self.manifest.config, self.manifest.schema, self.rows, self.number)
 
-    @property
-    def client(self) -> Client:
-        """The client, as it is."""
-        return self._client
-
     def hello(self) -> bytes:
         """Who it is, and how much it has: what it says when it comes."""
-        counts = (len(self._client.task), len(self.rows.users), self._judge.rows("valid"), self._judge.rows("test"))
+        counts = (len(self.client.task), len(self.rows.users), self._judge.rows("valid"), self._judge.rows("test"))
         numbers = dict(zip(DECLARED, map(float, counts), strict=True))
         return Answer(self.number, self._state.run, HELLO, 0, self.manifest.digest, numbers=numbers).to_bytes()
 
@@ -192,11 +187,9 @@ class Party:
 
     def _begin(self, run: str) -> None:
         """Forget everything: another run begins."""
-        if not self._fresh:
-            self._client = self._built()
-        self._fresh, self._current = True, None
-        self._state = _State(run, before=self._client.snapshot())
-        self._current = self._state.before
+        self.client = self._built()
+        self._current = self.client.snapshot()
+        self._state = _State(run, before=self._current)
 
     def _settle(self, asked: Request) -> None:
         """A new round begins: what of the one before counts is what the client is now."""
@@ -212,11 +205,7 @@ class Party:
         return state.trained.after if state.trained is not None and counted >= state.round else state.before
 
     def _train(self, asked: Request, name: bytes) -> bytes:
-        self._go_to(self._state.before)
-        self._current, self._fresh = None, False
-        client = self._client
-        if asked.message:
-            client.receive(asked.message)
+        client = self._hearing(asked, self._state.before)
         training = client.train(asked.round)
         answer = kept = client.send(asked.round)
         if kept and self.manifest.config["secure_aggregation"]:
@@ -238,18 +227,14 @@ class Party:
             raise MessageError("masks", "it has no message of this round")
         if self._masks is None:
             self._go_to(trained.after)
-            run, message = masked_as(asked.run, asked.round), whole_message(self._client, trained.kept)
-            self._masks = self._new_masks(self.manifest.config, self._client, message, self._identity, run)
+            run, message = masked_as(asked.run, asked.round), whole_message(self.client, trained.kept)
+            self._masks = self._new_masks(self.manifest.config, self.client, message, self._identity, run)
         answer = self._masks.answer(name, asked.message)
         return Answer(self.number, asked.run, MASK, asked.round, name, answer).to_bytes()
 
     def _serve(self, asked: Request, name: bytes) -> bytes:
         """Take in what serves the users from now on, and judge."""
-        self._go_to(self._after_training(asked.counted))
-        self._current, self._fresh = None, False
-        client = self._client
-        if asked.message:
-            client.receive(asked.message)
+        client = self._hearing(asked, self._after_training(asked.counted))
         client.serve()
         sums = self._judge.sums(client.task.network, asked.phase) if asked.phase else {}
         packed = Answer(self.number, asked.run, JUDGE, asked.round, name, numbers=sums).to_bytes()
@@ -268,23 +253,30 @@ class Party:
 
     def _test(self, asked: Request, name: bytes) -> bytes:
         """Judge the test rows by the best round's network; nothing else changes."""
-        kept = self._client.snapshot()
+        kept = self.client.snapshot()
         if (self.folder / BEST_STATE).is_file():
             best, _ = read_sealed(self.folder / BEST_STATE, "best network of a party")
             if best["run"] == asked.run:
-                self._client.restore(best["client"])
+                self.client.restore(best["client"])
         try:
-            sums = self._judge.sums(self._client.task.network, asked.phase)
+            sums = self._judge.sums(self.client.task.network, asked.phase)
         finally:
-            self._client.restore(kept)
+            self.client.restore(kept)
         self._tell("the run is over, its test rows are judged; waits for the next run, Ctrl-C ends it")
         return Answer(self.number, asked.run, JUDGE, asked.round, name, numbers=sums).to_bytes()
+
+    def _hearing(self, asked: Request, at: Snapshot | None) -> Client:
+        """The client, under way from a snapshot with what it is told."""
+        self._go_to(at)
+        self._current = None
+        if asked.message:
+            self.client.receive(asked.message)
+        return self.client
 
     def _go_to(self, snapshot: Snapshot | None) -> None:
         """Be as at the time of a snapshot."""
         if snapshot is not None and snapshot is not self._current:
-            self._client.restore(snapshot)
-            self._fresh = False
+            self.client.restore(snapshot)
         self._current = snapshot
 
     def _write(self) -> None:
