@@ -386,8 +386,7 @@ def _prepare_model(config: FedKDConfig, data: _Data) -> tuple[torch.nn.Module, s
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     if client_of_user is None:
         return _central_model(config, train_dataset), None
-    built = build_population(config, train_dataset, client_of_user)
-    return built.population, built.fallback
+    return build_population(config, train_dataset, client_of_user)
 
 
 def _prepare_trainer(config: FedKDConfig, data: _Data) -> CheckpointTrainer:

@@ -41,8 +41,7 @@ def _recbole_files(model: str) -> list[Path]:
     source = next((RECBOLE_PROPERTIES.parent / "model").glob(f"*_recommender/{model.lower()}.py"), None)
     kind = source.parent.name.removesuffix("_recommender") if source else ""
     name = _FILE_OF_MODEL.get(model, _FILE_OF_KIND.get(kind))
-    files = [own, RECBOLE_PROPERTIES / "quick_start_config" / f"{name}.yaml"]
-    return [file for file in files if file.is_file()]
+    return [own, RECBOLE_PROPERTIES / "quick_start_config" / f"{name}.yaml"]
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -86,20 +86,12 @@ class KnownKeys:
         elsewhere: Iterable[str] = (),
     ) -> None:
         keys = {name: Key(name, "~", (), "", "") for name in recbole_names} | described_keys() | declared_keys()
-        recbole_files = [*FILES_OF_EVERY_RUN]
-        recbole_files += [
-            file
-            for file in (
-                RECBOLE_PROPERTIES / "dataset" / f"{dataset}.yaml",
-                RECBOLE_PROPERTIES / "model" / f"{model}.yaml",
-            )
-            if file.is_file()
-        ]
-        for file in recbole_files + files:
+        of_dataset = RECBOLE_PROPERTIES / "dataset" / f"{dataset}.yaml"
+        own = RECBOLE_PROPERTIES / "model" / f"{model}.yaml"
+        for file in filter(Path.is_file, (*FILES_OF_EVERY_RUN, of_dataset, own, *files)):
             for name, key in read_keys(file).items():
                 if key.types or name not in keys or "fallback" in keys[name].roles:
                     keys[name] = key
-        own = RECBOLE_PROPERTIES / "model" / f"{model}.yaml"
         self.of_model = set(read_keys(own)) if own.is_file() else set()
         for name in mentioned:
             keys.setdefault(name, Key(name, "~", (), "", ""))

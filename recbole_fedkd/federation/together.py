@@ -5,7 +5,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import partial
 from logging import getLogger
 from pathlib import Path
@@ -55,20 +54,7 @@ from recbole_fedkd.model.shared import SharedState, check_patterns
 Population = FleetPopulation | RecBoleFleetPopulation | NetworkPopulation | RecBolePopulation
 
 
-@dataclass(frozen=True)
-class Built:
-    """All clients' networks, and what runs them.
-
-    Attributes:
-        population: the networks, untrained, as one model.
-        fallback: why ``engine=fleet`` cannot run them, so that ``local`` does; None where the engine asked for runs.
-    """
-
-    population: Population
-    fallback: str | None = None
-
-
-def build_population(config: Any, dataset: Any, client_of_user: Tensor) -> Built:
+def build_population(config: Any, dataset: Any, client_of_user: Tensor) -> tuple[Population, str | None]:
     """All clients' networks, for the engine that the config asks for where it can run them, else for ``local``.
 
     Called where the random streams are at the run's seed; they are left where the construction of one network leaves them.
@@ -77,21 +63,25 @@ def build_population(config: Any, dataset: Any, client_of_user: Tensor) -> Built
         config: the run's config.
         dataset: the training split.
         client_of_user: ``[users]``, padding user 0: -1.
+
+    Returns:
+        The networks, untrained, as one model; and why ``engine=fleet`` cannot run them, so that ``local`` does, None where the
+        engine asked for runs.
     """
-    clients = int(client_of_user.max()) + 1
-    hindrance = obstacle(config, clients) if config["engine"] == "fleet" else None
-    if config["engine"] == "fleet" and hindrance is None:
-        with streams_kept(config["device"]):
-            population, hindrance = _fleet(config, dataset, client_of_user)
-            after = torch.get_rng_state()
-        if population is not None:
+    clients, hindrance = int(client_of_user.max()) + 1, None
+    if config["engine"] == "fleet":
+        try:
+            with streams_kept(config["device"]):
+                population = _fleet(config, dataset, client_of_user)
+                after = torch.get_rng_state()
             torch.set_rng_state(after)
-            return Built(population)
-    if hindrance is not None:
-        getLogger().warning(f"engine fleet cannot run this, engine local does: {hindrance}")
+            return population, None
+        except NotBatchedError as error:
+            hindrance = str(error)
+            getLogger().warning(f"engine fleet cannot run this, engine local does: {hindrance}")
     schema, parts = read_schema(dataset, clients), rows_of_clients(dataset, client_of_user)
     networks = client_networks(config, schema, dict(enumerate(parts)))
-    return Built(population_of(config, schema, networks, client_of_user), hindrance)
+    return population_of(config, schema, networks, client_of_user), hindrance
 
 
 def population_of(
@@ -181,29 +171,28 @@ def _labelled_samples(config: Any, schema: DataSchema, population: FleetPopulati
     return LabelledSamples(kind, samples, held, labels, batch_size, reg_weight, negatives, schema.item_num)
 
 
-def _fleet(
-    config: Any, dataset: Any, client_of_user: Tensor
-) -> tuple[FleetPopulation | RecBoleFleetPopulation | None, str | None]:
-    """All clients' networks side by side, or why that cannot be. Random streams are then where one network leaves them."""
-    population: FleetPopulation | RecBoleFleetPopulation | None
-    hindrance = None
+def _fleet(config: Any, dataset: Any, client_of_user: Tensor) -> FleetPopulation | RecBoleFleetPopulation:
+    """All clients' networks side by side; random streams are then where one network leaves them.
+
+    Raises:
+        NotBatchedError: they cannot be.
+    """
+    clients = int(client_of_user.max()) + 1
+    if hindrance := obstacle(config, clients):
+        raise NotBatchedError(hindrance)
+    population: FleetPopulation | RecBoleFleetPopulation
     if config.attentive:
         kind = FactorFleetPopulation if config.learns_factors else FleetPopulation
-        population = kind(
-            config, read_schema(dataset, int(client_of_user.max()) + 1), all_rows(dataset), client_of_user
-        )
+        population = kind(config, read_schema(dataset, clients), all_rows(dataset), client_of_user)
     else:
-        population, hindrance = _fleet_of_recbole(config, dataset, client_of_user)
-    if population is not None:
-        population.to(config["device"])
-        hindrance = _loss_by_itself(config, dataset, population)
-    return (population, None) if hindrance is None else (None, hindrance)
+        population = _fleet_of_recbole(config, dataset, client_of_user)
+    population.to(config["device"])
+    _check_loss(config, dataset, population)
+    return population
 
 
-def _fleet_of_recbole(
-    config: Any, dataset: Any, client_of_user: Tensor
-) -> tuple[RecBoleFleetPopulation | None, str | None]:
-    """All clients' instances of a RecBole model side by side, or why that cannot be."""
+def _fleet_of_recbole(config: Any, dataset: Any, client_of_user: Tensor) -> RecBoleFleetPopulation:
+    """All clients' instances of a RecBole model side by side; raises as :func:`_fleet`."""
     name = f"model '{config['model']}'"
     try:
         with streams_kept(config["device"]):
@@ -211,25 +200,25 @@ def _fleet_of_recbole(
             after = torch.get_rng_state()
         differs = _disagreement(config, dataset, client_of_user, population)
     except NotBatchedError as error:
-        return None, f"{name} cannot be called for many clients at once: {error}"
+        raise NotBatchedError(f"{name} cannot be called for many clients at once: {error}") from error
     except Exception as error:
         if not _came_out_of(error, federated_class(config)):
             raise
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         if "called random operation" in reason:
             reason = "it draws random numbers elsewhere than in dropout layers"
-        return None, f"{name} cannot be called for many clients at once: {reason}"
+        raise NotBatchedError(f"{name} cannot be called for many clients at once: {reason}") from error
     if differs is not None:
-        return None, f"{name} is not the same for many clients at once: {differs}"
+        raise NotBatchedError(f"{name} is not the same for many clients at once: {differs}")
     torch.set_rng_state(after)
-    return population, None
+    return population
 
 
-def _loss_by_itself(config: Any, dataset: Any, population: FleetPopulation | RecBoleFleetPopulation) -> str | None:
-    """Why a loss of somebody's own cannot be called for many clients at once; None: in a first batch it can."""
+def _check_loss(config: Any, dataset: Any, population: FleetPopulation | RecBoleFleetPopulation) -> None:
+    """Raise :class:`NotBatchedError` where a loss of somebody's own cannot be called, in a first batch, for many at once."""
     strategy = STRATEGIES[config["strategy"]]
     if all(getattr(strategy, name).__module__.startswith("recbole_fedkd.") for name in ("loss", "objective")):
-        return None
+        return
     with streams_kept(config["device"]):
         tried = deepcopy(population)  # hearing the server changes the networks
         try:
@@ -237,10 +226,9 @@ def _loss_by_itself(config: Any, dataset: Any, population: FleetPopulation | Rec
         except Exception as error:
             if not _came_out_of(error, strategy):
                 raise
-            return (
+            raise NotBatchedError(
                 f"the loss of strategy '{strategy.name}' cannot be called for many clients at once: {reason_of(error)}"
-            )
-    return None
+            ) from error
 
 
 def _came_out_of(error: Exception, model_class: type) -> bool:

@@ -167,6 +167,7 @@ class ProcessesEngine(RemoteEngine):
     def __init__(self, config: Any, population: Population, dataset: Any, local: LocalEngine) -> None:
         self._cut = config, dataset, population.client_of_user.cpu()
         self.clients: list[Client] = local.clients
+        self._mirrors = local
         self._running: _Running | None = None
         self._closing: Any = None
         server: Server = local.server
@@ -198,14 +199,11 @@ class ProcessesEngine(RemoteEngine):
 
     def state_dict(self) -> dict[str, Any]:
         """As that of engine ``local``."""
-        clients = {client.number: client.state_dict() for client in self.clients}
-        return {"server": self.server.state_dict(), "clients": clients}
+        return self._mirrors.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.server.load_state_dict(state["server"])
-        for client in self.clients:
-            client.load_state_dict(state["clients"][client.number])
+        self._mirrors.load_state_dict(state)
 
     def close(self) -> None:
         """End the processes; the next round would start them anew."""

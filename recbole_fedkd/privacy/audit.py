@@ -31,6 +31,8 @@ SURE = 0.05
 MOST_NUMBERS = 20_000
 """Numbers of a message that canaries point to, the first ones."""
 
+_DRAWS = 30  # of messages dealt out by chance
+
 
 def item_scores(arrays: Mapping[str, NDArray[np.generic]], start: Arrays, items: int) -> dict[str, Floats]:
     """How much a message says of every item ``[items]``, by array: the length of what changed in the item's row.
@@ -70,14 +72,14 @@ def membership_auc(scores: Floats, members: NDArray[np.bool_]) -> float | None:
     return _auc_of_ranks(rankdata(scores, axis=0), members)
 
 
-def deviation_by_chance(scores: Floats, members: NDArray[np.bool_], draws: int = 30) -> float:
+def deviation_by_chance(scores: Floats, members: NDArray[np.bool_]) -> float:
     """Standard deviation of :func:`membership_auc` around a half where messages are dealt out to clients by chance.
 
     Clients have few items or many, and their messages are one draw: an AUC within two of these is that of a coin, on either
     side of a half.
     """
     ranks, generator = rankdata(scores, axis=0), np.random.default_rng(0)
-    drawn = [_auc_of_ranks(ranks, generator.permutation(members)) for _ in range(draws)]
+    drawn = [_auc_of_ranks(ranks, generator.permutation(members)) for _ in range(_DRAWS)]
     return float(np.std([auc for auc in drawn if auc is not None] or [0.0]))
 
 
@@ -129,22 +131,23 @@ class CanaryAudit:
     accounted: float
 
 
-def epsilon_at_least(canaries: int, guesses: int, right: int, delta: float, sure: float = SURE) -> float:
+def epsilon_at_least(canaries: int, guesses: int, right: int, delta: float) -> float:
     """The largest epsilon at which so many right guesses would be improbable (Steinke et al. 2023, theorem 5.2).
+
+    It is wrong with a probability of :data:`SURE`.
 
     Args:
         canaries: each in or out by a fair coin.
         guesses: for how many of them somebody has guessed which.
         right: guesses that were right.
         delta: of the release.
-        sure: probability that the bound is wrong.
     """
     low, high = 0.0, 50.0
-    if _p_value(canaries, guesses, right, low, delta) > sure:
+    if _p_value(canaries, guesses, right, low, delta) > SURE:
         return 0.0
     while high - low > 1e-4:
         middle = (low + high) / 2
-        low, high = (middle, high) if _p_value(canaries, guesses, right, middle, delta) < sure else (low, middle)
+        low, high = (middle, high) if _p_value(canaries, guesses, right, middle, delta) < SURE else (low, middle)
     return low
 
 
