@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from torch import Tensor
@@ -59,49 +60,39 @@ def _plain(value: Any, depth: int = 0) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _tensors(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items()
+def _of_a_file(value: Any) -> bool:
+    kinds = {name: type(part) for name, part in value.items()} if isinstance(value, dict) else {}
+    return kinds == {"bytes": int, "digest": str} and value["bytes"] >= 0
+
+
+def _by_text(*kinds: type) -> Callable[[Any], bool]:
+    """Whether a value is a dictionary by text of what is of some kinds."""
+    return lambda value: (
+        isinstance(value, dict)
+        and all(isinstance(key, str) and isinstance(inner, kinds) for key, inner in value.items())
     )
 
 
-def _numbers(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(key, str) and isinstance(number, float) for key, number in value.items()
-    )
+def _is(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kinds)
 
 
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "config": (lambda value: isinstance(value, dict) and len(value) > 0 and _plain(value), "the keys of a config"),
     "epoch": (_whole_number, "a whole number"),
     "cur_step": (_whole_number, "a whole number"),
-    "best_valid_score": (lambda value: isinstance(value, float), "a number"),
+    "best_valid_score": (_is(float), "a number"),
     "best_epoch": (lambda value: value is None or _whole_number(value), "a whole number or None"),
-    "best_digest": (lambda value: value is None or isinstance(value, str), "a text or None"),
-    "best_valid_result": (lambda value: value is None or _numbers(value), "metrics or None"),
+    "best_digest": (_is(str, NoneType), "a text or None"),
+    "best_valid_result": (lambda value: value is None or _by_text(float)(value), "metrics or None"),
     "train_loss": (lambda value: isinstance(value, dict) and all(map(_whole_number, value)), "a dict by epoch"),
-    "records": (
-        lambda value: isinstance(value, list) and all(isinstance(record, dict) for record in value),
-        "a list of dicts",
-    ),
-    "clients": (
-        lambda value: (
-            isinstance(value, dict)
-            and value.keys() == {"bytes", "digest"}
-            and isinstance(value["bytes"], int)
-            and value["bytes"] >= 0
-            and isinstance(value["digest"], str)
-        ),
-        "the length and digest of a file",
-    ),
-    "state_dict": (_tensors, "tensors by name"),
-    "other_parameter": (
-        lambda value: isinstance(value, dict) and _tensors({k: v for k, v in value.items() if v is not None}),
-        "tensors by name",
-    ),
-    "training": (lambda value: isinstance(value, dict), "a dict"),
-    "random": (lambda value: isinstance(value, dict), "a dict"),
-    "data": (lambda value: value is None or isinstance(value, dict), "a dict or None"),
+    "records": (lambda value: isinstance(value, list) and all(map(_is(dict), value)), "a list of dicts"),
+    "clients": (_of_a_file, "the length and digest of a file"),
+    "state_dict": (_by_text(Tensor), "tensors by name"),
+    "other_parameter": (_by_text(Tensor, NoneType), "tensors by name"),
+    "training": (_is(dict), "a dict"),
+    "random": (_is(dict), "a dict"),
+    "data": (_is(dict, NoneType), "a dict or None"),
 }
 
 

@@ -15,7 +15,7 @@ from recbole_fedkd.command_line.help import help_text
 from recbole_fedkd.command_line.signals import Stopped, signals_that_stop
 from recbole_fedkd.errors import InputError, TrainingError, nearest
 
-_COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+_COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int | None], str]] = {
     "compare": (commands.compare, usage.COMPARE),
     "report": (commands.report, usage.REPORT),
     "audit": (commands.audit, usage.AUDIT),
@@ -84,7 +84,7 @@ def _run(command: str, arguments: list[str]) -> int:
         print(f"recbole_fedkd {__version__}", flush=True)
         return 0
     if command:
-        return _COMMANDS[command][0](arguments[1:])
+        return _COMMANDS[command][0](arguments[1:]) or 0
     if arguments and not arguments[0].startswith("-"):
         known = f"; commands are {', '.join(_COMMANDS)}; without one, --model=<name> --dataset=<name> runs a model"
         raise InputError(f"'{arguments[0][:100]}' is no command{nearest(arguments[0], _COMMANDS) or known}")

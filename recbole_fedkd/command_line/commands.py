@@ -1,4 +1,4 @@
-"""What each command does; what it needs is loaded when it runs."""
+"""What each command does; what it needs is loaded when it runs. It returns an exit code where that may be another than 0."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _kept_in(out: Path) -> Iterator[None]:
         raise
 
 
-def report(arguments: Sequence[str]) -> int:
+def report(arguments: Sequence[str]) -> None:
     """Make the report of an experiment again, or the page of a run."""
     check_first(arguments, "report needs the folder of one experiment or run; write report <folder>")
     keys = parse_arguments(arguments[1:])
@@ -96,10 +96,9 @@ def report(arguments: Sequence[str]) -> int:
     from recbole_fedkd.report import write_report
 
     print(f"report: {write_report(Path(arguments[0]), network)}")
-    return 0
 
 
-def audit(arguments: Sequence[str]) -> int:
+def audit(arguments: Sequence[str]) -> None:
     """Tell what the server of a run could of its clients."""
     check_first(
         arguments, "audit needs the folder of one run, or a checkpoint; write audit <run> [--rounds=N] [--clients=N]"
@@ -130,10 +129,9 @@ def audit(arguments: Sequence[str]) -> int:
             f"epsilon  at least {audited.canaries.epsilon:.3f} by canaries, at most {audited.canaries.accounted:.3f} accounted"
         )
     print(f"page: {page}")
-    return 0
 
 
-def search(arguments: Sequence[str]) -> int:
+def search(arguments: Sequence[str]) -> None:
     """Search for hyper-parameters."""
     keys = parse_arguments(arguments)
     if "model" not in keys and (of_preset := values_of_preset(keys).get("model")):
@@ -154,26 +152,23 @@ def search(arguments: Sequence[str]) -> int:
     print(search_table(content))
     print(f"result: {out}")
     print(f"config of the best: {config_of(out)}")
-    return 0
 
 
-def presets(arguments: Sequence[str]) -> int:
+def presets(arguments: Sequence[str]) -> None:
     """List the presets."""
     if arguments:
         raise InputError(f"presets takes no arguments, and '{arguments[0][:100]}' is one")
     print(presets_text(), flush=True)
-    return 0
 
 
-def completion(arguments: Sequence[str]) -> int:
+def completion(arguments: Sequence[str]) -> None:
     """Print a shell's completion."""
     if len(arguments) != 1 or arguments[0] not in SHELLS:
         raise InputError(f"completion needs the name of one shell: {', '.join(SHELLS)}")
     print(completion_script(arguments[0]), flush=True)
-    return 0
 
 
-def recommend(arguments: Sequence[str]) -> int:
+def recommend(arguments: Sequence[str]) -> None:
     """Recommend from a run."""
     check_first(arguments, "recommend needs a run; write recommend <run folder> --users=<user>,<user>")
     keys = parse_arguments(arguments[1:], flags=("exclude-seen",))
@@ -203,10 +198,9 @@ def recommend(arguments: Sequence[str]) -> int:
     else:
         write_table(table, out)
         print(f"{len(table)} rows: {out}")
-    return 0
 
 
-def import_file(arguments: Sequence[str]) -> int:
+def import_file(arguments: Sequence[str]) -> None:
     """Make a dataset of a table."""
     check_first(arguments, "import needs a file; write import <file>.csv [--user=<column> --item=<column> ...]")
     keys = parse_arguments(arguments[1:], flags=("overwrite",))
@@ -242,10 +236,9 @@ def import_file(arguments: Sequence[str]) -> int:
     preset = "factors --client_num=16" if "rating" in imported.table else "fedmf"
     option = "" if str(folder) == "dataset" else f" --data_path={folder}"
     print(f"written: {', '.join(map(str, targets))}\nnext: recbole-fedkd --preset={preset} --dataset={name}{option}")
-    return 0
 
 
-def split_federation(arguments: Sequence[str]) -> int:
+def split_federation(arguments: Sequence[str]) -> None:
     """Cut a data set into a folder per party."""
     keys = parse_arguments(arguments)
     out = Path(keys.pop("out", "federation"))
@@ -255,10 +248,9 @@ def split_federation(arguments: Sequence[str]) -> int:
 
     folders = cut(model, dataset, out, files, keys)
     print(f"{len(folders)} parties: {folders[0]} ... {folders[-1]}\nmanifest: {out / MANIFEST}")
-    return 0
 
 
-def manifest(arguments: Sequence[str]) -> int:
+def manifest(arguments: Sequence[str]) -> None:
     """Make the manifest of a public catalogue."""
     check_first(
         arguments, "manifest needs a catalogue; write manifest <items>.csv --model=<name> --client_num=<parties>"
@@ -282,10 +274,9 @@ def manifest(arguments: Sequence[str]) -> int:
     numbers = f"<0 to {schema.clients - 1}>"
     named = shlex.quote(f"--manifest={out}")
     print(f"next, at each party: recbole-fedkd bring <file> {named} --number={numbers} --out={folder}")
-    return 0
 
 
-def bring(arguments: Sequence[str]) -> int:
+def bring(arguments: Sequence[str]) -> None:
     """Make a party's folder of its own file."""
     check_first(arguments, "bring needs a file; write bring <file>.csv --manifest=<folder> --number=<n> --out=<folder>")
     keys = parse_arguments(arguments[1:])
@@ -301,10 +292,9 @@ def bring(arguments: Sequence[str]) -> int:
     print(bring_file(Path(arguments[0]), manifest, int(number), out, named, keys))
     command = shlex.join(["recbole-fedkd", "party", str(out), f"--manifest={manifest}"])
     print(f"party: {out}\nnext: {command} --address=<address of the coordinator>")
-    return 0
 
 
-def coordinate(arguments: Sequence[str]) -> int:
+def coordinate(arguments: Sequence[str]) -> None:
     """Run the server of a federation whose parties are elsewhere."""
     check_first(
         arguments, "coordinate needs a manifest; write coordinate <manifest> --address=<address> --out=<folder>"
@@ -319,10 +309,9 @@ def coordinate(arguments: Sequence[str]) -> int:
     trust = Trust(*(keys.pop(name, None) for name in ("secret", "certificate", "private-key", "authority")))
     run_coordinator(Path(arguments[0]), address, out, trust, keys)
     print(f"result: {out / RESULT}")
-    return 0
 
 
-def party(arguments: Sequence[str]) -> int:
+def party(arguments: Sequence[str]) -> None:
     """Run one party of a federation."""
     check_first(arguments, "party needs its folder; write party <folder> --manifest=<folder> --address=<address>")
     keys = parse_arguments(arguments[1:])
@@ -333,20 +322,18 @@ def party(arguments: Sequence[str]) -> int:
 
     trust = Trust(keys.pop("secret", None), None, None, keys.pop("authority", None), keys.pop("node-key", None))
     live(Path(arguments[0]), manifest, address, trust, keys)
-    return 0
 
 
-def status(arguments: Sequence[str]) -> int:
+def status(arguments: Sequence[str]) -> None:
     """Say how a federation is."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise InputError("status needs the folder of one coordinator; write status <folder>")
     from recbole_fedkd.machines.journal import status as status_of
 
     print(status_of(Path(arguments[0])), flush=True)
-    return 0
 
 
-def cost(arguments: Sequence[str]) -> int:
+def cost(arguments: Sequence[str]) -> None:
     """Reckon what a federation costs on a network."""
     run = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
     keys = parse_arguments(arguments[1:] if run is not None else arguments)
@@ -363,4 +350,3 @@ def cost(arguments: Sequence[str]) -> int:
         with screen(logging.ERROR):
             costs = probe(model, dataset, files, keys)
     print(costs.table(network), flush=True)
-    return 0
