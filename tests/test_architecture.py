@@ -245,8 +245,8 @@ def test_a_wheel_holds_the_properties_and_runs_from_any_folder(tmp_path):
     shipped = {path.relative_to(site / "recbole_fedkd" / "properties") for path in site.rglob("properties/**/*.yaml")}
     assert shipped == {path.relative_to(ROOT / "properties") for path in (ROOT / "properties").rglob("*.yaml")}
     code = (
-        f"import sys; sys.path.insert(0, {str(site)!r}); import recbole_fedkd.config as c;"
-        f"assert c.PROPERTIES.is_relative_to({str(site)!r}), c.PROPERTIES;"
+        f"import sys; sys.path.insert(0, {str(site)!r}); import recbole_fedkd.config.files as f, recbole_fedkd.config as c;"
+        f"assert f.PROPERTIES.is_relative_to({str(site)!r}), f.PROPERTIES;"
         "print(c.FedKDConfig('AttnFedKD', 'ml-100k')['strategy'])"
     )
     printed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
