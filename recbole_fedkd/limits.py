@@ -22,7 +22,16 @@ def check_limits(config: Any, dataset: Any) -> None:
             are more than there is memory.
     """
     config.fit_catalogue(dataset.item_num - 1)
-    _check_memory(config, dataset)
+    size = config["embedding_size"]
+    if not isinstance(size, int):
+        return
+    # Nobody's system survives the attempt to hold more than it has.
+    needed, there = 4 * size * (dataset.user_num + dataset.item_num), psutil.virtual_memory().total
+    if needed > there:
+        raise InputError(
+            f"embedding_size is {size}: the vectors of {dataset.user_num - 1} users and {dataset.item_num - 1} items take "
+            f"{needed / 1e9:.0f} GB, and this machine has {there / 1e9:.0f} GB"
+        )
 
 
 def check_clients_per_round(config: Any, clients: int) -> None:
@@ -37,19 +46,6 @@ def check_clients_per_round(config: Any, clients: int) -> None:
     if needed is not None and needed > drawn:
         raise InputError(
             f"min_clients is {needed}, but only {drawn} clients take part in a round; it must be {drawn} at most"
-        )
-
-
-def _check_memory(config: Any, dataset: Any) -> None:
-    """Refuse vectors of users and items that alone are more than this machine has; nobody's system survives the attempt."""
-    size = config["embedding_size"]
-    if not isinstance(size, int):
-        return
-    needed, there = 4 * size * (dataset.user_num + dataset.item_num), psutil.virtual_memory().total
-    if needed > there:
-        raise InputError(
-            f"embedding_size is {size}: the vectors of {dataset.user_num - 1} users and {dataset.item_num - 1} items take "
-            f"{needed / 1e9:.0f} GB, and this machine has {there / 1e9:.0f} GB"
         )
 
 

@@ -62,7 +62,7 @@ from recbole_fedkd.result import (
 )
 from recbole_fedkd.rounds import course, epsilon
 from recbole_fedkd.strangers import judge_strangers
-from recbole_fedkd.telling import RoundLines, Tell, end_lines, floors, in_turn, plan, start_lines
+from recbole_fedkd.telling import RoundLines, Tell, end_lines, floors, plan, start_lines
 from recbole_fedkd.trainer import (
     CheckpointTrainer,
     FedKDTrainer,
@@ -160,15 +160,15 @@ def _run(
         trainer = _prepare_trainer(config, data)
     loaders, evaluations = data.loaders, data.evaluations
     logger.info(trainer.model)
-    trainer.on_round = on_round
+    trainer.observers += [on_round] if on_round is not None else []
     show_progress, below = bool(config["show_progress"]), {}
     with _told_how_to_go_on(trainer, saved), processor_settings(config["torch_threads"]), memory_watched(config):
         if tell is not None:
             splits = tuple(loader._dataset for loader in loaders)
             for line in start_lines(config, data.dataset, splits, trainer):
                 tell(line)
-            lines = RoundLines(trainer.epoch_word, config["valid_metric"].lower(), config["valid_metric_bigger"], tell)
-            trainer.on_round = lines if on_round is None else in_turn(on_round, lines)
+            metric, bigger = config["valid_metric"].lower(), config["valid_metric_bigger"]
+            trainer.observers.append(RoundLines(trainer.epoch_word, metric, bigger, tell))
         if checkpoints is not None:
             trainer.resume_checkpoint(config["resume"], checkpoints)
         if isinstance(trainer, FedKDTrainer):

@@ -125,16 +125,6 @@ class RoundLines:
         self.tell("  ".join(parts))
 
 
-def in_turn(*observers: Callable[..., None]) -> Callable[..., None]:
-    """What calls all of them, one after the other."""
-
-    def call(*record: Any) -> None:
-        for observer in observers:
-            observer(*record)
-
-    return call
-
-
 def duration(seconds: float) -> str:
     """Seconds as a person says them."""
     if seconds < 60:

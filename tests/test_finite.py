@@ -205,7 +205,7 @@ def test_the_last_whole_round_stays_on_disk_and_is_named(prepared, run, strategy
 
     if strategy == "central":
         trainer.engine = None
-    trainer.on_round = spoil_the_third
+    trainer.observers.append(spoil_the_third)
     with pytest.raises(TrainingError) as raised:
         trainer.fit(loaders[0], evaluations[0])
     assert f"kept in '{trainer.run_folder}'" in str(raised.value)

@@ -110,11 +110,16 @@ def _sections(model: str) -> dict[str, dict[str, Key]]:
         for name in keys.keys() & of_model.keys():
             del keys[name]
     sections = {f"Model {model}": of_model, **sections}
-    recbole = {name: key for file in FILES_OF_EVERY_RUN[1:] for name, key in read_keys(file).items()}
+    recbole = _recbole_keys()
     for heading, described in read_sections(DESCRIBED).items():
         names = [name for name, key in described.items() if "usual" in key.roles and name not in of_model]
         sections |= {heading: {name: recbole[name] for name in names}} if names else {}
     return sections
+
+
+def _recbole_keys() -> dict[str, Key]:
+    """RecBole's keys of every run."""
+    return {name: key for file in FILES_OF_EVERY_RUN[1:] for name, key in read_keys(file).items()}
 
 
 def _keys_of_plugins(sections: Mapping[str, Mapping[str, Key]]) -> dict[str, Key]:
@@ -125,13 +130,9 @@ def _keys_of_plugins(sections: Mapping[str, Mapping[str, Key]]) -> dict[str, Key
 
 def _found(word: str, sections: Mapping[str, Mapping[str, Key]], defaults: Mapping[str, Any]) -> str:
     """The keys that a word names or is about, what their values mean, and presets of that name."""
-    everything = {**sections, "RecBole": {}}
     above = {name for keys in sections.values() for name in keys}
-    for file in FILES_OF_EVERY_RUN[1:]:
-        everything["RecBole"] = {
-            **everything["RecBole"],
-            **{n: k for n, k in read_keys(file).items() if n not in above},
-        }
+    recbole = {name: key for name, key in _recbole_keys().items() if name not in above}
+    everything = {**sections, "RecBole": recbole}
     lines: list[str] = []
     sought = word.lower()
     for heading, keys in everything.items():
@@ -148,9 +149,7 @@ def _found(word: str, sections: Mapping[str, Mapping[str, Key]], defaults: Mappi
             lines += [_entry(f"  {name}", sentence, column=22) for name, sentence in shown.items()]
     if not lines:
         known = KnownKeys(recbole_arguments(), str(defaults.get("model", _MODEL)), "", [])
-        close = called_here(word, known.keys) or nearest(
-            word, {*known.keys, *(n for k in sections.values() for n in k)}
-        )
+        close = called_here(word, known.keys) or nearest(word, {*known.keys, *above})
         raise InputError(f"no key, model, strategy or preset has to do with '{word[:100]}'; --help lists all{close}")
     return "\n".join(lines)
 

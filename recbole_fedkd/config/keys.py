@@ -270,15 +270,10 @@ def read_keys(file: Path) -> dict[str, Key]:
     described = {} if own else _described()
     keys: dict[str, Key] = {}
     for line in file.read_text(encoding="utf-8").splitlines():
-        matched = _PATTERN_LINE.match(line)
-        if matched:
-            keys[matched[1]] = _key_of_line(matched, own)
-        elif re.match(r"^[\w-]+:", line):
-            name = line.split(":")[0]
-            keys[name] = Key(name, "", (), "", "")
-        else:
+        if not (begins := re.match(r"^([\w-]+):", line)):
             continue
-        name = matched[1] if matched else name
+        name, matched = begins[1], _PATTERN_LINE.match(line)
+        keys[name] = _key_of_line(matched, own) if matched else Key(name, "", (), "", "")
         if name in described and "fallback" not in described[name].roles:
             keys[name] = described[name].over(keys[name])
     return keys

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-_SHARE = "a number of clients, not a share of them"
 _CALLED: dict[str, tuple[str, ...]] = {
     "client_num": (
         "num_clients", "n_clients", "nclients", "clients", "clients_num", "client_number", "number_of_clients",
@@ -94,7 +93,7 @@ _CALLED: dict[str, tuple[str, ...]] = {
     "teacher": ("teacher_model", "teacher_config", "mentor"),
 }  # fmt: skip
 _NOTES = {
-    "clients_per_round": _SHARE,
+    "clients_per_round": "a number of clients, not a share of them",
     "epochs": "of a federation it counts rounds",
     "train_neg_sample_args": "such as {distribution: uniform, sample_num: 4}",
     "eval_args": "such as {split: {RS: [0.8, 0.1, 0.1]}, order: RO, group_by: user}",

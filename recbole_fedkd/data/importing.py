@@ -105,21 +105,19 @@ def read_table(path: str | Path, encoding: str | None = None, separator: str | N
         InputError: it cannot be read as a table.
     """
     file = Path(path)
+    if file.suffix.lower() in (".xlsx", ".xls", ".ods", ".json", ".jsonl"):
+        raise InputError(
+            f"'{file}' is no CSV, TSV or parquet file; save it as one, or give run_recbole_fedkd a data frame"
+        )
     try:
         if file.suffix.lower() in (".parquet", ".pq"):
             return pd.read_parquet(file)
-        if file.suffix.lower() in (".xlsx", ".xls", ".ods", ".json", ".jsonl"):
-            raise InputError(
-                f"'{file}' is no CSV, TSV or parquet file; save it as one, or give run_recbole_fedkd a data frame"
-            )
         content = file.read_bytes()
         content = gzip.decompress(content) if content.startswith(GZIP) else content
     except ImportError as error:
         raise InputError(f"'{file}': parquet needs the package pyarrow; pip install pyarrow") from error
     except OSError as error:
         raise InputError(f"'{file}' cannot be read: {error.strerror or error}") from error
-    except InputError:
-        raise
     except (EOFError, zlib.error) as error:
         raise InputError(f"'{file}' cannot be unpacked: {error}") from error
     except Exception as error:  # pyarrow raises what it likes on what is no parquet

@@ -110,7 +110,7 @@ class CheckpointTrainer(Trainer):
         self.keeps_users = bool(config["user_metrics"])
         self.user_metrics: dict[str, list[float]] | None = None
         self.judged_rows: JudgedRows | None = None
-        self.on_round: Callable[[int, int, dict[str, Any]], None] | None = None
+        self.observers: list[Callable[[int, int, dict[str, Any]], None]] = []
         if self.pretrains:
             self.epochs = config["pretrain_epochs"]
         # RecBole takes min(eval_step, epochs): a run stopped early would evaluate where the whole run does not.
@@ -215,8 +215,8 @@ class CheckpointTrainer(Trainer):
                 write_bytes(content, Path(self.saved_model_file))
                 self.logger.info(set_color("Saving current", "blue") + f": {self.saved_model_file}")
             self._large.tidy(self.run_folder, improved)
-        if self.on_round is not None:
-            self.on_round(number_of(epoch), self.epochs, asdict(self.rounds[-1]))
+        for observer in self.observers:
+            observer(number_of(epoch), self.epochs, asdict(self.rounds[-1]))
 
     @contextmanager
     def _kept_files_named(self) -> Iterator[None]:
