@@ -47,12 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with signals_that_stop():
             return _run(command, arguments)
-    except InputError as error:
+    except (InputError, TrainingError) as error:
         print(f"error: {_with_notes(error)}", file=sys.stderr)
-        return 2
-    except TrainingError as error:
-        print(f"error: {_with_notes(error)}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt as stop:
         going_on = command in _GOING_ON or any(
             argument.startswith(("--experiment", "--resume")) for argument in arguments

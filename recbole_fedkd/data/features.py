@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,18 +126,25 @@ def choose_features(config: Any, dataset: Any) -> Features:
             raise InputError(
                 f"feature_fields names '{name}', but the loaded feature columns are {known}{nearest(str(name), known)}"
             )
+
+    def why_not(side: str, name: str) -> str | None:
+        if chosen is not None and name not in chosen:
+            return "not in feature_fields"
+        if dataset.field2type[name] == FeatureType.FLOAT_SEQ:
+            return "several numbers"
+        asked_for = name in (chosen or ()) or name in _named_by_load_col(config, SIDES[side].value)
+        return _emptiness(dataset, name, _table(dataset, SIDES[side])[name], asked_for)
+
+    return _parted(loaded, why_not)
+
+
+def _parted(columns: Mapping[str, Iterable[str]], why_not: Callable[[str, str], str | None]) -> Features:
+    """Columns of every side, read but where there is a reason why not."""
     read: dict[str, list[str]] = {side: [] for side in SIDES}
     unused: dict[str, str] = {}
-    for side, names in loaded.items():
+    for side, names in columns.items():
         for name in names:
-            asked_for = name in (chosen or ()) or name in _named_by_load_col(config, SIDES[side].value)
-            reason = None
-            if chosen is not None and name not in chosen:
-                reason = "not in feature_fields"
-            elif dataset.field2type[name] == FeatureType.FLOAT_SEQ:
-                reason = "several numbers"
-            else:
-                reason = _emptiness(dataset, name, _table(dataset, SIDES[side])[name], asked_for)
+            reason = why_not(side, name)
             if reason is None:
                 read[side].append(name)
             else:
@@ -212,21 +219,21 @@ def _recbole_features(config: Any, dataset: Any) -> Features:
     reads_sides = context_aware or ContextSeqEmbLayer.__name__ in layers
     selected = (config["selected_features"] or []) if FeatureSeqEmbLayer.__name__ in layers else []
     reads_rows = context_aware and not config["double_tower"]
-    read: dict[str, list[str]] = {side: [] for side in SIDES}
-    unused: dict[str, str] = {}
-    for side, source in SIDES.items():
-        numbers = config["numerical_features"] if reads_sides else []
-        table = _table(dataset, source)
-        extra = [
-            name for name in numbers if table is not None and name in table.columns and name != config["LABEL_FIELD"]
-        ]
-        for name in dict.fromkeys([*_loaded(config, dataset, side), *extra]):
-            if side == "item" and name in selected:
-                read[side].append(name)
-            elif not (reads_rows if side == "context" else reads_sides):
-                unused[name] = f"{model.__name__} reads no {'context' if reads_sides else 'such features'}"
-            elif dataset.field2type[name] in TOKENS or name in numbers:
-                read[side].append(name)
-            else:
-                unused[name] = f"{dataset.field2type[name].value}, not in numerical_features"
-    return Features(**read, unused=unused)
+    numbers = config["numerical_features"] if reads_sides else []
+
+    def columns(side: str) -> Iterable[str]:
+        table = _table(dataset, SIDES[side])
+        there = () if table is None else table.columns
+        extra = [name for name in numbers if name in there and name != config["LABEL_FIELD"]]
+        return dict.fromkeys([*_loaded(config, dataset, side), *extra])
+
+    def why_not(side: str, name: str) -> str | None:
+        if side == "item" and name in selected:
+            return None
+        if not (reads_rows if side == "context" else reads_sides):
+            return f"{model.__name__} reads no {'context' if reads_sides else 'such features'}"
+        if dataset.field2type[name] in TOKENS or name in numbers:
+            return None
+        return f"{dataset.field2type[name].value}, not in numerical_features"
+
+    return _parted({side: columns(side) for side in SIDES}, why_not)

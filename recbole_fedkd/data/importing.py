@@ -10,8 +10,8 @@ import re
 import tempfile
 import warnings
 import zlib
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -398,11 +398,15 @@ def write_atomic(table: pd.DataFrame, folder: Path, name: str, fields: Mapping[s
     target = writable_folder(folder / name, f"folder '{folder / name}'") / f"{name}.inter"
     types = {"user_id": "token", "item_id": "token", "rating": "float", "timestamp": "float"}
     names = {FIELDS[role]: field for role, field in fields.items()}
-    header = "\t".join(f"{names[column]}:{types[column]}" for column in table.columns)
-    rows = table[table.columns[0]].str.cat([table[column] for column in table.columns[1:]], sep="\t")
-    with written_whole(target) as temporary:
-        temporary.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8", newline="\n")
-    return target
+    return write_texts(table, [f"{names[column]}:{types[column]}" for column in table.columns], target)
+
+
+def write_texts(table: pd.DataFrame, header: Iterable[str], file: Path) -> Path:
+    """Write a table of texts under a header of ``name:type``, whole or not at all."""
+    rows = zip(*(table[column] for column in table.columns), strict=True)
+    with written_whole(file) as temporary:
+        temporary.write_text("\n".join(map("\t".join, [header, *rows])) + "\n", encoding="utf-8", newline="\n")
+    return file
 
 
 def check_name(name: str) -> str:
@@ -436,11 +440,7 @@ def frame_as_dataset(frame: pd.DataFrame, given: Mapping[str, Any], kept: bool) 
         raise InputError(re.sub(r"--(\w+)", lambda option: KEYS.get(option[1], option[0]), sentence)) from error
     digest = hashlib.sha256(pd.util.hash_pandas_object(imported.table, index=False).to_numpy().tobytes())
     name = f"frame-{digest.hexdigest()[:12]}"
-    if kept:
-        folder = str(given.get("data_path") or "dataset")
-        write_atomic(imported.table, Path(folder), name, fields)
-        yield name, folder
-        return
-    with tempfile.TemporaryDirectory(prefix="recbole_fedkd-") as folder:
+    lies_in = nullcontext(str(given.get("data_path") or "dataset"))
+    with lies_in if kept else tempfile.TemporaryDirectory(prefix="recbole_fedkd-") as folder:
         write_atomic(imported.table, Path(folder), name, fields)
         yield name, folder

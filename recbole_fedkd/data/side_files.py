@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recbole_fedkd.data.importing import FIELDS, id_column, tokens_of
+from recbole_fedkd.data.importing import FIELDS, id_column, tokens_of, write_texts
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.files import written_whole
 
 _KINDS = {"float": "number", "token": "text", "token_seq": "texts"}
 
@@ -41,11 +40,7 @@ class SideTable:
     def write(self, folder: Path, name: str) -> Path:
         """Write ``<folder>/<name>/<name>.user`` or ``.item`` whole or not at all."""
         target = folder / name / f"{name}.{self.role}"
-        header = "\t".join(f"{column}:{self.types[column]}" for column in self.table.columns)
-        rows = ["\t".join(row) for row in self.table.itertuples(index=False)]
-        with written_whole(target) as temporary:
-            temporary.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8", newline="\n")
-        return target
+        return write_texts(self.table, [f"{column}:{self.types[column]}" for column in self.table.columns], target)
 
 
 def side_table(frame: pd.DataFrame, role: str, column: str | None, known: Collection[str], what: str) -> SideTable:
