@@ -31,21 +31,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import hypergeom
 
-from recbole_fedkd.errors import InputError
-from recbole_fedkd.privacy.identity import Identity, MaskingError
+from recbole_fedkd.privacy.identity import Identity, MaskingError  # first: says so where cryptography is not installed
 from recbole_fedkd.privacy.shamir import SHARE_BYTES, secret_of, shares_of
 
-try:
-    from cryptography.exceptions import InvalidTag
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-    from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-    from cryptography.hazmat.primitives.hashes import SHA256
-    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-except ImportError as error:
-    raise InputError(
-        "secure_aggregation needs the package cryptography, which is not installed; install recbole-fedkd[secagg]"
-    ) from error
+# isort: split
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 Vector = NDArray[np.signedinteger[Any]]
 
