@@ -203,16 +203,8 @@ class SocketTransport:
 
 
 def _listening(address: Address) -> socket.socket:
-    if isinstance(address, str):
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            listener.bind(address)
-            listener.listen(128)
-        except OSError:
-            listener.close()
-            raise
-        return listener
-    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    of_host = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    family = socket.AF_UNIX if isinstance(address, str) else of_host
     return socket.create_server(address, family=family, backlog=128)
 
 
