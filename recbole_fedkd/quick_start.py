@@ -46,7 +46,6 @@ from recbole_fedkd.limits import check_clients_per_round, check_limits, memory_w
 from recbole_fedkd.logs import board_errors_raised, check_folders, run_log
 from recbole_fedkd.model import (
     building,
-    check_columns,
     check_data,
     check_labels,
     normalise_single_rows,
@@ -349,7 +348,6 @@ class _Data:
 @pickles_refused()
 def _prepare_data(config: FedKDConfig) -> _Data:
     """The data of a config; RecBole's order of seeding, on which its splits depend."""
-    check_columns(config)
     init_seed(config["seed"], config["reproducibility"])
     dataset = create_dataset(config)
     getLogger().info(dataset)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections import defaultdict
 from logging import getLogger
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from recbole.config import Config
-from recbole.evaluator import metric_types, metrics_dict, smaller_metrics
-from recbole.utils import EvaluatorType
-
+from recbole_fedkd.config.outlines import metric_names, metric_of
 from recbole_fedkd.errors import InputError, nearest, shown
-from recbole_fedkd.evaluation import metrics as _metrics  # noqa: F401  (registers the metrics)
+
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.utils import EvaluatorType
+else:
+    Config = object  # RecBole's stands behind it, whole or as its source alone has it
 
 
 class JudgedConfig(Config):
-    """RecBole's ``Config`` as far as metrics and evaluation are concerned.
+    """What goes before RecBole's ``Config`` as far as metrics and evaluation are concerned.
 
     Attributes:
         judged_metrics: every metric asked for; ``config["metrics"]`` holds those of the type that ``valid_metric`` has,
@@ -37,8 +38,8 @@ class JudgedConfig(Config):
         valid_metric = final["valid_metric"] = self._valid_metric(metrics, final["topk"])
         stem = valid_metric.partition("@")[0].lower()
         self.judged_metrics = list(metrics)
-        primary = metric_types[stem]
-        mixed = len({metric_types[metric.lower()] for metric in metrics}) > 1
+        primary = metric_of(stem).kind
+        mixed = len({metric_of(metric.lower()).kind for metric in metrics}) > 1
         self._asked_modes = "full"
         if isinstance(final["eval_args"], dict):
             # RecBole would fill what the user left out from its own defaults, not from those of the model or label mode.
@@ -48,18 +49,18 @@ class JudgedConfig(Config):
             unasked = "mode" not in (self.external_config_dict.get("eval_args") or {})
             # A model's own mode, such as full sort, cannot be what somebody means who asks for metrics of the other kind.
             if mixed or unasked or final.get("label_mode") is not None:
-                final["metrics"] = [metric for metric in metrics if metric_types[metric.lower()] == primary]
-                final["eval_args"] = {**final["eval_args"], "mode": self.evaluation_modes(primary)}
+                final["metrics"] = [metric for metric in metrics if metric_of(metric.lower()).kind == primary]
+                final["eval_args"] = {**final["eval_args"], "mode": self._modes_of(primary)}
         lower = self.internal_config_dict.get("train_neg_sample_args")
         if isinstance(final.get("train_neg_sample_args"), dict) and isinstance(lower, dict):
             final["train_neg_sample_args"] = {**lower, **final["train_neg_sample_args"]}
         modes = _modes(final["eval_args"].get("mode"))
-        if primary == EvaluatorType.RANKING and "labeled" in modes:
+        if primary == "RANKING" and "labeled" in modes:
             raise InputError(
                 f"eval_args.mode is labeled, which judges rows one by one, and metrics {shown(final['metrics'])} rank items; "
                 "use mode full or uni<N>"
             )
-        if primary == EvaluatorType.VALUE and "full" in modes:
+        if primary == "VALUE" and "full" in modes:
             raise InputError(
                 f"eval_args.mode is full, which ranks all items, and metrics {shown(final['metrics'])} judge rows with labels; "
                 "use mode labeled, or set label_mode"
@@ -69,7 +70,7 @@ class JudgedConfig(Config):
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"the config cannot be used: {error}") from error
         # RecBole's own rule looks at the metric that RecBole registered; ours are registered beside them.
-        final["valid_metric_bigger"] = stem not in smaller_metrics
+        final["valid_metric_bigger"] = not metric_of(stem).smaller
 
     def evaluation_modes(self, kind: EvaluatorType) -> dict[str, str]:
         """RecBole's evaluation mode per phase for metrics of one kind, from the ``eval_args.mode`` that was asked for.
@@ -77,6 +78,9 @@ class JudgedConfig(Config):
         Value metrics need rows with labels: the held-out rows, or sampled negatives where all held-out rows are positives.
         Ranking metrics need candidates: those of ``uniN`` or ``popN`` where asked for, else all items.
         """
+        return self._modes_of(kind.name)
+
+    def _modes_of(self, kind: str) -> dict[str, str]:
         asked = self._asked_modes
         if not isinstance(asked, dict):
             asked = {"valid": asked, "test": asked}
@@ -85,7 +89,7 @@ class JudgedConfig(Config):
         for phase in ("valid", "test"):
             mode = str(asked.get(phase, default))
             sampled = _samples_candidates(mode)
-            if kind == EvaluatorType.RANKING:
+            if kind == "RANKING":
                 modes[phase] = "full" if mode in ("labeled", "uni1") else mode
             elif self["label_mode"] == "implicit":
                 modes[phase] = mode if sampled else "uni1"
@@ -102,22 +106,17 @@ class JudgedConfig(Config):
         chosen = self.final_config_dict["valid_metric"]
         stem, at, k = str(chosen).partition("@")
         if "valid_metric" in self.external_config_dict:
-            if stem.lower() not in metric_types:
-                raise InputError(f"valid_metric {shown(chosen)} is unknown{nearest(stem, metric_types)}")
+            if stem.lower() not in metric_names():
+                raise InputError(f"valid_metric {shown(chosen)} is unknown{nearest(stem, metric_names())}")
             if stem.lower() not in [metric.lower() for metric in metrics]:
                 raise InputError(f"valid_metric '{chosen}' is not among metrics {shown(metrics)}; add it to them")
             return str(chosen)
         if stem.lower() not in [metric.lower() for metric in metrics]:
             stem, at, k = metrics[0], "", ""
-        if not self._takes_k(stem):
+        if not metric_of(stem.lower()).takes_k:
             return stem
         kept = at and k.isdigit() and int(k) in topk
         return f"{stem}@{k}" if kept else f"{stem}@{topk[0]}"
-
-    def _takes_k(self, stem: str) -> bool:
-        # Keys of a metric of its own, such as tail_ratio, are unset, as RecBole's config gives them.
-        probe = defaultdict(lambda: None, {"topk": [1], "metric_decimal_place": 4})
-        return hasattr(metrics_dict[stem.lower()](probe), "topk")
 
     def fit_catalogue(self, items: int) -> None:
         """Shorten a default ``topk`` to the items that there are to recommend, with a warning.
@@ -126,7 +125,7 @@ class JudgedConfig(Config):
             InputError: the user's own ``topk``, or the k of the user's ``valid_metric``, is beyond them.
         """
         asked = self["topk"]
-        ranked = [metric for metric in self.judged_metrics if self._takes_k(metric)]
+        ranked = [metric for metric in self.judged_metrics if metric_of(metric.lower()).takes_k]
         if not ranked or max(asked) <= items:
             return
         sentence = f"topk holds {max(asked)}, but dataset '{self['dataset']}' has only {items} item(s)"
@@ -141,7 +140,7 @@ class JudgedConfig(Config):
         """Before anything runs: ``valid_metric`` names a result key that its metric gives."""
         valid_metric, topk = self["valid_metric"], self["topk"]
         stem, at, k = valid_metric.partition("@")
-        takes_k = self._takes_k(stem)
+        takes_k = metric_of(stem.lower()).takes_k
         if takes_k and (not k.isdecimal() or int(k[:20]) not in topk):
             raise InputError(
                 f"valid_metric '{valid_metric}' needs @k with a k of topk {shown(topk)}, such as {stem}@{topk[0]}"
@@ -168,8 +167,8 @@ def _metric_names(metrics: Any) -> list[str]:
     if not isinstance(names, list | tuple) or not names:
         raise InputError(f"metrics is {shown(metrics)}; it must be a list of metric names")
     for name in names:
-        if not isinstance(name, str) or name.lower() not in metric_types:
-            raise InputError(f"metric {shown(str(name))} is unknown{nearest(str(name), metric_types)}")
+        if not isinstance(name, str) or name.lower() not in metric_names():
+            raise InputError(f"metric {shown(str(name))} is unknown{nearest(str(name), metric_names())}")
     return list(dict.fromkeys(names))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -23,6 +22,7 @@ from recbole_fedkd.config.keys import (
     read_sections,
     sizes_of_models,
 )
+from recbole_fedkd.config.outlines import mentioned_keys
 from recbole_fedkd.config.shapes import check_shape
 from recbole_fedkd.config.synonyms import called_here
 from recbole_fedkd.errors import InputError, nearest, shown
@@ -48,11 +48,6 @@ def keys_in_source(model_class: type) -> set[str]:
         except (OSError, TypeError):
             continue
     return names
-
-
-def mentioned_keys(source: str) -> set[str]:
-    """Keys that a piece of Python reads from its config."""
-    return set(re.findall(r"config\[[\"']([\w-]+)[\"']\]", source))
 
 
 class KnownKeys:

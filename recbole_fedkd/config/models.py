@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from recbole_fedkd.config.choices import choices
 from recbole_fedkd.config.files import RECBOLE_PROPERTIES
+from recbole_fedkd.config.needs import missing_package
 from recbole_fedkd.errors import InputError, nearest
 
 # RecBole trains these by libraries of trees, whose models are files of their own and no parameters of torch.
@@ -41,19 +42,23 @@ def check_model_name(name: str) -> None:
         )
 
 
+def check_model(name: str) -> None:
+    """As :func:`check_model_name`, and that the package is there that a model of RecBole needs."""
+    check_model_name(name)
+    if (package := missing_package(name)) is not None:
+        raise InputError(f"model '{name}' needs the package {package}, which is not installed")
+
+
 def find_model(name: str) -> type:
     """Model class of this package or of RecBole; raises :class:`InputError` with the nearest name for any other."""
     from recbole.utils import get_model
 
     from recbole_fedkd import compat
-    from recbole_fedkd.model import MODELS, corrected, missing_package
+    from recbole_fedkd.model import MODELS, corrected
 
-    check_model_name(name)
+    check_model(name)
     if name in MODELS:
         return MODELS[name]
-    package = missing_package(name)
-    if package is not None:
-        raise InputError(f"model '{name}' needs the package {package}, which is not installed")
     try:
         with compat.anomaly_detection_kept():
             model: type = get_model(name)

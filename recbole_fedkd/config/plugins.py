@@ -29,6 +29,19 @@ def plugins_from_anywhere(value: Any) -> list[str]:
     return [str(Path(name).resolve()) if name.endswith(".py") else name for name in plugin_names(value)]
 
 
+def check_plugins_there(value: Any) -> None:
+    """Raise :class:`InputError` as :func:`import_plugins` does, for a file or a module that is not there."""
+    for name in plugin_names(value):
+        try:
+            if name.endswith(".py"):
+                with Path(name).resolve().open("rb"):
+                    pass
+            elif importlib.util.find_spec(name.partition(".")[0]) is None:
+                raise ModuleNotFoundError(f"No module named {name.partition('.')[0]!r}")
+        except (OSError, ImportError, ValueError) as error:
+            raise _not_imported(name, error) from error
+
+
 def import_plugins(value: Any) -> list[ModuleType]:
     """Import what the key ``plugins`` names: modules, or files that end in ``.py``; each once in a process.
 
@@ -43,11 +56,15 @@ def import_plugins(value: Any) -> list[ModuleType]:
         except InputError as error:
             raise InputError(f"plugins names '{name}': {error}") from error
         except Exception as error:  # a module of anybody's raises whatever comes
-            raise InputError(
-                f"plugins names '{name}', which cannot be imported ({type(error).__name__}: {error}); name a module that "
-                "Python finds, or a file that ends in .py"
-            ) from error
+            raise _not_imported(name, error) from error
     return modules
+
+
+def _not_imported(name: str, error: Exception) -> InputError:
+    return InputError(
+        f"plugins names '{name}', which cannot be imported ({type(error).__name__}: {error}); name a module that "
+        "Python finds, or a file that ends in .py"
+    )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from recbole_fedkd.errors import InputError, nearest
@@ -18,9 +19,6 @@ def check_transform(config: Any) -> None:
     Raises:
         InputError: an unknown transform, one without its key, one that hides nothing, or a model that it does not fit.
     """
-    from recbole.data import transform
-    from recbole.utils import ModelType
-
     name = config["transform"]
     needed = _READS.get(config["model"])
     if needed is not None and name != needed:
@@ -28,7 +26,8 @@ def check_transform(config: Any) -> None:
     if name is None:
         return
     if name == "user_defined":
-        if transform.UserDefinedTransform.__module__ == transform.__name__:
+        transform = sys.modules.get("recbole.data.transform")  # without it, what is put there may still come
+        if transform is not None and transform.UserDefinedTransform.__module__ == transform.__name__:
             raise InputError(
                 "transform is 'user_defined', but RecBole's UserDefinedTransform is empty; put a class of your own into "
                 "recbole.data.transform.UserDefinedTransform first"
@@ -39,7 +38,7 @@ def check_transform(config: Any) -> None:
         raise InputError(
             f"transform '{name}' is unknown; it must be one of {', '.join(allowed)}{nearest(str(name), allowed)}"
         )
-    if config["MODEL_TYPE"] != ModelType.SEQUENTIAL and not config.reads_history:
+    if config["MODEL_TYPE"].name != "SEQUENTIAL" and not config.reads_history:
         raise InputError(f"transform={name} changes item sequences, which model '{config['model']}' does not have")
     key = _NEEDS[name]
     if key is None:

@@ -10,10 +10,8 @@ from recbole_fedkd.model.pair import TeacherAndStudent
 from recbole_fedkd.model.population import AttnFedKD, NetworkPopulation, RecBolePopulation
 from recbole_fedkd.model.requirements import (
     building,
-    check_columns,
     check_data,
     check_labels,
-    missing_package,
     reads_negatives,
 )
 from recbole_fedkd.model.student import AttnStudent, AttnTeacher
@@ -40,12 +38,10 @@ __all__ = [
     "RecBolePopulation",
     "TeacherAndStudent",
     "building",
-    "check_columns",
     "check_data",
     "check_labels",
     "corrected",
     "has_fields",
-    "missing_package",
     "normalise_single_rows",
     "reads_negatives",
     "with_attention",

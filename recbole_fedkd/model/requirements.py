@@ -5,7 +5,6 @@ RecBole finds out in the middle: as a missing module, a ``KeyError``, or an inde
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import io
 from collections.abc import Iterator
@@ -16,49 +15,10 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from recbole.utils import InputType, ModelType
+from recbole.utils import ModelType
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from recbole_fedkd.errors import InputError, nearest
-
-# Imported inside functions of RecBole's models and of its knowledge graph.
-_PACKAGES = {"NCL": "faiss", "KGAT": "dgl", "KGIN": "torch_scatter", "MCCLK": "torch_scatter", "NNCF": "networkx"}
-# Models that read vectors of a knowledge graph, by the names that RecBole wrote into their source.
-_VECTORS = {"GRU4RecKG": ["ent_id"], "KSR": ["ent_id", "rel_id"]}
-
-
-def missing_package(model: str) -> str | None:
-    """The package that a model of RecBole needs and that is not installed; None if there is none."""
-    package = _PACKAGES.get(model)
-    return package if package is not None and importlib.util.find_spec(package) is None else None
-
-
-def check_columns(config: Any) -> None:
-    """Check, before data are read, that a model that reads a knowledge graph is given one.
-
-    Raises:
-        InputError: ``load_col`` leaves the graph out, or ``preload_weight`` the vectors.
-    """
-    model, columns = config["model"], config["load_col"]
-    if config["MODEL_TYPE"] != ModelType.KNOWLEDGE and model not in _VECTORS:
-        return
-    for suffix, usual in (
-        ("kg", ["head_id", "relation_id", "tail_id"]),
-        ("link", ["item_id", "entity_id"]),
-    ):
-        if isinstance(columns, dict) and suffix not in columns:
-            raise InputError(
-                f"model '{model}' reads a knowledge graph, but load_col names no columns of .{suffix}; add "
-                f"'{suffix}': {usual}"
-            )
-    for name in _VECTORS.get(model, []):
-        if name not in (config["preload_weight"] or {}):
-            kind = "entities" if name == "ent_id" else "relations"
-            raise InputError(
-                f"model '{model}' reads vectors of {kind}, which preload_weight must name by '{name}', such as "
-                f"{{'{name}': '{name[:3]}_vec'}}; the file with both columns goes into additional_feat_suffix and load_col, "
-                f"and alias_of_{'entity' if name == 'ent_id' else 'relation'}_id must list '{name}'"
-            )
 
 
 def check_data(config: Any, dataset: Any) -> None:
@@ -166,19 +126,6 @@ def building(config: Any) -> Iterator[None]:
 def check_labels(config: Any, train_dataset: Any) -> None:
     """RecBole's click models fail inside the first batch if there is no label; here it is said before."""
     sampled = config["train_neg_sample_args"]["distribution"] != "none"
-    if config["strategy"] != "central" and sampled:
-        sampling = config["train_neg_sample_args"]
-        if sampling["distribution"] == "popularity" or sampling["dynamic"]:
-            raise InputError(
-                "train_neg_sample_args: clients sample negatives uniformly; popularity and dynamic are central"
-            )
-    # With a loss over all items, such as CE, a model reads no sampled ones.
-    pairs = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and config["loss_type"] in (None, "BPR")
-    if pairs and not sampled and reads_negatives(config.model_class):
-        raise InputError(
-            f"model '{config['model']}' learns to rank an item above a sampled one, but train_neg_sample_args samples none; "
-            "leave it unset, or set {distribution: uniform, sample_num: 1}"
-        )
     clicks = config["MODEL_TYPE"] == ModelType.CONTEXT and not sampled
     if clicks and config["LABEL_FIELD"] not in train_dataset.inter_feat:
         raise InputError(
