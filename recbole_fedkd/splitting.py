@@ -18,18 +18,8 @@ from torch import Tensor
 
 from recbole_fedkd.compat import pickles_refused, recbole_warnings_silenced
 from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.data import importing
 from recbole_fedkd.data.creation import create_dataset, samples_made
-from recbole_fedkd.data.importing import (
-    FIELDS,
-    KEYS,
-    Imported,
-    check_name,
-    id_column,
-    import_table,
-    read_table,
-    tokens_of,
-)
-from recbole_fedkd.data.importing import write_atomic as write_interactions
 from recbole_fedkd.data.labels import declared_labels
 from recbole_fedkd.data.preparation import data_preparation
 from recbole_fedkd.data.schema import ClientRows, DataSchema, read_schema, rows_of_clients
@@ -136,7 +126,7 @@ def catalogue_manifest(
     Raises:
         InputError: bad input of any kind; nothing is written then.
     """
-    name = check_name(dataset or items.stem)
+    name = importing.check_name(dataset or items.stem)
     config = _config_of_parties(model, name, files, keys)
     _check_free(out)
     if not config["label_values"]:
@@ -153,7 +143,7 @@ def catalogue_manifest(
         )
     with tempfile.TemporaryDirectory(prefix="recbole_fedkd-") as folder:
         tokens = _copy_catalogue(items, Path(folder), name)
-        write_interactions(_made_up(tokens, config), Path(folder), name, _fields(config))
+        importing.write_atomic(_made_up(tokens, config), Path(folder), name, _fields(config))
         free = {**dict.fromkeys(_FILTERS), "holdout_clients": 0.0, "partition": "random", "data_path": folder}
         whole = FedKDConfig(model, name, files, None, {**keys, **free})
         with _muted():
@@ -191,14 +181,14 @@ def _muted() -> Iterator[None]:
 
 def _fields(config: Any) -> dict[str, str]:
     """What a config calls the columns of interactions."""
-    return {role: config[key] for role, key in KEYS.items()}
+    return {role: config[key] for role, key in importing.KEYS.items()}
 
 
 def _copy_catalogue(items: Path, folder: Path, name: str) -> list[str]:
     """Write a catalogue as a data set's ``.item`` file, where it has features; returns the items."""
-    table = read_table(items)
-    column = id_column(list(map(str, table.columns)), "item", f"'{items}'")
-    ids = tokens_of(table[column])
+    table = importing.read_table(items)
+    column = importing.id_column(list(map(str, table.columns)), "item", f"'{items}'")
+    ids = importing.tokens_of(table[column])
     tokens = [token for token in dict.fromkeys(ids) if token not in ("", "[PAD]")]
     if dropped := len(ids) - len(tokens):
         again = listed(list(dict.fromkeys(ids[ids.duplicated()])))
@@ -227,7 +217,7 @@ def _made_up(tokens: list[str], config: Any) -> pd.DataFrame:
         "rating": np.array(labels, dtype=object)[row // rows_of_user % len(labels)],
         "time": row.astype(str),
     }
-    return pd.DataFrame({FIELDS[role]: column for role, column in columns.items()}, dtype=object)
+    return pd.DataFrame({importing.FIELDS[role]: column for role, column in columns.items()}, dtype=object)
 
 
 @dataclass(frozen=True)
@@ -241,7 +231,7 @@ class Brought:
         users: of the party.
     """
 
-    imported: Imported
+    imported: importing.Imported
     outside: Mapping[str, int]
     rows: Mapping[str, int]
     users: int
@@ -268,7 +258,7 @@ def bring(
         manifest: folder of the manifest of a catalogue.
         number: of the party, from 0.
         out: the party's folder, which is made.
-        named: role to the column that plays it, as far as somebody says so; see :func:`import_table`.
+        named: role to the column that plays it, as far as somebody says so; see :func:`importing.import_table`.
         keys: see :meth:`Manifest.load`.
 
     Raises:
@@ -284,7 +274,7 @@ def bring(
         raise InputError(f"number is {number}; the manifest's parties are 0 to {schema.clients - 1}")
     read.identity_of(out, number)
     _check_free(out, apart_from=IDENTITY)
-    imported = import_table(read_table(file), named, f"'{file}'")
+    imported = importing.import_table(importing.read_table(file), named, f"'{file}'")
     known = imported.table["item_id"].isin(schema.numbers_of_tokens[schema.item_field])
     outside = imported.table["item_id"][~known].value_counts().to_dict()
     if not known.any():
@@ -317,9 +307,9 @@ def _split_as_ruled(
     fields = _fields(read)
     # Labels by a threshold take the place of the ratings that they are made of.
     needed = {role: name for role, name in fields.items() if name in own or role == "rating"}
-    if absent := [name for role, name in needed.items() if FIELDS[role] not in table]:
+    if absent := [name for role, name in needed.items() if importing.FIELDS[role] not in table]:
         raise InputError(f"'{file}' has no column for {listed(absent)}, which the manifest's rows have")
-    write_interactions(table, folder, read["dataset"], fields)
+    importing.write_atomic(table, folder, read["dataset"], fields)
     loaded = {"load_col": {"inter": list(needed.values())}}
     config = Manifest.load(manifest, {**keys, "data_path": str(folder), **loaded}).config
     config.of_one_party = True
