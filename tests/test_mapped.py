@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recbole_fedkd.checkpoint import read_checkpoint
+from recbole_fedkd.checkpoint.reading import read_checkpoint
 from recbole_fedkd.engine.base import Engine
 from recbole_fedkd.engine.fleet import mapped
 from recbole_fedkd.engine.fleet.mapped import MappedTensors, lies_in_file
