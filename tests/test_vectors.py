@@ -18,6 +18,7 @@ from recbole_fedkd.model.vectors import (  # noqa: E402
     largest,
     load,
     load_rows,
+    power_of_two,
     rows_of,
     spread,
     store,
@@ -92,6 +93,18 @@ def test_powers_are_those_of_e_and_nothing_is_left_of_what_is_hidden():
     found = made(power, numbers, rows=1)[0]
     np.testing.assert_allclose(found[:10], np.exp(numbers[:10].astype(float)), rtol=5e-6)
     assert not found[10:13].any() and found[13] == 0 and np.isnan(found[14])
+
+
+def test_powers_of_two_reach_beyond_one_and_nothing_is_left_of_what_is_hidden():
+    def power(numbers, out):
+        store(power_of_two(load(numbers, 0)), out, 0)
+
+    numbers = np.array(
+        [0, 1e-7, 0.5, -0.5, -0.49, 3, 60, 126.4, -60, -126.4, -127, -1e3, -1e30, -np.inf, np.nan, -7.3], np.float32
+    )
+    found = made(power, numbers, rows=1)[0]
+    np.testing.assert_allclose(found[:10], np.exp2(numbers[:10].astype(float)), rtol=5e-6)
+    assert not found[10:14].any() and np.isnan(found[14])
 
 
 def test_there_is_an_inverse_of_zero_and_none_of_what_is_not_a_number():

@@ -295,7 +295,9 @@ def _own_scores(query: Query, fields: Tensor) -> Tensor:
 
 def _layers(row_of: Tensor, which: Tensor, others: Sequence[Linear]) -> tuple[OfLayers, int]:
     """What loops read of the layers behind the first, and the rows of the room in which they work."""
-    source, target, steps = 0, len(which), []
+    # Two halves of a room take turns, so that it stays in the cache.
+    half = max([len(which), *(weight.shape[:-1].numel() for weight, _ in others)])
+    source, target, steps = 0, half, []
     weights: list[Tensor] = []
     biases: list[Tensor] = []
     for weight, bias in others:
@@ -305,9 +307,9 @@ def _layers(row_of: Tensor, which: Tensor, others: Sequence[Linear]) -> tuple[Of
         steps.append(Step(fields, outputs, seen, step, *begin, source, target))
         weights.append((weight[0] if weight.dim() == 3 else weight).flatten())
         biases.append(bias[:outputs])
-        source, target = target, target + fields * outputs
+        source, target = target, source
     plan = torch.tensor(steps, dtype=torch.long)
-    return OfLayers(row_of, which, plan, torch.cat(weights), torch.cat(biases)), target
+    return OfLayers(row_of, which, plan, torch.cat(weights), torch.cat(biases)), 2 * half
 
 
 class Kept:

@@ -8,13 +8,26 @@ from __future__ import annotations
 
 import numpy as np
 
-from recbole_fedkd.model.compiled import HIDDEN, Ids, Table
+from recbole_fedkd.model.compiled import HIDDEN, LANES, ROWS, Ids, Table
 from recbole_fedkd.model.products import NO_LEAST, product, view
 from recbole_fedkd.model.ranking import WIDTH, OfItems, OfLayers, OfUsers, Sizes
-from recbole_fedkd.model.vectors import inlined, part
+from recbole_fedkd.model.vectors import (
+    everywhere,
+    inlined,
+    inverse,
+    larger,
+    load,
+    load_rows,
+    part,
+    power_of_two,
+    rows_of,
+    store,
+    store_rows,
+    sum_of,
+)
 
-NOTHING = np.float32(2.0**-100)
-"""What the sum of powers of scores that are not subtracted from is above where an item sees a key."""
+LEAST = np.float32(0.1) * HIDDEN
+"""Below what a key gets that an item sees."""
 
 
 def rank(items: OfItems, users: OfUsers, layers: OfLayers, sizes: Sizes, logits: Table) -> None:
@@ -39,7 +52,7 @@ def rank(items: OfItems, users: OfUsers, layers: OfLayers, sizes: Sizes, logits:
                 used, added = users.used[user], users.added[user]
                 product(scores[: used * sizes.past_heads], added, users.keys[user], items.past[block], NO_LEAST)
                 _hide(users.past[user, :used], slots - 1, items.numbers[block], sizes, scores, sums[0, 0])
-                _softmax(used, sizes.past_heads, users.bounded[user, 0], scores, sums, shares)
+                _softmax(used, sizes.past_heads, users.bounded[user, 0], scores, shares)
                 product(given[:width], zeros, users.values[user], shares[:used], NO_LEAST)
             if len(users.pair) > 0:
                 given[(both - 1) * width : both * width] = users.pair[block]
@@ -90,7 +103,7 @@ def _hide(past: Ids, oldest: int, numbers: Ids, sizes: Sizes, scores: Table, unl
 
 
 @part
-def _softmax(keys: int, heads: int, bounded: bool, scores: Table, sums: Table, shares: Table) -> None:
+def _softmax(keys: int, heads: int, bounded: bool, scores: Table, shares: Table) -> None:
     """A softmax over the keys for each head, averaged over the heads; of base 2, since scores are divided by log 2.
 
     Args:
@@ -98,61 +111,64 @@ def _softmax(keys: int, heads: int, bounded: bool, scores: Table, sums: Table, s
         heads: likewise.
         bounded: no score is beyond :data:`MOST`, so that the largest need not be subtracted.
         scores: ``[keys * heads, WIDTH]``, overwritten.
-        sums: room ``[2, heads, WIDTH]``.
         shares: ``[keys, WIDTH]``, filled; 0 where an item sees no key.
     """
-    most, total, four = sums[0], sums[1], heads // 4 * 4
-    for head in range(heads):
-        for i in range(WIDTH):
-            most[head, i], total[head, i] = HIDDEN, np.float32(0.0)
-    for key in range(0 if bounded else keys):
-        for head in range(heads):
-            for i in range(WIDTH):
-                most[head, i] = max(most[head, i], scores[key * heads + head, i])
-    if bounded:
-        for key in range(keys):
-            for head in range(heads):
-                for i in range(WIDTH):
-                    power = _power_of_two(scores[key * heads + head, i])
-                    scores[key * heads + head, i] = power
-                    total[head, i] += power
-    else:
-        for key in range(keys):
-            for head in range(heads):
-                for i in range(WIDTH):
-                    power = _power_of_two(scores[key * heads + head, i] - most[head, i])
-                    scores[key * heads + head, i] = power
-                    total[head, i] += power
-    for head in range(heads):
-        for i in range(WIDTH):
-            seen = total[head, i] > NOTHING if bounded else most[head, i] > np.float32(-1e29)
-            total[head, i] = np.float32(1.0) / (total[head, i] * np.float32(heads)) if seen else np.float32(0.0)
-    for key in range(keys):
-        row = key * heads
-        for i in range(WIDTH):
-            shares[key, i] = 0.0
-        for head in range(0, four, 4):
-            for i in range(WIDTH):
-                two = scores[row + head, i] * total[head, i] + scores[row + head + 1, i] * total[head + 1, i]
-                more = scores[row + head + 2, i] * total[head + 2, i] + scores[row + head + 3, i] * total[head + 3, i]
-                shares[key, i] += two + more
+    four = heads // ROWS * ROWS
+    for column in range(0, WIDTH, 2 * LANES):
+        for head in range(0, four, ROWS):
+            _four_heads(keys, heads, head, bounded, scores, shares, column)
         for head in range(four, heads):
-            for i in range(WIDTH):
-                shares[key, i] += scores[row + head, i] * total[head, i]
+            _one_head(keys, heads, head, bounded, scores, shares, column)
+            _one_head(keys, heads, head, bounded, scores, shares, column + LANES)
 
 
 @inlined
-def _power_of_two(x: np.float32) -> np.float32:
-    """``2^x`` of ``x <= 0``; of less than -125, that of -125."""
-    # n goes in the place of a number's exponent; of x - n, at most a half, a polynomial.
-    x = max(x, np.float32(-125.0))
-    n = np.rint(x)
-    r = x - n
-    p = np.float32(1.33335581e-3) * r + np.float32(9.61812911e-3)
-    p = (p * r + np.float32(5.55041087e-2)) * r + np.float32(2.40226507e-1)
-    p = (p * r + np.float32(6.93147181e-1)) * r + np.float32(1.0)
-    power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
-    return p * power  # type: ignore[no-any-return]
+def _four_heads(keys: int, heads: int, head: int, bounded: bool, scores: Table, shares: Table, column: int) -> None:
+    """Add what ROWS heads make of two rows of LANES columns to the shares; the first heads fill them."""
+    left, right = rows_of(everywhere(np.float32(0.0))), rows_of(everywhere(np.float32(0.0)))
+    if not bounded:
+        left, right = rows_of(everywhere(LEAST)), rows_of(everywhere(LEAST))
+        for key in range(keys):
+            begin = (key * heads + head) * WIDTH + column
+            left = larger(left, load_rows(scores, begin, WIDTH))
+            right = larger(right, load_rows(scores, begin + LANES, WIDTH))
+    of_left, of_right = rows_of(everywhere(np.float32(0.0))), rows_of(everywhere(np.float32(0.0)))
+    for key in range(keys):
+        begin = (key * heads + head) * WIDTH + column
+        a = power_of_two(load_rows(scores, begin, WIDTH) - left)
+        b = power_of_two(load_rows(scores, begin + LANES, WIDTH) - right)
+        store_rows(a, scores, begin, WIDTH)
+        store_rows(b, scores, begin + LANES, WIDTH)
+        of_left, of_right = of_left + a, of_right + b
+    count = everywhere(np.float32(heads))
+    of_left, of_right = inverse(of_left * count), inverse(of_right * count)
+    for key in range(keys):
+        begin, share = (key * heads + head) * WIDTH + column, key * WIDTH + column
+        c = sum_of(load_rows(scores, begin, WIDTH) * of_left)
+        d = sum_of(load_rows(scores, begin + LANES, WIDTH) * of_right)
+        if head > 0:
+            c, d = c + load(shares, share), d + load(shares, share + LANES)
+        store(c, shares, share)
+        store(d, shares, share + LANES)
+
+
+@inlined
+def _one_head(keys: int, heads: int, head: int, bounded: bool, scores: Table, shares: Table, column: int) -> None:
+    """:func:`_four_heads` of one, and of one row of LANES columns."""
+    most, total = everywhere(np.float32(0.0) if bounded else LEAST), everywhere(np.float32(0.0))
+    for key in range(0 if bounded else keys):
+        most = larger(most, load(scores, (key * heads + head) * WIDTH + column))
+    for key in range(keys):
+        begin = (key * heads + head) * WIDTH + column
+        power = power_of_two(load(scores, begin) - most)
+        store(power, scores, begin)
+        total = total + power
+    total = inverse(total * everywhere(np.float32(heads)))
+    for key in range(keys):
+        share = load(scores, (key * heads + head) * WIDTH + column) * total
+        if head > 0:
+            share = share + load(shares, key * WIDTH + column)
+        store(share, shares, key * WIDTH + column)
 
 
 @part
@@ -190,7 +206,7 @@ def _attend_to_fields(
         product(scores[begin : begin + heads], zeros, items.heads, asked[:width], NO_LEAST)
     begin, end = others * heads, (others + sizes.own) * heads
     product(scores[begin:end], users.own_added[user], users.own_keys[user], query, NO_LEAST)
-    _softmax(others + sizes.own, heads, users.bounded[user, 1], scores, sums, shares)
+    _softmax(others + sizes.own, heads, users.bounded[user, 1], scores, shares)
     for channel in range(width):
         pooled = given[both * width + channel]
         for i in range(WIDTH):

@@ -217,23 +217,41 @@ def _exponential(builder: Any, row: Any) -> Any:
     # is 0, and so is the power.
     least = _same(-88.0)
     row = builder.select(builder.fcmp_ordered("<", row, least), least, row)
-    kind = ir.FunctionType(ROW, [ROW])
-    rounded = cgutils.get_or_insert_function(builder.module, kind, f"llvm.rint.v{LANES}f32")
-    n = builder.call(rounded, [_product(builder, row, _same(1.44269504))])
+    n = _rounded(builder, _product(builder, row, _same(1.44269504)))
     r = _difference(builder, row, _product(builder, n, _same(0.69314718)))
     p = _same(1.9875691e-4)
     for factor in (1.3981999e-3, 8.3334519e-3, 4.1665796e-2, 1.6666665e-1, 0.5, 1.0, 1.0):
         p = _sum(builder, _product(builder, p, r), _same(factor))
+    return _product(builder, p, _whole_power(builder, n))
+
+
+def _power_of_two(builder: Any, row: Any) -> Any:
+    least = _same(-127.0)
+    row = builder.select(builder.fcmp_ordered("<", row, least), least, row)
+    n = _rounded(builder, row)
+    r = _difference(builder, row, n)
+    p = _same(1.33335581e-3)
+    for factor in (9.61812911e-3, 5.55041087e-2, 2.40226507e-1, 6.93147181e-1, 1.0):
+        p = _sum(builder, _product(builder, p, r), _same(factor))
+    return _product(builder, p, _whole_power(builder, n))
+
+
+def _rounded(builder: Any, row: Any) -> Any:
+    kind = ir.FunctionType(ROW, [ROW])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.rint.v{LANES}f32"), [row])
+
+
+def _whole_power(builder: Any, n: Any) -> Any:
+    """``2^n`` of whole numbers from -126 on; 0 of -127."""
     bits = builder.add(builder.fptosi(n, INTEGERS), ir.Constant(INTEGERS, [127] * LANES))
-    power = builder.shl(bits, ir.Constant(INTEGERS, [23] * LANES))
-    return _product(builder, p, builder.bitcast(power, ROW))
+    return builder.bitcast(builder.shl(bits, ir.Constant(INTEGERS, [23] * LANES)), ROW)
 
 
 larger = _each(_larger)
 """``(a, b)``: the larger of each two numbers; where that of ``a`` is not a number, it stays."""
 
-exponential = _of_each(_exponential)
-"""``(a)``: ``e^x`` of every ``x <= 0``; exactly 0 below -88."""
+exponential, power_of_two = _of_each(_exponential), _of_each(_power_of_two)
+"""``(a)``: ``e^x`` of every ``x <= 0``, exactly 0 below -88; ``2^x`` of every ``x < 127``, exactly 0 below -126.5."""
 
 inverse = _of_each(_inverse)
 """``(a)``: of every number, 0 of 0."""
