@@ -238,6 +238,47 @@ def test_every_choice_that_meets_others_is_the_same_on_both(data_of, keys, parti
     assert_agree(local, fleet, 7 if keys.get("knowledge") == "factors" else 4, lossy=bool(keys.get("codecs")))
 
 
+LATE = {"split": {"RS": [0.6, 0.2, 0.2]}, "group_by": None, "order": "TO", "mode": "full"}
+"""The last users of the data have held-out rows alone."""
+
+
+def served(trainer):
+    """Label distributions of every user and item, by pairs and as rankings make them."""
+    users = torch.arange(1, len(trainer.model.client_of_user))
+    items = torch.arange(1, trainer.model.item_num).expand(len(users), -1)
+    with torch.no_grad():
+        model = trainer.model.eval()
+        return model.logits(users, items).softmax(-1), model.rank(users)[:, 1:].softmax(-1)
+
+
+@pytest.mark.parametrize("serve_average", [0.0, 0.5])
+@pytest.mark.parametrize(("strategy", "knowledge"), LEARNT)
+def test_users_of_a_client_without_a_training_row_are_served_alike_and_as_the_run_says(
+    tmp_path, strategy, knowledge, serve_average
+):
+    folder = write_dataset(tmp_path, users=12, items=10, rows=7)
+    keys = {"strategy": strategy, "knowledge": knowledge, "serve_average": serve_average}
+    both = trainers((folder, _prepare_data), partition="user", eval_args=LATE, **keys)
+    idle = torch.isin(both[0].model.client_of_user[1:], torch.tensor(both[0].idle_clients))
+    assert 3 < int(idle.sum()) < 9 and both[1].idle_clients == both[0].idle_clients
+    before = [served(trainer) for trainer in both]
+    server = both[0].engine.server.strategy
+    assert_agree(*both, rounds=server.exchange_rounds + 2, lossy=False)
+    after = [served(trainer) for trainer in both]
+    for logits, ranked in after:
+        assert apart(ranked, logits) < 1e-4
+    for (found, _), (initial, _) in zip(after, before, strict=True):
+        assert torch.equal(found[idle], initial[idle]) == (not server.serves_aggregate)
+
+
+def test_a_client_that_alone_has_rows_leaves_its_users_out_group_by_group_on_both(tmp_path):
+    folder = write_dataset(tmp_path, users=2, items=10, rows=8)
+    rows = {**LATE, "split": {"RS": [0.4, 0.2, 0.4]}}
+    both = trainers((folder, _prepare_data), strategy="afd", knowledge="factors", partition="user", eval_args=rows)
+    assert list(both[0].engine.samples) == list(both[1].engine.samples) == [0]
+    assert_agree(*both, rounds=both[0].engine.server.strategy.exchange_rounds + 2, lossy=False)
+
+
 @pytest.mark.parametrize(
     "keys", [{"clients_per_round": 3}, {"holdout_clients": 0.3, "rating_threshold": 2}, {}], ids=str
 )

@@ -79,9 +79,13 @@ def feature_count(labels: int) -> int:
 
 
 def standardised(features: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    """Features ``[n, F]`` at mean 0 and deviation 1, within :data:`FEATURE_REACH`, in single precision."""
-    standard: Tensor = (features - mean) / scale
-    return standard.clamp(-FEATURE_REACH, FEATURE_REACH).float()
+    """Features ``[n, F]`` at mean 0 and deviation 1, within :data:`FEATURE_REACH`, in single precision.
+
+    All is in single precision before the mean is taken off: of a lone row nothing is left then, and not what rounding leaves,
+    of which an optimiser that divides by a gradient's size makes steps as large as of anything.
+    """
+    standard: Tensor = (features.float() - mean.float()) / scale.float()
+    return standard.clamp(-FEATURE_REACH, FEATURE_REACH)
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:

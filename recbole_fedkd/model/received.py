@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -46,19 +47,7 @@ class ReceivedTables(WithRows):
     def __init__(self, exchange: FactorExchange) -> None:
         super().__init__()
         self.exchange = exchange
-        labels, items, width = len(exchange.values), exchange.rows.item_count, exchange.settings.factor_size
-        features = feature_count(labels)
-        empty = {
-            "known_scalars": torch.tensor([float(exchange.values.mean()), 1.0]).double(),
-            "item_bias": torch.zeros(items).double(),
-            "item_vectors": torch.zeros(items, width).double(),
-            "item_histogram": torch.zeros(items, labels).double(),
-            "curvature_root": torch.zeros(width + 1, width + 1).double(),
-            "curvature_values": torch.zeros(width + 1).double(),
-            "feature_mean": torch.zeros(features),
-            "feature_scale": torch.ones(features),
-        }
-        for name, value in empty.items():
+        for name, value in _nothing_known(exchange).items():
             self.register_buffer(name, value)
         self._users: KnownUsers | None = None
         self.of_rows: tuple[Tensor, Tensor] | None = None
@@ -98,6 +87,16 @@ class ReceivedTables(WithRows):
         self.curvature_values.copy_(tables.curvature.values)
         self._forget(None)
 
+    def untold(self) -> Self:
+        """A module of the same parameters and rows, to which nothing has come down."""
+        shared = {id(part): part for part in (self.exchange, *self.parameters())}
+        for name, value in _nothing_known(self.exchange).items():
+            known = self.get_buffer(name)
+            shared[id(known)] = value.to(known.device)
+        twin = copy.deepcopy(self, shared)
+        twin._forget(None)
+        return twin
+
     def middles(self, mean: Tensor) -> Tensor:
         """Where the label distributions of predicted labels ``[n]`` lie ``[n]``."""
         return middles(mean, self.known_scalars[1], self.exchange.values)
@@ -126,6 +125,22 @@ class ReceivedTables(WithRows):
 
     def _forget(self, _keys: object) -> None:
         self._users = None
+
+
+def _nothing_known(exchange: FactorExchange) -> dict[str, Tensor]:
+    """The buffers of :class:`ReceivedTables` before anything has come down."""
+    labels, items, width = len(exchange.values), exchange.rows.item_count, exchange.settings.factor_size
+    features = feature_count(labels)
+    return {
+        "known_scalars": torch.tensor([float(exchange.values.mean()), 1.0]).double(),
+        "item_bias": torch.zeros(items).double(),
+        "item_vectors": torch.zeros(items, width).double(),
+        "item_histogram": torch.zeros(items, labels).double(),
+        "curvature_root": torch.zeros(width + 1, width + 1).double(),
+        "curvature_values": torch.zeros(width + 1).double(),
+        "feature_mean": torch.zeros(features),
+        "feature_scale": torch.ones(features),
+    }
 
 
 def described_in_groups(

@@ -79,7 +79,8 @@ class FoldIn:
             raise InputError(f"client is {client!r}; {allowed}")
         clients: list[int | None] = [client]
         if client is None and self.config.federated and not self._shares_network:
-            clients = torch.linspace(0, numbers - 1, min(numbers, ASKED)).long().tolist()
+            trained = torch.tensor(self.scorer.trained_clients)
+            clients = trained[torch.linspace(0, len(trained) - 1, min(len(trained), ASKED)).long()].tolist()
         return torch.stack([self._scores_by(number, items, ratings) for number in clients]).mean(0)
 
     @property
@@ -97,7 +98,7 @@ class FoldIn:
                 return self._of_floor(items, labels)
             network, weights = self._network(client)
             if isinstance(network, FactorHead):
-                return self._of_factors(network, items, labels, client)
+                return self._of_factors(network, weights, items, labels, client)
             known = getattr(network, "known", None)  # of sums of interactions it is a flag
             with known.of_somebody(items, labels) if isinstance(known, KnownPairs) else nullcontext():
                 return self._of_network(network, weights, items, labels)
@@ -130,13 +131,13 @@ class FoldIn:
         return scores.float()
 
     @torch.no_grad()
-    def _of_factors(self, head: FactorHead, items: Tensor, labels: Tensor, client: int | None) -> Tensor:
+    def _of_factors(self, head: FactorHead, own: Any, items: Tensor, labels: Tensor, client: int | None) -> Tensor:
         values = head.exchange.values.float()
         mean, features = self._known(items, labels, head.tables, values).of_user(0)
         if client is None:
             logits = normal_logits(values, head.middles(mean), head.tables.noise.sqrt().float())
         else:
-            logits = head.described(head.middles(mean), features)
+            logits = call(head, own, "described", head.middles(mean), features)
         scores: Tensor = logits.softmax(-1) @ values
         return scores
 
@@ -151,12 +152,12 @@ class FoldIn:
         """The network that serves somebody new, and the parameters in which it differs from what the module holds."""
         if not self.config.federated:
             return getattr(self.model, "network", self.model), {}
-        number = client or 0
+        number = self.scorer.trained_clients[0] if client is None else client
         if not isinstance(self.model, CompactPopulation):
             return self.model.networks[number], {}
         groups = self.model.client_groups
         group = groups[number % len(groups)]
-        return group.whole, group.served_by(torch.tensor(number // len(groups)), group.base())
+        return self.model.network_of(number), group.served_by(torch.tensor(number // len(groups)), group.base())
 
     def _of_network(self, network: nn.Module, weights: Mapping[str, Tensor], items: Tensor, labels: Tensor) -> Tensor:
         weights = {**dict(network.named_parameters()), **weights, **self._buffers_of_history(network, items, labels)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from recbole.utils import ModelType
 from torch import Tensor
 
 from recbole_fedkd.data.features import features_of
+from recbole_fedkd.data.partition import held_out_clients
 from recbole_fedkd.data.rows import rows_in_time
 from recbole_fedkd.model.student import LabelledRecommender
 
@@ -41,6 +43,14 @@ class Scorer:
         self.latest = latest_rows(dataset)
         self.context = () if self.sequential else features_of(config, dataset).context
         self._full = True
+
+    @cached_property
+    def trained_clients(self) -> list[int]:
+        """Clients of a federation that have taken part in training: the networks of others are the initial ones."""
+        homes, config = self.model.client_of_user.cpu(), self.config
+        strangers = held_out_clients(int(homes.max()) + 1, config["holdout_clients"], config["seed"])
+        holds = homes[self.training.inter_feat[self.user_field]].unique()
+        return [number for number in holds.tolist() if number not in strangers]
 
     @torch.no_grad()
     def of_users(self, users: Tensor) -> Tensor:

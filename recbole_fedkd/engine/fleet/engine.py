@@ -25,7 +25,7 @@ from recbole_fedkd.engine.fleet.exchange import (
     OwnDownlink,
 )
 from recbole_fedkd.engine.fleet.factor_exchange import FactorDownlink, FactorUplink
-from recbole_fedkd.engine.fleet.factors import FactorSamples
+from recbole_fedkd.engine.fleet.factors import FactorFleetPopulation, FactorSamples
 from recbole_fedkd.engine.fleet.memory import OptimizerMemory
 from recbole_fedkd.engine.fleet.optimizers import BatchedOptimizer
 from recbole_fedkd.engine.fleet.packing import packed, places_of
@@ -113,8 +113,9 @@ class FleetEngine(Engine):
         self.uplink: Uplink = MessageUplink(server, self.groups, private, self.links)
         self._side_by_side = SideBySide(threads)
         if isinstance(task, FactorSamples):
-            mapped = self._side_by_side.map
-            self.downlink = FactorDownlink(server, self.groups, self.links, self.device, task, mapped)
+            assert isinstance(population, FactorFleetPopulation)
+            mapped, told = self._side_by_side.map, population.heard
+            self.downlink = FactorDownlink(server, self.groups, self.links, self.device, task, told, mapped)
             self.uplink = FactorUplink(server, self.downlink)
         elif common and len(self.groups) == 1 and MeanUplink.fits(server):
             self.uplink = MeanUplink(server, self.groups[0], private[0], self.links)

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.distillation.exchange import FactorExchange, TablesOfAll
 from recbole_fedkd.distillation.factors import FoldedUsers, PairedRows, Rows
-from recbole_fedkd.distillation.features import LEAST_DEVIATION, ItemTables, described_items, standardised
+from recbole_fedkd.distillation.features import LEAST_DEVIATION, ItemTables, described_items, moments, standardised
 from recbole_fedkd.distillation.losses import label_cross_entropy
 from recbole_fedkd.engine.fleet.compiled import of_other_rows
 from recbole_fedkd.engine.fleet.draws import Streams, filled_up
@@ -28,6 +29,8 @@ from recbole_fedkd.engine.fleet.store import Pack
 from recbole_fedkd.federated.task import Step
 from recbole_fedkd.model.compiled import has_compiler
 from recbole_fedkd.model.factor_head import FactorHead
+from recbole_fedkd.model.population import local_ids
+from recbole_fedkd.model.received import described_in_groups
 
 KNOWN_AT_A_TIME = 1 << 13
 """Rows of clients that are described at a time."""
@@ -70,6 +73,7 @@ class FactorSamples(FleetTask):
         self.head, self.batch_size, self.reg_weight = head, batch_size, reg_weight
         rows = head.exchange.rows
         self.client_of_user = client_of_user.clamp(min=0)  # of the padding, which has no row
+        self.local_id = local_ids(client_of_user.cpu()).to(client_of_user.device)
         self.clients = int(client_of_user.max()) + 1
         owner = client_of_user[rows.users]
         order = torch.argsort(owner, stable=True)
@@ -118,11 +122,28 @@ class FactorSamples(FleetTask):
         if settings.stages[-1] not in totals:
             return
         tables = TablesOfAll(settings, totals, head.exchange.values)
-        middles, features, *moments = zip(*mapped(partial(self._known, tables, own), self._blocks()), strict=True)
-        group.keep_received(
-            group.numbers, dict(zip(("feature_mean", "feature_scale"), map(torch.cat, moments), strict=True))
-        )
-        self.middle, self.features = torch.cat(middles), torch.cat(features)
+        known = zip(*mapped(partial(self._known, tables, own), self._blocks()), strict=True)
+        self.middle, self.features, mean, scale = map(torch.cat, known)
+        alone = self._alone(totals["histogram"], own["histogram"])
+        if alone is not None:
+            part, exchange = self.owner == alone, self._exchange_of(alone)
+            predicted, features = described_in_groups(exchange, totals, None)
+            mean[alone], scale[alone] = moments(features)
+            self.middle[part] = head.middles(predicted)
+            self.features[part] = standardised(features, mean[alone], scale[alone])
+        group.keep_received(group.numbers, {"feature_mean": mean, "feature_scale": scale})
+
+    def _alone(self, total: Tensor, own: Tensor) -> int | None:
+        """The client whose part of the histograms is all of them: without it nothing would be left. None: there is none."""
+        speakers = self.pair_owner[own.any(1)].unique()
+        return int(speakers) if len(speakers) == 1 and float(own.sum()) == float(total.sum()) else None
+
+    def _exchange_of(self, client: int) -> FactorExchange:
+        """That of a client by itself, as it numbers its users."""
+        rows, whole, part = self.rows, self.head.exchange, self.owner == client
+        number = self.local_id[rows.users[part]]
+        alone = Rows(number, rows.items[part], rows.values[part], int(number.max()) + 1, rows.item_count)
+        return FactorExchange(whole.settings, alone, self.labels[part], whole.values)
 
     def _blocks(self) -> list[tuple[int, int]]:
         """Clients from one to before another, of so many rows at a time that what is made of them stays in a cache."""
@@ -214,7 +235,53 @@ def _label_shares(total: Tensor, others: Tensor, items: Tensor, owner: Tensor, c
 
 
 class FactorFleetPopulation(FleetPopulation):
-    """Heads on item factors in compact form: what is known of users and items is computed once for all."""
+    """Heads on item factors in compact form: what is known of users and items is computed once for all.
+
+    Arguments as of the base class.
+
+    Attributes:
+        heard: whether totals have come down to a client, bool ``[clients]``; one to which none have, such as one without a
+            training row, serves its users by the initial tables.
+    """
+
+    heard: Tensor
+
+    def __init__(self, config: Any, schema: DataSchema, rows: ClientRows, client_of_user: Tensor) -> None:
+        super().__init__(config, schema, rows, client_of_user)
+        self.register_buffer("heard", torch.zeros(self.clients, dtype=torch.bool), persistent=False)
+        self._untold: list[FactorHead] = []  # not a part of this module: its parameters are those of the head
+
+    @property
+    def head(self) -> FactorHead:
+        """That of all users, with all that has come down."""
+        head = self.client_groups[0].whole
+        assert isinstance(head, FactorHead)
+        return head
+
+    @property
+    def untold(self) -> FactorHead:
+        """The same, to which nothing has come down."""
+        if not self._untold:
+            self._untold = [self.head.untold()]
+        return self._untold[0]
+
+    def other_parameter(self) -> dict[str, Tensor]:
+        """What a checkpoint holds beside parameters."""
+        return {"heard": self.heard}
+
+    def load_other_parameter(self, para: Any) -> None:
+        """Restore it; in checkpoints of 0.3.0, which lack it, whoever has a row has heard."""
+        rows = self.head.exchange.rows
+        holds = torch.zeros_like(self.heard).index_fill_(0, self.client_of_user[rows.users], True)
+        self.heard.copy_((para or {}).get("heard", holds))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._untold = []
+        return super()._apply(fn, recurse)
+
+    def network_of(self, client: int) -> nn.Module:
+        """See the base class."""
+        return self.head if self.heard[client] else self.untold
 
     def _score(
         self,
@@ -226,8 +293,27 @@ class FactorFleetPopulation(FleetPopulation):
         out: Tensor,
     ) -> None:
         """Score the rows of packed clients; arguments as of the base class."""
-        (row, slot, column), (users, items, _), head = where, asked, group.whole
-        assert isinstance(head, FactorHead)
+        row, slot, column = where
+        heard = self.heard[clients]
+        for told in heard.unique().tolist():
+            chosen = heard == told
+            rows, slots = chosen[slot], chosen.cumsum(0) - 1
+            part = row[rows], slots[slot[rows]], column[rows]
+            head = self.head if told else self.untold
+            self._score_by(head, group, base, clients[chosen], part, asked, out)
+
+    def _score_by(
+        self,
+        head: FactorHead,
+        group: ClientGroup,
+        base: Base,
+        clients: Tensor,
+        where: tuple[Tensor, Tensor, Tensor],
+        asked: tuple[Tensor, Tensor, Any],
+        out: Tensor,
+    ) -> None:
+        """The same by the tables of a head."""
+        (row, slot, column), (users, items, _) = where, asked
         targets, width = items.shape[1], int(column.max()) + 1
         mean, features = head.known_users.of_pairs(users[row].repeat_interleave(targets), items[row].flatten())
         middles = features.new_zeros(len(clients), width, targets, dtype=torch.float)

@@ -78,6 +78,10 @@ class CompactPopulation(nn.Module):
         """The groups, as what they are."""
         return list(self.groups)  # type: ignore[arg-type]
 
+    def network_of(self, client: int) -> nn.Module:
+        """The module that is called with a client's own parameters."""
+        return self.client_groups[client % len(self.groups)].whole
+
     def private_rows(self, group: int) -> dict[str, Rows]:
         """What of the network of all users no strategy may send."""
         return rows_that_stay(self.client_groups[group].whole, self.private_parameters)
@@ -127,13 +131,12 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
         owners = self.client_of_user[users]
         out = torch.empty(len(users), len(self.label_values), self.item_num, device=users.device).transpose(1, 2)
         bases: dict[int, Any] = {}
-        callers = [Caller(group.whole.eval(), _ranked) for group in self.client_groups]
         for client in owners.unique().tolist():
             rows = torch.nonzero(owners == client).flatten()
             served = partial(self._served, client, bases)
             own, made = served() if self.kept is None else self.kept.of(client, served)
             of_rows = {name: values[rows] for name, values in context.items()}
-            caller = callers[client % len(self.groups)]
+            caller = Caller(self.network_of(client).eval(), _ranked)
             out[rows] = functional_call(caller, own, (users[rows], of_rows, self.item_num, made))
         return out
 
