@@ -116,6 +116,17 @@ def test_weights_that_are_not_finite_are_seen_in_the_scores():
     assert not rank_items(network, torch.arange(USERS), {}, ITEMS).isfinite().any()
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("different", [{}, {"known": True}, {"context": True}], ids=str)
+def test_nobody_has_no_ranking(different, gradients):
+    network, nobody = network_of(**different), torch.arange(0)
+    with torch.set_grad_enabled(gradients):
+        assert rank_items(network, nobody, context_of(network, nobody), ITEMS).shape == (0, ITEMS, LABELS)
+        chosen = torch.ones(0, 4, dtype=torch.long)
+        asked = rank_items(network, nobody, context_of(network, nobody), ITEMS, chosen=chosen)
+        assert asked.shape == (0, 4, LABELS)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("scale", [30.0, 1e4])
 def test_scores_that_no_exponent_holds_are_taken_apart_as_a_softmax_does(scale):

@@ -92,6 +92,17 @@ def test_the_norm_counts_a_row_once_however_many_read_it():
     assert torch.equal(table.grad[[0, 2, 3]], torch.zeros(3, 2))
 
 
+@pytest.mark.parametrize("norm_of", [
+    lambda table, ids: touched_norm([(table, [Tokens(ids)])], []),
+    lambda table, ids: touched_squared_norm([(table, ids)], []),
+])  # fmt: skip
+def test_what_is_not_a_number_in_a_row_that_nobody_reads_is_in_neither_the_norm_nor_a_gradient(norm_of):
+    table = torch.tensor([[float("nan"), torch.inf], [1.0, 2.0]], requires_grad=True)
+    norm = norm_of(table, torch.tensor([1]))
+    norm.backward()
+    assert norm.item() == 5.0 and table.grad.tolist() == [[0.0, 0.0], [2.0, 4.0]]
+
+
 def test_other_numbers_go_through_torch():
     tables = [each.double() for each in _tables()]
     ids, one, many = _columns()

@@ -198,6 +198,7 @@ def touched_squared_norm(tables: Iterable[tuple[Tensor, Tensor]], dense: Iterabl
     parts = [weight.pow(2).sum() for weight in dense]
     for table, ids in tables:
         # Out of place: torch.func may run this for many networks at once.
-        touched = torch.zeros(table.shape[0], dtype=table.dtype, device=table.device).scatter(0, ids.flatten(), 1.0)
-        parts.append(torch.dot(table.pow(2).sum(1), touched))
+        touched = torch.zeros(table.shape[0], dtype=torch.bool, device=table.device).scatter(0, ids.flatten(), True)
+        # Not times 0: what is not a number in another row would stay so.
+        parts.append(torch.where(touched.unsqueeze(1), table, 0.0).pow(2).sum())
     return torch.stack(parts).sum()

@@ -14,10 +14,31 @@ CNN_LAYERS = 5
 
 
 def drawn_mask(values: Tensor, kept: float) -> Tensor:
-    """1 where an entry of ``values`` stays, else 0: on the processor a number of the stream an entry, whoever made it."""
+    """1 where an entry of ``values`` stays, else 0; from torch's own stream, on the processor by :func:`drawn_masks`."""
     if values.device.type != "cpu":
         return torch.empty_like(values).bernoulli_(kept)
-    return torch.empty(values.shape, dtype=torch.float64).uniform_().lt(kept).to(values.dtype)
+    (mask,) = drawn_masks((1, *values.shape), kept, [len(values)], [None]).to(values.dtype)
+    return mask
+
+
+def drawn_masks(
+    shape: Sequence[int], kept: float, counts: Sequence[int], streams: Sequence[torch.Generator | None]
+) -> Tensor:
+    """Whether an entry stays: by a number of a network's stream an entry, whoever made the processor.
+
+    Args:
+        shape: of what is masked, ``[networks, samples, ...]``.
+        kept: share of the entries that stay.
+        counts: samples of each network; those that fill up keep everything.
+        streams: of each network; None: torch's own. There may be more.
+
+    Returns:
+        Bool, of that shape.
+    """
+    uniform = torch.zeros(*shape, dtype=torch.float64)
+    for own, count, stream in zip(uniform, counts, streams, strict=False):
+        own[:count].uniform_(generator=stream)
+    return uniform.lt(kept)
 
 
 class HandedDropout(nn.Module):

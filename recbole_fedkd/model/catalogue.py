@@ -203,8 +203,9 @@ class Catalogue:
         """Logits ``[users, items, T]``, items side by side in memory; of all, or of those chosen ``[users, items]``."""
         count = self.fields.shape[2] if chosen is None else chosen.shape[1]
         logits = self.fields.new_empty(len(asking.own), labels, -(-count // WIDTH) * WIDTH)
-        for users in torch.arange(len(logits)).split(AT_ONCE if asking.pair is None else 1):
-            rows = slice(int(users[0]), int(users[-1]) + 1)
+        at_once = AT_ONCE if asking.pair is None else 1
+        for start in range(0, len(logits), at_once):
+            rows = slice(start, min(start + at_once, len(logits)))
             pair, shortcut = asking.pair(rows.start) if asking.pair is not None else (None, None)
             items, of_each = self.items, 0
             if chosen is not None:

@@ -6,6 +6,7 @@ in a table of its own in as many steps; here one short loop a field does it, for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -187,10 +188,11 @@ def _readers(many: bool, tensors: Sequence[Any]) -> list[Reader]:
     """Ids ``[networks, n]``, column ``[networks, ids, tokens]``, empty where there is none, and whether 0 is no token."""
     readers: list[Reader] = []
     for ids, column, masked in zip(*[iter(tensors)] * 3, strict=True):
-        tokens = NO_COLUMN if column is None else _array(many, column)
-        readers.append(
-            (_array(many, ids), tokens.reshape(*tokens.shape[:2], -1) if column is not None else tokens, masked)
-        )
+        tokens = NO_COLUMN
+        if column is not None:
+            tokens = _array(many, column)
+            tokens = tokens.reshape(*tokens.shape[:2], math.prod(tokens.shape[2:]))
+        readers.append((_array(many, ids), tokens, masked))
     return readers
 
 
@@ -278,6 +280,7 @@ def _decay(table: Table, marks: Marks, given: Sums, out: Table) -> None:
     """Fill ``out`` with the marked rows of ``table`` times ``given [networks]``, and zeros."""
     for network in range(len(table)):
         for row in range(table.shape[1]):
-            factor = given[network] if marks[network, row] else np.float32(0.0)
+            # Of a row that is not touched, whatever it holds, nothing is asked: 0 times what is not a number is none.
+            touched = marks[network, row]
             for x in range(table.shape[2]):
-                out[network, row, x] = factor * table[network, row, x]
+                out[network, row, x] = given[network] * table[network, row, x] if touched else np.float32(0.0)

@@ -341,14 +341,14 @@ class AttentiveNetwork(nn.Module):
         if self._seen is not None:
             middle, features = self._seen.described(asking, asked)
             parts.append(self.known_field(features).unsqueeze(1))
-            shortcut = self._seen(middle, features).view(batch, targets, -1)
+            shortcut = self._seen(middle, features).unflatten(0, (batch, targets))
         fields = torch.cat(parts, 1)
         if self.field_attention is not None:
             attended, weights = self.field_attention(query.reshape(-1, 1, width), fields)
             attention["fields"] = weights.squeeze(1)
             fields = fields + attended
         hidden: Tensor = self.backbone.hidden(fields)
-        logits: Tensor = self.backbone.logits(hidden).view(batch, targets, -1) + shortcut
+        logits: Tensor = self.backbone.logits(hidden).unflatten(0, (batch, targets)) + shortcut
         if self.architecture.item_prior:
             logits = logits + self.item_prior[items]
         return Observation(logits, hidden, attention)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recbole_fedkd.federated.draws import KeyedDraws, shuffled_order
+from recbole_fedkd.model.backbone import drawn_masks
 
 
 class Streams:
@@ -51,13 +52,8 @@ class Streams:
             rows: of the packed batch.
             layers: share that is dropped, and shape of a sample, of each layer.
         """
-        # As `drawn_mask` draws them; a sample that fills up keeps everything.
-        uniform = [torch.zeros(len(counts), rows, *shape, dtype=torch.float64) for _, shape in layers]
-        if layers:
-            for slot, (generator, count) in enumerate(zip(self.dropout, counts, strict=False)):
-                for of_layer in uniform:
-                    of_layer[slot, :count].uniform_(generator=generator)
-        return [of_layer.lt(1.0 - share) for of_layer, (share, _) in zip(uniform, layers, strict=True)]
+        streams = self.dropout if layers else []
+        return [drawn_masks((len(counts), rows, *shape), 1.0 - share, counts, streams) for share, shape in layers]
 
     def batch_negatives(
         self,
