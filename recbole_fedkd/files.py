@@ -17,6 +17,9 @@ import yaml
 
 from recbole_fedkd.errors import InputError, TrainingError, listed
 
+PARTITION = "partition.json"
+"""Of a run's folder: which user lives on which client."""
+
 _PROBE = b"\0" * 65536
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
 

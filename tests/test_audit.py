@@ -316,10 +316,17 @@ def test_an_audit_is_a_page_and_a_file_beside_it(run, capsys):
 def test_an_audit_looks_at_no_more_rounds_than_the_budget_lasts_for(run, capsys):
     for epochs, privacy in ((1, {"epsilon": 8.0}), (9, {"noise_multiplier": 1.5, "epsilon": 4.0})):
         result = run(**{**FEDAVG, "epochs": epochs}, privacy={"clip": 0.5, **privacy})
-        assert main(["audit", result["run_folder"], "--clients=5"]) == 0
+        assert main(["audit", result["run_folder"], "--clients=5", "--rounds=5"]) == 0
+        assert "--rounds=5: looked at 1; the budget of privacy lasts for no more" in capsys.readouterr().out
         kept = json.loads((result_folder(result) / "audit" / "audit.json").read_text())
         assert [each["round"] for each in kept["seen"]] == [1]
         assert kept["canaries"]["accounted"] == pytest.approx(result["epsilon"])
+
+
+def test_an_audit_says_that_an_exchange_was_over_before_the_rounds_that_it_was_asked_for(run, capsys):
+    folder = run(**{**FACTORS, "epochs": 1})["run_folder"]
+    assert main(["audit", folder, "--rounds=9", "--clients=2"]) == 0
+    assert "--rounds=9: looked at 4; clients send nothing after them" in capsys.readouterr().out
 
 
 def test_an_audit_without_guesses_does_not_say_that_the_server_cannot_tell(run, tmp_path, capsys):

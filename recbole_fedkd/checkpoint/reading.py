@@ -19,7 +19,7 @@ from torch import Tensor
 from recbole_fedkd.checkpoint.large import large_file, put_back
 from recbole_fedkd.checkpoint.sealed import digest, read_sealed, write_sealed
 from recbole_fedkd.errors import InputError, shown
-from recbole_fedkd.files import check_one_run
+from recbole_fedkd.files import PARTITION, check_one_run
 
 CHECKPOINT_VERSION = 7
 BEST, LAST, ROWS = "best.pth", "last.pth", "rows.pth"
@@ -219,7 +219,7 @@ def take_away_unsaved(folder: Path) -> None:
     """What a run has written that ends before its first checkpoint, since nothing goes on from it."""
     if any((folder / name).exists() for name in (LAST, BEST)):
         return
-    for name in (ROWS, "partition.json", "schema.json", "schema.npz"):
+    for name in (ROWS, PARTITION, "schema.json", "schema.npz"):
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):  # not there, or with files of somebody else
         folder.rmdir()

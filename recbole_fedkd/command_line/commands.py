@@ -123,6 +123,11 @@ def audit(arguments: Sequence[str]) -> None:
         line = f"round {message.round}  {message.kind}{', masked' if message.masked else ''}  {guess} ({message.pairs:,} pairs)"
         ratings = "" if message.ratings is None else f"  exact ratings {100 * message.ratings:.0f} %"
         print(f"{line}  exact sets {100 * message.exact:.0f} %{ratings}", flush=True)
+    if rounds is not None and len(audited.seen) < rounds:
+        over = (
+            "clients send nothing after them" if audited.canaries is None else "the budget of privacy lasts for no more"
+        )
+        print(f"--rounds={rounds}: looked at {len(audited.seen)}; {over}")
     print("\n".join(verdict(asdict(audited))))
     if audited.canaries is not None:
         print(

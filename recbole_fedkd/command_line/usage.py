@@ -101,12 +101,13 @@ Runs the first rounds of a run again, with somebody who looks at what the server
 can tell which items a client has rated, how many ratings of each kind, and what a release under
 differential privacy gives away of canaries. Writes RUN/audit/index.html and audit.json beside it.
 
-  --rounds=N    rounds to look at (default: 2, or those of an exchange in stages)
+  --rounds=N    rounds to look at (default: 2, or those of an exchange in stages); no more than clients
+                send anything in, or a budget of privacy lasts for, and where these are fewer it says so
   --clients=N   clients to look at (default: 60)
 """
 
 SEARCH = """\
-usage: recbole-fedkd search --params_file=FILE --model=MODEL --dataset=DATASET
+usage: recbole-fedkd search --params_file=FILE --model=MODEL --dataset=DATASET [--preset=NAME]
                             [--config_files="A.yaml B.yaml"] [--trials=N] [--out=FILE.json]
                             [--algorithm=tpe|random|exhaustive] [--key=value ...]
 
@@ -114,6 +115,7 @@ Searches for hyper-parameters by the validation score of each trial's best epoch
 that of the best trial. The same command goes on after an interruption; nothing is tried twice.
 
   --params_file=FILE   one parameter a line, as RecBole's hyper.test
+  --preset=NAME        what is searched around; it names the model where --model does not
   --trials=N           trials in all (default: 10; of an exhaustive search, every combination)
   --algorithm=NAME     tpe (default), random, or exhaustive (choice and quniform only)
   --out=FILE.json      the result (default: results/search-<model>-<dataset>.json), with

@@ -19,7 +19,7 @@ from recbole_fedkd.checkpoint.large import LARGE_FILES
 from recbole_fedkd.checkpoint.reading import BEST, ROWS
 from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.experiment.grid import Cell, Experiment, digest_of
-from recbole_fedkd.files import json_ready, write_bytes, write_json, written_whole
+from recbole_fedkd.files import PARTITION, json_ready, write_bytes, write_json, written_whole
 from recbole_fedkd.record import RECORD_VERSION, RECORD_VERSIONS, write_record
 from recbole_fedkd.report.records import differing_keys
 
@@ -78,7 +78,7 @@ def keep_checkpoint(folder: Path, cell: Cell, run_folder: Path) -> None:
     """Take over the best checkpoint of a run, and what is needed to load it."""
     target = checkpoint_folder(folder, cell)
     target.mkdir(parents=True, exist_ok=True)
-    for pattern in (LARGE_FILES, BEST, ROWS, "partition.json"):
+    for pattern in (LARGE_FILES, BEST, ROWS, PARTITION):
         for file in run_folder.glob(pattern):
             write_bytes(file.read_bytes(), target / file.name)
 

@@ -41,7 +41,7 @@ from recbole_fedkd.federation.parties import (
     server_of,
     server_strategy,
 )
-from recbole_fedkd.files import write_json
+from recbole_fedkd.files import PARTITION, write_json
 from recbole_fedkd.model import (
     AttnFedKD,
     NetworkPopulation,
@@ -99,7 +99,7 @@ def population_of(
 def save_federation(folder: Path, dataset: Any, client_of_user: Tensor) -> None:
     """Write which user, by the dataset's own token, lives on which client, and what is public of the data."""
     users, clients = dataset.field2id_token[dataset.uid_field][1:].tolist(), client_of_user[1:].tolist()
-    write_json(dict(zip(users, clients, strict=True)), folder / "partition.json")
+    write_json(dict(zip(users, clients, strict=True)), folder / PARTITION)
     read_schema(dataset, max(clients) + 1).save(folder)
 
 

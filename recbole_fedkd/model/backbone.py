@@ -17,8 +17,7 @@ def drawn_mask(values: Tensor, kept: float) -> Tensor:
     """1 where an entry of ``values`` stays, else 0; from torch's own stream, on the processor by :func:`drawn_masks`."""
     if values.device.type != "cpu":
         return torch.empty_like(values).bernoulli_(kept)
-    (mask,) = drawn_masks((1, *values.shape), kept, [len(values)], [None]).to(values.dtype)
-    return mask
+    return drawn_masks((1, *values.shape), kept, [len(values)], [None]).squeeze(0).to(values.dtype)
 
 
 def drawn_masks(
