@@ -272,10 +272,13 @@ def test_users_of_a_client_without_a_training_row_are_served_alike_and_as_the_ru
 
 
 def test_a_client_that_alone_has_rows_leaves_its_users_out_group_by_group_on_both(tmp_path):
-    folder = write_dataset(tmp_path, users=2, items=10, rows=8)
-    rows = {**LATE, "split": {"RS": [0.4, 0.2, 0.4]}}
-    both = trainers((folder, _prepare_data), strategy="afd", knowledge="factors", partition="user", eval_args=rows)
-    assert list(both[0].engine.samples) == list(both[1].engine.samples) == [0]
+    folder = write_dataset(tmp_path, users=12, items=10, rows=7)
+    homes = [f"u{user}\t{'ab'[user // 6]}" for user in range(12)]
+    (folder / "tiny" / "tiny.user").write_text("\n".join(["user_id:token\tgroup:token", *homes]) + "\n")
+    keys = {"eval_args": {**LATE, "split": {"RS": [0.45, 0.2, 0.35]}}, "metrics": ["MAE"], "valid_metric": "MAE"}
+    keys |= {"strategy": "afd", "knowledge": "factors", "partition": "attribute:group"}
+    both = trainers((folder, _prepare_data), **keys)
+    assert [len(trainer.engine.samples) for trainer in both] == [1, 1]
     assert_agree(*both, rounds=both[0].engine.server.strategy.exchange_rounds + 2, lossy=False)
 
 
