@@ -40,7 +40,7 @@ class FactorDownlink(Downlink):
         links: the clients' ends of the wire.
         device: where their networks live.
         task: their rows.
-        told: to whom totals have come down, bool ``[clients]``; changed in place.
+        reached: to whom totals have come down, bool ``[clients]``; changed in place.
         mapped: calls a function for some rows after others, maybe for several at a time.
 
     Attributes:
@@ -55,11 +55,11 @@ class FactorDownlink(Downlink):
         links: Links,
         device: torch.device,
         task: FactorSamples,
-        told: Tensor,
+        reached: Tensor,
         mapped: Mapped = map,
     ) -> None:
         super().__init__(server, groups, links, device)
-        self.task, self.told, self.mapped = task, told, mapped
+        self.task, self.reached, self.mapped = task, reached, mapped
         self.received: dict[str, Tensor] = {}
         self.own: dict[str, Tensor] = {}
         self._heard = Heard()
@@ -73,7 +73,7 @@ class FactorDownlink(Downlink):
             if message is not None:
                 self.received = understood(self.links[chosen[0]], self.received, message, self.device)
                 self._know()
-                self.told[[number for number, said in payloads.items() if said]] = True
+                self.reached[[number for number, said in payloads.items() if said]] = True
             self._heard = Heard(learns=self.server.strategy.learns(self.received))
         except FAILURES as error:  # what one cannot take in, nobody can
             self._failed = dict.fromkeys(chosen, error)
@@ -97,11 +97,11 @@ class FactorDownlink(Downlink):
 
     def snapshot(self, number: int) -> Any:
         """What it has said, and whether it has heard anything."""
-        return bool(self.told[number]), super().snapshot(number)
+        return bool(self.reached[number]), super().snapshot(number)
 
     def restore(self, number: int, snapshot: Any) -> None:
         """It has said and heard what it had."""
-        self.told[number], said = snapshot
+        self.reached[number], said = snapshot
         super().restore(number, said)
 
     def state_dict(self) -> dict[str, Any]:

@@ -295,11 +295,11 @@ class FactorFleetPopulation(FleetPopulation):
         """Score the rows of packed clients; arguments as of the base class."""
         row, slot, column = where
         heard = self.heard[clients]
-        for told in heard.unique().tolist():
-            chosen = heard == told
+        for has_heard in heard.unique().tolist():
+            chosen = heard == has_heard
             rows, slots = chosen[slot], chosen.cumsum(0) - 1
             part = row[rows], slots[slot[rows]], column[rows]
-            head = self.head if told else self.untold
+            head = self.head if has_heard else self.untold
             self._score_by(head, group, base, clients[chosen], part, asked, out)
 
     def _score_by(
