@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import importlib.util
 import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from types import ModuleType
 from typing import Any
 
@@ -76,21 +77,59 @@ def auc(x: Any, y: Any) -> float:
     return float(direction * (steps * (y[1:] + y[:-1]) / 2.0).sum())
 
 
-def read_evaluator() -> None:
-    """RecBole's evaluator takes three functions of ``sklearn.metrics``, whose import takes half a second or more.
-
-    While it is read they are those above, with sklearn's numbers; whoever else imports sklearn gets it.
-    """
-    name = "sklearn.metrics"
+@contextmanager
+def _standing_in(name: str, **attributes: Any) -> Iterator[None]:
+    """Inside, who imports a module that nobody has imported yet gets these attributes alone."""
     if name in sys.modules:
+        yield
         return
-    module = ModuleType(name)
-    vars(module).update(auc=auc, mean_absolute_error=mean_absolute_error, mean_squared_error=mean_squared_error)
-    sys.modules[name] = module
+    sys.modules[name] = module = ModuleType(name)
+    vars(module).update(attributes)
     try:
-        importlib.import_module("recbole.evaluator")
+        yield
     finally:
         del sys.modules[name]
+
+
+def _board(*args: Any, **kwargs: Any) -> Any:
+    """TensorBoard's writer, imported by whoever makes one."""
+    return importlib.import_module("torch.utils.tensorboard").SummaryWriter(*args, **kwargs)
+
+
+def read_recbole() -> None:
+    """Import RecBole's evaluator and what makes curves without sklearn and TensorBoard, which take half a second each.
+
+    Of the first RecBole takes three functions, which are those above meanwhile, with sklearn's numbers; of the second a writer.
+    Whoever else imports them gets them. Ends when RecBole imports what it uses where it uses it.
+    """
+    of_sklearn = {"auc": auc, "mean_absolute_error": mean_absolute_error, "mean_squared_error": mean_squared_error}
+    with _standing_in("torch.utils.tensorboard", SummaryWriter=_board), _standing_in("sklearn.metrics", **of_sklearn):
+        importlib.import_module("recbole.evaluator")
+
+
+class _Models(ModuleType):
+    """A folder of RecBole's models, each of which is imported when it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        file = f"{self.__name__}.{name.lower()}"
+        if name.startswith("_") or importlib.util.find_spec(file) is None:
+            raise AttributeError(f"module '{self.__name__}' has no attribute '{name}'")
+        return getattr(importlib.import_module(file), name)
+
+
+def read_models_when_asked() -> None:
+    """RecBole imports all models of a kind for one, and with them sklearn: a second and more.
+
+    Ends when RecBole imports the one that is named.
+    """
+    for kind in ("general", "context_aware", "sequential", "knowledge_aware"):
+        name = f"recbole.model.{kind}_recommender"
+        spec = importlib.util.find_spec(name)
+        if name not in sys.modules and spec is not None:
+            sys.modules[name] = module = _Models(name)
+            module.__spec__, module.__file__ = spec, spec.origin
+            module.__path__ = list(spec.submodule_search_locations or ())
+            setattr(sys.modules["recbole.model"], f"{kind}_recommender", module)
 
 
 def _unless_compiled(method: str, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -101,8 +140,23 @@ def _unless_compiled(method: str, plain: Callable[..., Any], *args: Any, **kwarg
     return plain(*args, **kwargs)
 
 
+def _stepping(step: Callable[..., Any]) -> Callable[..., Any]:
+    """An optimiser's step that imports no compiler: one that is not there is not told where its graph breaks."""
+    plain: Callable[..., Any] = step.__wrapped__  # type: ignore[attr-defined]
+
+    @wraps(step)
+    def stepped(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+        if "torch._dynamo" in sys.modules:
+            return step(optimizer, *args, **kwargs)
+        with torch.set_grad_enabled(optimizer.defaults["differentiable"]):
+            return plain(optimizer, *args, **kwargs)
+
+    return stepped
+
+
 def leave_compiler_out() -> None:
-    """Torch keeps its compiler out of four methods of optimisers, and imports it for that: a second and more for every process.
+    """Torch keeps its compiler out of optimisers' steps and of four other methods, and imports it for that: a second and more
+    for every process.
 
     Until something imports it nothing can be compiled. Ends when torch looks before it imports.
     """
@@ -110,6 +164,10 @@ def leave_compiler_out() -> None:
         plain = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
         if plain is not None and "__dynamo_disable" not in vars(plain):
             vars(plain)["__dynamo_disable"] = partial(_unless_compiled, name, plain)
+    for optimizer in vars(torch.optim).values():
+        step = vars(optimizer).get("step") if isinstance(optimizer, type) else None
+        if step is not None and getattr(step, "__code__", step).co_name == "_use_grad":
+            optimizer.step = _stepping(step)
 
 
 @contextmanager
@@ -208,7 +266,8 @@ def apply() -> None:
     add_dok_update()
 
 
-read_evaluator()
+read_recbole()
+read_models_when_asked()
 leave_compiler_out()
 
 

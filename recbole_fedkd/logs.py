@@ -13,7 +13,6 @@ from typing import Any
 
 import colorlog
 import recbole.trainer.trainer as recbole_trainer
-from torch.utils.tensorboard import SummaryWriter
 
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.files import writable_folder
@@ -139,7 +138,11 @@ def own_folders(config: Any) -> Iterator[None]:
     before = recbole_trainer.get_tensorboard, recbole_trainer.ensure_dir
 
     def board(logger: Any) -> Any:
-        return SummaryWriter(str(Path("log_tensorboard") / config["run_name"])) if config.keeps_logs else _NoBoard()
+        if not config.keeps_logs:
+            return _NoBoard()
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(Path("log_tensorboard") / config["run_name"]))
 
     recbole_trainer.get_tensorboard, recbole_trainer.ensure_dir = board, lambda folder: None
     try:

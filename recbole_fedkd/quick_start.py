@@ -10,6 +10,9 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+from recbole_fedkd.compat import log_arguments_placed, pickles_refused, recbole_warnings_silenced
+
+# isort: split
 import numpy as np
 import pandas as pd
 import torch
@@ -18,11 +21,6 @@ from recbole.utils import init_seed
 from recbole_fedkd.checkpoint.reading import Checkpoint, best_checkpoint, last_and_best, places_beside
 from recbole_fedkd.checkpoint.resumed import resumed_config
 from recbole_fedkd.checkpoint.state import load_parameters
-from recbole_fedkd.compat import (
-    log_arguments_placed,
-    pickles_refused,
-    recbole_warnings_silenced,
-)
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.config.fitted import fit_features, fit_rows
 from recbole_fedkd.config.given import read_given

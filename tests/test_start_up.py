@@ -68,27 +68,70 @@ def test_whoever_waits_for_loops_to_be_compiled_is_told_once_and_never_again(tmp
 RUN = """
 import sys
 from recbole_fedkd import run_recbole_fedkd
-import recbole_fedkd.trainer
-import torch
-network = torch.nn.Linear(3, 2)
-from recbole_fedkd.optim import AdamToSGD
-optimizer = AdamToSGD(network.parameters(), 0.1)
-network(torch.ones(1, 3)).sum().backward()
-optimizer.step()
-optimizer.zero_grad()
-optimizer.load_state_dict(optimizer.state_dict())
-told = [name for name in ("sklearn", "scipy.optimize", "scipy.stats", "torch._dynamo") if name in sys.modules]
-assert not told, told
+model, keys = sys.argv[1], dict(key.split("=") for key in sys.argv[2:])
+run_recbole_fedkd(model=model, dataset="ml-100k", config_dict={"epochs": 1, **keys}, saved=False)
+names = ("sklearn", "scipy.optimize", "scipy.stats", "torch._dynamo", "torch.utils.tensorboard")
+imported = [name for name in names if name in sys.modules]
+assert not imported, imported
 from sklearn.metrics import log_loss, mean_absolute_error
 assert mean_absolute_error.__module__.startswith("sklearn")
+from torch.utils.tensorboard import SummaryWriter
+assert isinstance(SummaryWriter, type)
+from recbole.model.general_recommender import NCEPLRec, SLIMElastic
 import torch._dynamo
-torch.optim.SGD(network.parameters(), lr=0.1).add_param_group({"params": [torch.nn.Parameter(torch.ones(1))]})
+weight = torch.nn.Parameter(torch.ones(1))
+optimizer = torch.optim.SGD([weight], lr=0.1)
+optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))]})
+weight.grad = torch.ones(1)
+optimizer.step()
+assert weight.item() < 1.0
 """
 
 
-def test_a_run_imports_no_sklearn_no_optimisers_of_scipy_and_no_compiler_and_leaves_all_to_others():
-    ended = subprocess.run([sys.executable, "-c", RUN], check=False, capture_output=True, text=True)
+@pytest.mark.parametrize(
+    "arguments",
+    [["AttnFedKD", "strategy=afd"], ["AttnFedKD", "strategy=fedavg", "learner=adam"], ["BPR"], ["Pop"]],
+    ids=" ".join,
+)
+def test_a_run_imports_no_sklearn_no_curves_and_no_compiler_and_leaves_all_to_others(arguments, tmp_path):
+    command = [sys.executable, "-c", RUN, *arguments]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("learner", ["Adam", "SGD", "Adagrad", "RMSprop", "SparseAdam"])
+def test_a_step_without_a_compiler_is_torchs_own(learner):
+    def stepped(step):
+        weight = torch.nn.Parameter(torch.ones(3, 2))
+        optimizer = getattr(torch.optim, learner)([weight], lr=0.1)
+        for _ in range(3):
+            loss = (
+                torch.nn.functional.embedding(torch.tensor([0, 2]), weight, sparse=learner == "SparseAdam")
+                .square()
+                .sum()
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            step(optimizer)
+        return weight.detach()
+
+    step = getattr(torch.optim, learner).step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(sys.modules, "torch._dynamo", raising=False)
+        without = stepped(step)
+        assert "torch._dynamo" not in sys.modules
+    importlib.import_module("torch._dynamo")
+    assert torch.equal(without, stepped(step))
+
+
+def test_a_folder_of_models_has_those_that_recbole_has_and_no_others():
+    from recbole.model import general_recommender
+
+    assert general_recommender.BPR.__module__ == "recbole.model.general_recommender.bpr"
+    with pytest.raises(AttributeError, match="no attribute 'Nobody'"):
+        _ = general_recommender.Nobody
+    with pytest.raises(ImportError, match="cannot import name 'Nobody'"):
+        exec("from recbole.model.general_recommender import Nobody")
 
 
 def test_methods_of_optimizers_are_torchs_own_once_something_compiles():

@@ -7,7 +7,7 @@ import importlib
 # Model of RecBole to the module here that holds the class of the same name.
 _OURS = {
     "ADMMSLIM": "without_gradients",
-    "NCEPLRec": "without_gradients",
+    "NCEPLRec": "mended_projection",
     "Pop": "without_gradients",
     "Random": "without_gradients",
     "DSSM": "mended_clicks",
@@ -28,7 +28,7 @@ def corrected(model: type) -> type:
     """
     if not model.__module__.startswith("recbole.model.") or model.__name__ not in _OURS:
         return model
-    # Here, because RecBole imports all models of a kind for one, which takes seconds, and these are imported already.
+    # Here, because a module of models takes a while to import.
     module = importlib.import_module(f"recbole_fedkd.model.{_OURS[model.__name__]}")
     ours: type = getattr(module, model.__name__)
     return ours

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.model import general_recommender
-from recbole.utils import ModelType
 from torch import Tensor
 
 
@@ -59,12 +58,6 @@ class Pop(general_recommender.Pop):
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Nothing is left to learn; the trainer wants a loss."""
         return torch.nn.Parameter(torch.zeros(1)).to(self.device)
-
-
-class NCEPLRec(general_recommender.NCEPLRec):
-    """RecBole trains this model, whose parameters are computed when it is built, for as many epochs as the config says."""
-
-    type = ModelType.TRADITIONAL
 
 
 class Random(general_recommender.Random):
