@@ -11,11 +11,12 @@ from recbole.data.dataloader import TrainDataLoader
 from recbole.data.utils import get_dataloader
 from recbole.utils import get_trainer
 
-from recbole_fedkd.config import FedKDConfig, find_model, outlines, recbole_models
+from recbole_fedkd.config import FedKDConfig, outlines
 from recbole_fedkd.config.choices import _CHOICES, choices, shipped
 from recbole_fedkd.config.config import _outline_of
 from recbole_fedkd.config.early import check_early
 from recbole_fedkd.config.known import KnownKeys, keys_in_source
+from recbole_fedkd.config.models import find_model, recbole_models
 from recbole_fedkd.config.outlines import (
     described,
     has_dataset,
