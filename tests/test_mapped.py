@@ -148,3 +148,22 @@ def test_sizes_of_many_are_those_of_a_dictionary(prepared):
         assert engine.samples == plain and len(engine.samples) == len(plain)
         assert list(engine.trained) == list(plain) and all(type(number) is int for number in engine.trained)
     assert 5 not in engine.samples and -1 not in engine.samples and len(engine.sizes) not in engine.samples
+
+
+def test_a_file_is_used_again_when_nobody_reads_it(tmp_path):
+    room, parts = MappedTensors(tmp_path, 0.0), [torch.rand(2**16) for _ in range(4)]
+    first, other = (room.kept(part) for part in parts[:2])
+    room.let_go(first)
+    again, new = (room.kept(part) for part in parts[2:])
+    assert again.data_ptr() == first.data_ptr() != new.data_ptr()
+    for own, part in zip((other, again, new), parts[1:], strict=True):
+        assert torch.equal(own, part)
+    assert len(mapped_under(tmp_path)) == 3
+
+
+def test_files_that_no_round_needs_any_more_are_given_back(tmp_path):
+    room = MappedTensors(tmp_path, 0.0)
+    many = [room.kept(torch.rand(2**16)) for _ in range(8)]
+    while many:
+        room.let_go(many.pop())
+    assert len(mapped_under(tmp_path)) <= 4

@@ -41,6 +41,8 @@ class MappedTensors:
 
     def __init__(self, folder: Path = Path(), memory: float = math.inf, memory_of_rows: float | None = None) -> None:
         self.folder, self.memory, self.held = folder, memory, 0
+        self._spare: dict[int, list[Tensor]] = {}
+        self._used = self._unused = 0
         self.of_rows = self if memory_of_rows is None else MappedTensors(folder, memory_of_rows)
 
     def zeros(self, *shape: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Tensor:
@@ -59,13 +61,31 @@ class MappedTensors:
         if lies_in_file(tensor):
             return tensor
         if tensor.device.type == "cpu" and self._is_too_much(tensor.nbytes):
-            return self._mapped(tensor.nbytes, tensor.dtype).view(tensor.shape).copy_(tensor)
+            file = self._file(tensor.nbytes)
+            return file[: tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
         self.held += tensor.nbytes
         return tensor
 
     def let_go(self, tensor: Tensor) -> None:
-        """It is kept no more."""
-        self.held -= 0 if lies_in_file(tensor) else tensor.nbytes
+        """It is kept no more, and nobody reads it: its file, if it has one, is that of another tensor soon."""
+        if not lies_in_file(tensor):
+            self.held -= tensor.nbytes
+            return
+        file = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+        self._used -= len(file)
+        if self._unused < self._used:  # else there are more than a round needs
+            self._unused += len(file)
+            self._spare.setdefault(len(file), []).append(file)
+
+    def _file(self, size: int) -> Tensor:
+        """A file's bytes ``[n]``, as many as asked for or an eighth more; one that was used before costs half the time."""
+        step = 2 ** max(size.bit_length() - 4, 0)
+        length = -(-size // step) * step
+        self._used += length
+        if self._spare.get(length):
+            self._unused -= length
+            return self._spare[length].pop()
+        return self._mapped(length, torch.uint8)
 
     def _is_too_much(self, size: int) -> bool:
         return MAPS and size >= LEAST and self.held + size > self.memory
