@@ -226,6 +226,8 @@ def _exponential(builder: Any, row: Any) -> Any:
 
 
 def _power_of_two(builder: Any, row: Any) -> Any:
+    # Not e^(x log 2): rankings scale what they ask by 1 / log 2 once for all items, which leaves out a reduction of x and two
+    # terms for every score.
     least = _same(-127.0)
     row = builder.select(builder.fcmp_ordered("<", row, least), least, row)
     n = _rounded(builder, row)
