@@ -108,4 +108,4 @@ class MappedTensors:
 
 def lies_in_file(tensor: Tensor) -> bool:
     """Whether what a tensor holds lies in a mapped file."""
-    return tensor.untyped_storage().filename is not None
+    return tensor.device.type == "cpu" and tensor.untyped_storage().filename is not None
