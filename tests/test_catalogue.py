@@ -6,9 +6,11 @@ import itertools
 
 import pytest
 import torch
+from torch.func import functional_call, vmap
 
 from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings
 from recbole_fedkd.distillation.factors import Rows
+from recbole_fedkd.engine.fleet.group import Caller
 from recbole_fedkd.model import catalogue
 from recbole_fedkd.model.catalogue import rank_items
 from recbole_fedkd.model.known import KnownPairs
@@ -169,7 +171,7 @@ def test_what_is_kept_of_the_items_changes_no_bit(serve):
 
 def test_the_latest_are_kept_and_no_more(monkeypatch):
     monkeypatch.setattr(catalogue, "KEPT", 2)
-    made, kept = [], catalogue.Kept(ITEMS)
+    made, kept = [], catalogue.Kept()
 
     def make(number):
         return kept.of(number, lambda: made.append(number) or number)
@@ -221,3 +223,66 @@ def test_items_are_chosen_where_neither_context_nor_pairs_are_known():
     assert catalogue.ranks_chosen(network_of())
     assert not catalogue.ranks_chosen(network_of(context=True))
     assert not catalogue.ranks_chosen(network_of(known=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "backbone, attention, history, context", itertools.product(["cnn", "mlp"], *[[False, True]] * 3)
+)
+def test_many_networks_side_by_side_rank_as_each_by_itself(backbone, attention, history, context):
+    network = network_of(backbone, attention, history, context, prior=history)
+    assert catalogue.ranks_side_by_side(network)
+    users = torch.tensor([2, 5, 4])
+    told = context_of(network, users)
+    own = {name: value + 0.1 * torch.randn(3, *value.shape) for name, value in network.named_parameters()}
+    asked = {name: values.unsqueeze(1) for name, values in told.items()}
+
+    caller = Caller(network, lambda network, users, context: rank_items(network, users, context, ITEMS))
+
+    def rank(parameters, users, context):
+        named = {f"network.{name}": value for name, value in parameters.items()}
+        return functional_call(caller, named, (users, context))
+
+    side_by_side = vmap(rank)(own, users.unsqueeze(1), asked)
+    for place in range(len(users)):
+        alone = {name: value[place] for name, value in own.items()}
+        of_place = {name: values[place] for name, values in asked.items()}
+        assert torch.equal(side_by_side[place], rank(alone, users[place : place + 1], of_place))
+
+
+def test_networks_that_know_something_of_pairs_are_not_asked_side_by_side():
+    assert not catalogue.ranks_side_by_side(network_of(known=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backbone", ["cnn", "mlp"])
+@pytest.mark.parametrize("attends", [False, True])
+def test_outputs_that_are_computed_once_are_alike_whatever_the_weights(backbone, attends):
+    layers = network_of(backbone).backbone
+    of_item, of_both = (0, 1, 2), (layers.count - 1,)
+    alike = catalogue._alike(layers.first_places, layers.first_shape(), of_item, of_both, attends)
+    weight, _ = layers.first()
+    read = weight[:, list(of_both)].flatten(1)
+    if attends:
+        read = torch.cat([read, weight.double().sum(1).float()], 1)
+    assert torch.equal(read[alike.different][alike.which], read)
+    assert len(alike.different) == len(read.unique(dim=0)), "and nothing is computed twice"
+    reads_items = weight[:, list(of_item)].flatten(1).any(1)
+    assert torch.equal(torch.from_numpy(alike.row_of) >= 0, reads_items)
+    assert torch.equal(alike.known, reads_items.nonzero().flatten())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("item", [-1, ITEMS])
+def test_an_item_that_is_none_is_refused(item):
+    network, chosen = network_of(), torch.tensor([[1, item]])
+    with pytest.raises(IndexError, match=f"items are 0 to {ITEMS - 1}"):
+        rank_items(network, torch.tensor([1]), {}, ITEMS, chosen=chosen)
+
+
+@torch.no_grad()
+def test_a_token_that_a_table_of_items_does_not_have_is_refused():
+    network = network_of()
+    network.column_genre[3, 1] = 7
+    with pytest.raises(IndexError, match="a table has rows 0 to 6"):
+        rank_items(network, torch.tensor([1]), {}, ITEMS)

@@ -15,7 +15,7 @@ from torch import nn
 from recbole_fedkd import load_data_and_model
 from recbole_fedkd.checkpoint.reading import read_checkpoint
 from recbole_fedkd.engine import ClientError, FleetEngine
-from recbole_fedkd.engine.fleet import packing
+from recbole_fedkd.engine.fleet import packing, population
 from recbole_fedkd.engine.fleet.exchange import Sizes
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.optimizers import BatchedAdam, BatchedSGD, clip_norms
@@ -200,6 +200,17 @@ def test_scores_of_every_item_are_those_of_the_local_engine(prepared, keys):
         every = local.model.logits(users, torch.arange(local.model.item_num).expand(len(users), -1))
     for found in ranked:
         torch.testing.assert_close(found, every, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("keys", [{}, {"student_pool": [{}, {"embedding_size": 8}]}, {"strategy": "fedkd"}], ids=str)
+def test_clients_rank_side_by_side_as_one_by_one(prepared, monkeypatch, keys):
+    _, trainer, _, _ = prepared(engine="fleet", partition="user", fleet_memory=0.05, **keys)
+    trainer.engine.run_round(0)
+    users = torch.tensor([5, 3, 3, 30, 8, 1, 2])
+    side_by_side = trainer.model.eval().rank(users)
+    monkeypatch.setattr(population, "ranks_side_by_side", lambda network: False)
+    torch.testing.assert_close(side_by_side, trainer.model.rank(users), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

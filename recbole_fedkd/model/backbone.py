@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from recbole_fedkd.model.convolving import Linear, convolve, convolves
 
@@ -95,6 +97,18 @@ class Backbone(nn.Module):
         """The first layer as a linear map of all fields, weight ``[outputs, fields, d]`` and bias ``[outputs]``."""
         raise NotImplementedError
 
+    def first_shape(self) -> tuple[int, int, int]:
+        """Fields, outputs of the first layer's own weight, and ``d``."""
+        raise NotImplementedError
+
+    @staticmethod
+    def first_places(fields: int, outputs: int, width: int) -> tuple[Tensor, int]:
+        """Which number of the first layer's own weight is where in :meth:`first`, and the place that is none's.
+
+        Arguments as of :meth:`first_shape`.
+        """
+        raise NotImplementedError
+
     def others(self) -> list[Linear]:
         """The other layers, weight and bias; a rectifier stands before each.
 
@@ -138,12 +152,26 @@ class CnnBackbone(Backbone):
     def first(self) -> tuple[Tensor, Tensor]:
         """See :meth:`Backbone.first`; outputs are fields, then channels."""
         weight, bias = self._convolutions()[0]
-        outputs = weight.new_zeros(self.count, weight.shape[0], self.count, weight.shape[1])
-        fields = torch.arange(self.count, device=weight.device)
+        places, _ = self.first_places(*self.first_shape())
+        numbers = functional.pad(weight.flatten(), (0, 1))
+        return numbers.index_select(0, places.flatten().to(weight.device)).view(places.shape), bias.repeat(self.count)
+
+    def first_shape(self) -> tuple[int, int, int]:
+        """See :meth:`Backbone.first_shape`."""
+        weight, _ = self._convolutions()[0]
+        return self.count, len(weight), weight.shape[1]
+
+    @staticmethod
+    @cache
+    def first_places(fields: int, outputs: int, width: int) -> tuple[Tensor, int]:
+        """See :meth:`Backbone.first_places`; a field sees itself and its two neighbours."""
+        own, nothing = torch.arange(outputs * width * 3).view(outputs, width, 3), outputs * width * 3
+        places = torch.full((fields, outputs, fields, width), nothing)
+        numbers = torch.arange(fields)
         for tap in range(3):
-            seen = fields[(fields + tap >= 1) & (fields + tap <= self.count)]
-            outputs[seen, :, seen + tap - 1] = weight[:, :, tap]
-        return outputs.flatten(0, 1), bias.repeat(self.count)
+            seen = numbers[(numbers + tap >= 1) & (numbers + tap <= fields)]
+            places[seen, :, seen + tap - 1] = own[:, :, tap]
+        return places.flatten(0, 1), nothing
 
     def others(self) -> list[Linear]:
         """See :meth:`Backbone.others`; a sample is flattened channels first, and here fields first."""
@@ -174,6 +202,16 @@ class MlpBackbone(Backbone):
         """See :meth:`Backbone.first`."""
         weight, bias = self._dense()[0]
         return weight.unflatten(1, (self.count, -1)), bias
+
+    def first_shape(self) -> tuple[int, int, int]:
+        """See :meth:`Backbone.first_shape`."""
+        weight, _ = self._dense()[0]
+        return self.count, len(weight), weight.shape[1] // self.count
+
+    @staticmethod
+    def first_places(fields: int, outputs: int, width: int) -> tuple[Tensor, int]:
+        """See :meth:`Backbone.first_places`."""
+        return torch.arange(outputs * fields * width).view(outputs, fields, width), -1
 
     def others(self) -> list[Linear]:
         """See :meth:`Backbone.others`."""

@@ -1,9 +1,9 @@
 """An attentive network asked for every item at once: what a full ranking needs.
 
 What does not depend on the user (item vectors, queries, how an item's fields attend to each other, their share of the first
-layer) is computed once, what does not depend on the item (keys and values of the history, the user's own fields) once a user.
-Between the two there are products of small matrices with the items on the last axis, and loops in machine code that read
-memory in order. Logits are those of the network's ``forward`` but for the last bits.
+layer) is computed once for a block of items, where it is still in the cache when users are ranked; what does not depend on the
+item (keys and values of the history, the user's own fields) once a user; and what does not depend on weights (which outputs of
+the first layer are alike) once for all networks of a kind. Logits are those of the network's ``forward`` but for the last bits.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -21,11 +23,14 @@ from torch.nn import functional
 from recbole_fedkd.model.attention import TargetAttention
 from recbole_fedkd.model.backbone import Backbone
 from recbole_fedkd.model.convolving import Linear
+from recbole_fedkd.model.lookup import Tokens
 from recbole_fedkd.model.ranking import (
-    MOST,
     WIDTH,
+    Asked,
+    Lengths,
     OfItems,
     OfLayers,
+    OfNetworks,
     OfUsers,
     Sizes,
     Step,
@@ -36,11 +41,11 @@ from recbole_fedkd.model.ranking import (
 
 LOG_2 = math.log(2.0)
 
-AT_ONCE = 64
-"""Users whose keys are made at a time."""
+AT_ONCE, PAIRED = 64, 8
+"""Users whose keys are made at a time; where something is known of pairs, of which there is a field for every item."""
 
-KEPT, NUMBERS, OF_ITEM = 32, 2**28, 200
-"""Clients whose catalogues are kept; fewer, where these would be more than so many numbers, at so many an item."""
+KEPT = 32
+"""Clients whose catalogues are kept."""
 
 PAIRS = 32768
 """User-item pairs that a network without a ranking of its own scores at a time; bounds its memory."""
@@ -86,28 +91,24 @@ def ranks_chosen(network: Any) -> bool:
     return bool(getattr(network, "ranks", False)) and not any(more)
 
 
+def ranks_side_by_side(network: Any) -> bool:
+    """Whether many networks of a kind can be asked at once, by ``vmap``: what is known of pairs each has to itself."""
+    return bool(getattr(network, "ranks", False)) and not any(
+        getattr(part, "known", None) for part in network.modules()
+    )
+
+
 class Query:
-    """What all items ask one attention.
+    """What is asked of one attention."""
 
-    Args:
-        attention: what they ask.
-        query: of every item, without what a user's context adds, ``[d, items]``.
-    """
-
-    def __init__(self, attention: TargetAttention, query: Tensor) -> None:
-        self.attention = attention
+    def __init__(self, attention: TargetAttention) -> None:
+        self.attention, self.weight = attention, attention.query.weight
         # Softmaxes are of base 2, whose powers cost less.
         self.heads = attention.head / (math.sqrt(attention.head.shape[1]) * LOG_2)
-        self.projected = attention.query.weight @ query
-        self.longest = _norms(self.projected, 0).amax()
 
     def shift(self, shift: Tensor) -> Tensor:
         """What users' contexts ``[users, d]`` add to every query, as this attention sees it ``[users, d]``."""
-        return column_product(self.attention.query.weight, shift.T).T
-
-    def reach(self, of_heads: Tensor, added: Tensor) -> Tensor:
-        """What no score of users is beyond ``[users]``, of what :meth:`keys` returns."""
-        return _norms(of_heads, 2).amax(1) * self.longest + added.abs().amax(1)
+        return column_product(self.weight, shift.T).T
 
     def keys(self, keys: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Keys ``[users, keys, d]`` as heads see them ``[users, keys * heads, d]``, what is added to their scores, and their
@@ -129,7 +130,7 @@ class Asking:
 
     Attributes:
         own: their fields ``[users, fields, d]``.
-        shift: what their context adds to every query ``[users, d]``.
+        shift: what their context adds to every query ``[users, d]``; None: they have none.
         past: items of their histories ``[users, slots]``, 0 in slots behind the last, which are empty.
         keys: what attention sees of them ``[users, slots, d]``.
         pair: of a user, by place, the field that depends on both ``[d, items]`` and what goes to the logits past all
@@ -137,7 +138,7 @@ class Asking:
     """
 
     own: Tensor
-    shift: Tensor
+    shift: Tensor | None
     past: Tensor
     keys: Tensor
     pair: Callable[[int], tuple[Tensor, Tensor]] | None
@@ -150,120 +151,114 @@ class Catalogue:
     add is one number an output, and of what attention adds, outputs that get the same are computed once.
 
     Args:
-        fields: vectors of the fields that are an item's own ``[fields, d, items]``.
-        query: of every item, without what a user's context adds, ``[d, items]``.
+        fields: of each field of items a table ``[rows, d]`` and the tokens of all items.
         places: of an item's fields among those of a sample, of a user's, and of those that depend on both: the history's, the
             pair's.
+        rows: fields of a user's context.
         attentions: over the fields of a sample, and over a history; None: there is none.
         backbone: behind them.
     """
 
     def __init__(
         self,
-        fields: Tensor,
-        query: Tensor,
+        fields: Sequence[tuple[Tensor, Tokens]],
         places: Sequence[Sequence[int]],
+        rows: int,
         attentions: Sequence[TargetAttention | None],
         backbone: Backbone,
     ) -> None:
-        self.fields, (of_item, of_user, of_both) = fields, places
-        self.to_fields, self.to_past = (
-            None if attention is None else Query(attention, query) for attention in attentions
+        self.table = torch.cat([table for table, _ in fields])
+        self.items, self.averaged = _read(fields), len(fields) + rows
+        self.to_fields, self.to_past = (None if attention is None else Query(attention) for attention in attentions)
+        of_item, of_user, of_both = places
+        alike = _alike(
+            backbone.first_places, backbone.first_shape(), tuple(of_item), tuple(of_both), self.to_fields is not None
         )
         weight, self.bias = backbone.first()
         self.of_user = weight[:, of_user].flatten(1)
-        of_items = weight[:, of_item].flatten(1)
-        known = of_items.any(1)
-        varying = weight[:, of_both].flatten(1)
+        self.first = weight[alike.known][:, of_item].flatten(1)
+        of_different = weight[alike.different]
+        self.different = of_different[:, of_both].flatten(1)
         if self.to_fields is not None:
-            # To each field the same is added. What is equal shall be so to the last bit, in whatever order it is summed up.
-            varying = torch.cat([varying, weight.double().sum(1).to(weight.dtype)], 1)
-        self.different, which = varying[:1], torch.zeros(len(varying), dtype=torch.long)
-        if varying.shape[1]:
-            self.different, which = torch.unique(varying, dim=0, return_inverse=True)
-        none = fields.new_zeros(0, fields.shape[1], WIDTH)
-        own_scores = none if self.to_fields is None else _own_scores(self.to_fields, fields)
-        self.own_reach, self.longest_field = (
-            own_scores.abs().amax() if own_scores.numel() else 0.0,
-            _norms(fields, 1).amax(),
-        )
-        self.items = OfItems(
-            blocks(torch.arange(fields.shape[2])),
-            none if self.to_past is None else blocks(self.to_past.projected),
-            none if self.to_fields is None else blocks(self.to_fields.projected),
-            blocks(fields),
-            none if self.to_fields is None else blocks(own_scores),
-            fields.new_empty(0, 0) if self.to_fields is None else self.to_fields.heads,
-            blocks(of_items[known] @ fields.flatten(0, 1)),
-        )
-        row_of = torch.where(known, known.cumsum(0) - 1, -1)
-        self.layers, self.rows = _layers(row_of, which, backbone.others())
+            # To each field the same is added.
+            self.different = torch.cat([self.different, of_different.double().sum(1).to(weight.dtype)], 1)
+        others = backbone.others()
+        plan, self.rows = _planned(len(alike.row_of), others)
+        self.layers = OfLayers(alike.row_of, alike.which, plan)
+        self.weights = torch.cat([(weight[0] if weight.dim() == 3 else weight).flatten() for weight, _ in others])
+        self.biases = torch.cat([bias[: weight.shape[-2]] for weight, bias in others])
 
     def rank(self, asking: Asking, labels: int, chosen: Tensor | None = None) -> Tensor:
         """Logits ``[users, items, T]``, items side by side in memory; of all, or of those chosen ``[users, items]``."""
-        count = self.fields.shape[2] if chosen is None else chosen.shape[1]
-        logits = self.fields.new_empty(len(asking.own), labels, -(-count // WIDTH) * WIDTH)
-        at_once = AT_ONCE if asking.pair is None else 1
-        for start in range(0, len(logits), at_once):
-            rows = slice(start, min(start + at_once, len(logits)))
-            pair, shortcut = asking.pair(rows.start) if asking.pair is not None else (None, None)
-            items, of_each = self.items, 0
-            if chosen is not None:
-                items, of_each = self._chosen(chosen[rows]), logits.shape[2] // WIDTH
-                if pair is not None and shortcut is not None:
-                    pair, shortcut = pair[:, chosen[rows.start]], shortcut[:, chosen[rows.start]]
-            of_users = self._of_users(asking, rows, pair)
-            sizes = Sizes(_heads(self.to_past), _heads(self.to_fields), asking.own.shape[1], self.rows, of_each)
-            rank_blocks(items, of_users, self.layers, sizes, logits[rows])
-            if shortcut is not None:
-                logits[rows, :, :count] += shortcut
-        return logits[:, :, :count].transpose(1, 2)
+        everything = torch.arange(len(self.items.tokens))
+        count = len(everything) if chosen is None else chosen.shape[1]
+        of_each = 0 if chosen is None else -(-count // WIDTH)
+        sizes = Sizes(
+            _heads(self.to_past), _heads(self.to_fields), asking.own.shape[1], self.averaged, self.rows, of_each
+        )
+        networks, parts = self._of_networks(), []
+        for begin in range(0, len(asking.own), AT_ONCE if asking.pair is None else PAIRED):
+            rows = slice(begin, begin + (AT_ONCE if asking.pair is None else PAIRED))
+            own = None if chosen is None else chosen[rows]
+            numbers = blocks(everything) if own is None else _padded(own).view(-1, WIDTH)
+            pair, shortcut = (None, None) if asking.pair is None else _pairs(asking.pair, rows, len(asking.own), own)
+            asked = Asked(self._numbered(numbers), self.layers, sizes, labels)
+            logits = rank_blocks(asked, networks, self._of_users(asking, rows, pair))[..., :count]
+            parts.append(logits if shortcut is None else logits + shortcut)
+        ranked = torch.cat(parts) if len(parts) != 1 else parts[0]
+        return ranked.transpose(1, 2)
 
-    def _chosen(self, items: Tensor) -> OfItems:
-        """What is that of some items ``[users, items]``, in blocks of each user."""
-        numbers = functional.pad(items, (0, -items.shape[1] % WIDTH)).flatten()
-        block, lane = numbers // WIDTH, numbers % WIDTH
+    def _numbered(self, numbers: Tensor) -> OfItems:
+        """The items in blocks ``[blocks, WIDTH]``."""
+        last = len(self.items.tokens) - 1
+        if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) <= last:
+            raise IndexError(f"an item is out of range: items are 0 to {last}")
+        return self.items._replace(numbers=numbers.contiguous().numpy())
 
-        def taken(values: Tensor) -> Tensor:
-            if not len(values) or values is self.items.heads:
-                return values
-            of_each: Tensor = values.movedim(-1, 1)[block, lane].unflatten(0, (-1, WIDTH))
-            return of_each.movedim(1, -1)
-
-        return OfItems(*(taken(values) for values in self.items))
+    def _of_networks(self) -> OfNetworks:
+        none = self.table.new_empty(0, 0)
+        past, fields = self.to_past, self.to_fields
+        return OfNetworks(
+            self.table,
+            none if past is None else past.weight,
+            none if fields is None else fields.weight,
+            none if fields is None else fields.heads,
+            self.first,
+            self.weights,
+            self.biases,
+        )
 
     def _of_users(self, asking: Asking, rows: slice, pair: Tensor | None) -> OfUsers:
-        own, shift, past = asking.own[rows], asking.shift[rows], asking.past[rows]
-        width, empty = own.shape[2], own.new_empty
-        keys, added, values = empty(0, 0, 0), empty(0, 0), empty(0, 0, 0)
-        bounded = torch.zeros(len(own), 2, dtype=torch.bool)
+        own, past = asking.own[rows], asking.past[rows]
+        (users, _, width), zero = own.shape, own.new_zeros(len(own))
+        empty = own.new_empty(users, 0, 0)
+        shift = own.new_zeros(users, width) if asking.shift is None else asking.shift[rows]
+        keys, added, values = empty, empty[0], empty
         # Of the field that depends on both; what the history is lies between its values.
-        longest = own.new_zeros(len(own)) if pair is None else _norms(pair, 0).amax().expand(len(own))
+        both = zero if pair is None else _norms(pair, 1).amax(1)
+        past_keys = past_added = moved = own_longest = own_most = zero
         if self.to_past is not None:
             keys, added, values = self.to_past.keys(asking.keys[rows], self.to_past.shift(shift))
-            bounded[:, 0] = self.to_past.reach(keys, added) <= MOST
-            longest = torch.maximum(longest, _norms(values, 1).amax(1))
-        own_keys, own_added, shifted, of_fields = empty(0, 0, 0), empty(0, 0), empty(0, 0, 0), shift
+            past_keys, past_added = _norms(keys, 2).amax(1), added.abs().amax(1)
+            both = torch.maximum(both, _norms(values, 1).amax(1))
+        own_keys, own_added, shifted, of_fields = empty, empty[0], empty, shift
         different = self.different.unsqueeze(0)
         if self.to_fields is not None:
             of_fields = self.to_fields.shift(shift)
             own_keys, own_added, own_values = self.to_fields.keys(own, of_fields)
-            most, moved = self.to_fields.heads.abs().amax(), _norms(of_fields, 1)
-            of_both = most * (self.to_fields.longest + moved) * longest
-            of_items = self.own_reach + most * moved * self.longest_field
-            reach = torch.maximum(of_both, of_items)
+            moved = _norms(of_fields, 1)
             if own.shape[1]:
-                reach = torch.maximum(reach, self.to_fields.reach(own_keys, own_added))
-            bounded[:, 1] = reach <= MOST
-            if of_fields.any():
+                own_longest, own_most = _norms(own_keys, 2).amax(1), own_added.abs().amax(1)
+            if asking.shift is not None:
                 shifted = self.to_fields.heads * of_fields.unsqueeze(1)
-            both, to_each = self.different[:, :-width], self.different[:, -width:]
-            everybody = torch.cat([both, to_each @ self.to_fields.attention.value.weight], 1)
-            of_own = column_product(to_each, own_values.transpose(0, 1).flatten(1)).unflatten(1, (len(own), -1))
-            different = torch.cat([everybody.expand(len(own), -1, -1), of_own.transpose(0, 1)], 2)
+            both = both * self.to_fields.heads.abs().amax()
+            of_both, to_each = self.different[:, :-width], self.different[:, -width:]
+            everybody = torch.cat([of_both, to_each @ self.to_fields.attention.value.weight], 1)
+            of_own = column_product(to_each, own_values.transpose(0, 1).flatten(1)).unflatten(1, (users, -1))
+            different = torch.cat([everybody.expand(users, -1, -1), of_own.transpose(0, 1)], 2)
         return OfUsers(
             past,
-            ((past != 0) * torch.arange(1, past.shape[1] + 1)).amax(1) if past.shape[1] else past.new_zeros(len(past)),
+            ((past != 0) * torch.arange(1, past.shape[1] + 1)).amax(1) if past.shape[1] else past.new_zeros(users),
             keys,
             added,
             values,
@@ -271,11 +266,39 @@ class Catalogue:
             own_added,
             of_fields,
             shifted,
-            bounded,
+            torch.stack(Lengths(past_keys, past_added, both, moved, own_longest, own_most), 1),
             different,
             column_product(self.of_user, own.flatten(1).T).T + self.bias,
-            empty(0, width, WIDTH) if pair is None else blocks(pair),
+            own.new_empty(users, 0, width, WIDTH) if pair is None else blocks(pair).transpose(0, 1),
         )
+
+
+def _read(fields: Sequence[tuple[Tensor, Tokens]]) -> OfItems:
+    """What items are, not numbered yet, in one table of the fields' tables; fields as of :class:`Catalogue`."""
+    tokens, begin = [], 0
+    for table, read in fields:
+        rows = read.of_table(len(table))
+        tokens.append(rows.where(rows < 0, rows + begin))
+        begin += len(table)
+    present = torch.stack([(rows >= 0).sum(1) for rows in tokens], 1)
+    begins = np.cumsum([0, *(rows.shape[1] for rows in tokens)])
+    return OfItems(None, torch.cat(tokens, 1).numpy(), begins, present.clamp(min=1).numpy())
+
+
+def _pairs(
+    pair: Callable[[int], tuple[Tensor, Tensor]], rows: slice, users: int, chosen: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Of some users ``pair`` as of :class:`Asking`, side by side, of all items or of those chosen ``[users, items]``."""
+    made = [pair(row) for row in range(rows.start, min(rows.stop, users))]
+    if chosen is not None:
+        made = [(field[:, own], more[:, own]) for (field, more), own in zip(made, chosen, strict=True)]
+    fields, shortcuts = zip(*made, strict=True)
+    return torch.stack(fields), torch.stack(shortcuts)
+
+
+def _padded(items: Tensor) -> Tensor:
+    """``[users, items]``, filled up to whole blocks."""
+    return functional.pad(items, (0, -items.shape[1] % WIDTH))
 
 
 def _norms(values: Tensor, axis: int) -> Tensor:
@@ -287,48 +310,73 @@ def _heads(query: Query | None) -> int:
     return 1 if query is None else len(query.heads)
 
 
-def _own_scores(query: Query, fields: Tensor) -> Tensor:
-    """What heads make of an item's own fields ``[fields * heads, items]``, but for a user's shift."""
-    asked = (fields * query.projected).transpose(0, 1).flatten(1)
-    scores: Tensor = (query.heads @ asked).unflatten(1, (len(fields), -1)).transpose(0, 1).flatten(0, 1)
-    return scores
+@dataclass(frozen=True)
+class Alike:
+    """Which outputs of a first layer get the same of some fields, whatever its weights are.
+
+    Attributes:
+        known: those to which an item's own fields add something ``[rows]``.
+        row_of: of every output its place among them, -1: it is none ``[outputs]``.
+        different: one of each that get something else of what depends on both, and of what all fields are added.
+        which: of every output its place among those ``[outputs]``.
+    """
+
+    known: Tensor
+    row_of: Any
+    different: Tensor
+    which: Any
 
 
-def _layers(row_of: Tensor, which: Tensor, others: Sequence[Linear]) -> tuple[OfLayers, int]:
-    """What loops read of the layers behind the first, and the rows of the room in which they work."""
+@cache
+def _alike(
+    first_places: Callable[..., tuple[Tensor, int]],
+    shape: tuple[int, int, int],
+    of_item: tuple[int, ...],
+    of_both: tuple[int, ...],
+    attends: bool,
+) -> Alike:
+    """As it is in backbones of a kind and shape, see :class:`Backbone`; ``attends``: if the same is added to all fields."""
+    places, nothing = first_places(*shape)
+    known = (places[:, of_item].flatten(1) != nothing).any(1)
+    read = places[:, of_both].flatten(1)
+    if attends:
+        read = torch.cat([read, places.sort(1).values.flatten(1)], 1)
+    which = torch.zeros(len(places), dtype=torch.long)
+    if read.shape[1]:
+        _, which = torch.unique(read, dim=0, return_inverse=True)
+    numbers = torch.arange(len(places))
+    different = torch.zeros(int(which.max()) + 1, dtype=torch.long).scatter_reduce(
+        0, which, numbers, "amin", include_self=False
+    )
+    row_of = torch.where(known, known.cumsum(0) - 1, -1)
+    return Alike(numbers[known], row_of.numpy(), different, which.numpy())
+
+
+def _planned(outputs: int, others: Sequence[Linear]) -> tuple[Any, int]:
+    """:class:`Step` of each layer behind the first, and the rows of the room in which they work."""
     # Two halves of a room take turns, so that it stays in the cache.
-    half = max([len(which), *(weight.shape[:-1].numel() for weight, _ in others)])
-    source, target, steps = 0, half, []
-    weights: list[Tensor] = []
-    biases: list[Tensor] = []
-    for weight, bias in others:
+    half = max([outputs, *(weight.shape[:-1].numel() for weight, _ in others)])
+    source, target, steps, begin = 0, half, [], (0, 0)
+    for weight, _ in others:
         fields, step = (len(weight), weight.shape[2] // 3) if weight.dim() == 3 else (1, 0)
-        outputs, seen = weight.shape[-2:]
-        begin = sum(len(layer) for layer in weights), sum(len(layer) for layer in biases)
-        steps.append(Step(fields, outputs, seen, step, *begin, source, target))
-        weights.append((weight[0] if weight.dim() == 3 else weight).flatten())
-        biases.append(bias[:outputs])
+        made, seen = weight.shape[-2:]
+        steps.append(Step(fields, made, seen, step, *begin, source, target))
+        begin = begin[0] + made * seen, begin[1] + made
         source, target = target, source
-    plan = torch.tensor(steps, dtype=torch.long)
-    return OfLayers(row_of, which, plan, torch.cat(weights), torch.cat(biases)), 2 * half
+    return np.array(steps, dtype=np.int64), 2 * half
 
 
 class Kept:
-    """What was made for the latest few, such as clients: :data:`KEPT` of them, so that many do not fill the memory.
+    """What was made for the latest few, such as clients: :data:`KEPT` of them, so that many do not fill the memory."""
 
-    Args:
-        items: in the catalogue; of a large one, fewer are kept.
-    """
-
-    def __init__(self, items: int) -> None:
-        self.most = max(1, min(KEPT, NUMBERS // (items * OF_ITEM)))
+    def __init__(self) -> None:
         self._made: OrderedDict[int, Any] = OrderedDict()
 
     def of(self, number: int, make: Callable[[], Any]) -> Any:
         """What was made for a number, or is made now."""
         if number not in self._made:
             self._made[number] = make()
-            if len(self._made) > self.most:
+            if len(self._made) > KEPT:
                 self._made.popitem(last=False)
         self._made.move_to_end(number)
         return self._made[number]

@@ -46,6 +46,17 @@ class Tokens:
         """Tokens ``[n, ...]``."""
         return self.ids if self.column is None else self.column.index_select(0, self.ids)
 
+    def of_table(self, rows: int) -> Tensor:
+        """Tokens ``[n, tokens]`` as rows of a table, -1 where there is none.
+
+        Raises:
+            IndexError: the table has no such row.
+        """
+        numbers = self.numbers().view(len(self.ids), -1)
+        if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < rows:
+            raise IndexError(f"an id or token is out of range: a table has rows 0 to {rows - 1}")
+        return numbers.masked_fill(numbers == 0, -1) if self.masked else numbers
+
     def looked_up(self, table: Tensor) -> Tensor:
         """Vectors of a table ``[n, d]``, in steps of torch."""
         numbers = self.numbers()

@@ -295,6 +295,12 @@ class AttentiveNetwork(nn.Module):
         column: Tensor = getattr(self, _column_name(field))
         return Tokens(ids, column, masked=column.dim() > 1)
 
+    def _table(self, field: str, tokens: Tokens, every: Tensor) -> tuple[Tensor, Tokens]:
+        """What the vectors of a field are looked up in, and how; those of numbers ``[n]`` are rows 0 to n - 1, ``every``."""
+        if _module_name(field) in self.numbers:
+            return self._embed_values(field, tokens.numbers(), 1), Tokens(every)
+        return self._weight(field), tokens
+
     def _fields(self, users: Tensor, items: Tensor, context: Context, known: Tensor | None) -> tuple[Tensor, Tensor]:
         """Vectors of the fields of items and rows, then of users, ``[n, fields, d]``, and the mean of the former ``[n, d]``.
 
@@ -308,12 +314,7 @@ class AttentiveNetwork(nn.Module):
         of_items = {field: self._read(field, items) for field in self.item_fields}
         of_rows = {field: Tokens(every, context[field], context[field].dim() > 1) for field in self.context_fields}
         of_users = {field: self._read(field, users) for field in self.user_fields}
-        looked_up: list[tuple[Tensor, Tokens]] = []
-        for field, tokens in (of_items | of_rows | of_users).items():
-            if _module_name(field) in self.numbers:
-                looked_up.append((self._embed_values(field, tokens.numbers(), 1), Tokens(every)))
-            else:
-                looked_up.append((self._weight(field), tokens))
+        looked_up = [self._table(field, tokens, every) for field, tokens in (of_items | of_rows | of_users).items()]
         averaged = len(of_items) + len(of_rows)
         if known is not None:
             looked_up.insert(averaged, (known, Tokens(items)))
@@ -381,19 +382,18 @@ class AttentiveNetwork(nn.Module):
     @torch.no_grad()
     def catalogue(self) -> Catalogue:
         """What :meth:`rank` needs of the items, whoever asks; it holds as long as no parameter changes."""
-        of_items = [self._embed(field, torch.arange(self.item_count)) for field in self.item_fields]
+        every = torch.arange(self.item_count)
+        of_items = [self._table(field, self._read(field, every), every) for field in self.item_fields]
         items, rows, users = len(of_items), len(self.context_fields), len(self.user_fields)
         of_item, of_row = [*range(items)], [*range(items, items + rows)]
         known = self._known_vectors()
         if known is not None:
-            of_items.append(known)
+            of_items.append((known, Tokens(every)))
             of_item.append(items + rows)
-        fields = torch.stack([vectors.T for vectors in of_items])
         own = len(of_item) + rows
         of_both = range(own + users, own + users + (self.history_attention is not None) + (self._seen is not None))
         places = of_item, [*of_row, *range(own, own + users)], [*of_both]
-        query = fields.sum(0) / (len(fields) + rows)
-        return Catalogue(fields, query, places, (self.field_attention, self.history_attention), self.backbone)
+        return Catalogue(of_items, places, rows, (self.field_attention, self.history_attention), self.backbone)
 
     def rank(
         self,
@@ -413,9 +413,9 @@ class AttentiveNetwork(nn.Module):
         asked = catalogue if catalogue is not None else self.catalogue()
         of_rows = [self._embed_values(field, context[field], 2) for field in self.context_fields]
         of_users = [self._embed(field, users).unsqueeze(1) for field in self.user_fields]
-        none = asked.fields.new_zeros(len(users), 0, self.architecture.embedding_size)
+        none = asked.table.new_zeros(len(users), 0, self.architecture.embedding_size)
         of_context = torch.cat([none, *of_rows], 1)
-        shift = of_context.sum(1) / (len(asked.fields) + len(of_rows))
+        shift = of_context.sum(1) / asked.averaged if of_rows else None
         past, keys = users.new_zeros(len(users), 0), none
         if self.history_attention is not None:
             histories = self._past(users, self._known_vectors())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from recbole_fedkd.model.compiled import compiled
+from recbole_fedkd.model.function import DirectFunction, side_by_side
 
 WIDTH = 64
 """Items of a block."""
@@ -17,29 +20,45 @@ MOST = 60.0
 
 
 class OfItems(NamedTuple):
-    """What is the items', in blocks; empty arrays where there is no such attention.
+    """What items are, whichever network is asked.
 
     Attributes:
-        numbers: of the items ``[blocks, WIDTH]``.
-        past: queries to a history ``[blocks, d, WIDTH]``.
-        query: to the fields of a sample, likewise.
-        fields: an item's own ``[blocks, fields, d, WIDTH]``.
-        scores: what its own fields get, but for a user's shift ``[blocks, fields * heads, WIDTH]``.
-        heads: of the attention over the fields.
-        first: what its own fields add to the first layer ``[blocks, rows, WIDTH]``.
+        numbers: of the items that are ranked ``[blocks, WIDTH]``.
+        tokens: of every item, field by field, the rows of the table whose mean a field is, -1: none ``[items, slots]``.
+        begins: the first slot of every field, and behind the last ``[fields + 1]``.
+        counts: number of tokens, 1 where there is none ``[items, fields]``.
     """
 
     numbers: Any
+    tokens: Any
+    begins: Any
+    counts: Any
+
+
+class OfNetworks(NamedTuple):
+    """What networks make of items, the first axis of all; empty where there is no such attention.
+
+    Attributes:
+        table: vectors of all tokens of the items' fields ``[networks, tokens, d]``.
+        past: what makes a query to a history of the mean of an item's fields ``[networks, d, d]``.
+        query: to the fields of a sample, likewise.
+        heads: of the attention over the fields ``[networks, heads, d]``.
+        first: what the first layer makes of an item's own fields ``[networks, rows, fields * d]``.
+        weights: of all further layers, one behind the other ``[networks, n]``.
+        biases: likewise.
+    """
+
+    table: Any
     past: Any
     query: Any
-    fields: Any
-    scores: Any
     heads: Any
     first: Any
+    weights: Any
+    biases: Any
 
 
 class OfUsers(NamedTuple):
-    """What is the users', the first axis of all but ``pair``.
+    """What is the users', the first axis of all; those of a network stand behind those of the one before.
 
     Attributes:
         past: items of their histories ``[users, slots]``.
@@ -51,10 +70,10 @@ class OfUsers(NamedTuple):
         own_added: to the scores of those.
         shift: what their context adds to a query to the fields ``[users, d]``.
         shifted: heads times the shift; empty where nobody has a context.
-        bounded: whether scores, of the history and of the fields, lie within :data:`MOST` ``[users, 2]``.
-        different: the first layer's different outputs; of one user where they are everybody's.
+        lengths: :class:`Lengths` of each, as a row.
+        different: the first layer's different outputs; of each network, where they are the same for all of its users.
         constant: what the first layer makes of their own fields ``[users, outputs]``.
-        pair: the field that depends on both, of one user, in blocks ``[blocks, d, WIDTH]``; empty where there is none.
+        pair: the field that depends on both, in blocks ``[users, blocks, d, WIDTH]``; none where there is no such field.
     """
 
     past: Any
@@ -66,28 +85,44 @@ class OfUsers(NamedTuple):
     own_added: Any
     shift: Any
     shifted: Any
-    bounded: Any
+    lengths: Any
     different: Any
     constant: Any
     pair: Any
 
 
-class OfLayers(NamedTuple):
-    """What a backbone does.
+class Lengths(NamedTuple):
+    """What bounds the scores of a user: no product of two vectors is beyond that of their lengths.
 
     Attributes:
-        row_of: of every output of the first layer the row of ``OfItems.first``, -1: there is none.
+        past_keys: the longest key of the history.
+        past_added: the most that is added to a score of it.
+        both: the longest field that depends on user and item, times the largest number of a head.
+        shift: of the query to the fields.
+        own_keys: the longest key of the user's own fields.
+        own_added: the most that is added to a score of those.
+    """
+
+    past_keys: Tensor
+    past_added: Tensor
+    both: Tensor
+    shift: Tensor
+    own_keys: Tensor
+    own_added: Tensor
+
+
+class OfLayers(NamedTuple):
+    """What a backbone does, whichever network's it is.
+
+    Attributes:
+        row_of: of every output of the first layer the row of ``OfNetworks.first``, -1: there is none.
         which: its row among the different ones.
         plan: of each further layer :class:`Step`, as a row.
-        weights: of all further layers, one behind the other ``[n]``.
-        biases: likewise.
     """
 
     row_of: Any
     which: Any
     plan: Any
-    weights: Any
-    biases: Any
 
 
 class Step(NamedTuple):
@@ -121,6 +156,7 @@ class Sizes(NamedTuple):
         past_heads: heads over a history.
         heads: heads over the fields of a sample.
         own: the users' fields.
+        averaged: fields whose mean is what asks: the items' and those of a context.
         rows: of the room in which the layers work.
         blocks: of each user, one user's behind the other's; 0: all blocks are everybody's, items in their order.
     """
@@ -128,8 +164,19 @@ class Sizes(NamedTuple):
     past_heads: int
     heads: int
     own: int
+    averaged: int
     rows: int
     blocks: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked, but for the numbers of networks and users; ``vmap`` looks into tuples, and not into this."""
+
+    items: OfItems
+    layers: OfLayers
+    sizes: Sizes
+    labels: int
 
 
 def blocks(values: Tensor) -> Tensor:
@@ -140,23 +187,64 @@ def blocks(values: Tensor) -> Tensor:
 
 def column_product(weight: Tensor, columns: Tensor) -> Tensor:
     """``weight [outputs, inputs] @ columns [inputs, columns]``, each column the same bits whichever stand beside it."""
-    from recbole_fedkd.model import ranking_loops
-
-    filled = _filled(columns)
-    out = filled.new_empty(len(weight), filled.shape[1])
-    compiled(ranking_loops.multiply, "numpy")(
-        *(tensor.detach().contiguous().numpy() for tensor in (weight, filled, out))
-    )
-    return out[:, : columns.shape[1]]
+    made: Tensor = _ColumnProduct.apply(False, weight, _filled(columns))
+    return made[:, : columns.shape[1]]
 
 
-def rank_blocks(items: OfItems, users: OfUsers, layers: OfLayers, sizes: Sizes, logits: Tensor) -> None:
-    """Fill ``logits [users, T, blocks * WIDTH]``, blocks being those of a user."""
-    from recbole_fedkd.model import ranking_loops
+def rank_blocks(asked: Asked, networks: OfNetworks, users: OfUsers) -> Tensor:
+    """Logits ``[users, T, blocks * WIDTH]``, blocks being those of a user; of one network, without its axis."""
+    made: Tensor = _Rank.apply(False, asked, *networks, *users)
+    return made
 
-    # In one order of memory, so that the loop is compiled once.
-    arrays = [type(part)(*(tensor.detach().contiguous().numpy() for tensor in part)) for part in (items, users, layers)]
-    compiled(ranking_loops.rank, "numpy")(*arrays, sizes, logits.numpy())
+
+class _ColumnProduct(DirectFunction):
+    """:func:`column_product` of whole blocks; with ``many`` of many networks, the first axis of every tensor."""
+
+    @staticmethod
+    def forward(many: bool, weight: Tensor, columns: Tensor) -> Tensor:
+        from recbole_fedkd.model import ranking_loops
+
+        out = columns.new_empty(*columns.shape[:-2], weight.shape[-2], columns.shape[-1])
+        compiled(ranking_loops.multiply, "numpy")(*(_array(tensor, many) for tensor in (weight, columns, out)))
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, many: bool, *tensors: Tensor) -> Any:
+        return _ColumnProduct.apply(True, *side_by_side(info.batch_size, in_dims[1:], tensors)), 0
+
+
+class _Rank(DirectFunction):
+    """:func:`rank_blocks`; with ``many`` of many networks, the first axis of every tensor."""
+
+    @staticmethod
+    def forward(many: bool, asked: Asked, *tensors: Tensor) -> Tensor:
+        from recbole_fedkd.model import ranking_loops
+
+        of_networks, of_users = tensors[: len(OfNetworks._fields)], tensors[len(OfNetworks._fields) :]
+        networks = OfNetworks(*(_array(tensor, many) for tensor in of_networks))
+        users = OfUsers(*(_array(tensor.flatten(0, 1) if many else tensor, True) for tensor in of_users))
+        columns = (asked.sizes.blocks or len(asked.items.numbers)) * WIDTH
+        logits = torch.empty(len(users.constant), asked.labels, columns)
+        compiled(ranking_loops.rank, "numpy")(asked.items, networks, users, asked.layers, asked.sizes, logits.numpy())
+        return logits.unflatten(0, (len(networks.table), -1)) if many else logits
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, many: bool, asked: Asked, *tensors: Tensor) -> Any:
+        return _Rank.apply(True, asked, *side_by_side(info.batch_size, in_dims[2:], tensors)), 0
+
+
+def _array(tensor: Tensor, many: bool) -> Any:
+    """The memory of a tensor with an axis of networks or users in front; in one order, so that loops are compiled once."""
+    array = tensor.detach().contiguous().numpy()
+    return array if many else array[None]
 
 
 def _filled(values: Tensor) -> Tensor:

@@ -6,11 +6,13 @@ processor's cache, from attention to logits.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from recbole_fedkd.model.compiled import HIDDEN, LANES, ROWS, Ids, Table
 from recbole_fedkd.model.products import NO_LEAST, product, view
-from recbole_fedkd.model.ranking import WIDTH, OfItems, OfLayers, OfUsers, Sizes
+from recbole_fedkd.model.ranking import MOST, WIDTH, OfItems, OfLayers, OfNetworks, OfUsers, Sizes
 from recbole_fedkd.model.vectors import (
     everywhere,
     inlined,
@@ -24,52 +26,216 @@ from recbole_fedkd.model.vectors import (
     store,
     store_rows,
     sum_of,
+    turn,
 )
 
 LEAST = np.float32(0.1) * HIDDEN
 """Below what a key gets that an item sees."""
 
 
-def rank(items: OfItems, users: OfUsers, layers: OfLayers, sizes: Sizes, logits: Table) -> None:
+class Block(NamedTuple):
+    """What a network makes of the items of a block, made anew for every block.
+
+    Attributes:
+        numbers: of the items ``[WIDTH]``.
+        fields: an item's own ``[fields * d, WIDTH]``.
+        past: queries to a history ``[d, WIDTH]``.
+        query: to the fields of a sample, likewise.
+        scores: what its own fields get, but for a user's shift ``[fields * heads, WIDTH]``.
+        first: what its own fields add to the first layer ``[rows, WIDTH]``.
+        lengths: of the longest query to a history, to the fields, the largest of ``scores``, and of the longest field times
+            the largest number of a head ``[4]``.
+    """
+
+    numbers: Ids
+    fields: Table
+    past: Table
+    query: Table
+    scores: Table
+    first: Table
+    lengths: Table
+
+
+def rank(items: OfItems, networks: OfNetworks, users: OfUsers, layers: OfLayers, sizes: Sizes, logits: Table) -> None:
     """Fill ``logits [users, T, blocks * WIDTH]``."""
-    blocks, count, width, _ = items.fields.shape
-    slots, attends = users.past.shape[1], len(items.query) > 0
-    both = int(slots > 0) + int(len(users.pair) > 0)
+    count, width = len(items.begins) - 1, networks.table.shape[2]
+    slots, attends, pairs = users.past.shape[1], networks.query.shape[1] > 0, users.pair.shape[1] > 0
+    both, asking = int(slots > 0) + int(pairs), len(users.constant) // len(networks.table)
     keys, heads = max(slots, count + both + sizes.own), max(sizes.past_heads, sizes.heads)
     scores, shares = np.empty((keys * heads, WIDTH), np.float32), np.empty((keys, WIDTH), np.float32)
     sums, asked = np.empty((2, heads, WIDTH), np.float32), np.empty((max(width, heads), WIDTH), np.float32)
     rows = both * width + (width + sizes.own if attends else 0)
     given, different = np.empty((rows, WIDTH), np.float32), layers.which.max() + 1
     made, room = np.empty((different, WIDTH), np.float32), np.empty((sizes.rows, WIDTH), np.float32)
-    zeros = np.zeros(max(width, heads, different), np.float32)
-    for block in range(blocks):
-        begin, end, first = 0, len(users.constant), block * WIDTH
-        if sizes.blocks > 0:
-            begin, first = block // sizes.blocks, block % sizes.blocks * WIDTH
-            end = begin + 1
+    zeros = np.zeros(max(width, heads, different, networks.first.shape[1]), np.float32)
+    vectors = np.zeros((WIDTH, (width + LANES - 1) // LANES * LANES), np.float32)
+    block = Block(
+        np.zeros(WIDTH, np.int64),
+        np.empty((count * width + LANES, WIDTH), np.float32),
+        np.empty((width, WIDTH), np.float32),
+        np.empty((width, WIDTH), np.float32),
+        np.empty((count * sizes.heads, WIDTH), np.float32),
+        np.empty((networks.first.shape[1], WIDTH), np.float32),
+        np.zeros(4, np.float32),
+    )
+    of_each = sizes.blocks if sizes.blocks > 0 else len(items.numbers)
+    for turn_of in range(len(networks.table) * of_each * (asking if sizes.blocks > 0 else 1)):
+        # Blocks of a network's users all, or of one user's items alone.
+        owner, number = turn_of // of_each, turn_of % of_each
+        network = owner // asking if sizes.blocks > 0 else owner
+        begin, end = (owner, owner + 1) if sizes.blocks > 0 else (owner * asking, (owner + 1) * asking)
+        first = number * WIDTH
+        block.numbers[:] = items.numbers[turn_of if sizes.blocks > 0 else number]
+        _fill_block(items, networks, network, sizes, zeros, vectors, asked, block)
         for user in range(begin, end):
+            bounded = _bounded(users.lengths[user], block.lengths)
             if slots > 0:
                 used, added = users.used[user], users.added[user]
-                product(scores[: used * sizes.past_heads], added, users.keys[user], items.past[block], NO_LEAST)
-                _hide(users.past[user, :used], slots - 1, items.numbers[block], sizes, scores, sums[0, 0])
-                _softmax(used, sizes.past_heads, users.bounded[user, 0], scores, shares)
+                product(scores[: used * sizes.past_heads], added, users.keys[user], block.past, NO_LEAST)
+                _hide(users.past[user, :used], slots - 1, block.numbers, sizes, scores, sums[0, 0])
+                _softmax(used, sizes.past_heads, bounded[0], scores, shares)
                 product(given[:width], zeros, users.values[user], shares[:used], NO_LEAST)
-            if len(users.pair) > 0:
-                given[(both - 1) * width : both * width] = users.pair[block]
+            if pairs:
+                given[(both - 1) * width : both * width] = users.pair[user, number]
             if attends:
-                _attend_to_fields(items, users, sizes, block, user, both, zeros, scores, shares, sums, asked, given)
-            weight = users.different[user if len(users.different) > 1 else 0]
+                _attend_to_fields(
+                    block,
+                    networks.heads[network],
+                    users,
+                    sizes,
+                    bounded[1],
+                    user,
+                    both,
+                    zeros,
+                    scores,
+                    shares,
+                    sums,
+                    asked,
+                    given,
+                )
+            weight = users.different[user if len(users.different) == len(users.constant) else network]
             product(made, zeros, weight, given, NO_LEAST)
-            _first_layer(users.constant[user], layers.which, made, layers.row_of, items.first[block], room)
-            last = _further_layers(layers, room)
+            _first_layer(users.constant[user], layers.which, made, layers.row_of, block.first, room)
+            last = _further_layers(layers.plan, networks.weights[network], networks.biases[network], room)
             for label in range(logits.shape[1]):
                 for i in range(WIDTH):
                     logits[user, label, first + i] = room[last + label, i]
 
 
 def multiply(weight: Table, columns: Table, out: Table) -> None:
-    """Fill ``out [outputs, columns]`` with ``weight [outputs, inputs] @ columns``."""
-    product(out, np.zeros(len(out), np.float32), weight, columns, NO_LEAST)
+    """Fill ``out [networks, outputs, columns]`` with ``weight [networks, outputs, inputs] @ columns``."""
+    zeros = np.zeros(out.shape[1], np.float32)
+    for network in range(len(out)):
+        product(out[network], zeros, weight[network], columns[network], NO_LEAST)
+
+
+@part
+def _fill_block(
+    items: OfItems,
+    networks: OfNetworks,
+    network: int,
+    sizes: Sizes,
+    zeros: Table,
+    vectors: Table,
+    asked: Table,
+    block: Block,
+) -> None:
+    """Fill a block of the items that it numbers; ``vectors [WIDTH, d]`` and ``asked [d, WIDTH]``: room."""
+    count, width = len(items.begins) - 1, networks.table.shape[2]
+    mean, inputs = asked[:width], block.fields[: count * width]
+    # In double precision, so that a product with an inverse rounds as the quotient does, which torch makes.
+    share, lengths = 1.0 / sizes.averaged, block.lengths
+    lengths[:] = 0.0
+    for field in range(count):
+        _vectors_of(items, networks.table[network], field, block.numbers, vectors)
+        # What goes beyond a field's last row is overwritten by the next.
+        for i in range(0, WIDTH, LANES):
+            for channel in range(0, width, LANES):
+                place, into = i * vectors.shape[1] + channel, (field * width + channel) * WIDTH + i
+                turn(vectors, place, vectors.shape[1], block.fields, into, WIDTH)
+    for field in range(count):
+        lengths[3] = max(lengths[3], _longest(block.fields[field * width : (field + 1) * width]))
+    for channel in range(width):
+        for i in range(WIDTH):
+            mean[channel, i] = block.fields[channel, i]
+        for field in range(1, count):
+            for i in range(WIDTH):
+                mean[channel, i] += block.fields[field * width + channel, i]
+        for i in range(WIDTH):
+            mean[channel, i] = np.float32(np.float64(mean[channel, i]) * share)
+    if networks.past.shape[1] > 0:
+        product(block.past, zeros, networks.past[network], mean, NO_LEAST)
+        lengths[0] = _longest(block.past)
+    product(block.first, zeros, networks.first[network], inputs, NO_LEAST)
+    if networks.query.shape[1] == 0:
+        return
+    heads = networks.heads[network]
+    product(block.query, zeros, networks.query[network], mean, NO_LEAST)
+    lengths[1] = _longest(block.query)
+    for field in range(count):
+        for channel in range(width):
+            for i in range(WIDTH):
+                asked[channel, i] = block.query[channel, i] * block.fields[field * width + channel, i]
+        product(block.scores[field * len(heads) : (field + 1) * len(heads)], zeros, heads, asked[:width], NO_LEAST)
+    lengths[2], lengths[3] = _largest(block.scores), lengths[3] * _largest(heads)
+
+
+@part
+def _vectors_of(items: OfItems, table: Table, field: int, numbers: Ids, vectors: Table) -> None:
+    """Fill ``vectors [WIDTH, d]`` with the means of the tokens of a field, row by row of the numbered items."""
+    begin, end, width = items.begins[field], items.begins[field + 1], table.shape[1]
+    for i in range(len(numbers)):
+        item = numbers[i]
+        token = items.tokens[item, begin]
+        if end == begin + 1 and token >= 0:
+            for channel in range(width):
+                vectors[i, channel] = table[token, channel]
+            continue
+        for channel in range(width):
+            vectors[i, channel] = 0.0
+        for slot in range(begin, end):
+            token = items.tokens[item, slot]
+            if token >= 0:
+                for channel in range(width):
+                    vectors[i, channel] += table[token, channel]
+        share = 1.0 / items.counts[item, field]
+        for channel in range(width):
+            vectors[i, channel] = np.float32(np.float64(vectors[i, channel]) * share)
+
+
+@part
+def _longest(vectors: Table) -> np.float32:
+    """Length of the longest of some vectors ``[d, WIDTH]``; not a number, where one of theirs is none."""
+    most, total = np.float32(0.0), np.float32(0.0)
+    squares = np.zeros(WIDTH, np.float32)
+    for channel in range(len(vectors)):
+        for i in range(WIDTH):
+            squares[i] += vectors[channel, i] * vectors[channel, i]
+    for i in range(WIDTH):
+        most = max(most, squares[i])
+        total += squares[i]
+    return np.sqrt(most) + np.float32(0.0) * total  # type: ignore[no-any-return]
+
+
+@part
+def _largest(values: Table) -> np.float32:
+    """The largest size of some numbers ``[rows, columns]``; not a number, where one is none."""
+    most, total = np.float32(0.0), np.float32(0.0)
+    for row in range(len(values)):
+        for i in range(values.shape[1]):
+            most = max(most, abs(values[row, i]))
+            total += abs(values[row, i])
+    return most + np.float32(0.0) * total
+
+
+@part
+def _bounded(user: Table, block: Table) -> tuple[bool, bool]:
+    """Whether no score of a user and a block, of the history and of the fields, is beyond :data:`MOST`."""
+    past, query, scores, field = block[0], block[1], block[2], block[3]
+    past_keys, past_added, both, shift, own_keys, own_added = user[0], user[1], user[2], user[3], user[4], user[5]
+    of_items = scores + shift * field <= MOST
+    of_users = both * (query + shift) <= MOST and own_keys * query + own_added <= MOST
+    return past_keys * past + past_added <= MOST, of_items and of_users
 
 
 @part
@@ -173,10 +339,11 @@ def _one_head(keys: int, heads: int, head: int, bounded: bool, scores: Table, sh
 
 @part
 def _attend_to_fields(
-    items: OfItems,
+    block: Block,
+    of_heads: Table,
     users: OfUsers,
     sizes: Sizes,
-    block: int,
+    bounded: bool,
     user: int,
     both: int,
     zeros: Table,
@@ -189,36 +356,38 @@ def _attend_to_fields(
     """Fill ``given``, behind the ``both`` fields that depend on both, with what attention pools of fields that are not the
     user's, and with the shares of those that are.
     """
-    _, count, width, _ = items.fields.shape
-    heads, query, others = sizes.heads, items.query[block], count + both
-    scores[: count * heads] = items.scores[block]
-    for position in range(count if len(users.shifted) > 0 else 0):
-        product(asked[:heads], zeros, users.shifted[user], items.fields[block, position], NO_LEAST)
+    width, heads, query = len(block.query), sizes.heads, block.query
+    count = len(block.scores) // heads
+    others = count + both
+    scores[: count * heads] = block.scores
+    for position in range(count if users.shifted.shape[1] > 0 else 0):
+        field = block.fields[position * width : (position + 1) * width]
+        product(asked[:heads], zeros, users.shifted[user], field, NO_LEAST)
         for head in range(heads):
             for i in range(WIDTH):
                 scores[position * heads + head, i] += asked[head, i]
     for position in range(both):
         for channel in range(width):
-            more, field = users.shift[user, channel], given[position * width + channel]
+            more, vector = users.shift[user, channel], given[position * width + channel]
             for i in range(WIDTH):
-                asked[channel, i] = (query[channel, i] + more) * field[i]
+                asked[channel, i] = (query[channel, i] + more) * vector[i]
         begin = (count + position) * heads
-        product(scores[begin : begin + heads], zeros, items.heads, asked[:width], NO_LEAST)
+        product(scores[begin : begin + heads], zeros, of_heads, asked[:width], NO_LEAST)
     begin, end = others * heads, (others + sizes.own) * heads
     product(scores[begin:end], users.own_added[user], users.own_keys[user], query, NO_LEAST)
-    _softmax(others + sizes.own, heads, users.bounded[user, 1], scores, shares)
+    _softmax(others + sizes.own, heads, bounded, scores, shares)
     for channel in range(width):
         pooled = given[both * width + channel]
         for i in range(WIDTH):
             pooled[i] = 0.0
         for position in range(count):
-            field = items.fields[block, position, channel]
+            vector = block.fields[position * width + channel]
             for i in range(WIDTH):
-                pooled[i] += shares[position, i] * field[i]
+                pooled[i] += shares[position, i] * vector[i]
         for position in range(both):
-            field = given[position * width + channel]
+            vector = given[position * width + channel]
             for i in range(WIDTH):
-                pooled[i] += shares[count + position, i] * field[i]
+                pooled[i] += shares[count + position, i] * vector[i]
     given[(both + 1) * width : (both + 1) * width + sizes.own] = shares[others : others + sizes.own]
 
 
@@ -236,18 +405,18 @@ def _first_layer(constant: Table, which: Ids, made: Table, row_of: Ids, first: T
 
 
 @part
-def _further_layers(layers: OfLayers, room: Table) -> int:
+def _further_layers(plan: Ids, weights: Table, biases: Table, room: Table) -> int:
     """The first row of what the last layer makes in the room ``[rows, WIDTH]``, which holds what the first has made."""
-    count, target = len(layers.plan), 0
+    count, target = len(plan), 0
     for number in range(count):
-        fields, outputs, seen, step, weight, bias, source, target = layers.plan[number]
+        fields, outputs, seen, step, weight, bias, source, target = plan[number]
         least = np.float32(0.0) if number < count - 1 else NO_LEAST
         for field in range(fields):
             # A field sees its neighbours; behind the edge there is none.
             missing = step if step > 0 and field == 0 else 0
             inputs = seen - missing - (step if field == fields - 1 else 0)
-            read = view(layers.weights, weight + missing, outputs, inputs, seen)
+            read = view(weights, weight + missing, outputs, inputs, seen)
             begin, into = source + (field - 1) * step + missing, target + field * outputs
             above = room[into : into + outputs]
-            product(above, layers.biases[bias:], read, room[begin : begin + inputs], least)
+            product(above, biases[bias:], read, room[begin : begin + inputs], least)
     return target

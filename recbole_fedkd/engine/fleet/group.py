@@ -139,14 +139,23 @@ class ClientGroup(nn.Module):
             needed: items of each ``[c, n]`` that are needed beside those of the histories and the padding item.
             stores: all rows of the clients that are stored in these are needed too.
         """
-        device = clients.device
-        counts = self.member_count[clients]
+        members = self._members(clients)
+        return Pack(clients, members, *self._touched(clients, members, needed, stores), self.item_count)
+
+    def pack_of_all_items(self, clients: Tensor) -> Pack:
+        """Clients ``[c]`` side by side, with every item by its own number."""
+        items = torch.arange(self.item_count, device=clients.device).repeat(len(clients), 1)
+        count = torch.full_like(clients, self.item_count)
+        return Pack(clients, self._members(clients), items, count, self.item_count)
+
+    def _members(self, clients: Tensor) -> Tensor:
+        """User ids of clients ``[c, 1 + users]``, as of :class:`Pack`."""
+        device, counts = clients.device, self.member_count[clients]
         users = torch.arange(int(counts.max()), device=device)
         present = users < counts.unsqueeze(1)
         entry = self.first_member[clients].unsqueeze(1) + users
         members = torch.where(present, self.member[entry.clamp(max=len(self.member) - 1)], 0)
-        members = torch.cat([torch.zeros_like(clients).unsqueeze(1), members], 1)
-        return Pack(clients, members, *self._touched(clients, members, needed, stores), self.item_count)
+        return torch.cat([torch.zeros_like(clients).unsqueeze(1), members], 1)
 
     def _touched(
         self, clients: Tensor, members: Tensor, needed: Tensor, stores: Sequence[RowStore]
@@ -303,17 +312,18 @@ class ClientGroup(nn.Module):
                 tables.append(torch.cat(columns).to(self.numbers.device))
         return tables
 
-    def buffers_of(self, pack: Pack) -> dict[str, Tensor]:
-        """The buffers that differ from client to client, ``[c, ...]``."""
+    def buffers_of(self, pack: Pack, renumbered: bool = True) -> dict[str, Tensor]:
+        """The buffers that differ from client to client, ``[c, ...]``; those of items do where these are renumbered."""
         whole = dict(self.whole.named_buffers())
-        own = {name: whole[name][pack.items] for name in self.item_buffers if name not in self.received_buffers}
+        of_items = [name for name in self.item_buffers if name not in self.received_buffers] if renumbered else []
+        own = {name: whole[name][pack.items] for name in of_items}
         for number, name in enumerate(self.received_buffers):
             kept = self.get_buffer(f"received_{number}")
             by_item = name in self.item_buffers
             own[name] = kept[pack.clients.unsqueeze(1), pack.items] if by_item else kept[pack.clients]
         for name in self.user_buffers:
             values = whole[name][pack.members]
-            if name in self.item_references:
+            if name in self.item_references and renumbered:
                 values = pack.places(values.flatten(1)).view_as(values)
             own[name] = values
         return own

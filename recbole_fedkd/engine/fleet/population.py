@@ -20,7 +20,7 @@ from recbole_fedkd.engine.fleet.batching import BatchedModel
 from recbole_fedkd.engine.fleet.group import Caller, ClientGroup
 from recbole_fedkd.engine.fleet.mapped import MappedTensors
 from recbole_fedkd.engine.fleet.store import ragged
-from recbole_fedkd.model.catalogue import rank_items
+from recbole_fedkd.model.catalogue import rank_items, ranks_side_by_side
 from recbole_fedkd.model.network import NO_CONTEXT, Context
 from recbole_fedkd.model.population import RoutedPopulation, local_ids, rows_that_stay, whole_networks
 from recbole_fedkd.model.shared import Rows, forget_cached
@@ -130,15 +130,47 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
         """Every user by the network of the client it lives on; see :meth:`LabelledRecommender.rank`."""
         owners = self.client_of_user[users]
         out = torch.empty(len(users), len(self.label_values), self.item_num, device=users.device).transpose(1, 2)
+        for index, group in enumerate(self.client_groups):
+            rows = torch.nonzero(owners % len(self.groups) == index).flatten()
+            if group.single_users and ranks_side_by_side(group.whole):
+                self._rank_side_by_side(group, owners[rows] // len(self.groups), rows, context, out)
+            else:
+                self._rank_one_by_one(group, index, rows, users, context, out)
+        return out
+
+    def _rank_side_by_side(
+        self, group: ClientGroup, clients: Tensor, rows: Tensor, context: Context, out: Tensor
+    ) -> None:
+        """Fill rows ``[n]`` of ``out`` with what clients ``[n]`` of one user each make of it."""
+        base = group.base()
+        group.whole.eval()
+
+        def rank(network: nn.Module, parameters: Any, users: Tensor, context: Context) -> Tensor:
+            return rank_items(network, users, context, self.item_num)
+
+        # Tables of all items and logits, each made and then copied once.
+        numbers = 2 * self.item_num * (base[1].shape[1] + len(self.label_values))
+        for part in torch.arange(len(rows)).split(max(1, int(self.memory / (4 * numbers)))):
+            pack = group.pack_of_all_items(clients[part])
+            own = {name: values[rows[part]].unsqueeze(1) for name, values in context.items()}
+            buffers, weights = group.buffers_of(pack, renumbered=False), group.weights(pack, base, serving=True)
+            out[rows[part]] = group.called(group.whole, rank, weights, buffers, torch.ones_like(part)[:, None], own)[
+                :, 0
+            ]
+
+    def _rank_one_by_one(
+        self, group: ClientGroup, index: int, rows: Tensor, users: Tensor, context: Context, out: Tensor
+    ) -> None:
+        """Fill rows ``[n]`` of ``out``, whose users live on clients of a group."""
+        owners = self.client_of_user[users]
         bases: dict[int, Any] = {}
-        for client in owners.unique().tolist():
-            rows = torch.nonzero(owners == client).flatten()
+        for client in owners[rows].unique().tolist():
+            mine = rows[owners[rows] == client]
             served = partial(self._served, client, bases)
             own, made = served() if self.kept is None else self.kept.of(client, served)
-            of_rows = {name: values[rows] for name, values in context.items()}
+            of_rows = {name: values[mine] for name, values in context.items()}
             caller = Caller(self.network_of(client).eval(), _ranked)
-            out[rows] = functional_call(caller, own, (users[rows], of_rows, self.item_num, made))
-        return out
+            out[mine] = functional_call(caller, own, (users[mine], of_rows, self.item_num, made))
 
     def _served(self, client: int, bases: dict[int, Any]) -> tuple[dict[str, Tensor], list[Any] | None]:
         """The network that serves a client's users, by its parameters, and room for what a ranking makes of them; None: none.
