@@ -79,13 +79,13 @@ def rank(items: OfItems, networks: OfNetworks, users: OfUsers, layers: OfLayers,
         np.zeros(4, np.float32),
     )
     of_each = sizes.blocks if sizes.blocks > 0 else len(items.numbers)
-    for turn_of in range(len(networks.table) * of_each * (asking if sizes.blocks > 0 else 1)):
+    for position in range(len(networks.table) * of_each * (asking if sizes.blocks > 0 else 1)):
         # Blocks of a network's users all, or of one user's items alone.
-        owner, number = turn_of // of_each, turn_of % of_each
+        owner, number = position // of_each, position % of_each
         network = owner // asking if sizes.blocks > 0 else owner
         begin, end = (owner, owner + 1) if sizes.blocks > 0 else (owner * asking, (owner + 1) * asking)
         first = number * WIDTH
-        block.numbers[:] = items.numbers[turn_of if sizes.blocks > 0 else number]
+        block.numbers[:] = items.numbers[position if sizes.blocks > 0 else number]
         _fill_block(items, networks, network, sizes, zeros, vectors, asked, block)
         for user in range(begin, end):
             bounded = _bounded(users.lengths[user], block.lengths)
@@ -151,8 +151,8 @@ def _fill_block(
         # What goes beyond a field's last row is overwritten by the next.
         for i in range(0, WIDTH, LANES):
             for channel in range(0, width, LANES):
-                place, into = i * vectors.shape[1] + channel, (field * width + channel) * WIDTH + i
-                turn(vectors, place, vectors.shape[1], block.fields, into, WIDTH)
+                source, into = i * vectors.shape[1] + channel, (field * width + channel) * WIDTH + i
+                turn(vectors, source, vectors.shape[1], block.fields, into, WIDTH)
     for field in range(count):
         lengths[3] = max(lengths[3], _longest(block.fields[field * width : (field + 1) * width]))
     for channel in range(width):
