@@ -205,7 +205,7 @@ class Catalogue:
             asked = Asked(self._numbered(numbers), self.layers, sizes, labels)
             logits = rank_blocks(asked, networks, self._of_users(asking, rows, pair))[..., :count]
             parts.append(logits if shortcut is None else logits + shortcut)
-        ranked = torch.cat(parts) if len(parts) != 1 else parts[0]
+        ranked = parts[0] if len(parts) == 1 else torch.cat([self.table.new_empty(0, labels, count), *parts])
         return ranked.transpose(1, 2)
 
     def _numbered(self, numbers: Tensor) -> OfItems:

@@ -63,7 +63,7 @@ def rank(items: OfItems, networks: OfNetworks, users: OfUsers, layers: OfLayers,
     both, asking = int(slots > 0) + int(pairs), len(users.constant) // len(networks.table)
     keys, heads = max(slots, count + both + sizes.own), max(sizes.past_heads, sizes.heads)
     scores, shares = np.empty((keys * heads, WIDTH), np.float32), np.empty((keys, WIDTH), np.float32)
-    sums, asked = np.empty((2, heads, WIDTH), np.float32), np.empty((max(width, heads), WIDTH), np.float32)
+    held, asked = np.empty(WIDTH, np.float32), np.empty((max(width, heads), WIDTH), np.float32)
     rows = both * width + (width + sizes.own if attends else 0)
     given, different = np.empty((rows, WIDTH), np.float32), layers.which.max() + 1
     made, room = np.empty((different, WIDTH), np.float32), np.empty((sizes.rows, WIDTH), np.float32)
@@ -92,7 +92,7 @@ def rank(items: OfItems, networks: OfNetworks, users: OfUsers, layers: OfLayers,
             if slots > 0:
                 used, added = users.used[user], users.added[user]
                 product(scores[: used * sizes.past_heads], added, users.keys[user], block.past, NO_LEAST)
-                _hide(users.past[user, :used], slots - 1, block.numbers, sizes, scores, sums[0, 0])
+                _hide(users.past[user, :used], slots - 1, block.numbers, sizes, scores, held)
                 _softmax(used, sizes.past_heads, bounded[0], scores, shares)
                 product(given[:width], zeros, users.values[user], shares[:used], NO_LEAST)
             if pairs:
@@ -109,7 +109,6 @@ def rank(items: OfItems, networks: OfNetworks, users: OfUsers, layers: OfLayers,
                     zeros,
                     scores,
                     shares,
-                    sums,
                     asked,
                     given,
                 )
@@ -349,7 +348,6 @@ def _attend_to_fields(
     zeros: Table,
     scores: Table,
     shares: Table,
-    sums: Table,
     asked: Table,
     given: Table,
 ) -> None:

@@ -194,7 +194,7 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
         parts = []
         while len(order):
             rows = int(counts[order[0]]) * targets
-            taken = max(1, int(self.memory / (4 * width * (group.item_count + 64 * rows))))
+            taken = max(1, int(self.memory / (4 * (group.item_count + 64 * width * rows))))
             parts.append(order[:taken])
             order = order[taken:]
         return parts
