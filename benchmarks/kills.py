@@ -37,7 +37,7 @@ from recbole_fedkd import files
 from recbole_fedkd.checkpoint.sealed import read_sealed
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.machines import running
-from recbole_fedkd.machines.manifest import SERVER_STATE
+from recbole_fedkd.machines.folders import SERVER_STATE
 from recbole_fedkd.machines.party import STATE, served
 from recbole_fedkd.quick_start import _prepare, processor_settings
 from recbole_fedkd.splitting import split_federation

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.config.needs import check_has_clients
+from recbole_fedkd.data.known import check_dataset
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.files import check_one_run
-from recbole_fedkd.limits import processor_settings
 from recbole_fedkd.network import Network, dealt_as_recorded, time_of
-from recbole_fedkd.quick_start import _prepare
 from recbole_fedkd.record import RUN_RECORD
 
 _PROBES = 3
@@ -63,11 +62,15 @@ def probe(model: str | None, dataset: str | None, files: list[str], keys: Mappin
     The first round is often another than those after it: nothing was learned yet, and clients hold nothing to tell a change of;
     and what they say once comes down in the second. Of a strategy that exchanges in stages, all of these are run before.
     """
+    from recbole_fedkd.config import FedKDConfig  # a run's record is read without torch
+    from recbole_fedkd.limits import processor_settings
+    from recbole_fedkd.quick_start import _prepare
+
     config = FedKDConfig(model, dataset, files, None, keys)
     if config["engine"] in ("processes", "flower"):  # the same rounds, of which this process's seconds are all
         config = FedKDConfig(model, dataset, files, None, {**keys, "engine": "local"})
-    if not config.federated:
-        raise InputError(f"strategy is {config['strategy']}, which has no clients; a federation has")
+    check_has_clients(config)
+    check_dataset(config["dataset"], Path(config["data_path"]))
     with processor_settings(config["torch_threads"]):
         trainer = _prepare(config)[0]
         engine = trainer.engine

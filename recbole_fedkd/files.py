@@ -15,7 +15,10 @@ from typing import Any
 
 import yaml
 
-from recbole_fedkd.errors import InputError, TrainingError, listed
+from recbole_fedkd.errors import InputError, TrainingError, listed, shown
+
+BEST, LAST = "best.pth", "last.pth"
+"""Checkpoints in a run's folder: its best, and the one that it goes on from."""
 
 PARTITION = "partition.json"
 """Of a run's folder: which user lives on which client."""
@@ -176,6 +179,40 @@ def check_one_run(folder: Path, *names: str) -> None:
     if runs:
         youngest = sorted(map(str, runs), key=lambda run: -Path(run).stat().st_mtime)
         raise InputError(f"folder '{folder}' is none of one run, but holds {listed(youngest, 5)}; name one")
+
+
+def state_of_folder(folder: Path) -> Path:
+    """The file that a run of this folder goes on from; raises :class:`InputError` where it has none."""
+    if (folder / LAST).is_file():
+        return folder / LAST
+    if (folder / BEST).is_file():
+        raise InputError(f"run folder '{folder}' has a {BEST} but no {LAST}, which a run is resumed from")
+    check_one_run(folder, LAST, BEST)
+    raise InputError(
+        f"run folder '{folder}' holds no checkpoint: no epoch (round) of a run was finished there; start the run again"
+    )
+
+
+def run_path(path: str | Path) -> Path:
+    """The path of a run's folder or checkpoint; raises :class:`InputError` for what is none."""
+    if not isinstance(path, str | Path) or not str(path):
+        raise InputError(f"run is {shown(path)}; it must be the folder of a run, or a checkpoint file")
+    return Path(path)
+
+
+def check_checkpoint(path: str | Path, best: bool = False) -> None:
+    """Raise :class:`InputError` where a run's folder or a checkpoint's file is not there, or a folder has none.
+
+    Args:
+        path: of either.
+        best: whether a folder with the best checkpoint alone will do.
+    """
+    source = run_path(path)
+    if source.is_dir():
+        if not (best and (source / BEST).is_file()):
+            state_of_folder(source)
+    elif not source.is_file():
+        raise InputError(f"checkpoint '{source}' does not exist")
 
 
 def remove_temporaries(folder: Path) -> None:

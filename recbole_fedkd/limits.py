@@ -34,21 +34,6 @@ def check_limits(config: Any, dataset: Any) -> None:
         )
 
 
-def check_clients_per_round(config: Any, clients: int) -> None:
-    """Raise :class:`InputError` if a round is to have more clients than there are, or more answers than clients."""
-    asked = config["clients_per_round"]
-    if asked is not None and asked > clients:
-        raise InputError(
-            f"clients_per_round is {asked}, but there are only {clients} clients (partition {config['partition']}); "
-            "leave it unset for all of them"
-        )
-    drawn, needed = asked if asked is not None else clients, config["min_clients"]
-    if needed is not None and needed > drawn:
-        raise InputError(
-            f"min_clients is {needed}, but only {drawn} clients take part in a round; it must be {drawn} at most"
-        )
-
-
 @contextmanager
 def memory_watched(config: Any) -> Iterator[None]:
     """Say in one sentence that memory has ended, and which keys need less of it."""

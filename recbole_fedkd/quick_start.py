@@ -31,7 +31,7 @@ from recbole_fedkd.data.features import features_of
 from recbole_fedkd.data.fingerprint import Fingerprint
 from recbole_fedkd.data.importing import frame_as_dataset
 from recbole_fedkd.data.known import check_dataset
-from recbole_fedkd.data.partition import held_out_clients, partition_users
+from recbole_fedkd.data.partition import check_clients_per_round, held_out_clients, partition_users
 from recbole_fedkd.data.preparation import Loaders, data_preparation
 from recbole_fedkd.engine.fleet.population import CompactPopulation
 from recbole_fedkd.errors import InputError, TrainingError, listed
@@ -40,7 +40,7 @@ from recbole_fedkd.federation.members import held_out_users, others, poison, wro
 from recbole_fedkd.federation.parties import federated_class
 from recbole_fedkd.federation.together import build_population, save_federation
 from recbole_fedkd.files import writable_file, writable_folder, write_json
-from recbole_fedkd.limits import check_clients_per_round, check_limits, memory_watched, processor_settings
+from recbole_fedkd.limits import check_limits, memory_watched, processor_settings
 from recbole_fedkd.logs import board_errors_raised, check_folders, run_log
 from recbole_fedkd.model import (
     building,

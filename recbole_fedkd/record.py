@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from recbole_fedkd import __version__
-from recbole_fedkd.federated.draws import DRAWS_VERSION
 from recbole_fedkd.files import json_ready, written_whole
 
 RECORD_VERSION = 2
@@ -35,6 +34,8 @@ _WHOLE_NUMBERS = ("user", "client")
 
 def environment() -> dict[str, str]:
     """Versions of what a number depends on; ``draws``: of what clients draw by themselves."""
+    from recbole_fedkd.federated.draws import DRAWS_VERSION  # brings torch, and records are read without it
+
     packages = ("recbole-fedkd", "recbole", "torch", "numpy", "pandas", "scipy")
     versions = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     versions["draws"] = str(DRAWS_VERSION)

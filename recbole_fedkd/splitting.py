@@ -18,33 +18,24 @@ from torch import Tensor
 
 from recbole_fedkd.compat import pickles_refused, recbole_warnings_silenced
 from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.config.needs import check_has_clients
 from recbole_fedkd.data import importing
 from recbole_fedkd.data.creation import create_dataset, samples_made
-from recbole_fedkd.data.labels import declared_labels
+from recbole_fedkd.data.known import check_dataset
 from recbole_fedkd.data.preparation import data_preparation
 from recbole_fedkd.data.schema import ClientRows, DataSchema, read_schema, rows_of_clients
 from recbole_fedkd.data.side_files import side_table
 from recbole_fedkd.errors import InputError, listed
 from recbole_fedkd.files import writable_folder
 from recbole_fedkd.machines.coordinator import check_manifest
+from recbole_fedkd.machines.folders import IDENTITY, check_catalogue, check_free, keys_of_party, party_folders
 from recbole_fedkd.machines.judging import check_judgeable
-from recbole_fedkd.machines.manifest import (
-    IDENTITY,
-    Manifest,
-    check_apart,
-    keys_of_party,
-    party_folders,
-    write_manifest,
-    write_party,
-)
+from recbole_fedkd.machines.manifest import Manifest, write_manifest, write_party
 from recbole_fedkd.quick_start import _prepare_data
 
 MANIFEST = "manifest"
 USERS_OF_PARTY = "users_of_party"
 """Word of a catalogue's schema for the most users that one party may have."""
-
-MOST_USERS = 2_000_000
-"""Users that the parties of a catalogue may have together: 0.8 KB of each is set up by every machine, 2 GB of so many."""
 
 _MADE_UP_ROWS = 10
 _FILTERS = ("user_inter_num_interval", "item_inter_num_interval", "val_interval")
@@ -69,7 +60,8 @@ def split_federation(
         InputError: bad input of any kind; nothing is written then.
     """
     config = _config_of_parties(model, dataset, files, keys)
-    _check_free(out)
+    check_free(out)
+    check_dataset(config["dataset"], Path(config["data_path"]))
     data = _prepare_data(config)
     splits, owners = [loader._dataset for loader in data.loaders], data.client_of_user
     assert owners is not None
@@ -89,16 +81,9 @@ def _config_of_parties(
     model: str | None, dataset: str | None, files: list[str], keys: Mapping[str, Any]
 ) -> FedKDConfig:
     config = FedKDConfig(model, dataset, files, None, keys)
-    if not config.federated:
-        raise InputError(f"strategy is {config['strategy']}, which has no clients; a federation has")
+    check_has_clients(config)
     check_judgeable(config)
     return config
-
-
-def _check_free(out: Path, apart_from: str = "") -> None:
-    if out.exists() and (not out.is_dir() or any(file.name != apart_from for file in out.iterdir())):
-        raise InputError(f"'{out}' is there already and not empty; name another by --out")
-    check_apart(out)
 
 
 def catalogue_manifest(
@@ -128,19 +113,8 @@ def catalogue_manifest(
     """
     name = importing.check_name(dataset or items.stem)
     config = _config_of_parties(model, name, files, keys)
-    _check_free(out)
-    if not config["label_values"]:
-        raise InputError("a catalogue does not say which labels there are; name them, such as label_values=[1,2,3,4,5]")
-    if len(declared_labels(np.empty(0), config["label_values"], config["RATING_FIELD"])) < 2:
-        raise InputError(f"label_values is {config['label_values']}; a federation needs two labels at least")
-    if users * config["client_num"] > MOST_USERS:
-        raise InputError(
-            f"users is {users} for each of {config['client_num']} parties; together they may have {MOST_USERS:,} at most"
-        )
-    if (config["load_col"] or {}).get("user"):
-        raise InputError(
-            "load_col names columns of users, which are their parties' own; a catalogue has none: leave them out"
-        )
+    check_free(out)
+    check_catalogue(config, users)
     with tempfile.TemporaryDirectory(prefix="recbole_fedkd-") as folder:
         tokens = _copy_catalogue(items, Path(folder), name)
         importing.write_atomic(_made_up(tokens, config), Path(folder), name, _fields(config))
@@ -273,7 +247,7 @@ def bring(
     if not 0 <= number < schema.clients:
         raise InputError(f"number is {number}; the manifest's parties are 0 to {schema.clients - 1}")
     read.identity_of(out, number)
-    _check_free(out, apart_from=IDENTITY)
+    check_free(out, apart_from=IDENTITY)
     imported = importing.import_table(importing.read_table(file), named, f"'{file}'")
     known = imported.table["item_id"].isin(schema.numbers_of_tokens[schema.item_field])
     outside = imported.table["item_id"][~known].value_counts().to_dict()

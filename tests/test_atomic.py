@@ -14,7 +14,8 @@ from recbole.utils import FeatureType
 from slow_reader import FAULTS, Refused, random_file, read_slowly
 
 from recbole_fedkd.data import atomic
-from recbole_fedkd.data.atomic import Layout, read_atomic, read_header
+from recbole_fedkd.data.atomic import read_atomic, read_header
+from recbole_fedkd.data.layout import Layout
 from recbole_fedkd.errors import InputError
 
 HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"

@@ -19,7 +19,8 @@ from recbole_fedkd.federated.envelope import DECLARED, HELLO, Answer, Request, c
 from recbole_fedkd.federated.message import Message, MessageError
 from recbole_fedkd.federation.parties import build_server
 from recbole_fedkd.machines import processes
-from recbole_fedkd.machines.manifest import Manifest, party_folders, write_manifest, write_party
+from recbole_fedkd.machines.folders import party_folders
+from recbole_fedkd.machines.manifest import Manifest, write_manifest, write_party
 from recbole_fedkd.machines.party import STATE, Party, served
 from recbole_fedkd.machines.sockets import SocketTransport
 

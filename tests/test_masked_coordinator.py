@@ -13,7 +13,8 @@ pytest.importorskip("cryptography")
 
 from recbole_fedkd.checkpoint.sealed import read_sealed
 from recbole_fedkd.federated.envelope import JUDGE, MASK, TRAIN, Answer, Request
-from recbole_fedkd.machines.manifest import SERVER_STATE, Manifest
+from recbole_fedkd.machines.folders import SERVER_STATE
+from recbole_fedkd.machines.manifest import Manifest
 from recbole_fedkd.machines.party import Party
 from recbole_fedkd.privacy.accountant import epsilon_of
 from recbole_fedkd.privacy.secure_sum import STEPS

@@ -21,7 +21,7 @@ from recbole_fedkd.checkpoint.sealed import read_sealed, write_sealed
 from recbole_fedkd.data.schema import ClientRows
 from recbole_fedkd.distillation.knowledge import AGGREGATIONS
 from recbole_fedkd.federated.knowledge import KNOWLEDGE
-from recbole_fedkd.machines.manifest import SERVER_STATE
+from recbole_fedkd.machines.folders import SERVER_STATE
 from recbole_fedkd.splitting import split_federation
 
 RUNS = {

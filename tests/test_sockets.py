@@ -18,8 +18,8 @@ from tapped import Tap
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.envelope import DECLARED, HELLO, Answer
 from recbole_fedkd.machines import processes
-from recbole_fedkd.machines.channel import clear_socket, client_tls, go_to, let_in, read_key, server_tls
-from recbole_fedkd.machines.sockets import SocketTransport, read_address, serve
+from recbole_fedkd.machines.channel import clear_socket, client_tls, go_to, let_in, read_address, read_key, server_tls
+from recbole_fedkd.machines.sockets import SocketTransport, serve
 
 MANIFEST, KEY = b"m" * 16, b"k" * 32
 

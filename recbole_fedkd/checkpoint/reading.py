@@ -18,11 +18,11 @@ from torch import Tensor
 
 from recbole_fedkd.checkpoint.large import large_file, put_back
 from recbole_fedkd.checkpoint.sealed import digest, read_sealed, write_sealed
-from recbole_fedkd.errors import InputError, shown
-from recbole_fedkd.files import PARTITION, check_one_run
+from recbole_fedkd.errors import InputError
+from recbole_fedkd.files import BEST, LAST, PARTITION, check_checkpoint, run_path, state_of_folder
 
 CHECKPOINT_VERSION = 7
-BEST, LAST, ROWS = "best.pth", "last.pth", "rows.pth"
+ROWS = "rows.pth"
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,7 @@ def open_checkpoint(file: Path) -> Checkpoint:
     Raises:
         InputError: it is not there, damaged, not a checkpoint, or one of another version or form.
     """
-    if not file.is_file():
-        raise InputError(f"checkpoint '{file}' does not exist")
+    check_checkpoint(file)
     sealed, content = read_sealed(file)
     state = put_back(sealed, file)
     _check_form(state, file)
@@ -140,8 +139,8 @@ def last_and_best(path: str | Path) -> tuple[Checkpoint, Checkpoint | None]:
     Raises:
         InputError: no checkpoint is there, one cannot be read, or the best one is not the one that the last speaks of.
     """
-    source = _given(path)
-    last = open_checkpoint(_state_of_folder(source) if source.is_dir() else source)
+    source = run_path(path)
+    last = open_checkpoint(state_of_folder(source) if source.is_dir() else source)
     best_epoch = last.state["best_epoch"]
     if best_epoch is None or best_epoch == last.state["epoch"]:
         return last, last if best_epoch is not None else None
@@ -159,30 +158,13 @@ def last_and_best(path: str | Path) -> tuple[Checkpoint, Checkpoint | None]:
     return last, best
 
 
-def _state_of_folder(folder: Path) -> Path:
-    if (folder / LAST).is_file():
-        return folder / LAST
-    if (folder / BEST).is_file():
-        raise InputError(f"run folder '{folder}' has a {BEST} but no {LAST}, which a run is resumed from")
-    check_one_run(folder, LAST, BEST)
-    raise InputError(
-        f"run folder '{folder}' holds no checkpoint: no epoch (round) of a run was finished there; start the run again"
-    )
-
-
-def _given(path: str | Path) -> Path:
-    if not isinstance(path, str | Path) or not str(path):
-        raise InputError(f"run is {shown(path)}; it must be the folder of a run, or a checkpoint file")
-    return Path(path)
-
-
 def best_checkpoint(path: str | Path) -> Checkpoint:
     """The checkpoint to load a model from: the file itself, or the best one of a run folder; its last, if none was judged.
 
     Raises:
         InputError: as :func:`last_and_best`.
     """
-    source = _given(path)
+    source = run_path(path)
     if not source.is_dir():
         return open_checkpoint(source)
     if not (source / LAST).is_file() and (source / BEST).is_file():
@@ -193,8 +175,8 @@ def best_checkpoint(path: str | Path) -> Checkpoint:
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The fields of a checkpoint file; of a run folder's ``last.pth``. Raises what :func:`open_checkpoint` does."""
-    source = _given(path)
-    return open_checkpoint(_state_of_folder(source) if source.is_dir() else source).state
+    source = run_path(path)
+    return open_checkpoint(state_of_folder(source) if source.is_dir() else source).state
 
 
 def write_places(places: Mapping[str, Tensor], file: Path) -> None:

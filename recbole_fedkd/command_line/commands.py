@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -14,11 +13,19 @@ from pathlib import Path
 
 from recbole_fedkd.command_line.arguments import check_first, parse_arguments, take_count, take_run
 from recbole_fedkd.command_line.completion import SHELLS, completion_script
+from recbole_fedkd.command_line.early import (
+    check_cells,
+    check_federation,
+    check_manifest,
+    check_manifest_of_items,
+    check_run,
+    check_search,
+)
 from recbole_fedkd.command_line.help import presets_text
 from recbole_fedkd.command_line.tables import commas_told, listed_tokens, rated_tokens, writable_table, write_table
-from recbole_fedkd.config.early import check_early
 from recbole_fedkd.config.given import read_given, values_of_preset
 from recbole_fedkd.errors import InputError, nearest
+from recbole_fedkd.files import check_checkpoint
 from recbole_fedkd.network import network_of
 
 
@@ -30,8 +37,7 @@ def run(keys: dict[str, str]) -> int:
     quiet, verbose = (keys.pop(name, "False") == "True" for name in ("quiet", "verbose"))
     if quiet and verbose:
         raise InputError("--quiet and --verbose are both given; one run cannot be both")
-    if "torch" not in sys.modules:  # else the full check comes at once
-        check_early(model, dataset, files, keys)
+    check_run(model, dataset, files, keys)
     given = read_given(files, None, keys)
     if verbose and "show_progress" not in given:
         keys["show_progress"] = "True"
@@ -64,11 +70,15 @@ def _compare(file: str, keys: dict[str, str]) -> int:
     network, keep = network_of(keys), keys.pop("keep_checkpoints", "False")
     if keep not in ("True", "False"):
         raise InputError(f"keep_checkpoints is '{keep[:40]}'; it must be True or False")
-    from recbole_fedkd.experiment import read_experiment, run_experiment
+    from recbole_fedkd.experiment import read_experiment
     from recbole_fedkd.report import write_report
 
+    experiment = read_experiment(file, keys)
+    check_cells(experiment.cells)
+    from recbole_fedkd.experiment import run_experiment
+
     with _kept_in(out):
-        outcome = run_experiment(read_experiment(file, keys), out, workers, keep=keep == "True")
+        outcome = run_experiment(experiment, out, workers, keep=keep == "True")
     print(outcome)
     print(f"report: {write_report(out, network)}")
     return 1 if outcome.failed else 0
@@ -105,16 +115,18 @@ def audit(arguments: Sequence[str]) -> None:
     )
     keys = parse_arguments(arguments[1:])
     rounds, most = take_count(keys, "rounds", most=1000), take_count(keys, "clients", most=10_000)
-    from recbole_fedkd.auditing import MOST_CLIENTS, audited_run, write_audit
-    from recbole_fedkd.logs import screen
-    from recbole_fedkd.machines.manifest import SERVER_STATE
-    from recbole_fedkd.report.audit_page import verdict
+    from recbole_fedkd.machines.folders import SERVER_STATE
 
     if (Path(arguments[0]) / SERVER_STATE).is_file():
         raise InputError(
             f"folder '{arguments[0]}' is a coordinator's, whose rows are with its parties; audit a run of the same keys in one "
             "process (engine=local)"
         )
+    check_checkpoint(arguments[0])
+    from recbole_fedkd.auditing import MOST_CLIENTS, audited_run, write_audit
+    from recbole_fedkd.logs import screen
+    from recbole_fedkd.report.audit_page import verdict
+
     with screen(logging.ERROR):
         audited = audited_run(arguments[0], rounds, most or MOST_CLIENTS, **keys)
         page = write_audit(audited, Path(arguments[0]))
@@ -148,10 +160,15 @@ def search(arguments: Sequence[str]) -> None:
     trials = take_count(keys, "trials")
     file, files = keys.pop("params_file"), keys.pop("config_files", "").split()
     algorithm = keys.pop("algorithm", "tpe")
-    from recbole_fedkd.logs import screen
-    from recbole_fedkd.search import Search, config_of, read_parameters, run_search, search_table
+    from recbole_fedkd.search.parameters import check_searchable, read_parameters
 
-    search = Search.prepare(read_parameters(file), keys, files, algorithm)
+    parameters = read_parameters(file)
+    check_searchable(parameters, keys, algorithm)
+    check_search(parameters, files, keys)
+    from recbole_fedkd.logs import screen
+    from recbole_fedkd.search import Search, config_of, run_search, search_table
+
+    search = Search.prepare(parameters, keys, files, algorithm)
     with screen(logging.WARNING), _kept_in(Path(f"{out}.journal")):
         content = run_search(search, out, trials)
     print(search_table(content))
@@ -185,6 +202,7 @@ def recommend(arguments: Sequence[str]) -> None:
     ((what, tokens),) = asked.items()
     out = writable_table(keys.pop("out")) if "out" in keys else None
     users = listed_tokens(tokens) if what == "users" else None
+    check_checkpoint(arguments[0], best=True)
     from recbole_fedkd.logs import screen
     from recbole_fedkd.recommend import load
 
@@ -248,6 +266,7 @@ def split_federation(arguments: Sequence[str]) -> None:
     keys = parse_arguments(arguments)
     out = Path(keys.pop("out", "federation"))
     model, dataset, files = take_run(keys)
+    check_federation(model, dataset, files, keys, out)
     from recbole_fedkd.splitting import MANIFEST
     from recbole_fedkd.splitting import split_federation as cut
 
@@ -264,7 +283,8 @@ def manifest(arguments: Sequence[str]) -> None:
     out = Path(keys.pop("out", "federation/manifest"))
     users = take_count(keys, "users", most=10**7) or 1000
     model, dataset, files = take_run(keys)
-    from recbole_fedkd.machines.manifest import IDENTITY
+    check_manifest_of_items(Path(arguments[0]), model, dataset, out, files, keys, users)
+    from recbole_fedkd.machines.folders import IDENTITY
     from recbole_fedkd.splitting import catalogue_manifest
 
     schema = catalogue_manifest(Path(arguments[0]), model, dataset, out, files, keys, users)
@@ -290,10 +310,14 @@ def bring(arguments: Sequence[str]) -> None:
     manifest, number, out = Path(keys.pop("manifest")), keys.pop("number"), Path(keys.pop("out"))
     if not number.isdecimal():
         raise InputError(f"number is '{number[:40]}'; it must be a party's number, from 0")
-    from recbole_fedkd.data.importing import ROLES
-    from recbole_fedkd.splitting import bring as bring_file
+    from recbole_fedkd.data.importing import ROLES, read_table
+    from recbole_fedkd.machines.folders import keys_of_party
 
     named = {role: keys.pop(role) for role in ROLES if role in keys}
+    missing = [] if Path(arguments[0]).is_file() else [partial(read_table, arguments[0])]
+    check_manifest(manifest, keys, keys_of_party, *missing)
+    from recbole_fedkd.splitting import bring as bring_file
+
     print(bring_file(Path(arguments[0]), manifest, int(number), out, named, keys))
     command = shlex.join(["recbole-fedkd", "party", str(out), f"--manifest={manifest}"])
     print(f"party: {out}\nnext: {command} --address=<address of the coordinator>")
@@ -308,10 +332,18 @@ def coordinate(arguments: Sequence[str]) -> None:
     if "address" not in keys or "out" not in keys:
         raise InputError("coordinate needs --address=<address> and --out=<folder>; see coordinate --help")
     address, out = keys.pop("address"), Path(keys.pop("out"))
+    from recbole_fedkd.machines.channel import read_address, read_key, server_tls
+    from recbole_fedkd.machines.folders import SERVER_STATE, check_apart, keys_of_coordinator
+
+    trusted = [keys.pop(name, None) for name in ("secret", "certificate", "private-key", "authority")]
+    checks: list[Callable[[], object]] = [partial(check_apart, out, own=SERVER_STATE)]
+    if not address.startswith("flower:") and trusted[3] is None:
+        checks += [partial(read_address, address), partial(read_key, trusted[0]), partial(server_tls, *trusted[1:3])]
+    check_manifest(Path(arguments[0]), keys, keys_of_coordinator, *checks)
     from recbole_fedkd.machines.running import RESULT, Trust
     from recbole_fedkd.machines.running import coordinate as run_coordinator
 
-    trust = Trust(*(keys.pop(name, None) for name in ("secret", "certificate", "private-key", "authority")))
+    trust = Trust(*trusted)
     run_coordinator(Path(arguments[0]), address, out, trust, keys)
     print(f"result: {out / RESULT}")
 
@@ -323,9 +355,13 @@ def party(arguments: Sequence[str]) -> None:
     if "address" not in keys or "manifest" not in keys:
         raise InputError("party needs --manifest=<folder> and --address=<address>; see party --help")
     address, manifest = keys.pop("address"), Path(keys.pop("manifest"))
+    from recbole_fedkd.machines.folders import keys_of_party, read_party
+
+    own = {name: keys.pop(name, None) for name in ("secret", "authority", "node-key")}
+    check_manifest(manifest, keys, keys_of_party, partial(read_party, Path(arguments[0])))
     from recbole_fedkd.machines.running import Trust, live
 
-    trust = Trust(keys.pop("secret", None), None, None, keys.pop("authority", None), keys.pop("node-key", None))
+    trust = Trust(own["secret"], None, None, own["authority"], own["node-key"])
     live(Path(arguments[0]), manifest, address, trust, keys)
 
 
@@ -343,7 +379,6 @@ def cost(arguments: Sequence[str]) -> None:
     run = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
     keys = parse_arguments(arguments[1:] if run is not None else arguments)
     from recbole_fedkd.cost import of_run, probe
-    from recbole_fedkd.logs import screen
 
     network = network_of(keys)
     if run is not None:
@@ -351,7 +386,11 @@ def cost(arguments: Sequence[str]) -> None:
             raise InputError(f"cost of a run takes no --{next(iter(keys))}; see cost --help")
         costs = of_run(run)
     else:
-        model, dataset, files = take_run(keys)
+        files = keys.pop("config_files", "").split()
+        model, dataset = keys.pop("model", None), keys.pop("dataset", None)
+        check_federation(model, dataset, files, keys)
+        from recbole_fedkd.logs import screen
+
         with screen(logging.ERROR):
             costs = probe(model, dataset, files, keys)
     print(costs.table(network), flush=True)

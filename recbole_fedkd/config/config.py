@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 from recbole_fedkd import compat  # before RecBole's modules, of which it readies what they import
@@ -20,7 +19,6 @@ from recbole_fedkd.config.models import find_model
 from recbole_fedkd.config.outlines import Outline
 from recbole_fedkd.config.plugins import import_plugins, model_of, models_with_keys
 from recbole_fedkd.config.strict import StrictConfig
-from recbole_fedkd.config.values import plain
 from recbole_fedkd.evaluation import metrics as _metrics  # noqa: F401  (registers the metrics)
 from recbole_fedkd.federated import strategy as _strategies  # noqa: F401  (registers them, with what they exchange)
 from recbole_fedkd.model import MODELS, AttnFedKD, Bias, corrected, has_fields, reads_negatives
@@ -73,14 +71,6 @@ class FedKDConfig(StrictConfig, Config):
         other = copy.copy(self)
         other.final_config_dict = {**self.final_config_dict, **changes}
         return other
-
-    def plain_values(self) -> dict[str, Any]:
-        """Every key as plain Python values (what a checkpoint or a JSON file can hold)."""
-        values = {key: plain(value) for key, value in self.final_config_dict.items()}
-        values["judged_metrics"] = list(self.judged_metrics)
-        # A run may be resumed from another folder than the one it was started in.
-        values["data_path"] = str(Path(values["data_path"]).resolve())
-        return values
 
 
 def _outline_of(model_class: type) -> Outline:

@@ -70,3 +70,9 @@ def check_negatives(config: Any) -> None:
             f"model '{config['model']}' learns to rank an item above a sampled one, but train_neg_sample_args samples none; "
             "leave it unset, or set {distribution: uniform, sample_num: 1}"
         )
+
+
+def check_has_clients(config: Any) -> None:
+    """Raise :class:`InputError` for a config without clients, where there have to be some."""
+    if not config.federated:
+        raise InputError(f"strategy is {config['strategy']}, which has no clients; a federation has")

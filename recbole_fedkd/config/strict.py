@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from recbole_fedkd.config.federated import FederatedConfig
@@ -22,7 +23,7 @@ from recbole_fedkd.config.outlines import has_dataset, keys_of, keys_of_all
 from recbole_fedkd.config.shapes import check_fields
 from recbole_fedkd.config.synonyms import called_here
 from recbole_fedkd.config.transforms import check_transform
-from recbole_fedkd.config.values import ConfigLoader
+from recbole_fedkd.config.values import ConfigLoader, plain
 from recbole_fedkd.errors import InputError, shown
 from recbole_fedkd.privacy.settings import check_attack, check_privacy
 from recbole_fedkd.registry import declared_settings
@@ -219,3 +220,11 @@ class StrictConfig(FederatedConfig):
     def unread(self) -> list[str]:
         """The keys that are not read, each with what it is called here where it is known by another name."""
         return [f"{key}{called_here(key, self._known.keys) or ''}" for key in self.unread_keys]
+
+    def plain_values(self) -> dict[str, Any]:
+        """Every key as plain Python values (what a checkpoint or a JSON file can hold)."""
+        values = {key: plain(value) for key, value in self.final_config_dict.items()}
+        values["judged_metrics"] = list(self.judged_metrics)
+        # A run may be resumed from another folder than the one it was started in.
+        values["data_path"] = str(Path(values["data_path"]).resolve())
+        return values

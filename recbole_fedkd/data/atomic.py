@@ -7,7 +7,6 @@ exact text, a number is a number, and what is neither is an error with file and 
 
 from __future__ import annotations
 
-import codecs
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ import psutil
 from numpy.typing import NDArray
 from recbole.utils import FeatureType
 
+from recbole_fedkd.data.layout import Layout
 from recbole_fedkd.data.numbers import EXACT, LARGEST, integer, numbers_of, why_no_number
 from recbole_fedkd.errors import InputError, listed, nearest, shown
 
@@ -35,26 +35,6 @@ _OTHER_NAMES = (
     "RATING_FIELD and TIME_FIELD"
 )
 _BYTE_ORDER_MARK = "\ufeff"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How atomic files are written: RecBole's keys ``field_separator``, ``seq_separator`` and ``encoding``."""
-
-    separator: str = "\t"
-    sequence_separator: str = " "
-    encoding: str = "utf-8"
-
-    def __post_init__(self) -> None:
-        for key, value in (("field_separator", self.separator), ("seq_separator", self.sequence_separator)):
-            if not isinstance(value, str) or not value or set(value) & set("\r\n"):
-                raise InputError(f"{key} is {value!r}; it must be a text that separates, such as ',' or '\\t'")
-        if self.separator == self.sequence_separator:
-            raise InputError(f"field_separator and seq_separator are both {self.separator!r}; they must differ")
-        try:
-            codecs.lookup(self.encoding)
-        except (LookupError, TypeError) as error:
-            raise InputError(f"encoding is {self.encoding!r}, which Python does not know; utf-8 is usual") from error
 
 
 @dataclass(frozen=True)

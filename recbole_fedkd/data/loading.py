@@ -13,7 +13,7 @@ import recbole.data.dataset as recbole_datasets
 from recbole.data.dataset import Dataset
 from recbole.utils import FeatureSource, FeatureType, ModelType
 
-from recbole_fedkd.data.atomic import AtomicFile, Column, Layout, read_atomic, read_header
+from recbole_fedkd.data.atomic import AtomicFile, Column, read_atomic, read_header
 from recbole_fedkd.data.columns import (
     check_named_files,
     check_unused_columns,
@@ -27,6 +27,7 @@ from recbole_fedkd.data.columns import (
 )
 from recbole_fedkd.data.filtering import CountedFilters
 from recbole_fedkd.data.fingerprint import Fingerprint
+from recbole_fedkd.data.layout import Layout
 from recbole_fedkd.data.order import TimeOrder
 from recbole_fedkd.data.threshold import ThresholdLabels
 from recbole_fedkd.errors import InputError, listed, shown

@@ -63,12 +63,7 @@ def partition_users(scheme: str, user_base: UserBase, seed: int, config: Any = N
     Raises:
         InputError: unknown scheme, bad argument, or more clients than users.
     """
-    name, _, argument = scheme.partition(":")
-    if name not in PARTITIONS:
-        raise InputError(
-            f"partition '{scheme}' is unknown; allowed are {', '.join(PARTITIONS)}, with an argument after a colon "
-            f"where one is needed (attribute:<field>, dirichlet:<alpha>, quantity:<alpha>){nearest(name, PARTITIONS)}"
-        )
+    name, _, argument = check_name_of(scheme).partition(":")
     generator = np.random.default_rng(np.random.SeedSequence([seed, 0x9A27]))
     own: Any = read_settings(PARTITIONS.settings[name], config or {})
     taken = len(signature(PARTITIONS[name]).parameters)
@@ -79,6 +74,17 @@ def partition_users(scheme: str, user_base: UserBase, seed: int, config: Any = N
             f"client, from 0, for each of the {user_base.users} users"
         )
     return clients.astype(np.int64, copy=False)
+
+
+def check_name_of(scheme: str) -> str:
+    """The scheme; raises :class:`InputError` where no partition is called like what it starts with."""
+    name = scheme.partition(":")[0]
+    if name not in PARTITIONS:
+        raise InputError(
+            f"partition '{scheme}' is unknown; allowed are {', '.join(PARTITIONS)}, with an argument after a colon "
+            f"where one is needed (attribute:<field>, dirichlet:<alpha>, quantity:<alpha>){nearest(name, PARTITIONS)}"
+        )
+    return scheme
 
 
 def held_out_clients(clients: int, share: float, seed: int) -> Clients:
@@ -103,6 +109,38 @@ def held_out_clients(clients: int, share: float, seed: int) -> Clients:
         )
     generator = np.random.default_rng(np.random.SeedSequence([seed, 0x51A9]))
     return np.sort(generator.choice(clients, count, replace=False)).astype(np.int64)
+
+
+def check_clients_per_round(config: Any, clients: int) -> None:
+    """Raise :class:`InputError` if a round is to have more clients than there are, or more answers than clients."""
+    asked = config["clients_per_round"]
+    if asked is not None and asked > clients:
+        raise InputError(
+            f"clients_per_round is {asked}, but there are only {clients} clients (partition {config['partition']}); "
+            "leave it unset for all of them"
+        )
+    drawn, needed = asked if asked is not None else clients, config["min_clients"]
+    if needed is not None and needed > drawn:
+        raise InputError(
+            f"min_clients is {needed}, but only {drawn} clients take part in a round; it must be {drawn} at most"
+        )
+
+
+def check_scheme(config: Any) -> None:
+    """Refuse what can be known of the clients of a config before there are users.
+
+    Raises:
+        InputError: the partition is unknown or has a wrong argument, or there are fewer clients than keys ask for.
+    """
+    scheme = config["partition"]
+    name, _, argument = check_name_of(scheme).partition(":")
+    if name in _ARGUMENTS:
+        _ARGUMENTS[name](name, argument or None)
+    if name in _OF_CLIENT_NUM:
+        count = config["client_num"]
+        if count is None:
+            raise _without_client_num(name)
+        check_clients_per_round(config, count - len(held_out_clients(count, config["holdout_clients"], config["seed"])))
 
 
 @register_partition("random")
@@ -178,10 +216,14 @@ def _fill_empty(assigned: Clients, clients: int, generator: np.random.Generator)
 
 def _client_num(name: str, user_base: UserBase) -> int:
     if user_base.client_num is None:
-        raise InputError(f"partition '{name}' needs client_num, the number of clients")
+        raise _without_client_num(name)
     if user_base.client_num > user_base.users:
         raise InputError(f"client_num is {user_base.client_num}, but the dataset has only {user_base.users} users")
     return user_base.client_num
+
+
+def _without_client_num(name: str) -> InputError:
+    return InputError(f"partition '{name}' needs client_num, the number of clients")
 
 
 def _refuse_argument(name: str, argument: str | None) -> None:
@@ -199,3 +241,13 @@ def _positive_number(name: str, argument: str | None) -> float:
             f"partition '{name}:{argument or ''}' needs a positive number after the colon, such as '{name}:0.5'"
         )
     return number
+
+
+_OF_CLIENT_NUM = ("random", "dirichlet", "quantity")
+"""Partitions into as many clients as the key says."""
+
+_ARGUMENTS: dict[str, Callable[[str, str | None], Any]] = {
+    **dict.fromkeys(("random", "user"), _refuse_argument),
+    **dict.fromkeys(("dirichlet", "quantity"), _positive_number),
+}
+"""Checks of what stands behind the colon."""

@@ -180,6 +180,11 @@ def expand(
     return Experiment(name, dict(content), tuple(cells.values()), names, reference)
 
 
+def none_starts(first: Cell, why: str) -> InputError:
+    """The error of an experiment of which no run can start, with what is wrong with the first."""
+    return InputError(f"no run of the experiment can start; {first.title}: {why}")
+
+
 def _check_row(what: str, row: Any, names: Iterable[str], origin: str) -> None:
     if row not in names:
         raise InputError(f"{origin}: {what} '{row}' is no row{nearest(str(row), names)}")

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from recbole_fedkd.checkpoint.large import LARGE_FILES
-from recbole_fedkd.checkpoint.reading import BEST, ROWS
+from recbole_fedkd.checkpoint.reading import ROWS
 from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.experiment.grid import Cell, Experiment, digest_of
-from recbole_fedkd.files import PARTITION, json_ready, write_bytes, write_json, written_whole
+from recbole_fedkd.files import BEST, PARTITION, json_ready, write_bytes, write_json, written_whole
 from recbole_fedkd.record import RECORD_VERSION, RECORD_VERSIONS, write_record
 from recbole_fedkd.report.records import differing_keys
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.experiment.grid import Cell, Experiment, canonical
+from recbole_fedkd.experiment.grid import Cell, Experiment, canonical, none_starts
 from recbole_fedkd.experiment.records import (
     adopt_run,
     failure_file,
@@ -81,7 +81,7 @@ def run_experiment(
     configs, refused = _configs(experiment.cells)
     if not configs:
         first = experiment.cells[0]
-        raise InputError(f"no run of the experiment can start; {first.title}: {refused[first.id]}")
+        raise none_starts(first, refused[first.id])
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -17,8 +17,8 @@ GOLDEN = 0x9E3779B97F4A7C15
 PLACES = np.uint64(2**28 - 1)
 """The bits of a word that hold a sample's place while samples are ordered; the others are drawn."""
 
-DRAWS_VERSION = 2
-"""Of what clients draw; in version 1 they drew from streams of torch's."""
+DRAWS_VERSION = 3
+"""Of what clients draw; in version 1 they drew from streams of torch's, in version 2 masks by torch on each machine."""
 
 ORDER, NEGATIVES = 1, 2
 """What draws are for."""

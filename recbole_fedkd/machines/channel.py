@@ -34,6 +34,25 @@ class StrangerError(Exception):
     """The other end is none of this federation; says why in half a sentence."""
 
 
+Address = str | tuple[str, int]
+
+
+def read_address(text: str) -> Address:
+    """Where a server listens: ``unix:<file>`` or ``<host>:<port>``.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if text.startswith("unix:") and len(text) > 5:
+        if len(os.fsencode(text[5:])) > 100:
+            raise InputError(f"address '{text}' is longer than the system allows for a socket; take a shorter path")
+        return text[5:]
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 <= int(port) < 65536:
+        raise InputError(f"address '{text[:200]}' must be unix:<file> or <host>:<port>")
+    return host.strip("[]"), int(port)
+
+
 def read_key(file: str | Path | None) -> bytes | None:
     """The key that parties and server share; None: there is none.
 

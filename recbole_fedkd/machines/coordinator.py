@@ -23,6 +23,7 @@ from recbole_fedkd.federated.envelope import Answer, new_run
 from recbole_fedkd.federated.server import Release
 from recbole_fedkd.federation.parties import build_server
 from recbole_fedkd.files import held_alone, regular_file, remove_temporaries, writable_folder, write_json
+from recbole_fedkd.machines.folders import SERVER_STATE
 from recbole_fedkd.machines.judging import (
     added,
     area_within,
@@ -32,7 +33,7 @@ from recbole_fedkd.machines.judging import (
     metrics_of,
     protocol_of,
 )
-from recbole_fedkd.machines.manifest import SERVER_STATE, Manifest
+from recbole_fedkd.machines.manifest import Manifest
 from recbole_fedkd.record import environment
 from recbole_fedkd.rounds import EpochRecord, course, epsilon, number_of, record_of, round_record
 

@@ -8,40 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recbole_fedkd.checkpoint.resumed import check_names_no_file, values_to_read
 from recbole_fedkd.config import FedKDConfig
-from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.data.schema import SCHEMA, TABLES, ClientRows, DataSchema
-from recbole_fedkd.errors import InputError, shown
+from recbole_fedkd.errors import InputError
 from recbole_fedkd.files import regular_file, write_json
+from recbole_fedkd.machines.folders import CONFIG, IDENTITY, KEYS, PARTY, ROWS, read_config, read_party
 from recbole_fedkd.registry import registries
 
 if TYPE_CHECKING:
     from recbole_fedkd.privacy.identity import Identity
-
-CONFIG, PARTY, ROWS = "config.json", "party.json", "rows.npz"
-SERVER_STATE = "server.pth"
-"""File of a coordinator's folder: all that it knows."""
-
-KEYS, IDENTITY = "keys.json", "identity.key"
-"""Of a federation under masks: everybody's public signing keys, in the manifest; and a party's private one, in its folder."""
-
-
-def keys_of_party() -> Set[str]:
-    """Keys that a party may say otherwise than the manifest: its machine's, which files it opens, and how private it stays."""
-    return keys_with("machine") | keys_with("opens") | {"eval_batch_size", "privacy", "min_clients"}
-
-
-def keys_of_coordinator() -> Set[str]:
-    """Keys that a coordinator may say otherwise than the manifest: its machine's, how long, and how many must answer."""
-    of_run = keys_with("resumable") - {"metrics", "topk"}  # by which parties judge
-    return keys_with("machine") | keys_with("opens") | of_run | {"min_clients"}
 
 
 @dataclass(frozen=True)
@@ -71,25 +52,8 @@ class Manifest:
             InputError: it is no manifest, or it names files to open or code to run that ``given`` does not name, or ``given``
                 says otherwise what the manifest says for all.
         """
-        folder, given = Path(folder), dict(given or {})
-        file = regular_file(folder / CONFIG)
-        try:
-            saved = json.loads(file.read_text(encoding="utf-8"))
-            check_names_no_file(saved, given, file)
-            read = partial(FedKDConfig, saved["model"], saved["dataset"], checkpoint_values=values_to_read(saved))
-            config = read(command_line=given)
-            if own is not None and given.keys() - own:
-                public = read(command_line={key: given[key] for key in given.keys() & own})
-                derived = keys_with("derived")
-                named = {key: given[key] for key in given.keys() & ({"model", "dataset", "config_files"} | derived)}
-                follows = own | derived | keys_with("computed")
-                here = {key: value for key, value in config.plain_values().items() if key not in follows}
-                _check_public({**here, **named}, public.plain_values(), folder)
-        except InputError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-            raise InputError(f"'{file}' is not the config of a manifest: {reason}") from error
+        folder = Path(folder)
+        config = read_config(folder, given or {}, own, FedKDConfig)
         return cls(folder, config, DataSchema.load(folder))
 
     @cached_property
@@ -141,28 +105,12 @@ class Manifest:
         Raises:
             InputError: the folder is that of none, or of another federation.
         """
-        file = regular_file(folder / PARTY)
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            number, manifest = int(content["number"]), str(content["manifest"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-            raise InputError(f"'{file}' does not say which party it is: {reason}") from error
+        number, manifest = read_party(folder)
         if manifest != self.digest.hex():
             raise InputError(f"party '{folder}' belongs to another manifest than that in '{self.folder}'")
         if not 0 <= number < self.schema.clients:
-            raise InputError(f"'{file}' says that it is party {number} of {self.schema.clients}")
+            raise InputError(f"'{folder / PARTY}' says that it is party {number} of {self.schema.clients}")
         return number
-
-
-def _check_public(here: Mapping[str, Any], public: Mapping[str, Any], folder: Path) -> None:
-    """Raise :class:`InputError` for the first key that is not the manifest's."""
-    for key in sorted(here):
-        if here[key] != public.get(key):
-            raise InputError(
-                f"{key} is {shown(here[key])} here and {shown(public.get(key))} in manifest '{folder}', by which everybody "
-                "computes; leave it out, or make a manifest with it"
-            )
 
 
 def digest_of(folder: Path) -> bytes:
@@ -230,28 +178,3 @@ def write_party(
     for phase, part in (held_out or {}).items():
         part.save(folder / f"{phase}.npz")
     write_json({"number": number, "manifest": digest_of(manifest).hex()}, folder / PARTY)
-
-
-_MARKS = {PARTY: "a party's folder", TABLES: "a manifest", SERVER_STATE: "a coordinator's folder"}
-
-
-def check_apart(out: Path, own: str = "") -> None:
-    """Raise :class:`InputError` where a new folder would be, lie in, or hold a party's, a coordinator's or a manifest.
-
-    Args:
-        out: the folder.
-        own: file that it may hold itself, of these marks.
-    """
-    whole = out.resolve()
-    inside = whole.iterdir() if whole.is_dir() and os.access(whole, os.R_OK) else ()
-    for folder in (whole, *whole.parents, *inside):
-        for name, what in _MARKS.items():
-            if (folder / name).is_file() and not (folder == whole and name == own):
-                how = "is" if folder == whole else "lies in" if folder in whole.parents else "holds"
-                raise InputError(f"out '{out}' {how} {what}, '{folder}'; name a folder of its own")
-
-
-def party_folders(folder: Path, numbers: Sequence[int]) -> dict[int, Path]:
-    """Where the folders of parties lie beside a manifest."""
-    width = len(str(max(numbers, default=0)))
-    return {number: folder / f"party-{number:0{width}d}" for number in numbers}

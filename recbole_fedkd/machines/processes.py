@@ -23,7 +23,8 @@ from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federation.together import Population
 from recbole_fedkd.machines import superlink
 from recbole_fedkd.machines.flower import SCHEME, check_installed
-from recbole_fedkd.machines.manifest import Manifest, party_folders, write_manifest, write_party
+from recbole_fedkd.machines.folders import party_folders
+from recbole_fedkd.machines.manifest import Manifest, write_manifest, write_party
 from recbole_fedkd.machines.nursery import FAILED, Nursery
 from recbole_fedkd.machines.party import STATE, begin_as, served
 from recbole_fedkd.machines.relay import RelayedTransport

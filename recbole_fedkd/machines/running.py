@@ -10,19 +10,21 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
 
+from recbole_fedkd.data.partition import check_clients_per_round
 from recbole_fedkd.engine import Transport
 from recbole_fedkd.errors import InputError, TrainingError, listed
 from recbole_fedkd.federated.envelope import Answer
 from recbole_fedkd.files import held_alone, writable_folder, write_json
-from recbole_fedkd.limits import check_clients_per_round, processor_settings
+from recbole_fedkd.limits import processor_settings
 from recbole_fedkd.machines import flower, superlink
-from recbole_fedkd.machines.channel import clear_socket, client_tls, read_key, server_tls
+from recbole_fedkd.machines.channel import clear_socket, client_tls, read_address, read_key, server_tls
 from recbole_fedkd.machines.coordinator import COMMAND, LOCK, Coordinator, sole_coordinator
+from recbole_fedkd.machines.folders import SERVER_STATE, check_apart, keys_of_coordinator, keys_of_party
 from recbole_fedkd.machines.journal import Follower, Journal
-from recbole_fedkd.machines.manifest import SERVER_STATE, Manifest, check_apart, keys_of_coordinator, keys_of_party
+from recbole_fedkd.machines.manifest import Manifest
 from recbole_fedkd.machines.node import wait_at
 from recbole_fedkd.machines.party import Party
-from recbole_fedkd.machines.sockets import SocketTransport, read_address, serve
+from recbole_fedkd.machines.sockets import SocketTransport, serve
 from recbole_fedkd.record import write_run_record
 
 RESULT = "result.json"

@@ -16,30 +16,12 @@ from time import monotonic, sleep, time
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.envelope import Answer, read_hello
 from recbole_fedkd.federated.message import MessageError
-from recbole_fedkd.machines.channel import Channel, StrangerError, go_to, let_in
+from recbole_fedkd.machines.channel import Address, Channel, StrangerError, go_to, let_in
 
 _HELLO_SECONDS = 20.0
 _LONGEST_HELLO = 65536
 _LONGEST_PAUSE = 5.0
 _GREETED_AT_ONCE = 256
-
-Address = str | tuple[str, int]
-
-
-def read_address(text: str) -> Address:
-    """Where a server listens: ``unix:<file>`` or ``<host>:<port>``.
-
-    Raises:
-        InputError: it is neither.
-    """
-    if text.startswith("unix:") and len(text) > 5:
-        if len(os.fsencode(text[5:])) > 100:
-            raise InputError(f"address '{text}' is longer than the system allows for a socket; take a shorter path")
-        return text[5:]
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 <= int(port) < 65536:
-        raise InputError(f"address '{text[:200]}' must be unix:<file> or <host>:<port>")
-    return host.strip("[]"), int(port)
 
 
 class SocketTransport:

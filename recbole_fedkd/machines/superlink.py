@@ -14,10 +14,10 @@ from time import monotonic, sleep
 from typing import Any
 
 from recbole_fedkd.errors import InputError, TrainingError
+from recbole_fedkd.machines.channel import read_address
 from recbole_fedkd.machines.coordinator import in_use, sole_coordinator
 from recbole_fedkd.machines.flower import SCHEME, FlowerTransport
 from recbole_fedkd.machines.relay import RelayedTransport, relay
-from recbole_fedkd.machines.sockets import read_address
 
 FAILED = "failed.txt"
 """File of the coordinator's folder in which it says why it could not go on, after a line with the kind of error."""
@@ -37,7 +37,8 @@ def server_app() -> Any:
     from flwr.serverapp import ServerApp
 
     def main(grid: Any, context: Any) -> None:
-        from recbole_fedkd.machines.manifest import SERVER_STATE, Manifest, check_apart, keys_of_coordinator
+        from recbole_fedkd.machines.folders import SERVER_STATE, check_apart, keys_of_coordinator
+        from recbole_fedkd.machines.manifest import Manifest
         from recbole_fedkd.machines.running import coordinated
 
         settings = context.run_config

@@ -10,6 +10,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from recbole_fedkd.errors import InputError, nearest
 
 # How many numbers stand behind the kind of a parameter.
 _NUMBERS = {"uniform": 2, "loguniform": 2, "quniform": 3}
+ALGORITHMS = ("tpe", "random", "exhaustive")
 _KINDS = ("choice", *_NUMBERS)
 
 
@@ -158,3 +160,19 @@ def _choices(text: str, where: str) -> tuple[Any, ...]:
 
 def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, allow_nan=False)
+
+
+def check_searchable(parameters: Sequence[Parameter], keys: Mapping[str, Any], algorithm: str) -> None:
+    """Raise :class:`InputError` for an unknown algorithm, or parameters that do not go with it or with the other keys."""
+    if algorithm not in ALGORITHMS:
+        raise InputError(
+            f"algorithm is '{algorithm}'; it must be one of {', '.join(ALGORITHMS)}{nearest(algorithm, ALGORITHMS)}"
+        )
+    for parameter in parameters:
+        if parameter.name in keys:
+            raise InputError(f"key '{parameter.name}' is set and searched; it can be one of them only")
+        if algorithm == "exhaustive":
+            parameter.all_draws()
+    for name in keys_with("one_run"):
+        if name in keys:
+            raise InputError(f"key '{name}' is that of a single run and cannot be in a search")

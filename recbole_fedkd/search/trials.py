@@ -23,12 +23,11 @@ from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.config.given import read_given
 from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.config.values import parse_value
-from recbole_fedkd.errors import InputError, TrainingError, nearest
+from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.files import config_text, held_alone, regular_file, write_bytes, write_json
 from recbole_fedkd.quick_start import run_without_logs
-from recbole_fedkd.search.parameters import Parameter
+from recbole_fedkd.search.parameters import Parameter, check_searchable
 
-ALGORITHMS = ("tpe", "random", "exhaustive")
 DEFAULT_TRIALS = 10
 
 
@@ -67,18 +66,7 @@ class Search:
         Raises:
             InputError: something of it cannot be used.
         """
-        if algorithm not in ALGORITHMS:
-            raise InputError(
-                f"algorithm is '{algorithm}'; it must be one of {', '.join(ALGORITHMS)}{nearest(algorithm, ALGORITHMS)}"
-            )
-        for parameter in parameters:
-            if parameter.name in keys:
-                raise InputError(f"key '{parameter.name}' is set and searched; it can be one of them only")
-            if algorithm == "exhaustive":
-                parameter.all_draws()
-        for name in keys_with("one_run"):
-            if name in keys:
-                raise InputError(f"key '{name}' is that of a single run and cannot be in a search")
+        check_searchable(parameters, keys, algorithm)
         config = FedKDConfig(config_file_list=list(config_files), command_line=keys)
         config.check_names([parameter.name for parameter in parameters])
         return cls(

@@ -27,9 +27,7 @@ from torch.optim import Optimizer
 from recbole_fedkd.checkpoint.growing import CLIENTS, GrowingFile, read_growing
 from recbole_fedkd.checkpoint.large import LargeTensors
 from recbole_fedkd.checkpoint.reading import (
-    BEST,
     CHECKPOINT_VERSION,
-    LAST,
     ROWS,
     Checkpoint,
     best_checkpoint,
@@ -45,7 +43,7 @@ from recbole_fedkd.compat import recbole_warnings_silenced
 from recbole_fedkd.data.fingerprint import Fingerprint
 from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.evaluation import EvaluationData, Judge, JudgedRows, LabelCollector, merged
-from recbole_fedkd.files import remove_temporaries, writable_folder, write_bytes
+from recbole_fedkd.files import BEST, LAST, remove_temporaries, writable_folder, write_bytes
 from recbole_fedkd.finite import NotFiniteError, check_trained, learner_of
 from recbole_fedkd.limits import refuse_mixed_precision
 from recbole_fedkd.logs import own_folders
