@@ -142,7 +142,9 @@ def test_canaries_see_the_noise_of_whoever_adds_it(noise, fold, rounds):
 
 
 def test_canaries_are_drawn_as_clients_are_and_held_against_the_account_of_the_draw():
-    """Each goes into one round of ten. Of five 82 of 200 that are in were in any, so that of hardly any noise 151 are right, give or take 7."""
+    """Each goes into one round of ten. Of five 82 of 200 that are in were in any, so that 151 are
+    right, give or take 7, where there is hardly any noise.
+    """
     pytest.importorskip("opacus")
     specs = {"a": ArraySpec((100, 10))}
     link = SimpleNamespace(schema=SimpleNamespace(arrays=specs), reference={"a": np.ones((100, 10), np.float32)})
