@@ -1,5 +1,6 @@
 """What clients draw is a function of seed, client, round, epoch, purpose and place."""
 
+import random
 from itertools import permutations
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import strategies as some
 from scipy.stats import chisquare
 
 from recbole_fedkd.engine.fleet.draws import Streams
+from recbole_fedkd.federated.client import own_streams
 from recbole_fedkd.federated.draws import NEGATIVES, ORDER, KeyedDraws
 from recbole_fedkd.model.backbone import drawn_mask
 
@@ -115,3 +117,19 @@ def test_masks_of_packed_clients_are_those_that_each_draws_by_itself():
         for mask, (share, shape) in zip(masks, layers, strict=True):
             alone = drawn_mask(torch.zeros(count, *shape), 1.0 - share)
             assert torch.equal(mask[slot, :count].float(), alone) and bool(mask[slot, count:].all())
+
+
+def test_clients_leave_the_random_streams_of_the_process_as_they_were():
+    def drawn():
+        return random.random(), np.random.random(), torch.rand(1).item()
+
+    def after(clients):
+        random.seed(5), np.random.seed(5), torch.manual_seed(5)
+        for seed in clients:
+            with own_streams(seed, torch.device("cpu")):
+                inside.append(drawn())
+        return drawn()
+
+    inside = []
+    assert after([3, 4, 3]) == after([])
+    assert inside[0] == inside[2] != inside[1]

@@ -155,29 +155,33 @@ class WeightedMean(Fold):
         self.weight_of, self.expected = weight_of, expected
         self.weight = 0.0
         self.sums: Tensors = {}
+        self.dtypes: dict[str, torch.dtype] = {}
 
     def add(self, upload: Message) -> None:
         """Add its arrays times its share."""
         weight = self.weight_of(upload)
+        for name, array in upload.arrays.items():
+            self.dtypes.setdefault(name, torch.result_type(torch.from_numpy(array), weight))
         add_to(
             self.sums, {name: self.part(name, array, weight / self.expected) for name, array in upload.arrays.items()}
         )
         self.weight += weight
 
     def part(self, name: str, array: NDArray[np.generic], share: float) -> Tensor:
-        """What an array adds to its sum."""
-        return torch.tensor(array) * share
+        """What an array adds to its sum; in double precision, or the sum of many clients would be off as their number grows."""
+        return torch.tensor(array, dtype=torch.float64) * share
 
     def merge(self, other: Self) -> None:
         """Add the other's sums."""
         add_to(self.sums, other.sums)
+        self.dtypes |= other.dtypes
         self.weight += other.weight
 
     def finish(self) -> Tensors:
-        """The means."""
-        if self.weight == self.expected:
-            return self.sums
-        return {name: total * (self.expected / self.weight) for name, total in self.sums.items()}
+        """The means, in the type of the arrays."""
+        missing = self.expected / self.weight if self.weight != self.expected else 1.0
+        single = torch.get_default_dtype()  # of sums that somebody else has added up
+        return {name: (total * missing).to(self.dtypes.get(name, single)) for name, total in self.sums.items()}
 
 
 class MeanOfChangedRows(WeightedMean):
@@ -199,8 +203,10 @@ class MeanOfChangedRows(WeightedMean):
 
     def part(self, name: str, array: NDArray[np.generic], share: float) -> Tensor:
         """Its difference to the reference, row by row; who has changed a row counts there."""
-        moved = (torch.tensor(array) - self.reference[name]).view(len(array) if array.ndim else 1, -1)
-        weights = (moved != 0).any(1) * share
+        moved = (torch.tensor(array, dtype=torch.float64) - self.reference[name]).view(
+            len(array) if array.ndim else 1, -1
+        )
+        weights = (moved != 0).any(1).double() * share
         add_to(self.row_weights, {name: weights})
         return moved * share
 
@@ -212,8 +218,10 @@ class MeanOfChangedRows(WeightedMean):
     def finish(self) -> Tensors:
         """The means; shares cancel out, whoever is missing."""
         return {
-            name: self.reference[name]
-            + (total / torch.where(part > 0, part, 1.0).unsqueeze(1)).view(self.reference[name].shape)
+            name: (
+                self.reference[name]
+                + (total / torch.where(part > 0, part, 1.0).unsqueeze(1)).view(self.reference[name].shape)
+            ).to(self.dtypes[name])
             for (name, total), part in zip(self.sums.items(), self.row_weights.values(), strict=True)
         }
 

@@ -38,8 +38,6 @@ from recbole_fedkd.federation.parties import (
     recbole_network,
     recbole_task,
     samples_of,
-    server_of,
-    server_strategy,
 )
 from recbole_fedkd.files import PARTITION, write_json
 from recbole_fedkd.model import (
@@ -133,7 +131,7 @@ def _fleet_engine(
     """The engine that runs all clients side by side."""
     device = config["device"]
     network = population.client_groups[0].whole
-    strategy = server_strategy(config, schema, network)
+    server = build_server(config, schema)
     task: FleetTask
     if isinstance(population, FleetPopulation):
         if isinstance(network, FactorHead):
@@ -147,7 +145,6 @@ def _fleet_engine(
     check_private(
         config, [group.whole for group in population.client_groups if isinstance(group.whole, nn.Module)], shared
     )
-    server = server_of(config, strategy, shared, schema)
     rates = config["learning_rates"]
     check_patterns("learning_rates", rates, [name for name, _ in network.named_parameters()])
     threads = config["fleet_threads"] or (1 if device.type == "cuda" else cores())

@@ -6,7 +6,6 @@ Networks, losses, strategies and ends of the wire are those of the ``local`` eng
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -27,6 +26,7 @@ from recbole_fedkd.engine.fleet.exchange import (
 from recbole_fedkd.engine.fleet.factor_exchange import FactorDownlink, FactorUplink
 from recbole_fedkd.engine.fleet.factors import FactorFleetPopulation, FactorSamples
 from recbole_fedkd.engine.fleet.memory import OptimizerMemory
+from recbole_fedkd.engine.fleet.obstacle import is_of_packing
 from recbole_fedkd.engine.fleet.optimizers import BatchedOptimizer
 from recbole_fedkd.engine.fleet.packing import packed, places_of
 from recbole_fedkd.engine.fleet.population import CompactPopulation
@@ -35,7 +35,6 @@ from recbole_fedkd.engine.fleet.serving import GroupAverage
 from recbole_fedkd.engine.fleet.threads import SideBySide
 from recbole_fedkd.engine.fleet.training import Clients, PackTraining, Trained
 from recbole_fedkd.engine.fleet.uplink import MeanUplink, MessageUplink, Uplink
-from recbole_fedkd.errors import FAULTS
 from recbole_fedkd.federated.client import ClientSettings
 from recbole_fedkd.federated.message import SERVER
 from recbole_fedkd.federated.server import Server
@@ -181,8 +180,9 @@ class FleetEngine(Engine):
         refused = self.uplink.say(trained, base, current)
         if not refused:
             return trained
-        error = next(filter(_is_of_packing, refused.values()), refused[min(refused)])
-        if self.min_clients is None or _is_of_packing(error):
+        of_packing = (error for error in refused.values() if is_of_packing(error.__cause__))
+        error = next(of_packing, refused[min(refused)])
+        if self.min_clients is None or is_of_packing(error.__cause__):
             raise error from error.__cause__
         missing.update(refused)
         kept = [slot for slot, number in enumerate(trained.numbers) if number not in refused]
@@ -221,7 +221,7 @@ class FleetEngine(Engine):
         group.rows.tidy()
 
     def try_step(self) -> None:
-        """Have a client hear the server and XX."""
+        """Have a client hear the server and its loss be called once."""
         number = next(iter(self.samples))
         self.downlink.hear([number], 0)
         group_index = number % len(self.groups)
@@ -304,7 +304,7 @@ class FleetEngine(Engine):
                 error.args = (f"{str(error).split('. ')[0]}; engine=local asks one client at a time",)
             who = f"clients {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"client {numbers[0]}"
             failed = ClientError.of(who, round_index, "training", error)
-            if self.min_clients is None or _is_of_packing(failed):
+            if self.min_clients is None or is_of_packing(error):
                 raise failed from failed.__cause__
             if len(numbers) == 1:
                 missing[numbers[0]] = failed
@@ -335,15 +335,3 @@ class FleetEngine(Engine):
             memory.load_state_dict(saved)
         for average, saved in zip(self.averages, state["averages"], strict=True):
             average.load_state_dict(saved)
-
-
-def _is_of_packing(error: ClientError) -> bool:
-    """Whether the code that packs clients is at fault, for which none of them can be left out.
-
-    What is wrong with numbers or takes too much memory, torch and this package say by other errors.
-    """
-    cause = error.__cause__
-    frames = traceback.walk_tb(cause.__traceback__ if cause is not None else None)
-    modules = [frame.f_globals.get("__name__", "") for frame, _ in frames]
-    raised_in = next((name for name in reversed(modules) if not name.startswith("torch.")), "")
-    return isinstance(cause, FAULTS) and raised_in.startswith("recbole_fedkd.engine.fleet.")

@@ -18,6 +18,7 @@ from recbole_fedkd.engine.fleet.factors import FactorSamples, Mapped
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.heard import Heard
 from recbole_fedkd.engine.fleet.messages import SharedTensors
+from recbole_fedkd.engine.fleet.obstacle import is_of_packing
 from recbole_fedkd.engine.fleet.row_codecs import Leaf, seen_rows
 from recbole_fedkd.engine.fleet.training import Trained, Training
 from recbole_fedkd.engine.fleet.uplink import Uplink
@@ -142,7 +143,11 @@ class FactorUplink(Uplink):
         if self._stage is not None and not self._alone:
             try:
                 self._say_at_once(self._stage, current.chosen, current.index)
-            except Exception:  # codecs that see whole messages, or somebody's numbers: who it is shows one by one
+            except (
+                Exception
+            ) as error:  # codecs that see whole messages, or somebody's numbers: who it is shows one by one
+                if is_of_packing(error):
+                    raise
                 self._alone = True
                 self._silent()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 from recbole.data.dataloader import TrainDataLoader
@@ -9,6 +10,7 @@ from recbole.data.utils import get_dataloader
 from recbole.utils import ModelType
 
 from recbole_fedkd.engine.fleet.optimizers import BatchedAdam, BatchedAdamToSGD, BatchedOptimizer, BatchedSGD
+from recbole_fedkd.errors import FAULTS
 from recbole_fedkd.federated.knowledge import KNOWLEDGE, Knowledge
 from recbole_fedkd.federated.knowledge.factors import FactorKnowledge
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy
@@ -86,3 +88,14 @@ def batched_optimizer(config: Any) -> BatchedOptimizer:
     if learner == "adam_to_sgd":
         return BatchedAdamToSGD(rate, **switch_keys(config))
     return BatchedAdam(rate) if learner == "adam" else BatchedSGD(rate)
+
+
+def is_of_packing(error: BaseException | None) -> bool:
+    """Whether the code that packs clients is at fault, for which none of them can be left out.
+
+    What is wrong with numbers or takes too much memory, torch and this package say by other errors.
+    """
+    frames = traceback.walk_tb(error.__traceback__ if error is not None else None)
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in frames]
+    raised_in = next((name for name in reversed(modules) if not name.startswith("torch.")), "")
+    return isinstance(error, FAULTS) and raised_in.startswith("recbole_fedkd.engine.fleet.")

@@ -14,6 +14,7 @@ from recbole_fedkd.engine.base import ClientError, Round
 from recbole_fedkd.engine.fleet.exchange import Base, Links, Sizes
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.messages import MeanOfClients, SharedTensors
+from recbole_fedkd.engine.fleet.obstacle import is_of_packing
 from recbole_fedkd.engine.fleet.training import Trained, Training
 from recbole_fedkd.federated.aggregate import MeanOfChangedRows, WeightedMean
 from recbole_fedkd.federated.dialogue import answer
@@ -140,7 +141,9 @@ class MessageUplink(Uplink):
             collected = {name: values[slots] for name, values in trained.collected.items()}
             try:
                 arrays = strategy.knowledge.upload(collected, not before)
-            except Exception:  # one by one shows whose fault it is
+            except Exception as error:  # one by one shows whose fault it is
+                if is_of_packing(error):
+                    raise
                 return []
             made.append((slots, arrays))
         return made

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recbole_fedkd.distillation.losses import joint_loss
 from recbole_fedkd.federated.aggregate import Fold
-from recbole_fedkd.federated.knowledge import Knowledge, LabelKnowledge
+from recbole_fedkd.federated.knowledge import Knowledge
 from recbole_fedkd.federated.message import SERVER, Message, Schema
 from recbole_fedkd.federated.strategy.base import LocalResult, ServerState, Strategy
 from recbole_fedkd.federated.task import Step
@@ -145,11 +145,9 @@ class AttentiveFederatedDistillation(Strategy):
 
 
 class FederatedDistillation(AttentiveFederatedDistillation):
-    """FD: the same exchange with the teacher's cross-entropy alone and a uniform mean (Jeong et al.: alpha = 0)."""
+    """FD: the same exchange with the teacher's cross-entropy alone (Jeong et al.: alpha = 0, a uniform mean, the default)."""
 
     name = "fd"
 
     def __init__(self, settings: Any = None, knowledge: Knowledge | None = None) -> None:
-        if isinstance(knowledge, LabelKnowledge):
-            knowledge = type(knowledge)(replace(knowledge.settings, aggregation="uniform"), knowledge.sizes)
         super().__init__(replace(settings or ExchangeSettings(), alpha=0.0), knowledge)
