@@ -11,6 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from recbole_fedkd import compat as _compat  # noqa: F401  (before RecBole's modules, of which it readies what they import)
+
+# isort: split
 import colorlog
 import recbole.trainer.trainer as recbole_trainer
 

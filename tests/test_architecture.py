@@ -15,7 +15,7 @@ MAY_KNOW = {
     "errors": set(),
     "registry": set(),
     "files": set(),
-    "logs": {"files"},
+    "logs": {"compat", "files"},
     "finite": set(),
     "compat": set(),
     "extend": {"data", "distillation", "evaluation", "federated", "registry"},
