@@ -33,13 +33,13 @@ KEYS, IDENTITY = "keys.json", "identity.key"
 
 def keys_of_party() -> Set[str]:
     """Keys that a party may say otherwise than the manifest: its machine's, which files it opens, and how private it stays."""
-    return keys_with("machine") | keys_with("opens") | {"eval_batch_size", "privacy", "min_clients"}
+    return keys_with("machine") | keys_with("opens") | keys_with("party")
 
 
 def keys_of_coordinator() -> Set[str]:
     """Keys that a coordinator may say otherwise than the manifest: its machine's, how long, and how many must answer."""
-    of_run = keys_with("resumable") - {"metrics", "topk"}  # by which parties judge
-    return keys_with("machine") | keys_with("opens") | of_run | {"min_clients"}
+    of_run = keys_with("resumable") - keys_with("judging")
+    return keys_with("machine") | keys_with("opens") | of_run | keys_with("coordinator")
 
 
 def read_config(folder: Path, given: Mapping[str, Any], own: Set[str] | None, config_class: Callable[..., Any]) -> Any:
