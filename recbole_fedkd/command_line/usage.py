@@ -101,8 +101,8 @@ Runs the first rounds of a run again, with somebody who looks at what the server
 can tell which items a client has rated, how many ratings of each kind, and what a release under
 differential privacy gives away of canaries. Writes RUN/audit/index.html and audit.json beside it.
 
-  --rounds=N    rounds to look at (default: 2, or those of an exchange in stages); no more than clients
-                send anything in, or a budget of privacy lasts for, and where these are fewer it says so
+  --rounds=N    rounds to look at (default: 2, or those of an exchange in stages); it says so where
+                clients send nothing in so many, or a budget of privacy ends before
   --clients=N   clients to look at (default: 60)
 """
 
