@@ -124,7 +124,9 @@ def test_it_is_the_run_of_one_process(run, cut, tmp_path):
     for each in local["rounds"]:
         each.pop("seconds")
     assert_same_form(found, local)
-    assert found["cold"] == pytest.approx(local["cold"]) and found["spread"] == pytest.approx(local["spread"])
+    assert found["cold"] == pytest.approx(local["cold"])
+    # Predictions hardly vary: their deviation is what is left of sums of squares.
+    assert found["spread"] == pytest.approx(local["spread"], rel=1e-5)
     floor = found["floors"]["Bias of each party"]
     assert floor.keys() == found["test_result"].keys() - {"auc"} and 0.3 < floor["mae"] < 1.2
     assert found["best_round"] == local["best_round"]

@@ -242,8 +242,8 @@ def test_the_order_in_which_clients_run_changes_nothing(prepared):
             assert torch.equal(a, b)
 
 
-def test_fd_is_afd_without_divergence_and_with_a_uniform_mean(prepared):
-    _, afd = engine_of(prepared, strategy="afd", alpha=0.0, aggregation="uniform", gamma=0.3)
+def test_fd_is_afd_without_divergence(prepared):
+    _, afd = engine_of(prepared, strategy="afd", alpha=0.0, aggregation="weighted", gamma=0.3)
     _, fd = engine_of(prepared, strategy="fd", alpha=0.9, aggregation="weighted", gamma=0.3)
     for index in range(2):
         afd.run_round(index)

@@ -14,6 +14,7 @@ import pytest
 import recbole.data.dataset as recbole_datasets
 from conftest import SMALL, write_dataset
 from slow_reader import random_file, read_slowly
+from test_all_models import VECTORS
 
 from recbole_fedkd import run_recbole_fedkd
 from recbole_fedkd.command_line import main
@@ -93,7 +94,8 @@ def test_the_class_is_the_one_that_recbole_takes(data_path):
         "CKE": "KnowledgeBasedDataset",
         "GRU4RecKG": "GRU4RecKGDataset",
     }.items():
-        config = FedKDConfig(model, "tiny", config_dict={"data_path": str(data_path), "train_neg_sample_args": None})
+        keys = {"SASRec": {"train_neg_sample_args": None}, "GRU4RecKG": VECTORS}.get(model, {})
+        config = FedKDConfig(model, "tiny", config_dict={"data_path": str(data_path), **keys})
         chosen = recbole_dataset_class(config)
         assert chosen.__name__ == name
         assert issubclass(chosen, AtomicFiles) and issubclass(chosen, getattr(recbole_datasets, name))
@@ -121,7 +123,7 @@ def test_knowledge_graphs_are_read_alike(build, caplog):
     sentence = refusal(
         build, {"inter": HEADER + ROWS, "kg": graph, "link": link}, "CKE", load_col={"inter": ["user_id", "item_id"]}
     )
-    assert "load_col names no column of kg" in sentence
+    assert "reads a knowledge graph, but load_col names no columns of .kg" in sentence
 
 
 class TestUsersAndItems:

@@ -64,7 +64,8 @@ def check_negatives(config: Any) -> None:
             "train_neg_sample_args: clients sample negatives uniformly; popularity and dynamic are central"
         )
     # With a loss over all items, such as CE, a model reads no sampled ones.
-    pairs = config["MODEL_INPUT_TYPE"].name == "PAIRWISE" and config["loss_type"] in (None, "BPR")
+    kind = config["MODEL_INPUT_TYPE"]  # None: of a loss that the model does not know, which is told when it is built
+    pairs = kind is not None and kind.name == "PAIRWISE" and config["loss_type"] in (None, "BPR")
     if pairs and not sampled and config.outline.reads_negatives:
         raise InputError(
             f"model '{config['model']}' learns to rank an item above a sampled one, but train_neg_sample_args samples none; "
