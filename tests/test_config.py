@@ -487,7 +487,7 @@ def test_side_features_of_movielens_are_loaded_where_labels_are_made(dataset, ge
 
 
 @pytest.mark.parametrize(("name", "key"), declared_keys().items())
-def test_overall_yaml_says_of_a_key_what_its_owner_declares(name, key):
+def test_a_line_of_overall_yaml_is_read_as_what_its_owner_declares(name, key):
     told = read_keys(PROPERTIES / "overall.yaml")[name]
     assert dataclasses.replace(told, default="") == dataclasses.replace(key, default="")
     assert yaml.safe_load(told.default) == declared_settings()[name].default
