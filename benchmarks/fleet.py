@@ -17,6 +17,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter, process_time
 
@@ -111,6 +112,16 @@ def run_apart(case: str, arguments: argparse.Namespace) -> dict[str, float]:
     return measured
 
 
+def wrong(names: Sequence[str], reference: str | None, arguments: argparse.Namespace) -> str | None:
+    """What is wrong with the cases that are asked for, or None."""
+    if unknown := [name for name in names if name not in CASES]:
+        return f"--cases: there is no {unknown[0]!r}; there are {', '.join(CASES)}"
+    others = [f"pfedrec by {title}" for library, title in OTHERS.items() if getattr(arguments, library)]
+    if reference is not None and reference not in [*names, *others]:
+        return f"--reference: {reference!r} is not measured; measured are {', '.join([*names, *others])}"
+    return None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="ml-100k")
@@ -129,6 +140,8 @@ def main() -> None:
             print(json.dumps(run_case(arguments.case, arguments)))
         return
     names = arguments.cases.split(",") if arguments.cases else list(CASES)
+    if problem := wrong(names, arguments.reference, arguments):
+        parser.error(problem)
     results: dict[str, list[dict[str, float]]] = {}
     others = Others()
     with tempfile.TemporaryDirectory() as folder:

@@ -61,7 +61,7 @@ def measured(count: int, length: int, lost_share: float) -> dict[str, float]:
     }
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--numbers", type=int, default=100_000)
@@ -69,3 +69,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     for name, value in measured(arguments.clients, arguments.numbers, arguments.lost).items():
         print(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
+
+
+if __name__ == "__main__":
+    main()

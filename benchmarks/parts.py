@@ -3,55 +3,55 @@
     python benchmarks/parts.py --dataset=ml-100k
 
 Rounds of ``pfedrec`` and of ``afd``, a user a client on ``engine=fleet``, and the final test of ``afd`` over four clients, on
-one thread. Each runs once unseen, which says the seconds; once under a profiler, which says whose they are (shares of self
-time; compiled loops are their callers'); and once under a counter of torch's operators. Yardsticks are of one core: operations
-of products at the speed of ``[512, 512]`` ones, and bytes at that of a copy in memory, which what stays in the cache outruns.
-Of compiled loops, which torch does not see, three passes over a sample's numbers count: gathered, multiplied, scattered.
+one thread. Each runs once unseen and then a few times, which says the seconds; once under a profiler, which says whose they are
+(shares of self time; compiled loops are their callers', told by module); and once with torch in place of compiled loops, which
+a counter of operations cannot see: of ``afd`` four clients in turn, since it miscounts convolutions side by side. Yardsticks
+are of one core: operations of products at the speed of ``[512, 512]`` ones, which compiled loops outrun, and of ``pfedrec``,
+which multiplies no matrices, the bytes that it cannot do without at the speed of a copy: three passes over a sample's numbers,
+gathered, multiplied, scattered.
 """
 
 import argparse
 import cProfile
+import os
 import pstats
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from statistics import median
 from time import process_time
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from turns import Others, cost_of
+from turns import Others, cost_of, told
 
 from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.model.compiled import has_compiler
 from recbole_fedkd.quick_start import _prepare, processor_settings
 
+Work = Callable[[], object]
 PASSES = 3
 
 
-class Moved(TorchDispatchMode):
-    """Counts the bytes that operators read and write, each tensor once an operator; views move nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = function(*args, **(kwargs or {}))
-        inputs = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)]
-        out = [tensor for tensor in tree_leaves(output) if isinstance(tensor, torch.Tensor)]
-        if not function.is_view:
-            self.bytes += sum(tensor.nbytes for tensor in inputs + out)
-        return output
+@contextmanager
+def by_torch() -> Iterator[None]:
+    """Compiled loops are left out: what they do, torch does."""
+    with patch.dict(os.environ, {"NUMBA_DISABLE_JIT": "1"}):
+        has_compiler.cache_clear()
+        yield
+    has_compiler.cache_clear()
 
 
 def part_of(file: str, function: str) -> str:
     """What part of the program a function belongs to."""
-    if file.endswith("compiled.py") or "/numba/" in file:
-        return "compiled loops"
-    if room := re.search(r"recbole_fedkd/(\w+)", file):
-        return f"Python of {room[1]}"
+    if file.endswith("fleet/compiled.py"):
+        return "loops of the fleet"
+    if room := re.search(r"recbole_fedkd/(model/\w+|\w+)", file):
+        return f"{room[1]} and its loops" if "/" in room[1] else f"Python of {room[1]}"
     if file == "~":
         return "torch's operators" if "torch" in function or "run_backward" in function else "Python's own functions"
     return "torch's Python" if "/torch/" in file else "other Python"
@@ -76,28 +76,33 @@ def speeds() -> tuple[float, float]:
     return 20 * 2 * 512**3 / product, 5 * 2 * long.nbytes / copy
 
 
-def works(arguments: argparse.Namespace) -> dict[str, tuple[Callable[[], object], int]]:
-    """What is measured, and the bytes that its compiled loops cannot do without."""
-    measured = {}
+def works(arguments: argparse.Namespace) -> dict[str, tuple[Work, Work, int]]:
+    """What is measured, what is counted in its place, and the bytes that it cannot do without if it multiplies no matrices."""
     common = {"state": "ERROR", "show_progress": False}
     common |= {"data_path": arguments.data_path} if arguments.data_path else {}
-    fleet = {"partition": "user", "engine": "fleet", "fleet_threads": 1, **common}
+    fleet = {"partition": "user", "engine": "fleet", "fleet_threads": 1}
+    numbers = count()
 
     def prepared(model: str, **keys: Any) -> Any:
-        return _prepare(FedKDConfig(model, arguments.dataset, config_dict=keys))
+        return _prepare(FedKDConfig(model, arguments.dataset, config_dict={**common, **keys}))
 
-    for preset, model in (("pfedrec", "PFedRec"), ("afd", "AttnFedKD")):
-        trainer, loaders, _ = prepared(model, preset=preset, **fleet)
-        samples = sum(trainer.engine.samples.values()) if preset == "pfedrec" else 0
-        numbers = iter(range(100))
+    def round_of(trainer: Any, loaders: Any, _: Any) -> Work:
+        return lambda: trainer._train_once(loaders[0], next(numbers), None, False)
 
-        def train(trainer: Any = trainer, data: Any = loaders[0], numbers: Any = numbers) -> None:
-            trainer._train_once(data, next(numbers), None, False)
+    factors = prepared("PFedRec", preset="pfedrec", **fleet)
+    samples = sum(factors[0].engine.samples.values())
+    four = prepared("AttnFedKD", preset="afd", client_num=4)
+    of_factors, of_student = round_of(*factors), round_of(*prepared("AttnFedKD", preset="afd", **fleet))
+    trainer, _, evaluations = four
 
-        measured[f"a round of {preset}"] = train, PASSES * samples * 32 * 4
-    trainer, _, evaluations = prepared("AttnFedKD", preset="afd", client_num=4, **common)
-    measured["the final test of four clients"] = lambda: trainer.evaluate(evaluations[1], load_best_model=False), 0
-    return measured
+    def test() -> None:
+        trainer.evaluate(evaluations[1], load_best_model=False)
+
+    return {
+        "a round of pfedrec": (of_factors, lambda: None, PASSES * samples * 32 * 4),
+        "a round of afd": (of_student, round_of(*four), 0),
+        "the final test of four clients": (test, test, 0),
+    }
 
 
 def main() -> None:
@@ -105,6 +110,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--data_path")
     parser.add_argument("--only", default="", help="part of the name of what is measured")
+    parser.add_argument("--turns", type=int, default=5)
     arguments = parser.parse_args()
     others = Others()
     with processor_settings(threads=1):
@@ -112,23 +118,23 @@ def main() -> None:
         print(
             f"A core does {products / 1e9:.0f} billion operations of products a second, and copies {copies / 1e9:.1f} GB.\n"
         )
-        print("| work | s | products, s | bytes, s | times the larger | whose time |\n|---|---|---|---|---|---|")
-        for name, (work, compiled_bytes) in works(arguments).items():
+        print("| work | s | its products, s | its bytes, s | times that | whose time |\n|---|---|---|---|---|---|")
+        for name, (work, same, own_bytes) in works(arguments).items():
             if arguments.only not in name:
                 continue
             work()
-            seconds = cost_of(work).processor
+            seconds = [cost_of(work).processor for _ in range(arguments.turns)]
             parts = ", ".join(f"{part} {share:.0%}" for part, share in shares(work).items() if share >= 0.03)
-            with FlopCounterMode(display=False) as counted, Moved() as moved:
-                work()
-            of_products, of_bytes = counted.get_total_flops() / products, (moved.bytes + compiled_bytes) / copies
-            limit = max(of_products, of_bytes)
+            with by_torch(), FlopCounterMode(display=False) as counted:
+                same()
+            of_products, of_bytes = counted.get_total_flops() / products, own_bytes / copies
+            limit, middle = max(of_products, of_bytes), median(seconds)
             print(
-                f"| {name} | {seconds:.2f} | {of_products:.3f} | {of_bytes:.3f} | {seconds / limit:.1f} | {parts} |",
+                f"| {name} | {middle:.2f} ({min(seconds):.2f}..{max(seconds):.2f}) | {of_products:.3f} | {of_bytes:.3f} "
+                f"| {middle / limit:.1f} | {parts} |",
                 flush=True,
             )
-    busy = ", ".join(f"{name} ({cores} cores)" for name, cores in others.cores().items()) or "nobody"
-    print(f"\nBeside it ran: {busy}.")
+    print(f"\nBeside it ran: {told(others.cores())}.")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@
     python benchmarks/population.py --users=100000,1000000 --clients_per_round=1000 --checkpoint
 
 Rounds of the preset ``pfedrec`` over about 18 interactions a user, whose activity and items follow power laws. Every size runs
-in a process of its own. Printed are processor time and clock of the fastest round after one that is not counted, bytes sent,
-memory that is held between rounds and at the peak of one, private (which the system cannot take back) and all of it, what lies
-in mapped files, and where asked for, what a checkpoint after a round takes; then the fitted exponents: a cost grows as users to
-that power.
+in a process of its own, in turn with the others, several times where it does not take long. Printed are processor time and
+clock of the fastest round after one that is not counted, bytes sent, memory that is held between rounds and at the peak of one,
+private (which the system cannot take back) and all of it, what lies in mapped files, and where asked for, what a checkpoint
+after a round takes, medians with the spread of seconds; then the fitted exponents, a cost grows as users to that power; and who
+else was running.
 """
 
 import argparse
@@ -16,12 +17,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from turns import cost_of
+from turns import Others, cost_of, told, used_by_children
 
 from recbole_fedkd.checkpoint.large import LargeTensors
 from recbole_fedkd.checkpoint.sealed import sealed
@@ -182,14 +185,23 @@ def laws(results: dict[int, dict[str, float]]) -> dict[str, float]:
     return fitted
 
 
-def table(results: dict[int, dict[str, float]]) -> str:
-    """A row for every size, and the exponents below."""
-    names = list(next(iter(results.values())))
-    rows = [["users", *names]] + [
-        [f"{users:,}", *(f"{row[name]:.4g}" for name in names)] for users, row in results.items()
-    ]
-    if len(results) > 1:
-        rows.append(["grows as users to the power of", *(f"{power:.2f}" for power in laws(results).values())])
+def cell(values: Sequence[float], spread: bool) -> str:
+    """The median of several turns, and where it is asked for the least and the most."""
+    middle = f"{median(values):.4g}"
+    return f"{middle} ({min(values):.3g}..{max(values):.3g})" if spread and len(values) > 1 else middle
+
+
+def table(turns: dict[int, list[dict[str, float]]]) -> str:
+    """A row for every size, medians of its turns, seconds with their spread; and the exponents below."""
+    names = list(next(iter(turns.values()))[0])
+    medians = {users: {name: median(row[name] for row in rows) for name in names} for users, rows in turns.items()}
+    rows = [["users", "turns", *names]]
+    for users, measured in turns.items():
+        cells = [cell([row[name] for row in measured], name.endswith("_s")) for name in names]
+        rows.append([f"{users:,}", str(len(measured)), *cells])
+    if len(turns) > 1:
+        powers = [f"{power:.2f}" for power in laws(medians).values()]
+        rows.append(["grows as users to the power of", "", *powers])
     rows.insert(1, ["---"] * len(rows[0]))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -198,7 +210,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", default="10000,100000,1000000")
     parser.add_argument("--items", type=int, default=5000)
-    parser.add_argument("--rounds", type=int, default=2, help="counted rounds")
+    parser.add_argument("--rounds", type=int, default=2, help="counted rounds of a turn")
+    parser.add_argument("--turns", type=int, default=5, help="of each size, in turn")
+    parser.add_argument(
+        "--short", type=float, default=20.0, help="a size whose turn takes as many seconds takes no more"
+    )
     parser.add_argument("--clients_per_round", type=int, help="default: all of them")
     parser.add_argument("--serve_after", default="aggregation", choices=("aggregation", "training"))
     parser.add_argument("--checkpoint", action="store_true", help="also what a checkpoint takes")
@@ -209,12 +225,16 @@ def main() -> None:
         with processor_settings(threads=1):
             print(json.dumps(measured(sizes[0], arguments)))
         return
-    results = {}
-    for users in sizes:
-        command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], f"--users={users}", "--alone"]
-        printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-        results[users] = json.loads(printed.splitlines()[-1])
-    print(table(results))
+    results: dict[int, list[dict[str, float]]] = {users: [] for users in sizes}
+    others, took = Others(), dict.fromkeys(sizes, 0.0)
+    for _ in range(arguments.turns):
+        for users in (users for users in sizes if took[users] < arguments.short):
+            command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], f"--users={users}", "--alone"]
+            before = used_by_children()
+            printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            took[users] = used_by_children() - before
+            results[users].append(json.loads(printed.splitlines()[-1]))
+    print(f"{table(results)}\n\nBeside it ran: {told(others.cores())}. Medians of turns (least..most).")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import resource
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -22,6 +23,12 @@ def cost_of(work: Callable[[], object]) -> Cost:
     before, started = _processor(), perf_counter()
     work()
     return Cost(perf_counter() - started, _processor() - before)
+
+
+def used_by_children() -> float:
+    """Seconds of the processor of the children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _processor() -> float:
@@ -53,19 +60,47 @@ def ratios(costs: Mapping[str, list[Cost]], reference: str) -> dict[str, dict[st
     return ratios_of
 
 
+ENDED = "what ended since"
+
+
 class Others:
-    """Who else used the processor while a measurement ran: names and cores, of those that used a tenth of one or more."""
+    """Who else used the processor while a measurement ran: names and cores, of those that used a tenth of one or more.
+
+    The machine says how much was used in all. What neither this process and its children nor anybody who is still there
+    has used is of processes that ended in between, whose names nobody knows any more.
+    """
 
     def __init__(self) -> None:
-        self.started, self.before = perf_counter(), _used_by_others()
+        self.started, self.in_all, self.before = perf_counter(), _used_by_all() - _used_here(), _used_by_others()
 
     def cores(self) -> dict[str, float]:
         """Name to cores, on average since the beginning."""
-        seconds = perf_counter() - self.started
+        seconds, in_all = perf_counter() - self.started, _used_by_all() - _used_here() - self.in_all
         cores: dict[str, float] = {}
         for key, (name, used) in _used_by_others().items():
             cores[name] = cores.get(name, 0.0) + (used - self.before.get(key, (name, 0.0))[1]) / seconds
+        cores[ENDED] = in_all / seconds - sum(cores.values())
         return {name: round(share, 2) for name, share in cores.items() if share >= 0.1}
+
+
+def told(cores: Mapping[str, float]) -> str:
+    """Who else ran, in words."""
+    return ", ".join(f"{name} ({share} cores)" for name, share in cores.items()) or "nobody"
+
+
+def _used_by_all() -> float:
+    times = psutil.cpu_times()
+    return sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq"))
+
+
+def _used_here() -> float:
+    """Seconds of this process and of its children, those that have ended and those that have not."""
+    used = _processor() + used_by_children()
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ends while it is asked
+            times = child.cpu_times()
+            used += times.user + times.system
+    return used
 
 
 def _used_by_others() -> dict[int, tuple[str, float]]:
@@ -88,5 +123,6 @@ def table(costs: Mapping[str, list[Cost]], reference: str, others: Mapping[str, 
             f"{middle:.2f} ({least:.2f}..{most:.2f})" for least, middle, most in (spread["processor"], spread["clock"])
         ]
         lines.append(f"| {name} | {seconds[0]:.2f} | {seconds[1]:.2f} | {cells[0]} | {cells[1]} |")
-    busy = ", ".join(f"{name} ({cores} cores)" for name, cores in others.items()) or "nobody"
-    return "\n".join([*lines, "", f"Beside it ran: {busy}. Median of {len(costs[reference])} turns (least..most)."])
+    return "\n".join(
+        [*lines, "", f"Beside it ran: {told(others)}. Median of {len(costs[reference])} turns (least..most)."]
+    )

@@ -41,7 +41,9 @@ def test_works_take_turns_and_the_first_is_not_counted(benchmarks):
     assert {name: len(each) for name, each in costs.items()} == {"a": 2, "b": 2}
 
 
-def test_many_small_processes_of_one_name_are_told_together(benchmarks, monkeypatch):
+def test_many_small_processes_of_one_name_are_told_together_and_those_that_ended_as_what_is_left(
+    benchmarks, monkeypatch
+):
     import turns
 
     now = iter([0.0, 10.0])
@@ -52,8 +54,16 @@ def test_many_small_processes_of_one_name_are_told_together(benchmarks, monkeypa
         ]
     )
     monkeypatch.setattr(turns, "perf_counter", lambda: next(now))
+    in_all = iter(
+        [100.0, 110.0]
+    )  # .8 + .7 of python and .1 of the shell are of those who are still there, 1 second is own
+    own = iter([7.0, 8.0])
     monkeypatch.setattr(turns, "_used_by_others", lambda: next(used))
-    assert turns.Others().cores() == {"python": 0.15}
+    monkeypatch.setattr(turns, "_used_by_all", lambda: next(in_all))
+    monkeypatch.setattr(turns, "_used_here", lambda: next(own))
+    found = turns.Others().cores()
+    assert found == {"python": 0.15, turns.ENDED: 0.74}
+    assert turns.told(found) == "python (0.15 cores), what ended since (0.74 cores)" and turns.told({}) == "nobody"
 
 
 def test_the_short_form_of_a_run_is_measured_in_all_its_parts(benchmarks, data_path, monkeypatch, tmp_path, capsys):
@@ -87,11 +97,109 @@ def test_generated_populations_are_measured_and_laws_are_powers(benchmarks):
 
     power_laws = {users: {"linear": 3.0 * users, "constant": 7.0, "root": users**0.5} for users in (10, 100, 1000)}
     assert population.laws(power_laws) == pytest.approx({"linear": 1.0, "constant": 0.0, "root": 0.5})
-    assert "| grows as users to the power of | 1.00 |" in population.table(power_laws)
+    turns = {users: [{"clock_s": 2 * users}, {"clock_s": 4 * users}, {"clock_s": users}] for users in (10, 100)}
+    told = population.table(turns)
+    assert "| 100 | 3 | 200 (100..400) |" in told and "| grows as users to the power of |  | 1.00 |" in told
     keys = {"items": 40, "rounds": 1, "clients_per_round": 5, "serve_after": "training", "checkpoint": True}
     found = population.measured(12, population.argparse.Namespace(**keys))
     assert found.pop("files_gb") == 0  # of so few users nothing lies in files
     assert min(found.values()) > 0 and found["sent_gb"] * 1e9 > 2 * 5 * 41 * 32 * 4
+
+
+def test_generated_populations_take_turns_and_one_that_takes_long_takes_one(benchmarks, monkeypatch, capsys):
+    import population
+
+    asked, used = [], iter(range(0, 1000, 10))
+
+    def run(command, **_):
+        asked.append(command[-2])
+        return population.subprocess.CompletedProcess(command, 0, f'{{"clock_s": {len(asked)}}}\n')
+
+    with monkeypatch.context() as patched:
+        patched.setattr(population.subprocess, "run", run)
+        patched.setattr(population, "used_by_children", lambda: next(used))
+        patched.setattr(sys, "argv", ["population.py", "--users=12,20", "--turns=2"])
+        population.main()
+        assert asked == ["--users=12", "--users=20"] * 2 and "| 20 | 2 | 3 (2..4) |" in capsys.readouterr().out
+        patched.setattr(sys, "argv", ["population.py", "--users=12,20", "--turns=2", "--short=5"])
+        population.main()
+        assert len(asked) == 6 and "| 20 | 1 |" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["population.py", "--users=12", "--items=40", "--rounds=1", "--turns=1"])
+    population.main()
+    printed = capsys.readouterr().out
+    assert "| users | turns | processor_s |" in printed and "| 12 | 1 |" in printed and "Beside it ran: " in printed
+
+
+def test_rounds_of_the_fleet_are_measured_each_case_in_a_process_of_its_own(
+    benchmarks, data_path, monkeypatch, tmp_path, capsys
+):
+    import fleet
+
+    out, cases = tmp_path / "costs.json", ["pfedrec on fleet", "afd on fleet"]
+    arguments = ["--dataset=tiny", f"--data_path={data_path}", "--rounds=1", "--turns=1", f"--cases={','.join(cases)}"]
+    monkeypatch.setattr(sys, "argv", ["fleet.py", *arguments, f"--reference={cases[1]}", f"--out={out}"])
+    fleet.main()
+    measured = json.loads(out.read_text())
+    assert [row["clients"] for case in cases for row in measured[case]] == [30, 30]
+    printed = capsys.readouterr().out
+    assert all(re.search(rf"^\| {case} \|.*\|$", printed, re.M) for case in cases)
+    assert f"s | of {cases[1]}, processor |" in printed and re.search(r"afd on fleet: at most \d\.\d\d GB", printed)
+
+
+@pytest.mark.parametrize(
+    "argument, sentence",
+    [
+        ("--cases=pfedrec", "--cases: there is no 'pfedrec'; there are pfedrec on fleet, pfedrec on local, "),
+        ("--reference=pfedrec by FedJAX", "--reference: 'pfedrec by FedJAX' is not measured; measured are pfedrec on "),
+    ],
+)
+def test_a_case_that_there_is_not_is_refused_before_anything_is_measured(
+    benchmarks, monkeypatch, capsys, argument, sentence
+):
+    import fleet
+
+    monkeypatch.setattr(sys, "argv", ["fleet.py", argument])
+    with pytest.raises(SystemExit) as ended:
+        fleet.main()
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2 and told.startswith(f"fleet.py: error: {sentence}")
+
+
+def test_parts_of_a_round_are_told_beside_what_the_machine_would_need(benchmarks, data_path, monkeypatch, capsys):
+    import parts
+
+    compiles = parts.has_compiler()
+    monkeypatch.setattr(sys, "argv", ["parts.py", "--dataset=tiny", f"--data_path={data_path}", "--turns=1"])
+    parts.main()
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith(("| a r", "| the"))]
+    assert [row[0] for row in rows] == [
+        "| a round of pfedrec",
+        "| a round of afd",
+        "| the final test of four clients",
+    ]
+    assert all("%" in row[5] for row in rows)
+    assert parts.has_compiler() == compiles, "loops are compiled again"
+
+
+def test_answers_from_memory_are_timed_model_by_model(benchmarks, data_path, monkeypatch, capsys):
+    import answers
+
+    arguments = ["--dataset=tiny", f"--data_path={data_path}", "--answers=1", "AttnStudent", "BPR"]
+    monkeypatch.setattr(sys, "argv", ["answers.py", *arguments])
+    answers.main()
+    told = capsys.readouterr().out.splitlines()
+    assert [re.fullmatch(r"(\w+) +[\d.]+ ms, processor +[\d.]+ ms", line)[1] for line in told] == arguments[-2:]
+
+
+def test_what_masks_cost_is_told_of_clients_and_server(benchmarks, monkeypatch, capsys):
+    pytest.importorskip("cryptography")
+    import masking
+
+    monkeypatch.setattr(sys, "argv", ["masking.py", "--clients=6", "--numbers=50", "--lost=0.2"])
+    masking.main()
+    told = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
+    assert list(told)[:2] == ["client s", "server s"] and int(told["up bytes"]) > 4 * 50
+    assert told["plain bytes (float32)"] == "200"
 
 
 def test_no_default_loses_to_bias_on_a_small_table(benchmarks, tmp_path, monkeypatch):
