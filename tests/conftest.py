@@ -19,6 +19,8 @@ import torch
 from hypothesis import settings
 from recbole.evaluator import register
 
+from recbole_fedkd.model.compiled import has_compiler
+
 torch.set_num_threads(1)
 # How long an example takes is the machine's business; no test times anything.
 settings.register_profile("untimed", deadline=None)
@@ -33,6 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 USERS, ITEMS = 30, 40
+needs_numba = pytest.mark.skipif(not has_compiler(), reason="compiles no loops: no numba, or NUMBA_DISABLE_JIT")
 PLUGINS = Path(__file__).resolve().parent.parent / "docs" / "plugins"
 
 

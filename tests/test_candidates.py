@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import write_dataset
+from conftest import needs_numba, write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -224,6 +224,7 @@ def test_value_metrics_of_implicit_labels_judge_the_first_of_the_same_candidates
     assert results[0] == results[1]
 
 
+@needs_numba
 @pytest.mark.parametrize("model", ["AttnFedKD", "AttnStudent"])
 def test_all_candidates_of_a_user_at_once_are_judged_as_one_by_one(prepared, monkeypatch, model):
     split = {"split": {"RS": [8, 1, 1]}, "order": "TO", "group_by": "user"}

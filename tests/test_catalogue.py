@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from conftest import needs_numba
 from torch.func import functional_call, vmap
 
 from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings
@@ -159,6 +160,7 @@ def test_what_rows_say_of_a_pair_is_part_of_its_rank(history, context):
     torch.testing.assert_close(rank_items(network, users, told, ITEMS), expected, rtol=1e-4, atol=1e-5)
 
 
+@needs_numba
 @torch.no_grad()
 @pytest.mark.parametrize("serve", [None, "teacher", "both"])
 def test_what_is_kept_of_the_items_changes_no_bit(serve):
@@ -208,6 +210,7 @@ def test_chosen_items_rank_as_they_do_among_all(backbone, history, prior, known)
     torch.testing.assert_close(found, network(users, chosen), rtol=1e-4, atol=1e-5)
 
 
+@needs_numba
 @torch.no_grad()
 def test_a_pair_and_a_network_that_is_not_compiled_rank_chosen_items(monkeypatch):
     pair, users = TeacherAndStudent(network_of(), network_of("mlp"), "both").eval(), torch.arange(USERS)
@@ -219,12 +222,14 @@ def test_a_pair_and_a_network_that_is_not_compiled_rank_chosen_items(monkeypatch
     assert torch.equal(rank_items(pair, users, {}, ITEMS, None, chosen), expected) and not catalogue.ranks_chosen(pair)
 
 
+@needs_numba
 def test_items_are_chosen_where_neither_context_nor_pairs_are_known():
     assert catalogue.ranks_chosen(network_of())
     assert not catalogue.ranks_chosen(network_of(context=True))
     assert not catalogue.ranks_chosen(network_of(known=True))
 
 
+@needs_numba
 @torch.no_grad()
 @pytest.mark.parametrize(
     "backbone, attention, history, context", itertools.product(["cnn", "mlp"], *[[False, True]] * 3)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import needs_numba
 from torch.func import functional_call, vmap
 
 from recbole_fedkd.model.backbone import CnnBackbone
 from recbole_fedkd.model.compiled import has_compiler
 
-needs_numba = pytest.mark.skipif(not has_compiler(), reason="numba is not installed")
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 SHAPES = {

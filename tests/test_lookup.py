@@ -8,14 +8,11 @@ from torch.func import vmap
 
 from recbole_fedkd.distillation.losses import touched_squared_norm
 from recbole_fedkd.model import lookup
-from recbole_fedkd.model.compiled import has_compiler
 from recbole_fedkd.model.lookup import Tokens, look_up, touched_norm
 
 WIDTH, SAMPLES = 6, 70
 ROWS = 9, 5, 7, SAMPLES
 WEIGHTS = torch.randn(SAMPLES, 4, WIDTH), torch.randn(SAMPLES, WIDTH)
-
-pytestmark = pytest.mark.skipif(not has_compiler(), reason="numba is not installed")
 
 
 def _tables(*networks):

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from conftest import needs_numba
 
 from recbole_fedkd.engine.fleet.moments import steps_by_moments
 from recbole_fedkd.engine.fleet.optimizers import BatchedAdam, BatchedAdamToSGD
 
+pytestmark = needs_numba
 SHAPES = (5, 1031), (5, 33, 3), (5, 1, 1)
 """Of what five networks hold: a number of numbers that no vector register divides, a table, and a single number."""
 

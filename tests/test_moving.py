@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import needs_numba
 
 from recbole_fedkd.engine.fleet import store as stores
 from recbole_fedkd.engine.fleet.compiled import changes_of_many
@@ -41,6 +42,7 @@ def moved(monkeypatch, by_machine_code):
     return [*store.state_dict().values(), wide, narrow]
 
 
+@needs_numba
 def test_machine_code_moves_the_rows_that_torch_moves(monkeypatch):
     ours, torchs = (moved(monkeypatch, by_machine_code) for by_machine_code in (True, False))
     assert all(torch.equal(own, other) for own, other in zip(ours, torchs, strict=True))
@@ -48,6 +50,7 @@ def test_machine_code_moves_the_rows_that_torch_moves(monkeypatch):
     assert bool((wide[..., 3:] == -1).all()) and bool((wide[..., :3] >= 0).any()) and bool((wide[..., :3] == -1).any())
 
 
+@needs_numba
 @pytest.mark.parametrize("clients", [1, 7])
 def test_changes_of_clients_add_up_in_double_precision(clients):
     generator = torch.Generator().manual_seed(0)

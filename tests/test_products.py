@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import needs_numba
 
 numba = pytest.importorskip("numba")
 
@@ -10,6 +11,8 @@ from recbole_fedkd.model import products  # noqa: E402
 from recbole_fedkd.model.compiled import LANES  # noqa: E402
 from recbole_fedkd.model.products import NO_LEAST, view  # noqa: E402
 from recbole_fedkd.model.ranking import WIDTH, blocks, column_product  # noqa: E402
+
+pytestmark = needs_numba
 
 
 @numba.njit

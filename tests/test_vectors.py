@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import needs_numba
 
 numba = pytest.importorskip("numba")
 
@@ -27,6 +28,8 @@ from recbole_fedkd.model.vectors import (  # noqa: E402
     totals,
     turn,
 )
+
+pytestmark = needs_numba
 
 
 @pytest.fixture

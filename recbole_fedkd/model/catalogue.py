@@ -73,6 +73,7 @@ def rank_items(
         ranked: Tensor = network.rank(users, context, catalogue, chosen)
         return ranked
     if chosen is not None:
+        refuse_strangers(chosen, items)
         scored: Tensor = network(users, chosen, context)
         return scored
     everything, parts = torch.arange(items, device=users.device), []
@@ -80,6 +81,16 @@ def rank_items(
         own = {name: values[rows] for name, values in context.items()}
         parts.append(network(users[rows], everything.expand(len(rows), -1), own))
     return torch.cat(parts)
+
+
+def refuse_strangers(numbers: Tensor, items: int) -> None:
+    """Refuse numbers of items that are none.
+
+    Raises:
+        IndexError: there is one.
+    """
+    if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < items:
+        raise IndexError(f"an item is out of range: items are 0 to {items - 1}")
 
 
 def ranks_chosen(network: Any) -> bool:
@@ -210,9 +221,7 @@ class Catalogue:
 
     def _numbered(self, numbers: Tensor) -> OfItems:
         """The items in blocks ``[blocks, WIDTH]``."""
-        last = len(self.items.tokens) - 1
-        if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) <= last:
-            raise IndexError(f"an item is out of range: items are 0 to {last}")
+        refuse_strangers(numbers, len(self.items.tokens))
         return self.items._replace(numbers=numbers.contiguous().numpy())
 
     def _of_networks(self) -> OfNetworks:

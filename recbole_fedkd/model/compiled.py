@@ -9,6 +9,7 @@ numba looks at that file alone: after an edit of another file that the loop call
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -56,8 +57,9 @@ def _listen() -> None:
 
 @cache
 def has_compiler() -> bool:
-    """Whether numba is installed."""
-    return importlib.util.find_spec("numba") is not None
+    """Whether numba is installed, and not told to compile nothing by its own ``NUMBA_DISABLE_JIT``."""
+    told = os.environ.get("NUMBA_DISABLE_JIT", "")
+    return told.strip() in ("", "0") and importlib.util.find_spec("numba") is not None
 
 
 @cache

@@ -54,17 +54,24 @@ class Tokens:
         """
         numbers = self.numbers().view(len(self.ids), -1)
         if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < rows:
-            raise IndexError(f"an id or token is out of range: a table has rows 0 to {rows - 1}")
+            raise _no_row(rows)
         return numbers.masked_fill(numbers == 0, -1) if self.masked else numbers
 
     def looked_up(self, table: Tensor) -> Tensor:
         """Vectors of a table ``[n, d]``, in steps of torch."""
         numbers = self.numbers()
-        vectors = functional.embedding(numbers, table)
+        try:
+            vectors = functional.embedding(numbers, table)
+        except IndexError as error:
+            raise _no_row(table.shape[-2]) from error
         if not self.masked:
             return vectors
         present = (numbers != 0).unsqueeze(-1)
         return (vectors * present).sum(-2) / present.sum(-2).clamp(min=1)
+
+
+def _no_row(rows: int) -> IndexError:
+    return IndexError(f"an id or token is out of range: a table has rows 0 to {rows - 1}")
 
 
 def _is_compiled(tables: Sequence[Tensor]) -> bool:
@@ -215,7 +222,7 @@ def _run(
     for field, (table, (ids, column, masked)) in enumerate(zip(tables, readers, strict=True)):
         share = 1 / averaged if field < averaged else 0.0
         if not function(backward, table, ids, column, masked, field, share, fields, mean):
-            raise IndexError(f"an id or token is out of range: a table has rows 0 to {table.shape[1] - 1}")
+            raise _no_row(table.shape[1])
 
 
 def _look_up(
