@@ -27,7 +27,7 @@ from unittest.mock import patch
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from turns import Others, cost_of, told
+from turns import Others, cost_of, in_words
 
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.model.compiled import has_compiler
@@ -134,7 +134,7 @@ def main() -> None:
                 f"| {middle / limit:.1f} | {parts} |",
                 flush=True,
             )
-    print(f"\nBeside it ran: {told(others.cores())}.")
+    print(f"\nBeside it ran: {in_words(others.cores())}.")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from turns import Others, cost_of, told, used_by_children
+from turns import Others, cost_of, in_words, used_by_children
 
 from recbole_fedkd.checkpoint.large import LargeTensors
 from recbole_fedkd.checkpoint.sealed import sealed
@@ -234,7 +234,7 @@ def main() -> None:
             printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
             took[users] = used_by_children() - before
             results[users].append(json.loads(printed.splitlines()[-1]))
-    print(f"{table(results)}\n\nBeside it ran: {told(others.cores())}. Medians of turns (least..most).")
+    print(f"{table(results)}\n\nBeside it ran: {in_words(others.cores())}. Medians of turns (least..most).")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ class Others:
         return {name: round(share, 2) for name, share in cores.items() if share >= 0.1}
 
 
-def told(cores: Mapping[str, float]) -> str:
+def in_words(cores: Mapping[str, float]) -> str:
     """Who else ran, in words."""
     return ", ".join(f"{name} ({share} cores)" for name, share in cores.items()) or "nobody"
 
@@ -124,5 +124,5 @@ def table(costs: Mapping[str, list[Cost]], reference: str, others: Mapping[str, 
         ]
         lines.append(f"| {name} | {seconds[0]:.2f} | {seconds[1]:.2f} | {cells[0]} | {cells[1]} |")
     return "\n".join(
-        [*lines, "", f"Beside it ran: {told(others)}. Median of {len(costs[reference])} turns (least..most)."]
+        [*lines, "", f"Beside it ran: {in_words(others)}. Median of {len(costs[reference])} turns (least..most)."]
     )

@@ -63,7 +63,9 @@ def test_many_small_processes_of_one_name_are_told_together_and_those_that_ended
     monkeypatch.setattr(turns, "_used_here", lambda: next(own))
     found = turns.Others().cores()
     assert found == {"python": 0.15, turns.ENDED: 0.74}
-    assert turns.told(found) == "python (0.15 cores), what ended since (0.74 cores)" and turns.told({}) == "nobody"
+    assert (
+        turns.in_words(found) == "python (0.15 cores), what ended since (0.74 cores)" and turns.in_words({}) == "nobody"
+    )
 
 
 def test_the_short_form_of_a_run_is_measured_in_all_its_parts(benchmarks, data_path, monkeypatch, tmp_path, capsys):

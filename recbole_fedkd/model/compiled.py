@@ -58,8 +58,8 @@ def _listen() -> None:
 @cache
 def has_compiler() -> bool:
     """Whether numba is installed, and not told to compile nothing by its own ``NUMBA_DISABLE_JIT``."""
-    told = os.environ.get("NUMBA_DISABLE_JIT", "")
-    return told.strip() in ("", "0") and importlib.util.find_spec("numba") is not None
+    disabled = os.environ.get("NUMBA_DISABLE_JIT", "")
+    return disabled.strip() in ("", "0") and importlib.util.find_spec("numba") is not None
 
 
 @cache
