@@ -33,7 +33,7 @@ def moved(monkeypatch, by_machine_code):
         store.put_pack(pack, tables)
         # Two clients have other rows since, so that those of all are in two pieces.
         pack, tables = packed(1)
-        store.put_pack(pack.first(2), [table[:2] for table in tables])
+        store.put_pack(pack.select(slice(2)), [table[:2] for table in tables])
         assert len(store.pieces) == 2
         pack, (first, _) = packed(2)
         wide = torch.full((*first.shape[:2], 5), -1.0)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -44,6 +45,10 @@ class Rows:
     values: Tensor
     user_count: int
     item_count: int
+
+    def select(self, rows: Tensor | slice) -> Self:
+        """Some of the rows, of the same users and items."""
+        return replace(self, users=self.users[rows], items=self.items[rows], values=self.values[rows])
 
     @property
     def answers(self) -> Tensor:
@@ -83,7 +88,7 @@ class PairedRows(Rows):
 
     def per_item(self, values: Tensor) -> Tensor:
         """Sums of values ``[n, ...]`` over every pair's rows, ``[pairs, ...]``."""
-        return values.new_zeros(self.pair_count, *values.shape[1:]).index_add_(0, self.pairs, values)
+        return _sums(self.pairs, values, self.pair_count)
 
 
 def _sums(index: Tensor, values: Tensor, count: int) -> Tensor:

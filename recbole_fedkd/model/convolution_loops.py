@@ -170,9 +170,9 @@ def _matrices(rows: list[Table]) -> list[Table]:
 
 @part
 def _copy(source: Table, into: Table) -> None:
-    """Copy the columns that both have."""
+    """Copy the rows and columns that both have."""
     columns = min(source.shape[1], into.shape[1])
-    for row in range(len(source)):
+    for row in range(min(len(source), len(into))):
         a, b = source[row], into[row]
         for x in range(columns):
             b[x] = a[x]
@@ -182,55 +182,39 @@ def _copy(source: Table, into: Table) -> None:
 def _read(weight: Table, matrix: Table) -> None:
     """Fill the matrix of a convolution ``[outputs, inputs, 3]``."""
     for neighbour in range(3):
-        for x in range(weight.shape[1]):
-            row = matrix[neighbour * (len(matrix) // 3) + x]
-            for y in range(weight.shape[0]):
-                row[y] = weight[y, x, neighbour]
+        _copy(weight[:, :, neighbour].T, matrix[neighbour * (len(matrix) // 3) :])
 
 
 @part
 def _read_back(weight: Table, matrix: Table) -> None:
     """Fill the matrix ``[3 outputs, inputs]`` of a convolution's way back."""
     for neighbour in range(3):
-        for y in range(weight.shape[0]):
-            row = matrix[neighbour * (len(matrix) // 3) + y]
-            for x in range(weight.shape[1]):
-                row[x] = weight[y, x, 2 - neighbour]
+        _copy(weight[:, :, 2 - neighbour], matrix[neighbour * (len(matrix) // 3) :])
 
 
 @part
 def _write(matrix: Table, weight: Table) -> None:
     """Fill what :func:`_read` reads."""
     for neighbour in range(3):
-        for x in range(weight.shape[1]):
-            row = matrix[neighbour * (len(matrix) // 3) + x]
-            for y in range(weight.shape[0]):
-                weight[y, x, neighbour] = row[y]
+        _copy(matrix[neighbour * (len(matrix) // 3) :], weight[:, :, neighbour].T)
 
 
 @part
 def _read_dense(weight: Table, count: int, channels: int, matrix: Table) -> None:
     """Fill the matrix ``[fields * channels, h]`` of a dense layer ``[h, outputs * fields]``."""
-    for x in range(weight.shape[1]):
-        row = matrix[x % count * channels + x // count]
-        for y in range(weight.shape[0]):
-            row[y] = weight[y, x]
+    for field in range(count):
+        _copy(weight[:, field::count].T, matrix[field * channels :])
 
 
 @part
 def _read_dense_back(weight: Table, count: int, channels: int, matrix: Table) -> None:
     """Fill the matrix ``[h, fields * channels]`` of a dense layer's way back."""
-    for y in range(weight.shape[0]):
-        for field in range(count):
-            row = matrix[y, field * channels :]
-            for x in range(weight.shape[1] // count):
-                row[x] = weight[y, x * count + field]
+    for field in range(count):
+        _copy(weight[:, field::count], matrix[:, field * channels :])
 
 
 @part
 def _write_dense(matrix: Table, count: int, channels: int, weight: Table) -> None:
     """Fill what :func:`_read_dense` reads."""
-    for x in range(weight.shape[1]):
-        row = matrix[x % count * channels + x // count]
-        for y in range(weight.shape[0]):
-            weight[y, x] = row[y]
+    for field in range(count):
+        _copy(matrix[field * channels :], weight[:, field::count].T)

@@ -126,7 +126,7 @@ class ReceivedPairs(KnownPairs):
         empty = received.feature_mean.new_zeros(0), received.feature_mean.new_zeros(0, self.width)
         rows = self.exchange.rows
         if received.of_rows is None:
-            rows = replace(rows, users=rows.users[:0], items=rows.items[:0], values=rows.values[:0])
+            rows = rows.select(slice(0))
         return _PairFeatures(
             received.known_users, (received.feature_mean, received.feature_scale), rows, *(received.of_rows or empty)
         )

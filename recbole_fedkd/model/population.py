@@ -58,24 +58,15 @@ class NetworkPopulation(LabelledRecommender):
 
     def logits(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Route each user to the network of its client; see :meth:`LabelledRecommender.logits`."""
-        owners = self.client_of_user[users]
         out = torch.empty(*items.shape, len(self.label_values), device=items.device)
-        for client in owners.unique().tolist():
-            rows = torch.nonzero(owners == client).flatten()
+        for client, rows in homes(self.client_of_user[users]):
             own = {name: values[rows] for name, values in context.items()}
             out[rows] = self.networks[client](self.local_id[users[rows]], items[rows], own)
         return out
 
     def rank(self, users: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Route each user to the network of its client; see :meth:`LabelledRecommender.rank`."""
-        owners = self.client_of_user[users]
-        out = torch.empty(len(users), len(self.label_values), self.item_num, device=users.device).transpose(1, 2)
-        for client in owners.unique().tolist():
-            rows = torch.nonzero(owners == client).flatten()
-            own = {name: values[rows] for name, values in context.items()}
-            network, asked = self.networks[client], self.local_id[users[rows]]
-            out[rows] = rank_items(network, asked, own, self.item_num, self.catalogue_of(network, client))
-        return out
+        return self._ranked(users, context, None)
 
     @property
     def ranks_chosen(self) -> bool:
@@ -84,14 +75,24 @@ class NetworkPopulation(LabelledRecommender):
 
     def rank_chosen(self, users: Tensor, items: Tensor) -> Tensor:
         """Route each user to the network of its client; see :meth:`LabelledRecommender.rank_chosen`."""
-        owners = self.client_of_user[users]
-        out = torch.empty(len(users), len(self.label_values), items.shape[1], device=users.device).transpose(1, 2)
-        for client in owners.unique().tolist():
-            rows = torch.nonzero(owners == client).flatten()
+        return self._ranked(users, NO_CONTEXT, items)
+
+    def _ranked(self, users: Tensor, context: Context, chosen: Tensor | None) -> Tensor:
+        """Logits ``[n, items, T]`` of all items, or of those that are chosen for every user ``[n, items]``."""
+        items = self.item_num if chosen is None else chosen.shape[1]
+        out = torch.empty(len(users), len(self.label_values), items, device=users.device).transpose(1, 2)
+        for client, rows in homes(self.client_of_user[users]):
+            own = {name: values[rows] for name, values in context.items()}
             network, asked = self.networks[client], self.local_id[users[rows]]
-            catalogue = self.catalogue_of(network, client)
-            out[rows] = rank_items(network, asked, NO_CONTEXT, self.item_num, catalogue, items[rows])
+            catalogue, of_rows = self.catalogue_of(network, client), None if chosen is None else chosen[rows]
+            out[rows] = rank_items(network, asked, own, self.item_num, catalogue, of_rows)
         return out
+
+
+def homes(owners: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Every client among the owners ``[n]``, with the places of what is its."""
+    for client in owners.unique().tolist():
+        yield client, torch.nonzero(owners == client).flatten()
 
 
 def local_ids(client_of_user: Tensor) -> Tensor:
@@ -225,12 +226,8 @@ class RoutedPopulation(AbstractRecommender):
     def _parted(self, interaction: Any, of_client: Callable[[int, Any], Tensor]) -> Tensor:
         """What a function says of every client's part of an interaction, put together."""
         owners = self.client_of_user[interaction[self.user_field]]
-        present = owners.unique().tolist()
-        if len(present) == 1:
-            return of_client(present[0], interaction).flatten()
         out: Tensor | None = None
-        for client in present:
-            rows = torch.nonzero(owners == client).flatten()
+        for client, rows in homes(owners):
             part = of_client(client, interaction[rows]).view(len(rows), -1)
             if out is None:
                 out = part.new_empty(len(owners), part.shape[1])

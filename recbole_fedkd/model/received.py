@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from recbole_fedkd.distillation.exchange import FactorExchange, item_tables
-from recbole_fedkd.distillation.factors import Curvature, Rows
+from recbole_fedkd.distillation.factors import Curvature
 from recbole_fedkd.distillation.features import (
     ItemTables,
     KnownUsers,
@@ -169,11 +169,7 @@ def groups_of(exchange: FactorExchange) -> tuple[Sequence[FactorExchange], Seque
     rows = exchange.rows
     number = rows.users % max(1, min(GROUPS, len(rows.users.unique())))
     members = [torch.nonzero(number == group).flatten() for group in number.unique().tolist()] or [number]
-    parts = [
-        Rows(rows.users[own], rows.items[own], rows.values[own], rows.user_count, rows.item_count) for own in members
-    ]
     groups = [
-        FactorExchange(exchange.settings, part, exchange.labels[own], exchange.values)
-        for part, own in zip(parts, members, strict=True)
+        FactorExchange(exchange.settings, rows.select(own), exchange.labels[own], exchange.values) for own in members
     ]
     return groups, members

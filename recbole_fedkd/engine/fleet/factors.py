@@ -77,10 +77,7 @@ class FactorSamples(FleetTask):
         self.clients = int(client_of_user.max()) + 1
         owner = client_of_user[rows.users]
         order = torch.argsort(owner, stable=True)
-        self.owner, self.rows = (
-            owner[order],
-            replace(rows, users=rows.users[order], items=rows.items[order], values=rows.values[order]),
-        )
+        self.owner, self.rows = owner[order], rows.select(order)
         self.labels = head.exchange.labels[order]
         self.sizes = torch.bincount(owner, minlength=self.clients)
         self._start = self.sizes.cumsum(0) - self.sizes
@@ -96,16 +93,8 @@ class FactorSamples(FleetTask):
 
     def exchange(self, part: Tensor) -> FactorExchange:
         """That of all clients of some rows, bool ``[n]``, as if they were one place with sums per pair."""
-        rows, whole = self.rows, self.head.exchange
-        paired = PairedRows(
-            rows.users[part],
-            rows.items[part],
-            rows.values[part],
-            rows.user_count,
-            rows.item_count,
-            self.pairs[part],
-            len(self.pair_item),
-        )
+        rows, whole = self.rows.select(part), self.head.exchange
+        paired = PairedRows(**vars(rows), pairs=self.pairs[part], pair_count=len(self.pair_item))
         return FactorExchange(whole.settings, paired, self.labels[part], whole.values)
 
     @torch.no_grad()
@@ -140,9 +129,10 @@ class FactorSamples(FleetTask):
 
     def _exchange_of(self, client: int) -> FactorExchange:
         """That of a client by itself, as it numbers its users."""
-        rows, whole, part = self.rows, self.head.exchange, self.owner == client
-        number = self.local_id[rows.users[part]]
-        alone = Rows(number, rows.items[part], rows.values[part], int(number.max()) + 1, rows.item_count)
+        whole, part = self.head.exchange, self.owner == client
+        rows = self.rows.select(part)
+        number = self.local_id[rows.users]
+        alone = replace(rows, users=number, user_count=int(number.max()) + 1)
         return FactorExchange(whole.settings, alone, self.labels[part], whole.values)
 
     def _blocks(self) -> list[tuple[int, int]]:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from recbole_fedkd.engine.fleet.compiled import touched_by_many
 from recbole_fedkd.engine.fleet.mapped import MappedTensors
 from recbole_fedkd.engine.fleet.moving import moves_rows
-from recbole_fedkd.engine.fleet.store import Pack, RowStore, Weights, side_by_side
+from recbole_fedkd.engine.fleet.store import Pack, RowStore, Weights, ragged, side_by_side
 from recbole_fedkd.model.factorization import RowSums, dense
 from recbole_fedkd.model.pair import names_of
 
@@ -175,7 +175,7 @@ class ClientGroup(nn.Module):
             known[own_slot, own_item] = True
         known_slot, known_item = known.nonzero(as_tuple=True)
         count = torch.bincount(known_slot, minlength=len(clients))
-        column = torch.arange(len(known_slot), device=device) - (count.cumsum(0) - count)[known_slot]
+        _, column = ragged(count)
         items = torch.zeros(len(clients), int(count.max()), dtype=torch.long, device=device)
         items[known_slot, column] = known_item
         return items, count

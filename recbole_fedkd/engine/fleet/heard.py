@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -50,3 +50,12 @@ class Heard:
     installed: Mapping[str, Tensor] = field(default_factory=dict)
     whole_tables: bool = False
     learns: bool = True
+
+    def select(self, slots: Tensor | slice) -> Heard:
+        """What some of the clients have been told."""
+        return replace(self, own=selected(self.own, slots), installed=selected(self.installed, slots))
+
+
+def selected(values: Mapping[str, Tensor], slots: Tensor | slice) -> dict[str, Tensor]:
+    """Tensors of packed clients ``[c, ...]`` by name, of some of them."""
+    return {name: value[slots] for name, value in values.items()}

@@ -21,7 +21,7 @@ from recbole_fedkd.engine.fleet.draws import Streams, filled_up
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.mapped import MappedTensors
 from recbole_fedkd.engine.fleet.population import RecBoleFleetPopulation
-from recbole_fedkd.engine.fleet.store import Pack
+from recbole_fedkd.engine.fleet.store import Pack, ragged
 from recbole_fedkd.federated.draws import EpochDraws, KeyedEpoch
 from recbole_fedkd.federated.task import AttentiveTask, Samples, Step, click_loss, handed_logits, is_click, total_loss
 from recbole_fedkd.model.compiled import has_compiler
@@ -217,9 +217,7 @@ class LabelledSamples(FleetTask):
             labels = samples.labels[rows]
             if self.negatives:
                 labels = torch.where(order < held.unsqueeze(1), labels, 0)
-            fields = {"users": samples.users[rows]}
-            fields |= {f"{CONTEXT}{name}": values[rows] for name, values in samples.context.items()}
-            return Epoch(fields, of_epoch[first.unsqueeze(1) + order], labels, real)
+            return Epoch(self._read(rows), of_epoch[first.unsqueeze(1) + order], labels, real)
 
         return [epoch(True) for _ in range(epochs)], epoch(False) if clean else None
 
@@ -237,9 +235,12 @@ class LabelledSamples(FleetTask):
             self.negatives,
             self.item_count,
         )
-        fields = {"users": samples.users[rows]}
-        fields |= {f"{CONTEXT}{name}": values[rows] for name, values in samples.context.items()}
-        return Epoch(fields, items, labels, (position < whole.unsqueeze(1)).float())
+        return Epoch(self._read(rows), items, labels, (position < whole.unsqueeze(1)).float())
+
+    def _read(self, rows: Tensor) -> dict[str, Tensor]:
+        """What a network reads of rows ``[c, size]`` beside their items."""
+        context = {f"{CONTEXT}{name}": values[rows] for name, values in self.samples.context.items()}
+        return {"users": self.samples.users[rows], **context}
 
     def _negatives(self, numbers: Sequence[int], held: Tensor, start: Tensor) -> Callable[[EpochDraws], Tensor]:
         """Draws the negatives of packed clients, one client's behind another's, of an epoch."""
@@ -429,13 +430,10 @@ class RecBoleSamples(FleetTask):
 
 def runs(starts: Tensor, lengths: Tensor, times: int = 1) -> Tensor:
     """``start, start + 1, ...`` of every run, ``times`` times, one run behind another."""
-    whole = lengths * times
-    within = torch.arange(int(whole.sum()), device=starts.device) - torch.repeat_interleave(
-        whole.cumsum(0) - whole, whole
-    )
+    run, within = ragged(lengths * times)
     if times > 1:
-        within = within.remainder(torch.repeat_interleave(lengths, whole))
-    return within + torch.repeat_interleave(starts, whole)
+        within = within.remainder(lengths[run])
+    return within + starts[run]
 
 
 def _columns(features: Any, device: torch.device) -> dict[str, Tensor]:

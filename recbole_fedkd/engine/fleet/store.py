@@ -259,10 +259,6 @@ class Pack:
             return placed_by_many(self.items, self.count, items, self.item_count)
         return self.local.gather(1, items).long()
 
-    def first(self, count: int) -> Pack:
-        """The first clients alone."""
-        return self.select(slice(count))
-
     def select(self, slots: Tensor | slice) -> Pack:
         """Some of the clients."""
         return Pack(self.clients[slots], self.members[slots], self.items[slots], self.count[slots], self.item_count)
@@ -281,10 +277,6 @@ class Weights:
     dense: Tensor
     rows: Tensor
     users: Tensor
-
-    def first(self, count: int) -> Weights:
-        """The first clients alone, in the same memory."""
-        return self.select(slice(count))
 
     def select(self, slots: Tensor | slice) -> Weights:
         """Some of the clients; by numbers ``[n]`` in memory of their own."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from recbole_fedkd.engine.base import ClientError
 from recbole_fedkd.engine.fleet.by_hand import compiled_epoch, derived_by_hand, derives_by_hand
 from recbole_fedkd.engine.fleet.draws import Streams
 from recbole_fedkd.engine.fleet.group import ClientGroup
-from recbole_fedkd.engine.fleet.heard import Heard, Received
+from recbole_fedkd.engine.fleet.heard import Heard, Received, selected
 from recbole_fedkd.engine.fleet.memory import OptimizerMemory
 from recbole_fedkd.engine.fleet.messages import SharedTensors
 from recbole_fedkd.engine.fleet.optimizers import BatchedOptimizer, clip_norms
@@ -49,6 +48,7 @@ class Training:
         memory: what their optimisers remember, in the shapes of ``weights``, changed in place.
         counters: of their optimisers.
         sizes: samples of an epoch of each.
+        buffers: the buffers that differ from client to client, ``[c, ...]``.
         rates: learning rate of every column of the weights; None: the optimiser's own.
         start: the parameters that teach them, which are those that they started from; None without a teacher.
     """
@@ -61,44 +61,27 @@ class Training:
     memory: Sequence[Weights]
     counters: Tensor
     sizes: Sequence[int]
+    buffers: Mapping[str, Tensor]
     rates: Sequence[Tensor] | None = None
     start: Weights | None = None
 
-    @cached_property
-    def buffers(self) -> dict[str, Tensor]:
-        """The buffers that differ from client to client, ``[c, ...]``."""
-        return self.group.buffers_of(self.pack)
-
     def first(self, count: int) -> Training:
         """The first clients alone, in the same memory."""
-        if count == len(self.sizes):
-            return self
-        part = replace(
-            self,
-            pack=self.pack.first(count),
-            weights=self.weights.first(count),
-            heard=replace(self.heard, own={name: values[:count] for name, values in self.heard.own.items()}),
-            memory=[memory.first(count) for memory in self.memory],
-            counters=self.counters[:count],
-            sizes=self.sizes[:count],
-            start=self.start.first(count) if self.start is not None else None,
-        )
-        part.__dict__["buffers"] = {name: values[:count] for name, values in self.buffers.items()}
-        return part
+        return self if count == len(self.sizes) else self.select(slice(count))
 
-    def select(self, slots: Tensor) -> Training:
-        """Some of the clients, in memory of their own."""
-        part = replace(
+    def select(self, slots: Tensor | slice) -> Training:
+        """Some of the clients; by numbers ``[n]`` in memory of their own."""
+        return replace(
             self,
             pack=self.pack.select(slots),
             weights=self.weights.select(slots),
+            heard=self.heard.select(slots),
             memory=[memory.select(slots) for memory in self.memory],
             counters=self.counters[slots],
-            heard=replace(self.heard, installed={name: values[slots] for name, values in self.heard.installed.items()}),
-            sizes=[self.sizes[slot] for slot in slots.tolist()],
+            sizes=self.sizes[slots] if isinstance(slots, slice) else [self.sizes[slot] for slot in slots.tolist()],
+            buffers=selected(self.buffers, slots),
+            start=self.start.select(slots) if self.start is not None else None,
         )
-        part.__dict__["buffers"] = {name: values[slots] for name, values in self.buffers.items()}
-        return part
 
 
 @dataclass(frozen=True)
@@ -125,9 +108,8 @@ class Trained:
 
     def select(self, slots: Tensor) -> Trained:
         """Some of the clients."""
-        collected = {name: values[slots] for name, values in self.collected.items()}
         numbers = [self.numbers[slot] for slot in slots.tolist()]
-        return Trained(self.training.select(slots), numbers, self.losses[slots], collected)
+        return Trained(self.training.select(slots), numbers, self.losses[slots], selected(self.collected, slots))
 
 
 class _Twins(threading.local):
@@ -261,9 +243,7 @@ class PackTraining:
         taught = self.strategy.taught_by_received and round_index > 0  # what comes down first knows nothing
         start = weights.select(torch.arange(len(numbers))) if taught else None
         network = self._network(group_index)
-        training = Training(group, network, pack, weights, heard, memory, counters, sizes, rates, start)
-        training.__dict__["buffers"] = buffers
-        return training
+        return Training(group, network, pack, weights, heard, memory, counters, sizes, buffers, rates, start)
 
     def _remembered(self, group_index: int, pack: Pack, weights: Weights) -> tuple[list[Weights], Tensor]:
         """What the optimisers of packed clients remember, and their counters."""
@@ -420,7 +400,8 @@ class PackTraining:
                     torch.ones(1, count, *shape, dtype=torch.bool, device=self.device) for _, shape in drawing(network)
                 ]
                 with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                    training = Training(group, network, pack, weights, heard, [], clients, [count])
+                    buffers = group.buffers_of(pack)
+                    training = Training(group, network, pack, weights, heard, [], clients, [count], buffers)
                     self._step(training, batch, masks)
                 totals.append(sum(max(sizes) for sizes in kept.values()))
             self._sample_bytes[group_index] = max(1, (totals[1] - totals[0]) // 32)
