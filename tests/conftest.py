@@ -22,6 +22,7 @@ from recbole.evaluator import register
 from recbole_fedkd.model.compiled import has_compiler
 
 torch.set_num_threads(1)
+torch.set_warn_always(True)  # or one test alone of a process would see what torch warns of
 # How long an example takes is the machine's business; no test times anything.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

@@ -142,6 +142,12 @@ def within(numbers: NDArray[Any], dtype: Any) -> NDArray[Any]:
     return numbers.astype(dtype)
 
 
+def type_of_mean(array: NDArray[np.generic]) -> torch.dtype:
+    """In which a mean of arrays like this one is told: theirs, single precision for whole numbers."""
+    # By an empty one: numbers out of a message are read-only, which torch warns of.
+    return torch.result_type(torch.from_numpy(np.empty(0, array.dtype)), 1.0)
+
+
 class WeightedMean(Fold):
     """The weighted mean of every array.
 
@@ -161,7 +167,7 @@ class WeightedMean(Fold):
         """Add its arrays times its share."""
         weight = self.weight_of(upload)
         for name, array in upload.arrays.items():
-            self.dtypes.setdefault(name, torch.result_type(torch.from_numpy(array), weight))
+            self.dtypes.setdefault(name, type_of_mean(array))
         add_to(
             self.sums, {name: self.part(name, array, weight / self.expected) for name, array in upload.arrays.items()}
         )
