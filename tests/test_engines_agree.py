@@ -146,9 +146,18 @@ def test_the_fleet_does_what_the_local_engine_does(data_of, case):
 
 
 def one_of_each():
-    """What else is registered, one by one, with the keys that have it at work."""
-    for name in AGGREGATIONS:
-        yield f"aggregation {name}", {"strategy": "afd", "aggregation": name, "trim_ratio": 0.3}
+    """What else is registered, one by one, with the keys that have it at work; aggregations with partitions as in `cases`."""
+    for number, name in enumerate(AGGREGATIONS):
+        for turn, strategy in enumerate(("afd", "fd")):
+            partitions = list(PARTITIONS)
+            if os.environ.get("AGREE") != "all":
+                partitions = ["user", "random", partitions[(number + turn) % len(partitions)]]
+            for partition in dict.fromkeys(partitions):
+                keys = {"strategy": strategy, "aggregation": name, "trim_ratio": 0.3}
+                yield (
+                    f"aggregation {name}, {strategy}, {partition}",
+                    {**keys, "partition": ARGUMENTS.get(partition, partition)},
+                )
     for name in STAGES:
         for strategy in ("afd", "fedavg"):
             yield f"stage {name}, {strategy}", {"strategy": strategy, "stages": ["codecs", name], "clip_norm": 0.5}
@@ -168,7 +177,7 @@ OTHERS = dict(one_of_each())
 
 @pytest.mark.parametrize("case", OTHERS)
 def test_and_so_it_is_for_whatever_else_is_registered(data_of, case):
-    keys = {**OTHERS[case], "partition": "user"}
+    keys = {"partition": "user", **OTHERS[case]}
     keys["stages"] = list(dict.fromkeys(keys.get("stages", ["codecs"])))
     assert_agree(*trainers(data_of, **keys), rounds=3, lossy=False)
 

@@ -69,6 +69,15 @@ def test_scores_of_krum_are_sums_of_the_nearest_squared_distances():
     assert krum_scores(distances[:1, :1], 0).tolist() == [0.0]
 
 
+def test_rounding_does_not_say_which_of_two_that_are_nearest_to_each_other_comes_first():
+    distances = torch.tensor([[0, 1.0, 5, 8], [1, 0, 6, 7], [5, 6, 0, 9], [8, 7, 9, 0]], dtype=torch.float64)
+    for row, column in ((0, 1), (1, 0)):
+        rounded = distances.clone()
+        rounded[row, column] -= 1e-16
+        assert rounded[row, column] < rounded[column, row]
+        assert krum_scores(rounded, 1).argsort(stable=True).tolist() == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("name", ROBUST_MEANS)
 @pytest.mark.parametrize("count", [1, 2, 3, 10])
 def test_a_robust_mean_of_equal_networks_is_that_network(name, count):

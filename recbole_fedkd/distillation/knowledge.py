@@ -249,10 +249,12 @@ def krum_scores(distances: Tensor, wrong: int) -> Tensor:
     """Sum of the squared distances of each of ``n`` clients to its ``n - wrong - 2`` nearest, at least one; ``[n]``.
 
     Args:
-        distances: squared, ``[n, n]``.
+        distances: squared, ``[n, n]``, alike both ways but for rounding.
         wrong: how many of them may be wrong.
     """
     count = len(distances)
+    # Where one nearest counts, two that are each other's have one score: rounding must not say which of them comes first.
+    distances = (distances + distances.T) / 2
     itself = torch.eye(count, dtype=torch.bool, device=distances.device)
     others = distances.masked_fill(itself, torch.inf).sort(1).values[:, : max(count - wrong - 2, 1)]
     return torch.where(others.isinf(), 0.0, others).sum(1)
