@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -181,6 +182,30 @@ def test_parts_of_a_round_are_told_beside_what_the_machine_would_need(benchmarks
     ]
     assert all("%" in row[5] for row in rows)
     assert parts.has_compiler() == compiles, "loops are compiled again"
+
+
+def test_a_flame_graph_is_recorded_while_rounds_run(benchmarks, data_path, monkeypatch, tmp_path):
+    """By a stand-in for py-spy, which may not be there nor look into this process."""
+    import flame
+
+    out = tmp_path / "graph.svg"
+    monkeypatch.setattr(sys, "argv", ["flame.py", str(out), "--dataset=tiny", f"--data_path={data_path}", "--turns=1"])
+    with monkeypatch.context() as patched:
+        patched.setattr(flame.shutil, "which", lambda _: None)
+        with pytest.raises(SystemExit, match="there is no py-spy; it comes with: pip install py-spy"):
+            flame.main()
+    looking = tmp_path / "py-spy"
+    looking.write_text(f"""#!{sys.executable}
+import signal, sys
+given = dict(zip(sys.argv[2::1], sys.argv[3::1]))
+signal.signal(signal.SIGINT, lambda *_: (open(given["--output"], "w").write(given["--pid"]), sys.exit(0)))
+while True:
+    signal.pause()
+""")
+    looking.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    flame.main()
+    assert out.read_text() == str(os.getpid())
 
 
 def test_answers_from_memory_are_timed_model_by_model(benchmarks, data_path, monkeypatch, capsys):
