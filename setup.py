@@ -43,7 +43,7 @@ setup(
         "Jinja2>=3.1,<4",  # the pages of reports; torch brings it
         "matplotlib>=3.8,<4",
         "msgpack>=1.0,<2",
-        # Compiles the steps of MF and PFedRec on the fleet; where it is missing they take several passes of torch's.
+        # Compiles training and full rankings; where it is missing they take several passes of torch's.
         "numba>=0.60,<1",
         "optuna>=4,<6",
         "psutil>=5,<8",
