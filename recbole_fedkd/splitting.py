@@ -18,6 +18,7 @@ from torch import Tensor
 
 from recbole_fedkd.compat import pickles_refused, recbole_warnings_silenced
 from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.config.needs import check_has_clients
 from recbole_fedkd.data import importing
 from recbole_fedkd.data.creation import create_dataset, samples_made
@@ -38,7 +39,6 @@ USERS_OF_PARTY = "users_of_party"
 """Word of a catalogue's schema for the most users that one party may have."""
 
 _MADE_UP_ROWS = 10
-_FILTERS = ("user_inter_num_interval", "item_inter_num_interval", "val_interval")
 
 
 def split_federation(
@@ -118,7 +118,12 @@ def catalogue_manifest(
     with tempfile.TemporaryDirectory(prefix="recbole_fedkd-") as folder:
         tokens = _copy_catalogue(items, Path(folder), name)
         importing.write_atomic(_made_up(tokens, config), Path(folder), name, _fields(config))
-        free = {**dict.fromkeys(_FILTERS), "holdout_clients": 0.0, "partition": "random", "data_path": folder}
+        free = {
+            **dict.fromkeys(keys_with("filters")),
+            "holdout_clients": 0.0,
+            "partition": "random",
+            "data_path": folder,
+        }
         whole = FedKDConfig(model, name, files, None, {**keys, **free})
         with _muted():
             train = _prepare_data(whole).loaders[0]._dataset

@@ -52,6 +52,14 @@ def test_a_run_that_has_no_result_yet_is_reported_from_its_checkpoint(run, capsy
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_the_page_says_why_another_engine_ran_than_the_one_asked_for(keys):
+    asked = {**keys, "engine": "fleet", "weight_decay": 0.1, "learner": "sgd", "show_progress": False}
+    found = run_recbole_fedkd(config_dict=asked)
+    assert found["engine"] == "local" and found["engine_fallback"]
+    text = " ".join(Page(write_report(Path(found["run_folder"])).read_text()).texts)
+    assert f"Engine fleet cannot run this, engine local does: {found['engine_fallback']}." in text
+
+
 @pytest.mark.parametrize("content", ["", "{}", '{"kind": "run"}\n[]', "\x00"])
 def test_a_record_that_cannot_be_read_is_one_sentence(content, tmp_path, capsys):
     (tmp_path / RUN_RECORD).write_text(content)

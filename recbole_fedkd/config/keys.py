@@ -45,6 +45,7 @@ ROLES = {
     "judging": "By what parties judge, which no coordinator may say otherwise.",
     "opens": "A file to open or code to run, however it is called.",
     "in_dataset": "Part of the names of files in the dataset's folder.",
+    "filters": "Says which rows of interactions are kept.",
     "interval": "An interval of a count.",
     "column_intervals": "Columns, each with an interval of its values.",
     "pickle": "A file that RecBole pickles.",

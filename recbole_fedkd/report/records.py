@@ -89,6 +89,7 @@ class Run:
             user's ``client``, which older records lack; empty if users were not recorded.
         config: every key with its value.
         engine: the engine that ran; None if it was not recorded.
+        engine_fallback: why it ran in place of the one that was asked for; None where that ran.
         extras: numbers that few runs have, such as ``strangers mae`` or ``epsilon``.
         parties: test metrics that each party has judged where its rows are; empty where they are judged in one place.
     """
@@ -112,6 +113,7 @@ class Run:
     users: pd.DataFrame = field(default_factory=pd.DataFrame)
     config: Mapping[str, Any] = field(default_factory=dict)
     engine: str | None = None
+    engine_fallback: str | None = None
     extras: Mapping[str, float] = field(default_factory=dict)
     parties: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
@@ -235,14 +237,19 @@ def run_of(
         users=pd.DataFrame() if users is None else users,
         config=config,
         parties={int(number): scores(values or {}) for number, values in (result.get("parties") or {}).items()},
-        engine=None if result.get("engine") is None else str(result["engine"]),
+        engine=_text(result.get("engine")),
+        engine_fallback=_text(result.get("engine_fallback")),
         extras={
             name: value
             for part in OPTIONAL_PARTS
-            if part not in ("engine", "parties")
+            if part not in ("engine", "engine_fallback", "parties")
             for name, value in _numbers(part, result.get(part))
         },
     )
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 def _numbers(name: str, value: Any) -> list[tuple[str, float]]:

@@ -103,6 +103,9 @@ def _verdict(run: Run, group: Group, finished: bool) -> list[str]:
     sentences.append(
         f"{sent}; {counted(len(run.rounds), _word(run))} in {duration(run.training_seconds)} of training{engine}{best}."
     )
+    if run.engine_fallback:
+        asked = as_text(run.config.get("engine", "asked for"))
+        sentences.append(f"Engine {asked} cannot run this, engine {run.engine} does: {run.engine_fallback}.")
     values = _of_clients(run, group)
     if values is not None and len(values) > 1:
         metric = str(values.name)
