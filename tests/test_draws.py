@@ -4,15 +4,17 @@ import random
 from itertools import permutations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from scipy.stats import chisquare
 
 from recbole_fedkd.engine.fleet.draws import Streams
+from recbole_fedkd.federated import draws
 from recbole_fedkd.federated.client import own_streams
-from recbole_fedkd.federated.draws import NEGATIVES, ORDER, KeyedDraws
-from recbole_fedkd.model.backbone import drawn_mask
+from recbole_fedkd.federated.draws import DROPOUT, NEGATIVES, ORDER, KeyedDraws
+from recbole_fedkd.model.dropout import HandedAttention, dropping_by
 
 MASK = 2**64 - 1
 
@@ -64,12 +66,12 @@ def slow_negatives(
 )
 def test_draws_of_many_are_those_of_each_in_plain_python(seed, sizes, round_index):
     clients, counts, item_count = list(sizes), list(sizes.values()), 5
-    draws = KeyedDraws(seed, clients, round_index)
+    keyed_draws = KeyedDraws(seed, clients, round_index)
     owners = np.repeat(np.arange(len(clients)), counts)
     held = [{1 + client % 4, 1 + client % 3} for client in clients]
     table = torch.tensor([[item in own for item in range(item_count)] for own in held])
     for epoch in (1, 2):
-        drawn = draws.epoch()
+        drawn = keyed_draws.epoch()
         orders = drawn.orders(counts)
         negatives = drawn.negatives(counts, item_count, lambda places, items: table[owners[places.numpy()], items])
         for slot, own in enumerate(negatives.split(counts)):
@@ -96,9 +98,9 @@ def test_neither_places_nor_clients_nor_rounds_nor_epochs_draw_alike():
     rows = []
     for seed in (0, 1):
         for round_index in (0, 1):
-            draws = KeyedDraws(seed, range(20), round_index)
+            of_round = KeyedDraws(seed, range(20), round_index)
             for _ in range(2):
-                rows += [row.float() for row in draws.epoch().orders([places] * 20)]
+                rows += [row.float() for row in of_round.epoch().orders([places] * 20)]
     correlated = torch.corrcoef(torch.stack(rows)).fill_diagonal_(0.0)
     assert correlated.abs().max() < 6 / places**0.5
 
@@ -107,16 +109,90 @@ def test_a_clients_streams_begin_at_the_upper_half_of_its_word():
     assert KeyedDraws(2020, [17], 3).seeds == [keyed(2020, 18, 3) >> 32]
 
 
-def test_masks_of_packed_clients_are_those_that_each_draws_by_itself():
-    """Two layers, and a client whose batch is filled up: nothing of what fills up is dropped."""
-    layers, counts = [(0.3, (7,)), (0.5, (2, 3))], [4, 2]
-    streams = Streams(2020, [17, 4], 3)
-    masks = streams.masks(counts, 4, layers)
-    for slot, count in enumerate(counts):
-        torch.manual_seed(streams.own.seeds[slot])
-        for mask, (share, shape) in zip(masks, layers, strict=True):
-            alone = drawn_mask(torch.zeros(count, *shape), 1.0 - share)
-            assert torch.equal(mask[slot, :count].float(), alone) and bool(mask[slot, count:].all())
+def slow_factors(
+    seed: int, client: int, round_index: int, call: int, shape: tuple[int, ...], kept: float
+) -> np.ndarray:
+    key, factor = keyed(seed, client + 1, round_index, 0, DROPOUT, call), np.float32(1) / np.float32(kept)
+    stays = [word(key, place) < kept * 2**64 for place in range(int(np.prod(shape)))]
+    return np.where(stays, factor, np.float32(0)).reshape(shape)
+
+
+@pytest.fixture(params=["compiled", "by torch"])
+def way(request, monkeypatch):
+    if request.param == "compiled" and not draws.has_compiler():
+        pytest.skip("numba is not installed")
+    monkeypatch.setattr(draws, "has_compiler", lambda: request.param == "compiled")
+
+
+@pytest.mark.parametrize("layers", [[(0.3, (7,)), (0.5, (2, 3))], [(1e-17, (1,))], [(0.999, (67,)), (0.1, ())]])
+def test_what_packed_clients_drop_is_what_each_drops_in_plain_python(way, layers):
+    """Two layers and two steps, in the second of which the last client has no samples left; what fills up stays."""
+    clients, steps = [17, 4, 10**6], [[4, 2, 3], [4, 1]]
+    streams, cpu = Streams(2020, clients, 3), torch.device("cpu")
+    alone = [KeyedDraws(2020, [client], 3).dropout.of_one for client in clients]
+    for step, counts in enumerate(steps):
+        of_layers = streams.factors(counts, 4, layers, cpu)
+        for layer, (factors, (share, shape)) in enumerate(zip(of_layers, layers, strict=True)):
+            assert factors.shape == (len(counts), 4, *shape) and factors.dtype == torch.float32
+            for slot, count in enumerate(counts):
+                call = step * len(layers) + layer
+                expected = slow_factors(2020, clients[slot], 3, call, (count, *shape), 1.0 - share)
+                np.testing.assert_array_equal(factors[slot, :count].numpy(), expected)
+                np.testing.assert_array_equal(alone[slot]((count, *shape), 1.0 - share, cpu).numpy(), expected)
+                assert bool((factors[slot, count:] > 0).all())
+
+
+def test_as_much_stays_as_should_and_nothing_stays_together():
+    """By client, round, call and place: shares, and correlations between any two, within what chance allows."""
+    cpu, width, kept = torch.device("cpu"), 4000, 0.8
+    rows = []
+    for seed, round_index in ((0, 0), (0, 1), (1, 0)):
+        dropout = KeyedDraws(seed, range(10), round_index).dropout
+        for _ in range(3):
+            rows += list(dropout.factors([1] * 10, 1, (width,), kept, cpu).view(10, width) > 0)
+    stays = torch.stack(rows).double()
+    deviation = (kept * (1 - kept)) ** 0.5
+    assert (stays.mean(1) - kept).abs().max() < 5 * deviation / width**0.5
+    assert abs(stays.mean() - kept) < 4 * deviation / stays.numel() ** 0.5
+    assert torch.corrcoef(stays).fill_diagonal_(0.0).abs().max() < 6 / width**0.5
+    for shift in (1, 2, 16, 64):
+        beside = ((stays[:, shift:] - kept) * (stays[:, :-shift] - kept)).mean() / deviation**2
+        assert abs(beside) < 4 / stays.numel() ** 0.5
+
+
+class Own(torch.nn.Module):
+    """A model with torch's own layers, one of which drops in two places."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout, self.attention = torch.nn.Dropout(0.4), torch.nn.MultiheadAttention(8, 2, dropout=0.3)
+
+    def forward(self, values):
+        return self.dropout(self.attention(self.dropout(values), values, values)[0])
+
+
+def test_layers_of_torch_drop_by_a_clients_draws_in_training_alone_and_are_theirs_again_afterwards():
+    model, values = Own(), torch.randn(5, 3, 8)
+    before, evaluated = dict(vars(model.dropout)), model.eval()(values)
+    model.train()
+
+    def trained(client):
+        with dropping_by(model, KeyedDraws(2020, [client], 3).dropout.of_one):
+            return model(values)
+
+    torch.manual_seed(1)
+    one = trained(17)
+    torch.manual_seed(2)
+    assert torch.equal(trained(17), one) and not torch.equal(trained(18), one)
+    factors = KeyedDraws(2020, [17], 3).dropout.of_one
+    first, weights = (factors(shape, kept, values.device) for shape, kept in (((5, 3, 8), 0.6), ((3, 2, 5, 5), 0.7)))
+    attention = HandedAttention(model.attention)
+    attention.dropout.handed = [weights]
+    expected = attention(values * first, values, values)[0] * factors((5, 3, 8), 0.6, values.device)
+    torch.testing.assert_close(one, expected)
+    with dropping_by(model.eval(), factors):
+        torch.testing.assert_close(model(values), evaluated)
+    assert dict(vars(model.dropout)) == {**before, "training": False} and "forward" not in vars(model.attention)
 
 
 def test_clients_leave_the_random_streams_of_the_process_as_they_were():

@@ -15,6 +15,7 @@ from recbole_fedkd.federated.draws import KeyedDraws, StreamDraws
 from recbole_fedkd.federated.message import ArraySpec, Message, Schema
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy, register_strategy
 from recbole_fedkd.federated.task import sample_negatives, shuffled
+from recbole_fedkd.model.dropout import dropping_by
 
 EXCHANGING = ["afd", "fd"]
 
@@ -180,24 +181,26 @@ def slow_round(networks, samples, teachers, keys, round_index):
     for number, (network, (users, items, labels)) in enumerate(zip(networks, samples, strict=True)):
         optimizer = torch.optim.SGD(network.parameters(), lr=keys["learning_rate"])
         network.train()
-        torch.manual_seed(KeyedDraws(2020, [number], round_index).seeds[0])
-        order = KeyedDraws(2020, [number], round_index).epoch().orders([len(users)])[0]
-        for batch in order.split(keys["train_batch_size"]):
-            logits = network(users[batch], items[batch, None])[:, 0]
-            loss = functional.cross_entropy(logits, labels[batch])
-            if teachers is not None:
-                for row, label in zip(logits, labels[batch], strict=True):
-                    target, known = teachers[number]
-                    if known[label]:
-                        q, log_q = target[label].softmax(0), target[label].log_softmax(0)
-                        log_p = row.log_softmax(0)
-                        term = (
-                            -keys["gamma"] * (q * log_p).sum() + keys["alpha"] * (log_p.exp() * (log_p - log_q)).sum()
-                        )
-                        loss = loss + term / len(batch)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        draws = KeyedDraws(2020, [number], round_index)
+        order = draws.epoch().orders([len(users)])[0]
+        with dropping_by(network, draws.dropout.of_one):
+            for batch in order.split(keys["train_batch_size"]):
+                logits = network(users[batch], items[batch, None])[:, 0]
+                loss = functional.cross_entropy(logits, labels[batch])
+                if teachers is not None:
+                    for row, label in zip(logits, labels[batch], strict=True):
+                        target, known = teachers[number]
+                        if known[label]:
+                            q, log_q = target[label].softmax(0), target[label].log_softmax(0)
+                            log_p = row.log_softmax(0)
+                            term = (
+                                -keys["gamma"] * (q * log_p).sum()
+                                + keys["alpha"] * (log_p.exp() * (log_p - log_q)).sum()
+                            )
+                            loss = loss + term / len(batch)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
         network.eval()
         with torch.no_grad():
             logits = network(users, items[:, None])[:, 0]

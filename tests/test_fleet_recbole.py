@@ -11,9 +11,10 @@ from recbole.model.general_recommender.bpr import BPR
 
 from recbole_fedkd.checkpoint.reading import read_checkpoint
 from recbole_fedkd.engine.fleet.agreement import TOLERANCES, _difference
-from recbole_fedkd.engine.fleet.batching import ClientTable, HandedAttention, WeightedLoss
+from recbole_fedkd.engine.fleet.batching import ClientTable, WeightedLoss
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.federated.client import own_streams
+from recbole_fedkd.model.dropout import HandedAttention
 from recbole_fedkd.model.population import user_rows
 from recbole_fedkd.record import write_record
 
@@ -288,7 +289,7 @@ def test_an_attention_that_is_handed_masks_drops_what_torchs_does(batch_first):
         torch.testing.assert_close(other, one)
     with own_streams(3, torch.device("cpu")):
         shape = (3, 2, 5, 5) if batch_first else (5, 2, 3, 3)
-        ours.dropout.handed = [torch.empty(shape).bernoulli_(0.6)]
+        ours.dropout.handed = [torch.empty(shape).bernoulli_(0.6).div(0.6)]
     torch.testing.assert_close(ours(values, values, values)[0], found[0][0])
     assert not ours.dropout.handed
 

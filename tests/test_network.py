@@ -6,7 +6,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.model.backbone import drawn_mask
+from recbole_fedkd.model.dropout import drawn_mask
 from recbole_fedkd.model.network import Architecture, AttentiveNetwork, FeatureTable, History
 
 ARCHITECTURE = Architecture(

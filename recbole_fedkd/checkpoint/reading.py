@@ -21,7 +21,7 @@ from recbole_fedkd.checkpoint.sealed import digest, read_sealed, write_sealed
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.files import BEST, LAST, PARTITION, check_checkpoint, run_path, state_of_folder
 
-CHECKPOINT_VERSION = 7
+CHECKPOINT_VERSION = 8
 ROWS = "rows.pth"
 
 

@@ -25,6 +25,7 @@ from recbole_fedkd.federated.strategy import LocalResult, Strategy
 from recbole_fedkd.federated.task import AttentiveTask, Step, Task
 from recbole_fedkd.federated.wire import ClientLink
 from recbole_fedkd.finite import check_trained, learner_of
+from recbole_fedkd.model.dropout import dropping_by
 from recbole_fedkd.model.shared import forget_cached
 
 
@@ -82,7 +83,7 @@ _SPARE: list[np.random.BitGenerator] = []
 def own_streams(seed: int, device: torch.device) -> Iterator[None]:
     """Random streams that start at ``seed``; the process gets its own back, so that nobody else's draws depend on clients.
 
-    Dropout draws from torch's stream, RecBole's negative samplers from numpy's and Python's.
+    RecBole's negative samplers draw from numpy's and Python's; from torch's, what a model draws elsewhere than in layers.
     """
     python_state, own = random.getstate(), get_bit_generator()
     spare = _SPARE.pop() if _SPARE else np.random.MT19937()
@@ -189,7 +190,7 @@ class Client:
         self.task.draws = draws = KeyedDraws(self.settings.seed, [self.number], round_index)
         (seed,) = draws.seeds
         self.task.generator.manual_seed(seed)
-        with own_streams(seed, self.device):
+        with own_streams(seed, self.device), dropping_by(self.task.network, draws.dropout.of_one):
             return self._train(round_index, on_step)
 
     def _train(self, round_index: int, on_step: Callable[[int], None] | None) -> Training:

@@ -1,7 +1,8 @@
-"""What clients draw by themselves: the order of their samples, and their negatives."""
+"""What clients draw by themselves: the order of their samples, their negatives, and what they drop."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -11,25 +12,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recbole_fedkd.model.compiled import Table, compiled, has_compiler
+
 Words = NDArray[np.uint64]
 
 GOLDEN = 0x9E3779B97F4A7C15
+MIXING, LAST_SHIFT = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)), 31
+"""Of the output function of SplitMix64."""
 PLACES = np.uint64(2**28 - 1)
 """The bits of a word that hold a sample's place while samples are ordered; the others are drawn."""
 
-DRAWS_VERSION = 3
-"""Of what clients draw; in version 1 they drew from streams of torch's, in version 2 masks by torch on each machine."""
+DRAWS_VERSION = 4
+"""Of what clients draw; in version 1 they drew from streams of torch's, in version 2 masks by torch on each machine, in version
+3 masks from a stream of torch's a client."""
 
-ORDER, NEGATIVES = 1, 2
+ORDER, NEGATIVES, DROPOUT = 1, 2, 3
 """What draws are for."""
+WHOLE_ROUND = 0
+"""In place of an epoch, which are counted from 1."""
 
 
 def mixed(words: Words) -> Words:
     """The output function of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), in place."""
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+    for shift, factor in MIXING:
         words ^= words >> np.uint64(shift)
         words *= np.uint64(factor)
-    words ^= words >> np.uint64(31)
+    words ^= words >> np.uint64(LAST_SHIFT)
     return words
 
 
@@ -99,12 +107,14 @@ class KeyedDraws(Draws):
         round_index: from 0.
 
     Attributes:
-        seeds: of 32 bits, of each client's streams ``[c]``: dropout's, and those of RecBole's loaders.
+        seeds: of 32 bits, of each client's streams ``[c]``: those of RecBole's loaders, and of what else a model draws.
+        dropout: what they drop.
     """
 
     def __init__(self, seed: int, numbers: Sequence[int], round_index: int) -> None:
         self._keys, self._epochs = client_keys(seed, numbers, round_index), 0
         self.seeds: list[int] = (self._keys >> np.uint64(32)).tolist()
+        self.dropout = KeyedDropout(keyed(self._keys, WHOLE_ROUND, DROPOUT))
 
     def epoch(self) -> KeyedEpoch:
         """See the base class."""
@@ -154,6 +164,82 @@ class KeyedEpoch(EpochDraws):
         words >>= np.uint64(32)
         words += np.uint64(1)
         return torch.from_numpy(words.view(np.int64))
+
+
+class KeyedDropout:
+    """What clients drop in a round: a function of a client's word, of how often it has dropped something before, and the place.
+
+    Args:
+        keys: a word of each client ``[c]``.
+    """
+
+    def __init__(self, keys: Words) -> None:
+        self._keys, self._calls = keys, np.zeros(len(keys), dtype=np.uint64)
+
+    def factors(
+        self, counts: Sequence[int], rows: int, shape: Sequence[int], kept: float, device: torch.device
+    ) -> Tensor:
+        """What a batch of the first clients is multiplied by in the next call of a layer, 0 or ``1 / kept``.
+
+        By the size of a word an entry: the share that stays is as exact as its double.
+
+        Args:
+            counts: samples of each of them ``[c]``; what fills a batch up stays.
+            rows: of the batch.
+            shape: of a sample.
+            kept: share of the entries that stay, in (0, 1).
+            device: where they are needed.
+
+        Returns:
+            Single precision, ``[c, rows, *shape]``.
+        """
+        first, width = slice(len(counts)), math.prod(shape)
+        keys = keyed(self._keys[first], self._calls[first])
+        self._calls[first] += np.uint64(1)
+        bound, factor = min(int(kept * 2.0**64), 2**64 - 1), np.float32(1.0) / np.float32(kept)
+        factors = torch.empty(len(counts), rows * width, device=device)
+        entries = np.asarray(counts, dtype=np.int64) * width
+        if device.type == "cpu" and has_compiler():
+            compiled(_fill)(keys, entries, np.uint64(bound), factor, factors.numpy())
+        else:
+            signed = torch.from_numpy(keys.view(np.int64)).to(device)
+            own = torch.from_numpy(entries).to(device).unsqueeze(1)
+            places = torch.arange(factors.shape[1], device=device)
+            factors.copy_(_stay(signed, places, bound) | (places >= own)).mul_(float(factor))
+        return factors.view(len(counts), rows, *shape)
+
+    def of_one(self, shape: Sequence[int], kept: float, device: torch.device) -> Tensor:
+        """The same of the only client's batch of a shape ``[rows, ...]``."""
+        return self.factors([shape[0]], shape[0], shape[1:], kept, device).squeeze(0)
+
+
+def _fill(keys: Words, entries: NDArray[np.int64], bound: np.uint64, factor: np.float32, factors: Table) -> None:
+    """See :meth:`KeyedDropout.factors`; words as of :func:`mixed`."""
+    golden, one, two = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+    first, second, third, nothing = np.uint64(30), np.uint64(27), np.uint64(31), np.float32(0)
+    for client in range(len(keys)):
+        key, own = keys[client], factors[client]
+        for entry in range(entries[client]):
+            word = key + np.uint64(entry) * golden
+            word = (word ^ (word >> first)) * one
+            word = (word ^ (word >> second)) * two
+            own[entry] = factor if word ^ (word >> third) < bound else nothing
+        own[entries[client] :] = factor
+
+
+def _stay(keys: Tensor, places: Tensor, bound: int) -> Tensor:
+    """Whether entries stay ``[c, places]``, by torch's whole numbers, which have a sign, on any device."""
+    words = keys.unsqueeze(1) + places * _signed(GOLDEN)
+    for shift, factor in MIXING:
+        words ^= (words >> shift) & (2 ** (64 - shift) - 1)
+        words *= _signed(factor)
+    words ^= (words >> LAST_SHIFT) & (2 ** (64 - LAST_SHIFT) - 1)
+    return (words ^ -(2**63)) < _signed(bound ^ 2**63)
+
+
+def _signed(number: int) -> int:
+    """The whole number in ``[-2^63, 2^63)`` that has the bits of one in ``[0, 2^64)``."""
+    return number - 2**64 if number >= 2**63 else number
 
 
 class StreamDraws(Draws, EpochDraws):

@@ -11,63 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recbole_fedkd.model.convolving import Linear, convolve, convolves
+from recbole_fedkd.model.dropout import HandedDropout
 
 CNN_LAYERS = 5
-
-
-def drawn_mask(values: Tensor, kept: float) -> Tensor:
-    """1 where an entry of ``values`` stays, else 0; from torch's own stream, on the processor by :func:`drawn_masks`."""
-    if values.device.type != "cpu":
-        return torch.empty_like(values).bernoulli_(kept)
-    return drawn_masks((1, *values.shape), kept, [len(values)], [None]).squeeze(0).to(values.dtype)
-
-
-def drawn_masks(
-    shape: Sequence[int], kept: float, counts: Sequence[int], streams: Sequence[torch.Generator | None]
-) -> Tensor:
-    """Whether an entry stays: by a number of a network's stream an entry, whoever made the processor.
-
-    Args:
-        shape: of what is masked, ``[networks, samples, ...]``.
-        kept: share of the entries that stay.
-        counts: samples of each network; those that fill up keep everything.
-        streams: of each network; None: torch's own. There may be more.
-
-    Returns:
-        Bool, of that shape.
-    """
-    uniform = torch.zeros(*shape, dtype=torch.float64)
-    for own, count, stream in zip(uniform, counts, streams, strict=False):
-        own[:count].uniform_(generator=stream)
-    return uniform.lt(kept)
-
-
-class HandedDropout(nn.Module):
-    """Dropout that can be handed its masks: who trains many networks at once draws for each from a stream of its own.
-
-    Args:
-        probability: share of the entries that are set to 0.
-        width: size of the last axis of what it is applied to; None: not known yet.
-
-    Attributes:
-        shapes: of what it is applied to in a pass, without the leading axis of samples, by the place of the call among the
-            calls of all layers of a network; layers of the same place are called in the order in which they were made.
-        handed: masks of the next calls, 1 where an entry stays, of the input's shape; none: drawn from torch's own stream.
-    """
-
-    def __init__(self, probability: float, width: int | None) -> None:
-        super().__init__()
-        self.probability = probability
-        self.shapes: dict[int, tuple[int, ...]] = {} if width is None else {0: (width,)}
-        self.handed: list[Tensor] = []
-
-    def forward(self, values: Tensor) -> Tensor:
-        """``[batch, ...]`` to the same shape; what stays is scaled up, so that the mean stays."""
-        if not self.training or not self.probability:
-            return values
-        kept = 1.0 - self.probability
-        mask = self.handed.pop(0) if self.handed else drawn_mask(values, kept)
-        return values * mask.div(kept)
 
 
 class Backbone(nn.Module):

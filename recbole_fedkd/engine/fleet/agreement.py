@@ -19,7 +19,7 @@ from recbole_fedkd.engine.fleet.store import Weights
 from recbole_fedkd.federated.client import own_streams
 from recbole_fedkd.federated.draws import KeyedDraws
 from recbole_fedkd.federated.task import RecBoleTask
-from recbole_fedkd.model.backbone import HandedDropout
+from recbole_fedkd.model.dropout import HandedDropout, dropping_by
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,14 @@ def disagreement(
     twin = group.twin()
     try:
         for precision, tolerance in TOLERANCES.items():
-            # A GPU's own stream gives other masks, which are as good.
-            dropping = precision == torch.float32 and device.type == "cpu"
+            dropping = precision == torch.float32
             for network in (group.whole, twin, local.network):
                 network.to(precision).train()
                 for layer in network.modules():
                     if isinstance(layer, nn.Dropout | nn.MultiheadAttention | HandedDropout):
                         layer.train(dropping)
-            with own_streams(client_seed, device):
+            factors = KeyedDraws(seed, [number], 0).dropout.of_one
+            with own_streams(client_seed, device), dropping_by(local.network, factors):
                 alone = _alone(local, type(interaction)(_precise(interaction.interaction, precision)))
             among = _filled_up(batch, precision)
             among_all = _side_by_side(group, twin, task, among, number, streams if dropping else None)
@@ -132,13 +132,15 @@ def _side_by_side(
     for leaf in weights.tensors():
         leaf.requires_grad_()
     size = batch.labels.shape[1]
-    masks = streams.masks([size - FILLED_UP], size, drawing(network)) if streams is not None else []
+    factors: list[Tensor] = []
+    if streams is not None:
+        factors = streams.factors([size - FILLED_UP], size, drawing(network), chosen.device)
     clients = (group, network, pack, weights, group.buffers_of(pack))
 
     def said(step: Any, parameters: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         return (step.loss,) if step.logits is None else (step.loss, step.logits, step.labels)
 
-    answers = stepped(task, clients, batch, [mask.to(chosen.device) for mask in masks], True, said)
+    answers = stepped(task, clients, batch, factors, True, said)
     gradients = iter(torch.autograd.grad(answers[0].sum(), weights.tensors()))
     parts = (weights.dense, weights.rows, weights.users)
     named = group.named(Weights(*(next(gradients) if part.numel() else torch.zeros_like(part) for part in parts)))

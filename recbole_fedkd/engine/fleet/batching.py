@@ -6,7 +6,6 @@ samples that only fill a batch up. As long as nothing is handed to them they com
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +18,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.loss import _Loss
 
-from recbole_fedkd.model.backbone import HandedDropout
+from recbole_fedkd.model.dropout import HandedAttention, HandedDropout
 from recbole_fedkd.model.population import joint_tables, user_rows
 from recbole_fedkd.model.shared import Rows
 
@@ -88,41 +87,6 @@ class ClientTable(nn.Module):
     def _rows(self, rows: Tensor, table: Tensor) -> Tensor:
         vectors: Tensor = functional.embedding(rows, table, self.padding)
         return vectors
-
-
-class HandedAttention(nn.Module):
-    """An ``nn.MultiheadAttention`` whose dropout can be handed its masks; parameters have the names that they have there.
-
-    Args:
-        attention: what it replaces.
-    """
-
-    def __init__(self, attention: nn.MultiheadAttention) -> None:
-        super().__init__()
-        if attention.bias_k is not None or attention.add_zero_attn or attention.in_proj_weight is None:
-            raise NotBatchedError("it has an attention with keys of its own, or of several widths")
-        self.heads, self.batch_first = attention.num_heads, attention.batch_first
-        self.in_proj_weight, self.in_proj_bias = attention.in_proj_weight, attention.in_proj_bias
-        self.out_proj = attention.out_proj
-        self.dropout = HandedDropout(attention.dropout, None)
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Attend, without masks, from ``[batch, targets, d]`` to ``[batch, keys, d]`` twice, or with the batch second.
-
-        Returns:
-            The same shape as of the targets, and the mean of the heads' weights ``[batch, targets, keys]``.
-        """
-        weights = self.in_proj_weight.chunk(3)
-        biases = self.in_proj_bias.chunk(3) if self.in_proj_bias is not None else (None, None, None)
-        parts = []
-        for values, weight, bias in zip((query, key, value), weights, biases, strict=True):
-            projected = functional.linear(values if self.batch_first else values.transpose(0, 1), weight, bias)
-            parts.append(projected.unflatten(2, (self.heads, -1)).transpose(1, 2))
-        queries, keys, heads = parts
-        scores = (queries / math.sqrt(queries.shape[3])) @ keys.transpose(2, 3)
-        attended = self.dropout(scores.softmax(3))
-        out: Tensor = self.out_proj((attended @ heads).transpose(1, 2).flatten(2))
-        return out if self.batch_first else out.transpose(0, 1), attended.mean(1)
 
 
 class WeightedLoss(nn.Module):
@@ -224,7 +188,10 @@ class BatchedModel:
             if isinstance(module, nn.Dropout):
                 _replace(model, path, HandedDropout(module.p, None))
             elif isinstance(module, nn.MultiheadAttention):
-                _replace(model, path, HandedAttention(module))
+                try:
+                    _replace(model, path, HandedAttention(module))
+                except ValueError as error:
+                    raise NotBatchedError(str(error)) from error
             elif isinstance(module, _Loss | BPRLoss):
                 _replace(model, path, WeightedLoss(module))
 

@@ -1,4 +1,4 @@
-"""What packed clients draw, each what it draws by itself: the package's own draws, and from streams as RecBole does."""
+"""What packed clients draw, each what it draws by itself: the package's own draws, and from streams as RecBole's loaders do."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recbole_fedkd.federated.draws import KeyedDraws, shuffled_order
-from recbole_fedkd.model.backbone import drawn_masks
 
 
 class Streams:
-    """What clients draw from in one round: streams for dropout and for RecBole's loaders, one of each a client.
+    """What clients draw from in one round: the package's own draws, and a stream a client for RecBole's loaders.
 
     Args:
         seed: the run's seed.
@@ -23,7 +22,7 @@ class Streams:
         round_index: from 0.
 
     Attributes:
-        own: the order of samples, and negatives, of the package's own networks.
+        own: the order of samples, and negatives, of the package's own networks; what all networks drop.
     """
 
     def __init__(self, seed: int, numbers: Sequence[int], round_index: int) -> None:
@@ -34,26 +33,24 @@ class Streams:
         """The streams of RecBole's loaders, made where there are any."""
         return [torch.Generator().manual_seed(seed) for seed in self.own.seeds]
 
-    @cached_property
-    def dropout(self) -> list[torch.Generator]:
-        """The streams for dropout, made where something is dropped."""
-        return [torch.Generator().manual_seed(seed) for seed in self.own.seeds]
-
     def loader_orders(self, sizes: Sequence[int], batch_size: int) -> Tensor:
         """Order of an epoch of each client's loader ``[c, largest]``, see :func:`filled_up`."""
         drawn = (shuffled_order(size, stream) for size, stream in zip(sizes, self.loaders, strict=True))
         return filled_up(nn.utils.rnn.pad_sequence(list(drawn), batch_first=True), sizes, batch_size)
 
-    def masks(self, counts: Sequence[int], rows: int, layers: Sequence[tuple[float, tuple[int, ...]]]) -> list[Tensor]:
-        """Dropout masks of a batch, bool ``[c, rows, *shape]`` per layer, which draw one after the other.
+    def factors(
+        self, counts: Sequence[int], rows: int, layers: Sequence[tuple[float, tuple[int, ...]]], device: torch.device
+    ) -> list[Tensor]:
+        """What a batch is multiplied by where something is dropped ``[c, rows, *shape]``, layer by layer.
 
         Args:
             counts: samples of each client in the batch; of the first clients alone, where the others have none left.
             rows: of the packed batch.
             layers: share that is dropped, and shape of a sample, of each layer.
+            device: where they are needed.
         """
-        streams = self.dropout if layers else []
-        return [drawn_masks((len(counts), rows, *shape), 1.0 - share, counts, streams) for share, shape in layers]
+        dropout = self.own.dropout
+        return [dropout.factors(counts, rows, shape, 1.0 - share, device) for share, shape in layers]
 
     def batch_negatives(
         self,

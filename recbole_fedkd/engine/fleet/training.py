@@ -272,8 +272,7 @@ class PackTraining:
         self, training: Training, batch: Epoch, counts: Sequence[int], streams: Streams
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One step of every packed client; losses ``[c]``, logits ``[c, size, T]`` and hidden states before it."""
-        masks = streams.masks(counts, batch.labels.shape[1], drawing(training.network))
-        masks = [mask.to(self.device) for mask in masks]
+        factors = streams.factors(counts, batch.labels.shape[1], drawing(training.network), self.device)
         leaves = training.weights.tensors()
         if self._by_hand(training):
             clients = training.group, training.network, training.pack, training.weights
@@ -286,7 +285,7 @@ class PackTraining:
                 teacher = self._taught(training, batch)
                 for leaf in leaves:
                     leaf.requires_grad_()
-                losses, logits, hidden = self._step(training, batch, masks, teacher)
+                losses, logits, hidden = self._step(training, batch, factors, teacher)
             gradients = list(torch.autograd.grad(losses.sum(), leaves))
             for leaf in leaves:
                 leaf.requires_grad_(False)
@@ -307,7 +306,7 @@ class PackTraining:
         return logits
 
     def _step(
-        self, training: Training, batch: Epoch, masks: Sequence[Tensor], teacher: Tensor | None = None
+        self, training: Training, batch: Epoch, factors: Sequence[Tensor], teacher: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The strategy's loss of a batch ``[c]``, its logits ``[c, size, T]`` and hidden states; without them ``[c, 0, 0]``."""
         strategy, heard, private = self.strategy, training.heard, self.private[self.groups.index(training.group)]
@@ -329,7 +328,7 @@ class PackTraining:
             self.task,
             (training.group, training.network, training.pack, training.weights, training.buffers),
             batch,
-            masks,
+            factors,
             strategy.exchanges_knowledge or strategy.taught_by_received,
             said,
             dict(heard.own),
@@ -396,13 +395,11 @@ class PackTraining:
                     leaf.requires_grad_()
                 batch = self.task.blank(count, self.device)
                 network = self._network(group_index).train()
-                masks = [
-                    torch.ones(1, count, *shape, dtype=torch.bool, device=self.device) for _, shape in drawing(network)
-                ]
+                factors = [torch.ones(1, count, *shape, device=self.device) for _, shape in drawing(network)]
                 with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                     buffers = group.buffers_of(pack)
                     training = Training(group, network, pack, weights, heard, [], clients, [count], buffers)
-                    self._step(training, batch, masks)
+                    self._step(training, batch, factors)
                 totals.append(sum(max(sizes) for sizes in kept.values()))
             self._sample_bytes[group_index] = max(1, (totals[1] - totals[0]) // 32)
         return self._sample_bytes[group_index]
