@@ -316,6 +316,31 @@ def test_an_exchange_of_sums_goes_on_without_clients_that_fail_on_both_engines(p
             assert apart(fleet.engine.server.state[name], value) < (2e-2 if codecs else 1e-3), name
 
 
+def test_who_lacks_totals_serves_its_users_by_those_that_it_has_on_both_engines(prepared, monkeypatch):
+    keys = {"strategy": "afd", "knowledge": "factors", "factor_size": 3, "sketch_width": 3, "sketch_passes": 2}
+    keys |= {"em_steps": 1, "partition": "user", "label_mode": "rating", "min_clients": 10}
+    trainers = [prepared(engine=engine, **keys)[1] for engine in ("local", "fleet")]
+    saved = prepared(engine="fleet", **keys)[1].model
+    users = torch.arange(1, len(saved.client_of_user))
+    items = torch.arange(1, saved.item_num).expand(len(users), -1)
+    for index in range(7):
+        reports, served = [], []
+        for trainer in trainers:
+            with monkeypatch.context() as patched:
+                if 2 <= index < 5:
+                    spoiled_sums(trainer, patched)
+                reports.append(trainer.engine.run_round(index))
+        saved.load_state_dict(trainers[1].model.state_dict())
+        saved.load_other_parameter(trainers[1].model.other_parameter())
+        with torch.no_grad():
+            for model in (trainers[0].model, trainers[1].model, saved):
+                served.append(model.eval().logits(users, items).softmax(-1))
+        assert torch.equal(served[2], served[1])
+        assert reports[0].missing.keys() == reports[1].missing.keys()
+        assert bool(reports[0].missing) == (2 <= index < 5)
+        assert apart(served[1], served[0]) < 1e-3
+
+
 @pytest.mark.parametrize("engine", ["local", "fleet"])
 def test_a_run_names_the_missing_in_its_records_and_goes_on(run, monkeypatch, engine, tmp_path):
     train, trained = Client._train, PackTraining._trained_on

@@ -32,9 +32,20 @@ class ReceivedTables(WithRows):
 
     Args:
         exchange: of the users that are served: their rows, and what they make of totals.
+
+    Attributes:
+        of_items: names of the buffers that hold what is known of every item.
     """
 
     beside: ClassVar[tuple[str, ...]] = ("exchange", "of_rows")
+    of_items: ClassVar[tuple[str, ...]] = (
+        "known_scalars",
+        "item_bias",
+        "item_vectors",
+        "item_histogram",
+        "curvature_root",
+        "curvature_values",
+    )
     known_scalars: Tensor
     item_bias: Tensor
     item_vectors: Tensor
@@ -86,6 +97,13 @@ class ReceivedTables(WithRows):
         self.curvature_root.copy_(tables.curvature.root)
         self.curvature_values.copy_(tables.curvature.values)
         self._forget(None)
+
+    @torch.no_grad()
+    def tables_after(self, totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The buffers that totals come to, of fewer stages maybe than it knows itself, which stays as it is."""
+        other = self.untold()
+        other.know_items(totals)
+        return {name: other.get_buffer(name) for name in self.of_items}
 
     def untold(self) -> Self:
         """A module of the same parameters and rows, to which nothing has come down."""

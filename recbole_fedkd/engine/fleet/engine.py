@@ -113,8 +113,8 @@ class FleetEngine(Engine):
         self._side_by_side = SideBySide(threads)
         if isinstance(task, FactorSamples):
             assert isinstance(population, FactorFleetPopulation)
-            mapped, reached = self._side_by_side.map, population.heard
-            self.downlink = FactorDownlink(server, self.groups, self.links, self.device, task, reached, mapped)
+            mapped = self._side_by_side.map
+            self.downlink = FactorDownlink(server, self.groups, self.links, self.device, task, population, mapped)
             self.uplink = FactorUplink(server, self.downlink)
         elif common and len(self.groups) == 1 and MeanUplink.fits(server):
             self.uplink = MeanUplink(server, self.groups[0], private[0], self.links)

@@ -14,7 +14,7 @@ from torch import Tensor
 from recbole_fedkd.distillation.exchange import shortened
 from recbole_fedkd.engine.base import FAILURES, ClientError, Round
 from recbole_fedkd.engine.fleet.exchange import Base, Downlink, Links, Sizes
-from recbole_fedkd.engine.fleet.factors import FactorSamples, Mapped
+from recbole_fedkd.engine.fleet.factors import FactorFleetPopulation, FactorSamples, Mapped
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.heard import Heard
 from recbole_fedkd.engine.fleet.messages import SharedTensors
@@ -41,7 +41,7 @@ class FactorDownlink(Downlink):
         links: the clients' ends of the wire.
         device: where their networks live.
         task: their rows.
-        reached: to whom totals have come down, bool ``[clients]``; changed in place.
+        population: the clients' heads, which are told what each has heard.
         mapped: calls a function for some rows after others, maybe for several at a time.
 
     Attributes:
@@ -56,11 +56,11 @@ class FactorDownlink(Downlink):
         links: Links,
         device: torch.device,
         task: FactorSamples,
-        reached: Tensor,
+        population: FactorFleetPopulation,
         mapped: Mapped = map,
     ) -> None:
         super().__init__(server, groups, links, device)
-        self.task, self.reached, self.mapped = task, reached, mapped
+        self.task, self.population, self.mapped = task, population, mapped
         self.received: dict[str, Tensor] = {}
         self.own: dict[str, Tensor] = {}
         self._heard = Heard()
@@ -74,11 +74,22 @@ class FactorDownlink(Downlink):
             if message is not None:
                 self.received = understood(self.links[chosen[0]], self.received, message, self.device)
                 self._know()
-                self.reached[[number for number, said in payloads.items() if said]] = True
+                self.population.heard[[number for number, said in payloads.items() if said]] = self._stages()
+                self._keep_earlier()
             self._heard = Heard(learns=self.server.strategy.learns(self.received))
         except FAILURES as error:  # what one cannot take in, nobody can
             self._failed = dict.fromkeys(chosen, error)
         return {number: len(said) for number, said in payloads.items()}
+
+    def _stages(self) -> int:
+        """Of how many stages totals have come down."""
+        return self.server.strategy.knowledge.version(self.received)
+
+    def _keep_earlier(self) -> None:
+        """Who was left out, or sat out, lacks the latest totals, and serves its users by those that it has."""
+        counts = torch.nonzero(torch.bincount(self.population.heard)).flatten().tolist()
+        behind = [heard for heard in counts if 0 < heard < self._stages()]
+        self.population.keep_earlier(in_double(self.received), behind)
 
     def _know(self) -> None:
         if "histogram" in self.received:
@@ -97,13 +108,16 @@ class FactorDownlink(Downlink):
         return []
 
     def snapshot(self, number: int) -> Any:
-        """What it has said, and whether it has heard anything."""
-        return bool(self.reached[number]), super().snapshot(number)
+        """What it has said, and what it has heard."""
+        return int(self.population.heard[number]), super().snapshot(number)
 
     def restore(self, number: int, snapshot: Any) -> None:
         """It has said and heard what it had."""
-        self.reached[number], said = snapshot
+        heard, said = snapshot
         super().restore(number, said)
+        self.population.heard[number] = heard
+        if heard not in (0, self._stages(), *self.population.earlier):
+            self._keep_earlier()
 
     def state_dict(self) -> dict[str, Any]:
         """Totals, and own parts of them."""

@@ -230,16 +230,18 @@ class FactorFleetPopulation(FleetPopulation):
     Arguments as of the base class.
 
     Attributes:
-        heard: whether totals have come down to a client, bool ``[clients]``; one to which none have, such as one without a
-            training row, serves its users by the initial tables.
+        heard: of how many stages totals have come down to each client ``[clients]``; one to which none have, such as one
+            without a training row, serves its users by the initial tables.
+        earlier: tables of clients that lack the latest totals, by name, by the number of stages that they have heard.
     """
 
     heard: Tensor
 
     def __init__(self, config: Any, schema: DataSchema, rows: ClientRows, client_of_user: Tensor) -> None:
         super().__init__(config, schema, rows, client_of_user)
-        self.register_buffer("heard", torch.zeros(self.clients, dtype=torch.bool), persistent=False)
-        self._untold: list[FactorHead] = []  # not a part of this module: its parameters are those of the head
+        self.register_buffer("heard", torch.zeros(self.clients, dtype=torch.long), persistent=False)
+        self.earlier: dict[int, dict[str, Tensor]] = {}
+        self._behind: dict[int, FactorHead] = {}  # no parts of this module: their parameters are those of the head
 
     @property
     def head(self) -> FactorHead:
@@ -248,30 +250,54 @@ class FactorFleetPopulation(FleetPopulation):
         assert isinstance(head, FactorHead)
         return head
 
-    @property
-    def untold(self) -> FactorHead:
-        """The same, to which nothing has come down."""
-        if not self._untold:
-            self._untold = [self.head.untold()]
-        return self._untold[0]
+    def head_of(self, heard: int) -> FactorHead:
+        """The same as clients have it that have heard the totals of so many stages."""
+        if heard and heard not in self.earlier:
+            return self.head
+        if heard not in self._behind:
+            self._behind[heard] = behind = self.head.untold()
+            for name, value in self.earlier.get(heard, {}).items():
+                behind.get_buffer(name).copy_(value)
+        return self._behind[heard]
+
+    def keep_earlier(self, totals: Mapping[str, Tensor], counts: Iterable[int]) -> None:
+        """Keep what these totals, in double precision, say of every item after so many stages, and of no others."""
+        settings, known = self.head.exchange.settings, self.earlier
+        self.earlier = {}
+        for heard in counts:
+            stages = settings.stages[:heard]
+            names = [name for stage in stages for name in (stage, *settings.beside(stage))]
+            self.earlier[heard] = known.get(heard) or self.head.tables_after({name: totals[name] for name in names})
+        self._behind = {}
 
     def other_parameter(self) -> dict[str, Tensor]:
-        """What a checkpoint holds beside parameters."""
-        return {"heard": self.heard}
+        """What a checkpoint holds beside parameters: of earlier tables the stages that were heard, and each one's by name."""
+        counts, tables = torch.tensor(list(self.earlier), dtype=torch.long), {}
+        for name in self.head.of_items:
+            latest = self.head.get_buffer(name)
+            kept = [earlier[name] for earlier in self.earlier.values()]
+            tables[f"earlier_{name}"] = torch.stack(kept) if kept else latest.new_empty(0, *latest.shape)
+        return {"heard": self.heard, "earlier": counts, **tables}
 
     def load_other_parameter(self, para: Any) -> None:
-        """Restore it; in checkpoints of 0.3.0, which lack it, whoever has a row has heard."""
-        rows = self.head.exchange.rows
-        holds = torch.zeros_like(self.heard).index_fill_(0, self.client_of_user[rows.users], True)
-        self.heard.copy_((para or {}).get("heard", holds))
+        """Restore it; in checkpoints of 0.3.0, which lack it, whoever has a row has heard all."""
+        rows, saved = self.head.exchange.rows, para or {}
+        holds = torch.zeros_like(self.heard).index_fill_(0, self.client_of_user[rows.users], 1)
+        self.heard.copy_(saved.get("heard", holds))
+        counts = saved["earlier"].tolist() if "earlier" in saved else []
+        self.earlier = {
+            heard: {name: saved[f"earlier_{name}"][index] for name in self.head.of_items}
+            for index, heard in enumerate(counts)
+        }
+        self._behind = {}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._untold = []
+        self._behind = {}
         return super()._apply(fn, recurse)
 
     def network_of(self, client: int) -> nn.Module:
         """See the base class."""
-        return self.head if self.heard[client] else self.untold
+        return self.head_of(int(self.heard[client]))
 
     def _score(
         self,
@@ -285,12 +311,11 @@ class FactorFleetPopulation(FleetPopulation):
         """Score the rows of packed clients; arguments as of the base class."""
         row, slot, column = where
         heard = self.heard[clients]
-        for has_heard in heard.unique().tolist():
-            chosen = heard == has_heard
+        for count in heard.unique().tolist():
+            chosen = heard == count
             rows, slots = chosen[slot], chosen.cumsum(0) - 1
             part = row[rows], slots[slot[rows]], column[rows]
-            head = self.head if has_heard else self.untold
-            self._score_by(head, group, base, clients[chosen], part, asked, out)
+            self._score_by(self.head_of(count), group, base, clients[chosen], part, asked, out)
 
     def _score_by(
         self,
