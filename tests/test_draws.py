@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from scipy.stats import chisquare
 
-from recbole_fedkd.engine.fleet.draws import Streams
+from recbole_fedkd.engine.fleet.draws import drawn_factors
 from recbole_fedkd.federated import draws
 from recbole_fedkd.federated.client import own_streams
 from recbole_fedkd.federated.draws import DROPOUT, NEGATIVES, ORDER, KeyedDraws
@@ -109,6 +109,32 @@ def test_a_clients_streams_begin_at_the_upper_half_of_its_word():
     assert KeyedDraws(2020, [17], 3).seeds == [keyed(2020, 18, 3) >> 32]
 
 
+@pytest.mark.parametrize(("model", "negatives"), [("BPR", 1), ("NeuMF", 2), ("FM", 0)])
+def test_a_clients_loader_of_recboles_draws_orders_and_negatives_as_the_packages_own_networks_do(
+    prepared, model, negatives
+):
+    sampling = {"distribution": "uniform", "sample_num": negatives, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
+    keys = {"train_neg_sample_args": sampling} if negatives else {"threshold": {"rating": 3}}
+    _, _, (loader, *_), _ = prepared(model, train_batch_size=16, **keys)
+    users, items = (loader.dataset.inter_feat[field].tolist() for field in ("user_id", "item_id"))
+    taken = {user: {item for other, item in zip(users, items, strict=True) if other == user} for user in users}
+    size, item_count = loader.batch_sampler.batch_size, loader.dataset.item_num
+    loader.draws = KeyedDraws(7, [3], 5)
+    for epoch in (1, 2):
+        order = slow_order(7, 3, 5, epoch, len(users))
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        owners = [taken[users[row]] for rows in batches for row in rows * negatives]
+        drawn = slow_negatives(7, 3, 5, epoch, owners, item_count)
+        for rows, batch in zip(batches, loader, strict=True):
+            own, drawn = drawn[: len(rows) * negatives], drawn[len(rows) * negatives :]
+            found = (batch["user_id"].tolist(), batch["item_id"].tolist())
+            if model == "BPR":
+                assert found == ([users[row] for row in rows], [items[row] for row in rows])
+                assert batch["neg_item_id"].tolist() == own
+            else:
+                assert found == ([users[row] for row in rows * (1 + negatives)], [items[row] for row in rows] + own)
+
+
 def slow_factors(
     seed: int, client: int, round_index: int, call: int, shape: tuple[int, ...], kept: float
 ) -> np.ndarray:
@@ -128,10 +154,10 @@ def way(request, monkeypatch):
 def test_what_packed_clients_drop_is_what_each_drops_in_plain_python(way, layers):
     """Two layers and two steps, in the second of which the last client has no samples left; what fills up stays."""
     clients, steps = [17, 4, 10**6], [[4, 2, 3], [4, 1]]
-    streams, cpu = Streams(2020, clients, 3), torch.device("cpu")
+    dropout, cpu = KeyedDraws(2020, clients, 3).dropout, torch.device("cpu")
     alone = [KeyedDraws(2020, [client], 3).dropout.of_one for client in clients]
     for step, counts in enumerate(steps):
-        of_layers = streams.factors(counts, 4, layers, cpu)
+        of_layers = drawn_factors(dropout, counts, 4, layers, cpu)
         for layer, (factors, (share, shape)) in enumerate(zip(of_layers, layers, strict=True)):
             assert factors.shape == (len(counts), 4, *shape) and factors.dtype == torch.float32
             for slot, count in enumerate(counts):

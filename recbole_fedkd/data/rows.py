@@ -236,13 +236,40 @@ class TrainingLoader(TrainDataLoader):
     """RecBole's training loader, draw by draw and row by row; rows are brought into an epoch's order a block at a time.
 
     The columns of users and items are left out where ``joins_features`` of the model says that its loss reads none of a batch.
+
+    Attributes:
+        draws: of a client of several: its ``epoch()`` gives ``orders`` and ``negatives``; None: RecBole draws.
     """
+
+    draws: Any = None
 
     def __iter__(self) -> Iterator[Any]:
         """Batches of an epoch; RecBole's own where other processes make them, or several share them."""
+        if self.draws is not None:
+            return self._drawn_batches(self.draws.epoch())
         if self.num_workers or not isinstance(self.sampler, RandomSampler | SequentialSampler):
             return super().__iter__()  # type: ignore[no-any-return]
-        return self._batches()
+        return (self._neg_sampling(rows) for rows in self._batches(self._order()))
+
+    def _drawn_batches(self, epoch: Any) -> Iterator[Any]:
+        """Batches of an epoch whose order and negatives are drawn for it; those of a batch stand as RecBole has them."""
+        count, size = self.sample_size, self.batch_sampler.batch_size
+        in_order = isinstance(self.sampler, SequentialSampler)
+        order = torch.arange(count) if in_order else epoch.orders([count])[0]
+        sampled = self.neg_sample_args["distribution"] != "none"
+        if not sampled:
+            yield from self._batches(order)
+            return
+        users = self._dataset.inter_feat[self.uid_field][order]
+        owners = torch.cat([part.repeat(self.neg_sample_num) for part in users.split(size)])
+        pairs, items = torch.from_numpy(self._sampler.used_ids.pairs), self._dataset.item_num
+
+        def taken(places: Tensor, drawn: Tensor) -> Tensor:
+            return torch.isin(owners[places] * items + drawn, pairs)
+
+        negatives = epoch.negatives([len(owners)], items, taken).split(size * self.neg_sample_num)
+        for rows, own in zip(self._batches(order), negatives, strict=True):
+            yield self.sampling_func(rows, own)
 
     def _order(self) -> Tensor:
         """Numbers of all rows in the order of torch's loader, whose sampler draws an order of which it takes no row last."""
@@ -255,15 +282,15 @@ class TrainingLoader(TrainDataLoader):
         torch.randperm(count, generator=self.sampler.generator)
         return order
 
-    def _batches(self) -> Iterator[Any]:
+    def _batches(self, order: Tensor) -> Iterator[Any]:
+        """Rows in an order, without negatives."""
         dataset, joins = self._dataset, getattr(self.config.model_class, "joins_features", True)
-        order = self._order()
         size = self.batch_sampler.batch_size
         for numbers in order.split(max(1, BLOCK // size) * size):
             block = dataset.inter_feat[numbers]
             for start in range(0, len(numbers), size):
                 rows = block[start : start + size]
-                yield self._neg_sampling(self.transform(dataset, dataset.join(rows) if joins else rows))
+                yield self.transform(dataset, dataset.join(rows) if joins else rows)
 
 
 def training_loader(config: Any) -> Any:

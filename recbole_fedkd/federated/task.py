@@ -65,7 +65,7 @@ class Task(ABC):
         network: the module; the client's optimiser holds its parameters.
         shared: the part of the network that a strategy may send.
         labels: number of labels ``T``.
-        generator: what a client alone in its federation, and RecBole's loaders, draw from.
+        generator: what a client alone in its federation, and loaders of RecBole's other than of rows, draw from.
         draws: decide the order of the samples, and what else the task draws by itself; set before every round.
         learns: whether there is anything to train by gradient.
     """
@@ -300,6 +300,7 @@ class RecBoleTask(Task):
         self._build_loader = build_loader
         self._loader: Any = None
         self.generator = torch.Generator().manual_seed(seed)
+        self.draws = StreamDraws(self.generator)
         self._handed: list[tuple[Tensor, Tensor]] = []
         self._labels_checked = False
         self._loss_module = click_loss(model)
@@ -320,11 +321,17 @@ class RecBoleTask(Task):
             self._loader = self._build_loader(True)
             self._loader.generator = self.generator
             self._loader.sampler.generator = self.generator
-        yield from self._loader
+        yield from self._drawing(self._loader)
 
     def clean_batches(self) -> Iterator[Any]:
         """Every row once."""
-        yield from self._build_loader(False)
+        yield from self._drawing(self._build_loader(False))
+
+    def _drawing(self, loader: Any) -> Any:
+        """A loader that draws, where it can, by the client's own draws; a lone client's goes on as RecBole's does."""
+        if hasattr(loader, "draws"):
+            loader.draws = None if isinstance(self.draws, StreamDraws) else self.draws
+        return loader
 
     def step(self, batch: Any, with_logits: bool) -> Step:
         """The model's own loss; logits and labels of a click model."""

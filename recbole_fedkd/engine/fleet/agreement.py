@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from recbole_fedkd.engine.fleet.batching import ClientTable
-from recbole_fedkd.engine.fleet.draws import Streams
+from recbole_fedkd.engine.fleet.draws import drawn_factors
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.population import RecBoleFleetPopulation
 from recbole_fedkd.engine.fleet.samples import Epoch, RecBoleSamples
 from recbole_fedkd.engine.fleet.steps import drawing, stepped
 from recbole_fedkd.engine.fleet.store import Weights
 from recbole_fedkd.federated.client import own_streams
-from recbole_fedkd.federated.draws import KeyedDraws
+from recbole_fedkd.federated.draws import KeyedDraws, KeyedDropout
 from recbole_fedkd.federated.task import RecBoleTask
 from recbole_fedkd.model.dropout import HandedDropout, dropping_by
 
@@ -59,14 +59,14 @@ def disagreement(
         seed: the run's.
     """
     client_seed, device = KeyedDraws(seed, [number], 0).seeds[0], local.device
-    local.generator.manual_seed(client_seed)
+    local.draws = KeyedDraws(seed, [number], 0)
     with own_streams(client_seed, device):
         interaction = next(local.batches()).to(device)
     with own_streams(client_seed, device):
         population.batched.learn_dropout(interaction)
     (group,) = population.client_groups
-    streams = Streams(seed, [number], 0)
-    (epoch,), _ = task.draw(group, [number], streams, 1, False)
+    draws = KeyedDraws(seed, [number], 0)
+    (epoch,), _ = task.draw(group, [number], draws, 1, False)
     batch = next(epoch.batches(task.batch_size, [int(task.sizes[number])]))
     for name in interaction.interaction:
         if name not in batch.fields or not torch.equal(batch.fields[name][0], interaction[name]):
@@ -85,7 +85,7 @@ def disagreement(
             with own_streams(client_seed, device), dropping_by(local.network, factors):
                 alone = _alone(local, type(interaction)(_precise(interaction.interaction, precision)))
             among = _filled_up(batch, precision)
-            among_all = _side_by_side(group, twin, task, among, number, streams if dropping else None)
+            among_all = _side_by_side(group, twin, task, among, number, draws.dropout if dropping else None)
             differs = _difference(_parted(group, alone), among_all, tolerance)
             if differs is not None:
                 return differs
@@ -122,7 +122,12 @@ def _alone(local: RecBoleTask, interaction: Any) -> dict[str, Tensor]:
 
 
 def _side_by_side(
-    group: ClientGroup, network: nn.Module, task: RecBoleSamples, batch: Epoch, number: int, streams: Streams | None
+    group: ClientGroup,
+    network: nn.Module,
+    task: RecBoleSamples,
+    batch: Epoch,
+    number: int,
+    dropout: KeyedDropout | None,
 ) -> dict[str, Tensor]:
     """The same for one client of a fleet; gradients of what clients hold only in part of all rows."""
     chosen = torch.tensor([number], device=batch.labels.device)
@@ -133,8 +138,8 @@ def _side_by_side(
         leaf.requires_grad_()
     size = batch.labels.shape[1]
     factors: list[Tensor] = []
-    if streams is not None:
-        factors = streams.factors([size - FILLED_UP], size, drawing(network), chosen.device)
+    if dropout is not None:
+        factors = drawn_factors(dropout, [size - FILLED_UP], size, drawing(network), chosen.device)
     clients = (group, network, pack, weights, group.buffers_of(pack))
 
     def said(step: Any, parameters: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

@@ -1,7 +1,7 @@
 """The ``fleet`` engine: the clients of a round train side by side, in tensors with a leading axis of clients.
 
 Networks, losses, strategies and ends of the wire are those of the ``local`` engine, networks called for many clients at once by
-``torch.func.vmap``; random draws come from the same streams, so that results differ by rounding only.
+``torch.func.vmap``; random draws are the same function, so that results differ by rounding only.
 """
 
 from __future__ import annotations

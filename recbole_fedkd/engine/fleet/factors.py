@@ -20,12 +20,13 @@ from recbole_fedkd.distillation.factors import FoldedUsers, PairedRows, Rows
 from recbole_fedkd.distillation.features import LEAST_DEVIATION, ItemTables, described_items, moments, standardised
 from recbole_fedkd.distillation.losses import label_cross_entropy
 from recbole_fedkd.engine.fleet.compiled import of_other_rows
-from recbole_fedkd.engine.fleet.draws import Streams, filled_up
+from recbole_fedkd.engine.fleet.draws import filled_up
 from recbole_fedkd.engine.fleet.exchange import Base
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.population import FleetPopulation
 from recbole_fedkd.engine.fleet.samples import Epoch, FleetTask
 from recbole_fedkd.engine.fleet.store import Pack
+from recbole_fedkd.federated.draws import KeyedDraws
 from recbole_fedkd.federated.task import Step
 from recbole_fedkd.model.compiled import has_compiler
 from recbole_fedkd.model.factor_head import FactorHead
@@ -168,7 +169,7 @@ class FactorSamples(FleetTask):
         return self.head.middles(mean), standardised(features, centre[owner], scale[owner]), centre, scale
 
     def draw(
-        self, group: ClientGroup, numbers: Sequence[int], streams: Streams, epochs: int, clean: bool
+        self, group: ClientGroup, numbers: Sequence[int], draws: KeyedDraws, epochs: int, clean: bool
     ) -> tuple[list[Epoch], Epoch | None]:
         """As :class:`~recbole_fedkd.federated.sum_tasks.FactorTask` draws them."""
         sizes, start = self.sizes[numbers], self._start[numbers].unsqueeze(1)
@@ -179,7 +180,7 @@ class FactorSamples(FleetTask):
             index = start + order.to(start.device)
             return Epoch({"rows": index}, torch.zeros_like(index), self.labels[index], real.float())
 
-        drawn = (streams.own.epoch().orders(sizes.tolist()) for _ in range(epochs))
+        drawn = (draws.epoch().orders(sizes.tolist()) for _ in range(epochs))
         shuffled = [epoch(filled_up(orders, sizes.tolist(), self.batch_size)) for orders in drawn]
         return shuffled, epoch(torch.where(real, position, 0)) if clean else None
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import InputType
@@ -17,12 +16,12 @@ from torch import Tensor, nn
 
 from recbole_fedkd.engine.fleet.batching import for_client, seen_by_losses
 from recbole_fedkd.engine.fleet.compiled import drawn_of_many
-from recbole_fedkd.engine.fleet.draws import Streams, filled_up
+from recbole_fedkd.engine.fleet.draws import filled_up, taken_pairs
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.mapped import MappedTensors
 from recbole_fedkd.engine.fleet.population import RecBoleFleetPopulation
 from recbole_fedkd.engine.fleet.store import Pack, ragged
-from recbole_fedkd.federated.draws import EpochDraws, KeyedEpoch
+from recbole_fedkd.federated.draws import EpochDraws, KeyedDraws, KeyedEpoch
 from recbole_fedkd.federated.task import AttentiveTask, Samples, Step, click_loss, handed_logits, is_click, total_loss
 from recbole_fedkd.model.compiled import has_compiler
 
@@ -105,14 +104,14 @@ class FleetTask(ABC):
 
     @abstractmethod
     def draw(
-        self, group: ClientGroup, numbers: Sequence[int], streams: Streams, epochs: int, clean: bool
+        self, group: ClientGroup, numbers: Sequence[int], draws: KeyedDraws, epochs: int, clean: bool
     ) -> tuple[list[Epoch], Epoch | None]:
         """The samples of every epoch of packed clients, and those of the clean pass where there is one.
 
         Args:
             group: the clients' group.
             numbers: the clients, the one with the most samples first.
-            streams: what they draw from.
+            draws: what they draw.
             epochs: number of epochs.
             clean: whether a pass without gradients follows.
         """
@@ -185,16 +184,14 @@ class LabelledSamples(FleetTask):
         return self.rows.cumsum(0) - self.rows
 
     def draw(
-        self, group: ClientGroup, numbers: Sequence[int], streams: Streams, epochs: int, clean: bool
+        self, group: ClientGroup, numbers: Sequence[int], draws: KeyedDraws, epochs: int, clean: bool
     ) -> tuple[list[Epoch], Epoch | None]:
         """As :class:`~recbole_fedkd.federated.task.AttentiveTask` draws them."""
         samples, device = self.samples, self.rows.device
         held, start = self.rows[numbers], self._start[numbers]
         compiled = self.negatives and group.single_users and device.type == "cpu" and has_compiler()
         if compiled and int(held.max()) < self.item_count - 1:
-            drawn = [
-                self._compiled(held, start, streams.own.epoch(), epoch < epochs) for epoch in range(epochs + clean)
-            ]
+            drawn = [self._compiled(held, start, draws.epoch(), epoch < epochs) for epoch in range(epochs + clean)]
             return drawn[:epochs], drawn[-1] if clean else None
         whole = held * (1 + self.negatives)
         first, sizes = whole.cumsum(0) - whole, whole.tolist()
@@ -207,10 +204,10 @@ class LabelledSamples(FleetTask):
         negatives = self._negatives(numbers, held, start)
 
         def epoch(shuffle: bool) -> Epoch:
-            draws, order = streams.own.epoch(), position
-            of_epoch = items.index_copy(0, drawn_at, negatives(draws).to(device)) if self.negatives else items
+            of_it, order = draws.epoch(), position
+            of_epoch = items.index_copy(0, drawn_at, negatives(of_it).to(device)) if self.negatives else items
             if shuffle:
-                order = filled_up(draws.orders(sizes), sizes, self.batch_size).to(device)
+                order = filled_up(of_it.orders(sizes), sizes, self.batch_size).to(device)
             # Of a sample that fills up, anything may be said.
             order = torch.minimum(order, (whole - 1).unsqueeze(1))
             rows = start.unsqueeze(1) + (order.remainder(held.unsqueeze(1)) if self.negatives else order)
@@ -251,13 +248,10 @@ class LabelledSamples(FleetTask):
         slots, users = torch.repeat_interleave(held), samples.users[positive]
         # Who a sample belongs to, among all users of all packed clients.
         owner = slots * (int(users.max()) + 1) + users
-        taken = torch.zeros(int(owner.max()) + 1, self.item_count, dtype=torch.bool)
-        taken[owner.cpu(), samples.items[positive].cpu()] = True
-        if int(held.max()) >= self.item_count - 1 and taken[:, 1:].all(1).any():
-            raise ValueError("a user has interacted with every item; no negative can be sampled")
+        pairs = taken_pairs(owner, samples.items[positive], self.item_count)
         # The users of a client's samples, again and again.
         again = runs(held.cumsum(0) - held, held, self.negatives).cpu()
-        pairs, begin = taken.flatten(), owner.cpu()[again] * self.item_count
+        begin = owner.cpu()[again] * self.item_count
 
         def is_taken(places: Tensor, items: Tensor) -> Tensor:
             return pairs.index_select(0, begin.index_select(0, places) + items)
@@ -330,19 +324,13 @@ class RecBoleSamples(FleetTask):
         task.fields = {name: mapped.kept(values) for name, values in self.fields.items()}
         return task
 
-    @cached_property
-    def _users_and_items(self) -> tuple[Any, Any]:
-        return self.fields[self.user_field].cpu().numpy(), self.fields[self.item_field].cpu().numpy()
-
     def draw(
-        self, group: ClientGroup, numbers: Sequence[int], streams: Streams, epochs: int, clean: bool
+        self, group: ClientGroup, numbers: Sequence[int], draws: KeyedDraws, epochs: int, clean: bool
     ) -> tuple[list[Epoch], Epoch | None]:
-        """As RecBole's loader draws them, negatives batch by batch."""
+        """As the loader of training rows draws them for a client."""
         device = self.rows.device
         held, start = self.rows[numbers].unsqueeze(1), self._start[numbers].unsqueeze(1)
         rows = held.flatten().tolist()
-        unshuffled = torch.arange(max(rows)).expand(len(rows), -1)
-        orders = [streams.loader_orders(rows, self.positives) for _ in range(epochs)] + [unshuffled] * clean
         # A batch is its positives, once each with the first negatives, once each with the second ones, and so on.
         entry = torch.arange(max(rows) * self.times, device=device).expand(len(rows), -1)
         real = entry < held * self.times
@@ -351,30 +339,44 @@ class RecBoleSamples(FleetTask):
         repeat = torch.where(real, in_batch // positives, 0)
         row = torch.where(real, batch * self.positives + in_batch % positives, 0)
         drawn = (real & ((repeat > 0) | self.pairwise)).flatten().nonzero().flatten()
-        negatives = self._negatives(start.flatten().tolist(), rows, orders, streams)
-        made = []
-        for order, sampled in zip(orders, negatives, strict=True):
-            index = start + order.to(device).gather(1, row)
-            made.append(self._epoch(index, sampled, drawn, repeat, real))
-        return made[:epochs], made[-1] if clean else None
+        negatives = self._negatives(start, held, drawn)
+        unshuffled = torch.arange(max(rows), device=device).expand(len(rows), -1)
 
-    def _negatives(
-        self, starts: Sequence[int], rows: Sequence[int], orders: Sequence[Tensor], streams: Streams
-    ) -> list[Tensor | None]:
-        """Sampled items of every epoch, client by client; None where none are sampled."""
+        def epoch(shuffle: bool) -> Epoch:
+            of_it, order = draws.epoch(), unshuffled
+            if shuffle:
+                order = filled_up(of_it.orders(rows), rows, self.positives).to(device)
+            index = start + order.gather(1, row)
+            return self._epoch(index, negatives(of_it, index), drawn, repeat, real)
+
+        return [epoch(True) for _ in range(epochs)], epoch(False) if clean else None
+
+    def _negatives(self, start: Tensor, held: Tensor, drawn: Tensor) -> Callable[[EpochDraws, Tensor], Tensor | None]:
+        """Draws the items of entries ``drawn`` of an epoch of rows ``index [c, size]``, client by client; None: there are none.
+
+        Args:
+            start: the first row of each client ``[c, 1]``.
+            held: rows of each ``[c, 1]``.
+            drawn: entries among those of all clients, one client's behind another's.
+        """
         if not self.sampled:
-            return [None] * len(orders)
-        users, items = self._users_and_items
-        in_order = [order.numpy() for order in orders]
-        drawn = []
-        for slot, (start, count) in enumerate(zip(starts, rows, strict=True)):
-            own, mine = slice(start, start + count), [order[slot, :count] for order in in_order]
-            drawn.append(
-                streams.batch_negatives(
-                    slot, users[own], items[own], mine, self.positives, self.sampled, self.item_count
-                )
-            )
-        return [torch.from_numpy(np.concatenate(epoch)) for epoch in zip(*drawn, strict=True)]
+            return lambda draws, index: None
+        own, users = runs(start.flatten(), held.flatten()), self.fields[self.user_field]
+        numbers, owner = torch.unique(users[own], return_inverse=True)
+        place_of = torch.zeros(int(numbers.max()) + 1, dtype=torch.long, device=users.device)
+        place_of[numbers] = torch.arange(len(numbers), device=users.device)
+        pairs = taken_pairs(owner, self.fields[self.item_field][own], self.item_count)
+        counts = (held.flatten() * self.sampled).tolist()
+
+        def negatives(draws: EpochDraws, index: Tensor) -> Tensor:
+            begin = place_of[users[index.flatten()[drawn]]].cpu() * self.item_count
+
+            def is_taken(places: Tensor, items: Tensor) -> Tensor:
+                return pairs.index_select(0, begin.index_select(0, places) + items)
+
+            return draws.negatives(counts, self.item_count, is_taken)
+
+        return negatives
 
     def _epoch(self, index: Tensor, sampled: Tensor | None, drawn: Tensor, repeat: Tensor, real: Tensor) -> Epoch:
         """What RecBole joins to the rows ``index [c, size]``; ``sampled``: sampled items for the entries ``drawn``."""

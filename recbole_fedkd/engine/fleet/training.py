@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from recbole_fedkd.engine.base import ClientError
 from recbole_fedkd.engine.fleet.by_hand import compiled_epoch, derived_by_hand, derives_by_hand
-from recbole_fedkd.engine.fleet.draws import Streams
+from recbole_fedkd.engine.fleet.draws import drawn_factors
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.heard import Heard, Received, selected
 from recbole_fedkd.engine.fleet.memory import OptimizerMemory
@@ -25,6 +25,7 @@ from recbole_fedkd.engine.fleet.store import Pack, Weights
 from recbole_fedkd.errors import listed
 from recbole_fedkd.federated.aggregate import add_to
 from recbole_fedkd.federated.client import ClientSettings
+from recbole_fedkd.federated.draws import KeyedDraws, KeyedDropout
 from recbole_fedkd.federated.strategy import Strategy
 from recbole_fedkd.federated.task import Step
 from recbole_fedkd.finite import NotFiniteError, all_finite, finite_clients, training_sentence
@@ -175,10 +176,10 @@ class PackTraining:
         """
         settings, strategy, task = self.settings, self.strategy, self.task
         assert settings.seed is not None
-        streams = Streams(settings.seed, numbers, round_index)
+        draws = KeyedDraws(settings.seed, numbers, round_index)
         extracts = strategy.collects and settings.clean_pass
         count = settings.local_epochs if heard.learns else 0
-        epochs, clean = task.draw(self.groups[group_index], numbers, streams, count, extracts or not heard.learns)
+        epochs, clean = task.draw(self.groups[group_index], numbers, draws, count, extracts or not heard.learns)
         drawn = [*epochs, *([clean] if clean is not None else [])]
         needed = torch.cat([task.needed(epoch) for epoch in drawn], 1)
         training = self._begin(group_index, base, heard, clients, numbers, needed, round_index)
@@ -195,7 +196,7 @@ class PackTraining:
             of_steps = []
             for step, batch in enumerate(epoch.batches(task.batch_size, training.sizes)):
                 counts = self._left(training.sizes, step)
-                of_step, logits, hidden = self._trained_on(training.first(len(counts)), batch, counts, streams)
+                of_step, logits, hidden = self._trained_on(training.first(len(counts)), batch, counts, draws.dropout)
                 of_steps.append(of_step)
                 if last:
                     losses[: len(counts)] += of_step.double() * batch.weights.sum(1)
@@ -269,10 +270,10 @@ class PackTraining:
         return compiled_epoch(self.optimizer, training.rates, clients, self.task.batch_size, training.sizes, epoch)
 
     def _trained_on(
-        self, training: Training, batch: Epoch, counts: Sequence[int], streams: Streams
+        self, training: Training, batch: Epoch, counts: Sequence[int], dropout: KeyedDropout
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One step of every packed client; losses ``[c]``, logits ``[c, size, T]`` and hidden states before it."""
-        factors = streams.factors(counts, batch.labels.shape[1], drawing(training.network), self.device)
+        factors = drawn_factors(dropout, counts, batch.labels.shape[1], drawing(training.network), self.device)
         leaves = training.weights.tensors()
         if self._by_hand(training):
             clients = training.group, training.network, training.pack, training.weights
