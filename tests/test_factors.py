@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import needs_numba
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -150,6 +151,7 @@ def test_the_fold_in_is_a_dense_posterior_and_leaving_a_row_out_is_exact(seed, n
     np.testing.assert_allclose(without, predicted(user, np.flatnonzero(others), item), atol=1e-8)
 
 
+@needs_numba
 @pytest.mark.parametrize("count", [0, 1, 64, 150])
 @pytest.mark.parametrize("sure", [True, False])
 def test_machine_code_leaves_rows_out_as_a_library_of_matrices_does(count, sure):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import torch
+from conftest import needs_numba
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,6 +53,7 @@ for loop in (add, twice):
 """
 
 
+@needs_numba
 def test_whoever_waits_for_loops_to_be_compiled_is_told_once_and_never_again(tmp_path):
     (tmp_path / "loops.py").write_text(
         "def add(out):\n    out[0] = out[1] + out[2]\n\n\ndef twice(out):\n    out[0] = 2 * out[1]\n"
