@@ -197,6 +197,19 @@ class Own(torch.nn.Module):
         return self.dropout(self.attention(self.dropout(values), values, values)[0])
 
 
+def test_what_is_dropped_shares_no_word_with_an_order_or_a_negative():
+    epochs = {(7, 3, 5, epoch, purpose) for epoch in range(1, 9) for purpose in (ORDER, NEGATIVES)}
+    attempts = {(*key, attempt) for key in epochs for attempt in range(9)}
+    calls = {(7, 3, 5, 0, DROPOUT, call) for call in range(99)}
+    words = {keyed(*numbers) for numbers in epochs | attempts | calls}
+    assert len(words) == len(epochs) + len(attempts) + len(calls)
+    dropout = KeyedDraws(7, [2], 5).dropout
+    drawn = [dropout.factors([1], 1, (64,), 0.5, torch.device("cpu")).flatten() for _ in range(3)]
+    for factors, call in zip(drawn, range(3), strict=True):
+        key = keyed(7, 3, 5, 0, DROPOUT, call)
+        assert (factors > 0).tolist() == [word(key, place) < 2**63 for place in range(64)]
+
+
 def test_layers_of_torch_drop_by_a_clients_draws_in_training_alone_and_are_theirs_again_afterwards():
     model, values = Own(), torch.randn(5, 3, 8)
     before, evaluated = dict(vars(model.dropout)), model.eval()(values)

@@ -48,12 +48,9 @@ def per_cent(numbers, of, places=1):
 
 
 def test_the_front_door_says_what_was_measured():
-    own, others = rows_of("factors-ml-100k"), rows_of("bytes-and-quality-ml-100k")
+    own = rows_of("factors-ml-100k")
     factors, average, central, seen = (
-        own["factors"],
-        others["fedavg"],
-        others["central"],
-        own["AttnStudent, with what is known"],
+        own[row] for row in ("factors", "fedavg", "central", "AttnStudent, with what is known")
     )
     large, larger = rows_of("factors-ml-1m")["factors"], rows_of("bytes-and-quality-ml-1m")
     taught = larger["fedgkd, sign, averaged"]
@@ -83,8 +80,8 @@ def test_the_front_door_says_what_was_measured():
 
 
 def test_who_chooses_a_method_reads_what_was_measured():
-    own, others = rows_of("factors-ml-100k"), rows_of("bytes-and-quality-ml-100k")
-    average, central, small = others["fedavg"], others["central"], own["factors_xs"]
+    own = rows_of("factors-ml-100k")
+    average, central, small = own["fedavg"], own["central"], own["factors_xs"]
     device, sums = rows_of("cross-device-ml-100k"), rows_of("sums-ml-100k")["GramEASE over clients"]
     recent = rows_of("sums-recent-ml-100k")["GramEASE over clients, half-life 10"]
     large = rows_of("bytes-and-quality-ml-1m")
