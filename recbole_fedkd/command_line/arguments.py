@@ -41,10 +41,15 @@ def parse_arguments(arguments: Sequence[str], flags: Collection[str] = ()) -> di
     return parsed
 
 
-def check_first(arguments: Sequence[str], needed: str) -> None:
-    """Raise :class:`InputError`, with what is ``needed``, where the first argument is none or a key."""
+def parse_after_first(arguments: Sequence[str], needed: str, flags: Collection[str] = ()) -> dict[str, str]:
+    """As :func:`parse_arguments`, of those behind the first.
+
+    Raises:
+        InputError: also where the first is none, or a key; it says what is ``needed``.
+    """
     if not arguments or arguments[0].startswith("-"):
         raise InputError(needed)
+    return parse_arguments(arguments[1:], flags)
 
 
 def take_run(keys: dict[str, str]) -> tuple[str | None, str | None, list[str]]:

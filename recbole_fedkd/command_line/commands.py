@@ -11,7 +11,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from recbole_fedkd.command_line.arguments import check_first, parse_arguments, take_count, take_run
+from recbole_fedkd.command_line.arguments import parse_after_first, parse_arguments, take_count, take_run
 from recbole_fedkd.command_line.completion import SHELLS, completion_script
 from recbole_fedkd.command_line.early import (
     check_cells,
@@ -59,8 +59,10 @@ def run(keys: dict[str, str]) -> int:
 
 def compare(arguments: Sequence[str]) -> int:
     """Run the cells of an experiment and report on them."""
-    check_first(arguments, "compare needs an experiment; write compare <experiment>.yaml [--key=value ...]")
-    return _compare(arguments[0], parse_arguments(arguments[1:]))
+    keys = parse_after_first(
+        arguments, "compare needs an experiment; write compare <experiment>.yaml [--key=value ...]"
+    )
+    return _compare(arguments[0], keys)
 
 
 def _compare(file: str, keys: dict[str, str]) -> int:
@@ -96,8 +98,7 @@ def _kept_in(out: Path) -> Iterator[None]:
 
 def report(arguments: Sequence[str]) -> None:
     """Make the report of an experiment again, or the page of a run."""
-    check_first(arguments, "report needs the folder of one experiment or run; write report <folder>")
-    keys = parse_arguments(arguments[1:])
+    keys = parse_after_first(arguments, "report needs the folder of one experiment or run; write report <folder>")
     network = network_of(keys)
     if keys:
         raise InputError(f"report takes no --{next(iter(keys))}; see report --help")
@@ -110,10 +111,9 @@ def report(arguments: Sequence[str]) -> None:
 
 def audit(arguments: Sequence[str]) -> None:
     """Tell what the server of a run could of its clients."""
-    check_first(
+    keys = parse_after_first(
         arguments, "audit needs the folder of one run, or a checkpoint; write audit <run> [--rounds=N] [--clients=N]"
     )
-    keys = parse_arguments(arguments[1:])
     rounds, most = take_count(keys, "rounds", most=1000), take_count(keys, "clients", most=10_000)
     from recbole_fedkd.machines.folders import SERVER_STATE
 
@@ -192,8 +192,9 @@ def completion(arguments: Sequence[str]) -> None:
 
 def recommend(arguments: Sequence[str]) -> None:
     """Recommend from a run."""
-    check_first(arguments, "recommend needs a run; write recommend <run folder> --users=<user>,<user>")
-    keys = parse_arguments(arguments[1:], flags=("exclude-seen",))
+    keys = parse_after_first(
+        arguments, "recommend needs a run; write recommend <run folder> --users=<user>,<user>", flags=("exclude-seen",)
+    )
     k = take_count(keys, "k") or 10
     exclude = keys.pop("exclude-seen", "False") == "True"
     asked = {name: keys.pop(name) for name in ("users", "history", "similar") if name in keys}
@@ -225,8 +226,11 @@ def recommend(arguments: Sequence[str]) -> None:
 
 def import_file(arguments: Sequence[str]) -> None:
     """Make a dataset of a table."""
-    check_first(arguments, "import needs a file; write import <file>.csv [--user=<column> --item=<column> ...]")
-    keys = parse_arguments(arguments[1:], flags=("overwrite",))
+    keys = parse_after_first(
+        arguments,
+        "import needs a file; write import <file>.csv [--user=<column> --item=<column> ...]",
+        flags=("overwrite",),
+    )
     from recbole_fedkd.data import importing
     from recbole_fedkd.data.side_files import side_table
 
@@ -276,10 +280,9 @@ def split_federation(arguments: Sequence[str]) -> None:
 
 def manifest(arguments: Sequence[str]) -> None:
     """Make the manifest of a public catalogue."""
-    check_first(
+    keys = parse_after_first(
         arguments, "manifest needs a catalogue; write manifest <items>.csv --model=<name> --client_num=<parties>"
     )
-    keys = parse_arguments(arguments[1:])
     out = Path(keys.pop("out", "federation/manifest"))
     users = take_count(keys, "users", most=10**7) or 1000
     model, dataset, files = take_run(keys)
@@ -303,8 +306,9 @@ def manifest(arguments: Sequence[str]) -> None:
 
 def bring(arguments: Sequence[str]) -> None:
     """Make a party's folder of its own file."""
-    check_first(arguments, "bring needs a file; write bring <file>.csv --manifest=<folder> --number=<n> --out=<folder>")
-    keys = parse_arguments(arguments[1:])
+    keys = parse_after_first(
+        arguments, "bring needs a file; write bring <file>.csv --manifest=<folder> --number=<n> --out=<folder>"
+    )
     if lacking := [name for name in ("manifest", "number", "out") if name not in keys]:
         raise InputError(f"bring needs --{lacking[0]}=<...>; see bring --help")
     manifest, number, out = Path(keys.pop("manifest")), keys.pop("number"), Path(keys.pop("out"))
@@ -325,10 +329,9 @@ def bring(arguments: Sequence[str]) -> None:
 
 def coordinate(arguments: Sequence[str]) -> None:
     """Run the server of a federation whose parties are elsewhere."""
-    check_first(
+    keys = parse_after_first(
         arguments, "coordinate needs a manifest; write coordinate <manifest> --address=<address> --out=<folder>"
     )
-    keys = parse_arguments(arguments[1:])
     if "address" not in keys or "out" not in keys:
         raise InputError("coordinate needs --address=<address> and --out=<folder>; see coordinate --help")
     address, out = keys.pop("address"), Path(keys.pop("out"))
@@ -350,8 +353,9 @@ def coordinate(arguments: Sequence[str]) -> None:
 
 def party(arguments: Sequence[str]) -> None:
     """Run one party of a federation."""
-    check_first(arguments, "party needs its folder; write party <folder> --manifest=<folder> --address=<address>")
-    keys = parse_arguments(arguments[1:])
+    keys = parse_after_first(
+        arguments, "party needs its folder; write party <folder> --manifest=<folder> --address=<address>"
+    )
     if "address" not in keys or "manifest" not in keys:
         raise InputError("party needs --manifest=<folder> and --address=<address>; see party --help")
     address, manifest = keys.pop("address"), Path(keys.pop("manifest"))

@@ -27,7 +27,6 @@ def check_early(
     dataset: str | None,
     config_file_list: list[str],
     command_line: Mapping[str, Any],
-    checkpoint_values: Mapping[str, Any] | None = None,
 ) -> Any:
     """Refuse what ``FedKDConfig`` would refuse, in the same words; what it needs to be loaded for is said later.
 
@@ -46,7 +45,7 @@ def check_early(
         named(given, model, dataset)
         check_plugins_there(given["plugins"])
         return None
-    return early_config()(model, dataset, config_file_list, None, command_line, checkpoint_values)
+    return early_config()(model, dataset, config_file_list, None, command_line)
 
 
 @lru_cache

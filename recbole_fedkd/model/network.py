@@ -262,11 +262,7 @@ class AttentiveNetwork(nn.Module):
         if _module_name(field) in self.numbers:
             scaled: Tensor = self.numbers[_module_name(field)](values.unsqueeze(-1))
             return scaled
-        vectors: Tensor = self.embeddings[_module_name(field)](values)
-        if values.dim() == dims:
-            return vectors
-        present = (values != 0).unsqueeze(-1)
-        return (vectors * present).sum(-2) / present.sum(-2).clamp(min=1)
+        return Tokens(values, masked=values.dim() > dims).looked_up(self._weight(field))
 
     def _past(self, users: Tensor, known: Tensor | None) -> Past:
         """The histories of users; ``known`` as of :meth:`_fields`."""

@@ -26,6 +26,7 @@ from torch.nn import functional
 from recbole_fedkd.data.labels import encode_labels
 from recbole_fedkd.distillation import factors
 from recbole_fedkd.distillation.features import ItemTables, KnownUsers, normal_logits
+from recbole_fedkd.engine.fleet.group import Caller
 from recbole_fedkd.engine.fleet.population import CompactPopulation
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.strategy import STRATEGIES
@@ -417,22 +418,9 @@ def learn(start: Mapping[str, Tensor], loss: Callable[[Mapping[str, Tensor]], Te
     return {name: value.detach() for name, value in tensors.items()}
 
 
-class _Method(nn.Module):
-    """A method of a module as a module's forward: ``torch.func`` swaps the parameters of those."""
-
-    def __init__(self, model: nn.Module, name: str) -> None:
-        super().__init__()
-        self.model, self.name = model, name
-
-    def forward(self, *arguments: Any) -> Any:
-        """Call it."""
-        return getattr(self.model, self.name)(*arguments)
-
-
 def call(model: nn.Module, weights: Mapping[str, Tensor], method: str, *arguments: Any) -> Any:
     """A method of a model, with some of its parameters or buffers replaced."""
-    named = {f"model.{name}": value for name, value in weights.items()}
-    return functional_call(_Method(model, method), named, arguments)
+    return Caller(model, lambda network: getattr(network, method)(*arguments)).by(weights)
 
 
 @contextmanager

@@ -353,8 +353,7 @@ class ClientGroup(nn.Module):
         caller = Caller(network, function)
 
         def of_client(parameters: dict[str, Tensor], others: dict[str, Tensor], *arguments: Any) -> Any:
-            state = {f"network.{name}": value for name, value in {**parameters, **others}.items()}
-            return functional_call(caller, state, (parameters, *arguments), tie_weights=self.tied)
+            return caller.by({**parameters, **others}, parameters, *arguments, tied=self.tied)
 
         return vmap(of_client)(self.named(weights), dict(buffers), *packed)
 
@@ -369,3 +368,9 @@ class Caller(nn.Module):
     def forward(self, *arguments: Any) -> Any:
         """Call it."""
         return self.function(self.network, *arguments)
+
+    def by(self, state: Mapping[str, Tensor], *arguments: Any, tied: bool = True) -> Any:
+        """Call it with some of the network's parameters or buffers replaced; ``tied``: whether one may have two names."""
+        return functional_call(
+            self, {f"network.{name}": value for name, value in state.items()}, arguments, tie_weights=tied
+        )

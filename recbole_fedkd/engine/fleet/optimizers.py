@@ -89,16 +89,16 @@ class BatchedAdam(BatchedOptimizer):
 
     Args:
         rate: learning rate.
+
+    Attributes:
         betas: decays of the moments.
         eps: keeps the denominator from zero.
     """
 
     memories = 2
     counters = 1
-
-    def __init__(self, rate: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
-        super().__init__(rate)
-        self.betas, self.eps = betas, eps
+    betas = 0.9, 0.999
+    eps = 1e-8
 
     def step(
         self,

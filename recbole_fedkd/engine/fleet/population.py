@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.engine.fleet.batching import BatchedModel
@@ -170,7 +169,7 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
             own, made = served() if self.kept is None else self.kept.of(client, served)
             of_rows = {name: values[mine] for name, values in context.items()}
             caller = Caller(self.network_of(client).eval(), _ranked)
-            out[mine] = functional_call(caller, own, (users[mine], of_rows, self.item_num, made))
+            out[mine] = caller.by(own, users[mine], of_rows, self.item_num, made)
 
     def _served(self, client: int, bases: dict[int, Any]) -> tuple[dict[str, Tensor], list[Any] | None]:
         """The network that serves a client's users, by its parameters, and room for what a ranking makes of them; None: none.
@@ -181,8 +180,7 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
         group = self.client_groups[index]
         if index not in bases:
             bases[index] = group.base()
-        served = group.served_by(torch.tensor(slot, device=self.client_of_user.device), bases[index])
-        own = {f"network.{name}": value for name, value in served.items()}
+        own = group.served_by(torch.tensor(slot, device=self.client_of_user.device), bases[index])
         if self.kept is None or not getattr(group.whole, "ranks", False):
             return own, None
         return own, []
@@ -283,9 +281,7 @@ class RecBoleFleetPopulation(CompactPopulation, RoutedPopulation):
 
         def of_client(client: int, part: Any) -> Tensor:
             served = group.served_by(torch.tensor(client, device=base[0].device), base)
-            said: Tensor = functional_call(
-                caller, {f"network.{name}": value for name, value in served.items()}, (part,)
-            )
+            said: Tensor = caller.by(served, part)
             return said
 
         return self._parted(interaction, of_client)
