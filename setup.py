@@ -23,7 +23,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["recbole_fedkd", "recbole_fedkd.*"]), *PROPERTIES],
     package_dir={package: package.replace("recbole_fedkd.", "", 1).replace(".", "/") for package in PROPERTIES},
-    package_data={package: ["*.yaml"] for package in PROPERTIES}
+    package_data={package: ["*.yaml", "*.txt"] for package in PROPERTIES}
     | {
         "recbole_fedkd": ["py.typed"],
         "recbole_fedkd.report": ["templates/*"],

@@ -55,6 +55,10 @@ def test_lines_fit_a_hundred_columns(capsys, arguments):
     assert [line for line in text.splitlines() if len(line) > WIDTH] == []
 
 
+def test_every_command_says_how_it_is_used():
+    assert {file.stem for file in (PROPERTIES / "usage").glob("*.txt")} == {"run", *_COMMANDS}
+
+
 def test_keys_stand_in_the_sections_of_the_yaml(capsys):
     text = told(capsys, "--help")
     place = -1

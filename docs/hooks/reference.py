@@ -11,7 +11,7 @@ from typing import Any
 import recbole_fedkd
 from recbole_fedkd import extend
 from recbole_fedkd.command_line import _COMMANDS
-from recbole_fedkd.command_line.help import help_text, measured_in_words, presets_described
+from recbole_fedkd.command_line.help import help_text, measured_in_words, presets_described, usage_of
 from recbole_fedkd.config.choices import choices, shipped
 from recbole_fedkd.config.files import DESCRIBED, FILES_OF_EVERY_RUN, PROPERTIES
 from recbole_fedkd.config.keys import Key, declared_keys, read_keys, read_sections
@@ -219,8 +219,8 @@ def command_line_page() -> str:
         "`recbole-fedkd presets` lists the presets, `--help` every key.",
         "",
     ]
-    for name, (_, text) in _COMMANDS.items():
-        lines += [f"## {name}", "", "```text", text.rstrip(), "```", ""]
+    for name in _COMMANDS:
+        lines += [f"## {name}", "", "```text", usage_of(name).rstrip(), "```", ""]
     return "\n".join(lines)
 
 

@@ -8,29 +8,29 @@ import sys
 from collections.abc import Callable, Sequence
 
 from recbole_fedkd import __version__
-from recbole_fedkd.command_line import commands, usage
+from recbole_fedkd.command_line import commands
 from recbole_fedkd.command_line.arguments import parse_arguments
 from recbole_fedkd.command_line.completion import complete
-from recbole_fedkd.command_line.help import help_text
+from recbole_fedkd.command_line.help import help_text, usage_of
 from recbole_fedkd.command_line.signals import Stopped, signals_that_stop
 from recbole_fedkd.errors import InputError, TrainingError, nearest
 
-_COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int | None], str]] = {
-    "compare": (commands.compare, usage.COMPARE),
-    "report": (commands.report, usage.REPORT),
-    "audit": (commands.audit, usage.AUDIT),
-    "search": (commands.search, usage.SEARCH),
-    "import": (commands.import_file, usage.IMPORT),
-    "recommend": (commands.recommend, usage.RECOMMEND),
-    "split-federation": (commands.split_federation, usage.SPLIT_FEDERATION),
-    "manifest": (commands.manifest, usage.MANIFEST),
-    "bring": (commands.bring, usage.BRING),
-    "coordinate": (commands.coordinate, usage.COORDINATE),
-    "party": (commands.party, usage.PARTY),
-    "status": (commands.status, usage.STATUS),
-    "cost": (commands.cost, usage.COST),
-    "presets": (commands.presets, usage.PRESETS),
-    "completion": (commands.completion, usage.COMPLETION),
+_COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
+    "compare": commands.compare,
+    "report": commands.report,
+    "audit": commands.audit,
+    "search": commands.search,
+    "import": commands.import_file,
+    "recommend": commands.recommend,
+    "split-federation": commands.split_federation,
+    "manifest": commands.manifest,
+    "bring": commands.bring,
+    "coordinate": commands.coordinate,
+    "party": commands.party,
+    "status": commands.status,
+    "cost": commands.cost,
+    "presets": commands.presets,
+    "completion": commands.completion,
 }
 _GOING_ON = ("compare", "search", "coordinate", "party")
 _HELP = ("--help", "-h", "help")
@@ -75,13 +75,13 @@ def _with_notes(error: Exception) -> str:
 
 def _run(command: str, arguments: list[str]) -> int:
     if any(argument in _HELP for argument in arguments):
-        print(_COMMANDS[command][1] if command else help_text(arguments), flush=True)
+        print(usage_of(command) if command else help_text(arguments), flush=True)
         return 0
     if "--version" in arguments:
         print(f"recbole_fedkd {__version__}", flush=True)
         return 0
     if command:
-        return _COMMANDS[command][0](arguments[1:]) or 0
+        return _COMMANDS[command](arguments[1:]) or 0
     if arguments and not arguments[0].startswith("-"):
         known = f"; commands are {', '.join(_COMMANDS)}; without one, --model=<name> --dataset=<name> runs a model"
         raise InputError(f"'{arguments[0][:100]}' is no command{nearest(arguments[0], _COMMANDS) or known}")

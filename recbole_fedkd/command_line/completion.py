@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 
+from recbole_fedkd.command_line.help import usage_of
 from recbole_fedkd.config.choices import choices
 from recbole_fedkd.config.early import recbole_arguments
 from recbole_fedkd.config.files import FILES_OF_EVERY_RUN, PROPERTIES
@@ -24,13 +25,13 @@ def completion_script(shell: str) -> str:
     return script
 
 
-def complete(commands: Mapping[str, tuple[object, str]]) -> None:
+def complete(commands: Collection[str]) -> None:
     """Answer a shell that asks for completions, and end; nothing happens in a process that none has asked."""
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
 
         word = next(iter(os.environ.get("COMP_LINE", "").split()[1:]), "")
-        _, usage = commands.get(word, (None, ""))
+        usage = usage_of(word) if word in commands else ""
         argcomplete.autocomplete(parser(commands, usage), always_complete_options="long")
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 
 from recbole_fedkd.command_line.arguments import parse_arguments
-from recbole_fedkd.command_line.usage import USAGE
 from recbole_fedkd.config.choices import choices, shipped
 from recbole_fedkd.config.defaults import default_values
 from recbole_fedkd.config.early import recbole_arguments
@@ -57,7 +56,9 @@ def help_text(arguments: Iterable[str]) -> str:
         return _found(words[0].lstrip("-"), sections, defaults)
     preset = f" --preset={given['preset']}" if given.get("preset") else ""
     lines = [
-        USAGE.format(models=_wrapped(f"{', '.join(sorted(choices('models')))}, or any RecBole model", 26).lstrip())
+        usage_of("run").format(
+            models=_wrapped(f"{', '.join(sorted(choices('models')))}, or any RecBole model", 26).lstrip()
+        )
     ]
     lines += ["Presets (--preset=NAME, or see recbole-fedkd presets):"]
     lines += [_entry(f"  {name}", sentence, column=22) for name, sentence in shipped()["presets"].items()]
@@ -68,6 +69,11 @@ def help_text(arguments: Iterable[str]) -> str:
             lines += ["", heading, *(_key_entry(key, defaults) for key in shown)]
     lines += ["", _wrapped(f"RecBole's other keys work too: {_RECBOLE_PAGE}", 0)]
     return "\n".join(lines)
+
+
+def usage_of(command: str) -> str:
+    """How a command is used, in words; ``run`` is the one without a name."""
+    return (PROPERTIES / "usage" / f"{command}.txt").read_text(encoding="utf-8")
 
 
 _RECBOLE_PAGE = "https://recbole.io/docs/user_guide/config_settings.html"
