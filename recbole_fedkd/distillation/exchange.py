@@ -124,6 +124,13 @@ class FactorExchange:
         fold = self.known_users(item_tables(settings, totals, None, self.values)).fold
         return dict(zip((stage, f"curvature_{number}"), factors.em_statistics(fold, by_user), strict=True))
 
+    def in_one_place(self) -> dict[str, Tensor]:
+        """Totals of all stages, where nobody else has a row."""
+        totals: dict[str, Tensor] = {}
+        for stage in self.settings.stages:
+            totals.update(self.answer(stage, totals))
+        return totals
+
     def answer_of_bounded_users(self, stage: str, totals: Tensors, unit: Callable[[str], float]) -> dict[str, Tensor]:
         """As :meth:`answer`, of users each shortened to norm 1 before they are added up.
 

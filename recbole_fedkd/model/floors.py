@@ -51,10 +51,7 @@ class FloorHead(FactorHead):
         super().__init__(exchange, 1)
         self.register_buffer("spread", torch.ones(1).double())
         if alone:
-            totals: dict[str, Tensor] = {}
-            for stage in exchange.settings.stages:
-                totals.update(exchange.answer(stage, totals))
-            self.know(totals, {})
+            self.know(exchange.in_one_place(), {})
 
     @torch.no_grad()
     def know(self, totals: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
@@ -208,12 +205,10 @@ class FoldIn(Bias):
     def _predictors(self, config: Any, rows: Rows, labels: Tensor) -> dict[str, Tensor]:
         settings = replace(self.sum_settings(config), users=max(1, rows.user_count - 1))
         exchange = FactorExchange(settings, rows, labels, self.label_values)
-        totals: dict[str, Tensor] = {}
-        for stage in exchange.settings.stages:
-            totals.update(exchange.answer(stage, totals))
-        known = exchange.known_users(item_tables(exchange.settings, totals, None, self.label_values))
-        self.tables = known.tables  # for users who come later
-        tables, users = known.tables, known.fold.posterior.mean
+        tables = item_tables(exchange.settings, exchange.in_one_place(), None, self.label_values)
+        known = exchange.known_users(tables)
+        self.tables = tables  # for users who come later
+        users = known.fold.posterior.mean
         return {
             "score_mean": tables.mean,
             "user_bias": users[:, -1] * known.vectors[0, -1],
