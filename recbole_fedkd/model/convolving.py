@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from recbole_fedkd.model.compiled import Table, compiled, has_compiler
-from recbole_fedkd.model.function import DirectFunction, side_by_side
+from recbole_fedkd.model.function import DirectFunction, array_of, side_by_side
 
 CHANNELS, DENSE = 128, 1 << 19
 """Channels and weights of the dense layer up to which this is faster than torch, which goes through matrices in blocks."""
@@ -56,7 +56,7 @@ class _Convolve(DirectFunction):
         out = fields.new_empty(*fields.shape[:-2], dense.shape[-2])
         from recbole_fedkd.model import convolution_loops
 
-        compiled(convolution_loops.forward, "numpy")(*_arrays(many, tensors), _array(many, out))
+        compiled(convolution_loops.forward, "numpy")(*_arrays(many, tensors), array_of(many, out))
         return out
 
     @staticmethod
@@ -71,7 +71,7 @@ class _Convolve(DirectFunction):
 
         *tensors, out = ctx.saved_tensors
         gradients = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors]
-        of_layer = *_arrays(ctx.many, tensors), _array(ctx.many, out), _array(ctx.many, given)
+        of_layer = *_arrays(ctx.many, tensors), array_of(ctx.many, out), array_of(ctx.many, given)
         compiled(convolution_loops.backward, "numpy")(*of_layer, *_arrays(ctx.many, gradients))
         return None, *gradients
 
@@ -84,14 +84,8 @@ class _Convolve(DirectFunction):
         return _Convolve.apply(True, *(tensor.flatten(0, 1) for tensor in moved)).unflatten(0, (count, -1)), 0
 
 
-def _array(many: bool, tensor: Tensor) -> Table:
-    """A tensor with an axis of networks."""
-    array: Table = tensor.detach().contiguous().numpy()
-    return array if many else array[None]
-
-
 def _arrays(many: bool, tensors: Sequence[Tensor]) -> tuple[Table, Tables, Table, Tables, Table]:
     """Fields, weights of the convolutions, of the dense layer, and biases likewise."""
-    fields, *others = (_array(many, tensor) for tensor in tensors)
+    fields, *others = (array_of(many, tensor) for tensor in tensors)
     layers = len(others) // 2
     return fields, tuple(others[: layers - 1]), others[layers - 1], tuple(others[layers:-1]), others[-1]

@@ -23,6 +23,16 @@ class DirectFunction(torch.autograd.Function):
             return super().apply(*args)
         return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is kept, of what has no way back."""
+
+
+def array_of(many: bool, tensor: Tensor) -> Any:
+    """The memory of a tensor that lies in one piece, else a copy, with an axis of networks in front, ``many`` or one."""
+    array = tensor.detach().contiguous().numpy()
+    return array if many else array[None]
+
 
 def side_by_side(count: int, dims: Sequence[int | None], tensors: Sequence[Any]) -> list[Any]:
     """What ``vmap`` hands over, with the axis of ``count`` networks in front; what is of all of them alike is repeated."""

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from recbole_fedkd.distillation.losses import touched_squared_norm
 from recbole_fedkd.model.compiled import Ids, Table, compiled, has_compiler
-from recbole_fedkd.model.function import DirectFunction, side_by_side
+from recbole_fedkd.model.function import DirectFunction, array_of, side_by_side
 
 Marks = NDArray[np.bool_]
 Sums = NDArray[np.float32]
@@ -123,7 +123,14 @@ class _LookUp(DirectFunction):
         shape = readers[0][0].shape if many else readers[0][0].shape[1:]
         out = tables[0].new_empty(*shape, fields, tables[0].shape[-1])
         mean = tables[0].new_zeros(*shape, tables[0].shape[-1])
-        _run(False, averaged, [_array(many, table) for table in tables], readers, _array(many, out), _array(many, mean))
+        _run(
+            False,
+            averaged,
+            [array_of(many, table) for table in tables],
+            readers,
+            array_of(many, out),
+            array_of(many, mean),
+        )
         return out, mean
 
     @staticmethod
@@ -135,7 +142,7 @@ class _LookUp(DirectFunction):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, out: Tensor, mean: Tensor) -> Any:
         gradients = [out.new_zeros(shape) for shape in ctx.shapes]
-        arrays = [_array(ctx.many, tensor) for tensor in (*gradients, out, mean)]
+        arrays = [array_of(ctx.many, tensor) for tensor in (*gradients, out, mean)]
         _run(True, ctx.averaged, arrays[:-2], ctx.kept["readers"], *arrays[-2:])
         return None, None, None, None, *gradients, *[None] * (3 * ctx.fields)
 
@@ -155,7 +162,7 @@ class _TouchedNorm(DirectFunction):
         readers = iter(_readers(many, tensors[len(weights) :]))
         networks = len(weights[0]) if many else 1
         total = np.zeros(networks, np.float32)
-        tables, marked = [_array(many, table) for table in weights[: len(counts)]], []
+        tables, marked = [array_of(many, table) for table in weights[: len(counts)]], []
         for table, count in zip(tables, counts, strict=True):
             marks = np.zeros(table.shape[:2], np.bool_)
             for _ in range(count):
@@ -181,7 +188,7 @@ class _TouchedNorm(DirectFunction):
         twice = (2 * given).reshape(-1)
         gradients = [given.new_empty(shape) for shape in shapes[: len(tables)]]
         for table, marks, gradient in zip(tables, ctx.kept["marked"], gradients, strict=True):
-            compiled(_decay, "numpy")(table, marks, twice.numpy(), _array(ctx.many, gradient))
+            compiled(_decay, "numpy")(table, marks, twice.numpy(), array_of(ctx.many, gradient))
         others = shapes[len(tables) :]
         if others:
             sizes = [shape.numel() // len(twice) for shape in others]
@@ -196,21 +203,15 @@ class _TouchedNorm(DirectFunction):
         return _TouchedNorm.apply(True, counts, {}, *side_by_side(info.batch_size, in_dims[3:], tensors)), 0
 
 
-def _array(many: bool, tensor: Tensor) -> Any:
-    """The memory of a tensor that lies in one piece, else a copy, with an axis of networks in front."""
-    array = tensor.detach().contiguous().numpy()
-    return array if many else array[None]
-
-
 def _readers(many: bool, tensors: Sequence[Any]) -> list[Reader]:
     """Ids ``[networks, n]``, column ``[networks, ids, tokens]``, empty where there is none, and whether 0 is no token."""
     readers: list[Reader] = []
     for ids, column, masked in zip(*[iter(tensors)] * 3, strict=True):
         tokens = NO_COLUMN
         if column is not None:
-            tokens = _array(many, column)
+            tokens = array_of(many, column)
             tokens = tokens.reshape(*tokens.shape[:2], math.prod(tokens.shape[2:]))
-        readers.append((_array(many, ids), tokens, masked))
+        readers.append((array_of(many, ids), tokens, masked))
     return readers
 
 

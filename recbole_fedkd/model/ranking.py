@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from recbole_fedkd.model.compiled import compiled
-from recbole_fedkd.model.function import DirectFunction, side_by_side
+from recbole_fedkd.model.function import DirectFunction, array_of, side_by_side
 
 WIDTH = 64
 """Items of a block."""
@@ -205,12 +205,8 @@ class _ColumnProduct(DirectFunction):
         from recbole_fedkd.model import ranking_loops
 
         out = columns.new_empty(*columns.shape[:-2], weight.shape[-2], columns.shape[-1])
-        compiled(ranking_loops.multiply, "numpy")(*(_array(tensor, many) for tensor in (weight, columns, out)))
+        compiled(ranking_loops.multiply, "numpy")(*(array_of(many, tensor) for tensor in (weight, columns, out)))
         return out
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, many: bool, *tensors: Tensor) -> Any:
@@ -225,26 +221,16 @@ class _Rank(DirectFunction):
         from recbole_fedkd.model import ranking_loops
 
         of_networks, of_users = tensors[: len(OfNetworks._fields)], tensors[len(OfNetworks._fields) :]
-        networks = OfNetworks(*(_array(tensor, many) for tensor in of_networks))
-        users = OfUsers(*(_array(tensor.flatten(0, 1) if many else tensor, True) for tensor in of_users))
+        networks = OfNetworks(*(array_of(many, tensor) for tensor in of_networks))
+        users = OfUsers(*(array_of(True, tensor.flatten(0, 1) if many else tensor) for tensor in of_users))
         columns = (asked.sizes.blocks or len(asked.items.numbers)) * WIDTH
         logits = torch.empty(len(users.constant), asked.labels, columns)
         compiled(ranking_loops.rank, "numpy")(asked.items, networks, users, asked.layers, asked.sizes, logits.numpy())
         return logits.unflatten(0, (len(networks.table), -1)) if many else logits
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
     def vmap(info: Any, in_dims: Any, many: bool, asked: Asked, *tensors: Tensor) -> Any:
         return _Rank.apply(True, asked, *side_by_side(info.batch_size, in_dims[2:], tensors)), 0
-
-
-def _array(tensor: Tensor, many: bool) -> Any:
-    """The memory of a tensor with an axis of networks or users in front; in one order, so that loops are compiled once."""
-    array = tensor.detach().contiguous().numpy()
-    return array if many else array[None]
 
 
 def _filled(values: Tensor) -> Tensor:
