@@ -22,6 +22,7 @@ from recbole_fedkd.engine.fleet.obstacle import is_of_packing
 from recbole_fedkd.engine.fleet.row_codecs import Leaf, seen_rows
 from recbole_fedkd.engine.fleet.training import Trained, Training
 from recbole_fedkd.engine.fleet.uplink import Uplink
+from recbole_fedkd.federated.aggregate import Sums
 from recbole_fedkd.federated.codec import squared_error
 from recbole_fedkd.federated.dialogue import answer, on_device, understood
 from recbole_fedkd.federated.knowledge.factors import FactorKnowledge, in_double
@@ -167,7 +168,7 @@ class FactorUplink(Uplink):
 
     def _silent(self) -> None:
         """Nobody has said anything of this round's stage."""
-        self._statistics: dict[str, Tensor] | None = None
+        self._totals = Sums()
         self._bytes: dict[int, int] = {}
         self._lost = (0.0, 0.0)
         if self._stage is not None:
@@ -193,7 +194,7 @@ class FactorUplink(Uplink):
         downlink.own[stage] = own = torch.from_numpy(seen).to(downlink.device)
         total = own.new_zeros(task.rows.item_count, seen.shape[1], dtype=torch.double)
         total.index_add_(0, task.pair_item, own.double())
-        self._statistics = {
+        self._totals.sums = {
             stage: total.float().cpu(),
             **{name: torch.from_numpy(array) for name, array in arrays.items()},
         }
@@ -270,12 +271,12 @@ class FactorUplink(Uplink):
                 refused[number] = ClientError.of(f"client {number}", current.index, "sending", error)
         return refused
 
-    def finish(self, current: Round) -> Mapping[str, Tensor] | None:
-        """The totals of those that have answered; nothing once the exchange is over."""
+    def finish(self, current: Round) -> None:
+        """The round's fold takes in the totals of those that have answered; there are none once the exchange is over."""
         answered = [number for number, spoke in current.intake.answered.items() if spoke]
         if self._stage is not None and not self._alone and len(answered) < len(current.chosen):
             self._silent()
             if answered:
                 self._say_at_once(self._stage, answered, current.index)
         current.count(0.0, 0, self._lost)
-        return self._statistics
+        current.intake.fold.merge(self._totals)
