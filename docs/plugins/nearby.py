@@ -34,6 +34,4 @@ class Nearby(Strategy):
         return Schema("nearby", {name: ArraySpec(tuple(one.shape), one.numpy().dtype) for name, one in state.items()})
 
     def aggregate(self, state, uploads):
-        return {
-            name: torch.stack([torch.as_tensor(upload.arrays[name]) for upload in uploads]).mean(0) for name in state
-        }
+        return {name: torch.stack([torch.tensor(upload.arrays[name]) for upload in uploads]).mean(0) for name in state}
