@@ -17,7 +17,6 @@ from torch import Tensor
 
 from recbole_fedkd.engine.base import FAILURES, ClientError, Engine, Round, serving
 from recbole_fedkd.engine.fleet.exchange import (
-    Base,
     CommonDownlink,
     Downlink,
     Links,
@@ -25,6 +24,7 @@ from recbole_fedkd.engine.fleet.exchange import (
 )
 from recbole_fedkd.engine.fleet.factor_exchange import FactorDownlink, FactorUplink
 from recbole_fedkd.engine.fleet.factors import FactorFleetPopulation, FactorSamples
+from recbole_fedkd.engine.fleet.group import Base
 from recbole_fedkd.engine.fleet.memory import OptimizerMemory
 from recbole_fedkd.engine.fleet.obstacle import is_of_packing
 from recbole_fedkd.engine.fleet.optimizers import BatchedOptimizer

@@ -21,8 +21,6 @@ from recbole_fedkd.federated.message import SERVER, Message
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.wire import ClientLink
 
-Base = tuple[Tensor, Tensor, Tensor]
-
 TOGETHER = 64
 """Clients of which what they make of a message is computed at a time."""
 

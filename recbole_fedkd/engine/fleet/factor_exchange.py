@@ -13,9 +13,9 @@ from torch import Tensor
 
 from recbole_fedkd.distillation.exchange import shortened
 from recbole_fedkd.engine.base import FAILURES, ClientError, Round
-from recbole_fedkd.engine.fleet.exchange import Base, Downlink, Links, Sizes
+from recbole_fedkd.engine.fleet.exchange import Downlink, Links, Sizes
 from recbole_fedkd.engine.fleet.factors import FactorFleetPopulation, FactorSamples, Mapped
-from recbole_fedkd.engine.fleet.group import ClientGroup
+from recbole_fedkd.engine.fleet.group import Base, ClientGroup
 from recbole_fedkd.engine.fleet.heard import Heard
 from recbole_fedkd.engine.fleet.messages import SharedTensors
 from recbole_fedkd.engine.fleet.obstacle import is_of_packing

@@ -21,9 +21,8 @@ from recbole_fedkd.distillation.features import LEAST_DEVIATION, ItemTables, des
 from recbole_fedkd.distillation.losses import label_cross_entropy
 from recbole_fedkd.engine.fleet.compiled import of_other_rows
 from recbole_fedkd.engine.fleet.draws import filled_up
-from recbole_fedkd.engine.fleet.exchange import Base
-from recbole_fedkd.engine.fleet.group import ClientGroup
-from recbole_fedkd.engine.fleet.population import FleetPopulation
+from recbole_fedkd.engine.fleet.group import Base, ClientGroup
+from recbole_fedkd.engine.fleet.population import Asked, FleetPopulation, Where
 from recbole_fedkd.engine.fleet.samples import Epoch, FleetTask
 from recbole_fedkd.engine.fleet.store import Pack
 from recbole_fedkd.federated.draws import KeyedDraws
@@ -300,15 +299,7 @@ class FactorFleetPopulation(FleetPopulation):
         """See the base class."""
         return self.head_of(int(self.heard[client]))
 
-    def _score(
-        self,
-        group: ClientGroup,
-        base: Base,
-        clients: Tensor,
-        where: tuple[Tensor, Tensor, Tensor],
-        asked: tuple[Tensor, Tensor, Any],
-        out: Tensor,
-    ) -> None:
+    def _score(self, group: ClientGroup, base: Base, clients: Tensor, where: Where, asked: Asked, out: Tensor) -> None:
         """Score the rows of packed clients; arguments as of the base class."""
         row, slot, column = where
         heard = self.heard[clients]
@@ -319,14 +310,7 @@ class FactorFleetPopulation(FleetPopulation):
             self._score_by(self.head_of(count), group, base, clients[chosen], part, asked, out)
 
     def _score_by(
-        self,
-        head: FactorHead,
-        group: ClientGroup,
-        base: Base,
-        clients: Tensor,
-        where: tuple[Tensor, Tensor, Tensor],
-        asked: tuple[Tensor, Tensor, Any],
-        out: Tensor,
+        self, head: FactorHead, group: ClientGroup, base: Base, clients: Tensor, where: Where, asked: Asked, out: Tensor
     ) -> None:
         """The same by the tables of a head."""
         (row, slot, column), (users, items, _) = where, asked

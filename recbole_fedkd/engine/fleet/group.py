@@ -17,6 +17,9 @@ from recbole_fedkd.engine.fleet.store import Pack, RowStore, Weights, ragged, si
 from recbole_fedkd.model.factorization import RowSums, dense
 from recbole_fedkd.model.pair import names_of
 
+Base = tuple[Tensor, Tensor, Tensor]
+"""What all clients of a group have in common, as :meth:`ClientGroup.base` has it."""
+
 
 class ClientGroup(nn.Module):
     """Clients with networks of one architecture.
@@ -127,7 +130,7 @@ class ClientGroup(nn.Module):
             return self.whole.get_parameter(self.user_names[0]).detach().flatten(1)
         return self._tables(self.user_names)
 
-    def base(self) -> tuple[Tensor, Tensor, Tensor]:
+    def base(self) -> Base:
         """What all have in common: :meth:`dense_base`, :meth:`item_base` and :meth:`user_table`."""
         return self.dense_base(), self.item_base(), self.user_table()
 
@@ -180,7 +183,7 @@ class ClientGroup(nn.Module):
         items[known_slot, column] = known_item
         return items, count
 
-    def weights(self, pack: Pack, base: tuple[Tensor, Tensor, Tensor], serving: bool = False) -> Weights:
+    def weights(self, pack: Pack, base: Base, serving: bool = False) -> Weights:
         """Parameters of packed clients, in memory of their own.
 
         Args:
@@ -276,9 +279,7 @@ class ClientGroup(nn.Module):
         return tensors
 
     @torch.no_grad()
-    def unpacked(
-        self, pack: Pack, weights: Weights, slot: int, base: tuple[Tensor, Tensor, Tensor]
-    ) -> dict[str, Tensor]:
+    def unpacked(self, pack: Pack, weights: Weights, slot: int, base: Base) -> dict[str, Tensor]:
         """Parameters of one of packed clients with all item rows but no user rows, in the order of the network's."""
         rows = base[1].clone()
         held = slice(0, int(pack.count[slot]))
@@ -287,7 +288,7 @@ class ClientGroup(nn.Module):
         return {name: named[name][0] for name in self.shapes if name not in self.user_names}
 
     @torch.no_grad()
-    def served_by(self, client: Tensor, base: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+    def served_by(self, client: Tensor, base: Base) -> dict[str, Tensor]:
         """State of the network of all users and items as one client serves it, with what it has received.
 
         Arguments as of :meth:`weights`.

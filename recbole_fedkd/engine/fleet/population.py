@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.engine.fleet.batching import BatchedModel
-from recbole_fedkd.engine.fleet.group import Caller, ClientGroup
+from recbole_fedkd.engine.fleet.group import Base, Caller, ClientGroup
 from recbole_fedkd.engine.fleet.mapped import MappedTensors
 from recbole_fedkd.engine.fleet.store import ragged
 from recbole_fedkd.model.catalogue import rank_items, ranks_side_by_side
@@ -24,6 +24,12 @@ from recbole_fedkd.model.network import NO_CONTEXT, Context
 from recbole_fedkd.model.population import RoutedPopulation, local_ids, rows_that_stay, whole_networks
 from recbole_fedkd.model.shared import Rows, forget_cached
 from recbole_fedkd.model.student import LabelledRecommender
+
+Where = tuple[Tensor, Tensor, Tensor]
+"""Of rows that packed clients score: which of what is asked, the client, and the column in its pack, ``[n]`` each."""
+
+Asked = tuple[Tensor, Tensor, Context]
+"""Users ``[rows]``, items ``[rows, targets]`` and context of what is asked."""
 
 MEGABYTE = 2**20
 
@@ -197,16 +203,8 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
             order = order[taken:]
         return parts
 
-    def _score(
-        self,
-        group: ClientGroup,
-        base: tuple[Tensor, Tensor, Tensor],
-        clients: Tensor,
-        where: tuple[Tensor, Tensor, Tensor],
-        asked: tuple[Tensor, Tensor, Context],
-        out: Tensor,
-    ) -> None:
-        """Score the rows of packed clients; ``where``: row of what is asked, client and column of each, ``[n]``."""
+    def _score(self, group: ClientGroup, base: Base, clients: Tensor, where: Where, asked: Asked, out: Tensor) -> None:
+        """Score the rows of packed clients."""
         row, slot, column = where
         users, items, context = asked
         targets = items.shape[1]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from recbole_fedkd.engine.base import ClientError
 from recbole_fedkd.engine.fleet.by_hand import compiled_epoch, derived_by_hand, derives_by_hand
 from recbole_fedkd.engine.fleet.draws import drawn_factors
-from recbole_fedkd.engine.fleet.group import ClientGroup
+from recbole_fedkd.engine.fleet.group import Base, ClientGroup
 from recbole_fedkd.engine.fleet.heard import Heard, Received, selected
 from recbole_fedkd.engine.fleet.memory import OptimizerMemory
 from recbole_fedkd.engine.fleet.messages import SharedTensors
@@ -156,7 +156,7 @@ class PackTraining:
         self,
         group_index: int,
         round_index: int,
-        base: tuple[Tensor, Tensor, Tensor],
+        base: Base,
         heard: Heard,
         clients: Clients,
         numbers: Sequence[int],
@@ -219,7 +219,7 @@ class PackTraining:
     def _begin(
         self,
         group_index: int,
-        base: tuple[Tensor, Tensor, Tensor],
+        base: Base,
         heard: Heard,
         clients: Clients,
         numbers: Sequence[int],

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from recbole_fedkd.engine.base import ClientError, Round
-from recbole_fedkd.engine.fleet.exchange import Base, Links, Sizes
-from recbole_fedkd.engine.fleet.group import ClientGroup
+from recbole_fedkd.engine.fleet.exchange import Links, Sizes
+from recbole_fedkd.engine.fleet.group import Base, ClientGroup
 from recbole_fedkd.engine.fleet.messages import MeanOfClients, SharedTensors
 from recbole_fedkd.engine.fleet.obstacle import is_of_packing
 from recbole_fedkd.engine.fleet.training import Trained, Training
