@@ -25,6 +25,9 @@ from recbole_fedkd.finite import NotFiniteError, all_finite
 DISTRIBUTION = "label_distribution"
 """Interaction field in which the trainer hands over a model's label distribution ``[batch, T]``."""
 
+ALL_SCORES = ("rec.score", "rec.meanrank")
+"""What RecBole's collector makes of every score, not of lists of the best."""
+
 # RecBole's metrics of click models: with T ratings they judge P(rating >= threshold) against rating >= threshold.
 CLICK_METRICS = {"auc", "logloss"}
 
@@ -56,6 +59,11 @@ class LabelCollector(Collector):
         self.judged_rows: JudgedRows | None = None
         self._rows: JudgedRows | None = None
         self.label_values = label_values if label_values is not None else torch.tensor([0.0, 1.0])
+
+    @property
+    def needs_all_scores(self) -> bool:
+        """Whether metrics ask for more than lists of the best items."""
+        return any(map(self.register.need, ALL_SCORES))
 
     def data_collect(self, train_data: Any) -> None:
         """As RecBole's; and which users and items have a training row."""

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
 from recbole.utils import EvaluatorType
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from recbole_fedkd.evaluation.collector import DISTRIBUTION, LabelCollector, PlainEvaluator
 from recbole_fedkd.evaluation.per_user import user_values
+from recbole_fedkd.evaluation.screening import Screen, is_worth_it
 
 
 class Judge(Trainer):
@@ -35,6 +37,7 @@ class Judge(Trainer):
         self.test_batch_size = config["eval_batch_size"]
         self.gpu_available = torch.cuda.is_available() and config["use_gpu"]
         self.at_once = False  # whether all candidates of a user are scored together
+        self.screen: Screen | None = None  # of a ranking of which lists alone are asked
         self.item_tensor: Any = None
         self.tot_item_num: Any = None
 
@@ -42,6 +45,7 @@ class Judge(Trainer):
         """Metrics of a model on the rows of a RecBole loader."""
         self.model, self.at_once = model, bool(getattr(model, "ranks_chosen", False))
         with getattr(model, "unchanged", nullcontext)():
+            self.screen = self._screen(loader) if getattr(model, "screens", False) else None
             result: OrderedDict[str, float] | None = self.evaluate(
                 loader, load_best_model=False, show_progress=show_progress
             )
@@ -53,12 +57,43 @@ class Judge(Trainer):
         users = loader.ranked_users if ranked else None
         return user_values(self.evaluator.metric_class, self.evaluator.judged, self.config["topk"], users)
 
+    @torch.no_grad()
+    def _screen(self, loader: Any) -> Screen | None:
+        """What spares the ranking of a loader most scores; None: its metrics need all, or it is small."""
+        if (
+            not isinstance(loader, FullSortEvalDataLoader)
+            or loader.is_sequential
+            or self.eval_collector.needs_all_scores
+        ):
+            return None
+        length, items, user_field = max(self.config["topk"]), loader._dataset.item_num, loader.uid_field
+        if not is_worth_it(len(loader.uid_list), items, length):
+            return None
+        self.model.eval()
+
+        def whole(users: Tensor) -> Tensor:
+            scores: Tensor = self.model.full_sort_predict(Interaction({user_field: users}))
+            return scores.view(len(users), items)
+
+        return Screen.of(loader.uid_list, length, whole, self.model.score_chosen)
+
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
-        judged = super()._full_sort_batch_eval(batched_data)
+        judged = super()._full_sort_batch_eval(batched_data) if self.screen is None else self._screened(batched_data)
         scores, history = judged[1], batched_data[1]
         masked = len(scores) + (len(history[0]) if history is not None else 0)  # the padding item, and what users know
         self.eval_collector.see_scores(scores, batched_data[0][self.config["USER_ID_FIELD"]], masked)
         return judged
+
+    def _screened(self, batched_data: Any) -> Any:
+        """As RecBole's full sort, but that scores which reach no list are forecasts."""
+        assert self.screen is not None
+        interaction, history, positive_users, positive_items = batched_data
+        users = interaction[self.config["USER_ID_FIELD"]]
+        masked = torch.zeros(len(users), self.tot_item_num, dtype=torch.bool)
+        masked[:, 0] = True
+        masked[history] = True
+        scores = self.screen.scores(users, masked).masked_fill_(masked, -torch.inf)
+        return interaction, scores, positive_users, positive_items
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
         if self.config["eval_type"] != EvaluatorType.VALUE:

@@ -166,6 +166,11 @@ class LabelledRecommender(AbstractRecommender):
         """Whether :meth:`score_chosen` costs less than :meth:`predict`."""
         return False
 
+    @property
+    def screens(self) -> bool:
+        """Whether scores of some items of each user cost as much less than all as they are fewer."""
+        return self.ranks_chosen
+
     def rank_chosen(self, users: Tensor, items: Tensor) -> Tensor:
         """Raw logits ``[users, n, T]`` of some items of each user ``[users, n]``, without a context."""
         return self.logits(users, items)

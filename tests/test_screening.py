@@ -1,0 +1,156 @@
+"""Screened rankings: lists are those of all scores, whatever a forecast of them is worth."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, needs_numba, write_dataset
+
+from recbole_fedkd.config import FedKDConfig
+from recbole_fedkd.evaluation import judge, screening
+from recbole_fedkd.evaluation.screening import Screen
+from recbole_fedkd.quick_start import _prepare
+
+USERS, ITEMS, LENGTH = 600, 1500, 10
+
+
+def made_up(functions: int, noise: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores ``[users, items]`` of some functions of users and items and noise, and what is masked."""
+    generator = np.random.default_rng(seed)
+    scores = generator.normal(size=(USERS, functions)) @ generator.normal(size=(functions, ITEMS))
+    scores = 3 + 0.1 * scores + noise * generator.normal(size=scores.shape)
+    masked = generator.random(scores.shape) < 0.05
+    masked[:, 0] = True
+    return torch.tensor(scores, dtype=torch.float32), torch.tensor(masked)
+
+
+class Asked:
+    """All scores of a model, which count how many of them are asked for."""
+
+    def __init__(self, scores: torch.Tensor) -> None:
+        self.scores, self.whole_users, self.some_items = scores, 0, 0
+
+    def whole(self, users: torch.Tensor) -> torch.Tensor:
+        self.whole_users += len(users)
+        return self.scores[users].clone()
+
+    def some(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        self.some_items += items.numel()
+        return self.scores[users.unsqueeze(1), items]
+
+
+def screened(asked: Asked, masked: torch.Tensor, length: int = LENGTH) -> torch.Tensor:
+    users = torch.arange(USERS)
+    screen = Screen.of(users, length, asked.whole, asked.some)
+    assert screen is not None
+    asked.whole_users, asked.some_items = 0, 0
+    return torch.cat([screen.scores(part, masked[part]) for part in users.split(100)])
+
+
+def lists(scores: torch.Tensor, masked: torch.Tensor, length: int = LENGTH) -> torch.Tensor:
+    return scores.masked_fill(masked, -torch.inf).topk(length, 1).indices
+
+
+@pytest.mark.parametrize(("functions", "noise"), [(3, 0.0), (5, 1e-3), (20, 0.02), (200, 0.02), (1, 1.0)])
+@pytest.mark.parametrize("length", [1, 10, 50])
+def test_lists_are_those_of_all_scores_however_bad_forecasts_are(functions, noise, length):
+    scores, masked = made_up(functions, noise)
+    found = screened(Asked(scores), masked, length)
+    assert torch.equal(lists(found, masked, length), lists(scores, masked, length))
+
+
+def test_what_is_in_a_list_is_a_score_and_no_forecast():
+    scores, masked = made_up(20, 0.02)
+    found = screened(Asked(scores), masked)
+    listed = lists(scores, masked)
+    assert torch.equal(found.gather(1, listed), scores.gather(1, listed))
+
+
+def test_a_fifth_of_the_scores_does_where_users_say_much_the_same():
+    scores, masked = made_up(5, 1e-3)
+    asked = Asked(scores)
+    screened(asked, masked)
+    assert asked.some_items < USERS * ITEMS / 5
+    assert asked.whole_users == 0
+
+
+def test_users_whose_scores_tie_are_asked_for_every_item_so_that_ties_fall_as_before():
+    scores, masked = made_up(5, 1e-3)
+    scores[::7] = scores[::7].mul(4).round().div(4)
+    asked = Asked(scores)
+    found = screened(asked, masked)
+    assert torch.equal(lists(found, masked), lists(scores, masked))
+    assert asked.whole_users >= len(scores[::7]) // 2
+
+
+def test_a_user_who_is_like_nobody_has_the_same_list():
+    scores, masked = made_up(3, 1e-3)
+    scores[1] = torch.tensor(np.random.default_rng(5).normal(size=ITEMS), dtype=torch.float32)
+    found = screened(Asked(scores), masked)
+    assert torch.equal(lists(found, masked), lists(scores, masked))
+
+
+def test_users_who_may_be_recommended_next_to_nothing_have_the_same_candidates():
+    scores, masked = made_up(5, 1e-3)
+    masked[3] = True
+    masked[3, [5, 900]] = False
+    found = screened(Asked(scores), masked).masked_fill(masked, -torch.inf)
+    assert found[3].topk(2).indices.tolist() == scores[3].masked_fill(masked[3], -torch.inf).topk(2).indices.tolist()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_scores_that_are_no_numbers_are_there_to_be_counted(bad):
+    scores, masked = made_up(5, 1e-3)
+    scores[1] = bad
+    found = screened(Asked(scores), masked)
+    assert torch.equal(found[1].isfinite(), scores[1].isfinite())
+    assert torch.equal(lists(found[2:], masked[2:]), lists(scores[2:], masked[2:]))
+
+
+def test_a_model_that_says_no_number_of_anybody_is_not_screened():
+    scores, _ = made_up(5, 1e-3)
+    scores[:, 7] = float("nan")
+    asked = Asked(scores)
+    assert Screen.of(torch.arange(USERS), LENGTH, asked.whole, asked.some) is None
+
+
+def test_a_model_that_says_the_same_of_all_items_is_asked_for_all():
+    scores, masked = made_up(5, 1e-3)
+    scores[:] = 0.0
+    assert torch.equal(lists(screened(Asked(scores), masked), masked), lists(scores, masked))
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("many"), users=1000, items=1100, rows=12)
+
+
+@needs_numba
+def test_screened_metrics_are_those_of_all_scores(many, monkeypatch):
+    keys = {"data_path": str(many), **SMALL, "metrics": ["NDCG", "Hit"], "topk": [5, 10]}
+    trainer, loaders, evaluations = _prepare(FedKDConfig("AttnFedKD", "tiny", config_dict=keys))
+    monkeypatch.setattr(screening, "FEW_USERS", 200)
+    made = []
+    real = Screen.of
+    monkeypatch.setattr(Screen, "of", classmethod(lambda cls, *given: made.append(real(*given)) or made[-1]))
+    for number in range(2):
+        found = trainer.evaluate(evaluations[1], load_best_model=False)
+        assert len(made) == number + 1 and made[-1] is not None
+        with monkeypatch.context() as unscreened:
+            unscreened.setattr(judge, "is_worth_it", lambda *sizes: False)
+            assert trainer.evaluate(evaluations[1], load_best_model=False) == found
+        trainer._train_once(loaders[0], number, None, False)
+
+
+@needs_numba
+def test_metrics_that_need_every_score_get_every_score(many, monkeypatch):
+    keys = {"data_path": str(many), **SMALL, "metrics": ["GAUC", "NDCG"], "topk": [10]}
+    trainer, _, evaluations = _prepare(FedKDConfig("AttnFedKD", "tiny", config_dict=keys))
+    monkeypatch.setattr(Screen, "of", classmethod(lambda cls, *given: pytest.fail("screened")))
+    trainer.evaluate(evaluations[1], load_best_model=False)
+
+
+def test_few_users_few_items_and_long_lists_are_not_screened():
+    assert screening.is_worth_it(6040, 3884, 10)
+    assert not screening.is_worth_it(100, 3884, 10)
+    assert not screening.is_worth_it(6040, 500, 10)
+    assert not screening.is_worth_it(6040, 3884, 500)
