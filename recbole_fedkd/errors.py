@@ -82,3 +82,11 @@ def printable(text: str) -> str:
 def shown(value: Any) -> str:
     """A value as Python writes it, shortened where it is long, deep, or contains itself."""
     return _SHORT.repr(value)
+
+
+def not_distilled(strategy: str, model: str) -> str:
+    """What is said of a strategy that exchanges knowledge, over a model that tells no click probability."""
+    return (
+        f"strategy '{strategy}' distils the click probability of a model with a binary cross-entropy, which model '{model}' "
+        "does not minimise; use fedavg or local"
+    )

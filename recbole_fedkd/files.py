@@ -151,6 +151,26 @@ def writable_folder(folder: Path, subject: str) -> Path:
     return folder
 
 
+def check_folders(config: Any) -> None:
+    """Know, before anything runs, that the folders can be written that every run writes into.
+
+    Raises:
+        InputError: one of them cannot; the sentence says which.
+    """
+    try:
+        here = Path.cwd()
+    except OSError as error:
+        raise InputError(
+            f"the working folder cannot be used: {error.strerror}; start the run in one that is there"
+        ) from error
+    for name in (f"log/{config['model']}", "log_tensorboard"):
+        writable_folder(
+            here / name, f"working folder '{here}', in which RecBole keeps log/ and log_tensorboard/ of every run,"
+        )
+    folder = config["checkpoint_dir"]
+    writable_folder(Path(folder), f"checkpoint_dir '{folder}'")
+
+
 @contextmanager
 def held_alone(file: Path, refused: str, patience: float = 0.0) -> Iterator[None]:
     """Hold a file's lock, which the operating system lets go when the process ends, however it ends.

@@ -17,9 +17,6 @@ from recbole_fedkd import compat as _compat  # noqa: F401  (before RecBole's mod
 import colorlog
 import recbole.trainer.trainer as recbole_trainer
 
-from recbole_fedkd.errors import InputError
-from recbole_fedkd.files import writable_folder
-
 
 class _RunLog(logging.FileHandler):
     """A log file that says once that it cannot be written (a full disk), where Python prints a traceback for every line."""
@@ -36,26 +33,6 @@ class _RunLog(logging.FileHandler):
         """As Python's; what the disk has no room for is lost."""
         with suppress(OSError):
             super().close()
-
-
-def check_folders(config: Any) -> None:
-    """Know, before anything runs, that the folders can be written that every run writes into.
-
-    Raises:
-        InputError: one of them cannot; the sentence says which.
-    """
-    try:
-        here = Path.cwd()
-    except OSError as error:
-        raise InputError(
-            f"the working folder cannot be used: {error.strerror}; start the run in one that is there"
-        ) from error
-    for name in (f"log/{config['model']}", "log_tensorboard"):
-        writable_folder(
-            here / name, f"working folder '{here}', in which RecBole keeps log/ and log_tensorboard/ of every run,"
-        )
-    folder = config["checkpoint_dir"]
-    writable_folder(Path(folder), f"checkpoint_dir '{folder}'")
 
 
 @contextmanager

@@ -39,9 +39,9 @@ from recbole_fedkd.evaluation import EvaluationData, evaluation_data, with_candi
 from recbole_fedkd.federation.members import held_out_users, others, poison, wrong_users
 from recbole_fedkd.federation.parties import federated_class
 from recbole_fedkd.federation.together import build_population, save_federation
-from recbole_fedkd.files import writable_file, writable_folder, write_json
+from recbole_fedkd.files import check_folders, writable_file, writable_folder, write_json
 from recbole_fedkd.limits import check_limits, memory_watched, processor_settings
-from recbole_fedkd.logs import board_errors_raised, check_folders, run_log
+from recbole_fedkd.logs import board_errors_raised, run_log
 from recbole_fedkd.model import (
     building,
     check_data,

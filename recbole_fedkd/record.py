@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from recbole_fedkd import __version__
-from recbole_fedkd.files import json_ready, written_whole
+from recbole_fedkd.errors import InputError
+from recbole_fedkd.files import check_one_run, json_ready, written_whole
 
 RECORD_VERSION = 2
 """Of what is written: rounds are counted from 1. Version 1 counted them from 0, and is read as if it had not."""
@@ -30,6 +31,37 @@ OPTIONAL_PARTS = ("engine", "engine_fallback", "strangers", "cold", "spread", "e
 what each party has judged at home."""
 
 _WHOLE_NUMBERS = ("user", "client")
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a folder is that of a run, and not of an experiment."""
+    return ((folder / RUN_RECORD).is_file() or any(folder.glob("*.pth"))) and not (folder / "runs").is_dir()
+
+
+def check_has_records(folder: Path) -> None:
+    """Raise :func:`nothing_to_report` for a folder without a file that a report is made of."""
+    of_cells = (
+        path for part, kind in (("runs", "*.jsonl"), ("failures", "*.json")) for path in (folder / part).glob(kind)
+    )
+    if not is_run_folder(folder) and next(of_cells, None) is None:
+        raise nothing_to_report(folder)
+
+
+def nothing_to_report(folder: Path, left_out: str = "") -> InputError:
+    """What is said of a folder without a finished run and without a failure.
+
+    Args:
+        folder: the folder.
+        left_out: in brackets, what is wrong with a record that there is.
+
+    Raises:
+        InputError: there are several runs in it, of which one has to be named.
+    """
+    check_one_run(folder, RUN_RECORD)
+    return InputError(
+        f"{folder} holds no finished run and no failure, so there is nothing to report; "
+        f"expected runs/<cell>.jsonl with a result{left_out}"
+    )
 
 
 def environment() -> dict[str, str]:

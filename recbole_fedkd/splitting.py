@@ -30,7 +30,7 @@ from recbole_fedkd.errors import InputError, listed
 from recbole_fedkd.files import writable_folder
 from recbole_fedkd.machines.coordinator import check_manifest
 from recbole_fedkd.machines.folders import IDENTITY, check_catalogue, check_free, keys_of_party, party_folders
-from recbole_fedkd.machines.judging import check_judgeable
+from recbole_fedkd.machines.judgeable import check_judgeable
 from recbole_fedkd.machines.manifest import Manifest, write_manifest, write_party
 from recbole_fedkd.quick_start import _prepare_data
 

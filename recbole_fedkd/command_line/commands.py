@@ -104,8 +104,9 @@ def report(arguments: Sequence[str]) -> None:
         raise InputError(f"report takes no --{next(iter(keys))}; see report --help")
     if not Path(arguments[0]).is_dir():
         raise InputError(f"folder '{arguments[0]}' does not exist; report needs the folder of an experiment or a run")
-    from recbole_fedkd.report import write_report
+    from recbole_fedkd.report import check_has_records, write_report
 
+    check_has_records(Path(arguments[0]))
     print(f"report: {write_report(Path(arguments[0]), network)}")
 
 

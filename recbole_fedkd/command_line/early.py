@@ -16,7 +16,7 @@ from recbole_fedkd.config.given import read_given
 from recbole_fedkd.config.needs import check_has_clients
 from recbole_fedkd.config.plugins import check_plugins_there
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.files import check_checkpoint, writable_file
+from recbole_fedkd.files import check_checkpoint, check_folders, writable_file
 
 Asked = ParamSpec("Asked")
 
@@ -45,6 +45,7 @@ def check_run(model: str | None, dataset: str | None, files: list[str], keys: Ma
     if config["result_file"] is not None:
         writable_file(config["result_file"], "result_file")
     _check_clients(config)
+    check_folders(config)
 
 
 @before_torch
@@ -57,7 +58,10 @@ def check_federation(
         check_has_clients(config)
     if out is not None:
         from recbole_fedkd.machines.folders import check_free
+        from recbole_fedkd.machines.judgeable import check_judgeable
 
+        if config is not None:
+            check_judgeable(config)
         check_free(out)
     if config is not None:
         _check_data(config)
@@ -77,10 +81,12 @@ def check_manifest_of_items(
     """Refuse what a catalogue's manifest would refuse of its keys, and a file that is not there."""
     from recbole_fedkd.data.importing import check_name, read_table
     from recbole_fedkd.machines.folders import check_catalogue, check_free
+    from recbole_fedkd.machines.judgeable import check_judgeable
 
     config = check_early(model, check_name(dataset or items.stem), files, keys)
     if config is not None:
         check_has_clients(config)
+        check_judgeable(config)
     check_free(out)
     if config is not None:
         check_catalogue(config, users)

@@ -21,7 +21,7 @@ from recbole_fedkd.config.plugins import import_plugins, model_of, models_with_k
 from recbole_fedkd.config.strict import StrictConfig
 from recbole_fedkd.evaluation import metrics as _metrics  # noqa: F401  (registers the metrics)
 from recbole_fedkd.federated import strategy as _strategies  # noqa: F401  (registers them, with what they exchange)
-from recbole_fedkd.model import MODELS, AttnFedKD, Bias, corrected, has_fields, reads_negatives
+from recbole_fedkd.model import MODELS, AttnFedKD, Bias, corrected, has_fields, names_click_loss, reads_negatives
 from recbole_fedkd.model.factorization import FactorizationRecommender
 from recbole_fedkd.model.gram import GramRecommender
 
@@ -75,6 +75,8 @@ class FedKDConfig(StrictConfig, Config):
 
 def _outline_of(model_class: type) -> Outline:
     """The outline of a model's class, also of one of the user's own."""
+    own = issubclass(model_class, tuple(MODELS.values()))
+    stock = model_class.__module__.startswith(("recbole.", "recbole_fedkd."))
     of_clicks, input_type = FactorizationRecommender | GramRecommender, getattr(model_class, "input_type", None)
     traits = {
         "population": issubclass(model_class, AttnFedKD),
@@ -88,9 +90,10 @@ def _outline_of(model_class: type) -> Outline:
         None if input_type is None else input_type.name,
         frozenset(trait for trait, there in traits.items() if there),
         getattr(model_class, "sums", None),
-        own=issubclass(model_class, tuple(MODELS.values())),
-        stock=model_class.__module__.startswith(("recbole.", "recbole_fedkd.")),
+        own=own,
+        stock=stock,
         fields=has_fields(model_class),
         reads_negatives=reads_negatives(model_class),
+        may_click=own or not stock or names_click_loss(model_class),
         mentioned=frozenset(keys_in_source(model_class)),
     )

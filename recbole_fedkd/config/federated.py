@@ -18,7 +18,7 @@ from recbole_fedkd.config.outlines import (
     trainer_name,
     traits_of_strategy,
 )
-from recbole_fedkd.errors import InputError
+from recbole_fedkd.errors import InputError, not_distilled
 
 
 class FederatedConfig(JudgedConfig):
@@ -29,6 +29,7 @@ class FederatedConfig(JudgedConfig):
         unread_keys: keys of the user that other models know and this one does not read.
         attentive: whether the model is one of this package.
         federated: whether users live on clients.
+        shares_parameters: whether clients send their networks.
         trains_teacher: whether clients keep a teacher beside the student.
         learns_mutually: whether the two teach each other by weights that are keys.
         learns_factors: whether clients exchange item factors and train heads on them.
@@ -41,6 +42,7 @@ class FederatedConfig(JudgedConfig):
     attentive: bool
     federated: bool
     reads_features: bool
+    shares_parameters: bool
     trains_teacher: bool
     learns_mutually: bool
     learns_factors: bool
@@ -75,6 +77,7 @@ class FederatedConfig(JudgedConfig):
                 not self.federated and self._chosen("label_mode") != "implicit"
             )
         traits = traits_of_strategy(strategy) if self.federated else frozenset()
+        self.shares_parameters = "shares_parameters" in traits
         self.trains_teacher = "trains_teacher" in traits
         self.learns_mutually = self.trains_teacher and "learns_mutually" in traits
         of_factors = self._of_factors(attentive, strategy)
@@ -125,6 +128,8 @@ class FederatedConfig(JudgedConfig):
             raise InputError(
                 f"strategy '{strategy}' teaches an AttnStudent by the server's; use --model=AttnFedKD for it"
             )
+        if "exchanges_knowledge" in traits and not self.outline.may_click:
+            raise InputError(not_distilled(strategy, model))
         other_meaning = sorted(self._keys_of_strategy(strategy) & self._known.of_model)
         if other_meaning:
             raise InputError(

@@ -50,7 +50,7 @@ class JudgedConfig(Config):
             # A model's own mode, such as full sort, cannot be what somebody means who asks for metrics of the other kind.
             if mixed or unasked or final.get("label_mode") is not None:
                 final["metrics"] = [metric for metric in metrics if metric_of(metric.lower()).kind == primary]
-                final["eval_args"] = {**final["eval_args"], "mode": self._modes_of(primary)}
+                final["eval_args"] = {**final["eval_args"], "mode": self.modes_of(primary)}
         lower = self.internal_config_dict.get("train_neg_sample_args")
         if isinstance(final.get("train_neg_sample_args"), dict) and isinstance(lower, dict):
             final["train_neg_sample_args"] = {**lower, **final["train_neg_sample_args"]}
@@ -78,9 +78,10 @@ class JudgedConfig(Config):
         Value metrics need rows with labels: the held-out rows, or sampled negatives where all held-out rows are positives.
         Ranking metrics need candidates: those of ``uniN`` or ``popN`` where asked for, else all items.
         """
-        return self._modes_of(kind.name)
+        return self.modes_of(kind.name)
 
-    def _modes_of(self, kind: str) -> dict[str, str]:
+    def modes_of(self, kind: str) -> dict[str, str]:
+        """The same, by the name of the kind."""
         asked = self._asked_modes
         if not isinstance(asked, dict):
             asked = {"valid": asked, "test": asked}

@@ -44,6 +44,7 @@ class Outline:
         stock: whether it is this package's or RecBole's.
         fields: whether attention can be put over its feature fields.
         reads_negatives: whether its loss reads sampled items.
+        may_click: whether it may minimise a binary cross-entropy, which its source then names.
         mentioned: keys that its source reads.
     """
 
@@ -56,6 +57,7 @@ class Outline:
     stock: bool = True
     fields: bool = False
     reads_negatives: bool = False
+    may_click: bool = True
     mentioned: frozenset[str] = frozenset()
 
 
@@ -106,7 +108,9 @@ def _outline_of_source(name: str) -> Outline:
     kind = described()["mended"].get(name, kind)
     loss = above if above is not None and "def calculate_loss" not in body else None
     negatives = loss.reads_negatives if loss else "[self.NEG_ITEM_ID]" in source
-    return Outline(name, kind, input_kind, fields=fields, reads_negatives=negatives, mentioned=frozenset(mentioned))
+    clicks = "BCE" in source or (above is not None and above.may_click)
+    keys = frozenset(mentioned)
+    return Outline(name, kind, input_kind, fields=fields, reads_negatives=negatives, may_click=clicks, mentioned=keys)
 
 
 def _kind_of_base(base: str, abstract: str) -> str:

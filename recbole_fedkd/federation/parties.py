@@ -21,7 +21,7 @@ from recbole_fedkd.compat import pickles_refused, recbole_warnings_silenced
 from recbole_fedkd.data.dataset import client_dataset
 from recbole_fedkd.data.rows import sampler_of, training_loader
 from recbole_fedkd.data.schema import ClientRows, DataSchema
-from recbole_fedkd.errors import InputError
+from recbole_fedkd.errors import InputError, not_distilled
 from recbole_fedkd.federated.client import Client, ClientSettings, streams_kept
 from recbole_fedkd.federated.codec import CodecStack, WireCodecs
 from recbole_fedkd.federated.knowledge import KNOWLEDGE, Sizes
@@ -290,10 +290,7 @@ def _check_distillable(config: Any, has_logits: bool) -> None:
     if not STRATEGIES[config["strategy"]].exchanges_knowledge:
         return
     if not has_logits:
-        raise InputError(
-            f"strategy '{config['strategy']}' distils the click probability of a model with a binary cross-entropy, "
-            f"which model '{config['model']}' does not minimise; use fedavg or local"
-        )
+        raise InputError(not_distilled(config["strategy"], config["model"]))
     if KNOWLEDGE[config["knowledge"]].reads_hidden:
         if not issubclass(config.model_class, AttnFedKD):
             raise InputError(
@@ -363,7 +360,7 @@ def server_of(config: Any, strategy: Strategy, shared: SharedState, schema: Data
             stage for stage in server.link.stages if not isinstance(stage, Clip)
         ]  # it sees none of them
         clip = clip_of(server.codecs)
-        check_secure(config, strategy, server.state, clip is not None)
+        check_secure(strategy, server.state)
         if config["codecs"]:
             assert clip is not None
             server.hides = partial(hides, grid=partial(_grid, config, clip, server.link))

@@ -24,10 +24,10 @@ from recbole_fedkd.federated.server import Release
 from recbole_fedkd.federation.parties import build_server
 from recbole_fedkd.files import held_alone, regular_file, remove_temporaries, writable_folder, write_json
 from recbole_fedkd.machines.folders import SERVER_STATE
+from recbole_fedkd.machines.judgeable import check_judgeable
 from recbole_fedkd.machines.judging import (
     added,
     area_within,
-    check_judgeable,
     check_sums,
     floor_of,
     metrics_of,

@@ -10,31 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from recbole.utils import EvaluatorType
 from torch import Tensor, nn
 
 from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.data.threshold import positive_sentence
-from recbole_fedkd.errors import InputError, listed
 from recbole_fedkd.evaluation import JudgedRows
 from recbole_fedkd.evaluation.metrics import label_ranks, labelled_ndcg
 from recbole_fedkd.federated.envelope import PART_ROUNDING as _ROUNDING
 from recbole_fedkd.federated.envelope import check_numbers
 from recbole_fedkd.federated.message import MessageError
 from recbole_fedkd.federation.together import population_of
-from recbole_fedkd.machines.ranking import RANKED, asked_of, ranking_due, ranking_of, ranking_sums
+from recbole_fedkd.machines.judgeable import PROTOCOLS, RANKED, asked_of
+from recbole_fedkd.machines.ranking import ranking_due, ranking_of, ranking_sums
 from recbole_fedkd.model.floors import own_floor
-
-PROTOCOLS = {
-    "mae": "expected label against the label of every held-out row",
-    "nmae": "expected label against the label of every held-out row, over the range of the labels",
-    "rmse": "expected label against the label of every held-out row",
-    "accuracy": "likeliest label against the label of every held-out row",
-    "logloss": "probability of a click against whether there was one, of every held-out row",
-    "auc": "probability of a click against whether there was one, of all held-out rows, by histograms of 4096 bins",
-    "labelledndcg": "order of every user's own held-out rows by expected label",
-}
-"""Metrics that sums over rows or users suffice for, and how each comes about."""
 
 BINS = 4096
 """Of the histograms of scores that AUC is made of: rows of one bin count as equal, as half right."""
@@ -50,51 +38,12 @@ _LEAST = 1e-15
 """RecBole's bound on probabilities in LogLoss."""
 
 
-PROTOCOLS |= dict.fromkeys(RANKED, "full sort of all items for every user, relevant: its held-out rows")
-
-
 def protocol_of(name: str, config: Any, schema: DataSchema) -> str:
     """How a metric of a name comes about, and of which rating on a row is a positive one."""
     if schema.positives or not (name in RANKED or name in ("auc", "logloss") or config["label_mode"] == "threshold"):
         return PROTOCOLS[name]
     rule = positive_sentence("rating", config["rating_threshold"], None) if config["label_mode"] else "label 1"
     return f"{PROTOCOLS[name]}{' with' if name in RANKED else ', a click is'} {rule}"
-
-
-def check_judgeable(config: Any, schema: DataSchema | None = None) -> None:
-    """Raise :class:`InputError` for a config whose metrics, or whose model, are not judged by sums; ``schema``: if known."""
-    metrics = sorted(asked_of(config))
-    ranked = [name for name in metrics if name in RANKED]
-    if not config.attentive:
-        raise InputError(f"model '{config['model']}' is not judged where the data are; models of this package are")
-    if config["label_mode"] == "implicit" and (
-        values := [name for name in metrics if name in PROTOCOLS.keys() - set(RANKED)]
-    ):
-        raise InputError(
-            f"label_mode is implicit, of which every held-out row is a click, and metrics {listed(values)} judge rows of both "
-            f"kinds; set metrics to some of {listed(RANKED)}, use label_mode=rating or threshold, or engine=processes"
-        )
-    sampled = set(config.evaluation_modes(EvaluatorType.RANKING).values()) - {"full"}
-    if ranked and sampled:
-        raise InputError(
-            f"eval_args.mode is {listed(sorted(sampled))}, of which candidates are drawn by a user's token, which is in no "
-            f"file of a party; rank all items (eval_args.mode=full), or use engine=processes"
-        )
-    if ranked and schema is not None and schema.context:
-        raise InputError(
-            f"the model reads {listed([column.name for column in schema.context])} of a row, and parties rank in no context; "
-            "leave these columns out, or use engine=processes"
-        )
-    if holdout := config["holdout_clients"]:
-        raise InputError(
-            f"holdout_clients is {holdout}, and clients that come when training is over are judged in one place alone; "
-            "leave it out, or run it with engine=processes"
-        )
-    if unknown := [name for name in metrics if name not in PROTOCOLS]:
-        raise InputError(
-            f"metrics {listed(unknown)} are not sums over rows or users, so parties cannot judge them apart; set metrics to "
-            f"some of {listed(PROTOCOLS)}"
-        )
 
 
 class PartyJudge:

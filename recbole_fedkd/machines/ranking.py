@@ -14,9 +14,7 @@ from recbole_fedkd.data.rows import PAIRS
 from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.evaluation.per_user import metric_info
 from recbole_fedkd.finite import NotFiniteError
-
-RANKED = ("hit", "mrr", "ndcg", "recall", "precision", "map")
-"""Metrics of single users, at every place of a list, that a mean over users is made of."""
+from recbole_fedkd.machines.judgeable import RANKED, asked_of
 
 GROWING = ("hit", "mrr", "recall")
 """Those that do not fall where a list gets longer."""
@@ -60,11 +58,6 @@ def ranking_sums(
                 sums[f"{name}@{k}"] += float(of_users[:, min(k, length) - 1].sum())
         sums[USERS] += len(part)
     return sums
-
-
-def asked_of(config: Any) -> set[str]:
-    """Metrics that a config asks for, by RecBole's names in results."""
-    return {name.lower() for name in config.judged_metrics}
 
 
 def ranking_due(

@@ -12,6 +12,7 @@ from recbole_fedkd.model.requirements import (
     building,
     check_data,
     check_labels,
+    names_click_loss,
     reads_negatives,
 )
 from recbole_fedkd.model.student import AttnStudent, AttnTeacher
@@ -42,6 +43,7 @@ __all__ = [
     "check_labels",
     "corrected",
     "has_fields",
+    "names_click_loss",
     "normalise_single_rows",
     "reads_negatives",
     "with_attention",

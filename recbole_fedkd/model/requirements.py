@@ -5,6 +5,7 @@ RecBole finds out in the middle: as a missing module, a ``KeyError``, or an inde
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import io
 from collections.abc import Iterator
@@ -64,6 +65,12 @@ def reads_negatives(model: type) -> bool:
     except (OSError, TypeError, AttributeError):
         return False
     return "[self.NEG_ITEM_ID]" in source
+
+
+def names_click_loss(model: type) -> bool:
+    """Whether RecBole's source of a model, and of what it is derived from, names a binary cross-entropy."""
+    modules = {parent.__module__ for parent in model.__mro__ if parent.__module__.startswith("recbole.model.")}
+    return any("BCE" in inspect.getsource(importlib.import_module(module)) for module in modules)
 
 
 @contextmanager

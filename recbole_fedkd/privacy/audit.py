@@ -23,6 +23,7 @@ from recbole_fedkd.federated.stage import Arrays, applied
 from recbole_fedkd.federated.wire import ServerLink
 from recbole_fedkd.privacy.noise import LocalNoise, LocalSettings, uniform
 from recbole_fedkd.privacy.release import PrivateRelease
+from recbole_fedkd.privacy.settings import LEAST
 
 Floats = NDArray[np.float64]
 SURE = 0.05
@@ -246,8 +247,7 @@ def _under_masks(
 
     They are as few as masks hide, one of which says the whole change, so that there is as much noise as is accounted.
     """
-    from recbole_fedkd.privacy.masking import LEAST  # both need an extra, which the run has needed
-    from recbole_fedkd.privacy.secure_sum import SecureSum
+    from recbole_fedkd.privacy.secure_sum import SecureSum  # needs an extra, which the run has needed
 
     empty = partial(WeightedMean, lambda _: 1.0, LEAST) if isinstance(fold, WeightedMean) else Sums
     own.clients, total = LEAST, empty()

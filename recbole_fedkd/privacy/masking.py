@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from scipy.stats import hypergeom
 
 from recbole_fedkd.privacy.identity import Identity, MaskingError  # first: says so where cryptography is not installed
+from recbole_fedkd.privacy.settings import LEAST
 from recbole_fedkd.privacy.shamir import SHARE_BYTES, secret_of, shares_of
 
 # isort: split
@@ -43,9 +44,6 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 Vector = NDArray[np.signedinteger[Any]]
-
-LEAST = 3
-"""With two clients each knows the other's vector from the sum and its own; with one the sum is the vector."""
 
 _STEPS = ("shares", "masked", "unmasking")
 _Answer = TypeVar("_Answer")

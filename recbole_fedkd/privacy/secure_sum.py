@@ -22,9 +22,10 @@ from recbole_fedkd.federated.server import Hidden
 from recbole_fedkd.federated.stage import ClipSettings, difference
 from recbole_fedkd.federated.strategy import ServerState, Strategy, check_additive
 from recbole_fedkd.privacy.identity import Identity, MaskingError, is_signed
-from recbole_fedkd.privacy.masking import LEAST, MaskingClient, MaskingServer
+from recbole_fedkd.privacy.masking import MaskingClient, MaskingServer
 from recbole_fedkd.privacy.noise import discrete_gaussian, uniform
 from recbole_fedkd.privacy.release import PrivateRelease
+from recbole_fedkd.privacy.settings import LEAST, LEVELS
 
 LARGEST = 2.0**20
 """Numbers of a message must be smaller; then sums of them all fit into 64 bits, with what is left for the fraction."""
@@ -34,10 +35,6 @@ KEYS, SHARES, MASKED, UNMASKING = STEPS = ("keys", "shares", "masked", "unmaskin
 _Empty = Callable[[], Fold]
 _Vector = NDArray[np.signedinteger[Any]]
 _Layout = dict[str, torch.Tensor]
-
-
-LEVELS = {"int8": 127, "int4": 7}
-"""Codecs that sum, and their steps from 0 to the bound that stage ``clip`` sets: a scale that everybody knows."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class Grid:
         version: int,
         samples: Mapping[int, int],
     ) -> Grid:
-        """That of codecs that :func:`check_secure` has let pass, at either end of the wire."""
+        """That of codecs that a config has let pass, at either end of the wire."""
         codecs = config["codecs"]
         share = config["random_k_share"] if RandomK.name in codecs else 1.0
         return Grid(samples, LEVELS.get(codecs[-1]), share, version, clip, reference)
@@ -389,17 +386,15 @@ def _sums(fold: Fold) -> dict[str, torch.Tensor]:
     return fold.sums
 
 
-def check_secure(config: Mapping[str, object], strategy: Strategy, state: ServerState, clips: bool) -> None:
+def check_secure(strategy: Strategy, state: ServerState) -> None:
     """Check that a server needs nothing but the sum of what clients send.
 
     Args:
-        config: the run's config.
         strategy: the strategy.
         state: that the server starts with.
-        clips: whether stage ``clip`` bounds what clients send.
 
     Raises:
-        InputError: it does; or there are too few clients.
+        InputError: it does.
     """
     check_additive(strategy, "secure_aggregation=True")
     knowledge = strategy.knowledge if strategy.exchanges_knowledge else None
@@ -411,35 +406,4 @@ def check_secure(config: Mapping[str, object], strategy: Strategy, state: Server
         raise InputError(
             "secure_aggregation=True adds up messages of the same arrays, and with clients_per_round or min_clients some speak "
             f"for the first time, when knowledge={knowledge.name} tells more than later; unset them"
-        )
-    codecs = config["codecs"]
-    assert isinstance(codecs, list)
-    left = codecs[codecs[:1] == [RandomK.name] :]
-    other = next((codec for codec in left if codec not in LEVELS), None) or (left[1] if len(left) > 1 else None)
-    if other is not None or (codecs and not (clips and strategy.shares_parameters)):
-        raise InputError(
-            f"secure_aggregation=True masks numbers that add up, and those of codec '{other or codecs[0]}' do not here; set "
-            "codecs=[] (broadcast_codecs may stay), or for networks random_k, int8 or int4, or int8 or int4 after random_k, "
-            "with stages=[clip, codecs], whose clip_norm is a public scale"
-        )
-    if codecs and config["codec_arrays"]:
-        raise InputError(
-            "codec_arrays keeps codecs to some arrays, and under masks all arrays are told alike; unset codec_arrays, or "
-            "secure_aggregation"
-        )
-    if left and config["privacy"]:
-        raise InputError(
-            f"codec '{left[0]}' rounds under masks, by which a message gets longer than privacy.clip; take it out of codecs"
-        )
-    for key in ("clients_per_round", "min_clients"):
-        value = config[key]
-        if isinstance(value, int) and value < LEAST:
-            raise InputError(
-                f"{key} is {value}, and a sum over fewer than {LEAST} clients tells each of two the other's part; "
-                f"secure_aggregation=True needs {LEAST}"
-            )
-    if config["privacy"] and config["clients_per_round"]:
-        raise InputError(
-            "secure_aggregation=True needs three clients in every round, and privacy with clients_per_round may draw fewer; "
-            "unset one of them"
         )

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 OF_MESSAGES = ("sign_flip", "scale", "noise")
 """Attacks on what clients say; the others are on what they learn from."""
 
+LEVELS = {"int8": 127, "int4": 7}
+"""Codecs that sum under masks, and their steps from 0 to the bound that stage ``clip`` sets: a scale that everybody knows."""
+
+LEAST = 3
+"""Clients of a sum under masks: of two each knows the other's part from the sum and its own; of one the sum is it."""
+
 _WHO = 0xA77A
 """Parts the choice of wrong clients from all other draws of a run."""
 
@@ -162,6 +168,37 @@ def _check_secure(config: Any) -> None:
         raise InputError(
             f"secure_aggregation is True, but with strategy={config['strategy']} clients send nothing; unset it, or use a "
             "strategy that sums over clients, such as fedavg"
+        )
+    codecs, privacy = config["codecs"], PrivacySettings.of(config)
+    clips = "clip" in config["stages"] or (privacy is not None and not privacy.bounds_users(config))
+    left = codecs[codecs[:1] == ["random_k"] :]
+    other = next((codec for codec in left if codec not in LEVELS), None) or (left[1] if len(left) > 1 else None)
+    if other is not None or (codecs and not (clips and config.shares_parameters)):
+        raise InputError(
+            f"secure_aggregation=True masks numbers that add up, and those of codec '{other or codecs[0]}' do not here; set "
+            "codecs=[] (broadcast_codecs may stay), or for networks random_k, int8 or int4, or int8 or int4 after random_k, "
+            "with stages=[clip, codecs], whose clip_norm is a public scale"
+        )
+    if codecs and config["codec_arrays"]:
+        raise InputError(
+            "codec_arrays keeps codecs to some arrays, and under masks all arrays are told alike; unset codec_arrays, or "
+            "secure_aggregation"
+        )
+    if left and privacy is not None:
+        raise InputError(
+            f"codec '{left[0]}' rounds under masks, by which a message gets longer than privacy.clip; take it out of codecs"
+        )
+    for key in ("clients_per_round", "min_clients"):
+        value = config[key]
+        if value is not None and value < LEAST:
+            raise InputError(
+                f"{key} is {value}, and a sum over fewer than {LEAST} clients tells each of two the other's part; "
+                f"secure_aggregation=True needs {LEAST}"
+            )
+    if privacy is not None and config["clients_per_round"]:
+        raise InputError(
+            "secure_aggregation=True needs three clients in every round, and privacy with clients_per_round may draw fewer; "
+            "unset one of them"
         )
 
 

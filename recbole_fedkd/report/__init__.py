@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from recbole_fedkd.network import USUAL, Network
+from recbole_fedkd.record import check_has_records, is_run_folder
 
-__all__ = ["write_report"]
+__all__ = ["check_has_records", "write_report"]
 
 
 def write_report(folder: str | Path, network: Network = USUAL) -> Path:
@@ -29,7 +30,7 @@ def write_report(folder: str | Path, network: Network = USUAL) -> Path:
     # The plots bring matplotlib, which only a report needs.
     from recbole_fedkd.report.experiment import read_experiment
     from recbole_fedkd.report.files import write_all, write_run_page
-    from recbole_fedkd.report.single import is_run_folder, read_single
+    from recbole_fedkd.report.single import read_single
 
     if is_run_folder(Path(folder)):
         return write_run_page(*read_single(Path(folder)), Path(folder), network)

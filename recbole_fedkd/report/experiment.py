@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.files import check_one_run
 from recbole_fedkd.network import USUAL, Network
-from recbole_fedkd.record import RUN_RECORD
+from recbole_fedkd.record import nothing_to_report
 from recbole_fedkd.report.records import UNREADABLE, Run, as_text, differing_keys, one_line, read_run, read_users
 
 
@@ -145,12 +144,8 @@ def read_experiment(folder: Path) -> Experiment:
             notes.append(f"runs/{file.name} is left out: {one_line(error)}.")
     failures = _read_failures(folder / "failures", notes)
     if not runs and not failures:
-        check_one_run(folder, RUN_RECORD)
         left_out = next((f" ({note.rstrip('.')})" for note in notes if note.startswith("runs/")), "")
-        raise InputError(
-            f"{folder} holds no finished run and no failure, so there is nothing to report; "
-            f"expected runs/<cell>.jsonl with a result{left_out}"
-        )
+        raise nothing_to_report(folder, left_out)
     runs, failures = _of_this_plan(runs, failures, cells, notes)
     content = plan.get("experiment")
     content = content if isinstance(content, Mapping) else {}

@@ -11,11 +11,6 @@ from recbole_fedkd.record import RUN_RECORD, RUN_USERS
 from recbole_fedkd.report.records import UNREADABLE, Run, one_line, read_run, read_users, run_of
 
 
-def is_run_folder(folder: Path) -> bool:
-    """Whether a folder is that of a run, and not of an experiment."""
-    return ((folder / RUN_RECORD).is_file() or any(folder.glob("*.pth"))) and not (folder / "runs").is_dir()
-
-
 def read_single(folder: Path) -> tuple[Run, bool]:
     """The run of a folder, and whether it has a result.
 
