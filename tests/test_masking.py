@@ -16,9 +16,9 @@ pytest.importorskip("cryptography")
 
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.aggregate import Sums
+from recbole_fedkd.federated.clipping import ClipSettings
 from recbole_fedkd.federated.message import Message
 from recbole_fedkd.federated.random_k import common_places
-from recbole_fedkd.federated.stage import ClipSettings
 from recbole_fedkd.privacy import masking
 from recbole_fedkd.privacy.identity import MaskingError, new_identities
 from recbole_fedkd.privacy.masking import MaskingClient, MaskingServer, neighbours_of, threshold_of, usual_degree

@@ -15,8 +15,9 @@ from recbole_fedkd import run_recbole_fedkd
 from recbole_fedkd.checkpoint.reading import last_and_best
 from recbole_fedkd.checkpoint.resumed import check_unspent, mark_spent
 from recbole_fedkd.errors import InputError, TrainingError
+from recbole_fedkd.federated.clipping import ClipSettings, clipped, length
 from recbole_fedkd.federated.message import Message, Training
-from recbole_fedkd.federated.stage import Clip, ClipSettings, clipped, length
+from recbole_fedkd.federated.stage import Clip
 from recbole_fedkd.privacy import clipping
 from recbole_fedkd.privacy.accountant import epsilon_of, noise_for, rounds_within
 from recbole_fedkd.privacy.clipping import next_bound, noise_beside_count, usual_count_noise

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedkd.federated.message import Message
+from recbole_fedkd.federated.stacked import Stacked
 from recbole_fedkd.registry import outdated
 
 Tensors = dict[str, Tensor]
@@ -29,6 +30,8 @@ class Fold(ABC):
         # Whoever takes an upload in another way than its base takes them one by one, unless it says how many are taken in.
         if outdated(cls, "add_many", "add"):
             cls.add_many = Fold.add_many  # type: ignore[method-assign]
+        if outdated(cls, "add_stacked", "add", "part"):
+            cls.add_stacked = Fold.add_stacked  # type: ignore[method-assign]
 
     @abstractmethod
     def add(self, upload: Message) -> None:
@@ -41,6 +44,10 @@ class Fold(ABC):
             Whether it has; else it sees them one by one.
         """
         return False
+
+    def add_stacked(self, stacked: Stacked) -> bool:
+        """Take in the uploads of several clients that differ from something common in some rows alone; as :meth:`add_many`."""
+        return not stacked.common and self.add_many(list(stacked.training), stacked.arrays())
 
     def heard_of(self, senders: Sequence[int]) -> None:  # noqa: B027
         """Know that what it holds now are sums of these clients' uploads, which it has not seen."""
@@ -172,6 +179,32 @@ class WeightedMean(Fold):
             self.sums, {name: self.part(name, array, weight / self.expected) for name, array in upload.arrays.items()}
         )
         self.weight += weight
+
+    def add_stacked(self, stacked: Stacked) -> bool:
+        """Add what is common as often as they count, and the rows in which they differ."""
+        if stacked.others:
+            return False
+        weights = [
+            self.weight_of(Message(stacked.kind, stacked.round, client, {}, training))
+            for client, training in stacked.training.items()
+        ]
+        shares = np.array(weights, dtype=np.float64) / self.expected
+        for name, block in stacked.blocks.items():
+            self.dtypes.setdefault(name, torch.float32)
+            values, common = torch.from_numpy(block.values), stacked.common.get(name)
+            if block.row is None:
+                part = torch.from_numpy(shares) @ values.view(len(shares), -1).double()
+            else:
+                moved, row = values.double(), torch.from_numpy(block.row)
+                part = moved.new_zeros(block.shape[0], moved.shape[1])
+                if common is not None:
+                    table = torch.tensor(common, dtype=torch.float64).view_as(part)
+                    moved -= table[row]
+                    part += table * shares.sum()
+                part.index_add_(0, row, moved.mul_(torch.from_numpy(shares[block.owner]).unsqueeze(1)))
+            add_to(self.sums, {name: part.view(block.shape)})
+        self.weight += sum(weights)
+        return True
 
     def part(self, name: str, array: NDArray[np.generic], share: float) -> Tensor:
         """What an array adds to its sum; in double precision, or the sum of many clients would be off as their number grows."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from recbole_fedkd.federated.aggregate import Fold
 from recbole_fedkd.federated.codec import WireCodecs
 from recbole_fedkd.federated.message import LARGEST, SERVER, Message, MessageError, all_taken
+from recbole_fedkd.federated.stacked import Stacked
 from recbole_fedkd.federated.strategy import ServerState, Strategy
 from recbole_fedkd.federated.wire import ServerLink
 from recbole_fedkd.finite import check_state
@@ -283,14 +284,40 @@ class Intake:
             or schema is None
         ):
             return False
-        due = all(client not in self.answered and self.samples.get(client) == of for client, of in samples.items())
         schema = replace(schema, largest=LARGEST / len(self.samples))
-        if not due or kind != schema.kind or not all_taken(arrays, schema, len(samples)):
+        if not self._are_due(samples) or kind != schema.kind or not all_taken(arrays, schema, len(samples)):
             return False
         if not self.fold.add_many(list(samples), arrays):
             return False
         self.answered.update(dict.fromkeys(samples, True))
         return True
+
+    def add_stacked(self, stacked: Stacked) -> dict[int, Exception] | None:
+        """Take in several clients' messages as the stages' readers have them, where nothing is wrong with any.
+
+        Returns:
+            Whose the fold has not taken, and why; None: nothing is taken, and :meth:`add_read` says what is wrong with whom.
+        """
+        own = {client: training.samples for client, training in stacked.training.items()}
+        if self.hidden is not None or not self._are_due(own):
+            return None
+        read = self.server.link.read_many(stacked, len(self.samples))
+        if read is None:
+            return None
+        refused = dict[int, Exception]()
+        if not self.fold.add_stacked(read):
+            for message in read.messages():
+                try:
+                    self.fold.add(message)
+                except Exception as error:
+                    refused[message.sender] = error
+        for client in own.keys() - refused.keys():
+            self.answered[client] = True
+            self.server.link.acknowledge(client)
+        return refused
+
+    def _are_due(self, samples: Mapping[int, int]) -> bool:
+        return all(client not in self.answered and self.samples.get(client) == of for client, of in samples.items())
 
     def add_header(self, client: int, payload: bytes) -> None:
         """Know of the upload of a client that keeps it, and adds it under masks.

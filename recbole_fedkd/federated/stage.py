@@ -8,15 +8,15 @@ Karimireddy et al., ICML 2019).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from recbole_fedkd.federated.clipping import ClipSettings, clipped
 from recbole_fedkd.federated.codec import CodecStack, WireCodecs, WireSettings, squared_error
 from recbole_fedkd.federated.message import (
     Message,
@@ -24,12 +24,11 @@ from recbole_fedkd.federated.message import (
     check_arrays,
     decoded,
 )
-from recbole_fedkd.registry import NoSettings, Registry, setting
+from recbole_fedkd.federated.row_codecs import Block, NotRowWiseError, seen_rows
+from recbole_fedkd.federated.stacked import OwnRows, Stacked, added, split
+from recbole_fedkd.registry import NoSettings, Registry, outdated
 
 Arrays = dict[str, NDArray[np.generic]]
-
-ROUNDING = 1e-9
-"""By so much a sum of squares that is 1 may miss it."""
 
 
 def difference(arrays: Mapping[str, NDArray[np.generic]], reference: Mapping[str, NDArray[np.generic]]) -> Arrays:
@@ -65,6 +64,19 @@ def updated(update: Mapping[str, NDArray[np.generic]], reference: Mapping[str, N
     return applied(named(update, reference), reference)
 
 
+@dataclass(frozen=True)
+class Passed:
+    """Several clients' messages behind a stage.
+
+    Attributes:
+        stacked: they.
+        remember: has each client's stage know that they are sent.
+    """
+
+    stacked: Stacked
+    remember: Callable[[], None] = lambda: None
+
+
 class Stage(ABC):
     """What stands between what a client says and the wire. Either end has one of its own; both know what it does.
 
@@ -79,12 +91,35 @@ class Stage(ABC):
     name: str
     settings_type: type = NoSettings
 
+    def __init_subclass__(cls) -> None:
+        # What goes over many messages at once does not do what somebody else's methods do.
+        if outdated(cls, "encode_many", "encode"):
+            cls.encode_many = Stage.encode_many  # type: ignore[method-assign]
+        if outdated(cls, "decode_many", "decode", "encode"):
+            cls.decode_many = Stage.decode_many  # type: ignore[method-assign]
+
     def __init__(self, settings: Any = None) -> None:
         self.settings = settings if settings is not None else self.settings_type()
 
     @abstractmethod
     def encode(self, message: Message) -> Message:
         """The message as it goes on towards the wire."""
+
+    def encode_many(self, ends: Sequence[Self], stacked: Stacked) -> Passed | None:
+        """As :meth:`encode` of each of several clients; changes nothing.
+
+        Args:
+            ends: each client's stage.
+            stacked: their messages, which are finite.
+
+        Returns:
+            None: each has to go through its own.
+        """
+        return None
+
+    def decode_many(self, stacked: Stacked) -> Stacked | None:
+        """As :meth:`decode` of messages of this side of the wire, but that nobody looks at them; None: one by one."""
+        return None
 
     @abstractmethod
     def decode(self, message: Message, schema: Schema | None) -> Message:
@@ -135,9 +170,38 @@ class Updates(Stage):
         """The whole network."""
         return replace(message, arrays=updated(message.arrays, self.reference))
 
+    def encode_many(self, ends: Sequence[Self], stacked: Stacked) -> Passed | None:
+        """Where all know one network, from which theirs differ in some rows."""
+        reference = self.reference
+        alike = all(end.reference is reference for end in ends) and not stacked.others
+        if not alike or stacked.blocks.keys() != reference.keys():
+            return None
+        if not all(np.array_equal(array, reference[name]) for name, array in stacked.common.items()):
+            return None
+        blocks = {name: _moved(block, reference[name], np.subtract) for name, block in stacked.blocks.items()}
+        return Passed(replace(stacked, blocks=numbered(blocks, reference), common={}))
+
+    def decode_many(self, stacked: Stacked) -> Stacked:
+        """The networks, as what is common and where they differ from it."""
+        names = {str(number): name for number, name in enumerate(sorted(self.reference))}
+        blocks = {names[number]: block for number, block in stacked.blocks.items()}
+        moved = {name: _moved(block, self.reference[name], np.add) for name, block in blocks.items()}
+        common = {name: self.reference[name] for name, block in moved.items() if block.row is not None}
+        return replace(stacked, blocks=moved, common=common)
+
     def schema_behind(self, schema: Schema) -> Schema:
         """The arrays by number."""
         return replace(schema, arrays=numbered(schema.arrays, self.reference))
+
+
+def _moved(block: Block, reference: NDArray[Any], by: Any) -> Block:
+    """Rows of clients, by a difference or a sum, relative to those of a reference."""
+    own = OwnRows.of(reference).values
+    if block.row is None:
+        values = by(block.values.reshape(-1, *own.shape), own).reshape(block.values.shape)
+    else:
+        values = by(block.values, own[block.row])
+    return replace(block, values=values)
 
 
 STAGES: Registry[type[Stage]] = Registry("stage", "stages")
@@ -153,7 +217,7 @@ class Encoding(Stage):
         feedback: whether what encoding takes from a message is added to the next one; for messages of the same arrays.
 
     Attributes:
-        residual: what encoding took from the last message.
+        dropped: what encoding took from the last message, by array.
     """
 
     name = "codecs"
@@ -162,7 +226,16 @@ class Encoding(Stage):
     def __init__(self, codecs: CodecStack, feedback: bool = False) -> None:
         super().__init__()
         self.codecs, self.feedback = codecs, feedback
-        self.residual: Arrays = {}
+        self.dropped: dict[str, OwnRows] = {}
+
+    @property
+    def residual(self) -> Arrays:
+        """What encoding took from the last message."""
+        return {name: own.over() for name, own in self.dropped.items()}
+
+    @residual.setter
+    def residual(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        self.dropped = {name: OwnRows.of(array) for name, array in arrays.items()}
 
     def encode(self, message: Message) -> Message:
         """Fewer bytes; the message says what they lack."""
@@ -179,6 +252,33 @@ class Encoding(Stage):
         """The arrays, but for what encoding took from them."""
         return decoded(message, self.codecs, schema)
 
+    def encode_many(self, ends: Sequence[Self], stacked: Stacked) -> Passed | None:
+        """What a reader sees of them, where every codec goes row by row."""
+        if not self.codecs.codecs:
+            return Passed(stacked)
+        if stacked.encoded is not None or stacked.common:
+            return None
+        whole = {name: added(block, [end.dropped.get(name) for end in ends]) for name, block in stacked.blocks.items()}
+        try:
+            encoded = {name: seen_rows(self.codecs, name, block) for name, block in whole.items()}
+        except NotRowWiseError:
+            return None
+        seen = {name: replace(block, values=encoded[name].values) for name, block in whole.items()}
+        lost = {name: replace(block, values=block.values - seen[name].values) for name, block in whole.items()}
+        errors = np.stack([_squares(lost, len(ends)), _squares(whole, len(ends))], 1)
+
+        def remember() -> None:
+            if self.feedback:
+                of_each = zip(*(split(block) for block in lost.values()), strict=True)
+                for end, own in zip(ends, of_each, strict=True):
+                    end.dropped = dict(zip(lost, own, strict=True))
+
+        return Passed(replace(stacked, blocks=seen, encoded=encoded, codec_error=errors), remember)
+
+    def decode_many(self, stacked: Stacked) -> Stacked:
+        """As they are: a reader's."""
+        return stacked
+
     def schema_behind(self, schema: Schema) -> Schema | None:
         """Codecs make what arrays they like."""
         return None if self.codecs.codecs else schema
@@ -192,39 +292,13 @@ class Encoding(Stage):
         self.residual = {name: tensor.numpy() for name, tensor in state["residual"].items()}
 
 
-@dataclass(frozen=True)
-class ClipSettings:
-    """The key of :class:`Clip`.
-
-    Attributes:
-        clip_norm: of all arrays that no pattern of ``norms`` matches.
-        norms: pattern of array names to their own norm. What is bounded by 1 is the norm of all arrays together, each in units
-            of its own.
-    """
-
-    clip_norm: float = setting(
-        1.0,
-        "> 0",
-        "Stage clip: largest L2 norm of all numbers of a client's message, of a network of what changed of it; a longer "
-        "message is shortened to it.",
-    )
-    norms: Mapping[str, float] = field(default_factory=dict)
-
-    def norm_of(self, name: str) -> float:
-        """The bound of one array: that of the first pattern that its name matches, else ``clip_norm``."""
-        return next((norm for pattern, norm in self.norms.items() if fnmatchcase(name, pattern)), self.clip_norm)
-
-    def empties(self, schema: Schema) -> str | None:
-        """Why messages of this schema come to nothing: the bound does not hold the counts of one sample; None: it does."""
-        arrays = schema.arrays.items()
-        counts = [name for name, spec in arrays if spec.counts and np.issubdtype(spec.dtype, np.integer)]
-        one = sum(self.norm_of(name) ** -2 for name in counts) ** 0.5
-        if one <= 1 + ROUNDING:
-            return None
-        return (
-            f"Clients send zeros: the counts of one sample ({', '.join(counts)}) are {one:.3g} times as long as their bound "
-            "lets a message be; raise privacy.clip, or clip_norm of stage clip"
-        )
+def _squares(blocks: Mapping[str, Block], clients: int, norm_of: Callable[[str], float] = lambda name: 1.0) -> Any:
+    """Squared L2 norm of every client's arrays, each in units of its own ``[c]``, in double precision."""
+    total = np.zeros(clients)
+    for name, block in blocks.items():
+        of_rows = np.einsum("ij,ij->i", block.values, block.values, dtype=np.float64)
+        total += np.bincount(block.owner, of_rows, minlength=clients) / norm_of(name) ** 2
+    return total
 
 
 @register_stage
@@ -246,94 +320,28 @@ class Clip(Stage):
         check_arrays(message.arrays, schema)
         return self.encode(message)
 
+    def encode_many(self, ends: Sequence[Self], stacked: Stacked) -> Passed | None:
+        """Where there are no counts, which are shortened in a way of their own."""
+        shortened = self.decode_many(stacked) if stacked.encoded is None else None
+        return Passed(shortened) if shortened is not None else None
+
+    def decode_many(self, stacked: Stacked) -> Stacked | None:
+        """No longer than the bound."""
+        if stacked.others or stacked.common:
+            return None
+        lengths = np.sqrt(_squares(stacked.blocks, len(stacked.training), self.settings.norm_of))
+        if not (lengths > 1).any():
+            return stacked
+        shares = 1.0 / np.maximum(lengths, 1.0)
+        blocks = {
+            name: replace(block, values=(block.values * shares[block.owner][:, None]).astype(np.float32))
+            for name, block in stacked.blocks.items()
+        }
+        return replace(stacked, blocks=blocks)
+
     def taken(self, schema: Schema) -> Schema:
         """Counts that do not fit into the bound may be 0."""
         return replace(schema, arrays={name: spec._replace(empty=True) for name, spec in schema.arrays.items()})
-
-
-def clipped(arrays: Mapping[str, NDArray[np.generic]], settings: ClipSettings, seeds: Sequence[int] = (0,)) -> Arrays:
-    """Arrays whose joint L2 norm, each in units of its bound, is within 1.
-
-    Whole numbers come first, since a count times a factor is none: where they fit they stay, and the others are shortened to
-    what is left. Where they do not fit, there are fewer of them (:func:`_fewer`).
-
-    Args:
-        arrays: of a message.
-        settings: bounds.
-        seeds: of which counts are kept that do not fit all.
-    """
-    units = {name: settings.norm_of(name) for name, array in arrays.items() if array.dtype.kind in "fiu"}
-    exact = {name: arrays[name].astype(np.float64) for name in units}
-    whole = {name: unit for name, unit in units.items() if arrays[name].dtype.kind != "f"}
-    changed = set[str]()
-    if _norm(exact, whole) > 1 + ROUNDING:
-        norm = _norm(exact, units)  # of numbers that are none, which others refuse, counts are not to become any
-        norm = norm if np.isfinite(norm) else _norm(exact, whole)
-        exact = _fewer(exact, whole, norm, np.random.default_rng(seeds))
-        changed = set(units)
-    others = {name: unit for name, unit in units.items() if name not in whole}
-    room, norm = float(np.sqrt(max(1.0 - _norm(exact, whole) ** 2, 0.0))), _norm(exact, others)
-    if norm > room:
-        exact |= {name: exact[name] * (room / norm) for name in others}
-        changed |= set(others)
-    return {name: exact[name].astype(array.dtype) if name in changed else array for name, array in arrays.items()}
-
-
-def _fewer(
-    exact: Mapping[str, NDArray[np.float64]], whole: Mapping[str, float], norm: float, generator: np.random.Generator
-) -> dict[str, NDArray[np.float64]]:
-    """Counts that fit, and with them what belongs to them.
-
-    All would be divided by the norm, if counts could be: each is divided and rounded down, and then drawn rows (an item's or a
-    label's place along the first axis, the same of all arrays) are rounded up, as many as have room in the counts' part of the
-    bound; one at least, if the whole bound holds one. Other arrays of as many rows keep of each row the share that its counts
-    keep, so that a sum over a count stays what it was.
-
-    Args:
-        exact: arrays of a message.
-        whole: units of those of counts, which do not fit.
-        norm: of all arrays, in units, above 1.
-        generator: draws the rows.
-    """
-    counts = {name: np.atleast_1d(exact[name]) for name in whole if exact[name].size}
-    rows = max(map(len, counts.values()))
-    tables = [array.reshape(len(array), -1) for array in counts.values()]
-    widths = [table.shape[1] for table in tables]
-    stacked = np.hstack([np.pad(table, ((0, rows - len(table)), (0, 0))) for table in tables])
-    units = np.repeat([whole[name] for name in counts], widths)
-
-    down, up = np.trunc(stacked / norm), np.copysign(np.ceil(np.abs(stacked) / norm), stacked)
-    costs = ((up**2 - down**2) / units**2).sum(1)
-    room = _norm(exact, whole) ** 2 / norm**2 - ((down / units) ** 2).sum() + ROUNDING
-    drawn = generator.permutation(np.flatnonzero(costs))
-    fits = drawn[costs[drawn] <= room]
-    raised = fits[np.cumsum(costs[fits]) <= room]
-    if not down.any() and not len(raised):
-        raised = drawn[np.argsort(costs[drawn], kind="stable")][:1]
-        raised = raised[costs[raised] <= 1 + ROUNDING]
-    kept = down.copy()
-    kept[raised] = up[raised]
-
-    arrays = dict(exact)
-    for name, part in zip(counts, np.split(kept, np.cumsum(widths)[:-1], axis=1), strict=True):
-        arrays[name] = part[: len(counts[name])].reshape(exact[name].shape)
-    squares = (stacked**2).sum(1)
-    shares = np.divide((kept * stacked).sum(1), squares, out=np.ones(rows), where=squares > 0)
-    for name in exact.keys() - whole.keys():
-        if rows > 1 and exact[name].shape[:1] == (rows,):
-            arrays[name] = (exact[name].T * shares).T
-    return arrays
-
-
-def _norm(exact: Mapping[str, NDArray[Any]], units: Mapping[str, float]) -> float:
-    """Joint L2 norm of the arrays that have a unit, in these."""
-    return float(np.sqrt(sum((exact[name] ** 2).sum() / unit**2 for name, unit in units.items())))
-
-
-def length(arrays: Mapping[str, NDArray[np.generic]], settings: ClipSettings) -> float:
-    """Joint L2 norm of arrays, each in units of its bound; :func:`clipped` leaves what is within 1 as it is."""
-    exact = {name: array.astype(np.float64) for name, array in arrays.items() if array.dtype.kind in "fiu"}
-    return _norm(exact, {name: settings.norm_of(name) for name in exact})
 
 
 def received_through(stages: Sequence[Stage], message: Message, schema: Schema | None) -> Message:

@@ -10,7 +10,7 @@ network from the run's seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from recbole_fedkd.federated.message import (
     check_names,
     decoded,
 )
+from recbole_fedkd.federated.stacked import Stacked
 from recbole_fedkd.federated.stage import Updates, difference, numbered, received_through, stages_of, updated
 from recbole_fedkd.federated.strategy import ServerState, Strategy, to_tensors
 from recbole_fedkd.finite import check_arrays as check_finite
@@ -131,6 +132,37 @@ class ClientLink:
         seen = received_through(self.stages, wire, None) if changed else message
         self.has_sent(to_tensors(seen.arrays) if self.strategy.remembers_sent else {}, message.round)
         return wire
+
+    @staticmethod
+    def encoded_by_many(links: Sequence[ClientLink], stacked: Stacked) -> tuple[Stacked, Callable[[], None]] | None:
+        """As :meth:`encoded` of several clients' messages at once.
+
+        Args:
+            links: the clients'.
+            stacked: their messages, which are finite.
+
+        Returns:
+            What the server has of them once they are decoded, and what has every link know that they count as sent; None: they
+            have to go one by one.
+        """
+        remember = list[Callable[[], None]]()
+        for ends in zip(*(link.stages for link in links), strict=True):
+            passed = ends[0].encode_many(ends, stacked)
+            if passed is None:
+                return None
+            stacked = passed.stacked
+            remember.append(passed.remember)
+
+        def count_as_sent() -> None:
+            for stage in remember:
+                stage()
+            own: Any = stacked.arrays() if links[0].strategy.remembers_sent else {}
+            errors = stacked.codec_error.tolist() if stacked.codec_error is not None else [(0.0, 0.0)] * len(links)
+            for slot, (link, error) in enumerate(zip(links, errors, strict=True)):
+                link.codec_error = tuple(error)
+                link.has_sent(to_tensors({name: array[slot] for name, array in own.items()}), stacked.round)
+
+        return stacked, count_as_sent
 
     def has_sent(self, tensors: Mapping[str, Tensor], round_index: int) -> None:
         """Remember what the client has sent in a round, as the server saw it."""
@@ -267,6 +299,23 @@ class ServerLink:
         updates = [Updates(self.broadcast.replica)] if self.broadcast is not None else []
         schema = replace(self.schema, largest=LARGEST / clients)
         return received_through([*updates, *self.stages], message, schema)
+
+    def read_many(self, stacked: Stacked, clients: int = 1) -> Stacked | None:
+        """As :meth:`read` of several clients' messages made on this side of the wire; None: they have to go one by one.
+
+        Args:
+            stacked: as the stages' readers have them.
+            clients: that may answer in the round.
+        """
+        if self.schema is None or stacked.kind != self.schema.kind:
+            return None
+        bound = LARGEST / clients
+        updates = [Updates(self.broadcast.replica)] if self.broadcast is not None else []
+        for stage in reversed([*updates, *self.stages]):
+            if not stacked.is_within(bound) or (read := stage.decode_many(stacked)) is None:
+                return None
+            stacked = read
+        return stacked if stacked.fits(replace(self.schema, largest=bound)) else None
 
     def blank(self, client: int, header: Message | None, round_index: int) -> Message | None:
         """A message of zeros of the arrays that a client's message holds, of which it says the names alone.

@@ -23,11 +23,12 @@ from recbole_fedkd.data.rows import sampler_of, training_loader
 from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.errors import InputError, not_distilled
 from recbole_fedkd.federated.client import Client, ClientSettings, streams_kept
+from recbole_fedkd.federated.clipping import ClipSettings
 from recbole_fedkd.federated.codec import CodecStack, WireCodecs
 from recbole_fedkd.federated.knowledge import KNOWLEDGE, Sizes
 from recbole_fedkd.federated.knowledge.prototype import hidden_width
 from recbole_fedkd.federated.server import Server
-from recbole_fedkd.federated.stage import Clip, ClipSettings, Encoding
+from recbole_fedkd.federated.stage import Clip, Encoding
 from recbole_fedkd.federated.strategy import STRATEGIES, Strategy
 from recbole_fedkd.federated.strategy.ensemble_distillation import EnsembleDistillation
 from recbole_fedkd.federated.sum_tasks import FactorTask, FloorTask, SumTask, TaughtTask

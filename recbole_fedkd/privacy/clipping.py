@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 
+from recbole_fedkd.federated.clipping import length
 from recbole_fedkd.federated.message import Message, Schema, check_arrays
-from recbole_fedkd.federated.stage import Clip, length
+from recbole_fedkd.federated.stage import Clip
 
 
 class FollowedClip(Clip):

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from recbole_fedkd.federated.clipping import ClipSettings
 from recbole_fedkd.federated.message import Message, Schema, check_arrays
-from recbole_fedkd.federated.stage import Arrays, Clip, ClipSettings
+from recbole_fedkd.federated.stage import Arrays, Clip
 
 _PARTS = 4
 """Normal numbers that are added up for one. The bits of a single one betray what it was added to (Mironov, CCS 2012); of a sum

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from recbole_fedkd.errors import InputError, TrainingError
 from recbole_fedkd.federated.aggregate import Fold, MeanOfChangedRows, Sums, WeightedMean
+from recbole_fedkd.federated.clipping import ClipSettings
 from recbole_fedkd.federated.message import ArraySpec, Message, Training
 from recbole_fedkd.federated.server import Release
-from recbole_fedkd.federated.stage import ClipSettings
 from recbole_fedkd.federated.strategy import ServerState, Strategy, check_additive
 from recbole_fedkd.federated.wire import ServerLink
 from recbole_fedkd.privacy.accountant import epsilon_of, noise_for, rounds_within

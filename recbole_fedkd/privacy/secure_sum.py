@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.aggregate import Fold, Sums, WeightedMean
+from recbole_fedkd.federated.clipping import ClipSettings
 from recbole_fedkd.federated.message import Message, MessageError, Training, without_arrays
 from recbole_fedkd.federated.random_k import RandomK, RandomKSettings
 from recbole_fedkd.federated.server import Hidden
-from recbole_fedkd.federated.stage import ClipSettings, difference
+from recbole_fedkd.federated.stage import difference
 from recbole_fedkd.federated.strategy import ServerState, Strategy, check_additive
 from recbole_fedkd.privacy.identity import Identity, MaskingError, is_signed
 from recbole_fedkd.privacy.masking import MaskingClient, MaskingServer

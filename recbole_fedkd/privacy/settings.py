@@ -10,7 +10,7 @@ from recbole_fedkd.errors import InputError
 from recbole_fedkd.registry import dictionary, setting
 
 if TYPE_CHECKING:
-    from recbole_fedkd.federated.stage import ClipSettings
+    from recbole_fedkd.federated.clipping import ClipSettings
 
 OF_MESSAGES = ("sign_flip", "scale", "noise")
 """Attacks on what clients say; the others are on what they learn from."""
@@ -78,7 +78,7 @@ class PrivacySettings:
     @property
     def bound(self) -> ClipSettings:
         """What a unit is shortened to."""
-        from recbole_fedkd.federated.stage import ClipSettings  # brings torch, and settings are read without it
+        from recbole_fedkd.federated.clipping import ClipSettings  # brings torch, and settings are read without it
 
         assert self.clip is not None
         return ClipSettings(self.clip, self.clips)

@@ -6,30 +6,32 @@ from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import msgpack
 import numpy as np
 import torch
 from torch import Tensor
 
 from recbole_fedkd.distillation.exchange import shortened
 from recbole_fedkd.engine.base import FAILURES, ClientError, Round
-from recbole_fedkd.engine.fleet.exchange import Downlink, Links, Sizes
+from recbole_fedkd.engine.fleet.exchange import Downlink, Links
 from recbole_fedkd.engine.fleet.factors import FactorFleetPopulation, FactorSamples, Mapped
 from recbole_fedkd.engine.fleet.group import Base, ClientGroup
 from recbole_fedkd.engine.fleet.heard import Heard
 from recbole_fedkd.engine.fleet.messages import SharedTensors
 from recbole_fedkd.engine.fleet.obstacle import is_of_packing
-from recbole_fedkd.engine.fleet.row_codecs import Leaf, seen_rows
 from recbole_fedkd.engine.fleet.training import Trained, Training
 from recbole_fedkd.engine.fleet.uplink import Uplink
 from recbole_fedkd.federated.aggregate import Sums
+from recbole_fedkd.federated.clipping import ClipSettings
 from recbole_fedkd.federated.codec import squared_error
 from recbole_fedkd.federated.dialogue import answer, on_device, understood
 from recbole_fedkd.federated.knowledge.factors import FactorKnowledge, in_double
-from recbole_fedkd.federated.message import Message, check_arrays
+from recbole_fedkd.federated.lengths import array_bytes
 from recbole_fedkd.federated.message import Training as TrainedOn
+from recbole_fedkd.federated.message import check_arrays
+from recbole_fedkd.federated.row_codecs import Block, Seen, seen_rows
 from recbole_fedkd.federated.server import Server
-from recbole_fedkd.federated.stage import Clip, ClipSettings
+from recbole_fedkd.federated.stacked import lengths
+from recbole_fedkd.federated.stage import Clip
 from recbole_fedkd.federated.strategy import LocalResult
 
 
@@ -188,7 +190,8 @@ class FactorUplink(Uplink):
         check_arrays(arrays)
         values = np.ascontiguousarray(arrays.pop(stage), dtype=np.float32)
         counts = torch.bincount(task.pair_owner, minlength=task.clients).cpu().numpy()
-        seen, leaves = seen_rows(stack, stage, values, counts, task.rows.item_count)
+        through = seen_rows(stack, stage, Block(values, counts, (task.rows.item_count, values.shape[1])))
+        seen = through.values
         if stack.codecs:
             self._lost = squared_error({stage: values}, {stage: seen})
         downlink.own[stage] = own = torch.from_numpy(seen).to(downlink.device)
@@ -198,7 +201,7 @@ class FactorUplink(Uplink):
             stage: total.float().cpu(),
             **{name: torch.from_numpy(array) for name, array in arrays.items()},
         }
-        self._bytes = self._sizes(leaves, arrays, clients, round_index)
+        self._bytes = self._sizes(through, arrays, clients, round_index)
 
     def _clipped(self, clip: ClipSettings, stage: str, collected: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sums of all clients, each client's shortened as the stage of this name shortens a message.
@@ -236,22 +239,11 @@ class FactorUplink(Uplink):
         own = downlink.own.setdefault(stage, seen.new_zeros(len(task.pair_item), seen.shape[1]))
         own[mine] = seen[task.pair_item[mine]]
 
-    def _sizes(
-        self, leaves: Sequence[Sequence[Leaf]], beside: Mapping[str, Any], clients: Sequence[int], round_index: int
-    ) -> dict[int, int]:
+    def _sizes(self, seen: Seen, beside: Mapping[str, Any], clients: Sequence[int], round_index: int) -> dict[int, int]:
         """Bytes of every client's message."""
-        size_of = Sizes()
-        known: dict[Hashable, int] = {}
-        sizes = {}
-        for number in clients:
-            key = tuple(leaves[number])
-            if key not in known:
-                arrays = {name: np.empty(shape, dtype=dtype) for name, dtype, shape in key}
-                error = (1.0, 1.0) if self.server.codecs.up.codecs else (0.0, 0.0)
-                message = Message("knowledge", round_index, 0, {**arrays, **beside}, TrainedOn(), error)
-                known[key] = size_of(message) - 1
-            sizes[number] = known[key] + len(msgpack.packb(number))
-        return sizes
+        size = sum(array_bytes(name, array.dtype.str[1:], array.shape) for name, array in beside.items())
+        sizes, leaves = (seen.size + size)[clients], (seen.leaves + len(beside))[clients]
+        return lengths("knowledge", round_index, clients, sizes, leaves, bool(self.server.codecs.up.codecs))
 
     def part(self, training: Training) -> None:
         """Nothing."""

@@ -15,6 +15,7 @@ from recbole_fedkd.engine.fleet.exchange import Links, Sizes
 from recbole_fedkd.engine.fleet.group import Base, ClientGroup
 from recbole_fedkd.engine.fleet.messages import MeanOfClients, SharedTensors
 from recbole_fedkd.engine.fleet.obstacle import is_of_packing
+from recbole_fedkd.engine.fleet.stacks import stacked_buffers, stacked_networks
 from recbole_fedkd.engine.fleet.training import Trained, Training
 from recbole_fedkd.federated.aggregate import MeanOfChangedRows, WeightedMean
 from recbole_fedkd.federated.dialogue import answer
@@ -23,9 +24,11 @@ from recbole_fedkd.federated.knowledge.base import Arrays
 from recbole_fedkd.federated.message import LARGEST, Message, MessageError, check_arrays
 from recbole_fedkd.federated.message import Training as TrainedOn
 from recbole_fedkd.federated.server import Server
+from recbole_fedkd.federated.stacked import Stacked
 from recbole_fedkd.federated.strategy import LocalResult, to_tensors
 from recbole_fedkd.federated.strategy.federated_averaging import BUFFER, PARAMETER, FederatedAveraging
 from recbole_fedkd.federated.strategy.knowledge_exchange import AttentiveFederatedDistillation
+from recbole_fedkd.federated.wire import ClientLink
 from recbole_fedkd.model.shared import Rows, SharedState
 
 
@@ -82,6 +85,9 @@ class MessageUplink(Uplink):
 
     def say(self, trained: Trained, base: Base, current: Round) -> dict[int, ClientError]:
         """All at once where nothing is wrong with any, else each by itself."""
+        at_once = self._say_at_once(trained, base, current)
+        if at_once is not None:
+            return at_once
         refused, losses, parts = {}, trained.losses.tolist(), self._made(trained)
         if len(parts) == 1 and self._taken(trained, parts[0][1], current):
             for size, loss in zip(trained.training.sizes, losses, strict=True):
@@ -109,6 +115,43 @@ class MessageUplink(Uplink):
                 continue
             current.count(losses[slot], size, link.codec_error if message is not None else (0.0, 0.0))
         return refused
+
+    def _say_at_once(self, trained: Trained, base: Base, current: Round) -> dict[int, ClientError] | None:
+        """What :meth:`say` does, where stages and codecs go over all packed clients' networks at once; None: they do not."""
+        strategy, links = self.server.strategy, [self.links[number] for number in trained.numbers]
+        if not self.server.codecs.changes_uploads or type(strategy).upload is not FederatedAveraging.upload:
+            return None
+        stacked = self._networks(trained, base, current)
+        # A codec may make a number of what is none, and whose it is shows one by one.
+        encoded = ClientLink.encoded_by_many(links, stacked) if stacked.is_within(LARGEST) else None
+        refused = current.intake.add_stacked(encoded[0]) if encoded is not None else None
+        if encoded is None or refused is None:
+            return None
+        encoded[1]()
+        current.report.bytes_up.update(encoded[0].lengths())
+        losses = trained.losses.tolist()
+        for number, link, size, loss in zip(trained.numbers, links, trained.training.sizes, losses, strict=True):
+            if number not in refused:
+                current.count(loss, size, link.codec_error)
+        return {
+            number: ClientError.of(f"client {number}", current.index, "answering", error)
+            for number, error in refused.items()
+        }
+
+    def _networks(self, trained: Trained, base: Base, current: Round) -> Stacked:
+        """Packed clients' networks as :meth:`FederatedAveraging.upload` names what they hold."""
+        training, private = trained.training, self.private[self.groups.index(trained.training.group)]
+        parameters, common = stacked_networks(training, private, base)
+        blocks = {PARAMETER + name: block for name, block in parameters.items()}
+        blocks |= {BUFFER + name: block for name, block in stacked_buffers(training, private).items()}
+        of_each = zip(trained.numbers, training.sizes, trained.losses.tolist(), strict=True)
+        return Stacked(
+            "model",
+            current.index,
+            {number: TrainedOn(size, size, loss) for number, size, loss in of_each},
+            blocks,
+            common={PARAMETER + name: array for name, array in common.items()},
+        )
 
     def _taken(self, trained: Trained, arrays: Arrays, current: Round) -> bool:
         """Whether the server has taken what all packed clients say, ``[c, ...]`` by name, at once."""
