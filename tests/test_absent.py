@@ -226,7 +226,7 @@ def test_a_fault_of_packing_is_not_taken_for_codecs_that_see_whole_messages(prep
     keys = {"strategy": "afd", "knowledge": "factors", "factor_size": 3, "sketch_width": 3, "sketch_passes": 2}
     engine = prepared(engine="fleet", label_mode="rating", partition="user", codecs=["int8"], **keys)[1].engine
 
-    room = {"__name__": "recbole_fedkd.engine.fleet.row_codecs"}
+    room = {"__name__": "recbole_fedkd.federated.row_codecs"}
     exec("def mistaken(*arguments, **named):\n    return row", room)
     monkeypatch.setattr("recbole_fedkd.engine.fleet.factor_exchange.seen_rows", room["mistaken"])
     with pytest.raises(NameError, match="row"):
@@ -254,6 +254,7 @@ def test_the_ends_of_the_wire_of_a_client_whose_message_is_refused_are_as_before
 
     monkeypatch.setattr(Intake, "add_read", refusing)
     monkeypatch.setattr(Intake, "add_many", lambda *arguments: False)
+    monkeypatch.setattr(Intake, "add_stacked", lambda *arguments: None)
     keys = {"client_num": 6, "learner": "sgd", "learning_rate": 0.1, "min_clients": 2, **keys}
     local, fleet = (prepared(engine=engine, **keys)[1].engine for engine in ("local", "fleet"))
     for index in range(4):

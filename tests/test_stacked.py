@@ -10,7 +10,7 @@ from recbole_fedkd.federated.codec import CodecStack, WireCodecs
 from recbole_fedkd.federated.encoding import CODECS
 from recbole_fedkd.federated.message import Message, Training
 from recbole_fedkd.federated.row_codecs import ROW_WISE, Block
-from recbole_fedkd.federated.server import Server
+from recbole_fedkd.federated.server import Intake, Server
 from recbole_fedkd.federated.stacked import Stacked
 from recbole_fedkd.federated.stage import STAGES, Clip, Encoding, Stage
 from recbole_fedkd.federated.strategy.federated_averaging import AveragingSettings, FederatedAveraging
@@ -139,6 +139,36 @@ def test_numbers_that_nobody_takes_are_left_to_each_by_itself():
     encoded = ClientLink.encoded_by_many(ends.links, ends.stacked(networks, 0))
     assert encoded is not None and ends.intake.add_stacked(encoded[0]) is None
     assert not ends.intake.answered and all(link.sent_in is None for link in ends.links)
+
+
+FLEETS = [
+    {"strategy": "fedavg", "codecs": ["int8"]},
+    {"strategy": "fedavg", "codecs": ["row_sparse", "sign"], "clients_per_round": 5},
+    {"strategy": "fedavg", "stages": ["clip", "codecs"], "codecs": ["fp16"], "error_feedback": False},
+    {"strategy": "fedavg", "codecs": ["int4"], "serve_after": "training", "robust_mean": "median"},
+    {"strategy": "fedgkd", "codecs": ["int8"], "broadcast_codecs": ["fp16"], "partition": "user"},
+    {"strategy": "afd", "knowledge": "item", "codecs": ["int8"]},
+    {"strategy": "afd", "knowledge": "label", "codecs": ["sign"]},
+]
+
+
+@pytest.mark.parametrize("keys", FLEETS, ids=str)
+def test_a_fleet_whose_clients_speak_at_once_is_one_whose_clients_speak_in_turn(prepared, monkeypatch, keys):
+    keys = {"client_num": 8, "learner": "sgd", "learning_rate": 0.1, "min_clients": 2, **keys}
+    together, alone = (prepared(engine="fleet", **keys)[1].engine for _ in range(2))
+    at_once, heard = Intake.add_stacked, []
+    for round_index in range(3):
+        monkeypatch.setattr(Intake, "add_stacked", lambda *arguments: heard.append(at_once(*arguments)) or heard[-1])
+        one = together.run_round(round_index)
+        monkeypatch.setattr(Intake, "add_stacked", lambda *arguments: None)
+        other = alone.run_round(round_index)
+        assert one.bytes_up == other.bytes_up and one.bytes_down == other.bytes_down
+        np.testing.assert_allclose([one.loss, one.codec_error], [other.loss, other.codec_error], rtol=1e-5)
+    assert heard and set(map(str, heard)) == {"{}"}
+    for name, value in alone.server.state.items():
+        torch.testing.assert_close(together.server.state[name], value, rtol=1e-5, atol=1e-6)
+    for number, state in alone.links.state_dict().items():
+        torch.testing.assert_close(together.links.state_dict()[number], state, rtol=1e-4, atol=1e-5)
 
 
 def test_every_stage_says_how_it_goes_over_many_or_goes_one_by_one():

@@ -90,6 +90,10 @@ def batched_optimizer(config: Any) -> BatchedOptimizer:
     return BatchedAdam(rate) if learner == "adam" else BatchedSGD(rate)
 
 
+_OF_PACKING = ("recbole_fedkd.engine.fleet.", "recbole_fedkd.federated.row_codecs", "recbole_fedkd.federated.stacked")
+"""Where the code lies that many clients go through at once."""
+
+
 def is_of_packing(error: BaseException | None) -> bool:
     """Whether the code that packs clients is at fault, for which none of them can be left out.
 
@@ -98,4 +102,4 @@ def is_of_packing(error: BaseException | None) -> bool:
     frames = traceback.walk_tb(error.__traceback__ if error is not None else None)
     modules = [frame.f_globals.get("__name__", "") for frame, _ in frames]
     raised_in = next((name for name in reversed(modules) if not name.startswith("torch.")), "")
-    return isinstance(error, FAULTS) and raised_in.startswith("recbole_fedkd.engine.fleet.")
+    return isinstance(error, FAULTS) and raised_in.startswith(_OF_PACKING)

@@ -31,16 +31,13 @@ def stacked_networks(
     for name, part in zip(group.dense_names, dense, strict=True):
         if name not in private:
             blocks[name] = Block.of(part.reshape(count, *shapes[name]).numpy())
-    counts, held = (
-        pack.count.cpu(),
-        torch.arange(pack.items.shape[1], device=pack.items.device) < pack.count.unsqueeze(1),
-    )
-    place, column = pack.items[held].cpu().numpy(), 0
+    held = torch.arange(pack.items.shape[1], device=pack.items.device) < pack.count.unsqueeze(1)
+    counts, rows, column = pack.count.cpu().numpy(), pack.items[held].cpu().numpy(), 0
     for name in group.item_names:
         width = shapes[name][1:].numel()
         if name not in private:
             values = weights.rows[..., column : column + width][held].cpu().numpy()
-            blocks[name] = Block(values, counts.numpy(), tuple(shapes[name]), place)
+            blocks[name] = Block(values, counts, tuple(shapes[name]), rows)
             common[name] = base[1][:, column : column + width].reshape(shapes[name]).cpu().numpy()
         column += width
     return blocks, common

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from recbole_fedkd.federated.knowledge import Knowledge
 from recbole_fedkd.federated.knowledge.base import Arrays
 from recbole_fedkd.federated.message import LARGEST, Message, MessageError, check_arrays
 from recbole_fedkd.federated.message import Training as TrainedOn
+from recbole_fedkd.federated.row_codecs import Block
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.stacked import Stacked
 from recbole_fedkd.federated.strategy import LocalResult, to_tensors
@@ -85,10 +87,12 @@ class MessageUplink(Uplink):
 
     def say(self, trained: Trained, base: Base, current: Round) -> dict[int, ClientError]:
         """All at once where nothing is wrong with any, else each by itself."""
-        at_once = self._say_at_once(trained, base, current)
+        parts = self._made(trained)
+        stacked = self._stacked(trained, base, parts, current)
+        at_once = self._say_at_once(trained, stacked, current) if stacked is not None else None
         if at_once is not None:
             return at_once
-        refused, losses, parts = {}, trained.losses.tolist(), self._made(trained)
+        refused, losses = dict[int, ClientError](), trained.losses.tolist()
         if len(parts) == 1 and self._taken(trained, parts[0][1], current):
             for size, loss in zip(trained.training.sizes, losses, strict=True):
                 current.count(loss, size)
@@ -116,12 +120,9 @@ class MessageUplink(Uplink):
             current.count(losses[slot], size, link.codec_error if message is not None else (0.0, 0.0))
         return refused
 
-    def _say_at_once(self, trained: Trained, base: Base, current: Round) -> dict[int, ClientError] | None:
-        """What :meth:`say` does, where stages and codecs go over all packed clients' networks at once; None: they do not."""
-        strategy, links = self.server.strategy, [self.links[number] for number in trained.numbers]
-        if not self.server.codecs.changes_uploads or type(strategy).upload is not FederatedAveraging.upload:
-            return None
-        stacked = self._networks(trained, base, current)
+    def _say_at_once(self, trained: Trained, stacked: Stacked, current: Round) -> dict[int, ClientError] | None:
+        """What :meth:`say` does, where stages and codecs go over all packed clients' messages at once; None: they do not."""
+        links = [self.links[number] for number in trained.numbers]
         # A codec may make a number of what is none, and whose it is shows one by one.
         encoded = ClientLink.encoded_by_many(links, stacked) if stacked.is_within(LARGEST) else None
         refused = current.intake.add_stacked(encoded[0]) if encoded is not None else None
@@ -138,26 +139,46 @@ class MessageUplink(Uplink):
             for number, error in refused.items()
         }
 
-    def _networks(self, trained: Trained, base: Base, current: Round) -> Stacked:
-        """Packed clients' networks as :meth:`FederatedAveraging.upload` names what they hold."""
+    def _stacked(
+        self, trained: Trained, base: Base, parts: Sequence[tuple[list[int], Arrays]], current: Round
+    ) -> Stacked | None:
+        """Messages of packed clients before their stages, where these change them and the strategy says what it holds as it is.
+
+        Arguments as of :meth:`say`; ``parts`` as :meth:`_made` returns them.
+        """
+        upload, training = type(self.server.strategy).upload, trained.training
+        if not self.server.codecs.changes_uploads:
+            return None
+        of_each = zip(trained.numbers, training.sizes, trained.losses.tolist(), strict=True)
+        trained_on = {number: TrainedOn(size, size, loss) for number, size, loss in of_each}
+        if upload is FederatedAveraging.upload:
+            return Stacked("model", current.index, trained_on, *self._networks(trained, base))
+        if len(parts) != 1 or not parts[0][1] or not self._says_all:
+            return None
+        floats: dict[str, Any] = {name: array for name, array in parts[0][1].items() if array.dtype == np.float32}
+        others = {name: array for name, array in parts[0][1].items() if name not in floats}
+        blocks = {name: Block.of(array) for name, array in floats.items()}
+        return Stacked("knowledge", current.index, trained_on, blocks, others=others)
+
+    @property
+    def _says_all(self) -> bool:
+        """Whether the strategy sends what its kind of knowledge makes of a client, as it is."""
+        strategy = self.server.strategy
+        says_all = type(strategy).upload is AttentiveFederatedDistillation.upload
+        return says_all and type(strategy.knowledge).disguised is Knowledge.disguised
+
+    def _networks(self, trained: Trained, base: Base) -> tuple[dict[str, Block], dict[str, Any], Arrays]:
+        """Packed clients' networks as :meth:`FederatedAveraging.upload` names what they hold, and what all have in common."""
         training, private = trained.training, self.private[self.groups.index(trained.training.group)]
         parameters, common = stacked_networks(training, private, base)
         blocks = {PARAMETER + name: block for name, block in parameters.items()}
         blocks |= {BUFFER + name: block for name, block in stacked_buffers(training, private).items()}
-        of_each = zip(trained.numbers, training.sizes, trained.losses.tolist(), strict=True)
-        return Stacked(
-            "model",
-            current.index,
-            {number: TrainedOn(size, size, loss) for number, size, loss in of_each},
-            blocks,
-            common={PARAMETER + name: array for name, array in common.items()},
-        )
+        return blocks, {}, {PARAMETER + name: array for name, array in common.items()}
 
     def _taken(self, trained: Trained, arrays: Arrays, current: Round) -> bool:
         """Whether the server has taken what all packed clients say, ``[c, ...]`` by name, at once."""
         strategy, numbers = self.server.strategy, trained.numbers
-        says_all = type(strategy).upload is AttentiveFederatedDistillation.upload
-        if not says_all or type(strategy.knowledge).disguised is not Knowledge.disguised:
+        if not self._says_all:
             return False
         result = LocalResult(SharedTensors(dict, {}), False, {}, {name: array[0] for name, array in arrays.items()})
         example = strategy.upload(result, numbers[0], current.index)
