@@ -145,7 +145,7 @@ FLEETS = [
     {"strategy": "fedavg", "codecs": ["int8"]},
     {"strategy": "fedavg", "codecs": ["row_sparse", "sign"], "clients_per_round": 5},
     {"strategy": "fedavg", "stages": ["clip", "codecs"], "codecs": ["fp16"], "error_feedback": False},
-    {"strategy": "fedavg", "codecs": ["int4"], "serve_after": "training", "robust_mean": "median"},
+    {"strategy": "fedavg", "codecs": ["int4"], "serve_after": "training", "robust_mean": "median", "min_clients": None},
     {"strategy": "fedgkd", "codecs": ["int8"], "broadcast_codecs": ["fp16"], "partition": "user"},
     {"strategy": "afd", "knowledge": "item", "codecs": ["int8"]},
     {"strategy": "afd", "knowledge": "label", "codecs": ["sign"]},
