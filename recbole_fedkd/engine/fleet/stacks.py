@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from recbole_fedkd.engine.fleet.exchange import Base
+from recbole_fedkd.engine.fleet.group import Base
 from recbole_fedkd.engine.fleet.training import Training
 from recbole_fedkd.federated.row_codecs import Block
 from recbole_fedkd.federated.stacked import Arrays
