@@ -94,10 +94,11 @@ def _computed(function, args, kwargs):
     result = function(*plain_args, **plain_kwargs)
     if function is _aten._local_scalar_dense.default:
         return result
-    if function._schema.name.endswith("_") and isinstance(result, torch.Tensor):
-        return args[0]
     if "out" in kwargs:
         return kwargs["out"]
+    # By what it changes and not by its name: a shift is called ``__rshift__`` and changes nothing.
+    if function._schema.is_mutable and isinstance(result, torch.Tensor):
+        return args[0]
     stays = torch.device(device).type == ELSEWHERE.type if device is not None else bool(there)
     return tree_map(lambda each: There(each) if isinstance(each, torch.Tensor) else each, result) if stays else result
 
