@@ -21,7 +21,7 @@ SMALLER = {
     "factors": WHOLE,
     "taught": WHOLE,
     # Of a model that has learned next to nothing rounding decides the ranks.
-    "feddf": {"unlabelled_pairs": 64, "learning_rate": 0.03},
+    "feddf": {"unlabelled_pairs": 64, "learning_rate": 0.02, "epochs": 12},
     "fedrec": {"clients_per_round": 8},
 }
 CASES = {
