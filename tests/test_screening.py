@@ -1,4 +1,4 @@
-"""Screened rankings: lists are those of all scores, whatever a forecast of them is worth."""
+"""Screened rankings: lists are those of all scores where forecasts are off as often as they say, or nothing is screened."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def screened(asked: Asked, masked: torch.Tensor, length: int = LENGTH) -> torch.
     screen = Screen.of(users, length, asked.whole, asked.some)
     assert screen is not None
     asked.whole_users, asked.some_items = 0, 0
-    return torch.cat([screen.scores(part, masked[part]) for part in users.split(100)])
+    return torch.cat([screen.scores(part, masked[part])[0] for part in users.split(100)])
 
 
 def lists(scores: torch.Tensor, masked: torch.Tensor, length: int = LENGTH) -> torch.Tensor:
@@ -129,16 +129,56 @@ def test_screened_metrics_are_those_of_all_scores(many, monkeypatch):
     keys = {"data_path": str(many), **SMALL, "metrics": ["NDCG", "Hit"], "topk": [5, 10]}
     trainer, loaders, evaluations = _prepare(FedKDConfig("AttnFedKD", "tiny", config_dict=keys))
     monkeypatch.setattr(screening, "FEW_USERS", 200)
+    monkeypatch.setattr(screening, "WORTH", 2.0)
     made = []
     real = Screen.of
     monkeypatch.setattr(Screen, "of", classmethod(lambda cls, *given: made.append(real(*given)) or made[-1]))
-    for number in range(2):
+    ranked = []
+    screened = judge.Judge._screened
+    monkeypatch.setattr(judge.Judge, "_screened", lambda *given: ranked.append(1) or screened(*given))
+    for number in range(3):
         found = trainer.evaluate(evaluations[1], load_best_model=False)
         assert len(made) == number + 1 and made[-1] is not None
         with monkeypatch.context() as unscreened:
             unscreened.setattr(judge, "is_worth_it", lambda *sizes: False)
             assert trainer.evaluate(evaluations[1], load_best_model=False) == found
         trainer._train_once(loaders[0], number, None, False)
+    assert ranked
+
+
+def test_nothing_is_screened_where_a_forecast_spares_little():
+    scores, masked = made_up(1, 1.0)
+    screen = Screen.of(torch.arange(USERS), LENGTH, *(Asked(scores).whole, Asked(scores).some))
+    assert screen is not None and not screen.is_right(torch.arange(100), masked[:100])
+
+
+def test_scores_that_were_made_are_counted():
+    scores, masked = made_up(5, 1e-3)
+    asked = Asked(scores)
+    screen = Screen.of(torch.arange(USERS), LENGTH, asked.whole, asked.some)
+    asked.whole_users, asked.some_items = 0, 0
+    assert screen is not None and screen.scores(torch.arange(50), masked[:50])[1] == asked.some_items
+
+
+@pytest.mark.parametrize("taste", [0.0, 2.0])
+def test_tastes_for_single_items_which_no_forecast_knows_are_seen_in_lists_made_both_ways(taste):
+    scores, masked = made_up(5, 1e-3)
+    scores[torch.arange(USERS), torch.from_numpy(np.random.default_rng(2).integers(1, ITEMS, USERS))] += taste
+    asked = Asked(scores)
+    screen = Screen.of(torch.arange(USERS), LENGTH, asked.whole, asked.some)
+    assert screen is not None and screen.is_right(torch.arange(100), masked[:100]) == (taste == 0)
+
+
+@needs_numba
+@pytest.mark.parametrize("keys", [{"screened_rankings": False}, {}])
+def test_who_asks_for_every_score_gets_it_and_so_does_who_would_get_another_list(many, monkeypatch, keys):
+    keys = {"data_path": str(many), **SMALL, "metrics": ["NDCG"], "topk": [5], **keys}
+    trainer, _, evaluations = _prepare(FedKDConfig("AttnFedKD", "tiny", config_dict=keys))
+    monkeypatch.setattr(screening, "FEW_USERS", 200)
+    if "screened_rankings" not in keys:
+        monkeypatch.setattr(Screen, "is_right", lambda *given: False)
+    monkeypatch.setattr(judge.Judge, "_screened", lambda *given: pytest.fail("screened"))
+    trainer.evaluate(evaluations[1], load_best_model=False)
 
 
 @needs_numba
@@ -154,3 +194,4 @@ def test_few_users_few_items_and_long_lists_are_not_screened():
     assert not screening.is_worth_it(100, 3884, 10)
     assert not screening.is_worth_it(6040, 500, 10)
     assert not screening.is_worth_it(6040, 3884, 500)
+    assert not screening.is_worth_it(6040, 100_000, 10)

@@ -8,7 +8,7 @@ import torch
 
 from recbole_fedkd.federated.codec import CodecStack, WireCodecs
 from recbole_fedkd.federated.encoding import CODECS
-from recbole_fedkd.federated.message import Message, Training
+from recbole_fedkd.federated.message import Message, MessageError, Training
 from recbole_fedkd.federated.row_codecs import ROW_WISE, Block
 from recbole_fedkd.federated.server import Intake, Server
 from recbole_fedkd.federated.stacked import Stacked
@@ -109,6 +109,11 @@ def test_codecs_over_many_clients_do_what_they_do_over_each(codecs):
     compare(codecs, ["codecs"])
 
 
+@pytest.mark.parametrize("codecs", STACKS, ids="-".join)
+def test_networks_of_which_nobody_has_moved_an_array_are_sent_as_by_each(codecs):
+    compare(codecs, ["codecs"], scale=0.0)
+
+
 @pytest.mark.parametrize("codecs", [[], ["int8"], ["row_sparse", "sign"]], ids="-".join)
 def test_a_bound_over_many_clients_is_that_of_each(codecs):
     compare(codecs, ["clip", "codecs"])
@@ -139,6 +144,20 @@ def test_numbers_that_nobody_takes_are_left_to_each_by_itself():
     encoded = ClientLink.encoded_by_many(ends.links, ends.stacked(networks, 0))
     assert encoded is not None and ends.intake.add_stacked(encoded[0]) is None
     assert not ends.intake.answered and all(link.sent_in is None for link in ends.links)
+
+
+@pytest.mark.parametrize("codecs", [["sign"], ["int4"], ["int8"]], ids="-".join)
+def test_a_network_of_which_a_codec_makes_numbers_where_there_are_none_is_refused_alone_and_among_others(codecs):
+    ends = Ends(codecs, ["codecs"])
+    networks = ends.networks(0)
+    number, _, arrays = networks[1]
+    arrays["p:matrix"][2, 3] = np.nan
+    encoded = ClientLink.encoded_by_many(ends.links, ends.stacked(networks, 0))
+    assert encoded is None or ends.intake.add_stacked(encoded[0]) is None
+    wire = ends.links[1].encoded(Message("model", 0, number, arrays, ends.training(number)))
+    with pytest.raises(MessageError, match="not finite"):
+        ends.intake.add_read(number, wire)
+    assert not ends.intake.answered
 
 
 FLEETS = [

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from recbole_fedkd.evaluation.collector import DISTRIBUTION, LabelCollector, PlainEvaluator
 from recbole_fedkd.evaluation.per_user import user_values
-from recbole_fedkd.evaluation.screening import Screen, is_worth_it
+from recbole_fedkd.evaluation.screening import AT_A_TIME, AUDITED, Screen, is_worth_it
 
 
 class Judge(Trainer):
@@ -59,9 +59,10 @@ class Judge(Trainer):
 
     @torch.no_grad()
     def _screen(self, loader: Any) -> Screen | None:
-        """What spares the ranking of a loader most scores; None: its metrics need all, or it is small."""
+        """What spares the ranking of a loader most scores; None: its metrics need all, it is small, or a list is another."""
         if (
-            not isinstance(loader, FullSortEvalDataLoader)
+            not self.config["screened_rankings"]
+            or not isinstance(loader, FullSortEvalDataLoader)
             or loader.is_sequential
             or self.eval_collector.needs_all_scores
         ):
@@ -75,7 +76,12 @@ class Judge(Trainer):
             scores: Tensor = self.model.full_sort_predict(Interaction({user_field: users}))
             return scores.view(len(users), items)
 
-        return Screen.of(loader.uid_list, length, whole, self.model.score_chosen)
+        screen = Screen.of(loader.uid_list, length, whole, self.model.score_chosen)
+        audited = loader.uid_list[torch.linspace(0, len(loader.uid_list) - 1, AUDITED).long()]
+        right = screen is not None and all(
+            screen.is_right(users, _masked(loader, users, items)) for users in audited.split(AT_A_TIME)
+        )
+        return screen if right else None
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
         judged = super()._full_sort_batch_eval(batched_data) if self.screen is None else self._screened(batched_data)
@@ -92,7 +98,7 @@ class Judge(Trainer):
         masked = torch.zeros(len(users), self.tot_item_num, dtype=torch.bool)
         masked[:, 0] = True
         masked[history] = True
-        scores = self.screen.scores(users, masked).masked_fill_(masked, -torch.inf)
+        scores = self.screen.scores(users, masked)[0].masked_fill_(masked, -torch.inf)
         return interaction, scores, positive_users, positive_items
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
@@ -136,3 +142,14 @@ class Judge(Trainer):
         chosen[places, slots] = items
         scores: Tensor = self.model.score_chosen(users[starts], chosen)
         return scores[places, slots]
+
+
+def _masked(loader: FullSortEvalDataLoader, users: Tensor, items: int) -> Tensor:
+    """What is not recommended to users ``[n]``, padding and what they know: bool ``[n, items]``."""
+    masked = torch.zeros(len(users), items, dtype=torch.bool)
+    masked[:, 0] = True
+    for row, user in enumerate(users.tolist()):
+        history = loader.uid2history_item[user]
+        if history is not None:
+            masked[row, history] = True
+    return masked

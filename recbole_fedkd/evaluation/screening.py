@@ -3,7 +3,8 @@
 Users of a model say much the same of a catalogue. All scores of a few of them make a basis; of everybody else the scores of
 some items are asked, a place in that basis follows, and with it a forecast of all others. How far it is off is known where
 scores are. Items that may still reach a user's list are scored, the most promising first, until no other can: lists hold
-scores, never forecasts. A score that is further off than any that was seen, of the sample or of the user, would be missed.
+scores, never forecasts. A score that is further off than any that was seen, of the sample or of the user, would be missed:
+before a model is screened, the lists of some hundred other users are held against those of all their scores.
 """
 
 from __future__ import annotations
@@ -30,8 +31,15 @@ LEAST = 0.1
 ROUNDING = 2.4e-7
 """Scores that differ by less, as a share of the largest, may change places by rounding: such users are asked for every item."""
 
-FEW_USERS, FEW_ITEMS, SHORT = 512, 1024, 64
-"""Fewer users or items, or a longer list, and every score is made."""
+FEW_USERS, FEW_ITEMS, MANY_ITEMS, SHORT = 4096, 1024, 2**15, 64
+"""Fewer users, fewer or more items (a basis takes 8 KB for each), or a longer list, and every score is made."""
+
+AUDITED, AT_A_TIME = 512, 64
+"""Users whose lists are made both ways, and so many of them at a time; if one in 170 lists were wrong, one of these would
+be with a probability of .95."""
+
+WORTH = 0.2
+"""The share of scores that may be made at most: one by itself takes a few times as long as one of a sweep."""
 
 Whole = Callable[[Tensor], Tensor]
 """All scores ``[n, items]`` of users ``[n]``."""
@@ -42,7 +50,7 @@ Some = Callable[[Tensor, Tensor], Tensor]
 
 def is_worth_it(users: int, items: int, length: int) -> bool:
     """Whether lists of a length, of so many users and items, take less by a :class:`Screen`."""
-    return users >= FEW_USERS and items >= FEW_ITEMS and length <= SHORT
+    return users >= FEW_USERS and FEW_ITEMS <= items <= MANY_ITEMS and length <= SHORT
 
 
 class Basis(NamedTuple):
@@ -134,8 +142,17 @@ class Screen:
         most = (some(sample, asked) - scores.gather(1, asked)).abs().amax() / scores.abs().amax()
         return cls(basis, length, max(ROUNDING, 2 * float(most)), whole, some)
 
-    def scores(self, users: Tensor, masked: Tensor) -> Tensor:
-        """Scores of all items ``[n, items]``, forecasts for those that are no candidates for a list.
+    def is_right(self, users: Tensor, masked: Tensor) -> bool:
+        """Whether the lists of some users are those of all their scores, and took few; arguments as of :meth:`scores`."""
+        screened, made = self.scores(users, masked)
+        foretold, listed = (
+            scores.masked_fill(masked, -torch.inf).topk(self.length, 1) for scores in (screened, self.whole(users))
+        )
+        real = listed.values > -torch.inf
+        return made <= WORTH * masked.numel() and torch.equal(foretold.indices[real], listed.indices[real])
+
+    def scores(self, users: Tensor, masked: Tensor) -> tuple[Tensor, int]:
+        """Scores of all items ``[n, items]``, forecasts for those that are no candidates for a list; and how many were made.
 
         Args:
             users: ``[n]``.
@@ -144,9 +161,10 @@ class Screen:
         asked = self.basis.asked.expand(len(users), -1)
         given = self.some(users, asked)
         forecast = _Forecast(self.basis, given, masked, self.length, self.rounding)
-        count, items = BLOCK, masked.shape[1]
+        count, items, made = BLOCK, masked.shape[1], asked.numel()
         while len(forecast.open) and count <= items // 2:
             open_, chosen = forecast.promising(count)
+            made += chosen.numel()
             if len(open_):
                 forecast.take(open_, chosen, self.some(users[open_], chosen))
             count *= 2
@@ -155,7 +173,7 @@ class Screen:
         swept = torch.nonzero(doubtful).flatten()
         if len(swept):
             forecast.scores[swept] = self.whole(users[swept])
-        return forecast.scores
+        return forecast.scores, made + len(swept) * items
 
 
 class _Forecast:

@@ -204,8 +204,7 @@ def _read(content: dict[str, Any]) -> Message:
         training = Training(*_TRAINING.unpack(_raw(content["t"])))
         if "e" in content:
             error = _ERROR.unpack(_raw(content["e"]))
-        if not np.isfinite([training.loss, *error]).all() or min(error) < 0:
-            raise MessageError("not finite", f"loss {training.loss}, codec error {error}")
+        check_told(training, error)
     elif "t" in content or "e" in content:
         raise ValueError("the server trains on nothing")
     return Message(kind, number, sender, {name: _array(name, entry) for name, entry in packed.items()}, training, error)
@@ -234,6 +233,12 @@ def _array(name: Any, entry: Any) -> NDArray[np.generic]:
 def without_arrays(message: Message) -> Message:
     """What a message says of itself: its arrays' names alone."""
     return replace(message, arrays={name: np.zeros(0, np.int8) for name in message.arrays})
+
+
+def check_told(training: Training, codec_error: tuple[float, float]) -> None:
+    """Raise :class:`MessageError` for a loss or a codec error that is none; arguments as of :class:`Message`."""
+    if not np.isfinite([training.loss, *codec_error]).all() or min(codec_error) < 0:
+        raise MessageError("not finite", f"loss {training.loss}, codec error {codec_error}")
 
 
 def check_kind(message: Message, schema: Schema | None) -> None:

@@ -135,10 +135,10 @@ def _half(block: Block) -> Encoded:
 
 def _eight_bits(block: Block) -> Encoded:
     last = block.shape[-1] if block.shape else 1
-    of_rows = block.values.reshape(len(block.values), -1, last)
+    of_rows = block.values.reshape(len(block.values), block.values.shape[1] // max(last, 1), last)
     scales = np.abs(of_rows).max(2, keepdims=True) / np.float32(127)
     codes = np.rint(of_rows / np.where(scales > 0, scales, np.float32(1))).astype(np.int8)
-    part = replace(block, values=scales.reshape(len(scales), -1), shape=(*block.shape[:-1], 1))
+    part = replace(block, values=scales.reshape(scales.shape[:2]), shape=(*block.shape[:-1], 1))
 
     def whole(seen: Mapping[str, Floats]) -> Floats:
         return np.asarray((codes.astype(np.float32) * seen["scales"].reshape(scales.shape)).reshape(block.values.shape))

@@ -41,6 +41,12 @@ class Stacked:
     encoded: Mapping[str, Seen] | None = None
     codec_error: NDArray[np.float64] | None = None
 
+    @property
+    def tells_numbers(self) -> bool:
+        """Whether losses and codec errors are numbers."""
+        losses = [training.loss for training in self.training.values()]
+        return bool(np.isfinite(losses).all() and (self.codec_error is None or np.isfinite(self.codec_error).all()))
+
     def is_within(self, bound: float) -> bool:
         """Whether no number of the float32 arrays is beyond a bound, or none at all."""
         arrays = [*(block.values for block in self.blocks.values()), *self.common.values()]

@@ -28,6 +28,7 @@ from recbole_fedkd.federated.message import (
     Schema,
     check_kind,
     check_names,
+    check_told,
     decoded,
 )
 from recbole_fedkd.federated.stacked import Stacked
@@ -307,7 +308,7 @@ class ServerLink:
             stacked: as the stages' readers have them.
             clients: that may answer in the round.
         """
-        if self.schema is None or stacked.kind != self.schema.kind:
+        if self.schema is None or stacked.kind != self.schema.kind or not stacked.tells_numbers:
             return None
         bound = LARGEST / clients
         updates = [Updates(self.broadcast.replica)] if self.broadcast is not None else []
@@ -348,6 +349,7 @@ class ServerLink:
         if self.schema is None:
             raise MessageError("kind", f"it says '{message.kind[:40]}' where nothing was asked for")
         check_kind(message, self.schema)
+        check_told(message.training, message.codec_error)
         return True
 
     def acknowledge(self, client: int) -> None:
