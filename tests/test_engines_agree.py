@@ -205,6 +205,17 @@ def test_stacks_of_codecs_over_item_factors_say_the_same_to_the_byte(data_of, st
             assert apart(fleet.engine.server.state[name], value) < 1e-2, name
 
 
+@pytest.mark.parametrize("codecs", [["int8"], ["row_sparse"], ["row_sparse", "sign"]], ids="-".join)
+def test_item_factors_that_codecs_lengthen_are_shortened_again_by_the_server(data_of, codecs):
+    keys = {"strategy": "afd", "knowledge": "factors", "partition": "user", "stages": ["clip", "codecs"]}
+    local, fleet = trainers(data_of, **keys, clip_norm=0.5, codecs=codecs)
+    for index in range(5):
+        one, other = local.engine.run_round(index), fleet.engine.run_round(index)
+        assert other.bytes_up == one.bytes_up
+        for name, value in local.engine.server.state.items():
+            assert apart(fleet.engine.server.state[name], value) < 1e-4, name
+
+
 CHOICES = [
     {"strategy": "fedavg", "serve_average": 0.7},
     {"strategy": "local", "serve_average": 0.7, "clients_per_round": 3},

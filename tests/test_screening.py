@@ -182,6 +182,25 @@ def test_who_asks_for_every_score_gets_it_and_so_does_who_would_get_another_list
 
 
 @needs_numba
+def test_a_model_that_reads_columns_of_users_is_given_them(many, monkeypatch):
+    keys = {"data_path": str(many), **SMALL, "metrics": ["NDCG"], "topk": [5]}
+    trainer, _, evaluations = _prepare(FedKDConfig("AttnFedKD", "tiny", config_dict=keys))
+    monkeypatch.setattr(screening, "FEW_USERS", 200)
+    known, real, read = evaluations[1].user_df, type(trainer.model).full_sort_predict, []
+    user_field = trainer.config["USER_ID_FIELD"]
+    column = next(name for name in known.columns if name != user_field)
+    of_user = dict(zip(known[user_field].tolist(), known[column].tolist(), strict=True))
+
+    def reading(model, rows):
+        read.append(rows[column].tolist() == [of_user[user] for user in rows[user_field].tolist()])
+        return real(model, rows)
+
+    monkeypatch.setattr(type(trainer.model), "full_sort_predict", reading)
+    trainer.evaluate(evaluations[1], load_best_model=False)
+    assert read and all(read)
+
+
+@needs_numba
 def test_metrics_that_need_every_score_get_every_score(many, monkeypatch):
     keys = {"data_path": str(many), **SMALL, "metrics": ["GAUC", "NDCG"], "topk": [10]}
     trainer, _, evaluations = _prepare(FedKDConfig("AttnFedKD", "tiny", config_dict=keys))

@@ -17,6 +17,7 @@ from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.knowledge import KNOWLEDGE
 from recbole_fedkd.federated.robust import ROBUST_MEANS
 from recbole_fedkd.federated.strategy import STRATEGIES
+from recbole_fedkd.federated.strategy.knowledge_exchange import ExchangeSettings
 from recbole_fedkd.federation.parties import build_server
 from recbole_fedkd.machines import processes
 from recbole_fedkd.model import MODELS
@@ -149,3 +150,9 @@ def test_what_goes_with_masks_comes_to_the_sums_of_no_masks(prepared, keys):
     assert states[0].keys() == states[1].keys() and states[0]
     for name, value in states[1].items():
         torch.testing.assert_close(states[0][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_weight_that_fd_leaves_out_is_said_to_change_nothing():
+    strategy = STRATEGIES["fd"](ExchangeSettings(alpha=0.5))
+    assert strategy.without_effect(4, 4).startswith("alpha=0.5 changes nothing: strategy fd")
+    assert strategy.settings.alpha == 0

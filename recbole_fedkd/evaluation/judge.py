@@ -67,13 +67,15 @@ class Judge(Trainer):
             or self.eval_collector.needs_all_scores
         ):
             return None
-        length, items, user_field = max(self.config["topk"]), loader._dataset.item_num, loader.uid_field
+        length, items = max(self.config["topk"]), loader._dataset.item_num
         if not is_worth_it(len(loader.uid_list), items, length):
             return None
         self.model.eval()
+        row_of = torch.zeros(loader._dataset.user_num, dtype=torch.long)
+        row_of[loader.uid_list] = torch.arange(len(loader.uid_list))
 
         def whole(users: Tensor) -> Tensor:
-            scores: Tensor = self.model.full_sort_predict(Interaction({user_field: users}))
+            scores: Tensor = self.model.full_sort_predict(loader.user_df[row_of[users]])
             return scores.view(len(users), items)
 
         screen = Screen.of(loader.uid_list, length, whole, self.model.score_chosen)

@@ -155,7 +155,9 @@ class FactorUplink(Uplink):
         """All that the clients will say of this round at once, unless they have to say it one by one."""
         self._stage = self.knowledge.next_stage(self.downlink.received)
         stages = [name for name, _ in self.server.codecs.stages]
-        self._alone = stages not in (["codecs"], [Clip.name, "codecs"])
+        # What lossy codecs lengthen again the server shortens, of each client's message.
+        lengthened = Clip.name in stages and not all(codec.lossless for codec in self.server.codecs.up.codecs)
+        self._alone = lengthened or stages not in (["codecs"], [Clip.name, "codecs"])
         self._silent()
         if self._stage is not None and not self._alone:
             try:

@@ -90,7 +90,10 @@ def batched_optimizer(config: Any) -> BatchedOptimizer:
     return BatchedAdam(rate) if learner == "adam" else BatchedSGD(rate)
 
 
-_OF_PACKING = ("recbole_fedkd.engine.fleet.", "recbole_fedkd.federated.row_codecs", "recbole_fedkd.federated.stacked")
+_OF_PACKING = (
+    "recbole_fedkd.engine.fleet.",
+    *(f"recbole_fedkd.federated.{module}" for module in ("lengths", "row_codecs", "stacked")),
+)
 """Where the code lies that many clients go through at once."""
 
 

@@ -150,4 +150,12 @@ class FederatedDistillation(AttentiveFederatedDistillation):
     name = "fd"
 
     def __init__(self, settings: Any = None, knowledge: Knowledge | None = None) -> None:
-        super().__init__(replace(settings or ExchangeSettings(), alpha=0.0), knowledge)
+        asked = settings or ExchangeSettings()
+        super().__init__(replace(asked, alpha=0.0), knowledge)
+        self._idle_alpha = asked.alpha if asked.alpha not in (0.0, type(asked)().alpha) else None
+
+    def without_effect(self, clients: int, in_round: int) -> str | None:
+        """A weight of what this strategy leaves out; else as the kind of knowledge says."""
+        if self._idle_alpha is not None:
+            return f"alpha={self._idle_alpha:g} changes nothing: strategy fd has the teacher's cross-entropy alone"
+        return super().without_effect(clients, in_round)
