@@ -56,6 +56,7 @@ class AttentiveFederatedDistillation(Strategy):
     settings_type: type = ExchangeSettings
     exchanges_knowledge = True
     remembers_sent = True
+    _idle: str | None = None
 
     def download(self, state: ServerState, client: int, round_index: int) -> Message | None:
         """What the other clients know; nothing before the first aggregation."""
@@ -115,8 +116,8 @@ class AttentiveFederatedDistillation(Strategy):
         return self.knowledge.needs_each
 
     def without_effect(self, clients: int, in_round: int) -> str | None:
-        """As the kind of knowledge says."""
-        return self.knowledge.without_effect(clients)
+        """As the kind of knowledge says; before it a key that the strategy does not take."""
+        return self._idle or self.knowledge.without_effect(clients)
 
     @property
     def same_for_all(self) -> bool:  # type: ignore[override]
@@ -152,10 +153,5 @@ class FederatedDistillation(AttentiveFederatedDistillation):
     def __init__(self, settings: Any = None, knowledge: Knowledge | None = None) -> None:
         asked = settings or ExchangeSettings()
         super().__init__(replace(asked, alpha=0.0), knowledge)
-        self._idle_alpha = asked.alpha if asked.alpha not in (0.0, type(asked)().alpha) else None
-
-    def without_effect(self, clients: int, in_round: int) -> str | None:
-        """A weight of what this strategy leaves out; else as the kind of knowledge says."""
-        if self._idle_alpha is not None:
-            return f"alpha={self._idle_alpha:g} changes nothing: strategy fd has the teacher's cross-entropy alone"
-        return super().without_effect(clients, in_round)
+        if asked.alpha not in (0.0, type(asked)().alpha):
+            self._idle = f"alpha={asked.alpha:g} changes nothing: strategy fd has the teacher's cross-entropy alone"
