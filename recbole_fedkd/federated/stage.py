@@ -118,7 +118,7 @@ class Stage(ABC):
         return None
 
     def decode_many(self, stacked: Stacked) -> Stacked | None:
-        """As :meth:`decode` of messages of this side of the wire, but that nobody looks at them; None: one by one."""
+        """As :meth:`decode` of stacked messages of this side of the wire, but that nobody looks at them; None: one by one."""
         return None
 
     @abstractmethod
