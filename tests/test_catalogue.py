@@ -13,11 +13,12 @@ from recbole_fedkd.distillation.exchange import FactorExchange, FactorSettings
 from recbole_fedkd.distillation.factors import Rows
 from recbole_fedkd.engine.fleet.group import Caller
 from recbole_fedkd.model import catalogue
+from recbole_fedkd.model.asked_again import AskedAgain
 from recbole_fedkd.model.catalogue import rank_items
 from recbole_fedkd.model.known import KnownPairs
 from recbole_fedkd.model.network import Architecture, AttentiveNetwork, FeatureTable, History
 from recbole_fedkd.model.pair import TeacherAndStudent
-from recbole_fedkd.model.ranking import WIDTH
+from recbole_fedkd.model.ranking import WIDTH, expected_values
 
 # Items of two blocks, the second of which is not full.
 USERS, ITEMS, LABELS, SLOTS = 6, WIDTH + 23, 3, 5
@@ -206,8 +207,39 @@ def test_chosen_items_rank_as_they_do_among_all(backbone, history, prior, known)
     chosen[0, : len(own)] = own  # what a user has had sees no label of its own
     found = rank_items(network, users, {}, ITEMS, chosen=chosen)
     expected = everything.gather(1, chosen.unsqueeze(2).expand(-1, -1, LABELS))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(found, expected)
     torch.testing.assert_close(found, network(users, chosen), rtol=1e-4, atol=1e-5)
+
+
+@needs_numba
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
+@pytest.mark.parametrize("serve", ["student", "both"])
+def test_what_is_asked_again_is_the_same_bits_whichever_items_and_users_it_is_asked_of(scale, serve):
+    network = TeacherAndStudent(network_of(prior=True), network_of("mlp"), serve).eval()
+    for parameter in network.parameters():
+        parameter.mul_(scale)
+    users = torch.arange(1, USERS)
+    everything, asked = rank_items(network, users, {}, ITEMS), AskedAgain.of_one(network, users)
+    places = torch.tensor([3, 0, 3, 1])
+    chosen = torch.stack([torch.randperm(ITEMS)[: WIDTH + 5] for _ in places])
+    for items in (chosen, chosen[:, :3]):
+        expected = everything[places].gather(1, items.unsqueeze(2).expand(-1, -1, LABELS))
+        assert torch.equal(asked.logits(places, items), expected)
+    values = torch.arange(1.0, LABELS + 1)
+    means = expected_values(everything.transpose(1, 2), values)
+    torch.testing.assert_close(means, everything.softmax(2) @ values)
+    some = expected_values(everything[:, 7:12].transpose(1, 2), values)
+    assert torch.equal(some, means[:, 7:12])
+
+
+@needs_numba
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_logit_that_is_no_number_gives_no_number(bad):
+    logits = torch.randn(2, LABELS, 40)
+    logits[1, 2, 5] = bad
+    means = expected_values(logits, torch.arange(1.0, LABELS + 1))
+    assert means.isfinite().sum() == 79 and not means[1, 5].isfinite()
 
 
 @needs_numba

@@ -1,5 +1,7 @@
 """Screened rankings: lists are those of all scores where forecasts are off as often as they say, or nothing is screened."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -33,9 +35,14 @@ class Asked:
         self.whole_users += len(users)
         return self.scores[users].clone()
 
-    def some(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        self.some_items += items.numel()
-        return self.scores[users.unsqueeze(1), items]
+    def some(self, users: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        def scored(places: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+            self.some_items += items.numel()
+            if items.shape[1] == ITEMS:
+                self.whole_users += len(places)
+            return self.scores[users[places].unsqueeze(1), items]
+
+        return scored
 
 
 def screened(asked: Asked, masked: torch.Tensor, length: int = LENGTH) -> torch.Tensor:
@@ -43,7 +50,7 @@ def screened(asked: Asked, masked: torch.Tensor, length: int = LENGTH) -> torch.
     screen = Screen.of(users, length, asked.whole, asked.some)
     assert screen is not None
     asked.whole_users, asked.some_items = 0, 0
-    return torch.cat([screen.scores(part, masked[part])[0] for part in users.split(100)])
+    return torch.cat([screen.scores(part, masked[part]) for part in users.split(100)])
 
 
 def lists(scores: torch.Tensor, masked: torch.Tensor, length: int = LENGTH) -> torch.Tensor:
@@ -106,6 +113,25 @@ def test_scores_that_are_no_numbers_are_there_to_be_counted(bad):
     assert torch.equal(lists(found[2:], masked[2:]), lists(scores[2:], masked[2:]))
 
 
+def test_a_model_whose_scores_are_others_when_others_are_made_beside_them_is_not_screened():
+    scores, _ = made_up(5, 1e-3)
+    asked, others = Asked(scores), Asked(scores * (1 + 2e-7))
+    assert Screen.of(torch.arange(USERS), LENGTH, asked.whole, others.some) is None
+
+
+def test_who_was_audited_is_not_scored_again():
+    scores, masked = made_up(5, 1e-3)
+    asked = Asked(scores)
+    screen = Screen.of(torch.arange(USERS), LENGTH, asked.whole, asked.some)
+    assert screen is not None
+    users = screen.audited(torch.arange(USERS))
+    assert (screen.known.row_of[users] < 0).all()
+    assert screen.is_right(users, masked[users])
+    made = asked.whole_users, asked.some_items
+    assert torch.equal(screen.scores(users, masked[users]), scores[users])
+    assert (asked.whole_users, asked.some_items) == made
+
+
 def test_a_model_that_says_no_number_of_anybody_is_not_screened():
     scores, _ = made_up(5, 1e-3)
     scores[:, 7] = float("nan")
@@ -125,8 +151,19 @@ def many(tmp_path_factory):
 
 
 @needs_numba
-def test_screened_metrics_are_those_of_all_scores(many, monkeypatch):
-    keys = {"data_path": str(many), **SMALL, "metrics": ["NDCG", "Hit"], "topk": [5, 10]}
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"partition": "user", "engine": "fleet"},
+        {"partition": "user", "engine": "fleet", "knowledge": "item", "knowledge_use": "prior", "fleet_memory": 1},
+        {"partition": "user", "engine": "fleet", "strategy": "fedkd", "serve": "teacher"},
+        {"partition": "user", "engine": "fleet", "student_pool": [{}, {"hidden_sizes": [8]}]},
+    ],
+    ids=["few clients", "a user a client", "small packs with a prior", "a teacher", "two architectures"],
+)
+def test_screened_metrics_are_those_of_all_scores(many, monkeypatch, more):
+    keys = {"data_path": str(many), **SMALL, "metrics": ["NDCG", "Hit"], "topk": [5, 10], **more}
     trainer, loaders, evaluations = _prepare(FedKDConfig("AttnFedKD", "tiny", config_dict=keys))
     monkeypatch.setattr(screening, "FEW_USERS", 200)
     monkeypatch.setattr(screening, "WORTH", 2.0)
@@ -157,7 +194,7 @@ def test_scores_that_were_made_are_counted():
     asked = Asked(scores)
     screen = Screen.of(torch.arange(USERS), LENGTH, asked.whole, asked.some)
     asked.whole_users, asked.some_items = 0, 0
-    assert screen is not None and screen.scores(torch.arange(50), masked[:50])[1] == asked.some_items
+    assert screen is not None and screen.foretold(torch.arange(50), masked[:50])[1] == asked.some_items
 
 
 @pytest.mark.parametrize("taste", [0.0, 2.0])

@@ -13,9 +13,10 @@ from recbole.trainer import Trainer
 from recbole.utils import EvaluatorType
 from torch import Tensor
 
+from recbole_fedkd.data.rows import PAIRS
 from recbole_fedkd.evaluation.collector import DISTRIBUTION, LabelCollector, PlainEvaluator
 from recbole_fedkd.evaluation.per_user import user_values
-from recbole_fedkd.evaluation.screening import AT_A_TIME, AUDITED, Screen, is_worth_it
+from recbole_fedkd.evaluation.screening import Screen, is_worth_it
 
 
 class Judge(Trainer):
@@ -78,12 +79,11 @@ class Judge(Trainer):
             scores: Tensor = self.model.full_sort_predict(loader.user_df[row_of[users]])
             return scores.view(len(users), items)
 
-        screen = Screen.of(loader.uid_list, length, whole, self.model.score_chosen)
-        audited = loader.uid_list[torch.linspace(0, len(loader.uid_list) - 1, AUDITED).long()]
-        right = screen is not None and all(
-            screen.is_right(users, _masked(loader, users, items)) for users in audited.split(AT_A_TIME)
-        )
-        return screen if right else None
+        screen = Screen.of(loader.uid_list, length, whole, self.model.scored_again)
+        if screen is None:
+            return None
+        audited = screen.audited(loader.uid_list).split(max(1, PAIRS // items))
+        return screen if all(screen.is_right(users, _masked(loader, users, items)) for users in audited) else None
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
         judged = super()._full_sort_batch_eval(batched_data) if self.screen is None else self._screened(batched_data)
@@ -100,7 +100,7 @@ class Judge(Trainer):
         masked = torch.zeros(len(users), self.tot_item_num, dtype=torch.bool)
         masked[:, 0] = True
         masked[history] = True
-        scores = self.screen.scores(users, masked)[0].masked_fill_(masked, -torch.inf)
+        scores = self.screen.scores(users, masked).masked_fill_(masked, -torch.inf)
         return interaction, scores, positive_users, positive_items
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> Any:

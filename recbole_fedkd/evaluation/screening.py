@@ -15,12 +15,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from recbole_fedkd.data.rows import PAIRS
 
 SAMPLE, RANK, ASKED = 160, 64, 192
 """Users whose scores are all made, functions in the basis, and items that everybody is asked for."""
 
 BLOCK = 64
-"""Items that are scored at a time at first, then twice as many each time."""
+"""Items of a block: the most promising of each user are one, and then all that may still reach the list."""
 
 MARGIN, AGAIN = 8.0, 2.0
 """What a forecast may be off at least, in deviations where scores are known; and times the most that was seen of a user."""
@@ -28,15 +31,11 @@ MARGIN, AGAIN = 8.0, 2.0
 LEAST = 0.1
 """Of what forecasts of the sample are off, what those of any user are at least taken to be."""
 
-ROUNDING = 2.4e-7
-"""Scores that differ by less, as a share of the largest, may change places by rounding: such users are asked for every item."""
-
 FEW_USERS, FEW_ITEMS, MANY_ITEMS, SHORT = 4096, 1024, 2**15, 64
 """Fewer users, fewer or more items (a basis takes 8 KB for each), or a longer list, and every score is made."""
 
-AUDITED, AT_A_TIME = 512, 64
-"""Users whose lists are made both ways, and so many of them at a time; if one in 170 lists were wrong, one of these would
-be with a probability of .95."""
+AUDITED = 512
+"""Users whose lists are made both ways; if one in 170 lists were wrong, one of these would be with a probability of .95."""
 
 WORTH = 0.2
 """The share of scores that may be made at most: one by itself takes a few times as long as one of a sweep."""
@@ -44,8 +43,11 @@ WORTH = 0.2
 Whole = Callable[[Tensor], Tensor]
 """All scores ``[n, items]`` of users ``[n]``."""
 
-Some = Callable[[Tensor, Tensor], Tensor]
-"""Scores ``[n, m]`` of some items of each user ``[n, m]``."""
+Scored = Callable[[Tensor, Tensor], Tensor]
+"""Scores ``[m, k]`` of some items ``[m, k]`` of users in some places ``[m]``, one or many times."""
+
+Some = Callable[[Tensor], Scored]
+"""What scores items of users ``[n]``, again and again."""
 
 
 def is_worth_it(users: int, items: int, length: int) -> bool:
@@ -83,7 +85,12 @@ def basis_of(scores: Tensor) -> Basis:
     off = (apart - (apart @ directions.T) @ directions).abs()
     spread = off.square().mean(0).sqrt()
     # Items that the sample fits by chance may be as far off as others are.
-    spread = spread + 0.3 * spread.mean() + ROUNDING * exact.abs().max() + torch.finfo(torch.float32).tiny
+    spread = (
+        spread
+        + 0.3 * spread.mean()
+        + torch.finfo(torch.float32).eps * exact.abs().max()
+        + torch.finfo(torch.float32).tiny
+    )
     off /= spread
     unit = off.square().mean(1, keepdim=True).sqrt().clamp(min=LEAST)
     asked = _asked(functions)
@@ -112,6 +119,34 @@ def _asked(functions: Tensor) -> Tensor:
     return torch.cat([first, others[places]])
 
 
+class Known:
+    """All scores of some users, which are kept once they are made.
+
+    Args:
+        whole: makes them.
+        users: everybody ``[n]``.
+    """
+
+    def __init__(self, whole: Whole, users: Tensor) -> None:
+        self.whole, self.kept, self.count = whole, list[Tensor](), 0
+        self.row_of = torch.full((int(users.max()) + 1,), -1)
+
+    def made(self, users: Tensor) -> Tensor:
+        """All scores of users of whom none are known ``[n, items]``."""
+        scores = self.whole(users)
+        self.row_of[users] = torch.arange(self.count, self.count + len(users))
+        self.kept.append(scores)
+        self.count += len(users)
+        return scores
+
+    def scores(self, users: Tensor) -> tuple[Tensor, Tensor]:
+        """Who is known among users ``[n]``, and all scores of those ``[known, items]``."""
+        rows = self.row_of[users]
+        known = rows >= 0
+        self.kept = [torch.cat(self.kept)]
+        return known, self.kept[0][rows[known]]
+
+
 @dataclass(frozen=True)
 class Screen:
     """Scores of a model as far as they are needed for the best items of each user.
@@ -119,61 +154,82 @@ class Screen:
     Attributes:
         basis: of some users.
         length: of the longest list.
-        rounding: by how much a score may differ when it is made among others, as a share of the user's largest.
-        whole: all scores of users.
-        some: scores of some items of each.
+        known: all scores of those, and of whoever is asked for them.
+        some: what scores some items of each.
     """
 
     basis: Basis
     length: int
-    rounding: float
-    whole: Whole
+    known: Known
     some: Some
 
     @classmethod
     def of(cls, users: Tensor, length: int, whole: Whole, some: Some) -> Screen | None:
-        """For the users of a ranking ``[n]``; None: their scores are no numbers."""
-        sample = users[torch.linspace(0, len(users) - 1, SAMPLE).long()]
-        scores = whole(sample)
+        """For the users of a ranking ``[n]``; None: scores are no numbers, or others when they are made among others."""
+        sample, known = users[torch.linspace(0, len(users) - 1, SAMPLE).long()], Known(whole, users)
+        scores = known.made(sample)
         if not scores.isfinite().all():
             return None
         basis = basis_of(scores)
         asked = basis.asked.expand(SAMPLE, -1)
-        most = (some(sample, asked) - scores.gather(1, asked)).abs().amax() / scores.abs().amax()
-        return cls(basis, length, max(ROUNDING, 2 * float(most)), whole, some)
+        # Were they other bits, rounding could turn a list.
+        same = torch.equal(some(sample)(torch.arange(SAMPLE), asked), scores.gather(1, asked))
+        return cls(basis, length, known, some) if same else None
+
+    def audited(self, users: Tensor) -> Tensor:
+        """Of all users :data:`AUDITED` whose scores are not known ``[n]``."""
+        others = users[self.known.row_of[users] < 0]
+        return others[torch.linspace(0, len(others) - 1, AUDITED).long().unique()]
 
     def is_right(self, users: Tensor, masked: Tensor) -> bool:
-        """Whether the lists of some users are those of all their scores, and took few; arguments as of :meth:`scores`."""
-        screened, made = self.scores(users, masked)
+        """Whether the lists of users are those of all their scores, and took few; arguments as of :meth:`scores`."""
+        screened, made = self.foretold(users, masked)
         foretold, listed = (
-            scores.masked_fill(masked, -torch.inf).topk(self.length, 1) for scores in (screened, self.whole(users))
+            scores.masked_fill(masked, -torch.inf).topk(self.length, 1) for scores in (screened, self.known.made(users))
         )
         real = listed.values > -torch.inf
         return made <= WORTH * masked.numel() and torch.equal(foretold.indices[real], listed.indices[real])
 
-    def scores(self, users: Tensor, masked: Tensor) -> tuple[Tensor, int]:
-        """Scores of all items ``[n, items]``, forecasts for those that are no candidates for a list; and how many were made.
+    def scores(self, users: Tensor, masked: Tensor) -> Tensor:
+        """Scores of all items ``[n, items]``, forecasts for those that are no candidates for a list.
 
         Args:
             users: ``[n]``.
             masked: what is not to be recommended ``[n, items]``.
         """
-        asked = self.basis.asked.expand(len(users), -1)
-        given = self.some(users, asked)
-        forecast = _Forecast(self.basis, given, masked, self.length, self.rounding)
-        count, items, made = BLOCK, masked.shape[1], asked.numel()
-        while len(forecast.open) and count <= items // 2:
-            open_, chosen = forecast.promising(count)
-            made += chosen.numel()
-            if len(open_):
-                forecast.take(open_, chosen, self.some(users[open_], chosen))
-            count *= 2
-        doubtful = forecast.doubtful()
-        doubtful[forecast.open] = True
-        swept = torch.nonzero(doubtful).flatten()
+        known, of_known = self.known.scores(users)
+        scores = of_known.new_empty(masked.shape)
+        scores[known] = of_known
+        # So many at a time that what is kept of them takes no more than a batch of scores usually does.
+        others = torch.nonzero(~known).flatten()
+        for rows in others.split(max(1, PAIRS // masked.shape[1])) if len(others) else ():
+            scores[rows], _ = self.foretold(users[rows], masked[rows])
+        return scores
+
+    def foretold(self, users: Tensor, masked: Tensor) -> tuple[Tensor, int]:
+        """As :meth:`scores`, whoever is known, and how many scores were made."""
+        scored, everybody = self.some(users), torch.arange(len(users))
+        given = scored(everybody, self.basis.asked.expand(len(users), -1))
+        forecast, made = _Forecast(self.basis, given, masked, self.length), given.numel()
+        rows, chosen = forecast.promising(everybody)
+        while len(rows):
+            given, count = _in_blocks(scored, rows, chosen)
+            forecast.take(rows, chosen, given)
+            made += count
+            rows, chosen = forecast.within_reach(rows)
+        swept = torch.nonzero(forecast.doubtful()).flatten()
         if len(swept):
-            forecast.scores[swept] = self.whole(users[swept])
-        return forecast.scores, made + len(swept) * items
+            forecast.scores[swept] = scored(swept, torch.arange(masked.shape[1]).expand(len(swept), -1))
+        return forecast.scores, made + len(swept) * masked.shape[1]
+
+
+def _in_blocks(scored: Scored, rows: Tensor, items: Tensor) -> tuple[Tensor, int]:
+    """Scores of some items of each user ``[m, k]``, where 0 is none, and how many were made: blocks of nothing are not."""
+    blocks = functional.pad(items, (0, -items.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    held = blocks.any(2)
+    given = torch.zeros(blocks.shape)
+    given[held] = scored(rows.unsqueeze(1).expand_as(held)[held], blocks[held])
+    return given.flatten(1)[:, : items.shape[1]], int(held.sum()) * BLOCK
 
 
 class _Forecast:
@@ -184,14 +240,12 @@ class _Forecast:
         given: scores of the items that everybody is asked for ``[n, asked]``.
         masked: ``[n, items]``.
         length: of the longest list.
-        rounding: as of :class:`Screen`.
 
     Attributes:
         scores: ``[n, items]``.
-        open: users whose lists are not known yet.
     """
 
-    def __init__(self, basis: Basis, given: Tensor, masked: Tensor, length: int, rounding: float) -> None:
+    def __init__(self, basis: Basis, given: Tensor, masked: Tensor, length: int) -> None:
         asked, self.basis = basis.asked, basis
         self.scores = torch.addmm(basis.mean, given - basis.mean[asked], basis.weights)
         off = (given - self.scores[:, asked]) / basis.spread[asked]
@@ -200,36 +254,54 @@ class _Forecast:
         self.scores[:, asked] = given
         self.left_out = masked.clone()
         self.left_out[:, asked] = True
-        self.rounding = rounding * given.abs().amax(1)
         self.best = given.masked_fill(masked[:, asked], -torch.inf).topk(length + 1, 1).values
-        self.finite = given.isfinite().all(1) & self.unit.isfinite()
-        self.open = torch.nonzero(self.finite).flatten()
+        self.unknown = ~(given.isfinite().all(1) & self.unit.isfinite())
 
-    def promising(self, count: int) -> tuple[Tensor, Tensor]:
-        """Users whose lists may take in more ``[m]``, and of each the items that may reach furthest ``[m, count]``."""
-        rows = self.open
+    def _reach(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of users who are known, what scores of their items may be at most ``[m, items]``, and who they are ``[m]``."""
+        rows = rows[~self.unknown[rows]]
         reach = (self.margin[rows] * self.unit[rows]).unsqueeze(1) * self.basis.spread
         reach += self.scores[rows]
-        most, items = reach.masked_fill_(self.left_out[rows], -torch.inf).topk(count, 1)
-        least = self.best[rows, -2] - self.rounding[rows]
-        more = (most[:, 0] >= least) & (most[:, 0] > -torch.inf)
-        self.open = rows[more]
-        return self.open, items[more]
+        return reach.masked_fill_(self.left_out[rows], -torch.inf), rows
+
+    def promising(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of some users those whose lists may take in more ``[m]``, and the items that may reach furthest ``[m, BLOCK]``."""
+        reach, rows = self._reach(rows)
+        most, items = reach.topk(BLOCK, 1)
+        open_ = (most[:, 0] >= self.best[rows, -2]) & (most[:, 0] > -torch.inf)
+        return rows[open_], items[open_]
+
+    def within_reach(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of some users those whose lists may take in more ``[m]``, and all items that may ``[m, k]``, filled up with 0.
+
+        Who may take in half of the items counts as unknown.
+        """
+        reach, rows = self._reach(rows)
+        candidates = (reach >= self.best[rows, -2:-1]) & (reach > -torch.inf)
+        counts = candidates.sum(1)
+        many = counts > reach.shape[1] // 2
+        self.unknown[rows[many]] = True
+        open_ = (counts > 0) & ~many
+        row, item = candidates[open_].nonzero(as_tuple=True)
+        counts = counts[open_]
+        items = row.new_zeros(len(counts), int(counts.max()) if len(counts) else 0)
+        items[row, torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]] = item
+        return rows[open_], items
 
     def take(self, rows: Tensor, items: Tensor, given: Tensor) -> None:
-        """Scores of some items of some users are known ``[m, count]``."""
+        """Scores of some items of some users are known ``[m, k]``."""
         row = rows.unsqueeze(1)
-        off = (given - self.scores[row, items]).abs() / (self.unit[rows].unsqueeze(1) * self.basis.spread[items])
         allowed = ~self.left_out[row, items]
+        off = (given - self.scores[row, items]).abs() / (self.unit[rows].unsqueeze(1) * self.basis.spread[items])
         most = off.masked_fill(~allowed, 0.0).amax(1)
         self.margin[rows] = torch.maximum(self.margin[rows], AGAIN * most)
         self.scores[row, items] = given
         self.left_out[row, items] = True
         known = torch.cat([self.best[rows], given.masked_fill(~allowed, -torch.inf)], 1)
         self.best[rows] = known.topk(self.best.shape[1], 1).values
-        self.finite[rows] &= given.isfinite().all(1)
+        self.unknown[rows] |= ~given.isfinite().all(1)
 
     def doubtful(self) -> Tensor:
-        """Users with scores that are none, or two of which may change places by rounding ``[n]``."""
-        near = (self.best[:, :-1] - self.best[:, 1:] <= self.rounding.unsqueeze(1)).any(1)
-        return near | ~self.finite
+        """Users who are unknown, or who have two scores that tie, which topk orders by all others ``[n]``."""
+        ties = (self.best[:, :-1] == self.best[:, 1:]) & (self.best[:, 1:] > -torch.inf)
+        return self.unknown | ties.any(1)

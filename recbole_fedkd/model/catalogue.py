@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from recbole_fedkd.model.attention import TargetAttention
 from recbole_fedkd.model.backbone import Backbone
@@ -27,6 +26,7 @@ from recbole_fedkd.model.lookup import Tokens
 from recbole_fedkd.model.ranking import (
     WIDTH,
     Asked,
+    Bounds,
     Lengths,
     OfItems,
     OfLayers,
@@ -37,6 +37,7 @@ from recbole_fedkd.model.ranking import (
     blocks,
     column_product,
     rank_blocks,
+    refuse_strangers,
 )
 
 LOG_2 = math.log(2.0)
@@ -46,6 +47,8 @@ AT_ONCE, PAIRED = 64, 8
 
 KEPT = 32
 """Clients whose catalogues are kept."""
+
+EVERYBODY = slice(None)
 
 PAIRS = 32768
 """User-item pairs that a network without a ranking of its own scores at a time; bounds its memory."""
@@ -81,16 +84,6 @@ def rank_items(
         own = {name: values[rows] for name, values in context.items()}
         parts.append(network(users[rows], everything.expand(len(rows), -1), own))
     return torch.cat(parts)
-
-
-def refuse_strangers(numbers: Tensor, items: int) -> None:
-    """Refuse numbers of items that are none.
-
-    Raises:
-        IndexError: there is one.
-    """
-    if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < items:
-        raise IndexError(f"an item is out of range: items are 0 to {items - 1}")
 
 
 def ranks_chosen(network: Any) -> bool:
@@ -178,7 +171,8 @@ class Catalogue:
         attentions: Sequence[TargetAttention | None],
         backbone: Backbone,
     ) -> None:
-        self.table = torch.cat([table for table, _ in fields])
+        self.table, *further = (table for table, _ in fields)
+        self.more = torch.cat([self.table[:0], *further])
         self.items, self.averaged = _read(fields), len(fields) + rows
         self.to_fields, self.to_past = (None if attention is None else Query(attention) for attention in attentions)
         of_item, of_user, of_both = places
@@ -201,43 +195,53 @@ class Catalogue:
 
     def rank(self, asking: Asking, labels: int, chosen: Tensor | None = None) -> Tensor:
         """Logits ``[users, items, T]``, items side by side in memory; of all, or of those chosen ``[users, items]``."""
-        everything = torch.arange(len(self.items.tokens))
-        count = len(everything) if chosen is None else chosen.shape[1]
-        of_each = 0 if chosen is None else -(-count // WIDTH)
-        sizes = Sizes(
-            _heads(self.to_past), _heads(self.to_fields), asking.own.shape[1], self.averaged, self.rows, of_each
-        )
-        networks, parts = self._of_networks(), []
+        count = len(self.items.tokens) if chosen is None else chosen.shape[1]
+        networks, everything, parts = self.of_networks(), self.asked(asking, labels), []
         for begin in range(0, len(asking.own), AT_ONCE if asking.pair is None else PAIRED):
             rows = slice(begin, begin + (AT_ONCE if asking.pair is None else PAIRED))
             own = None if chosen is None else chosen[rows]
-            numbers = blocks(everything) if own is None else _padded(own).view(-1, WIDTH)
             pair, shortcut = (None, None) if asking.pair is None else _pairs(asking.pair, rows, len(asking.own), own)
-            asked = Asked(self._numbered(numbers), self.layers, sizes, labels)
-            logits = rank_blocks(asked, networks, self._of_users(asking, rows, pair))[..., :count]
+            asked = everything if own is None else everything.about(own)
+            logits = rank_blocks(asked, networks, self.of_users(asking, rows, pair))[..., :count]
             parts.append(logits if shortcut is None else logits + shortcut)
         ranked = parts[0] if len(parts) == 1 else torch.cat([self.table.new_empty(0, labels, count), *parts])
         return ranked.transpose(1, 2)
 
-    def _numbered(self, numbers: Tensor) -> OfItems:
-        """The items in blocks ``[blocks, WIDTH]``."""
-        refuse_strangers(numbers, len(self.items.tokens))
-        return self.items._replace(numbers=numbers.contiguous().numpy())
+    def asked(self, asking: Asking, labels: int) -> Asked:
+        """What all items are asked by such users, whichever network's they are."""
+        numbers = blocks(torch.arange(len(self.items.tokens))).numpy()
+        heads = _heads(self.to_past), _heads(self.to_fields)
+        sizes = Sizes(*heads, asking.own.shape[1], self.averaged, self.rows, 0)
+        return Asked(self.items._replace(numbers=numbers), self.layers, sizes, labels)
 
-    def _of_networks(self) -> OfNetworks:
+    def of_networks(self) -> OfNetworks:
+        """What this network makes of items."""
         none = self.table.new_empty(0, 0)
         past, fields = self.to_past, self.to_fields
         return OfNetworks(
             self.table,
+            self.more,
             none if past is None else past.weight,
             none if fields is None else fields.weight,
             none if fields is None else fields.heads,
             self.first,
             self.weights,
             self.biases,
+            torch.stack(self._bounds()),
         )
 
-    def _of_users(self, asking: Asking, rows: slice, pair: Tensor | None) -> OfUsers:
+    def _bounds(self) -> Bounds:
+        # The mean of vectors is no longer than the longest, and a product no longer than a matrix's norm makes it.
+        longest = torch.cat([_norms(table, 1) for table in (self.table, self.more)]).amax()
+        past = query = largest = longest.new_zeros(())
+        if self.to_past is not None:
+            past = self.to_past.weight.norm() * longest
+        if self.to_fields is not None:
+            query, largest = self.to_fields.weight.norm() * longest, self.to_fields.heads.abs().amax()
+        return Bounds(past, query, query * longest * largest, longest * largest)
+
+    def of_users(self, asking: Asking, rows: slice = EVERYBODY, pair: Tensor | None = None) -> OfUsers:
+        """What it makes of some of the users; ``pair``: of :func:`_pairs`."""
         own, past = asking.own[rows], asking.past[rows]
         (users, _, width), zero = own.shape, own.new_zeros(len(own))
         empty = own.new_empty(users, 0, 0)
@@ -283,7 +287,7 @@ class Catalogue:
 
 
 def _read(fields: Sequence[tuple[Tensor, Tokens]]) -> OfItems:
-    """What items are, not numbered yet, in one table of the fields' tables; fields as of :class:`Catalogue`."""
+    """What items are, not numbered yet, by the fields' tables one behind the other; fields as of :class:`Catalogue`."""
     tokens, begin = [], 0
     for table, read in fields:
         rows = read.of_table(len(table))
@@ -305,13 +309,8 @@ def _pairs(
     return torch.stack(fields), torch.stack(shortcuts)
 
 
-def _padded(items: Tensor) -> Tensor:
-    """``[users, items]``, filled up to whole blocks."""
-    return functional.pad(items, (0, -items.shape[1] % WIDTH))
-
-
 def _norms(values: Tensor, axis: int) -> Tensor:
-    norms: Tensor = values.square().sum(axis).sqrt()
+    norms: Tensor = torch.linalg.vector_norm(values, dim=axis)
     return norms
 
 

@@ -407,11 +407,17 @@ class AttentiveNetwork(nn.Module):
             chosen: items of each user ``[users, items]``; None: all.
         """
         asked = catalogue if catalogue is not None else self.catalogue()
+        logits = asked.rank(self.asking(users, context, asked), self.architecture.labels, chosen)
+        prior = self.item_prior[... if chosen is None else chosen] if self.architecture.item_prior else None
+        return logits if prior is None else logits + prior
+
+    def asking(self, users: Tensor, context: Context, catalogue: Catalogue) -> Asking:
+        """Users as :meth:`rank` has a catalogue asked; arguments as of that."""
         of_rows = [self._embed_values(field, context[field], 2) for field in self.context_fields]
         of_users = [self._embed(field, users).unsqueeze(1) for field in self.user_fields]
-        none = asked.table.new_zeros(len(users), 0, self.architecture.embedding_size)
+        none = catalogue.table.new_zeros(len(users), 0, self.architecture.embedding_size)
         of_context = torch.cat([none, *of_rows], 1)
-        shift = of_context.sum(1) / asked.averaged if of_rows else None
+        shift = of_context.sum(1) / catalogue.averaged if of_rows else None
         past, keys = users.new_zeros(len(users), 0), none
         if self.history_attention is not None:
             histories = self._past(users, self._known_vectors())
@@ -423,10 +429,7 @@ class AttentiveNetwork(nn.Module):
             field = torch.addmm(self.known_field.bias.unsqueeze(1), self.known_field.weight, features.T)
             return field, self._seen(middle, features).T
 
-        asking = Asking(torch.cat([of_context, *of_users], 1), shift, past, keys, None if self._seen is None else pair)
-        logits = asked.rank(asking, self.architecture.labels, chosen)
-        prior = self.item_prior[... if chosen is None else chosen] if self.architecture.item_prior else None
-        return logits if prior is None else logits + prior
+        return Asking(torch.cat([of_context, *of_users], 1), shift, past, keys, None if self._seen is None else pair)
 
     def touched_squared_norm(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """``R(w)`` of a batch (arguments as in :meth:`forward`): embedding rows outside the batch do not count."""

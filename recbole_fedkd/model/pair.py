@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,8 @@ from recbole_fedkd.distillation.losses import MutualWeights, matching_gap, mutua
 from recbole_fedkd.model.catalogue import Catalogue
 from recbole_fedkd.model.network import NO_CONTEXT, AttentiveNetwork, Context
 from recbole_fedkd.model.shared import Rows
+
+Kind = TypeVar("Kind")
 
 
 def names_of(network: nn.Module, kind: str) -> tuple[str, ...]:
@@ -51,20 +55,16 @@ class TeacherAndStudent(nn.Module):
 
     def forward(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Logits ``[batch, targets, T]`` of what serves; arguments as of ``AttentiveNetwork``."""
-        if self.serve == "both":
-            return self._served(self.student(users, items, context), self.teacher(users, items, context))
-        served: AttentiveNetwork = getattr(self, self.serve)
-        logits: Tensor = served(users, items, context)
-        return logits
+        return self.served([network(users, items, context) for network in self.serving()])
 
     @property
     def ranks(self) -> bool:
         """As of ``AttentiveNetwork``."""
-        return all(network.ranks for network in self._serving())
+        return all(network.ranks for network in self.serving())
 
     def catalogue(self) -> tuple[Catalogue, ...]:
         """What :meth:`rank` needs of the items, of each network that serves."""
-        return tuple(network.catalogue() for network in self._serving())
+        return tuple(network.catalogue() for network in self.serving())
 
     def rank(
         self,
@@ -74,20 +74,24 @@ class TeacherAndStudent(nn.Module):
         chosen: Tensor | None = None,
     ) -> Tensor:
         """Logits ``[users, items, T]`` of what serves; arguments as of ``AttentiveNetwork``."""
-        serving = self._serving()
+        serving = self.serving()
         known = catalogue or (None,) * len(serving)
         ranked = [network.rank(users, context, of, chosen) for network, of in zip(serving, known, strict=True)]
-        return self._served(ranked[0], ranked[-1])
+        return self.served(ranked)
 
-    def _serving(self) -> tuple[AttentiveNetwork, ...]:
-        both = {"student": self.student, "teacher": self.teacher}
-        return tuple(network for name, network in both.items() if self.serve in (name, "both"))
+    def serving(self) -> list[AttentiveNetwork]:
+        """The networks whose logits :meth:`served` takes."""
+        return self._of_serving(self.student, self.teacher)
 
-    def _served(self, of_student: Tensor, of_teacher: Tensor) -> Tensor:
-        if self.serve == "both":
-            distributions = torch.stack([of_student.log_softmax(-1), of_teacher.log_softmax(-1)])
-            return distributions.logsumexp(0) - math.log(2)
-        return of_student if self.serve == "student" else of_teacher
+    def _of_serving(self, of_student: Kind, of_teacher: Kind) -> list[Kind]:
+        both = (("student", of_student), ("teacher", of_teacher))
+        return [value for side, value in both if self.serve in (side, "both")]
+
+    def served(self, logits: Sequence[Tensor]) -> Tensor:
+        """Logits of what serves, given those of the networks that do: where both do, of their mean distribution."""
+        if len(logits) == 1:
+            return logits[0]
+        return torch.stack([of_network.log_softmax(-1) for of_network in logits]).logsumexp(0) - math.log(2)
 
     def mutual_losses(
         self,
@@ -108,7 +112,7 @@ class TeacherAndStudent(nn.Module):
         """
         student, teacher = self.student.observe(users, items, context), self.teacher.observe(users, items, context)
         of_student, of_teacher = student.logits.flatten(0, 1), teacher.logits.flatten(0, 1)
-        served = self._served(of_student, of_teacher)
+        served = self.served(self._of_serving(of_student, of_teacher))
         if self.fixed is not None:
             of_labels = self.fixed.student_label_weight, self.fixed.teacher_label_weight
             student_loss = weighted_mutual_loss(of_student, of_teacher, labels, of_labels[0], weights)

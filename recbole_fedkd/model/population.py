@@ -14,6 +14,7 @@ from recbole_fedkd.data.schema import ClientRows, DataSchema
 from recbole_fedkd.distillation.exchange import FactorSettings
 from recbole_fedkd.distillation.losses import MutualWeights
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.model.asked_again import AskedAgain, Scored, scored_by
 from recbole_fedkd.model.catalogue import KEPT, rank_items, ranks_chosen
 from recbole_fedkd.model.factor_head import FactorHead
 from recbole_fedkd.model.known import exchange_of
@@ -76,6 +77,17 @@ class NetworkPopulation(LabelledRecommender):
     def rank_chosen(self, users: Tensor, items: Tensor) -> Tensor:
         """Route each user to the network of its client; see :meth:`LabelledRecommender.rank_chosen`."""
         return self._ranked(users, NO_CONTEXT, items)
+
+    @torch.no_grad()
+    def scored_again(self, users: Tensor) -> Scored:
+        """Route each user to the network of its client; see :meth:`LabelledRecommender.scored_again`."""
+        if not self.ranks_chosen:
+            return super().scored_again(users)
+        parts = []
+        for client, rows in homes(self.client_of_user[users]):
+            network, own = self.networks[client], self.local_id[users[rows]]
+            parts.append((rows, AskedAgain.of_one(network, own, self.catalogue_of(network, client))))
+        return scored_by(parts, self.expected)
 
     def _ranked(self, users: Tensor, context: Context, chosen: Tensor | None) -> Tensor:
         """Logits ``[n, items, T]`` of all items, or of those that are chosen for every user ``[n, items]``."""

@@ -43,8 +43,6 @@ class Block(NamedTuple):
         query: to the fields of a sample, likewise.
         scores: what its own fields get, but for a user's shift ``[fields * heads, WIDTH]``.
         first: what its own fields add to the first layer ``[rows, WIDTH]``.
-        lengths: of the longest query to a history, to the fields, the largest of ``scores``, and of the longest field times
-            the largest number of a head ``[4]``.
     """
 
     numbers: Ids
@@ -53,11 +51,15 @@ class Block(NamedTuple):
     query: Table
     scores: Table
     first: Table
-    lengths: Table
 
 
-def rank(items: OfItems, networks: OfNetworks, users: OfUsers, layers: OfLayers, sizes: Sizes, logits: Table) -> None:
-    """Fill ``logits [users, T, blocks * WIDTH]``."""
+def rank(
+    items: OfItems, askers: Ids, networks: OfNetworks, users: OfUsers, layers: OfLayers, sizes: Sizes, logits: Table
+) -> None:
+    """Fill ``logits [asking, T, blocks * WIDTH]`` of users ``askers [asking]``.
+
+    Where blocks are everybody's, these are all users in their order.
+    """
     count, width = len(items.begins) - 1, networks.table.shape[2]
     slots, attends, pairs = users.past.shape[1], networks.query.shape[1] > 0, users.pair.shape[1] > 0
     both, asking = int(slots > 0) + int(pairs), len(users.constant) // len(networks.table)
@@ -76,19 +78,19 @@ def rank(items: OfItems, networks: OfNetworks, users: OfUsers, layers: OfLayers,
         np.empty((width, WIDTH), np.float32),
         np.empty((count * sizes.heads, WIDTH), np.float32),
         np.empty((networks.first.shape[1], WIDTH), np.float32),
-        np.zeros(4, np.float32),
     )
     of_each = sizes.blocks if sizes.blocks > 0 else len(items.numbers)
-    for position in range(len(networks.table) * of_each * (asking if sizes.blocks > 0 else 1)):
+    for position in range(of_each * (len(askers) if sizes.blocks > 0 else len(networks.table))):
         # Blocks of a network's users all, or of one user's items alone.
         owner, number = position // of_each, position % of_each
-        network = owner // asking if sizes.blocks > 0 else owner
+        network = askers[owner] // asking if sizes.blocks > 0 else owner
         begin, end = (owner, owner + 1) if sizes.blocks > 0 else (owner * asking, (owner + 1) * asking)
         first = number * WIDTH
         block.numbers[:] = items.numbers[position if sizes.blocks > 0 else number]
         _fill_block(items, networks, network, sizes, zeros, vectors, asked, block)
-        for user in range(begin, end):
-            bounded = _bounded(users.lengths[user], block.lengths)
+        for slot in range(begin, end):
+            user = askers[slot]
+            bounded = _bounded(users.lengths[user], networks.bounds[network])
             if slots > 0:
                 used, added = users.used[user], users.added[user]
                 product(scores[: used * sizes.past_heads], added, users.keys[user], block.past, NO_LEAST)
@@ -118,7 +120,29 @@ def rank(items: OfItems, networks: OfNetworks, users: OfUsers, layers: OfLayers,
             last = _further_layers(layers.plan, networks.weights[network], networks.biases[network], room)
             for label in range(logits.shape[1]):
                 for i in range(WIDTH):
-                    logits[user, label, first + i] = room[last + label, i]
+                    logits[slot, label, first + i] = room[last + label, i]
+
+
+def expect(logits: Table, values: Table, out: Table) -> None:
+    """Fill ``out [users, columns]`` with the means of ``values [labels]`` by a softmax of ``logits [users, labels, columns]``.
+
+    There are LANES columns or more; each is the same bits whichever stand beside it.
+    """
+    users, labels, columns = logits.shape
+    scale = everywhere(np.float32(1.0 / np.log(2.0)))
+    for user in range(users):
+        for begin in range(0, columns, LANES):
+            # The last go back to where there are so many.
+            column = min(begin, columns - LANES)
+            first = user * labels * columns + column
+            most = load(logits, first)
+            for label in range(1, labels):
+                most = larger(most, load(logits, first + label * columns))
+            total, mean = everywhere(np.float32(0.0)), everywhere(np.float32(0.0))
+            for label in range(labels):
+                share = power_of_two((load(logits, first + label * columns) - most) * scale)
+                total, mean = total + share, mean + share * everywhere(values[label])
+            store(mean * inverse(total), out, user * columns + column)
 
 
 def multiply(weight: Table, columns: Table, out: Table) -> None:
@@ -143,17 +167,14 @@ def _fill_block(
     count, width = len(items.begins) - 1, networks.table.shape[2]
     mean, inputs = asked[:width], block.fields[: count * width]
     # In double precision, so that a product with an inverse rounds as the quotient does, which torch makes.
-    share, lengths = 1.0 / sizes.averaged, block.lengths
-    lengths[:] = 0.0
+    share = 1.0 / sizes.averaged
     for field in range(count):
-        _vectors_of(items, networks.table[network], field, block.numbers, vectors)
+        _vectors_of(items, networks.table[network], networks.more[network], field, block.numbers, vectors)
         # What goes beyond a field's last row is overwritten by the next.
         for i in range(0, WIDTH, LANES):
             for channel in range(0, width, LANES):
                 source, into = i * vectors.shape[1] + channel, (field * width + channel) * WIDTH + i
                 turn(vectors, source, vectors.shape[1], block.fields, into, WIDTH)
-    for field in range(count):
-        lengths[3] = max(lengths[3], _longest(block.fields[field * width : (field + 1) * width]))
     for channel in range(width):
         for i in range(WIDTH):
             mean[channel, i] = block.fields[channel, i]
@@ -164,73 +185,47 @@ def _fill_block(
             mean[channel, i] = np.float32(np.float64(mean[channel, i]) * share)
     if networks.past.shape[1] > 0:
         product(block.past, zeros, networks.past[network], mean, NO_LEAST)
-        lengths[0] = _longest(block.past)
     product(block.first, zeros, networks.first[network], inputs, NO_LEAST)
     if networks.query.shape[1] == 0:
         return
     heads = networks.heads[network]
     product(block.query, zeros, networks.query[network], mean, NO_LEAST)
-    lengths[1] = _longest(block.query)
     for field in range(count):
         for channel in range(width):
             for i in range(WIDTH):
                 asked[channel, i] = block.query[channel, i] * block.fields[field * width + channel, i]
         product(block.scores[field * len(heads) : (field + 1) * len(heads)], zeros, heads, asked[:width], NO_LEAST)
-    lengths[2], lengths[3] = _largest(block.scores), lengths[3] * _largest(heads)
 
 
 @part
-def _vectors_of(items: OfItems, table: Table, field: int, numbers: Ids, vectors: Table) -> None:
+def _vectors_of(items: OfItems, table: Table, more: Table, field: int, numbers: Ids, vectors: Table) -> None:
     """Fill ``vectors [WIDTH, d]`` with the means of the tokens of a field, row by row of the numbered items."""
-    begin, end, width = items.begins[field], items.begins[field + 1], table.shape[1]
+    begin, end, width, count = items.begins[field], items.begins[field + 1], table.shape[1], len(table)
     for i in range(len(numbers)):
         item = numbers[i]
         token = items.tokens[item, begin]
         if end == begin + 1 and token >= 0:
+            vector = table[token] if token < count else more[token - count]
             for channel in range(width):
-                vectors[i, channel] = table[token, channel]
+                vectors[i, channel] = vector[channel]
             continue
         for channel in range(width):
             vectors[i, channel] = 0.0
         for slot in range(begin, end):
             token = items.tokens[item, slot]
             if token >= 0:
+                vector = table[token] if token < count else more[token - count]
                 for channel in range(width):
-                    vectors[i, channel] += table[token, channel]
+                    vectors[i, channel] += vector[channel]
         share = 1.0 / items.counts[item, field]
         for channel in range(width):
             vectors[i, channel] = np.float32(np.float64(vectors[i, channel]) * share)
 
 
 @part
-def _longest(vectors: Table) -> np.float32:
-    """Length of the longest of some vectors ``[d, WIDTH]``; not a number, where one of theirs is none."""
-    most, total = np.float32(0.0), np.float32(0.0)
-    squares = np.zeros(WIDTH, np.float32)
-    for channel in range(len(vectors)):
-        for i in range(WIDTH):
-            squares[i] += vectors[channel, i] * vectors[channel, i]
-    for i in range(WIDTH):
-        most = max(most, squares[i])
-        total += squares[i]
-    return np.sqrt(most) + np.float32(0.0) * total  # type: ignore[no-any-return]
-
-
-@part
-def _largest(values: Table) -> np.float32:
-    """The largest size of some numbers ``[rows, columns]``; not a number, where one is none."""
-    most, total = np.float32(0.0), np.float32(0.0)
-    for row in range(len(values)):
-        for i in range(values.shape[1]):
-            most = max(most, abs(values[row, i]))
-            total += abs(values[row, i])
-    return most + np.float32(0.0) * total
-
-
-@part
-def _bounded(user: Table, block: Table) -> tuple[bool, bool]:
-    """Whether no score of a user and a block, of the history and of the fields, is beyond :data:`MOST`."""
-    past, query, scores, field = block[0], block[1], block[2], block[3]
+def _bounded(user: Table, network: Table) -> tuple[bool, bool]:
+    """Whether no score of a user and an item, of the history and of the fields, is beyond :data:`MOST`."""
+    past, query, scores, field = network[0], network[1], network[2], network[3]
     past_keys, past_added, both, shift, own_keys, own_added = user[0], user[1], user[2], user[3], user[4], user[5]
     of_items = scores + shift * field <= MOST
     of_users = both * (query + shift) <= MOST and own_keys * query + own_added <= MOST

@@ -17,6 +17,7 @@ from recbole_fedkd.data.features import FeatureField
 from recbole_fedkd.data.schema import ClientRows, DataSchema, all_rows, history_of, read_schema
 from recbole_fedkd.distillation.exchange import FactorSettings
 from recbole_fedkd.errors import InputError
+from recbole_fedkd.model.asked_again import AskedAgain, Scored, scored_by
 from recbole_fedkd.model.catalogue import Kept, rank_items, ranks_chosen
 from recbole_fedkd.model.known import KnownPairs, ReceivedPairs, exchange_of
 from recbole_fedkd.model.network import (
@@ -28,6 +29,7 @@ from recbole_fedkd.model.network import (
     FeatureTable,
     History,
 )
+from recbole_fedkd.model.ranking import expected_values
 from recbole_fedkd.registry import read_settings
 
 
@@ -151,11 +153,7 @@ class LabelledRecommender(AbstractRecommender):
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Expected label value of every item, ``[users * items]``, each user in the context of the user's row."""
         users, context = interaction[self.user_field], one_target(self.context_of(interaction))
-        logits = self.rank(users, context)
-        if logits.stride(2) == 1:
-            return (logits.softmax(2) @ self.label_values).flatten()
-        # Items lie side by side: along them, five labels are summed up in a tenth of the time.
-        return (self.label_values @ logits.transpose(1, 2).softmax(1)).flatten()
+        return self.expected(self.rank(users, context)).flatten()
 
     def rank(self, users: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Raw logits ``[users, items, T]`` of every item, each user in one context ``[users, 1, ...]``."""
@@ -177,7 +175,18 @@ class LabelledRecommender(AbstractRecommender):
 
     def score_chosen(self, users: Tensor, items: Tensor) -> Tensor:
         """Expected label values ``[users, n]``; arguments as of :meth:`rank_chosen`."""
-        return self.label_values @ self.rank_chosen(users, items).transpose(1, 2).softmax(1)
+        return self.expected(self.rank_chosen(users, items))
+
+    def expected(self, logits: Tensor) -> Tensor:
+        """Expected label values ``[users, items]`` of logits ``[users, items, T]``."""
+        if logits.stride(2) == 1:
+            return logits.softmax(2) @ self.label_values
+        # Items lie side by side: along them, five labels are summed up in a tenth of the time.
+        return expected_values(logits.transpose(1, 2), self.label_values)
+
+    def scored_again(self, users: Tensor) -> Scored:
+        """Expected label values of any items of users ``[users]``, to be asked for again and again."""
+        return lambda places, items: self.score_chosen(users[places], items)
 
     def catalogue_of(self, network: Any, client: int = 0) -> Any:
         """What a client's network has made of its parameters; None where nothing is kept, or the network makes nothing."""
@@ -237,6 +246,13 @@ class NetworkRecommender(LabelledRecommender):
     def rank_chosen(self, users: Tensor, items: Tensor) -> Tensor:
         """See :meth:`LabelledRecommender.rank_chosen`."""
         return rank_items(self.network, users, NO_CONTEXT, self.item_num, self.catalogue_of(self.network), items)
+
+    def scored_again(self, users: Tensor) -> Scored:
+        """See :meth:`LabelledRecommender.scored_again`."""
+        if not self.ranks_chosen:
+            return super().scored_again(users)
+        asked = AskedAgain.of_one(self.network, users, self.catalogue_of(self.network))
+        return scored_by([(torch.arange(len(users)), asked)], self.expected)
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """``CE(y, p) + lambda R(w)`` of a batch."""

@@ -6,7 +6,7 @@ touched. For computing, clients are packed: item ids are renumbered per client, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from recbole_fedkd.engine.fleet.batching import BatchedModel
 from recbole_fedkd.engine.fleet.group import Base, Caller, ClientGroup
 from recbole_fedkd.engine.fleet.mapped import MappedTensors
 from recbole_fedkd.engine.fleet.store import ragged
-from recbole_fedkd.model.catalogue import rank_items, ranks_side_by_side
+from recbole_fedkd.model.asked_again import AskedAgain, Scored, scored_by
+from recbole_fedkd.model.catalogue import rank_items, ranks_chosen, ranks_side_by_side
 from recbole_fedkd.model.network import NO_CONTEXT, Context
 from recbole_fedkd.model.population import RoutedPopulation, local_ids, rows_that_stay, whole_networks
 from recbole_fedkd.model.shared import Rows, forget_cached
@@ -147,21 +148,63 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
         self, group: ClientGroup, clients: Tensor, rows: Tensor, context: Context, out: Tensor
     ) -> None:
         """Fill rows ``[n]`` of ``out`` with what clients ``[n]`` of one user each make of it."""
-        base = group.base()
-        group.whole.eval()
 
         def rank(network: nn.Module, parameters: Any, users: Tensor, context: Context) -> Tensor:
             return rank_items(network, users, context, self.item_num)
 
         # Tables of all items and logits, each made and then copied once.
-        numbers = 2 * self.item_num * (base[1].shape[1] + len(self.label_values))
-        for part in torch.arange(len(rows)).split(max(1, int(self.memory / (4 * numbers)))):
-            pack = group.pack_of_all_items(clients[part])
+        width = 2 * (group.item_base().shape[1] + len(self.label_values))
+        for part, called in self._by_all_items(group, clients, width):
             own = {name: values[rows[part]].unsqueeze(1) for name, values in context.items()}
+            out[rows[part]] = called(rank, own)[:, 0]
+
+    def _by_all_items(
+        self, group: ClientGroup, clients: Tensor, width: int
+    ) -> Iterator[tuple[Tensor, Callable[..., Any]]]:
+        """Packs of clients ``[n]`` of one user each with every item, each of ``width`` numbers at a time.
+
+        Yields:
+            Their places, and what calls a function of the network, its parameters, its user ``[1]`` and more of each client
+            ``[c, ...]``, for all of them at once.
+        """
+        base = group.base()
+        group.whole.eval()
+        at_once = max(1, int(self.memory / (4 * self.item_num * max(1, width))))
+        for part in torch.arange(len(clients)).split(at_once) if len(clients) else ():
+            pack = group.pack_of_all_items(clients[part])
             buffers, weights = group.buffers_of(pack, renumbered=False), group.weights(pack, base, serving=True)
-            out[rows[part]] = group.called(group.whole, rank, weights, buffers, torch.ones_like(part)[:, None], own)[
-                :, 0
-            ]
+            users = torch.ones_like(part)[:, None]
+
+            def called(
+                function: Callable[..., Any],
+                *more: Any,
+                weights: Any = weights,
+                buffers: Any = buffers,
+                users: Tensor = users,
+            ) -> Any:
+                return group.called(group.whole, function, weights, buffers, users, *more)
+
+            yield part, called
+
+    @property
+    def screens(self) -> bool:
+        """See :meth:`LabelledRecommender.screens`."""
+        return all(
+            group.single_users and ranks_side_by_side(group.whole) and ranks_chosen(group.whole)
+            for group in self.client_groups
+        )
+
+    @torch.no_grad()
+    def scored_again(self, users: Tensor) -> Scored:
+        """See :meth:`LabelledRecommender.scored_again`; what clients' networks make of their items is kept."""
+        owners, parts = self.client_of_user[users], []
+        for index, group in enumerate(self.client_groups):
+            rows = torch.nonzero(owners % len(self.groups) == index).flatten()
+            # Tables are kept however many are made at a time.
+            width = group.item_base().shape[1]
+            for part, called in self._by_all_items(group, owners[rows] // len(self.groups), width):
+                parts.append((rows[part], AskedAgain(group.whole, called)))
+        return scored_by(parts, self.expected)
 
     def _rank_one_by_one(
         self, group: ClientGroup, index: int, rows: Tensor, users: Tensor, context: Context, out: Tensor
