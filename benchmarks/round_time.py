@@ -1,6 +1,7 @@
 """What a run is made of, side by side in one process: preparing the data, rounds, a central epoch, the final test.
 
     python benchmarks/round_time.py --dataset=ml-1m --data_path=<folder> --turns=5
+    python benchmarks/round_time.py --dataset=ml-1m --data_path=<folder> --partition=user
     python benchmarks/round_time.py --dataset=ml-1m --data_path=<folder> --presets afd fd afd_no_attention
 
 All train on the same rows with the same batch size on one thread, and take turns. Printed are seconds of the processor and of
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--label_mode", default="rating")
     parser.add_argument("--presets", nargs="+", default=["afd"], help="presets of AttnFedKD")
     parser.add_argument("--client_num", type=int, default=4)
+    parser.add_argument("--partition", help="user: a user a client, engine=fleet; else that of the presets")
     parser.add_argument("--turns", type=int, default=5, help="counted turns, after one that is not counted")
     parser.add_argument("--out", type=Path, help="also write the numbers to this JSON file")
     arguments = parser.parse_args()
@@ -51,8 +53,11 @@ def main() -> None:
 def compare(arguments: argparse.Namespace) -> dict[str, object]:
     works = {}
     numbers = count()
+    clients: dict[str, object] = {"client_num": arguments.client_num}
+    if arguments.partition:
+        clients = {"partition": arguments.partition, "engine": "fleet"}
     for preset in arguments.presets:
-        config = config_of("AttnFedKD", arguments, preset=preset, client_num=arguments.client_num)
+        config = config_of("AttnFedKD", arguments, preset=preset, **clients)
         trainer, loaders, evaluations = _prepare(config)
         train = loaders[0]
         works[f"round of {preset}"] = lambda trainer=trainer, train=train: trainer._train_once(
@@ -70,7 +75,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, object]:
     print(table(costs, EPOCH, busy), f"Peak memory {peak:.2f} GB.")
     return {
         "dataset": arguments.dataset,
-        "clients": arguments.client_num,
+        "clients": clients,
         "ratios": ratios(costs, EPOCH),
         "costs": {name: [asdict(cost) for cost in taken] for name, taken in costs.items()},
         "others": busy,
