@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "recbole_fedkd"
 PAGE = ROOT / "docs" / "architecture.md"
 # Everybody may ask them, and nobody learns anything about the house from an arrow to them.
-TOOLS = {"errors", "files", "registry", "finite", "compat", "limits", "logs"}
+TOOLS = {"errors", "files", "registry", "finite", "compat", "limits", "logs", "splitmix"}
 START, END = "<!-- drawn by tests/rooms.py -->\n", "<!-- end of what is drawn -->"
 
 

@@ -224,6 +224,11 @@ CHOICES = [
     {"strategy": "fedgkd", "clients_per_round": 3, "codecs": ["int8"], "alpha": 0.5},
     {"strategy": "fedavg", "codecs": ["row_sparse", "int8"], "broadcast_codecs": [], "clients_per_round": 2},
     {"strategy": "fedavg", "codecs": [], "broadcast_codecs": ["int8"], "proximal_weight": 0.3},
+    # What a codec downwards drops is no change of a client's, and no direction of the server's.
+    {"strategy": "fedavg", "codecs": [], "broadcast_codecs": ["int8"], "row_mean": "changed"},
+    {"strategy": "fedavg", "codecs": [], "broadcast_codecs": ["sign"], "row_mean": "changed", "clients_per_round": 3},
+    {"strategy": "fedavg", "codecs": [], "broadcast_codecs": ["int8"], "server_optimizer": "fedadam", "min_clients": 2},
+    {"strategy": "fedavg", "codecs": [], "broadcast_codecs": ["int8"], "robust_mean": "median"},
     {"strategy": "fedavg", "codecs": ["fp16"], "serve_after": "training"},
     {
         "strategy": "fedavg",
@@ -256,6 +261,22 @@ CHOICES = [
 def test_every_choice_that_meets_others_is_the_same_on_both(data_of, keys, partition):
     local, fleet = trainers(data_of, partition=partition, **keys)
     assert_agree(local, fleet, 7 if keys.get("knowledge") == "factors" else 4, lossy=bool(keys.get("codecs")))
+
+
+@pytest.mark.parametrize("codec", ["int8", "sign"])
+def test_a_server_compares_networks_with_what_clients_started_from_and_not_with_what_codecs_dropped(data_of, codec):
+    keys = {"codecs": [], "broadcast_codecs": [codec], "row_mean": "changed", "server_optimizer": "fedavgm"}
+    for trainer in trainers(data_of, strategy="fedavg", partition="user", **keys):
+        server, seen = trainer.engine.server, []
+        trainer.engine.run_round(0)
+        started = {name: torch.tensor(array) for name, array in server.link.reference.items()}
+        assert any(not torch.equal(server.state[name], value) for name, value in started.items())
+        fold = server.intake(1, dict.fromkeys(range(5), 1)).fold
+        step = server.strategy.step
+        server.strategy.step = lambda state, mean, step=step, seen=seen: seen.append(state) or step(state, mean)
+        trainer.engine.run_round(1)
+        for name, value in started.items():
+            assert torch.equal(fold.reference[name], value) and torch.equal(seen[0][name], value)
 
 
 LATE = {"split": {"RS": [0.6, 0.2, 0.2]}, "group_by": None, "order": "TO", "mode": "full"}

@@ -55,6 +55,11 @@ def refusal(payload, names=()):
     return caught.value.fault
 
 
+def test_a_message_of_very_many_arrays_is_refused_before_room_is_made_for_them():
+    payload = upload({str(number): np.zeros(0, np.float32) for number in range(2**15)})
+    assert refusal(payload) == "malformed"
+
+
 def is_as_asked(message):
     return all(
         message.arrays[name].shape == spec.shape

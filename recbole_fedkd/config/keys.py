@@ -42,6 +42,7 @@ ROLES = {
     "machine": "Of the machine that something runs on: a party or a coordinator may say it for its own.",
     "party": "How a party judges, and what it insists on: it may say it for its own.",
     "coordinator": "How many must answer: a coordinator may say it for its own.",
+    "manifest": "Names what a manifest is of: whoever opens it may not name another.",
     "judging": "By what parties judge, which no coordinator may say otherwise.",
     "opens": "A file to open or code to run, however it is called.",
     "in_dataset": "Part of the names of files in the dataset's folder.",

@@ -97,8 +97,7 @@ class Judge(Trainer):
         assert self.screen is not None
         interaction, history, positive_users, positive_items = batched_data
         users = interaction[self.config["USER_ID_FIELD"]]
-        masked = torch.zeros(len(users), self.tot_item_num, dtype=torch.bool)
-        masked[:, 0] = True
+        masked = _padding(users, self.tot_item_num)
         masked[history] = True
         scores = self.screen.scores(users, masked).masked_fill_(masked, -torch.inf)
         return interaction, scores, positive_users, positive_items
@@ -148,10 +147,16 @@ class Judge(Trainer):
 
 def _masked(loader: FullSortEvalDataLoader, users: Tensor, items: int) -> Tensor:
     """What is not recommended to users ``[n]``, padding and what they know: bool ``[n, items]``."""
-    masked = torch.zeros(len(users), items, dtype=torch.bool)
-    masked[:, 0] = True
+    masked = _padding(users, items)
     for row, user in enumerate(users.tolist()):
         history = loader.uid2history_item[user]
         if history is not None:
             masked[row, history] = True
+    return masked
+
+
+def _padding(users: Tensor, items: int) -> Tensor:
+    """Where the padding item of users ``[n]`` is: bool ``[n, items]``."""
+    masked = torch.zeros(len(users), items, dtype=torch.bool)
+    masked[:, 0] = True
     return masked

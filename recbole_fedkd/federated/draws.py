@@ -13,12 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedkd.model.compiled import Table, compiled, has_compiler
+from recbole_fedkd.splitmix import GOLDEN, LAST_SHIFT, MIXING, Words, keyed, mixed
 
-Words = NDArray[np.uint64]
-
-GOLDEN = 0x9E3779B97F4A7C15
-MIXING, LAST_SHIFT = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)), 31
-"""Of the output function of SplitMix64."""
 PLACES = np.uint64(2**28 - 1)
 """The bits of a word that hold a sample's place while samples are ordered; the others are drawn."""
 
@@ -30,23 +26,6 @@ ORDER, NEGATIVES, DROPOUT = 1, 2, 3
 """What draws are for."""
 WHOLE_ROUND = 0
 """In place of an epoch, which are counted from 1."""
-
-
-def mixed(words: Words) -> Words:
-    """The output function of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), in place."""
-    for shift, factor in MIXING:
-        words ^= words >> np.uint64(shift)
-        words *= np.uint64(factor)
-    words ^= words >> np.uint64(LAST_SHIFT)
-    return words
-
-
-def keyed(words: Words, *numbers: Words | int) -> Words:
-    """Words ``[...]`` that depend on one number after the other as well; each a whole number or words of the same shape."""
-    for number in numbers:
-        own = number if isinstance(number, np.ndarray) else np.uint64(number % 2**64)
-        words = mixed((words ^ own) + np.uint64(GOLDEN))
-    return words
 
 
 def client_keys(seed: int, numbers: Sequence[int], round_index: int) -> Words:

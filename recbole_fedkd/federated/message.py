@@ -29,7 +29,8 @@ LARGEST = 1e19
 """Larger numbers are not taken: single precision does not hold their squares."""
 
 _ALLOWED = {"f4": "<f4", "f8": "<f8", "i4": "<i4", "i8": "<i8", "u1": "|u1", "b1": "|b1", "f2": "<f2", "i1": "|i1"}
-_MOST_AXES = 32
+_MOST_AXES, _MOST_ARRAYS = 32, 2**14
+"""Of a message; room is made for all of its arrays before anybody holds their names against what was asked for."""
 _TRAINING = struct.Struct("<IId")
 _ERROR = struct.Struct("<dd")
 
@@ -158,6 +159,7 @@ class Message:
                 object_pairs_hook=_distinct,
                 # Room is made for a list before its elements are read, inside of each other up to a thousand times.
                 max_array_len=_MOST_AXES,
+                max_map_len=_MOST_ARRAYS,
                 max_ext_len=0,
             )
         except (ValueError, TypeError, OverflowError, RecursionError, msgpack.exceptions.UnpackException) as error:

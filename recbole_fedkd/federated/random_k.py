@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_fedkd.federated.draws import keyed
 from recbole_fedkd.federated.encoding import Arrays, Codec, Parts, fits, register_codec, sent_shape
 from recbole_fedkd.registry import setting
+from recbole_fedkd.splitmix import keyed
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ codec that has no function here go message by message.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -35,10 +35,6 @@ Shape = tuple[Count, ...]
 
 OWN = -1
 """As the first axis of a shape: as many rows as a client has here."""
-
-
-class NotRowWiseError(Exception):
-    """A codec of the stack does not treat arrays row by row."""
 
 
 @dataclass(frozen=True)
@@ -230,12 +226,14 @@ class Seen:
     size: NDArray[np.int64]
 
 
-def seen_rows(stack: CodecStack, name: str, block: Block) -> Seen:
-    """What readers see of the arrays of many clients behind codecs, and what travels of each.
+def goes_row_by_row(stack: CodecStack, names: Collection[str]) -> bool:
+    """Whether all codecs of arrays of these names treat them row by row; else clients have to go one by one."""
+    asked = (codec for codec in stack.codecs if any(fnmatchcase(name, codec.arrays) for name in names))
+    return all(type(codec) in ROW_WISE for codec in asked)
 
-    Raises:
-        NotRowWiseError: they have to go one by one.
-    """
+
+def seen_rows(stack: CodecStack, name: str, block: Block) -> Seen:
+    """What readers see of the arrays of many clients behind codecs, and what travels of each; see :func:`goes_row_by_row`."""
     return _through(stack.codecs, 0, name, name, block)
 
 
@@ -247,8 +245,6 @@ def _through(codecs: Sequence[Codec], position: int, root: str, name: str, block
     if position == len(codecs) or not clients or not block.values.shape[1]:
         size = np.broadcast_to(array_bytes(name, "f4", block.dimensions), (clients,))
         return Seen(block.values, np.ones(clients, dtype=np.int64), size)
-    if type(codecs[position]) not in ROW_WISE:
-        raise NotRowWiseError
     made = ROW_WISE[type(codecs[position])](block)
     travels: Any = sum(4 * part.sizes + HEADER_BYTES for part in made.floats.values())
     for dtype, shape in made.fixed.values():

@@ -16,7 +16,7 @@ from recbole_fedkd.federated.aggregate import Fold
 from recbole_fedkd.federated.codec import WireCodecs
 from recbole_fedkd.federated.message import LARGEST, SERVER, Message, MessageError, all_taken
 from recbole_fedkd.federated.stacked import Stacked
-from recbole_fedkd.federated.strategy import ServerState, Strategy
+from recbole_fedkd.federated.strategy import ServerState, Strategy, to_tensors
 from recbole_fedkd.federated.wire import ServerLink
 from recbole_fedkd.finite import check_state
 from recbole_fedkd.model.shared import SharedState
@@ -163,6 +163,11 @@ class Server:
         """The server's end of the wire, of the state that it begins with."""
         return ServerLink(self.strategy, self.codecs, self.state)
 
+    @property
+    def started_from(self) -> ServerState:
+        """The state as the clients of a round have it: codecs downwards may leave their network short of the server's."""
+        return {**self.state, **to_tensors(self.link.reference)}
+
     def choose(self, clients: Sequence[int], round_index: int) -> list[int]:
         """Numbers of the clients that take part in a round, drawn uniformly, in ascending order."""
         if self.release is not None and (drawn := self.release.choose(clients, round_index)) is not None:
@@ -234,7 +239,7 @@ class Intake:
 
     def __init__(self, server: Server, round_index: int, samples: Mapping[int, int]) -> None:
         self.server, self.round_index, self.samples = server, round_index, samples
-        empty = partial(server.strategy.empty, server.state, samples)
+        empty = partial(server.strategy.empty, server.started_from, samples)
         self.fold = empty()
         self.hidden = server.hides(empty, samples) if server.hides is not None else None
         self.answered: dict[int, bool] = {}
@@ -384,7 +389,7 @@ class Intake:
             released = server.release.of_round(self.fold, statistics, answers, server.link)
             statistics = strategy.possible(released) if released is not None else None
         if statistics is not None:
-            state = strategy.step(state, statistics)
+            state = strategy.step({**state, **to_tensors(server.link.reference)}, statistics)
         check_state(state, f"round {self.round_index + 1}")
         server.state = state
         server.link.advance(lambda: server.message_for(SERVER, self.round_index), self.round_index)

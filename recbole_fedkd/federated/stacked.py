@@ -69,13 +69,9 @@ class Stacked:
 
     def messages(self) -> Iterator[Message]:
         """Each by itself, as its reader has it."""
-        starts = {name: np.cumsum(block.counts) - block.counts for name, block in self.blocks.items()}
+        of_blocks = {name: split(block) for name, block in self.blocks.items()}
         for slot, (client, training) in enumerate(self.training.items()):
-            arrays: Arrays = {}
-            for name, block in self.blocks.items():
-                held = slice(starts[name][slot], starts[name][slot] + block.counts[slot])
-                own = OwnRows(block.shape, block.row[held] if block.row is not None else None, block.values[held])
-                arrays[name] = own.over(self.common.get(name))
+            arrays: Arrays = {name: next(own).over(self.common.get(name)) for name, own in of_blocks.items()}
             arrays |= {name: array[slot] for name, array in self.others.items()}
             yield Message(self.kind, self.round, client, arrays, training)
 
@@ -145,6 +141,10 @@ class OwnRows(NamedTuple):
         whole.reshape(self.shape[0], -1)[self.row] = self.values
         return whole
 
+    def kept(self) -> OwnRows:
+        """The same in memory of its own."""
+        return OwnRows(self.shape, self.row.copy() if self.row is not None else None, self.values.copy())
+
     def sparse(self) -> OwnRows:
         """The rows that are not zero."""
         if self.row is not None:
@@ -154,11 +154,11 @@ class OwnRows(NamedTuple):
 
 
 def split(block: Block) -> Iterator[OwnRows]:
-    """Each client's own, in memory of its own."""
+    """Each client's own, in the block's memory."""
     begin = 0
     for count in block.counts.tolist():
         held = slice(begin, begin + count)
-        yield OwnRows(block.shape, block.row[held].copy() if block.row is not None else None, block.values[held].copy())
+        yield OwnRows(block.shape, block.row[held] if block.row is not None else None, block.values[held])
         begin += count
 
 

@@ -24,7 +24,7 @@ from recbole_fedkd.federated.message import (
     check_arrays,
     decoded,
 )
-from recbole_fedkd.federated.row_codecs import Block, NotRowWiseError, seen_rows
+from recbole_fedkd.federated.row_codecs import Block, goes_row_by_row, seen_rows
 from recbole_fedkd.federated.stacked import OwnRows, Stacked, added, split
 from recbole_fedkd.registry import NoSettings, Registry, outdated
 
@@ -256,13 +256,10 @@ class Encoding(Stage):
         """What a reader sees of them, where every codec goes row by row."""
         if not self.codecs.codecs:
             return Passed(stacked)
-        if stacked.encoded is not None or stacked.common:
+        if stacked.encoded is not None or stacked.common or not goes_row_by_row(self.codecs, stacked.blocks):
             return None
         whole = {name: added(block, [end.dropped.get(name) for end in ends]) for name, block in stacked.blocks.items()}
-        try:
-            encoded = {name: seen_rows(self.codecs, name, block) for name, block in whole.items()}
-        except NotRowWiseError:
-            return None
+        encoded = {name: seen_rows(self.codecs, name, block) for name, block in whole.items()}
         seen = {name: replace(block, values=encoded[name].values) for name, block in whole.items()}
         lost = {name: replace(block, values=block.values - seen[name].values) for name, block in whole.items()}
         errors = np.stack([_squares(lost, len(ends)), _squares(whole, len(ends))], 1)
@@ -271,7 +268,7 @@ class Encoding(Stage):
             if self.feedback:
                 of_each = zip(*(split(block) for block in lost.values()), strict=True)
                 for end, own in zip(ends, of_each, strict=True):
-                    end.dropped = dict(zip(lost, own, strict=True))
+                    end.dropped = {name: rows.kept() for name, rows in zip(lost, own, strict=True)}
 
         return Passed(replace(stacked, blocks=seen, encoded=encoded, codec_error=errors), remember)
 

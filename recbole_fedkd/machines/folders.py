@@ -53,7 +53,7 @@ def read_config(folder: Path, given: Mapping[str, Any], own: Set[str] | None, co
         if own is not None and given.keys() - own:
             public = read(command_line={key: given[key] for key in given.keys() & own})
             derived = keys_with("derived")
-            named = {key: given[key] for key in given.keys() & ({"model", "dataset", "config_files"} | derived)}
+            named = {key: given[key] for key in given.keys() & (keys_with("manifest") | derived)}
             follows = own | derived | keys_with("computed")
             here = {key: value for key, value in config.plain_values().items() if key not in follows}
             _check_public({**here, **named}, public.plain_values(), folder)

@@ -16,6 +16,8 @@ import torch
 from recbole.model import general_recommender
 from torch import Tensor
 
+from recbole_fedkd.splitmix import keyed
+
 
 def uniform_of_pairs(users: Tensor, items: Tensor, seed: int) -> Tensor:
     """A number in [0, 1) for every pair, the same whenever and in whatever company it is asked for.
@@ -26,21 +28,11 @@ def uniform_of_pairs(users: Tensor, items: Tensor, seed: int) -> Tensor:
         seed: another one gives other numbers.
 
     Returns:
-        float64 numbers of the broadcast shape, on the CPU: the mixing function of SplitMix64, once per part of the key.
+        float64 numbers of the broadcast shape, on the CPU.
     """
-    word = np.zeros((), dtype=np.uint64)
-    for part in (np.asarray(seed), users.cpu().numpy(), items.cpu().numpy()):
-        word = _mixed(word ^ part.astype(np.uint64))
-    return torch.from_numpy((word >> np.uint64(11)) * 2.0**-53)
-
-
-def _mixed(word: Any) -> Any:
-    """SplitMix64's next output after a state, element by element."""
-    with np.errstate(over="ignore"):  # it is meant to wrap around
-        word = word + np.uint64(0x9E3779B97F4A7C15)
-        word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return word ^ (word >> np.uint64(31))
+    ids = (part.cpu().numpy().astype(np.uint64) for part in (users, items))
+    words = keyed(np.zeros(1, dtype=np.uint64), seed, *ids)
+    return torch.from_numpy((words >> np.uint64(11)) * 2.0**-53)
 
 
 class Pop(general_recommender.Pop):

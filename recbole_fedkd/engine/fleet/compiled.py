@@ -181,7 +181,7 @@ def _drawn(
     of_labels: Ids,
     of_rows: Ids,
 ) -> None:
-    """See :func:`drawn_of_many`; words as of :func:`~recbole_fedkd.federated.draws.mixed`."""
+    """See :func:`drawn_of_many`; words as of :func:`~recbole_fedkd.splitmix.mixed`."""
     golden, one, two = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
     first, second, third, half = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(32)
     taken = np.zeros(item_count, np.bool_)

@@ -28,7 +28,7 @@ from recbole_fedkd.federated.knowledge.factors import FactorKnowledge, in_double
 from recbole_fedkd.federated.lengths import array_bytes
 from recbole_fedkd.federated.message import Training as TrainedOn
 from recbole_fedkd.federated.message import check_arrays
-from recbole_fedkd.federated.row_codecs import Block, Seen, seen_rows
+from recbole_fedkd.federated.row_codecs import Block, Seen, goes_row_by_row, seen_rows
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federated.stacked import lengths
 from recbole_fedkd.federated.stage import Clip
@@ -154,17 +154,16 @@ class FactorUplink(Uplink):
     def begin(self, current: Round) -> None:
         """All that the clients will say of this round at once, unless they have to say it one by one."""
         self._stage = self.knowledge.next_stage(self.downlink.received)
-        stages = [name for name, _ in self.server.codecs.stages]
+        stages, stack = [name for name, _ in self.server.codecs.stages], self.server.codecs.up
         # What lossy codecs lengthen again the server shortens, of each client's message.
-        lengthened = Clip.name in stages and not all(codec.lossless for codec in self.server.codecs.up.codecs)
-        self._alone = lengthened or stages not in (["codecs"], [Clip.name, "codecs"])
+        lengthened = Clip.name in stages and not all(codec.lossless for codec in stack.codecs)
+        by_rows = self._stage is None or goes_row_by_row(stack, [self._stage])
+        self._alone = lengthened or not by_rows or stages not in (["codecs"], [Clip.name, "codecs"])
         self._silent()
         if self._stage is not None and not self._alone:
             try:
                 self._say_at_once(self._stage, current.chosen, current.index)
-            except (
-                Exception
-            ) as error:  # codecs that see whole messages, or somebody's numbers: who it is shows one by one
+            except Exception as error:  # somebody's numbers: who it is shows one by one
                 if is_of_packing(error):
                     raise
                 self._alone = True

@@ -66,7 +66,7 @@ def _asks_clients(kind: type, base: type) -> str | None:
 
 def _more_than_exchange(strategy: type[Strategy]) -> str | None:
     """What a strategy overrides of the exchange of knowledge beside its objective; None: nothing."""
-    own = {"name", "settings_type", "of", "loss", "objective", "pads", "adds_nothing", "elementwise"}
+    own = {"name", "settings_type", "of", "loss", "objective", "pads", "adds_nothing", "elementwise", "without_effect"}
     hooks = [name for name in dir(Strategy) if not name.startswith("_") and name not in own]
     exchange = AttentiveFederatedDistillation
     return next((name for name in hooks if getattr(strategy, name) is not getattr(exchange, name)), None)

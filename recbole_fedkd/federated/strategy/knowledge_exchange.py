@@ -56,7 +56,6 @@ class AttentiveFederatedDistillation(Strategy):
     settings_type: type = ExchangeSettings
     exchanges_knowledge = True
     remembers_sent = True
-    _idle: str | None = None
 
     def download(self, state: ServerState, client: int, round_index: int) -> Message | None:
         """What the other clients know; nothing before the first aggregation."""
@@ -116,8 +115,8 @@ class AttentiveFederatedDistillation(Strategy):
         return self.knowledge.needs_each
 
     def without_effect(self, clients: int, in_round: int) -> str | None:
-        """As the kind of knowledge says; before it a key that the strategy does not take."""
-        return self._idle or self.knowledge.without_effect(clients)
+        """As the kind of knowledge says."""
+        return self.knowledge.without_effect(clients)
 
     @property
     def same_for_all(self) -> bool:  # type: ignore[override]
@@ -153,5 +152,10 @@ class FederatedDistillation(AttentiveFederatedDistillation):
     def __init__(self, settings: Any = None, knowledge: Knowledge | None = None) -> None:
         asked = settings or ExchangeSettings()
         super().__init__(replace(asked, alpha=0.0), knowledge)
-        if asked.alpha not in (0.0, type(asked)().alpha):
-            self._idle = f"alpha={asked.alpha:g} changes nothing: strategy fd has the teacher's cross-entropy alone"
+        self.asked_alpha = asked.alpha
+
+    def without_effect(self, clients: int, in_round: int) -> str | None:
+        """A weight that it does not take, or what the kind of knowledge says."""
+        if self.asked_alpha not in (0.0, type(self.settings)().alpha):
+            return f"alpha={self.asked_alpha:g} changes nothing: strategy fd has the teacher's cross-entropy alone"
+        return super().without_effect(clients, in_round)
