@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -220,11 +221,22 @@ class AtomicFiles(CountedFilters):
         return table
 
 
+class _Reading(type):
+    """Of classes that no module names: pickle has them made anew."""
+
+
 @cache
 def reading_atomic_files(dataset_class: type) -> type:
     """One of RecBole's dataset classes on our reader, in exact time order and with checked labels, under the same name."""
     bases = (TimeOrder, ThresholdLabels, AtomicFiles, dataset_class)
-    return type(dataset_class.__name__, bases, {"__doc__": dataset_class.__doc__})
+    return _Reading(dataset_class.__name__, bases, {"__doc__": dataset_class.__doc__})
+
+
+def _remade(made: _Reading) -> tuple[Any, tuple[type]]:
+    return reading_atomic_files, (made.__bases__[-1],)
+
+
+copyreg.pickle(_Reading, _remade)
 
 
 def recbole_dataset_class(config: Any) -> type:
