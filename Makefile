@@ -1,5 +1,5 @@
-# Torch's own way of what loops in machine code do otherwise, as where numba is missing; about half a minute.
-WITHOUT_LOOPS := $(addprefix tests/test_,presets.py by_hand.py catalogue.py convolving.py lookup.py moving.py moments.py)
+# Torch's own way of what loops in machine code do otherwise, as where numba is missing: files that say so by their mark.
+WITHOUT_LOOPS := $(shell grep -l '^pytestmark = pytest.mark.without_loops' tests/test_*.py)
 .PHONY: check docs format
 check:  ## format, lint, types, tests: what CI runs
 	ruff format --check .

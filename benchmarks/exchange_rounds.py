@@ -16,7 +16,7 @@ from statistics import mean
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from turns import Cost, Others, cost_of, table
+from turns import Cost, Others, cost_of, table, tell, until_stopped, whole_turns
 
 from recbole_fedkd.compat import keep_freed_memory
 from recbole_fedkd.config import FedKDConfig
@@ -41,27 +41,29 @@ def measured(arguments: argparse.Namespace) -> dict[str, list[Cost]]:
     judged = {**LEAVE_ONE_OUT, "mode": {"valid": "uni99", "test": "uni99"}}
     fedmf, loaders, _ = _prepare(config_of(arguments, "MF", preset="fedmf", eval_args=judged))
     costs: dict[str, list[Cost]] = {}
-    for turn in range(arguments.turns + 1):
-        factors = _prepare_trainer(config, data)
-        stages = list(factors.engine.task.head.exchange.settings.stages)
-        # What the last totals tell of every row is found out in the round after their stage.
-        names = [*stages, "leaves every row out", *["head"] * arguments.heads]
-        costs_of_stage: dict[str, list[Cost]] = {}
-        for number, name in enumerate(names):
-            index = turn * len(names) + number
-            beside = cost_of(lambda index=index: fedmf._train_once(loaders[0], index, None, False))
-            costs_of_stage.setdefault(FEDMF, []).append(beside)
-            own = cost_of(
-                lambda factors=factors, number=number: factors._train_once(data.loaders[0], number, None, False)
-            )
-            costs_of_stage.setdefault(name, []).append(own)
-        of_turn = {name: _mean(costs) for name, costs in costs_of_stage.items()}
-        heads = [of_turn["head"]] * (config["epochs"] - len(stages) - 1)
-        of_turn[WHOLE] = _mean([of_turn[name] for name in names[: len(stages) + 1]] + heads)
-        if turn:  # the first is not counted
+    with until_stopped():
+        for turn in range(arguments.turns + 1):
+            factors = _prepare_trainer(config, data)
+            stages = list(factors.engine.task.head.exchange.settings.stages)
+            # What the last totals tell of every row is found out in the round after their stage.
+            names = [*stages, "leaves every row out", *["head"] * arguments.heads]
+            costs_of_stage: dict[str, list[Cost]] = {}
+            for number, name in enumerate(names):
+                index = turn * len(names) + number
+                beside = cost_of(lambda index=index: fedmf._train_once(loaders[0], index, None, False))
+                costs_of_stage.setdefault(FEDMF, []).append(beside)
+                own = cost_of(
+                    lambda factors=factors, number=number: factors._train_once(data.loaders[0], number, None, False)
+                )
+                costs_of_stage.setdefault(name, []).append(own)
+            of_turn = {name: _mean(costs) for name, costs in costs_of_stage.items()}
+            heads = [of_turn["head"]] * (config["epochs"] - len(stages) - 1)
+            of_turn[WHOLE] = _mean([of_turn[name] for name in names[: len(stages) + 1]] + heads)
             for name, cost in of_turn.items():
-                costs.setdefault(name, []).append(cost)
-    return costs
+                tell(turn, arguments.turns, name, cost)
+                if turn:  # the first is not counted
+                    costs.setdefault(name, []).append(cost)
+    return whole_turns(costs)
 
 
 def _mean(costs: list[Cost]) -> Cost:

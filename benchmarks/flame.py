@@ -20,6 +20,7 @@ from time import sleep
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tqdm import tqdm
+from turns import cost_of, tell, until_stopped
 
 from recbole_fedkd.compat import keep_freed_memory
 from recbole_fedkd.config import FedKDConfig
@@ -62,8 +63,9 @@ def main() -> None:
 
         rounds_and_test()
         recording = recorder(arguments.out, arguments.format)
-        for _ in range(arguments.turns):
-            rounds_and_test()
+        with until_stopped():
+            for turn in range(1, arguments.turns + 1):
+                tell(turn, arguments.turns, "rounds and a test", cost_of(rounds_and_test))
         recording.send_signal(signal.SIGINT)
         if recording.wait() != 0:
             sys.exit(f"flame.py: py-spy ended with {recording.returncode}")

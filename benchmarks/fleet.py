@@ -17,7 +17,8 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
 
@@ -25,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from turns import Cost, Others, table
+from turns import Cost, Others, table, tell, until_stopped, whole_turns
 
 from recbole_fedkd.compat import keep_freed_memory
 from recbole_fedkd.config import FedKDConfig
@@ -112,6 +113,11 @@ def run_apart(case: str, arguments: argparse.Namespace) -> dict[str, float]:
     return measured
 
 
+def cost_of_row(row: dict[str, float]) -> Cost:
+    """The cost of a case's fastest round in a turn."""
+    return Cost(row["seconds"], row["processor_seconds"])
+
+
 def wrong(names: Sequence[str], reference: str | None, arguments: argparse.Namespace) -> str | None:
     """What is wrong with the cases that are asked for, or None."""
     if unknown := [name for name in names if name not in CASES]:
@@ -142,16 +148,19 @@ def main() -> None:
     names = arguments.cases.split(",") if arguments.cases else list(CASES)
     if problem := wrong(names, arguments.reference, arguments):
         parser.error(problem)
-    results: dict[str, list[dict[str, float]]] = {}
     others = Others()
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(arguments.turns):
-            for name in names:
-                results.setdefault(name, []).append(run_apart(name, arguments))
-            for library, title in OTHERS.items():
-                if getattr(arguments, library):
-                    results.setdefault(f"pfedrec by {title}", []).append(run_other(library, arguments, Path(folder)))
-    costs = {name: [Cost(row["seconds"], row["processor_seconds"]) for row in rows] for name, rows in results.items()}
+        works: dict[str, Callable[[], dict[str, float]]] = {name: partial(run_apart, name, arguments) for name in names}
+        for library, title in OTHERS.items():
+            if getattr(arguments, library):
+                works[f"pfedrec by {title}"] = partial(run_other, library, arguments, Path(folder))
+        results: dict[str, list[dict[str, float]]] = {name: [] for name in works}
+        with until_stopped():
+            for turn in range(1, arguments.turns + 1):
+                for name, work in works.items():
+                    results[name].append(work())
+                    tell(turn, arguments.turns, name, cost_of_row(results[name][-1]))
+    costs = whole_turns({name: [cost_of_row(row) for row in rows] for name, rows in results.items()})
     print(table(costs, arguments.reference or names[0], others.cores()))
     for name, rows in results.items():
         print(f"{name}: at most {max(row['peak_gb'] for row in rows):.2f} GB")

@@ -39,6 +39,7 @@ from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.machines import running
 from recbole_fedkd.machines.folders import SERVER_STATE
 from recbole_fedkd.machines.party import STATE, served
+from recbole_fedkd.machines.trust import Trust
 from recbole_fedkd.quick_start import _prepare, processor_settings
 from recbole_fedkd.splitting import split_federation
 
@@ -199,7 +200,7 @@ def federation_killed(cut: Path, kills: int, dice: random.Random) -> tuple[Any, 
     Returns:
         What came of it, to be compared, and how many were killed.
     """
-    trust, address = running.Trust(), f"unix:{cut}/s"
+    trust, address = Trust(), f"unix:{cut}/s"
     folders = sorted(cut.glob("party-*"))
     jobs: list[Callable[[], None]] = [
         lambda: running.coordinate(cut / "manifest", address, cut / "server", trust, {"state": "ERROR"}) and None,

@@ -11,6 +11,7 @@ from statistics import median
 from time import perf_counter
 
 import psutil
+from turns import Cost, tell, until_stopped
 
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.limits import processor_settings
@@ -62,18 +63,22 @@ def main(arguments: list[str]) -> int:
             engines[name] = _prepare(FedKDConfig("AttnFedKD", parsed.dataset, config_dict=keys))[0].engine
             engines[name].run_round(0)
             spent[name] = []
-        for index in range(1, parsed.rounds):
-            for name, engine in engines.items():
-                processes = family()
-                before, began = processor(processes), perf_counter()
-                engine.run_round(index)
-                spent[name].append((perf_counter() - began, processor(processes) - before))
-            if len(engines) == 1 and (index + 1) % max(1, parsed.rounds // LOOKS) == 0:
-                own, others = memory()
-                print(f"round {index + 1}: {own:.0f} MB here, {others:.0f} MB of parties", flush=True)
+        with until_stopped():
+            for index in range(1, parsed.rounds):
+                for name, engine in engines.items():
+                    processes = family()
+                    before, began = processor(processes), perf_counter()
+                    engine.run_round(index)
+                    spent[name].append(Cost(perf_counter() - began, processor(processes) - before))
+                    tell(index, parsed.rounds - 1, name, spent[name][-1])
+                if len(engines) == 1 and (index + 1) % max(1, parsed.rounds // LOOKS) == 0:
+                    own, others = memory()
+                    print(f"round {index + 1}: {own:.0f} MB here, {others:.0f} MB of parties", flush=True)
         for name, rounds in spent.items():
+            if not rounds:
+                continue
             clock, seconds = (
-                median(seconds_of_round[kind] for seconds_of_round in rounds) / parsed.clients for kind in (0, 1)
+                median(getattr(cost, kind) for cost in rounds) / parsed.clients for kind in ("clock", "processor")
             )
             print(f"{name}: {clock:.3f} s of the clock, {seconds:.3f} s of the processor a party and round (median)")
         for engine in engines.values():

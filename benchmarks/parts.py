@@ -27,7 +27,7 @@ from unittest.mock import patch
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from turns import Others, cost_of, in_words
+from turns import Others, cost_of, in_words, tell, until_stopped
 
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.model.compiled import has_compiler
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     arguments = parser.parse_args()
     others = Others()
-    with processor_settings(threads=1):
+    with until_stopped(), processor_settings(threads=1):
         products, copies = speeds()
         print(
             f"A core does {products / 1e9:.0f} billion operations of products a second, and copies {copies / 1e9:.1f} GB.\n"
@@ -123,7 +123,11 @@ def main() -> None:
             if arguments.only not in name:
                 continue
             work()
-            seconds = [cost_of(work).processor for _ in range(arguments.turns)]
+            seconds = []
+            for turn in range(1, arguments.turns + 1):
+                cost = cost_of(work)
+                tell(turn, arguments.turns, name, cost)
+                seconds.append(cost.processor)
             parts = ", ".join(f"{part} {share:.0%}" for part, share in shares(work).items() if share >= 0.03)
             with by_torch(), FlopCounterMode(display=False) as counted:
                 same()

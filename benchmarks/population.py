@@ -20,11 +20,12 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
-from turns import Others, cost_of, in_words, used_by_children
+from turns import Cost, Others, cost_of, in_words, tell, until_stopped, used_by_children
 
 from recbole_fedkd.checkpoint.large import LargeTensors
 from recbole_fedkd.checkpoint.sealed import sealed
@@ -227,13 +228,17 @@ def main() -> None:
         return
     results: dict[int, list[dict[str, float]]] = {users: [] for users in sizes}
     others, took = Others(), dict.fromkeys(sizes, 0.0)
-    for _ in range(arguments.turns):
-        for users in (users for users in sizes if took[users] < arguments.short):
-            command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], f"--users={users}", "--alone"]
-            before = used_by_children()
-            printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-            took[users] = used_by_children() - before
-            results[users].append(json.loads(printed.splitlines()[-1]))
+    with until_stopped():
+        for turn in range(1, arguments.turns + 1):
+            for users in (users for users in sizes if took[users] < arguments.short):
+                command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], f"--users={users}", "--alone"]
+                before, began = used_by_children(), perf_counter()
+                printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+                took[users] = used_by_children() - before
+                results[users].append(json.loads(printed.splitlines()[-1]))
+                tell(turn, arguments.turns, f"{users:,} users", Cost(perf_counter() - began, took[users]))
+    if not (results := {users: rows for users, rows in results.items() if rows}):
+        sys.exit("no turn was measured to its end")
     print(f"{table(results)}\n\nBeside it ran: {in_words(others.cores())}. Medians of turns (least..most).")
 
 

@@ -1,8 +1,12 @@
-"""Measuring side by side: works take turns, so that a change of speed meets all, and ratios are told with their spread."""
+"""Measuring side by side: works take turns, so that a change of speed meets all, and ratios are told with their spread.
+
+Whoever waits is told of every work as it ends, on standard error; Ctrl-C ends the measurement with what was measured.
+"""
 
 import resource
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -25,6 +29,31 @@ def cost_of(work: Callable[[], object]) -> Cost:
     return Cost(perf_counter() - started, _processor() - before)
 
 
+def tell(turn: int, turns: int, work: str, cost: Cost) -> None:
+    """Say what a work took in a turn; turns below the first are not counted."""
+    counted = f"turn {turn} of {turns}" if turn > 0 else "not counted"
+    print(
+        f"{counted}: {work}, {cost.processor:.2f} s of the processor, {cost.clock:.2f} s", file=sys.stderr, flush=True
+    )
+
+
+@contextmanager
+def until_stopped() -> Iterator[None]:
+    """Whoever stops the block by Ctrl-C goes on behind it, with what was measured."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped; what was measured until now:", file=sys.stderr, flush=True)
+
+
+def whole_turns(costs: Mapping[str, list[Cost]]) -> dict[str, list[Cost]]:
+    """The turns in which every work was measured; ends the program where there is none, which has nothing to tell."""
+    least = min((len(taken) for taken in costs.values()), default=0)
+    if not least:
+        sys.exit("no turn was measured to its end")
+    return {name: taken[:least] for name, taken in costs.items()}
+
+
 def used_by_children() -> float:
     """Seconds of the processor of the children that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -37,12 +66,14 @@ def _processor() -> float:
 
 
 def take_turns(works: Mapping[str, Callable[[], object]], turns: int, warm: int = 1) -> dict[str, list[Cost]]:
-    """Costs of every work in each counted turn; the first ``warm`` turns are not counted."""
+    """Costs of every work in each counted turn that was not stopped; the first ``warm`` turns are not counted."""
     costs: dict[str, list[Cost]] = {name: [] for name in works}
-    for _ in range(warm + turns):
-        for name, work in works.items():
-            costs[name].append(cost_of(work))
-    return {name: of_turns[warm:] for name, of_turns in costs.items()}
+    with until_stopped():
+        for turn in range(1 - warm, turns + 1):
+            for name, work in works.items():
+                costs[name].append(cost_of(work))
+                tell(turn, turns, name, costs[name][-1])
+    return whole_turns({name: of_turns[warm:] for name, of_turns in costs.items()})
 
 
 def ratios(costs: Mapping[str, list[Cost]], reference: str) -> dict[str, dict[str, list[float]]]:

@@ -23,6 +23,11 @@ BEST, LAST = "best.pth", "last.pth"
 PARTITION = "partition.json"
 """Of a run's folder: which user lives on which client."""
 
+SEAL = b"recbole_fedkd:sha256:"
+"""What the seal of a checkpoint begins with, its last bytes; behind it stands the digest of all before."""
+
+SEAL_LENGTH = len(SEAL) + 64
+
 _PROBE = b"\0" * 65536
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
 
@@ -64,10 +69,17 @@ def _synchronise(path: Path) -> None:
         os.close(descriptor)
 
 
-def read_bytes(file: str | Path, subject: str) -> bytes:
-    """All of a file; raises :class:`InputError`, of which ``subject`` says what it is, where it cannot be read."""
+def read_bytes(file: str | Path, subject: str, last: int | None = None) -> bytes:
+    """All of a file, or so many of its ``last`` bytes.
+
+    Raises:
+        InputError: it cannot be read; ``subject`` says what it is.
+    """
     try:
-        return Path(file).read_bytes()
+        with Path(file).open("rb") as stream:
+            if last is not None:
+                stream.seek(max(0, os.fstat(stream.fileno()).st_size - last))
+            return stream.read()
     except (OSError, ValueError) as error:
         raise InputError(f"{subject} '{file}' cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
@@ -221,7 +233,7 @@ def run_path(path: str | Path) -> Path:
 
 
 def check_checkpoint(path: str | Path, best: bool = False) -> None:
-    """Raise :class:`InputError` where a run's folder or a checkpoint's file is not there, or a folder has none.
+    """Raise :class:`InputError` where a run's folder or a checkpoint's file is not there or none, or a folder has none.
 
     Args:
         path: of either.
@@ -229,10 +241,18 @@ def check_checkpoint(path: str | Path, best: bool = False) -> None:
     """
     source = run_path(path)
     if source.is_dir():
-        if not (best and (source / BEST).is_file()):
-            state_of_folder(source)
+        source = source / BEST if best and (source / BEST).is_file() else state_of_folder(source)
     elif not source.is_file():
         raise InputError(f"checkpoint '{source}' does not exist")
+    check_seal(read_bytes(source, "checkpoint", SEAL_LENGTH), source)
+
+
+def check_seal(end: bytes, file: Path, kind: str = "checkpoint") -> None:
+    """Raise :class:`InputError` for a file whose last bytes are no seal; ``kind`` is what the sentence calls it."""
+    if not end.startswith(SEAL):
+        raise InputError(
+            f"{kind} '{file}' cannot be read: it is truncated, damaged, not a checkpoint, or one of recbole_fedkd 0.2.0"
+        )
 
 
 def remove_temporaries(folder: Path) -> None:

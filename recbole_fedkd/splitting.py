@@ -24,20 +24,26 @@ from recbole_fedkd.data import importing
 from recbole_fedkd.data.creation import create_dataset, samples_made
 from recbole_fedkd.data.known import check_dataset
 from recbole_fedkd.data.preparation import data_preparation
+from recbole_fedkd.data.roles import FIELDS, KEYS
 from recbole_fedkd.data.schema import ClientRows, DataSchema, read_schema, rows_of_clients
 from recbole_fedkd.data.side_files import side_table
 from recbole_fedkd.errors import InputError, listed
 from recbole_fedkd.files import writable_folder
 from recbole_fedkd.machines.coordinator import check_manifest
-from recbole_fedkd.machines.folders import IDENTITY, check_catalogue, check_free, keys_of_party, party_folders
+from recbole_fedkd.machines.folders import (
+    IDENTITY,
+    USERS_OF_PARTY,
+    check_catalogue,
+    check_free,
+    check_party_brings,
+    keys_of_party,
+    party_folders,
+)
 from recbole_fedkd.machines.judgeable import check_judgeable
 from recbole_fedkd.machines.manifest import Manifest, write_manifest, write_party
 from recbole_fedkd.quick_start import _prepare_data
 
 MANIFEST = "manifest"
-USERS_OF_PARTY = "users_of_party"
-"""Word of a catalogue's schema for the most users that one party may have."""
-
 _MADE_UP_ROWS = 10
 
 
@@ -160,7 +166,7 @@ def _muted() -> Iterator[None]:
 
 def _fields(config: Any) -> dict[str, str]:
     """What a config calls the columns of interactions."""
-    return {role: config[key] for role, key in importing.KEYS.items()}
+    return {role: config[key] for role, key in KEYS.items()}
 
 
 def _copy_catalogue(items: Path, folder: Path, name: str) -> list[str]:
@@ -196,7 +202,7 @@ def _made_up(tokens: list[str], config: Any) -> pd.DataFrame:
         "rating": np.array(labels, dtype=object)[row // rows_of_user % len(labels)],
         "time": row.astype(str),
     }
-    return pd.DataFrame({importing.FIELDS[role]: column for role, column in columns.items()}, dtype=object)
+    return pd.DataFrame({FIELDS[role]: column for role, column in columns.items()}, dtype=object)
 
 
 @dataclass(frozen=True)
@@ -245,12 +251,7 @@ def bring(
     """
     read = Manifest.load(manifest, keys, keys_of_party())
     schema = read.schema
-    if USERS_OF_PARTY not in schema.more:
-        raise InputError(
-            f"'{manifest}' was cut with its parties; one that they bring rows to is made by: manifest <items>"
-        )
-    if not 0 <= number < schema.clients:
-        raise InputError(f"number is {number}; the manifest's parties are 0 to {schema.clients - 1}")
+    check_party_brings(manifest, number)
     read.identity_of(out, number)
     check_free(out, apart_from=IDENTITY)
     imported = importing.import_table(importing.read_table(file), named, f"'{file}'")
@@ -286,7 +287,7 @@ def _split_as_ruled(
     fields = _fields(read)
     # Labels by a threshold take the place of the ratings that they are made of.
     needed = {role: name for role, name in fields.items() if name in own or role == "rating"}
-    if absent := [name for role, name in needed.items() if importing.FIELDS[role] not in table]:
+    if absent := [name for role, name in needed.items() if FIELDS[role] not in table]:
         raise InputError(f"'{file}' has no column for {listed(absent)}, which the manifest's rows have")
     importing.write_atomic(table, folder, read["dataset"], fields)
     loaded = {"load_col": {"inter": list(needed.values())}}

@@ -42,6 +42,28 @@ def test_works_take_turns_and_the_first_is_not_counted(benchmarks):
     assert {name: len(each) for name, each in costs.items()} == {"a": 2, "b": 2}
 
 
+def test_whoever_waits_is_told_of_every_work_and_may_stop_with_the_turns_that_are_whole(benchmarks, capsys):
+    import turns
+
+    calls = []
+
+    def stopped_in_the_third():
+        calls.append("b")
+        if calls.count("b") == 4:  # the first is not counted
+            raise KeyboardInterrupt
+
+    costs = turns.take_turns({"a": lambda: calls.append("a"), "b": stopped_in_the_third}, turns=5)
+    assert {name: len(each) for name, each in costs.items()} == {"a": 2, "b": 2}
+    told = capsys.readouterr().err.splitlines()
+    heads = [line.partition(",")[0] for line in told]
+    assert heads[:3] == ["not counted: a", "not counted: b", "turn 1 of 5: a"] and told[-1].startswith(
+        "stopped; what was"
+    )
+    calls[:] = ["b"] * 3
+    with pytest.raises(SystemExit, match="no turn was measured"):
+        turns.take_turns({"a": lambda: None, "b": stopped_in_the_third}, turns=5)
+
+
 def test_many_small_processes_of_one_name_are_told_together_and_those_that_ended_as_what_is_left(
     benchmarks, monkeypatch
 ):
@@ -139,12 +161,22 @@ def test_rounds_of_the_fleet_are_measured_each_case_in_a_process_of_its_own(
     import fleet
 
     out, cases = tmp_path / "costs.json", ["pfedrec on fleet", "afd on fleet"]
-    arguments = ["--dataset=tiny", f"--data_path={data_path}", "--rounds=1", "--turns=1", f"--cases={','.join(cases)}"]
+    run_apart, asked = fleet.run_apart, []
+
+    def stopped_in_the_second_turn(case, arguments):
+        asked.append(case)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return run_apart(case, arguments)
+
+    monkeypatch.setattr(fleet, "run_apart", stopped_in_the_second_turn)
+    arguments = ["--dataset=tiny", f"--data_path={data_path}", "--rounds=1", "--turns=9", f"--cases={','.join(cases)}"]
     monkeypatch.setattr(sys, "argv", ["fleet.py", *arguments, f"--reference={cases[1]}", f"--out={out}"])
     fleet.main()
     measured = json.loads(out.read_text())
     assert [row["clients"] for case in cases for row in measured[case]] == [30, 30]
-    printed = capsys.readouterr().out
+    printed, told = capsys.readouterr()
+    assert "turn 1 of 9: pfedrec on fleet, " in told and "stopped; " in told
     assert all(re.search(rf"^\| {case} \|.*\|$", printed, re.M) for case in cases)
     assert f"s | of {cases[1]}, processor |" in printed and re.search(r"afd on fleet: at most \d\.\d\d GB", printed)
 

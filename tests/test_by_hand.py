@@ -15,6 +15,8 @@ from recbole_fedkd.model.compiled import has_compiler
 from recbole_fedkd.model.factorization import FactorizationNetwork, RowSums, ScoreFunctionNetwork, dense
 from recbole_fedkd.quick_start import _prepare
 
+pytestmark = pytest.mark.without_loops
+
 CLIENTS, USERS, ITEMS, SAMPLES, WIDTH = 3, 4, 6, 9, 5
 NETWORKS = {
     "vectors": lambda: FactorizationNetwork(USERS, ITEMS, WIDTH, biases=False),

@@ -20,6 +20,8 @@ from recbole_fedkd.model.network import Architecture, AttentiveNetwork, FeatureT
 from recbole_fedkd.model.pair import TeacherAndStudent
 from recbole_fedkd.model.ranking import WIDTH, expected_values
 
+pytestmark = pytest.mark.without_loops
+
 # Items of two blocks, the second of which is not full.
 USERS, ITEMS, LABELS, SLOTS = 6, WIDTH + 23, 3, 5
 

@@ -13,6 +13,8 @@ from torch.func import functional_call, vmap
 from recbole_fedkd.model.backbone import CnnBackbone
 from recbole_fedkd.model.compiled import has_compiler
 
+pytestmark = pytest.mark.without_loops
+
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 SHAPES = {

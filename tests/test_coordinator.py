@@ -27,7 +27,8 @@ from recbole_fedkd.machines.judging import BINS, added, area_within, metrics_of
 from recbole_fedkd.machines.manifest import Manifest
 from recbole_fedkd.machines.party import Party
 from recbole_fedkd.machines.ranking import ranking_due
-from recbole_fedkd.machines.running import Trust, coordinate, coordinated, live
+from recbole_fedkd.machines.running import coordinate, coordinated, live
+from recbole_fedkd.machines.trust import Trust
 from recbole_fedkd.privacy.accountant import epsilon_of, noise_for
 from recbole_fedkd.report import write_report
 from recbole_fedkd.rounds import EpochRecord

@@ -16,6 +16,8 @@ from recbole_fedkd.federated.client import own_streams
 from recbole_fedkd.federated.draws import DROPOUT, NEGATIVES, ORDER, KeyedDraws
 from recbole_fedkd.model.dropout import HandedAttention, dropping_by
 
+pytestmark = pytest.mark.without_loops
+
 MASK = 2**64 - 1
 
 

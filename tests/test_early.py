@@ -217,6 +217,16 @@ def loaded_after(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
+def test_a_table_that_is_not_there_is_told_without_pandas():
+    lines = (
+        "['import', 'missing.csv']",
+        "['import', 'missing.parquet', '--user=who']",
+        "['import', 'a.csv', '--usr=who']",
+    )
+    code = "from recbole_fedkd.command_line import main\n" + "\n".join(f"assert main({line}) == 2" for line in lines)
+    assert loaded_after(code).strip() == "[]"
+
+
 def test_a_wrong_key_is_refused_without_torch():
     code = (
         "from recbole_fedkd.command_line import main\n"

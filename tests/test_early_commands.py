@@ -43,16 +43,17 @@ WRONG = {
     ],
     "compare": [["missing.yaml"], ["wrong.yaml"]],
     "report": [["missing"], ["empty"]],
-    "audit": [["missing"], ["empty"]],
+    "audit": [["missing"], ["empty"], ["rows.csv"]],
     "search": [
         ["--params_file=missing", *KEYS],
         ["--params_file=wrong.test", *KEYS],
         ["--params_file=rate.test", *UNKNOWN],
         ["--params_file=rate.test", *KEYS, "--algorithm=foo"],
         ["--params_file=rate.test", *KEYS, "--learning_rate=1"],
+        ["--params_file=rate.test", KEYS[0], "--dataset=nope"],
     ],
-    "import": [["missing.csv"]],
-    "recommend": [["missing", "--users=all"], ["empty", "--users=all"]],
+    "import": [["missing.csv"], ["missing.parquet"], ["empty"], ["rows.json"], ["rows.csv", "--usr=user"]],
+    "recommend": [["missing", "--users=all"], ["empty", "--users=all"], ["rows.csv", "--users=all"]],
     "split-federation": [
         [],
         UNKNOWN,
@@ -74,6 +75,8 @@ WRONG = {
         ["missing.csv", "--manifest=missing", "--number=0", "--out=new"],
         ["missing.csv", "--manifest=manifest", "--number=0", "--out=new"],
         ["rows.csv", "--manifest=manifest", "--number=0", "--out=new", "--epochz=3"],
+        ["rows.csv", "--manifest=manifest", "--number=4", "--out=new"],
+        ["rows.csv", "--manifest=manifest", "--number=0", "--out=full"],
     ],
     "coordinate": [
         ["missing", "--address=unix:socket", "--out=new"],
@@ -81,11 +84,18 @@ WRONG = {
         ["manifest", "--address=unix:socket", "--out=new", "--learning_rate=.5"],
         ["manifest", "--address=nowhere", "--out=new"],
         ["manifest", "--address=unix:socket", "--out=new", "--secret=missing"],
+        ["manifest", "--address=unix:socket", "--out=new", "--authority=missing"],
+        ["manifest", "--address=flower:nowhere", "--out=new"],
+        ["manifest", "--address=flower:unix:socket", "--out=new"],
     ],
     "party": [
         ["missing", "--address=unix:socket", "--manifest=missing"],
         ["missing", "--address=unix:socket", "--manifest=manifest"],
         ["missing", "--address=unix:socket", "--manifest=manifest", "--epochz=3"],
+        ["party", "--address=nowhere", "--manifest=manifest"],
+        ["party", "--address=unix:socket", "--manifest=manifest", "--secret=missing"],
+        ["party", "--address=unix:socket", "--manifest=manifest", "--node-key=missing"],
+        ["party", "--address=flower:nowhere", "--manifest=manifest"],
     ],
     "status": [["missing"], ["empty"]],
     "cost": [[], UNKNOWN, ["missing"], [KEYS[0], "--dataset=nope"], ["--model=AttnStudent", KEYS[1]]],
@@ -143,6 +153,11 @@ def prepared(folder):
         f"--out={folder / 'manifest'}",
     ]
     assert main(["manifest", *map(str, manifest)]) == 0
+    (folder / "brought.csv").write_text(
+        "user,item,rating,time\n" + "".join(f"a,{'bc'[n % 2]},{n},{n}\n" for n in (1, 2))
+    )
+    named = [f"--manifest={folder / 'manifest'}", "--number=0", f"--out={folder / 'party'}"]
+    assert main(["bring", str(folder / "brought.csv"), *named]) == 0
 
 
 def test_every_command_is_asked():
@@ -183,7 +198,7 @@ def test_a_wrong_value_of_any_key_is_refused_without_torch(tmp_path):
 
 
 def test_a_manifests_folder_is_known_by_the_file_that_a_schema_writes():
-    assert folders.TABLES == schema.TABLES
+    assert (folders.SCHEMA, folders.TABLES) == (schema.SCHEMA, schema.TABLES)
 
 
 def test_what_is_told_of_commands_needs_no_torch(tmp_path):

@@ -36,11 +36,12 @@ from recbole_fedkd.machines.journal import LOG, read_events
 from recbole_fedkd.machines.manifest import Manifest
 from recbole_fedkd.machines.nursery import Nursery
 from recbole_fedkd.machines.party import STATE, Party, served
+from recbole_fedkd.machines.trust import SCHEME, Trust
 from recbole_fedkd.splitting import split_federation
 
 pytest.importorskip("flwr", reason="Flower is not installed: pip install -c constraints.txt -e '.[flower]'")
 
-TRUSTING = running.Trust()
+TRUSTING = Trust()
 ROUNDS = 3
 FEDERATIONS = {**CASES, "masks": {"strategy": "fedavg"}}
 PROCESSES = multiprocessing.get_context("forkserver")  # which loads torch and RecBole once for all of them
@@ -127,7 +128,7 @@ def federation(cut, tmp_path, superlink):
     def make(case, held_back=0, given=None, **keys):
         folders, local = cut(case, **keys)
         lock = os.open(tmp_path, os.O_RDONLY)
-        address = f"{flower.SCHEME}{superlink.address}"
+        address = f"{SCHEME}{superlink.address}"
         nursery = Nursery(tmp_path / case / "cut" / "manifest", given or {}, address, tmp_path / "nothing", lock)
         os.close(lock)
         nurseries.append(nursery)
@@ -143,7 +144,7 @@ def federation(cut, tmp_path, superlink):
 def coordinated(superlink, folder, trust=TRUSTING, **keys):
     keys |= {"client_timeout": 300.0}
     return running.coordinate(
-        folder / "cut" / "manifest", f"{flower.SCHEME}{superlink.address}", folder / "server", trust, keys
+        folder / "cut" / "manifest", f"{SCHEME}{superlink.address}", folder / "server", trust, keys
     )
 
 
@@ -272,7 +273,7 @@ def test_a_command_that_is_killed_follows_its_app_and_a_run_that_fails_ends_with
         "server": (1, "error: round 1: 2 of 4 clients answered, min_clients asks for 3 (client 0, failed"),
         "damaged": (2, f"error: state of a coordinator '{tmp_path}/damaged/server.pth' cannot be read"),
     }
-    manifest, address = tmp_path / "fedavg" / "cut" / "manifest", f"{flower.SCHEME}{superlink.address}"
+    manifest, address = tmp_path / "fedavg" / "cut" / "manifest", f"{SCHEME}{superlink.address}"
 
     def started(name):
         told = ("coordinate", str(manifest), f"--out={tmp_path / name}", f"--address={address}", "--client_timeout=300")
@@ -393,8 +394,8 @@ def test_over_tls_with_keys_a_run_is_that_of_one_process_and_strangers_are_refus
         administrator = superlinks.Submitted(made.address, tmp_path / "administrator", right, {})
         for folder, key in zip(folders, keys, strict=False):
             administrator._flwr("supernode", "register", f"{key}.pub", "link")
-            trust = running.Trust(authority=right, node_key=key)
-            told = (folder, home / "cut" / "manifest", f"{flower.SCHEME}{made.address}", trust, {})
+            trust = Trust(authority=right, node_key=key)
+            told = (folder, home / "cut" / "manifest", f"{SCHEME}{made.address}", trust, {})
             parties.append(PROCESSES.Process(target=running.live, args=told, daemon=True))
             parties[-1].start()
         monkeypatch.setattr(flower, "_REFUSED_FOR", -1.0)
@@ -405,7 +406,7 @@ def test_over_tls_with_keys_a_run_is_that_of_one_process_and_strangers_are_refus
         ):
             with pytest.raises(InputError, match=sentence):
                 flower.serve(None, made.address, authority, key)
-        coordinated(made, home, running.Trust(authority=right))
+        coordinated(made, home, Trust(authority=right))
     finally:
         for each in parties:
             each.kill()
@@ -462,7 +463,7 @@ def held(folder, manifest, address, moments):
         return answer(packed)
 
     party.answer = waits
-    running.attend(party, address, running.Trust())
+    running.attend(party, address, Trust())
 
 
 def until(true):
@@ -481,7 +482,7 @@ def test_node_serverapp_and_superlink_may_be_killed(federation, superlink, tmp_p
     folders, local, nursery = federation("codecs", held_back=1, given=plugins, epochs=2)
     moments = {operation: (PROCESSES.Event(), PROCESSES.Event()) for operation in ("train", "judge")}
     home = tmp_path / "codecs"
-    told = (folders[-1], home / "cut" / "manifest", f"{flower.SCHEME}{superlink.address}", moments)
+    told = (folders[-1], home / "cut" / "manifest", f"{SCHEME}{superlink.address}", moments)
     last = PROCESSES.Process(target=held, args=told, daemon=True)
     killed = []
 

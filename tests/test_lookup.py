@@ -10,6 +10,8 @@ from recbole_fedkd.distillation.losses import touched_squared_norm
 from recbole_fedkd.model import lookup
 from recbole_fedkd.model.lookup import Tokens, look_up, touched_norm
 
+pytestmark = pytest.mark.without_loops
+
 WIDTH, SAMPLES = 6, 70
 ROWS = 9, 5, 7, SAMPLES
 WEIGHTS = torch.randn(SAMPLES, 4, WIDTH), torch.randn(SAMPLES, WIDTH)

@@ -8,6 +8,8 @@ from recbole_fedkd.engine.fleet import store as stores
 from recbole_fedkd.engine.fleet.compiled import changes_of_many
 from recbole_fedkd.engine.fleet.store import Pack, RowStore
 
+pytestmark = pytest.mark.without_loops
+
 ITEMS, CLIENTS, WIDTHS = 12, 5, (3, 2)
 
 

@@ -16,6 +16,8 @@ from conftest import SMALL, write_dataset
 from recbole_fedkd import run_recbole_fedkd
 from recbole_fedkd.config.files import PROPERTIES
 
+pytestmark = pytest.mark.without_loops
+
 WRITTEN = Path(__file__).parent / "preset_metrics.json"
 PRESETS = [file.stem for file in sorted((PROPERTIES / "preset").glob("*.yaml"))]
 KEYS = {"metrics": ["MAE", "NDCG"], "valid_metric": "MAE", "epochs": 2, "state": "ERROR"}

@@ -12,6 +12,8 @@ from recbole_fedkd.evaluation import judge, screening
 from recbole_fedkd.evaluation.screening import Screen
 from recbole_fedkd.quick_start import _prepare
 
+pytestmark = pytest.mark.without_loops
+
 USERS, ITEMS, LENGTH = 600, 1500, 10
 
 

@@ -16,6 +16,8 @@ from recbole_fedkd.federated.stage import STAGES, Clip, Encoding, Stage
 from recbole_fedkd.federated.strategy.federated_averaging import AveragingSettings, FederatedAveraging
 from recbole_fedkd.federated.wire import ClientLink
 
+pytestmark = pytest.mark.without_loops
+
 CLIENTS, ITEMS = (3, 130, 70000, 5), 90
 SHAPES = {"p:cube": (2, 3, 5), "p:matrix": (6, 7), "p:one": (), "p:table": (ITEMS, 8), "p:vector": (40,)}
 ROW_BY_ROW = [name for name, codec in CODECS.items() if codec in ROW_WISE]

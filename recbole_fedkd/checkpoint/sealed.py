@@ -14,10 +14,8 @@ from typing import Any
 import torch
 
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.files import read_bytes, write_bytes
+from recbole_fedkd.files import SEAL, SEAL_LENGTH, check_seal, read_bytes, write_bytes
 
-_MARK = b"recbole_fedkd:sha256:"
-_SEAL_LENGTH = len(_MARK) + hashlib.sha256().digest_size * 2
 _END_RECORD = b"PK\x05\x06"
 _END_LENGTH = 22
 
@@ -31,7 +29,7 @@ def sealed(state: dict[str, Any]) -> bytes:
         end = bytes(content[-_END_LENGTH:])
         if end[:4] != _END_RECORD or end[-2:] != b"\0\0":
             raise RuntimeError("torch.save writes another kind of file than a zip without a comment")
-        content[-2:] = _SEAL_LENGTH.to_bytes(2, "little")
+        content[-2:] = SEAL_LENGTH.to_bytes(2, "little")
         seal = _seal(content)
     stream.seek(0, io.SEEK_END)
     stream.write(seal)
@@ -39,12 +37,12 @@ def sealed(state: dict[str, Any]) -> bytes:
 
 
 def _seal(content: bytes | memoryview) -> bytes:
-    return _MARK + hashlib.sha256(content).hexdigest().encode()
+    return SEAL + hashlib.sha256(content).hexdigest().encode()
 
 
 def digest(content: bytes) -> str:
     """The digest that sealed bytes end with."""
-    return content[-_SEAL_LENGTH + len(_MARK) :].decode("ascii")
+    return content[-SEAL_LENGTH + len(SEAL) :].decode("ascii")
 
 
 def write_sealed(state: dict[str, Any], file: Path) -> None:
@@ -66,12 +64,9 @@ def read_sealed(file: Path, kind: str = "checkpoint") -> tuple[dict[str, Any], b
         InputError: it cannot be read, its seal is missing or broken, or it holds no state.
     """
     content = read_bytes(file, kind)
-    seal = content[-_SEAL_LENGTH:]
-    if not seal.startswith(_MARK):
-        raise InputError(
-            f"{kind} '{file}' cannot be read: it is truncated, damaged, not a checkpoint, or one of recbole_fedkd 0.2.0"
-        )
-    if seal != _seal(memoryview(content)[:-_SEAL_LENGTH]):
+    seal = content[-SEAL_LENGTH:]
+    check_seal(seal, file, kind)
+    if seal != _seal(memoryview(content)[:-SEAL_LENGTH]):
         raise InputError(
             f"{kind} '{file}' is damaged: its content is not what its checksum says; take another copy of it"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -232,8 +232,7 @@ def import_file(arguments: Sequence[str]) -> None:
         "import needs a file; write import <file>.csv [--user=<column> --item=<column> ...]",
         flags=("overwrite",),
     )
-    from recbole_fedkd.data import importing
-    from recbole_fedkd.data.side_files import side_table
+    from recbole_fedkd.data.roles import FIELDS, ROLES, check_table_file
 
     file = arguments[0]
     name = keys.pop("name", Path(file.removesuffix(".gz")).stem)
@@ -241,11 +240,15 @@ def import_file(arguments: Sequence[str]) -> None:
     overwrite = keys.pop("overwrite", "False") == "True"
     encoding, separator = keys.pop("encoding", None), keys.pop("separator", None)
     side = {role: keys.pop(f"{role}s") for role in ("user", "item") if f"{role}s" in keys}
-    named = {role: keys.pop(role) for role in importing.ROLES if role in keys}
+    named = {role: keys.pop(role) for role in ROLES if role in keys}
     if keys:
-        known = (*importing.ROLES, "users", "items", "name", "data_path", "encoding", "separator", "overwrite")
+        known = (*ROLES, "users", "items", "name", "data_path", "encoding", "separator", "overwrite")
         wrong = next(iter(keys))
         raise InputError(f"import does not know --{wrong}{nearest(wrong, known)}; it takes {', '.join(known)}")
+    check_table_file(Path(file))
+    from recbole_fedkd.data import importing
+    from recbole_fedkd.data.side_files import side_table
+
     table = importing.read_table(file, encoding, separator)
     importing.check_name(name)
     if (folder / name).exists() and not overwrite:
@@ -253,7 +256,7 @@ def import_file(arguments: Sequence[str]) -> None:
     imported = importing.import_table(table, named, f"'{file}'")
     tables = {}
     for role, path in side.items():
-        ids = dict.fromkeys(imported.table[importing.FIELDS[role]])
+        ids = dict.fromkeys(imported.table[FIELDS[role]])
         frame = importing.read_table(path, encoding, separator)
         tables[role] = side_table(frame, role, imported.columns[role], ids, f"'{path}'")
     target = importing.write_atomic(imported.table, folder, name)
@@ -315,12 +318,18 @@ def bring(arguments: Sequence[str]) -> None:
     manifest, number, out = Path(keys.pop("manifest")), keys.pop("number"), Path(keys.pop("out"))
     if not number.isdecimal():
         raise InputError(f"number is '{number[:40]}'; it must be a party's number, from 0")
-    from recbole_fedkd.data.importing import ROLES, read_table
-    from recbole_fedkd.machines.folders import keys_of_party
+    from recbole_fedkd.data.roles import ROLES, check_table_file
+    from recbole_fedkd.machines.folders import IDENTITY, check_free, check_party_brings, keys_of_party
 
     named = {role: keys.pop(role) for role in ROLES if role in keys}
-    missing = [] if Path(arguments[0]).is_file() else [partial(read_table, arguments[0])]
-    check_manifest(manifest, keys, keys_of_party, *missing)
+    check_manifest(
+        manifest,
+        keys,
+        keys_of_party,
+        partial(check_party_brings, manifest, int(number)),
+        partial(check_free, out, apart_from=IDENTITY),
+        partial(check_table_file, Path(arguments[0])),
+    )
     from recbole_fedkd.splitting import bring as bring_file
 
     print(bring_file(Path(arguments[0]), manifest, int(number), out, named, keys))
@@ -336,18 +345,20 @@ def coordinate(arguments: Sequence[str]) -> None:
     if "address" not in keys or "out" not in keys:
         raise InputError("coordinate needs --address=<address> and --out=<folder>; see coordinate --help")
     address, out = keys.pop("address"), Path(keys.pop("out"))
-    from recbole_fedkd.machines.channel import read_address, read_key, server_tls
     from recbole_fedkd.machines.folders import SERVER_STATE, check_apart, keys_of_coordinator
+    from recbole_fedkd.machines.trust import Trust
 
-    trusted = [keys.pop(name, None) for name in ("secret", "certificate", "private-key", "authority")]
-    checks: list[Callable[[], object]] = [partial(check_apart, out, own=SERVER_STATE)]
-    if not address.startswith("flower:") and trusted[3] is None:
-        checks += [partial(read_address, address), partial(read_key, trusted[0]), partial(server_tls, *trusted[1:3])]
-    check_manifest(Path(arguments[0]), keys, keys_of_coordinator, *checks)
-    from recbole_fedkd.machines.running import RESULT, Trust
+    trust = Trust(*(keys.pop(name, None) for name in ("secret", "certificate", "private-key", "authority")))
+    check_manifest(
+        Path(arguments[0]),
+        keys,
+        keys_of_coordinator,
+        partial(check_apart, out, own=SERVER_STATE),
+        partial(trust.check_coordinator, address),
+    )
+    from recbole_fedkd.machines.running import RESULT
     from recbole_fedkd.machines.running import coordinate as run_coordinator
 
-    trust = Trust(*trusted)
     run_coordinator(Path(arguments[0]), address, out, trust, keys)
     print(f"result: {out / RESULT}")
 
@@ -361,12 +372,20 @@ def party(arguments: Sequence[str]) -> None:
         raise InputError("party needs --manifest=<folder> and --address=<address>; see party --help")
     address, manifest = keys.pop("address"), Path(keys.pop("manifest"))
     from recbole_fedkd.machines.folders import keys_of_party, read_party
+    from recbole_fedkd.machines.trust import Trust
 
-    own = {name: keys.pop(name, None) for name in ("secret", "authority", "node-key")}
-    check_manifest(manifest, keys, keys_of_party, partial(read_party, Path(arguments[0])))
-    from recbole_fedkd.machines.running import Trust, live
+    trust = Trust(
+        secret=keys.pop("secret", None), authority=keys.pop("authority", None), node_key=keys.pop("node-key", None)
+    )
+    check_manifest(
+        manifest,
+        keys,
+        keys_of_party,
+        partial(read_party, Path(arguments[0])),
+        partial(trust.check_party, address),
+    )
+    from recbole_fedkd.machines.running import live
 
-    trust = Trust(own["secret"], None, None, own["authority"], own["node-key"])
     live(Path(arguments[0]), manifest, address, trust, keys)
 
 

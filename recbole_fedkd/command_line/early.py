@@ -79,7 +79,8 @@ def check_manifest_of_items(
     users: int,
 ) -> None:
     """Refuse what a catalogue's manifest would refuse of its keys, and a file that is not there."""
-    from recbole_fedkd.data.importing import check_name, read_table
+    from recbole_fedkd.data.importing import check_name
+    from recbole_fedkd.data.roles import check_table_file
     from recbole_fedkd.machines.folders import check_catalogue, check_free
     from recbole_fedkd.machines.judgeable import check_judgeable
 
@@ -90,8 +91,7 @@ def check_manifest_of_items(
     check_free(out)
     if config is not None:
         check_catalogue(config, users)
-    if not items.is_file():
-        read_table(items)
+    check_table_file(items)
 
 
 @before_torch
@@ -112,12 +112,19 @@ def check_manifest(
         check()
 
 
-@before_torch
 def check_search(parameters: Sequence[Any], files: list[str], keys: Mapping[str, Any]) -> None:
-    """Refuse what a search would refuse of the keys that all trials have, and unknown ones that are searched."""
+    """Refuse keys that all trials would refuse, unknown ones that are searched, and a dataset that is not there.
+
+    Nobody but the first trial would look for the dataset later, so that it is looked for here, torch or not.
+    """
     config = check_early(None, None, files, keys)
     if config is not None:
-        config.check_names([parameter.name for parameter in parameters])
+        searched = [parameter.name for parameter in parameters]
+        config.check_names(searched)
+        if "data_path" not in searched:
+            from recbole_fedkd.data.known import check_dataset
+
+            check_dataset(config["dataset"], Path(config["data_path"]))
 
 
 @before_torch

@@ -19,14 +19,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from recbole_fedkd.data.roles import FIELDS, KEYS, PARQUET, ROLES, check_table_file, unreadable
 from recbole_fedkd.errors import InputError, listed, nearest, shown
 from recbole_fedkd.files import writable_folder, written_whole
-
-ROLES = ("user", "item", "rating", "time")
-FIELDS = {"user": "user_id", "item": "item_id", "rating": "rating", "time": "timestamp"}
-"""Names that RecBole expects of a dataset's columns."""
-KEYS = {"user": "USER_ID_FIELD", "item": "ITEM_ID_FIELD", "rating": "RATING_FIELD", "time": "TIME_FIELD"}
-"""Config keys that name them otherwise."""
 
 # What others call them, in the order in which they are looked for; case, spaces, dots, _ and - do not count.
 _CALLED = {
@@ -105,19 +100,16 @@ def read_table(path: str | Path, encoding: str | None = None, separator: str | N
         InputError: it cannot be read as a table.
     """
     file = Path(path)
-    if file.suffix.lower() in (".xlsx", ".xls", ".ods", ".json", ".jsonl"):
-        raise InputError(
-            f"'{file}' is no CSV, TSV or parquet file; save it as one, or give run_recbole_fedkd a data frame"
-        )
+    check_table_file(file)
     try:
-        if file.suffix.lower() in (".parquet", ".pq"):
+        if file.suffix.lower() in PARQUET:
             return pd.read_parquet(file)
         content = file.read_bytes()
         content = gzip.decompress(content) if content.startswith(GZIP) else content
     except ImportError as error:
         raise InputError(f"'{file}': parquet needs the package pyarrow; pip install pyarrow") from error
     except OSError as error:
-        raise InputError(f"'{file}' cannot be read: {error.strerror or error}") from error
+        raise unreadable(file, error) from error
     except (EOFError, zlib.error) as error:
         raise InputError(f"'{file}' cannot be unpacked: {error}") from error
     except Exception as error:  # pyarrow raises what it likes on what is no parquet

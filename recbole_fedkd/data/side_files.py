@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recbole_fedkd.data.importing import FIELDS, id_column, tokens_of, write_texts
+from recbole_fedkd.data.importing import id_column, tokens_of, write_texts
+from recbole_fedkd.data.roles import FIELDS
 from recbole_fedkd.errors import InputError
 
 _KINDS = {"float": "number", "token": "text", "token_seq": "texts"}

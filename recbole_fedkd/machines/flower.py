@@ -26,8 +26,6 @@ from recbole_fedkd.federated.message import MessageError
 from recbole_fedkd.files import read_bytes
 from recbole_fedkd.machines.node import content_of, record_of
 
-SCHEME = "flower:"
-
 _POLL = 0.3
 _LOOK_EVERY = 2.0
 _ASK_AGAIN_AFTER = 120.0

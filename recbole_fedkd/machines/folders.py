@@ -20,8 +20,11 @@ from recbole_fedkd.files import regular_file
 MOST_USERS = 2_000_000
 """Users that the parties of a catalogue may have together: 0.8 KB of each is set up by every machine, 2 GB of so many."""
 
-TABLES = "schema.npz"
-"""As ``data.schema`` calls it, which brings torch."""
+SCHEMA, TABLES = "schema.json", "schema.npz"
+"""As ``data.schema`` calls them, which brings torch."""
+
+USERS_OF_PARTY = "users_of_party"
+"""Word of a catalogue's schema for the most users that one party may have."""
 
 CONFIG, PARTY, ROWS = "config.json", "party.json", "rows.npz"
 SERVER_STATE = "server.pth"
@@ -107,6 +110,22 @@ def check_apart(out: Path, own: str = "") -> None:
             if (folder / name).is_file() and not (folder == whole and name == own):
                 how = "is" if folder == whole else "lies in" if folder in whole.parents else "holds"
                 raise InputError(f"out '{out}' {how} {what}, '{folder}'; name a folder of its own")
+
+
+def check_party_brings(manifest: Path, number: int) -> None:
+    """Raise :class:`InputError` where a manifest is none of a catalogue, or has no party of this number to bring rows to it."""
+    file = regular_file(manifest / SCHEMA)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        brought, clients = USERS_OF_PARTY in content["more"], int(content["clients"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"'{file}' is not a schema: {type(error).__name__}: {error}") from error
+    if not brought:
+        raise InputError(
+            f"'{manifest}' was cut with its parties; one that they bring rows to is made by: manifest <items>"
+        )
+    if not 0 <= number < clients:
+        raise InputError(f"number is {number}; the manifest's parties are 0 to {clients - 1}")
 
 
 def party_folders(folder: Path, numbers: Sequence[int]) -> dict[int, Path]:

@@ -199,7 +199,8 @@ def _live(manifest: Any, folder: Path, address: str, open_here: tuple[int, ...])
     import torch
 
     from recbole_fedkd.machines.party import Party
-    from recbole_fedkd.machines.running import Trust, attend
+    from recbole_fedkd.machines.running import attend
+    from recbole_fedkd.machines.trust import Trust
 
     try:
         signal.set_wakeup_fd(-1)

@@ -22,13 +22,14 @@ from recbole_fedkd.federated.envelope import new_run
 from recbole_fedkd.federated.server import Server
 from recbole_fedkd.federation.together import Population
 from recbole_fedkd.machines import superlink
-from recbole_fedkd.machines.flower import SCHEME, check_installed
+from recbole_fedkd.machines.flower import check_installed
 from recbole_fedkd.machines.folders import party_folders
 from recbole_fedkd.machines.manifest import Manifest, write_manifest, write_party
 from recbole_fedkd.machines.nursery import FAILED, Nursery
 from recbole_fedkd.machines.party import STATE, begin_as, served
 from recbole_fedkd.machines.relay import RelayedTransport
 from recbole_fedkd.machines.sockets import SocketTransport
+from recbole_fedkd.machines.trust import SCHEME
 from recbole_fedkd.privacy.release import PrivateRelease
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -25,6 +24,7 @@ from recbole_fedkd.machines.manifest import Manifest
 from recbole_fedkd.machines.node import wait_at
 from recbole_fedkd.machines.party import Party
 from recbole_fedkd.machines.sockets import SocketTransport, serve
+from recbole_fedkd.machines.trust import SCHEME, Trust
 from recbole_fedkd.record import write_run_record
 
 RESULT = "result.json"
@@ -44,25 +44,6 @@ class Gathering(Transport, Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Trust:
-    """Who believes whom, and why.
-
-    Attributes:
-        secret: file of the key that coordinator and parties must know; None: whoever reaches the address is heard.
-        certificate: PEM file by which the coordinator shows who it is; None: it does not, and nothing is encrypted.
-        private_key: PEM file of the certificate's key.
-        authority: PEM file of who has signed it, which a party believes.
-        node_key: file of the private key by which a SuperLink knows a party.
-    """
-
-    secret: str | None = None
-    certificate: str | None = None
-    private_key: str | None = None
-    authority: str | None = None
-    node_key: str | None = None
-
-
 def coordinate(manifest: Path, address: str, out: Path, trust: Trust, keys: Mapping[str, Any]) -> dict[str, Any]:
     """Wait for the parties, train, and write the result; a run that lies in the folder goes on.
 
@@ -78,12 +59,9 @@ def coordinate(manifest: Path, address: str, out: Path, trust: Trust, keys: Mapp
     """
     read = Manifest.load(manifest, keys, keys_of_coordinator())
     check_apart(out, own=SERVER_STATE)
-    if address.startswith(flower.SCHEME):
-        return _on_flower(read, address.removeprefix(flower.SCHEME), out, trust, keys)
-    if trust.authority:
-        raise InputError(
-            "--authority is of a SuperLink's certificate; here --certificate and --private-key show who is who"
-        )
+    trust.check_coordinator(address)
+    if address.startswith(SCHEME):
+        return _on_flower(read, address.removeprefix(SCHEME), out, trust, keys)
     endpoint, key, tls = read_address(address), read_key(trust.secret), server_tls(trust.certificate, trust.private_key)
     with sole_coordinator(out, lock=COMMAND), sole_coordinator(out):
         if isinstance(endpoint, str):
@@ -148,10 +126,6 @@ def _gathered(transport: Gathering, numbers: set[int], least: int, timeout: floa
 def _on_flower(read: Manifest, address: str, out: Path, trust: Trust, keys: Mapping[str, Any]) -> dict[str, Any]:
     """Have the coordinator run as an app of a SuperLink on this machine, again where it was killed."""
     flower.check_installed()
-    if trust.secret or trust.certificate or trust.private_key:
-        raise InputError(
-            "a SuperLink has keys and a certificate of its own; name who has signed it by --authority alone"
-        )
     superlink.await_superlink(address, _SUPERLINK_STARTS)
     settings = {"manifest": str(read.folder.resolve()), "out": str(out.resolve()), "keys": json.dumps(dict(keys))}
     with sole_coordinator(out, lock=COMMAND):
@@ -175,6 +149,7 @@ def live(folder: Path, manifest: Path, address: str, trust: Trust, keys: Mapping
     """Answer what the coordinator asks, until somebody ends this process; arguments as of :func:`coordinate`."""
     read = Manifest.load(manifest, keys, keys_of_party())
     read.number_of(folder)  # else there would be a folder that was mistyped
+    trust.check_party(address)
     writable_folder(folder, f"folder '{folder}'")
     refused = f"the party of '{folder}' runs already; end that process first"
     arithmetic = processor_settings(read.config["torch_threads"])
@@ -194,9 +169,7 @@ def attend(party: Party, address: str, trust: Trust, patience: float | None = No
         trust: whom the party believes, and what it knows.
         patience: seconds without a coordinator after which it is given up; None: never; not of Flower.
     """
-    if not address.startswith(flower.SCHEME):
-        if trust.node_key:
-            raise InputError("--node-key is of a node of a SuperLink; here --secret tells a party from strangers")
+    if not address.startswith(SCHEME):
         serve(
             party.answer,
             party.hello,
@@ -207,14 +180,8 @@ def attend(party: Party, address: str, trust: Trust, patience: float | None = No
         )
         return
     flower.check_installed()
-    if trust.secret:
-        raise InputError("a SuperLink asks for no --secret, but knows a party by its --node-key")
-    endpoint = address.removeprefix(flower.SCHEME)
+    endpoint = address.removeprefix(SCHEME)
     if isinstance(waits := read_address(endpoint), str):
-        if trust != Trust():
-            raise InputError(
-                "behind a node of Flower's own a party has no --authority and --node-key: they are the node's"
-            )
         wait_at(party.answer, waits)
         return
     flower.serve(party.answer, endpoint, trust.authority, trust.node_key)

@@ -14,10 +14,10 @@ from time import monotonic, sleep
 from typing import Any
 
 from recbole_fedkd.errors import InputError, TrainingError
-from recbole_fedkd.machines.channel import read_address
 from recbole_fedkd.machines.coordinator import in_use, sole_coordinator
-from recbole_fedkd.machines.flower import SCHEME, FlowerTransport
+from recbole_fedkd.machines.flower import FlowerTransport
 from recbole_fedkd.machines.relay import RelayedTransport, relay
+from recbole_fedkd.machines.trust import SCHEME, superlink_address
 
 FAILED = "failed.txt"
 """File of the coordinator's folder in which it says why it could not go on, after a line with the kind of error."""
@@ -174,9 +174,7 @@ def await_superlink(address: str, timeout: float) -> None:
         InputError: it is no address of a SuperLink.
         TrainingError: nobody does within so many seconds.
     """
-    listening = read_address(address)
-    if isinstance(listening, str):
-        raise InputError(f"a SuperLink listens at <host>:<port>, not at '{address}'")
+    listening = superlink_address(address)
     end = monotonic() + timeout
     while True:
         try:

@@ -30,7 +30,7 @@ HIDDEN = np.float32(-1e30)
 """Score of a key that an item does not see."""
 
 
-COMPILING = "loops    are compiled to machine code first, once for this installation: half a minute at most"
+COMPILING = "loops    are compiled to machine code first, once for this installation: some 28 s of the processor"
 
 _to_be_told: list[Callable[[str], None]] = []
 
