@@ -104,11 +104,8 @@ def regular_file(file: Path, name: str = "") -> Path:
     try:
         target = file.resolve()
         occupied = target.exists() and not target.is_file()
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # a loop of links, a name that is too long, a character of zeros
+    except (OSError, RuntimeError, ValueError) as error:
+        # A loop of links, a name that is too long, a character of zeros.
         raise InputError(f"{subject} cannot be used as a file: {error}") from error
     if occupied:
         kind = "a folder" if target.is_dir() else "a device or another special file"

@@ -40,33 +40,31 @@ class NumberedLogger(logging.LoggerAdapter[logging.Logger]):
         return _TOLD.sub(lambda number: str(number_of(int(number[0]))), msg) if isinstance(msg, str) else msg, kwargs
 
 
-class NumberedCurves:
-    """TensorBoard's writer with steps from 1."""
+class _InFront:
+    """In front of something that counts steps; what is not counted anew here is behind."""
 
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
+    def __init__(self, behind: Any) -> None:
+        self._behind = behind
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._writer, name)
+        return getattr(self._behind, name)
+
+
+class NumberedCurves(_InFront):
+    """TensorBoard's writer with steps from 1."""
 
     def add_scalar(self, tag: str, value: Any, step: int, *args: Any, **keys: Any) -> None:
         """Add one number of a curve, at the step of index ``step``."""
-        self._writer.add_scalar(tag, value, number_of(step), *args, **keys)
+        self._behind.add_scalar(tag, value, number_of(step), *args, **keys)
 
 
-class NumberedBoard:
+class NumberedBoard(_InFront):
     """RecBole's logger for Weights & Biases with steps from 1."""
-
-    def __init__(self, logger: Any) -> None:
-        self._logger = logger
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._logger, name)
 
     def log_metrics(self, metrics: Mapping[str, Any], *args: Any, **keys: Any) -> None:
         """Log the metrics of one epoch."""
         numbered = {name: number_of(value) if name in _STEPS else value for name, value in metrics.items()}
-        self._logger.log_metrics(numbered, *args, **keys)
+        self._behind.log_metrics(numbered, *args, **keys)
 
 
 @dataclass

@@ -113,9 +113,8 @@ class Party:
         self._current: Snapshot | None = None  # that the client is at; None: it is as it was built, or under way
         self._masks: PartyMasks | None = None
         if manifest.config["secure_aggregation"]:
-            from recbole_fedkd.machines.masks import (
-                PartyMasks,
-            )  # needs an extra, and says so before anything is trained
+            # Needs an extra, and says so before anything is trained.
+            from recbole_fedkd.machines.masks import PartyMasks
 
             self._new_masks, self._identity = PartyMasks, manifest.identity_of(folder, self.number)
         self._state = _State()

@@ -36,9 +36,8 @@ def gaussian_epsilon(noise_multiplier: float, releases: int, delta: float) -> fl
     mean = math.sqrt(releases) / noise_multiplier
     if gaussian_delta(0.0, mean) <= delta:
         return 0.0
-    most = (
-        mean * mean / 2 + mean * math.sqrt(2 * math.log(1 / delta)) + 1
-    )  # zero-concentrated privacy's bound, and a bit
+    # The bound of zero-concentrated privacy, and a bit.
+    most = mean * mean / 2 + mean * math.sqrt(2 * math.log(1 / delta)) + 1
     from scipy.optimize import brentq  # a quarter of a second for every run, and few ask for it
 
     return float(brentq(lambda epsilon: gaussian_delta(epsilon, mean) - delta, 0.0, most, xtol=1e-10))
