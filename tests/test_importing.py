@@ -123,6 +123,7 @@ def test_times_are_numbers_or_dates(dates, seconds):
         ("userId,userId,item\n1,2,3\n", [], "has two columns \'userId\'; rename one"),
         ("user,item,rating\n1,2,good\n1,3,bad\n", [], "holds no number to rate by, but 'good'; name another by --rating"),
         ("user,item,time\n1,2,soon\n", [], "holds neither times nor dates, but 'soon'"),
+        ("user,item,time\n1,2,\n", [], "holds neither times nor dates, but ''; name another by --time, or leave times out"),
         ("user,item\n,2\n1,\n", [], "has no row that can be used (1 rows: no user in column 'user'; 1 rows: no item"),
         ("user,item\n1,2,3,4\n5,6\n", [], "rows have more fields than the header"),
         ("user,item\n1,2\n1,2,3\n", [], "cannot be read as a table with the separator ','"),

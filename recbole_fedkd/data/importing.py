@@ -190,23 +190,17 @@ def import_table(frame: pd.DataFrame, named: Mapping[str, str | None], what: str
     imported.unused = [str(name) for name in frame.columns if str(name) not in columns.values()]
     if not len(frame):
         raise InputError(f"{what} has a header and no rows")
-    for role in ("user", "item"):
-        imported.table[FIELDS[role]] = _tokens(frame[columns[role]], imported)
     kept = np.ones(len(frame), dtype=bool)
     for role in ("user", "item"):
-        kept &= _told(
-            imported, imported.table[FIELDS[role]] != "", kept, f"no {role} in column '{columns[role]}'", None
-        )
-        reserved = imported.table[FIELDS[role]] != "[PAD]"
-        kept &= _told(imported, reserved, kept, f"{role} '[PAD]', a word that RecBole keeps for itself", None)
+        tokens = imported.table[FIELDS[role]] = _tokens(frame[columns[role]], imported)
+        kept &= _told(imported, tokens != "", kept, f"no {role} in column '{columns[role]}'")
+        kept &= _told(imported, tokens != "[PAD]", kept, f"{role} '[PAD]', a word that RecBole keeps for itself")
     if "rating" in columns:
         kept &= _read_ratings(frame[columns["rating"]], imported, kept, what)
     if "time" in columns:
         kept &= _read_times(frame[columns["time"]], imported, kept, what)
-    repeated = imported.table[kept].duplicated()
-    again = np.zeros(len(frame), dtype=bool)
-    again[np.flatnonzero(kept)[repeated.to_numpy()]] = True
-    kept &= _told(imported, ~pd.Series(again), kept, "the same row again", None)
+    again = imported.table[kept].duplicated().reindex(imported.table.index, fill_value=False)
+    kept &= _told(imported, ~again, kept, "the same row again")
     if not kept.any():
         reasons = "; ".join(f"{count} rows: {reason}" for reason, (count, _) in imported.dropped.items())
         raise InputError(f"{what} has no row that can be used ({reasons})")
@@ -353,7 +347,7 @@ def _date_format(texts: pd.Series) -> str:
     """How dates are written: day first where some first number is above 12, else as ISO or whatever each is."""
     sample = texts.head(10_000)
     parts = sample.str.extract(r"^(\d{1,2})([./-])(\d{1,2})\2(\d{4})(.*)$")
-    if parts[0].notna().mean() < 0.5:
+    if texts.empty or parts[0].notna().mean() < 0.5:
         return "%Y%m%d" if _dates_without_marks(texts) else "mixed"
     mark = parts[1].dropna().iloc[0]
     first, second = parts[0].dropna().astype(int), parts[2].dropna().astype(int)
@@ -363,8 +357,8 @@ def _date_format(texts: pd.Series) -> str:
     return (f"%d{mark}%m{mark}%Y" if day_first else f"%m{mark}%d{mark}%Y") + times
 
 
-def _told(imported: Imported, usable: Any, kept: Any, reason: str, texts: pd.Series | None) -> Any:
-    """Note which of the rows that are still kept are dropped for a reason."""
+def _told(imported: Imported, usable: Any, kept: Any, reason: str, texts: pd.Series | None = None) -> Any:
+    """Note which of the rows that are still kept are dropped for a reason; of ``texts`` the first of them is the example."""
     usable = np.asarray(usable)
     gone = kept & ~usable
     count = int(gone.sum())
@@ -381,7 +375,7 @@ def _told_values(
     """:func:`_told` of texts that are empty, and of others that are not ``understood``: what each of them lacks."""
     missing, wrong = (f"no {word} in column '{column}'" for word in lacking)
     empty = texts == ""
-    usable = _told(imported, ~empty, kept, missing, None)
+    usable = _told(imported, ~empty, kept, missing)
     return usable & _told(imported, understood | empty, kept, wrong, texts)
 
 
