@@ -183,6 +183,12 @@ class TestLabelledNDCG:
         found = judged("LabelledNDCG", [0.9, 0.1], [1.0, 5.0], label_set=STARS)["labelledndcg@10"]
         assert found == pytest.approx(expected, abs=2e-6)
 
+    def test_counts_the_first_k_places_alone(self):
+        # A one, a five and a three, in this order: gains of 1, 31 and 7.
+        found = judged("LabelledNDCG", [0.9, 0.5, 0.1], [1.0, 5.0, 3.0], label_set=STARS, topk=(1, 2))
+        expected = {"labelledndcg@1": 1 / 31, "labelledndcg@2": (1 + 31 * SECOND) / (31 + 7 * SECOND)}
+        assert found == pytest.approx(expected, abs=2e-6)
+
     @pytest.mark.parametrize(
         ("label_set", "ranks"),
         [

@@ -8,7 +8,7 @@ import torch
 
 from recbole_fedkd.federated.codec import CodecStack, WireCodecs
 from recbole_fedkd.federated.encoding import CODECS
-from recbole_fedkd.federated.message import Message, MessageError, Training
+from recbole_fedkd.federated.message import ArraySpec, Message, MessageError, Schema, Training
 from recbole_fedkd.federated.row_codecs import ROW_WISE, Block
 from recbole_fedkd.federated.server import Intake, Server
 from recbole_fedkd.federated.stacked import Stacked
@@ -160,6 +160,29 @@ def test_a_network_of_which_a_codec_makes_numbers_where_there_are_none_is_refuse
     with pytest.raises(MessageError, match="not finite"):
         ends.intake.add_read(number, wire)
     assert not ends.intake.answered
+
+
+def test_arrays_of_other_types_are_in_every_message_and_are_held_against_what_was_asked_for():
+    ends = Ends([], ["codecs"])
+    counts = np.arange(1, 9, dtype=np.int64).reshape(4, 2)
+    training = {number: ends.training(number) for number in CLIENTS}
+    sums = Block.of(np.ones((4, 3), dtype=np.float32))
+    stacked = Stacked("knowledge", 0, training, {"sums": sums}, others={"counts": counts})
+    for message, own in zip(stacked.messages(), counts, strict=True):
+        assert message.arrays.keys() == {"sums", "counts"} and message.arrays["counts"].tolist() == own.tolist()
+    asked = {"sums": ArraySpec((3,)), "counts": ArraySpec((2,), np.int64)}
+    assert stacked.fits(Schema("knowledge", asked))
+    assert not stacked.fits(Schema("knowledge", {"sums": asked["sums"]}))
+
+
+def test_counts_among_floats_are_looked_at_as_counts():
+    counts = np.ones((4, 3), dtype=np.float32)
+    counts[2] = 0
+    training = {number: Training(2, 2, 0.5) for number in CLIENTS}
+    stacked = Stacked("knowledge", 0, training, {"counts": Block.of(counts)})
+    spec = ArraySpec((3,), counts=True)
+    assert not stacked.fits(Schema("knowledge", {"counts": spec}))
+    assert stacked.fits(Schema("knowledge", {"counts": spec._replace(empty=True)}))
 
 
 FLEETS = [

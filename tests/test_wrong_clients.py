@@ -84,6 +84,15 @@ def test_a_robust_mean_of_equal_networks_is_that_network(name, count):
     assert mean_of(name, [[1.5, -2.0]] * count) == pytest.approx([1.5, -2.0])
 
 
+@pytest.mark.parametrize("name", ["trimmed_mean", "multi_krum"])
+def test_a_robust_mean_says_that_it_leaves_nobody_out_where_its_share_is_less_than_a_client(name):
+    robust = ROBUST_MEANS[name](0.2)
+    assert robust.without_effect(5) is None
+    assert robust.without_effect(4) == (
+        f"trim_ratio=0.2 of 4 client(s) is less than one: robust_mean={name} leaves nobody out"
+    )
+
+
 @pytest.mark.parametrize("name", ["krum", "multi_krum", "median", "trimmed_mean"])
 def test_a_wrong_client_moves_robust_label_knowledge_little(name):
     generator = torch.Generator().manual_seed(0)
