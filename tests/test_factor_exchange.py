@@ -178,6 +178,14 @@ def test_many_rows_have_the_residuals_of_all_of_them_whatever_the_codec():
     }
 
 
+@pytest.mark.parametrize(("codec", "takes_most"), [("sign", True), ("int8", False)])
+def test_a_codec_that_leaves_little_of_the_sums_is_told_and_counts_stay_counts(prepared, caplog, codec, takes_most):
+    _, trainer, loaders, _ = prepared("AttnFedKD", **FACTORS, codecs=[codec], partition="user", engine="fleet")
+    trainer._train_once(loaders[0], 0, None, False)
+    assert ("codecs took" in caplog.text) == takes_most
+    assert (trainer.engine.server.state["histogram"] >= 0).all()
+
+
 def test_codecs_take_the_arrays_that_they_are_given(prepared):
     stack = CodecStack.of(["int4", "fp16"], {"codec_arrays": {"int4": "product_*"}})
     array = np.random.default_rng(0).normal(size=(40, 20)).astype(np.float32)

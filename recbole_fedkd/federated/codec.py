@@ -73,6 +73,11 @@ class CodecStack:
             tuple(kind(read_settings(kind.settings_type, config), arrays.get(kind.name, "*")) for kind in kinds)
         )
 
+    @property
+    def lossless(self) -> bool:
+        """Whether the way back gives all arrays to the last bit."""
+        return all(codec.lossless for codec in self.codecs)
+
     def encode(self, arrays: Mapping[str, NDArray[np.generic]], round_index: int) -> Arrays:
         """Float32 arrays become ``<name>|<position in the stack>.<part>``; all others stay."""
         encoded = dict(arrays)

@@ -385,6 +385,8 @@ class Intake:
             if not self._unmasked:
                 self.unmask()
             statistics = self.fold.finish()
+            if not server.codecs.up.lossless:
+                statistics = strategy.possible(statistics)
         if server.release is not None:
             released = server.release.of_round(self.fold, statistics, answers, server.link)
             statistics = strategy.possible(released) if released is not None else None

@@ -25,6 +25,9 @@ from recbole_fedkd.machines.processes import ProcessesEngine, obstacle
 from recbole_fedkd.rounds import EpochRecord, number_of, round_record
 from recbole_fedkd.trainer.checkpointed import CheckpointTrainer
 
+MOSTLY_LOST = 0.5
+"""Share of the length of what clients say once that codecs take from it, from which on a run says so."""
+
 
 class FedKDTrainer(CheckpointTrainer):
     """Trains a population: one epoch is one communication round.
@@ -186,6 +189,11 @@ class FedKDTrainer(CheckpointTrainer):
             left_out = f"{len(report.missing)} of {len(chosen)} clients left out"
             secret = self._release is not None and self._release.samples
             self.logger.warning(f"round {number_of(epoch_idx)}: {left_out}{'' if secret else f': {report.reasons}'}")
+        if epoch_idx < self.engine.server.strategy.exchange_rounds and report.codec_error > MOSTLY_LOST:
+            self.logger.warning(
+                f"round {number_of(epoch_idx)}: codecs took {report.codec_error:.0%} of what clients said, by its length, and "
+                "nobody says it again, so that what is made of it may be far off; int8 and int4 take less"
+            )
         self.tensorboard.add_scalar("Bytes/Round", report.total_bytes, epoch_idx)
         return report.loss
 

@@ -156,7 +156,7 @@ class FactorUplink(Uplink):
         self._stage = self.knowledge.next_stage(self.downlink.received)
         stages, stack = [name for name, _ in self.server.codecs.stages], self.server.codecs.up
         # What lossy codecs lengthen again the server shortens, of each client's message.
-        lengthened = Clip.name in stages and not all(codec.lossless for codec in stack.codecs)
+        lengthened = Clip.name in stages and not stack.lossless
         by_rows = self._stage is None or goes_row_by_row(stack, [self._stage])
         self._alone = lengthened or not by_rows or stages not in (["codecs"], [Clip.name, "codecs"])
         self._silent()

@@ -151,7 +151,7 @@ class Knowledge(ABC):
         """The server's next state, given what the uploads of a round have come to."""
 
     def possible(self, statistics: Tensors) -> Tensors:
-        """Statistics that noise was added to, as near as they can be to some that uploads might come to."""
+        """Statistics that noise was added to or codecs took from, as near as they can be to some that uploads might come to."""
         return statistics
 
     @abstractmethod

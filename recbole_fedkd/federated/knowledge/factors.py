@@ -73,8 +73,9 @@ class FactorKnowledge(StagedSums):
             if name in ("histogram", "squares"):
                 corrected[name] = value.clamp(min=0)
             elif name.startswith("curvature"):
-                levels, directions = torch.linalg.eigh((value + value.T) / 2)
-                corrected[name] = directions * levels.clamp(min=0) @ directions.T
+                symmetric = (value + value.T) / 2
+                levels, directions = torch.linalg.eigh(symmetric)
+                corrected[name] = directions * levels.clamp(min=0) @ directions.T if levels[0] < 0 else symmetric
         return corrected
 
     def download_arrays(self) -> dict[str, ArraySpec]:

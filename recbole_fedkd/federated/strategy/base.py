@@ -176,7 +176,7 @@ class Strategy(ABC):
         return dict(statistics)
 
     def possible(self, statistics: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Statistics that noise was added to, as near as they can be to some that uploads might come to."""
+        """Statistics that noise was added to or codecs took from, as near as they can be to some that uploads might come to."""
         return self.knowledge.possible(statistics) if self.exchanges_knowledge else statistics
 
     @abstractmethod
