@@ -51,8 +51,10 @@ def test_prototypes_without_weight_change_nothing_and_with_it_they_pull(run):
     assert weightless["test_result"] == alone["test_result"] != run(**keys)["test_result"]
 
 
-# Of this seed scores lie apart; of others rounding decides between near ones, and ranks follow it.
-@pytest.mark.parametrize("keys", [{"label_mode": "implicit", "seed": 2021}, {"prototype_of": "label"}], ids=str)
+# Of these seeds scores lie apart; of others rounding decides between near ones, and ranks follow it.
+@pytest.mark.parametrize(
+    "keys", [{"label_mode": "implicit", "seed": 2021}, {"prototype_of": "label", "seed": 2021}], ids=str
+)
 def test_a_federation_of_prototypes_resumes_exactly_and_the_fleet_does_the_same(run, keys):
     keys = {**PROTO, **keys, "clients_per_round": 3}
     whole, part = run(epochs=3, **keys), run(epochs=1, **keys)

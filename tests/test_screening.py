@@ -157,12 +157,20 @@ def many(tmp_path_factory):
     "more",
     [
         {},
+        {"engine": "fleet"},
         {"partition": "user", "engine": "fleet"},
         {"partition": "user", "engine": "fleet", "knowledge": "item", "knowledge_use": "prior", "fleet_memory": 1},
         {"partition": "user", "engine": "fleet", "strategy": "fedkd", "serve": "teacher"},
         {"partition": "user", "engine": "fleet", "student_pool": [{}, {"hidden_sizes": [8]}]},
     ],
-    ids=["few clients", "a user a client", "small packs with a prior", "a teacher", "two architectures"],
+    ids=[
+        "few clients",
+        "few on the fleet",
+        "a user a client",
+        "small packs with a prior",
+        "a teacher",
+        "two architectures",
+    ],
 )
 def test_screened_metrics_are_those_of_all_scores(many, monkeypatch, more):
     keys = {"data_path": str(many), **SMALL, "metrics": ["NDCG", "Hit"], "topk": [5, 10], **more}

@@ -60,6 +60,10 @@ def test_a_message_of_very_many_arrays_is_refused_before_room_is_made_for_them()
     assert refusal(payload) == "malformed"
 
 
+def test_maps_inside_of_each_other_take_little_room():
+    assert refusal(b"\xde\x40\x00\xa0" * 1020 + b"\xc0") == "malformed"
+
+
 def is_as_asked(message):
     return all(
         message.arrays[name].shape == spec.shape

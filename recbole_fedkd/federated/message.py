@@ -159,7 +159,8 @@ class Message:
                 object_pairs_hook=_distinct,
                 # Room is made for a list before its elements are read, inside of each other up to a thousand times.
                 max_array_len=_MOST_AXES,
-                max_map_len=_MOST_ARRAYS,
+                # An array takes nine bytes at least, and maps lie inside of each other as lists do.
+                max_map_len=min(_MOST_ARRAYS, max(16, _length(payload) // 8)),
                 max_ext_len=0,
             )
         except (ValueError, TypeError, OverflowError, RecursionError, msgpack.exceptions.UnpackException) as error:

@@ -1,11 +1,11 @@
 """The wire: what becomes of a message between its sender and its reader.
 
 Between them stand stages, in one order at the sender's end and in the other at the reader's: with codecs a network travels as
-what changed of it (:class:`Updates`), and any message in fewer bytes (:class:`Encoding`). Up: a client sends its network minus
-the one it was given, plus what earlier encodings dropped (error feedback: Seide et al., Interspeech 2014; Karimireddy et al.,
-ICML 2019). Down: the server knows what its clients hold, since it knows what it has sent; it sends its network minus that, so
-that what was dropped is part of the next difference. Before the first round nothing travels: every party builds the same
-network from the run's seed.
+what changed of it (:class:`Updates`), and any message in fewer bytes (:class:`Encoding`). Up: a client sends its network
+minus the one it was given, plus what earlier encodings dropped (error feedback: Seide et al., Interspeech 2014; Karimireddy
+et al., ICML 2019). Down: the server knows what its clients hold, since it knows what it has sent; it sends its network minus
+that. What is dropped there is not said again, as the server's next network is made of theirs. Before the first round nothing
+travels: every party builds the same network from the run's seed.
 """
 
 from __future__ import annotations

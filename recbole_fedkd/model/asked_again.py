@@ -40,11 +40,23 @@ class AskedAgain:
         ]
 
     @classmethod
-    def of_one(cls, network: Any, users: Tensor, catalogue: Any = None) -> AskedAgain:
-        """One network with its users ``[n]``; ``catalogue``: as of ``rank_items``."""
+    def of_one(
+        cls, network: Any, users: Tensor, catalogue: Any = None, by: Callable[..., Any] | None = None
+    ) -> AskedAgain:
+        """One network with its users ``[n]``.
+
+        Args:
+            network: the network.
+            users: local ids.
+            catalogue: as of ``rank_items``.
+            by: calls a function of the network with parameters that are not the network's own; None: they are.
+        """
 
         def called(function: Callable[..., Any]) -> Sequence[Made]:
-            made = function(network, {}, users, catalogue)
+            def of_network(network: Any) -> Any:
+                return function(network, {}, users, catalogue)
+
+            made = of_network(network) if by is None else by(of_network)
             return [
                 (
                     OfNetworks(*(tensor[None] for tensor in first)),

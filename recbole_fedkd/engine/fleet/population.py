@@ -6,7 +6,7 @@ touched. For computing, clients are packed: item ids are renumbered per client, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from recbole_fedkd.engine.fleet.group import Base, Caller, ClientGroup
 from recbole_fedkd.engine.fleet.mapped import MappedTensors
 from recbole_fedkd.engine.fleet.store import ragged
 from recbole_fedkd.model.asked_again import AskedAgain, Scored, scored_by
-from recbole_fedkd.model.catalogue import rank_items, ranks_chosen, ranks_side_by_side
+from recbole_fedkd.model.catalogue import KEPT, rank_items, ranks_chosen, ranks_side_by_side
 from recbole_fedkd.model.network import NO_CONTEXT, Context
-from recbole_fedkd.model.population import RoutedPopulation, local_ids, rows_that_stay, whole_networks
+from recbole_fedkd.model.population import RoutedPopulation, homes, local_ids, rows_that_stay, whole_networks
 from recbole_fedkd.model.shared import Rows, forget_cached
 from recbole_fedkd.model.student import LabelledRecommender
 
@@ -91,6 +91,11 @@ class CompactPopulation(nn.Module):
     def private_rows(self, group: int) -> dict[str, Rows]:
         """What of the network of all users no strategy may send."""
         return rows_that_stay(self.client_groups[group].whole, self.private_parameters)
+
+
+def _called(network: nn.Module, state: Mapping[str, Tensor], function: Callable[..., Any]) -> Any:
+    """A function of a network with a client's own parameters."""
+    return Caller(network, function).by(state)
 
 
 def _ranked(network: nn.Module, users: Tensor, context: Context, items: int, made: list[Any] | None) -> Tensor:
@@ -189,21 +194,26 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
     @property
     def screens(self) -> bool:
         """See :meth:`LabelledRecommender.screens`."""
-        return all(
-            group.single_users and ranks_side_by_side(group.whole) and ranks_chosen(group.whole)
-            for group in self.client_groups
-        )
+        side_by_side = all(group.single_users and ranks_side_by_side(group.whole) for group in self.client_groups)
+        return (side_by_side or self.clients <= KEPT) and all(ranks_chosen(group.whole) for group in self.client_groups)
 
     @torch.no_grad()
     def scored_again(self, users: Tensor) -> Scored:
         """See :meth:`LabelledRecommender.scored_again`; what clients' networks make of their items is kept."""
-        owners, parts = self.client_of_user[users], []
+        owners, bases = self.client_of_user[users], dict[int, Any]()
+        parts: list[tuple[Tensor, AskedAgain]] = []
         for index, group in enumerate(self.client_groups):
             rows = torch.nonzero(owners % len(self.groups) == index).flatten()
-            # Tables are kept however many are made at a time.
-            width = group.item_base().shape[1]
-            for part, called in self._by_all_items(group, owners[rows] // len(self.groups), width):
-                parts.append((rows[part], AskedAgain(group.whole, called)))
+            if group.single_users:
+                # Tables are kept however many are made at a time.
+                width = group.item_base().shape[1]
+                for part, called in self._by_all_items(group, owners[rows] // len(self.groups), width):
+                    parts.append((rows[part], AskedAgain(group.whole, called)))
+                continue
+            for client, mine in homes(owners[rows]):
+                own, _ = self._kept_of(client, bases)
+                by = partial(_called, self.network_of(client).eval(), own)
+                parts.append((rows[mine], AskedAgain.of_one(group.whole, users[rows[mine]], by=by)))
         return scored_by(parts, self.expected)
 
     def _rank_one_by_one(
@@ -214,11 +224,15 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
         bases: dict[int, Any] = {}
         for client in owners[rows].unique().tolist():
             mine = rows[owners[rows] == client]
-            served = partial(self._served, client, bases)
-            own, made = served() if self.kept is None else self.kept.of(client, served)
+            own, made = self._kept_of(client, bases)
             of_rows = {name: values[mine] for name, values in context.items()}
             caller = Caller(self.network_of(client).eval(), _ranked)
             out[mine] = caller.by(own, users[mine], of_rows, self.item_num, made)
+
+    def _kept_of(self, client: int, bases: dict[int, Any]) -> tuple[dict[str, Tensor], list[Any] | None]:
+        """As :meth:`_served`, from what is kept."""
+        served = partial(self._served, client, bases)
+        return served() if self.kept is None else self.kept.of(client, served)
 
     def _served(self, client: int, bases: dict[int, Any]) -> tuple[dict[str, Tensor], list[Any] | None]:
         """The network that serves a client's users, by its parameters, and room for what a ranking makes of them; None: none.
