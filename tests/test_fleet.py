@@ -16,7 +16,7 @@ from recbole_fedkd import load_data_and_model
 from recbole_fedkd.checkpoint.reading import read_checkpoint
 from recbole_fedkd.engine import ClientError, FleetEngine
 from recbole_fedkd.engine.fleet import packing, population
-from recbole_fedkd.engine.fleet.exchange import Sizes
+from recbole_fedkd.engine.fleet.exchange import OwnDownlink, Sizes
 from recbole_fedkd.engine.fleet.group import ClientGroup
 from recbole_fedkd.engine.fleet.optimizers import BatchedAdam, BatchedSGD, clip_norms
 from recbole_fedkd.engine.fleet.packing import FEW_PADDING, MAX_PADDING, MAX_ROW_PADDING, packed, slots
@@ -25,6 +25,7 @@ from recbole_fedkd.engine.fleet.store import RowStore
 from recbole_fedkd.engine.fleet.threads import SideBySide
 from recbole_fedkd.federated.message import Message
 from recbole_fedkd.federated.task import Samples
+from recbole_fedkd.federated.wire import ClientLink
 from recbole_fedkd.quick_start import build_trainer
 
 
@@ -318,6 +319,24 @@ def test_what_many_clients_hear_alike_is_in_memory_once(prepared):
         # A message of a round is read once by those who spoke in the round before, and once by the others.
         for name in next(iter(received.values())):
             assert len({known[name].data_ptr() for known in received.values()}) <= 1 + 2 * index
+
+
+@pytest.mark.parametrize("keys", [{"codecs": ["int8"], "clients_per_round": 7}, {"codecs": ["int8"], "min_clients": 2}])
+def test_what_many_clients_hear_alike_is_decoded_once_where_networks_travel_as_updates_too(prepared, monkeypatch, keys):
+    _, trainer, _, _ = prepared(engine="fleet", partition="user", strategy="fedavg", serve_after="training", **keys)
+    engine, read = trainer.engine, []
+    taken = ClientLink.taken
+    monkeypatch.setattr(ClientLink, "taken", lambda link, message: read.append(link.version) or taken(link, message))
+    assert isinstance(engine.downlink, OwnDownlink)
+    for index in range(4):
+        chosen = engine.server.choose(list(engine.samples), index)
+        held = dict(engine.server.link.broadcast.replica)
+        read.clear()
+        engine.run_round(index)
+        assert len(read) == len(set(read)) < len(chosen)
+        for number in chosen:
+            own = engine.links[number].updates.reference
+            assert own.keys() == held.keys() and all(np.array_equal(own[name], held[name]) for name in held)
 
 
 def test_an_error_inside_packed_clients_names_them_and_the_round(prepared, monkeypatch):

@@ -1,5 +1,6 @@
 """Messages of many clients at once: what comes of them, their bytes and what is remembered are as one after the other."""
 
+from copy import deepcopy
 from itertools import permutations
 
 import numpy as np
@@ -215,6 +216,25 @@ def test_a_fleet_whose_clients_speak_at_once_is_one_whose_clients_speak_in_turn(
         torch.testing.assert_close(together.links.state_dict()[number], state, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("keys", [{}, {"serve_after": "training", "clients_per_round": 20}], ids=str)
+def test_a_client_that_is_left_out_is_as_before_to_the_bit_and_holds_no_more_rows_than_it_has_dropped(prepared, keys):
+    keys = {"strategy": "fedavg", "codecs": ["row_sparse", "int8"], "min_clients": 2, "partition": "user", **keys}
+    engine = prepared(engine="fleet", learner="sgd", **keys)[1].engine
+    engine.run_round(0)
+    number = engine.server.choose(list(engine.samples), 1)[0]
+    link = engine.links[number]
+    before, rows = deepcopy(link.state_dict()), [len(own.values) for own in link.stages[-1].dropped.values()]
+    snapshot = engine.downlink.snapshot(number)
+    engine.run_round(1)
+    assert link.sent_in == 1
+    engine.downlink.restore(number, snapshot)
+    state = link.state_dict()
+    assert (state["version"], state["sent_in"]) == (before["version"], before["sent_in"])
+    for name in ("reference", "sent", "stages"):
+        torch.testing.assert_close(state[name], before[name], rtol=0, atol=0)
+    assert [len(own.values) for own in link.stages[-1].dropped.values()] == rows
+
+
 def test_every_stage_says_how_it_goes_over_many_or_goes_one_by_one():
     for stage in STAGES.values():
         own = stage.encode_many is not Stage.encode_many
@@ -227,3 +247,9 @@ def test_a_stage_that_changes_what_its_base_does_is_not_taken_for_it():
             return message
 
     assert Longer.encode_many is Stage.encode_many and Longer.decode_many is Stage.decode_many
+
+    class Remembering(Encoding):
+        def state_dict(self):
+            return {**super().state_dict(), "more": 1}
+
+    assert Remembering.snapshot is Stage.snapshot and Remembering.restore is Stage.restore

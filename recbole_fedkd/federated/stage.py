@@ -97,6 +97,8 @@ class Stage(ABC):
             cls.encode_many = Stage.encode_many  # type: ignore[method-assign]
         if outdated(cls, "decode_many", "decode", "encode"):
             cls.decode_many = Stage.decode_many  # type: ignore[method-assign]
+        if outdated(cls, "snapshot", "state_dict", "load_state_dict"):
+            cls.snapshot, cls.restore = Stage.snapshot, Stage.restore  # type: ignore[method-assign]
 
     def __init__(self, settings: Any = None) -> None:
         self.settings = settings if settings is not None else self.settings_type()
@@ -149,6 +151,14 @@ class Stage(ABC):
         """Restore the ``state`` that :meth:`state_dict` returned."""
         assert not state
 
+    def snapshot(self) -> Any:
+        """What the stage remembers, for :meth:`restore` in the same process."""
+        return self.state_dict()
+
+    def restore(self, snapshot: Any) -> None:
+        """Remember what it did at the time of a snapshot."""
+        self.load_state_dict(snapshot)
+
 
 class Updates(Stage):
     """A network as what changed of it.
@@ -192,6 +202,14 @@ class Updates(Stage):
     def schema_behind(self, schema: Schema) -> Schema:
         """The arrays by number."""
         return replace(schema, arrays=numbered(schema.arrays, self.reference))
+
+    def snapshot(self) -> Arrays:
+        """The network, which nobody changes in place."""
+        return self.reference
+
+    def restore(self, snapshot: Arrays) -> None:
+        """Hold what it did."""
+        self.reference = snapshot
 
 
 def _moved(block: Block, reference: NDArray[Any], by: Any) -> Block:
@@ -287,6 +305,14 @@ class Encoding(Stage):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.residual = {name: tensor.numpy() for name, tensor in state["residual"].items()}
+
+    def snapshot(self) -> dict[str, OwnRows]:
+        """What was dropped, the rows that hold anything alone; nobody changes it in place."""
+        return self.dropped
+
+    def restore(self, snapshot: dict[str, OwnRows]) -> None:
+        """What had been dropped."""
+        self.dropped = snapshot
 
 
 def _squares(blocks: Mapping[str, Block], clients: int, norm_of: Callable[[str], float] = lambda name: 1.0) -> Any:

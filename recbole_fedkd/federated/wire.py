@@ -32,7 +32,7 @@ from recbole_fedkd.federated.message import (
     decoded,
 )
 from recbole_fedkd.federated.stacked import Stacked
-from recbole_fedkd.federated.stage import Updates, difference, numbered, received_through, stages_of, updated
+from recbole_fedkd.federated.stage import Stage, Updates, difference, numbered, received_through, stages_of, updated
 from recbole_fedkd.federated.strategy import ServerState, Strategy, to_tensors
 from recbole_fedkd.finite import check_arrays as check_finite
 
@@ -169,6 +169,27 @@ class ClientLink:
         """Remember what the client has sent in a round, as the server saw it."""
         self.sent = {**self.sent, **tensors}
         self.sent_in = round_index
+
+    def heard_with(self, other: ClientLink) -> None:
+        """Hold what another client's end does that held the same and has read the same; of the network there is one copy."""
+        self.version = other.version
+        if self.updates is not None and other.updates is not None:
+            self.updates.reference = dict(other.updates.reference)
+
+    @property
+    def _own(self) -> list[Stage]:
+        """The stages that remember what is its own."""
+        return [stage for stage in self.stages if stage is not self.updates or self.follows is None]
+
+    def snapshot(self) -> Any:
+        """What it has said and heard, for :meth:`restore`; nothing is copied, and a residual has no more rows than before."""
+        return self.version, self.sent, self.sent_in, [stage.snapshot() for stage in self._own]
+
+    def restore(self, snapshot: Any) -> None:
+        """It has said and heard what it had at the time of a snapshot."""
+        self.version, self.sent, self.sent_in, of_stages = snapshot
+        for stage, before in zip(self._own, of_stages, strict=True):
+            stage.restore(before)
 
     def state_dict(self) -> dict[str, Any]:
         """What was last said and dropped, and which version was heard; plain values and tensors only."""

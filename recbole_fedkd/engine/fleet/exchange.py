@@ -116,11 +116,11 @@ class Downlink(ABC):
 
     def snapshot(self, number: int) -> Any:
         """What a client has said, and heard by itself, for :meth:`restore`."""
-        return self.links[number].state_dict()
+        return self.links[number].snapshot()
 
     def restore(self, number: int, snapshot: Any) -> None:
         """The client has said what it had at the time of a snapshot, and heard what it had by itself."""
-        self.links[number].load_state_dict(snapshot)
+        self.links[number].restore(snapshot)
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -198,6 +198,25 @@ class CommonDownlink(Downlink):
         self._take(on_device(state["received"], self.device), installs=False)
 
 
+class _Readings:
+    """What clients read of what is said to several: bytes that come to one version of a network are decoded once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[bytes, int], tuple[ClientLink, Message | None]] = {}
+
+    def read(self, link: ClientLink, payload: bytes) -> Message | None:
+        """As :meth:`ClientLink.read`; None where there is nothing to read."""
+        if not payload:
+            return None
+        key = payload, link.version
+        if key not in self._known:
+            self._known[key] = link, link.read(payload)
+        first, message = self._known[key]
+        if link is not first:
+            link.heard_with(first)
+        return message
+
+
 class OwnDownlink(Downlink):
     """The server says something else to every client. Arguments as of the base."""
 
@@ -242,10 +261,9 @@ class OwnDownlink(Downlink):
         self._fresh.update(numbers)
 
     def _hear(self, chosen: Sequence[int], round_index: int) -> dict[int, int]:
-        """To each its own; what is said to several is read once, unless each holds another version of a network."""
-        server, sizes, size_of = self.server, {}, Sizes()
+        """To each its own; what is said to several is read once by those that hold one version of a network."""
+        server, sizes, size_of, readings = self.server, {}, Sizes(), _Readings()
         messages: dict[int, Message | None] = {}
-        common: dict[int, Message | None] = {}
         for number in chosen:
             audience, link = server.strategy.audience(server.state, number), self.links[number]
             payload, said = b"", None
@@ -255,16 +273,13 @@ class OwnDownlink(Downlink):
             else:
                 payload = server.send(number, round_index)
                 sizes[number] = len(payload)
-            if audience in common and link.updates is None:
-                messages[number] = common[audience]
-                continue
             try:
-                messages[number] = link.read(payload) if payload else link.taken(said) if said is not None else None
+                if audience is not None:
+                    messages[number] = readings.read(link, payload)
+                else:
+                    messages[number] = link.read(payload) if payload else link.taken(said) if said is not None else None
             except FAILURES as error:
                 self._failed[number] = error
-                continue
-            if audience is not None:
-                common[audience] = messages[number]
         self._read(messages)
         return sizes
 
@@ -289,9 +304,9 @@ class OwnDownlink(Downlink):
 
     def serve(self, round_index: int) -> list[int]:
         """All of them."""
-        payload = self.server.serve(round_index)
+        payload, readings = self.server.serve(round_index), _Readings()
         everybody = sorted(number for group in self.groups for number in group.numbers.tolist())
-        self._read({number: self.links[number].read(payload) if payload else None for number in everybody})
+        self._read({number: readings.read(self.links[number], payload) for number in everybody})
         for error in self._failed.values():
             raise error
         return sorted(self._fresh)
