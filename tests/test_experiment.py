@@ -20,9 +20,9 @@ from recbole_fedkd import command_line
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.config.keys import keys_with
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.experiment import expand, read_experiment, run_experiment
+from recbole_fedkd.experiment.grid import expand, read_experiment
 from recbole_fedkd.experiment.records import is_finished, log_file, run_file, users_file
-from recbole_fedkd.experiment.runner import Outcome, Pace, Progress
+from recbole_fedkd.experiment.runner import Outcome, Pace, Progress, run_experiment
 from recbole_fedkd.quick_start import load_data_and_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -443,7 +443,8 @@ def test_a_killed_experiment_goes_on_to_the_same_numbers(never_killed, tmp_path,
     whole, whole_out, _ = never_killed
     file, out = write_experiment(tmp_path / "tiny.yaml", data_path, ROWS, [2020]), tmp_path / "out"
     started = (
-        "import sys; from pathlib import Path; from recbole_fedkd.experiment import *;"
+        "import sys; from pathlib import Path; from recbole_fedkd.experiment.grid import read_experiment;"
+        "from recbole_fedkd.experiment.runner import run_experiment;"
         "run_experiment(read_experiment(sys.argv[1]), Path(sys.argv[2]), 1)"
     )
     first, second = read_experiment(file).cells

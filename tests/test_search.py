@@ -14,8 +14,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from recbole_fedkd.command_line import main
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.errors import InputError, TrainingError
-from recbole_fedkd.search import Parameter, Search, read_parameters, run_search, search_table
 from recbole_fedkd.search import trials as search_module
+from recbole_fedkd.search.parameters import Parameter, read_parameters
+from recbole_fedkd.search.trials import Search, run_search, search_table
 
 
 def parameters(text: str) -> list[Parameter]:

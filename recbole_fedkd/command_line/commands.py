@@ -72,12 +72,12 @@ def _compare(file: str, keys: dict[str, str]) -> int:
     network, keep = network_of(keys), keys.pop("keep_checkpoints", "False")
     if keep not in ("True", "False"):
         raise InputError(f"keep_checkpoints is '{keep[:40]}'; it must be True or False")
-    from recbole_fedkd.experiment import read_experiment
+    from recbole_fedkd.experiment.grid import read_experiment
     from recbole_fedkd.report import write_report
 
     experiment = read_experiment(file, keys)
     check_cells(experiment.cells)
-    from recbole_fedkd.experiment import run_experiment
+    from recbole_fedkd.experiment.runner import run_experiment
 
     with _kept_in(out):
         outcome = run_experiment(experiment, out, workers, keep=keep == "True")
@@ -167,7 +167,7 @@ def search(arguments: Sequence[str]) -> None:
     check_searchable(parameters, keys, algorithm)
     check_search(parameters, files, keys)
     from recbole_fedkd.logs import screen
-    from recbole_fedkd.search import Search, config_of, run_search, search_table
+    from recbole_fedkd.search.trials import Search, config_of, run_search, search_table
 
     search = Search.prepare(parameters, keys, files, algorithm)
     with screen(logging.WARNING), _kept_in(Path(f"{out}.journal")):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +88,20 @@ class Canvas:
             panel.set_axisbelow(True)
             panel.patch.set_visible(False)
         return cls(figure, axes)
+
+    @classmethod
+    def single(cls, across: str, up: str) -> tuple[Canvas, Axes]:
+        """An empty figure of one panel, and the panel, whose axes are called so."""
+        canvas = cls.new()
+        (axes,) = canvas.axes
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
+        return canvas, axes
+
+    def tell_bars(self, heights: Any, edges: Any, text: Callable[[float, float, float], str]) -> None:
+        """Say what each bar of a histogram is: ``text`` of its left and right edge and its height."""
+        for height, left, right in zip(heights, edges, edges[1:], strict=False):
+            self.tell((left + right) / 2, height, -1, text(left, right, height))
 
     def tell(self, x: float, y: float, row: int, text: str, panel: int = 0) -> None:
         """Say what a point of a panel, in its data's units, is."""

@@ -57,8 +57,7 @@ def learning_curves(group: Group) -> list[Canvas]:
 
 def _learning_curve(group: Group, metric: str, name: str) -> Canvas | None:
     label, way, describe = _WAYS[name]
-    canvas = Canvas.new()
-    (axes,) = canvas.axes
+    canvas, axes = Canvas.single(label, f"validation {heading(metric)}")
     shown: list[float] = []
     still: list[str] = []
     for number, row in enumerate(group.rows):
@@ -103,8 +102,6 @@ def _learning_curve(group: Group, metric: str, name: str) -> Canvas | None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: byte_count(value)))
     elif name == "rounds":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel(label)
-    axes.set_ylabel(f"validation {heading(metric)}")
     for row in still:
         (value, _) = canvas.lines[row].get_ydata()
         canvas.tell(axes.get_xlim()[0], value, group.rows.index(row), f"{row}, sends nothing: {value:.4f}")
@@ -137,8 +134,7 @@ def _front(group: Group, metric: str) -> Canvas | None:
     high = max(high, low + 1.0)
     unit = 0.14 * (high - low)
     zero, none = low - unit, low - 2 * unit
-    canvas = Canvas.new()
-    (axes,) = canvas.axes
+    canvas, axes = Canvas.single("bytes until the best round, up and down, over all clients", f"test {heading(metric)}")
     drawn: dict[str, tuple[float, float]] = {}
     front = front_rows(places, bigger=not lower_is_better(metric))
     for row, (moved, value) in places.items():
@@ -162,8 +158,6 @@ def _front(group: Group, metric: str) -> Canvas | None:
     axes.set_xticks([none, zero, *decades], ["no\nnetwork", "none", *(byte_count(10**decade) for decade in decades)])
     axes.set_xlim(none - 0.6 * unit, high + 0.25 * unit)
     axes.margins(y=0.12)
-    axes.set_xlabel("bytes until the best round, up and down, over all clients")
-    axes.set_ylabel(f"test {heading(metric)}")
     caption = (
         f"Test {usual_name(metric)} against the bytes sent until the judged round, means over seeds. Dotted: the "
         "Pareto front of the rows with a network; no other such row is at least as good for fewer bytes."
@@ -214,8 +208,7 @@ def _partition(partition: Mapping[str, Any]) -> Canvas:
     if many:
         bins = min(40, max(10, len(clients) // 10))
         heights, edges, _ = sizes.hist(samples, bins=bins, color=COLOURS[0], edgecolor="white")
-        for height, left, right in zip(np.asarray(heights), edges, edges[1:], strict=False):
-            canvas.tell((left + right) / 2, height, -1, f"{left:,.0f} to {right:,.0f} samples: {height:.0f} clients")
+        canvas.tell_bars(heights, edges, "{:,.0f} to {:,.0f} samples: {:.0f} clients".format)
         sizes.set_xlabel("training samples of a client")
         sizes.set_ylabel("clients")
         sizes.xaxis.set_major_formatter(_THOUSANDS)

@@ -174,13 +174,10 @@ def _losses(run: Run) -> list[Canvas]:
     points = [(record.number, record.loss) for record in run.rounds if record.loss is not None]
     if len(points) < 2:
         return []
-    canvas = Canvas.new()
-    (axes,) = canvas.axes
+    canvas, axes = Canvas.single(_word(run), "training loss")
     axes.plot([x for x, _ in points], [y for _, y in points], color=COLOURS[1], marker="o", markersize=4, linewidth=1.6)
     for x, y in points:
         canvas.tell(x, y, -1, f"{_word(run)} {x}: loss {y:.5g}")
-    axes.set_xlabel(_word(run))
-    axes.set_ylabel("training loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     how = "a sum over batches" if run.central else "a mean over samples"
     return [canvas.called("loss", "Training loss", f"Training loss of every {_word(run)}, as it is recorded: {how}.")]
@@ -190,8 +187,7 @@ def _bytes(run: Run) -> list[Canvas]:
     """Bytes up and down of every round."""
     if not any(record.bytes_moved for record in run.rounds):
         return []
-    canvas = Canvas.new()
-    (axes,) = canvas.axes
+    canvas, axes = Canvas.single("round", "bytes, over all clients")
     numbers = np.array([record.number for record in run.rounds])
     for shift, name, colour in ((-0.2, "down", COLOURS[0]), (0.2, "up", COLOURS[5])):
         counts = [getattr(record, f"bytes_{name}") for record in run.rounds]
@@ -199,8 +195,6 @@ def _bytes(run: Run) -> list[Canvas]:
         for number, count in zip(numbers, counts, strict=True):
             canvas.tell(number + shift, count, -1, f"round {number}, {name}: {byte_count(count)}")
     canvas.explain(axes)
-    axes.set_xlabel("round")
-    axes.set_ylabel("bytes, over all clients")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: byte_count(value)))
     return [
@@ -221,16 +215,14 @@ def _client_values(run: Run, group: Group) -> list[Canvas]:
     values = _of_clients(run, group)
     if values is None or len(values) < 2:
         return []
-    canvas = Canvas.new()
-    (axes,) = canvas.axes
+    canvas, axes = Canvas.single(f"test {heading(str(values.name))} of a client", "clients")
     name = usual_name(str(values.name))
     heights, edges, _ = axes.hist(values, bins=min(30, max(5, len(values) // 3)), color=COLOURS[2], edgecolor="white")
-    for height, left, right in zip(np.asarray(heights), edges, edges[1:], strict=False):
-        canvas.tell(
-            (left + right) / 2, height, -1, f"{name} {left:.4f} to {right:.4f}: {counted(int(height), 'client')}"
-        )
-    axes.set_xlabel(f"test {heading(str(values.name))} of a client")
-    axes.set_ylabel("clients")
+    canvas.tell_bars(
+        heights,
+        edges,
+        lambda left, right, height: f"{name} {left:.4f} to {right:.4f}: {counted(int(height), 'client')}",
+    )
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     caption = f"Test {name} of the clients: each client's mean over its users that are judged by it."
     return [canvas.called("client-values", f"Test {name} of the clients", caption)]
