@@ -14,7 +14,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial, wraps
 from types import ModuleType
 from typing import Any
@@ -206,17 +206,12 @@ def log_arguments_placed() -> Iterator[None]:
         logger.removeFilter(_placed)
 
 
-@contextmanager
-def anomaly_detection_kept() -> Iterator[None]:
+def anomaly_detection_kept() -> AbstractContextManager[None]:
     """Importing any of RecBole's sequential models imports SINE, whose module switches autograd's anomaly detection on.
 
     That slows every model of the process down. Inside this context it stays as it was. Ends when SINE no longer does it.
     """
-    enabled = torch.is_anomaly_enabled()
-    try:
-        yield
-    finally:
-        torch.autograd.set_detect_anomaly(enabled)
+    return torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled())
 
 
 # What torch says of how RecBole makes sparse matrices (DGCF, GCMC) and tensors of many arrays (DMF).

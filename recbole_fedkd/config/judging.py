@@ -54,7 +54,8 @@ class JudgedConfig(Config):
         lower = self.internal_config_dict.get("train_neg_sample_args")
         if isinstance(final.get("train_neg_sample_args"), dict) and isinstance(lower, dict):
             final["train_neg_sample_args"] = {**lower, **final["train_neg_sample_args"]}
-        modes = _modes(final["eval_args"].get("mode"))
+        mode = final["eval_args"].get("mode")
+        modes = list(mode.values()) if isinstance(mode, dict) else [mode]
         if primary == "RANKING" and "labeled" in modes:
             raise InputError(
                 f"eval_args.mode is labeled, which judges rows one by one, and metrics {shown(final['metrics'])} rank items; "
@@ -171,10 +172,6 @@ def _metric_names(metrics: Any) -> list[str]:
         if not isinstance(name, str) or name.lower() not in metric_names():
             raise InputError(f"metric {shown(str(name))} is unknown{nearest(str(name), metric_names())}")
     return list(dict.fromkeys(names))
-
-
-def _modes(mode: Any) -> list[Any]:
-    return list(mode.values()) if isinstance(mode, dict) else [mode]
 
 
 def _with_lists(split: Any) -> Any:

@@ -73,7 +73,12 @@ class AtomicFile:
 
     def line(self, row: int) -> int:
         """Line of a row (from 0) as an editor counts: the header is line 1."""
-        return _line(row, self.blank_lines)
+        line = row + 2
+        for blank in self.blank_lines:
+            if blank > line:
+                break
+            line += 1
+        return line
 
     def refuse(self, row: int, reason: str) -> NoReturn:
         """Raise :class:`InputError` about one row."""
@@ -83,7 +88,8 @@ class AtomicFile:
         """A ``token`` column ``[rows]``: exact texts; nan where the field is empty, which a ``required`` one may not be."""
         texts = self.texts[name]
         distinct = set(texts)
-        self._refuse_padding(name, distinct)
+        if PADDING in distinct:
+            self._refuse_text(name, {PADDING}, ", RecBole's own token for no token; write another one")
         self._refuse_width(name, distinct, len(distinct))
         if required:
             blank = {text for text in distinct if not text.strip()}
@@ -163,10 +169,6 @@ class AtomicFile:
                 f"'{self.path}' holds every one of its {len(counts) - 1} different rows {times.pop()} times, so that a model "
                 "would be tested on rows that it was trained on; remove the copies, or set rm_dup_inter=first if they are meant"
             )
-
-    def _refuse_padding(self, name: str, tokens: set[str]) -> None:
-        if PADDING in tokens:
-            self._refuse_text(name, {PADDING}, ", RecBole's own token for no token; write another one")
 
     def _refuse_width(self, name: str, distinct: set[str], number: int) -> None:
         """RecBole keeps the tokens of a column in an array, each as wide as the longest: one long text may fill the memory."""
@@ -367,15 +369,6 @@ def _fields(file: AtomicFile, lines: list[str]) -> list[str]:
             f"{separator!r} (field_separator){cut}",
         )
     return text.replace("\n", separator).split(separator)
-
-
-def _line(row: int, blank_lines: list[int]) -> int:
-    line = row + 2
-    for blank in blank_lines:
-        if blank > line:
-            break
-        line += 1
-    return line
 
 
 def _first(texts: list[str], wanted: set[str]) -> int:

@@ -74,12 +74,8 @@ class CountedFilters(Dataset):
         for side, (id_field, _) in _SIDES.items():
             feat = getattr(self, f"{side}_feat")
             if feat is not None and field in feat:
-                self._keep_interactions_of(side, getattr(self, id_field))
-
-    def _keep_interactions_of(self, side: str, field: str) -> None:
-        """Drop the interactions of users or items that their file has no row of."""
-        known = getattr(self, f"{side}_feat")[field]
-        self.inter_feat.drop(self.inter_feat.index[~self.inter_feat[field].isin(known)], inplace=True)
+                name = getattr(self, id_field)
+                self.inter_feat.drop(self.inter_feat.index[~self.inter_feat[name].isin(feat[name])], inplace=True)
 
     def _filter_inter_by_user_or_item(self) -> None:
         with self._counted("filter_inter_by_user_or_item=True"):

@@ -217,7 +217,7 @@ def row_hashes(table: pd.DataFrame, key: bytes) -> Hashes:
     for field in table:
         values = table[field]
         if values.dtype == object and len(values) and isinstance(values.iloc[0], np.ndarray):
-            values = pd.Series([_sequence_text(value) for value in values], dtype=object)
+            values = pd.Series(["\x1f".join(map(str, value.tolist())) for value in values], dtype=object)
         codes, distinct = pd.factorize(values, use_na_sentinel=False)
         with_column = hashlib.blake2b(str(field).encode() + b"\0", digest_size=16, key=key)
         digests = []
@@ -234,10 +234,6 @@ def _bytes_of(value: str | float) -> bytes:
     if isinstance(value, str):
         return b"t" + value.encode("utf-8", "surrogatepass")
     return b"n%d" % value if isinstance(value, int) or value.is_integer() else b"n" + repr(value).encode()
-
-
-def _sequence_text(values: NDArray[Any]) -> str:
-    return "\x1f".join(map(str, values.tolist()))
 
 
 def _what_changed(known: FilePrint, current: FilePrint) -> str:

@@ -204,11 +204,8 @@ class TablesOfAll:
 
     def __init__(self, settings: FactorSettings, totals: Tensors, values: Tensor) -> None:
         self.settings, self.totals, self.values = settings, totals, values.double()
-        mean, noise, width = (
-            _mean(totals["histogram"], self.values),
-            _noise(settings, totals, self.values),
-            settings.factor_size,
-        )
+        mean, noise = _mean(totals["histogram"], self.values), _noise(settings, totals, self.values)
+        width = settings.factor_size
         bias = item_biases(settings, totals, self.values, mean)
         self.mixing = _mixing(settings, totals) if f"product_{settings.sketch_passes - 1}" in totals else None
         certain = Curvature(mean.new_zeros(width + 1, width + 1), mean.new_zeros(width + 1))

@@ -23,9 +23,8 @@ from torch import Tensor
 MARGIN = 0.01
 """Share of the labels' range that a predicted mean keeps from either end: no sum of biases is certain of a label."""
 
-_CHUNK = (
-    1 << 18
-)  # numbers of one block of matrices, which then fits a processor's cache: twice as fast as ten megabytes
+_CHUNK = 1 << 18
+"""Numbers of one block of matrices, which then fits a processor's cache: twice as fast as ten megabytes."""
 
 
 @dataclass(frozen=True)
@@ -171,10 +170,9 @@ class FoldedUsers:
         order, present, counts = self.by_user
         for user, own_vectors in zip(present.tolist(), vectors[rows.items[order]].split(counts), strict=True):
             outer[user] = own_vectors.T @ own_vectors
-        scales = rows.per_user(self.uncertainty.scales[rows.items])
-        self.precision = (
-            torch.eye(width, dtype=vectors.dtype, device=vectors.device) + (outer + self._covariances(scales)) / noise
-        )
+        scales, root = rows.per_user(self.uncertainty.scales[rows.items]), self.uncertainty.root
+        covariances = (root * scales.unsqueeze(1)) @ root.T
+        self.precision = torch.eye(width, dtype=vectors.dtype, device=vectors.device) + (outer + covariances) / noise
         self.weighted = rows.per_user(vectors[rows.items] * rows.values.unsqueeze(1)) / noise
         covariance = torch.linalg.inv(self.precision)
         self.posterior = UserPosterior((covariance @ self.weighted.unsqueeze(2)).squeeze(2), covariance)
@@ -228,19 +226,11 @@ class FoldedUsers:
         spread = torch.linalg.vector_norm(solved[:, :, 1:], dim=(1, 2)).square()
         return along_sum[:, 1], (spread + along_sum[:, 2:].square().sum(1)) / self.noise
 
-    def _covariances(self, scales: Tensor) -> Tensor:
-        """``root diag(scales) root^T`` ``[n, k, k]`` of scales ``[n, r]``."""
-        root = self.uncertainty.root
-        return (root * scales.unsqueeze(1)) @ root.T
-
     @cached_property
     def _along_users(self) -> Tensor:
-        return self._along(self.posterior.second)
-
-    def _along(self, second: Tensor) -> Tensor:
-        """``root^T E[p p^T] root``, of which the diagonal ``[n, r]``."""
+        """``root^T E[p p^T] root``, of which the diagonal ``[users, r]``."""
         root = self.uncertainty.root
-        return ((second @ root) * root).sum(1)
+        return ((self.posterior.second @ root) * root).sum(1)
 
     def parts(self) -> Sequence[Tensor]:
         """Numbers of rows, as many at a time as bounds the memory of a matrix for each."""

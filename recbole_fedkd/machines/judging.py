@@ -82,8 +82,7 @@ class PartyJudge:
             phase: ``valid`` or ``test``.
         """
         rows = self._held_out(phase)
-        count = self.rows(phase)
-        if rows is None or not count:
+        if rows is None or not (count := len(rows.interactions[self.schema.item_field])):
             return {"rows": 0.0}
         before = network.training
         network.eval()
