@@ -9,7 +9,7 @@ before a model is screened, the lists of some hundred other users are held again
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -171,9 +171,14 @@ class Screen:
         if not scores.isfinite().all():
             return None
         basis = basis_of(scores)
-        asked = basis.asked.expand(SAMPLE, -1)
         # Were they other bits, rounding could turn a list.
-        same = torch.equal(some(sample)(torch.arange(SAMPLE), asked), scores.gather(1, asked))
+        same = all(
+            torch.equal(
+                some(sample[rows])(torch.arange(len(rows)), basis.asked.expand(len(rows), -1)),
+                scores[rows][:, basis.asked],
+            )
+            for rows in _at_once(SAMPLE, scores.shape[1])
+        )
         return cls(basis, length, known, some) if same else None
 
     def audited(self, users: Tensor) -> Tensor:
@@ -200,9 +205,9 @@ class Screen:
         known, of_known = self.known.scores(users)
         scores = of_known.new_empty(masked.shape)
         scores[known] = of_known
-        # So many at a time that what is kept of them takes no more than a batch of scores usually does.
         others = torch.nonzero(~known).flatten()
-        for rows in others.split(max(1, PAIRS // masked.shape[1])) if len(others) else ():
+        for places in _at_once(len(others), masked.shape[1]):
+            rows = others[places]
             scores[rows], _ = self.foretold(users[rows], masked[rows])
         return scores
 
@@ -221,6 +226,11 @@ class Screen:
         if len(swept):
             forecast.scores[swept] = scored(swept, torch.arange(masked.shape[1]).expand(len(swept), -1))
         return forecast.scores, made + len(swept) * masked.shape[1]
+
+
+def _at_once(users: int, items: int) -> Iterable[Tensor]:
+    """Places of so many users that what is kept of them takes no more than a batch of scores usually does."""
+    return torch.arange(users).split(max(1, PAIRS // items)) if users else ()
 
 
 def _in_blocks(scored: Scored, rows: Tensor, items: Tensor) -> tuple[Tensor, int]:
