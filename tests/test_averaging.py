@@ -15,7 +15,7 @@ from torch import nn
 from recbole_fedkd import load_data_and_model
 from recbole_fedkd.config import FedKDConfig
 from recbole_fedkd.errors import InputError
-from recbole_fedkd.federated.aggregate import MeanOfChangedRows, WeightedMean
+from recbole_fedkd.federated.aggregate import Fold, MeanOfChangedRows, WeightedMean
 from recbole_fedkd.federated.message import Message
 from recbole_fedkd.federated.task import click_loss
 from recbole_fedkd.model.population import user_rows
@@ -491,6 +491,30 @@ def test_metrics_of_single_users_average_to_the_runs_own(run):
             assert np.nanmean(users[name]) == pytest.approx(result["test_result"][name], abs=1e-4), name
         assert users["user"] == sorted(users["user"])
         assert {"accuracy", "mae"} <= users.keys()
+
+
+def test_means_in_parts_are_the_mean_of_all_who_have_come():
+    def message(sender, *numbers):
+        return Message("model", 0, sender, {"a": np.array(numbers, dtype=np.float32)})
+
+    def of(*messages):
+        fold = WeightedMean(lambda upload: 1.0 + upload.sender, 10.0)  # four were asked, one is missing
+        for upload in messages:
+            fold.add(upload)
+        return fold
+
+    first, second, third = message(0, 1, 0), message(1, 0, 3), message(2, 2, 2)
+    parts = of(first, second)
+    parts.merge(of(third))
+    torch.testing.assert_close(parts.finish()["a"], torch.tensor([7 / 6, 2.0]))
+
+
+def test_a_mean_that_makes_another_part_of_an_upload_takes_uploads_one_by_one():
+    class Doubled(WeightedMean):
+        def part(self, name, array, share):
+            return 2 * super().part(name, array, share)
+
+    assert Doubled.add_stacked is Fold.add_stacked is not WeightedMean.add_stacked
 
 
 @pytest.mark.parametrize("fold_of", [WeightedMean, partial(MeanOfChangedRows, reference={"a": torch.zeros(3)})])
