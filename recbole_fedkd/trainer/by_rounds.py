@@ -192,8 +192,8 @@ class FedKDTrainer(CheckpointTrainer):
         if epoch_idx < self.engine.server.strategy.exchange_rounds and report.codec_error > MOSTLY_LOST:
             self.logger.warning(
                 f"round {number_of(epoch_idx)}: codecs took {report.codec_error:.0%} of what clients said, by its length, and "
-                "nobody says it again, so that what is made of it may be far off; int8 and int4 take less, and codec_arrays keeps a "
-                "codec from some arrays, such as {sign: '[!h]*'}"
+                "nobody says it again, so that what is made of it may be far off; int8 and int4 take less, and codec_arrays "
+                "keeps a codec from some arrays, such as {sign: '[!h]*'}"
             )
         self.tensorboard.add_scalar("Bytes/Round", report.total_bytes, epoch_idx)
         return report.loss
