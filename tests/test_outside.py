@@ -305,6 +305,27 @@ def test_a_strategy_over_item_factors_that_uploads_by_itself_runs_where_it_is_as
     assert fleet.engine.name == "local" and "'outside' overrides upload" in fleet.fallback
 
 
+def with_counts(self, shared):
+    state = AVERAGING.initial_state(self, shared)
+    return {**state, **{f"rounds:{name}": torch.zeros_like(value) for name, value in state.items()}}
+
+
+def counting(self, state, statistics):
+    counts = {name: value for name, value in state.items() if name.startswith("rounds:")}
+    shared = {name: value for name, value in state.items() if name not in counts}
+    return {**AVERAGING.step(self, shared, statistics), **{name: value + 1 for name, value in counts.items()}}
+
+
+@pytest.mark.parametrize("codecs", [[], ["int8"]], ids=["plain", "int8"])
+def test_what_the_server_begins_with_and_keeps_to_itself_does_not_travel(prepared, forgotten, codecs):
+    methods = {"name": "outside", "initial_state": with_counts, "step": counting}
+    register_strategy(type("Outside", (AVERAGING,), methods))
+    local, fleet = trainers_of(prepared, strategy="outside", codecs=codecs)
+    assert fleet.engine.name == "fleet"
+    assert_agree(local, fleet, 3, lossy=bool(codecs))
+    assert all((value == 3).all() for name, value in fleet.engine.server.state.items() if name.startswith("rounds:"))
+
+
 def branching(self, step, received, shared):
     return step.loss * 2 if step.logits.mean() > 0 else step.loss
 

@@ -19,6 +19,7 @@ from recbole_fedkd.engine.fleet.heard import Heard
 from recbole_fedkd.federated.dialogue import heard_alike, on_device, understood, understood_by_many
 from recbole_fedkd.federated.message import SERVER, Message
 from recbole_fedkd.federated.server import Server
+from recbole_fedkd.federated.strategy import to_tensors
 from recbole_fedkd.federated.wire import ClientLink
 
 TOGETHER = 64
@@ -143,8 +144,8 @@ class CommonDownlink(Downlink):
         super().__init__(server, groups, links, device)
         assert links.follows is not None
         self.link = links.follows
-        updates = self.link.updates is not None
-        self._take(dict(server.state) if updates else {}, installs=False)
+        updates = self.link.updates
+        self._take(to_tensors(updates.reference) if updates is not None else {}, installs=False)
 
     def _take(self, received: dict[str, Tensor], installs: bool = True) -> None:
         self.received = received
