@@ -15,6 +15,7 @@ from recbole_fedkd.engine.fleet.group import Caller
 from recbole_fedkd.model import catalogue
 from recbole_fedkd.model.asked_again import AskedAgain
 from recbole_fedkd.model.catalogue import rank_items
+from recbole_fedkd.model.compiled import has_compiler
 from recbole_fedkd.model.known import KnownPairs
 from recbole_fedkd.model.network import Architecture, AttentiveNetwork, FeatureTable, History
 from recbole_fedkd.model.pair import TeacherAndStudent
@@ -209,7 +210,9 @@ def test_chosen_items_rank_as_they_do_among_all(backbone, history, prior, known)
     chosen[0, : len(own)] = own  # what a user has had sees no label of its own
     found = rank_items(network, users, {}, ITEMS, chosen=chosen)
     expected = everything.gather(1, chosen.unsqueeze(2).expand(-1, -1, LABELS))
-    assert torch.equal(found, expected)
+    # Loops make the same bits, whichever items stand beside one; torch does not.
+    assert torch.equal(found, expected) or not has_compiler()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found, network(users, chosen), rtol=1e-4, atol=1e-5)
 
 
