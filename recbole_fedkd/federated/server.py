@@ -163,10 +163,9 @@ class Server:
         """The server's end of the wire, of the state that it begins with."""
         return ServerLink(self.strategy, self.codecs, self.state)
 
-    @property
-    def started_from(self) -> ServerState:
-        """The state as the clients of a round have it: codecs downwards may leave their network short of the server's."""
-        return {**self.state, **to_tensors(self.link.reference)}
+    def as_started_from(self, state: ServerState) -> ServerState:
+        """A state as the clients of a round have it: codecs downwards may leave their network short of the server's."""
+        return {**state, **to_tensors(self.link.reference)}
 
     def choose(self, clients: Sequence[int], round_index: int) -> list[int]:
         """Numbers of the clients that take part in a round, drawn uniformly, in ascending order."""
@@ -239,7 +238,7 @@ class Intake:
 
     def __init__(self, server: Server, round_index: int, samples: Mapping[int, int]) -> None:
         self.server, self.round_index, self.samples = server, round_index, samples
-        empty = partial(server.strategy.empty, server.started_from, samples)
+        empty = partial(server.strategy.empty, server.as_started_from(server.state), samples)
         self.fold = empty()
         self.hidden = server.hides(empty, samples) if server.hides is not None else None
         self.answered: dict[int, bool] = {}
@@ -391,7 +390,7 @@ class Intake:
             released = server.release.of_round(self.fold, statistics, answers, server.link)
             statistics = strategy.possible(released) if released is not None else None
         if statistics is not None:
-            state = strategy.step({**state, **to_tensors(server.link.reference)}, statistics)
+            state = strategy.step(server.as_started_from(state), statistics)
         check_state(state, f"round {self.round_index + 1}")
         server.state = state
         server.link.advance(lambda: server.message_for(SERVER, self.round_index), self.round_index)
