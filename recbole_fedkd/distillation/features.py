@@ -96,8 +96,12 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normal_logits(values: Tensor, middle: Tensor, spread: Tensor) -> Tensor:
-    """Logits ``[n, T]`` of a normal distribution cut into the label values ``[T]``, around ``[n]``."""
-    return -((values - middle.unsqueeze(1)) ** 2) / (2 * spread * spread)
+    """Logits ``[n, T]`` of a normal distribution cut into the label values ``[T]``, around ``[n]``.
+
+    Without what the logits of a row have in common: the square of a middle far off, as noise or a codec makes it of totals,
+    would leave nothing of their differences in single precision.
+    """
+    return (values * middle.unsqueeze(1) - values**2 / 2) / (spread * spread)
 
 
 def middles(mean: Tensor, noise: Tensor, values: Tensor) -> Tensor:
