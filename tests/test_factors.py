@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from recbole_fedkd.distillation import factors, range_finder
 from recbole_fedkd.distillation.factors import Rows
+from recbole_fedkd.distillation.features import normal_logits
 from recbole_fedkd.engine.fleet.compiled import of_other_rows
 
 USERS, ITEMS, WIDTH = 30, 14, 3
@@ -227,6 +228,15 @@ def test_a_distribution_has_the_mean_it_was_asked_for(means, spread):
     found = factors.distribution_of_mean(mean, spread, values)
     torch.testing.assert_close(found.sum(1), torch.ones_like(mean))
     torch.testing.assert_close(found @ values, mean, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("middle", [-30000.0, 2.7, 30000.0])
+def test_logits_around_a_middle_far_off_are_as_exact_as_around_one_among_the_labels(middle):
+    values, spread = torch.tensor([0.5, 1.0, 2.0, 4.0, 5.0]), torch.tensor(200.0)
+    around = torch.tensor([middle])
+    found = normal_logits(values, around, spread).log_softmax(1)
+    exact = (-((values.double() - around.double()) ** 2) / (2 * spread.double() ** 2)).log_softmax(0)
+    torch.testing.assert_close(found[0].double(), exact, rtol=1e-5, atol=1e-6)
 
 
 def test_with_two_labels_the_mean_is_the_probability_and_nothing_is_certain():

@@ -23,6 +23,7 @@ from recbole_fedkd.engine.fleet.packing import FEW_PADDING, MAX_PADDING, MAX_ROW
 from recbole_fedkd.engine.fleet.population import pack_bytes
 from recbole_fedkd.engine.fleet.store import RowStore
 from recbole_fedkd.engine.fleet.threads import SideBySide
+from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.message import Message
 from recbole_fedkd.federated.task import Samples
 from recbole_fedkd.federated.wire import ClientLink
@@ -276,6 +277,12 @@ def test_what_is_not_batched_runs_on_the_local_engine_and_one_line_says_why(prep
     assert trainer.engine.name == "local"
     lines = [record.getMessage() for record in caplog.records if "engine fleet cannot run this" in record.getMessage()]
     assert len(lines) == 1 and told in lines[0]
+
+
+def test_of_what_no_engine_runs_nobody_is_told_that_another_does(prepared, caplog):
+    with pytest.raises(InputError, match="row_mean=changed needs every client's own"):
+        prepared(engine="fleet", strategy="fedavg", secure_aggregation=True, row_mean="changed")
+    assert not [record for record in caplog.records if "engine local does" in record.getMessage()]
 
 
 @given(st.lists(st.integers(1, 2000), min_size=1, max_size=60), st.integers(1, 640), st.integers(1, 10**5))

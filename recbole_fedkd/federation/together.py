@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,6 @@ def build_population(config: Any, dataset: Any, client_of_user: Tensor) -> tuple
             return population, None
         except NotBatchedError as error:
             hindrance = str(error)
-            getLogger().warning(f"engine fleet cannot run this, engine local does: {hindrance}")
     schema, parts = read_schema(dataset, clients), rows_of_clients(dataset, client_of_user)
     networks = client_networks(config, schema, dict(enumerate(parts)))
     return population_of(config, schema, networks, client_of_user), hindrance

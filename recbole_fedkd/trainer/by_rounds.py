@@ -77,8 +77,9 @@ class FedKDTrainer(CheckpointTrainer):
             self.fallback = obstacle(config, clients)
             if self.fallback is None:
                 engine = ProcessesEngine(config, self.model, train_data._dataset, engine)
-            else:
-                self.logger.warning(f"engine {config['engine']} cannot run this, engine local does: {self.fallback}")
+        # Not before: what no engine runs has been refused by now.
+        if self.fallback is not None:
+            self.logger.warning(f"engine {config['engine']} cannot run this, engine local does: {self.fallback}")
         self.strangers = held_out_clients(clients, config["holdout_clients"], config["seed"]).tolist()
         engine.held_out = frozenset(self.strangers)
         if not engine.samples:

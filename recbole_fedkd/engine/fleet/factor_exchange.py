@@ -24,7 +24,7 @@ from recbole_fedkd.federated.aggregate import Sums
 from recbole_fedkd.federated.clipping import ClipSettings
 from recbole_fedkd.federated.codec import squared_error
 from recbole_fedkd.federated.dialogue import answer, on_device, understood
-from recbole_fedkd.federated.knowledge.factors import FactorKnowledge, in_double
+from recbole_fedkd.federated.knowledge.factors import FactorKnowledge, exact_sums
 from recbole_fedkd.federated.lengths import array_bytes
 from recbole_fedkd.federated.message import Training as TrainedOn
 from recbole_fedkd.federated.message import check_arrays
@@ -92,11 +92,11 @@ class FactorDownlink(Downlink):
         """Who was left out, or sat out, lacks the latest totals, and serves its users by those that it has."""
         counts = torch.nonzero(torch.bincount(self.population.heard)).flatten().tolist()
         behind = [heard for heard in counts if 0 < heard < self._stages()]
-        self.population.keep_earlier(in_double(self.received), behind)
+        self.population.keep_earlier(exact_sums(self.received), behind)
 
     def _know(self) -> None:
         if "histogram" in self.received:
-            self.task.know(self.groups[0], in_double(self.received), self.own, self.mapped)
+            self.task.know(self.groups[0], exact_sums(self.received), exact_sums(self.own), self.mapped)
 
     def alike(self, number: int) -> Hashable:
         """All are."""
@@ -184,7 +184,7 @@ class FactorUplink(Uplink):
         chosen[torch.tensor(clients, device=chosen.device)] = True
         clip = next((settings for name, settings in self.server.codecs.stages if name == Clip.name), None)
         exchange = task.exchange(chosen[task.owner])
-        collected = exchange.answer(stage, in_double(downlink.received), by_user=clip is not None)
+        collected = exchange.answer(stage, exact_sums(downlink.received), by_user=clip is not None)
         if clip is not None:
             collected = self._clipped(clip, stage, collected)
         arrays = self.knowledge.upload(collected, False)
@@ -225,7 +225,7 @@ class FactorUplink(Uplink):
         """The sums of one client by its own end of the wire."""
         task, downlink, link = self.downlink.task, self.downlink, self.downlink.links[number]
         mine, size = task.pair_owner == number, int(task.sizes[number])
-        collected = task.exchange(task.owner == number).answer(stage, in_double(downlink.received))
+        collected = task.exchange(task.owner == number).answer(stage, exact_sums(downlink.received))
         sums = collected[stage]
         collected[stage] = sums.new_zeros(task.rows.item_count, sums.shape[1])
         collected[stage][task.pair_item[mine]] = sums[mine]

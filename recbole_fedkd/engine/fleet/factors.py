@@ -124,8 +124,10 @@ class FactorSamples(FleetTask):
 
     def _alone(self, total: Tensor, own: Tensor) -> int | None:
         """The client whose part of the histograms is all of them: without it nothing would be left. None: there is none."""
-        speakers = self.pair_owner[own.any(1)].unique()
-        return int(speakers) if len(speakers) == 1 and float(own.sum()) == float(total.sum()) else None
+        said = own.any(1)
+        speakers = self.pair_owner[said].unique()
+        # Of items that it does not hold, a codec may have made something, too.
+        return int(speakers) if len(speakers) == 1 and torch.equal(own[said], total[self.pair_item[said]]) else None
 
     def _exchange_of(self, client: int) -> FactorExchange:
         """That of a client by itself, as it numbers its users."""

@@ -35,7 +35,7 @@ class FactorKnowledge(StagedSums):
         stage = self.next_stage(received)
         if stage is None:
             return {}
-        exchange, unit, totals = task.teacher.exchange, self.sizes.user_unit, in_double(received)
+        exchange, unit, totals = task.teacher.exchange, self.sizes.user_unit, exact_sums(received)
         return exchange.answer(stage, totals) if unit is None else exchange.answer_of_bounded_users(stage, totals, unit)
 
     def taken_in(self, task: Task, received: Tensors, own: Tensors) -> None:
@@ -43,7 +43,7 @@ class FactorKnowledge(StagedSums):
         assert isinstance(task, FactorTask | TaughtTask)
         totals = {stage for stage in self.settings.stages if stage in received}
         if totals and totals != task.knows:
-            task.teacher.know(in_double(received), in_double(own))
+            task.teacher.know(exact_sums(received), exact_sums(own))
             task.knows = totals
 
     def upload(self, collected: Tensors, first: bool) -> Arrays:
@@ -100,6 +100,10 @@ class FactorKnowledge(StagedSums):
         return next((stage for stage in self.settings.stages if stage not in totals), None)
 
 
-def in_double(tensors: Tensors) -> dict[str, Tensor]:
-    """The tensors in double precision."""
-    return {name: value.double() for name, value in tensors.items()}
+def exact_sums(sums: Tensors) -> dict[str, Tensor]:
+    """Sums of any stages as all that follows from them is computed: in double precision, and without what are no counts.
+
+    A codec downwards may make less than nothing of a count, as one upwards may, see :meth:`FactorKnowledge.possible`.
+    """
+    wide = {name: value.double() for name, value in sums.items()}
+    return {name: value.clamp(min=0) if name == "histogram" else value for name, value in wide.items()}
