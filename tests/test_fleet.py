@@ -205,9 +205,10 @@ def test_scores_of_every_item_are_those_of_the_local_engine(prepared, keys):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("partition", ["user", "random", "quantity:0.3"])
 @pytest.mark.parametrize("keys", [{}, {"student_pool": [{}, {"embedding_size": 8}]}, {"strategy": "fedkd"}], ids=str)
-def test_clients_rank_side_by_side_as_one_by_one(prepared, monkeypatch, keys):
-    _, trainer, _, _ = prepared(engine="fleet", partition="user", fleet_memory=0.05, **keys)
+def test_clients_rank_side_by_side_as_one_by_one(prepared, monkeypatch, keys, partition):
+    _, trainer, _, _ = prepared(engine="fleet", partition=partition, fleet_memory=0.05, **keys)
     trainer.engine.run_round(0)
     users = torch.tensor([5, 3, 3, 30, 8, 1, 2])
     side_by_side = trainer.model.eval().rank(users)

@@ -128,6 +128,11 @@ def test_full_sort_loader_knows_the_users_and_items_that_recbole_knows(rows):
             for own, other in pairs:
                 assert (own is None) == (other is None)
                 assert own is None or own.tolist() == sorted(other.tolist())
+        homes = torch.arange(len(found.uid2items_num)) % 2
+        found.bring_together(homes)
+        order = sorted(expected.uid_list.tolist(), key=lambda user: (user % 2, user))
+        assert found.uid_list.tolist() == found.user_df[found.uid_field].tolist() == order
+        assert [user for batch in found for user in batch[0][found.uid_field].tolist()] == order
 
 
 @pytest.mark.parametrize("training", ["none", "uniform", "popularity"])

@@ -128,7 +128,7 @@ def test_who_was_audited_is_not_scored_again():
     assert screen is not None
     users = screen.audited(torch.arange(USERS))
     assert (screen.known.row_of[users] < 0).all()
-    assert screen.is_right(users, masked[users])
+    assert screen.is_right([(users, masked[users])])
     made = asked.whole_users, asked.some_items
     assert torch.equal(screen.scores(users, masked[users]), scores[users])
     assert (asked.whole_users, asked.some_items) == made
@@ -162,6 +162,9 @@ def many(tmp_path_factory):
         {"partition": "user", "engine": "fleet", "knowledge": "item", "knowledge_use": "prior", "fleet_memory": 1},
         {"partition": "user", "engine": "fleet", "strategy": "fedkd", "serve": "teacher"},
         {"partition": "user", "engine": "fleet", "student_pool": [{}, {"hidden_sizes": [8]}]},
+        {"client_num": 40},
+        {"client_num": 40, "engine": "fleet", "fleet_memory": 1},
+        {"client_num": 40, "partition": "quantity:0.5", "engine": "fleet", "student_pool": [{}, {"hidden_sizes": [8]}]},
     ],
     ids=[
         "few clients",
@@ -170,6 +173,9 @@ def many(tmp_path_factory):
         "small packs with a prior",
         "a teacher",
         "two architectures",
+        "many clients",
+        "many on the fleet",
+        "clients of few users and of many",
     ],
 )
 def test_screened_metrics_are_those_of_all_scores(many, monkeypatch, more):
@@ -193,10 +199,22 @@ def test_screened_metrics_are_those_of_all_scores(many, monkeypatch, more):
     assert ranked
 
 
+def test_what_is_spared_is_that_of_all_who_are_audited_and_not_of_each_part():
+    scores, masked = made_up(5, 1e-3)
+    # Of these every score is the same, so that each of them is asked for every item.
+    scores[:8] = 1.0
+    screen = Screen.of(torch.arange(8, USERS), LENGTH, *(Asked(scores).whole, Asked(scores).some))
+    assert screen is not None
+    alike = torch.arange(8), masked[:8]
+    assert not screen.is_right([alike])
+    parts = [alike, *((users, masked[users]) for users in torch.arange(8, USERS).split(100))]
+    assert screen.is_right(parts)
+
+
 def test_nothing_is_screened_where_a_forecast_spares_little():
     scores, masked = made_up(1, 1.0)
     screen = Screen.of(torch.arange(USERS), LENGTH, *(Asked(scores).whole, Asked(scores).some))
-    assert screen is not None and not screen.is_right(torch.arange(100), masked[:100])
+    assert screen is not None and not screen.is_right([(torch.arange(100), masked[:100])])
 
 
 def test_scores_that_were_made_are_counted():
@@ -213,7 +231,7 @@ def test_tastes_for_single_items_which_no_forecast_knows_are_seen_in_lists_made_
     scores[torch.arange(USERS), torch.from_numpy(np.random.default_rng(2).integers(1, ITEMS, USERS))] += taste
     asked = Asked(scores)
     screen = Screen.of(torch.arange(USERS), LENGTH, asked.whole, asked.some)
-    assert screen is not None and screen.is_right(torch.arange(100), masked[:100]) == (taste == 0)
+    assert screen is not None and screen.is_right([(torch.arange(100), masked[:100])]) == (taste == 0)
 
 
 @needs_numba

@@ -223,6 +223,15 @@ class FullSortLoader(FullSortEvalDataLoader):
         users: Ids = (self._dataset.inter_feat[self.uid_field] if self.is_sequential else self.uid_list).numpy()
         return users
 
+    def bring_together(self, client_of_user: Tensor) -> None:
+        """Rank the users of a client one after the other, so that few networks are asked for a batch.
+
+        ``client_of_user``: ``[users]``; of equal ones users stay in their order.
+        """
+        if not self.is_sequential:
+            order = torch.argsort(client_of_user.cpu()[self.uid_list], stable=True)
+            self.uid_list, self.user_df = self.uid_list[order], self.user_df[order]
+
     def _init_batch_size_and_step(self) -> None:
         """As RecBole's, but in batches of :data:`PAIRS` where ``eval_batch_size`` makes smaller ones of a user or two."""
         super()._init_batch_size_and_step()

@@ -13,7 +13,7 @@ from recbole.trainer import Trainer
 from recbole.utils import EvaluatorType
 from torch import Tensor
 
-from recbole_fedkd.data.rows import PAIRS
+from recbole_fedkd.data.rows import PAIRS, FullSortLoader
 from recbole_fedkd.evaluation.collector import DISTRIBUTION, LabelCollector, PlainEvaluator
 from recbole_fedkd.evaluation.per_user import user_values
 from recbole_fedkd.evaluation.screening import Screen, is_worth_it
@@ -43,7 +43,10 @@ class Judge(Trainer):
         self.tot_item_num: Any = None
 
     def judged(self, model: Any, loader: Any, show_progress: bool) -> OrderedDict[str, float]:
-        """Metrics of a model on the rows of a RecBole loader."""
+        """Metrics of a model on the rows of a RecBole loader; one that ranks everything brings users of a client together."""
+        homes = getattr(model, "client_of_user", None)
+        if homes is not None and isinstance(loader, FullSortLoader):
+            loader.bring_together(homes)
         self.model, self.at_once = model, bool(getattr(model, "ranks_chosen", False))
         with getattr(model, "unchanged", nullcontext)():
             self.screen = self._screen(loader) if getattr(model, "screens", False) else None
@@ -83,7 +86,7 @@ class Judge(Trainer):
         if screen is None:
             return None
         audited = screen.audited(loader.uid_list).split(max(1, PAIRS // items))
-        return screen if all(screen.is_right(users, _masked(loader, users, items)) for users in audited) else None
+        return screen if screen.is_right((users, _masked(loader, users, items)) for users in audited) else None
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
         judged = super()._full_sort_batch_eval(batched_data) if self.screen is None else self._screened(batched_data)

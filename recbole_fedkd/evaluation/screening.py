@@ -186,14 +186,20 @@ class Screen:
         others = users[self.known.row_of[users] < 0]
         return others[torch.linspace(0, len(others) - 1, AUDITED).long().unique()]
 
-    def is_right(self, users: Tensor, masked: Tensor) -> bool:
-        """Whether the lists of users are those of all their scores, and took few; arguments as of :meth:`scores`."""
-        screened, made = self.foretold(users, masked)
-        foretold, listed = (
-            scores.masked_fill(masked, -torch.inf).topk(self.length, 1) for scores in (screened, self.known.made(users))
-        )
-        real = listed.values > -torch.inf
-        return made <= WORTH * masked.numel() and torch.equal(foretold.indices[real], listed.indices[real])
+    def is_right(self, audited: Iterable[tuple[Tensor, Tensor]]) -> bool:
+        """Whether lists are those of all scores, and took few; ``audited``: parts of users, as :meth:`scores` is given them."""
+        made = everything = 0
+        for users, masked in audited:
+            screened, count = self.foretold(users, masked)
+            made, everything = made + count, everything + masked.numel()
+            foretold, listed = (
+                scores.masked_fill(masked, -torch.inf).topk(self.length, 1)
+                for scores in (screened, self.known.made(users))
+            )
+            real = listed.values > -torch.inf
+            if not torch.equal(foretold.indices[real], listed.indices[real]):
+                return False
+        return made <= WORTH * everything
 
     def scores(self, users: Tensor, masked: Tensor) -> Tensor:
         """Scores of all items ``[n, items]``, forecasts for those that are no candidates for a list.

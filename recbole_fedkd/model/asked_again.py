@@ -40,30 +40,17 @@ class AskedAgain:
         ]
 
     @classmethod
-    def of_one(
-        cls, network: Any, users: Tensor, catalogue: Any = None, by: Callable[..., Any] | None = None
-    ) -> AskedAgain:
-        """One network with its users ``[n]``.
-
-        Args:
-            network: the network.
-            users: local ids.
-            catalogue: as of ``rank_items``.
-            by: calls a function of the network with parameters that are not the network's own; None: they are.
-        """
+    def of_one(cls, network: Any, users: Tensor, catalogue: Any = None) -> AskedAgain:
+        """One network with its users, by local ids ``[n]``; ``catalogue``: as of ``rank_items``."""
 
         def called(function: Callable[..., Any]) -> Sequence[Made]:
-            def of_network(network: Any) -> Any:
-                return function(network, {}, users, catalogue)
-
-            made = of_network(network) if by is None else by(of_network)
             return [
                 (
                     OfNetworks(*(tensor[None] for tensor in first)),
                     OfUsers(*(tensor[None] for tensor in second)),
                     prior[None],
                 )
-                for first, second, prior in made
+                for first, second, prior in function(network, {}, users, catalogue)
             ]
 
         return cls(network, called)
@@ -95,21 +82,21 @@ class AskedAgain:
         return served
 
 
-def scored_by(parts: Sequence[tuple[Tensor, AskedAgain]], expected: Callable[[Tensor], Tensor]) -> Scored:
+def scored_by(parts: Sequence[tuple[Tensor, Tensor, AskedAgain]], expected: Callable[[Tensor], Tensor]) -> Scored:
     """What scores users of several networks.
 
     Args:
-        parts: of all users, where they are, and who is asked for them in that order.
+        parts: of all users, where they are, who is asked for them, and their places there.
         expected: scores ``[n, m]`` of logits ``[n, m, T]``.
     """
-    part_of = torch.empty(sum(len(places) for places, _ in parts), dtype=torch.long)
+    part_of = torch.empty(sum(len(rows) for rows, _, _ in parts), dtype=torch.long)
     place_of = torch.empty_like(part_of)
-    for number, (places, _) in enumerate(parts):
-        part_of[places], place_of[places] = number, torch.arange(len(places))
+    for number, (rows, places, _) in enumerate(parts):
+        part_of[rows], place_of[rows] = number, places
 
     def scored(places: Tensor, items: Tensor) -> Tensor:
         scores = torch.empty(items.shape)
-        for number, (_, asked) in enumerate(parts):
+        for number, (_, _, asked) in enumerate(parts):
             rows = torch.nonzero(part_of[places] == number).flatten()
             if len(rows):
                 scores[rows] = expected(asked.logits(place_of[places[rows]], items[rows]))

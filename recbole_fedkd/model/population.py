@@ -78,15 +78,19 @@ class NetworkPopulation(LabelledRecommender):
         """Route each user to the network of its client; see :meth:`LabelledRecommender.rank_chosen`."""
         return self._ranked(users, NO_CONTEXT, items)
 
+    @property
+    def screens(self) -> bool:
+        """See :meth:`LabelledRecommender.screens`."""
+        return all(map(ranks_chosen, self.networks))
+
     @torch.no_grad()
     def scored_again(self, users: Tensor) -> Scored:
         """Route each user to the network of its client; see :meth:`LabelledRecommender.scored_again`."""
-        if not self.ranks_chosen:
-            return super().scored_again(users)
         parts = []
         for client, rows in homes(self.client_of_user[users]):
             network, own = self.networks[client], self.local_id[users[rows]]
-            parts.append((rows, AskedAgain.of_one(network, own, self.catalogue_of(network, client))))
+            asked = AskedAgain.of_one(network, own, self.catalogue_of(network, client))
+            parts.append((rows, torch.arange(len(rows)), asked))
         return scored_by(parts, self.expected)
 
     def _ranked(self, users: Tensor, context: Context, chosen: Tensor | None) -> Tensor:

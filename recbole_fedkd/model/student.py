@@ -251,8 +251,11 @@ class NetworkRecommender(LabelledRecommender):
         """See :meth:`LabelledRecommender.scored_again`."""
         if not self.ranks_chosen:
             return super().scored_again(users)
-        asked = AskedAgain.of_one(self.network, users, self.catalogue_of(self.network))
-        return scored_by([(torch.arange(len(users)), asked)], self.expected)
+        asked, everybody = (
+            AskedAgain.of_one(self.network, users, self.catalogue_of(self.network)),
+            torch.arange(len(users)),
+        )
+        return scored_by([(everybody, everybody, asked)], self.expected)
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """``CE(y, p) + lambda R(w)`` of a batch."""

@@ -6,7 +6,8 @@ touched. For computing, clients are packed: item ids are renumbered per client, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from recbole_fedkd.engine.fleet.group import Base, Caller, ClientGroup
 from recbole_fedkd.engine.fleet.mapped import MappedTensors
 from recbole_fedkd.engine.fleet.store import ragged
 from recbole_fedkd.model.asked_again import AskedAgain, Scored, scored_by
-from recbole_fedkd.model.catalogue import KEPT, rank_items, ranks_chosen, ranks_side_by_side
+from recbole_fedkd.model.catalogue import rank_items, ranks_chosen, ranks_side_by_side
 from recbole_fedkd.model.network import NO_CONTEXT, Context
 from recbole_fedkd.model.population import RoutedPopulation, homes, local_ids, rows_that_stay, whole_networks
 from recbole_fedkd.model.shared import Rows, forget_cached
@@ -93,16 +94,33 @@ class CompactPopulation(nn.Module):
         return rows_that_stay(self.client_groups[group].whole, self.private_parameters)
 
 
-def _called(network: nn.Module, state: Mapping[str, Tensor], function: Callable[..., Any]) -> Any:
-    """A function of a network with a client's own parameters."""
-    return Caller(network, function).by(state)
+def _scored(group: ClientGroup, targets: int, rows: int) -> float:
+    """Numbers that a client of a group takes when it scores ``targets`` items for each of ``rows`` rows."""
+    width = sum(table.shape[1] for table in (group.item_base(), group.user_table())) + 1
+    return group.item_count + 64 * width * rows * targets
 
 
-def _ranked(network: nn.Module, users: Tensor, context: Context, items: int, made: list[Any] | None) -> Tensor:
-    """Rank by a client's network; ``made`` takes in its catalogue, so that further users of the client need none."""
-    if made is not None and not made:
-        made.append(network.catalogue())  # type: ignore[operator]
-    return rank_items(network, users, context, items, made[0] if made else None)
+@dataclass(frozen=True)
+class _AllItems:
+    """Clients of a group side by side, with every item by its own number.
+
+    Attributes:
+        rows: of all users, which are theirs ``[k]``.
+        columns: client and column of each of those, ``[k]`` each.
+        users: local ids, 0 where there is none ``[c, m]``.
+        call: calls a function of the clients' networks, see :meth:`ClientGroup.called`.
+        packed: what every call is given.
+    """
+
+    rows: Tensor
+    columns: tuple[Tensor, Tensor]
+    users: Tensor
+    call: Callable[..., Any]
+    packed: tuple[Any, ...]
+
+    def called(self, function: Callable[..., Any], *more: Any) -> Any:
+        """Call a function of a network, its parameters, its users ``[m]`` and more of each client, for all at once."""
+        return self.call(function, *self.packed, *more)
 
 
 class FleetPopulation(CompactPopulation, LabelledRecommender):
@@ -130,7 +148,7 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
             mine = mine[torch.argsort(owners[mine], stable=True)]
             clients, counts = torch.unique_consecutive(owners[mine] // len(self.groups), return_counts=True)
             starts = counts.cumsum(0) - counts
-            for chosen in self._parts(group, counts, items.shape[1]):
+            for chosen in self._parts(counts, partial(_scored, group, items.shape[1])):
                 slot, column = ragged(counts[chosen])
                 rows = starts[chosen][slot] + column
                 self._score(group, base, clients[chosen], (mine[rows], slot, column), (users, items, context), out)
@@ -139,126 +157,99 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
     @torch.no_grad()
     def rank(self, users: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Every user by the network of the client it lives on; see :meth:`LabelledRecommender.rank`."""
-        owners = self.client_of_user[users]
         out = torch.empty(len(users), len(self.label_values), self.item_num, device=users.device).transpose(1, 2)
-        for index, group in enumerate(self.client_groups):
-            rows = torch.nonzero(owners % len(self.groups) == index).flatten()
-            if group.single_users and ranks_side_by_side(group.whole):
-                self._rank_side_by_side(group, owners[rows] // len(self.groups), rows, context, out)
+        for group, rows in self._by_group(users):
+            if ranks_side_by_side(group.whole):
+                self._rank_side_by_side(group, rows, users, context, out)
             else:
-                self._rank_one_by_one(group, index, rows, users, context, out)
+                self._rank_one_by_one(group, rows, users, context, out)
         return out
 
+    def _by_group(self, users: Tensor) -> Iterator[tuple[ClientGroup, Tensor]]:
+        """Every group, with the places of the users that live on its clients."""
+        owners = self.client_of_user[users]
+        for index, group in enumerate(self.client_groups):
+            yield group, torch.nonzero(owners % len(self.groups) == index).flatten()
+
     def _rank_side_by_side(
-        self, group: ClientGroup, clients: Tensor, rows: Tensor, context: Context, out: Tensor
+        self, group: ClientGroup, rows: Tensor, users: Tensor, context: Context, out: Tensor
     ) -> None:
-        """Fill rows ``[n]`` of ``out`` with what clients ``[n]`` of one user each make of it."""
+        """Fill rows ``[n]`` of ``out``, whose users live on clients of a group that can be asked at once."""
 
         def rank(network: nn.Module, parameters: Any, users: Tensor, context: Context) -> Tensor:
             return rank_items(network, users, context, self.item_num)
 
-        # Tables of all items and logits, each made and then copied once.
-        width = 2 * (group.item_base().shape[1] + len(self.label_values))
-        for part, called in self._by_all_items(group, clients, width):
-            own = {name: values[rows[part]].unsqueeze(1) for name, values in context.items()}
-            out[rows[part]] = called(rank, own)[:, 0]
+        for pack in self._by_all_items(group, users[rows], len(self.label_values)):
+            asked, slot, column = rows[pack.rows], *pack.columns
+            own = {}
+            for name, values in context.items():
+                own[name] = values.new_zeros(*pack.users.shape, *values.shape[1:])
+                own[name][slot, column] = values[asked]
+            out[asked] = pack.called(rank, own)[slot, column]
 
-    def _by_all_items(
-        self, group: ClientGroup, clients: Tensor, width: int
-    ) -> Iterator[tuple[Tensor, Callable[..., Any]]]:
-        """Packs of clients ``[n]`` of one user each with every item, each of ``width`` numbers at a time.
+    def _by_all_items(self, group: ClientGroup, users: Tensor, labels: int) -> Iterator[_AllItems]:
+        """Users ``[n]`` of a group, packs of its clients with every item at a time.
 
-        Yields:
-            Their places, and what calls a function of the network, its parameters, its user ``[1]`` and more of each client
-            ``[c, ...]``, for all of them at once.
+        ``labels``: of how many each user gets a number for every item, beside the tables of its client.
         """
-        base = group.base()
+        base, owners = group.base(), self.client_of_user[users] // len(self.groups)
         group.whole.eval()
-        at_once = max(1, int(self.memory / (4 * self.item_num * max(1, width))))
-        for part in torch.arange(len(clients)).split(at_once) if len(clients) else ():
-            pack = group.pack_of_all_items(clients[part])
+        order = torch.argsort(owners, stable=True)
+        clients, counts = torch.unique_consecutive(owners[order], return_counts=True)
+        starts, width = counts.cumsum(0) - counts, base[1].shape[1]
+
+        # Tables of all items and logits, each made and then copied once; tables that are kept are not copied.
+        def taken(most: int) -> float:
+            return self.item_num * max(1, width if not labels else 2 * (width + most * labels))
+
+        for chosen in self._parts(counts, taken):
+            slot, column = ragged(counts[chosen])
+            rows = order[starts[chosen][slot] + column]
+            local = torch.zeros(len(chosen), int(counts[chosen[0]]), dtype=torch.long, device=users.device)
+            local[slot, column] = self.local_id[users[rows]]
+            pack = group.pack_of_all_items(clients[chosen])
             buffers, weights = group.buffers_of(pack, renumbered=False), group.weights(pack, base, serving=True)
-            users = torch.ones_like(part)[:, None]
-
-            def called(
-                function: Callable[..., Any],
-                *more: Any,
-                weights: Any = weights,
-                buffers: Any = buffers,
-                users: Tensor = users,
-            ) -> Any:
-                return group.called(group.whole, function, weights, buffers, users, *more)
-
-            yield part, called
+            yield _AllItems(rows, (slot, column), local, partial(group.called, group.whole), (weights, buffers, local))
 
     @property
     def screens(self) -> bool:
         """See :meth:`LabelledRecommender.screens`."""
-        side_by_side = all(group.single_users and ranks_side_by_side(group.whole) for group in self.client_groups)
-        return (side_by_side or self.clients <= KEPT) and all(ranks_chosen(group.whole) for group in self.client_groups)
+        return all(ranks_chosen(group.whole) for group in self.client_groups)
 
     @torch.no_grad()
     def scored_again(self, users: Tensor) -> Scored:
         """See :meth:`LabelledRecommender.scored_again`; what clients' networks make of their items is kept."""
-        owners, bases = self.client_of_user[users], dict[int, Any]()
-        parts: list[tuple[Tensor, AskedAgain]] = []
-        for index, group in enumerate(self.client_groups):
-            rows = torch.nonzero(owners % len(self.groups) == index).flatten()
-            if group.single_users:
-                # Tables are kept however many are made at a time.
-                width = group.item_base().shape[1]
-                for part, called in self._by_all_items(group, owners[rows] // len(self.groups), width):
-                    parts.append((rows[part], AskedAgain(group.whole, called)))
-                continue
-            for client, mine in homes(owners[rows]):
-                own, _ = self._kept_of(client, bases)
-                by = partial(_called, self.network_of(client).eval(), own)
-                parts.append((rows[mine], AskedAgain.of_one(group.whole, users[rows[mine]], by=by)))
+        parts = []
+        for group, rows in self._by_group(users):
+            for pack in self._by_all_items(group, users[rows], 0):
+                slot, column = pack.columns
+                places = slot * pack.users.shape[1] + column
+                parts.append((rows[pack.rows], places, AskedAgain(group.whole, pack.called)))
         return scored_by(parts, self.expected)
 
-    def _rank_one_by_one(
-        self, group: ClientGroup, index: int, rows: Tensor, users: Tensor, context: Context, out: Tensor
-    ) -> None:
+    def _rank_one_by_one(self, group: ClientGroup, rows: Tensor, users: Tensor, context: Context, out: Tensor) -> None:
         """Fill rows ``[n]`` of ``out``, whose users live on clients of a group."""
-        owners = self.client_of_user[users]
-        bases: dict[int, Any] = {}
-        for client in owners[rows].unique().tolist():
-            mine = rows[owners[rows] == client]
-            own, made = self._kept_of(client, bases)
+        base = group.base()
+        for client, places in homes(self.client_of_user[users[rows]]):
+            own = group.served_by(torch.tensor(client // len(self.groups), device=rows.device), base)
+            mine = rows[places]
             of_rows = {name: values[mine] for name, values in context.items()}
-            caller = Caller(self.network_of(client).eval(), _ranked)
-            out[mine] = caller.by(own, users[mine], of_rows, self.item_num, made)
+            # Every network is that of all users, by their numbers among all.
+            caller = Caller(self.network_of(client).eval(), rank_items)
+            out[mine] = caller.by(own, users[mine], of_rows, self.item_num)
 
-    def _kept_of(self, client: int, bases: dict[int, Any]) -> tuple[dict[str, Tensor], list[Any] | None]:
-        """As :meth:`_served`, from what is kept."""
-        served = partial(self._served, client, bases)
-        return served() if self.kept is None else self.kept.of(client, served)
+    def _parts(self, counts: Tensor, taken: Callable[[int], float]) -> Iterator[Tensor]:
+        """Clients with about as many rows each, ``fleet_memory`` at a time, by their places in ``counts`` ``[c]``.
 
-    def _served(self, client: int, bases: dict[int, Any]) -> tuple[dict[str, Tensor], list[Any] | None]:
-        """The network that serves a client's users, by its parameters, and room for what a ranking makes of them; None: none.
-
-        ``bases``: what a group's clients have in common, by the group, as far as it is known.
+        The first of a part has the most, and none has less than half as many. ``taken``: numbers that a client takes.
         """
-        slot, index = divmod(client, len(self.groups))
-        group = self.client_groups[index]
-        if index not in bases:
-            bases[index] = group.base()
-        own = group.served_by(torch.tensor(slot, device=self.client_of_user.device), bases[index])
-        if self.kept is None or not getattr(group.whole, "ranks", False):
-            return own, None
-        return own, []
-
-    def _parts(self, group: ClientGroup, counts: Tensor, targets: int) -> list[Tensor]:
-        """Clients with about as many rows each, ``fleet_memory`` at a time, by their places in ``counts`` ``[c]``."""
-        width = sum(table.shape[1] for table in (group.item_base(), group.user_table())) + 1
-        order = torch.argsort(counts, descending=True)
-        parts = []
+        order = torch.argsort(counts, descending=True, stable=True)
         while len(order):
-            rows = int(counts[order[0]]) * targets
-            taken = max(1, int(self.memory / (4 * (group.item_count + 64 * width * rows))))
-            parts.append(order[:taken])
-            order = order[taken:]
-        return parts
+            most = int(counts[order[0]])
+            alike = int((2 * counts[order] >= most).sum())
+            part = min(alike, max(1, int(self.memory / (4 * taken(most)))))
+            yield order[:part]
+            order = order[part:]
 
     def _score(self, group: ClientGroup, base: Base, clients: Tensor, where: Where, asked: Asked, out: Tensor) -> None:
         """Score the rows of packed clients."""
