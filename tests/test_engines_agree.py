@@ -165,6 +165,8 @@ def one_of_each():
         )
     for name in ROBUST_MEANS:
         yield f"robust mean {name}", {"strategy": "fedavg", "robust_mean": name, "trim_ratio": 0.3}
+        few = {"clients_per_round": 3, "partition": "quantity:0.5"}
+        yield f"robust mean {name} of few", {"strategy": "fedavg", "robust_mean": name, "trim_ratio": 0.3, **few}
     for name in SERVER_OPTIMIZERS:
         yield f"server optimizer {name}", {"strategy": "fedavg", "server_optimizer": name, "server_learning_rate": 0.1}
 

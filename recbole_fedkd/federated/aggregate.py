@@ -65,7 +65,7 @@ class EveryUpload(Fold):
     """All uploads, for a function of them all.
 
     Args:
-        function: of the uploads in the order in which they came.
+        function: of the uploads in the order of their senders, whenever they came: it may take the first of equal ones.
     """
 
     def __init__(self, function: Callable[[list[Message]], Tensors]) -> None:
@@ -82,7 +82,7 @@ class EveryUpload(Fold):
 
     def finish(self) -> Tensors:
         """What the function makes of them."""
-        return self.function(self.uploads)
+        return self.function(sorted(self.uploads, key=lambda upload: upload.sender))
 
 
 class Sums(Fold):
