@@ -91,7 +91,9 @@ class TeacherAndStudent(nn.Module):
         """Logits of what serves, given those of the networks that do: where both do, of their mean distribution."""
         if len(logits) == 1:
             return logits[0]
-        return torch.stack([of_network.log_softmax(-1) for of_network in logits]).logsumexp(0) - math.log(2)
+        mean = torch.stack([of_network.log_softmax(-1) for of_network in logits]).logsumexp(0) - math.log(2)
+        # Of a ranking, items lie side by side.
+        return mean if logits[0].stride(-1) == 1 else mean.mT.contiguous().mT
 
     def mutual_losses(
         self,
