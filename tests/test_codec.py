@@ -107,6 +107,14 @@ def test_encoded_messages_are_smaller_and_the_run_stays_near_the_plain_one(run, 
     assert all(0 < each["codec_error"] < 0.05 for each in small["rounds"])
 
 
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_a_matrix_that_holds_no_number_is_not_decomposed_and_refused_by_who_reads_it(bad):
+    array = np.ones((3, 4), dtype=np.float32)
+    array[1, 2] = bad
+    stack = CodecStack.of(["low_rank"], SETTINGS)
+    assert np.array_equal(stack.decode(stack.encode({"weight": array}, 0))["weight"], array, equal_nan=True)
+
+
 @given(matrix=arrays_of.arrays(np.float32, (40, 6), elements=st.floats(-1, 1, width=32)))
 def test_low_rank_keeps_the_share_of_the_energy_that_the_round_asks_for(matrix):
     codec = LowRank()

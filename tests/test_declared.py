@@ -12,8 +12,9 @@ import yaml
 
 from recbole_fedkd.command_line.help import _value_text
 from recbole_fedkd.config.files import PROPERTIES
-from recbole_fedkd.config.outlines import described, metric_of, traits_of_strategy
+from recbole_fedkd.config.outlines import described, metric_of, traits_of_stage, traits_of_strategy
 from recbole_fedkd.evaluation.metrics import register as metrics
+from recbole_fedkd.federated.stage import STAGES
 from recbole_fedkd.federated.strategy import STRATEGIES
 from recbole_fedkd.registry import registries, settings_of
 
@@ -57,6 +58,7 @@ def outlines_written():
     strategies = shipped(STRATEGIES)
     sections = {
         "strategies": {name: sorted(traits_of_strategy(name)) for name in strategies},
+        "stages": {name: sorted(traits_of_stage(name)) for name in shipped(STAGES)},
         "keys": {
             kind: {name: [*settings_of(registries()[kind].settings[name])] for name in shipped(registries()[kind])}
             for kind in described()["keys"]

@@ -87,6 +87,8 @@ WRONG = [
     ("AttnFedKD", {"privacy": "{epsilon: 1}"}),
     ("AttnFedKD", {"attack": "{kind: sign_flip}", "strategy": "local"}),
     ("AttnFedKD", {"secure_aggregation": "True", "strategy": "local"}),
+    ("AttnFedKD", {"codecs": "[int8]", "stages": "[clip]"}),
+    ("AttnFedKD", {"codecs": "[int8]", "stages": "[codecs, clip]"}),
     ("AttnFedKD", {"plugins": "missing.py"}),
     ("AttnFedKD", {"plugins": "missing_module"}),
 ]

@@ -316,9 +316,10 @@ def counting(self, state, statistics):
     return {**AVERAGING.step(self, shared, statistics), **{name: value + 1 for name, value in counts.items()}}
 
 
+@pytest.mark.parametrize("download_schema", [AVERAGING.download_schema, Strategy.download_schema], ids=["named", "any"])
 @pytest.mark.parametrize("codecs", [[], ["int8"]], ids=["plain", "int8"])
-def test_what_the_server_begins_with_and_keeps_to_itself_does_not_travel(prepared, forgotten, codecs):
-    methods = {"name": "outside", "initial_state": with_counts, "step": counting}
+def test_what_the_server_begins_with_and_keeps_to_itself_does_not_travel(prepared, forgotten, codecs, download_schema):
+    methods = {"name": "outside", "initial_state": with_counts, "step": counting, "download_schema": download_schema}
     register_strategy(type("Outside", (AVERAGING,), methods))
     local, fleet = trainers_of(prepared, strategy="outside", codecs=codecs)
     assert fleet.engine.name == "fleet"

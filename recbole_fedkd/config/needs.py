@@ -1,11 +1,12 @@
-"""What RecBole's models ask of the installation and of keys, said before anything of them is loaded."""
+"""What RecBole's models, and stages, ask of the installation and of keys, said before anything of them is loaded."""
 
 from __future__ import annotations
 
 import importlib.util
 from typing import Any
 
-from recbole_fedkd.errors import InputError
+from recbole_fedkd.config.outlines import traits_of_stage
+from recbole_fedkd.errors import InputError, listed, shown
 
 # Imported inside functions of RecBole's models and of its knowledge graph.
 _PACKAGES = {"NCL": "faiss", "KGAT": "dgl", "KGIN": "torch_scatter", "MCCLK": "torch_scatter", "NNCF": "networkx"}
@@ -77,3 +78,24 @@ def check_has_clients(config: Any) -> None:
     """Raise :class:`InputError` for a config without clients, where there have to be some."""
     if not config.federated:
         raise InputError(f"strategy is {config['strategy']}, which has no clients; a federation has")
+
+
+def check_stages(config: Any) -> None:
+    """Check that codecs are among the stages, behind those that read numbers.
+
+    Raises:
+        InputError: they are not.
+    """
+    codecs, stages = config["codecs"], config["stages"]
+    if not (config.federated and codecs):
+        return
+    if "codecs" not in stages:
+        raise InputError(
+            f"codecs is {shown(codecs)}, but stages is {shown(stages)}; name codecs where they belong among them"
+        )
+    behind = stages[stages.index("codecs") + 1 :]
+    if late := [stage for stage in behind if "reads_numbers" in traits_of_stage(stage)]:
+        raise InputError(
+            f"stages is {shown(stages)}, but behind codecs={shown(codecs)} there are codes, and {listed(late)} reads numbers; "
+            f"name {listed(late)} before codecs"
+        )

@@ -158,6 +158,14 @@ def traits_of_strategy(name: str) -> frozenset[str]:
     return frozenset(traits | ({"learns_mutually"} if mutual else set()))
 
 
+def traits_of_stage(name: str) -> frozenset[str]:
+    """What a stage does, as its class says: ``reads_numbers``, or nothing."""
+    stages = registries().get("stages")
+    if stages is None:
+        return frozenset(described()["stages"][name])
+    return frozenset({"reads_numbers"} if getattr(stages[name], "reads_numbers", False) else set())
+
+
 def keys_of(kind: str, name: str) -> frozenset[str]:
     """The keys that one of a registry's things declares, such as of the ``strategies`` ``fedavg``."""
     registry = registries().get(kind)

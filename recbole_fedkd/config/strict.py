@@ -18,7 +18,7 @@ from recbole_fedkd.config.files import OWN_DEFAULTS, PROPERTIES, RECBOLE_PROPERT
 from recbole_fedkd.config.given import convert_given, read_files, values_of_preset
 from recbole_fedkd.config.keys import keys_of_model, keys_with, merged_layers, read_sections, settings_of_model
 from recbole_fedkd.config.known import KnownKeys
-from recbole_fedkd.config.needs import check_columns, check_negatives
+from recbole_fedkd.config.needs import check_columns, check_negatives, check_stages
 from recbole_fedkd.config.outlines import has_dataset, keys_of, keys_of_all
 from recbole_fedkd.config.shapes import check_fields
 from recbole_fedkd.config.synonyms import called_here
@@ -70,6 +70,7 @@ class StrictConfig(FederatedConfig):
         self._check_valid_metric()
         check_fields(self)
         check_transform(self)
+        check_stages(self)
         check_privacy(self)
         check_attack(self)
         check_columns(self)

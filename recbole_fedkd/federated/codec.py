@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_fedkd.errors import InputError, shown
 from recbole_fedkd.federated import random_k as _random_k  # noqa: F401  (registers its codec)
 from recbole_fedkd.federated.encoding import CODECS, Arrays, Codec
 from recbole_fedkd.registry import read_settings, registries, setting
@@ -143,16 +142,8 @@ class WireCodecs:
 
     @staticmethod
     def of(config: Any) -> WireCodecs:
-        """What a config names.
-
-        Raises:
-            InputError: codecs, and stages without them.
-        """
+        """What a config names."""
         wire, known = read_settings(WireSettings, config), registries()["stages"].settings
-        if wire.codecs and "codecs" not in wire.stages:
-            raise InputError(
-                f"codecs is {shown(wire.codecs)}, but stages is {shown(wire.stages)}; name codecs where they belong among them"
-            )
         down = wire.codecs if wire.broadcast_codecs is None else wire.broadcast_codecs
         stages: tuple[tuple[str, Any], ...] = tuple((name, read_settings(known[name], config)) for name in wire.stages)
         return WireCodecs(CodecStack.of(wire.codecs, config), CodecStack.of(down, config), stages)

@@ -256,7 +256,8 @@ class LowRank(Codec):
 
     def encode(self, array: NDArray[np.float32], round_index: int) -> Arrays | None:
         """``left`` ``[n, r]`` (times the singular values), ``right`` ``[r, m]`` and ``shape``; None for a vector."""
-        if array.ndim < 2 or not array.size:
+        # Of a matrix with an infinity the decomposition never ends; as it is, whoever reads it refuses it.
+        if array.ndim < 2 or not array.size or not np.isfinite(array).all():
             return None
         matrix = array.reshape(len(array), -1)
         left, values, right = np.linalg.svd(matrix, full_matrices=False)

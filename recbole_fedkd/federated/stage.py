@@ -86,10 +86,12 @@ class Stage(ABC):
     Attributes:
         name: element of the config key ``stages``.
         settings_type: dataclass of its keys.
+        reads_numbers: whether it does something with an array's numbers, of which codecs before it would leave codes.
     """
 
     name: str
     settings_type: type = NoSettings
+    reads_numbers: bool = False
 
     def __init_subclass__(cls) -> None:
         # What goes over many messages at once does not do what somebody else's methods do.
@@ -333,6 +335,7 @@ class Clip(Stage):
 
     name = "clip"
     settings_type = ClipSettings
+    reads_numbers = True
 
     def encode(self, message: Message) -> Message:
         """No longer than the bound; of counts that do not fit others stay in every round and of every client."""

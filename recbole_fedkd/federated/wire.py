@@ -78,7 +78,7 @@ class ClientLink:
     ) -> None:
         self.number, self.strategy, self.codecs, self.follows = number, strategy, codecs, follows
         self.schema = strategy.download_schema(network)
-        own = Updates(_heard(self.schema, network)) if travels_as_update(strategy, codecs) else None
+        own = Updates(_heard(strategy, network)) if travels_as_update(strategy, codecs) else None
         self.updates: Updates | None = own if follows is None else follows.updates
         built = stages_of(codecs, feedback and self.updates is not None)
         self.stages = [self.updates, *built] if self.updates is not None else built
@@ -256,7 +256,7 @@ class ServerLink:
     def __init__(self, strategy: Strategy, codecs: WireCodecs, network: ServerState) -> None:
         self.strategy, self.codecs = strategy, codecs
         updates = travels_as_update(strategy, codecs)
-        self.broadcast = Broadcast(_heard(strategy.download_schema(network), network)) if updates else None
+        self.broadcast = Broadcast(_heard(strategy, network)) if updates else None
         self.schema = strategy.upload_schema(network)
         self.stages = stages_of(codecs)
         for stage in self.stages:
@@ -414,9 +414,10 @@ def arrays_of(tensors: Mapping[str, Tensor]) -> Arrays:
     return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
-def _heard(schema: Schema | None, network: ServerState) -> Arrays:
+def _heard(strategy: Strategy, network: ServerState) -> Arrays:
     """What clients hear of the state that the server begins with; the rest is the server's own."""
-    return arrays_of({name: value for name, value in network.items() if schema is None or name in schema.arrays})
+    message = strategy.download(network, SERVER, 0)
+    return arrays_of({name: value for name, value in network.items() if message is None or name in message.arrays})
 
 
 def _specs(arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, ArraySpec]:
