@@ -13,6 +13,7 @@ from recbole_fedkd.distillation.factors import Rows
 from recbole_fedkd.errors import InputError
 from recbole_fedkd.federated.codec import CodecStack
 from recbole_fedkd.federated.knowledge import FactorKnowledge, Sizes
+from recbole_fedkd.model import received
 from recbole_fedkd.model.factor_head import FactorHead
 from recbole_fedkd.quick_start import build_trainer
 
@@ -129,6 +130,14 @@ def test_a_head_starts_as_a_distribution_with_what_the_fold_in_predicts_for_a_me
     low, high = float(VALUES[0]), float(VALUES[-1])
     inside = factors.MARGIN * (high - low)
     torch.testing.assert_close(found @ VALUES.double(), mean.clamp(low + inside, high - inside), atol=1e-4, rtol=0)
+
+
+def test_where_a_codec_dropped_every_count_nobody_is_alone(monkeypatch):
+    exchange, *_ = parts = clients()
+    totals, said = exchanged(parts)
+    monkeypatch.setattr(received, "described_in_groups", lambda *of_one: pytest.fail("told to be alone"))
+    dropped = torch.zeros_like(totals["histogram"])
+    FactorHead(exchange, 4).know({**totals, "histogram": dropped}, {**said[0], "histogram": dropped})
 
 
 def test_a_loaded_head_predicts_as_before(run, tmp_path):

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, mean_absolute_error, ndcg_score, roc_auc_score
 
+from recbole_fedkd.data.rows import FullSortLoader
+from recbole_fedkd.evaluation import judge
 from recbole_fedkd.evaluation.metrics import labelled_ndcg, register_metric
 
 
@@ -258,3 +260,22 @@ def test_nothing_of_a_trainer_changes_while_a_protocol_judges(prepared, monkeypa
     trainer.evaluate(evaluations[1], load_best_model=False)
     assert [told is protocol.config for (told, _), protocol in zip(seen, evaluations[1], strict=True)] == [True, True]
     assert all(all(same) for _, same in seen) and trainer.config is config
+
+
+def test_rows_of_a_client_are_judged_one_after_the_other_and_judged_alike(prepared, monkeypatch):
+    _, trainer, _, evaluations = prepared("AttnFedKD", client_num=5)
+    with monkeypatch.context() as as_they_come:
+        as_they_come.setattr(judge, "bring_together", lambda loader, client_of_user: None)
+        expected = trainer.evaluate(evaluations[1], load_best_model=False)
+    rows = [protocol.loader._dataset.inter_feat for protocol in evaluations[1].protocols]
+    before = [torch.stack([part["user_id"], part["item_id"]]) for part in rows]
+    assert trainer.evaluate(evaluations[1], load_best_model=False) == pytest.approx(expected, abs=1e-4)
+    for protocol, (users, items) in zip(evaluations[1].protocols, before, strict=True):
+        if isinstance(protocol.loader, FullSortLoader):
+            found = trainer.model.client_of_user[protocol.loader.ranked_users]
+        else:
+            judged = protocol.loader._dataset.inter_feat
+            found = trainer.model.client_of_user[judged["user_id"]]
+            for user in users.unique():
+                assert torch.equal(judged["item_id"][judged["user_id"] == user], items[users == user])
+        assert (found.diff() >= 0).all() and len(found.unique()) == 5

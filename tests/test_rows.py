@@ -12,7 +12,7 @@ from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers as recbole_samplers
 from recbole.sampler import Sampler
 
-from recbole_fedkd.data.rows import FullSortLoader, Rows, UserSampler, create_samplers
+from recbole_fedkd.data.rows import FullSortLoader, Rows, UserSampler, bring_together, create_samplers
 
 COLUMNS = {"id": torch.arange(6), "value": torch.rand(6, 2), "name": torch.arange(6) * 10}
 
@@ -129,7 +129,7 @@ def test_full_sort_loader_knows_the_users_and_items_that_recbole_knows(rows):
                 assert (own is None) == (other is None)
                 assert own is None or own.tolist() == sorted(other.tolist())
         homes = torch.arange(len(found.uid2items_num)) % 2
-        found.bring_together(homes)
+        bring_together(found, homes)
         order = sorted(expected.uid_list.tolist(), key=lambda user: (user % 2, user))
         assert found.uid_list.tolist() == found.user_df[found.uid_field].tolist() == order
         assert [user for batch in found for user in batch[0][found.uid_field].tolist()] == order

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader
+from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader, TrainDataLoader
 from recbole.data.interaction import Interaction
 from recbole.data.utils import get_dataloader
 from recbole.sampler import RepeatableSampler, Sampler
@@ -223,15 +223,6 @@ class FullSortLoader(FullSortEvalDataLoader):
         users: Ids = (self._dataset.inter_feat[self.uid_field] if self.is_sequential else self.uid_list).numpy()
         return users
 
-    def bring_together(self, client_of_user: Tensor) -> None:
-        """Rank the users of a client one after the other, so that few networks are asked for a batch.
-
-        ``client_of_user``: ``[users]``; of equal ones users stay in their order.
-        """
-        if not self.is_sequential:
-            order = torch.argsort(client_of_user.cpu()[self.uid_list], stable=True)
-            self.uid_list, self.user_df = self.uid_list[order], self.user_df[order]
-
     def _init_batch_size_and_step(self) -> None:
         """As RecBole's, but in batches of :data:`PAIRS` where ``eval_batch_size`` makes smaller ones of a user or two."""
         super()._init_batch_size_and_step()
@@ -239,6 +230,26 @@ class FullSortLoader(FullSortEvalDataLoader):
             items = self._dataset.item_num
             self.step: int = max(self.step, PAIRS // items)
             self.set_batch_size(self.step * items)
+
+
+def bring_together(loader: Any, client_of_user: Tensor) -> None:
+    """Judge the users of a client one after the other, so that few networks are asked for a batch.
+
+    Args:
+        loader: one that ranks every item, or judges rows as they are; its users or rows change places. Others stay as they are.
+        client_of_user: ``[users]``; what is of equal ones stays in its order.
+    """
+    rows = loader._dataset
+    if isinstance(loader, FullSortLoader) and not loader.is_sequential:
+        order = _order_of(client_of_user, loader.uid_list)
+        loader.uid_list, loader.user_df = loader.uid_list[order], loader.user_df[order]
+    elif type(loader) is NegSampleEvalDataLoader and loader.neg_sample_args["distribution"] == "none":
+        rows.inter_feat = rows.inter_feat[_order_of(client_of_user, rows.inter_feat[rows.uid_field])]
+
+
+def _order_of(client_of_user: Tensor, users: Tensor) -> Tensor:
+    """Places of users ``[n]``, those of a client side by side."""
+    return torch.argsort(client_of_user.cpu()[users], stable=True)
 
 
 class TrainingLoader(TrainDataLoader):

@@ -13,7 +13,7 @@ from recbole.trainer import Trainer
 from recbole.utils import EvaluatorType
 from torch import Tensor
 
-from recbole_fedkd.data.rows import PAIRS, FullSortLoader
+from recbole_fedkd.data.rows import PAIRS, bring_together
 from recbole_fedkd.evaluation.collector import DISTRIBUTION, LabelCollector, PlainEvaluator
 from recbole_fedkd.evaluation.per_user import user_values
 from recbole_fedkd.evaluation.screening import Screen, is_worth_it
@@ -43,10 +43,10 @@ class Judge(Trainer):
         self.tot_item_num: Any = None
 
     def judged(self, model: Any, loader: Any, show_progress: bool) -> OrderedDict[str, float]:
-        """Metrics of a model on the rows of a RecBole loader; one that ranks everything brings users of a client together."""
+        """Metrics of a model on the rows of a RecBole loader, in which those of a client are brought together."""
         homes = getattr(model, "client_of_user", None)
-        if homes is not None and isinstance(loader, FullSortLoader):
-            loader.bring_together(homes)
+        if homes is not None:
+            bring_together(loader, homes)
         self.model, self.at_once = model, bool(getattr(model, "ranks_chosen", False))
         with getattr(model, "unchanged", nullcontext)():
             self.screen = self._screen(loader) if getattr(model, "screens", False) else None

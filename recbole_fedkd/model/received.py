@@ -76,8 +76,9 @@ class ReceivedTables(WithRows):
         self.know_items(totals)
         if exchange.settings.stages[-1] not in totals:
             return  # nothing is trained before the exchange is over, and leaving every row out takes its time
-        if own and torch.equal(own["histogram"], totals["histogram"]):
-            # Nobody else has a row, and without its own part nothing would be left.
+        if own and own["histogram"].any() and torch.equal(own["histogram"], totals["histogram"]):
+            # Nobody else has a row, and without its own part nothing would be left. Where a codec dropped all counts, that says
+            # nothing.
             mean, features = described_in_groups(exchange, totals, None)
         else:
             others = exchange.known_users(item_tables(exchange.settings, totals, own, exchange.values))
