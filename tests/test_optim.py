@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import pickle
 
 import pytest
 import torch
@@ -61,6 +62,24 @@ def test_what_is_saved_of_a_parameter_holds_no_more_than_its_own_moments():
     for parameter, kept in zip(model.parameters(), optimizer.state_dict()["state"].values(), strict=True):
         for name in ("exp_avg", "exp_avg_sq"):
             assert kept[name].untyped_storage().nbytes() == 4 * parameter.numel()
+
+
+@pytest.mark.parametrize("threshold", [1e-30, 1e9])
+def test_one_that_was_pickled_goes_on_as_it_would_have_and_takes_no_more_than_its_own_moments(threshold):
+    model, loss = problem()
+    optimizer = AdamToSGD(model.parameters(), lr=0.01, switch_threshold=threshold, switch_reach=float("inf"))
+    for _ in range(4):
+        step(model, optimizer, loss)
+    again, pickled_optimizer = pickle.loads(pickle.dumps((model, optimizer)))
+    assert (optimizer.switched_at is None) == (threshold < 1)
+    kept = [value for own in pickled_optimizer.state.values() for value in own.values() if torch.is_tensor(value)]
+    assert kept and all(value.untyped_storage().nbytes() == 4 * value.numel() for value in kept)
+    for _ in range(3):
+        step(model, optimizer, loss)
+        step(again, pickled_optimizer, loss)
+    for mine, theirs in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert pickled_optimizer.state_dict()["switch"] == optimizer.state_dict()["switch"]
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])

@@ -5,7 +5,8 @@ SWATS (Keskar and Socher 2017, arXiv:1712.07628), the training strategy of AFD.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import getLogger
 from typing import Any, TypeVar, overload
 
@@ -238,11 +239,7 @@ class AdamToSGD(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The dictionary of any torch optimiser plus the estimate and the switch, all plain values."""
         state: dict[str, Any] = super().state_dict()
-        # A view would be saved with all of the memory that it is a part of.
-        state["state"] = {
-            number: {name: value.clone() if isinstance(value, Tensor) else value for name, value in own.items()}
-            for number, own in state["state"].items()
-        }
+        state["state"] = _apart(state["state"])
         state["switch"] = {
             "iteration": self.iteration,
             "smoothed": self.smoothed,
@@ -252,6 +249,10 @@ class AdamToSGD(Optimizer):
         }
         return state
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All of it, where torch's own leaves out what a subclass knows; pieces are made anew by the next step."""
+        return {**vars(self), "state": defaultdict(dict, _apart(self.state)), "_pieces": {}}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         state = dict(state_dict)
@@ -260,3 +261,11 @@ class AdamToSGD(Optimizer):
         self._pieces.clear()
         for name, value in switch.items():
             setattr(self, name, value)
+
+
+def _apart(states: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """What is kept of each parameter, in memory of its own: a view is saved with all of the memory that it is a part of."""
+    return {
+        of: {name: value.clone() if isinstance(value, Tensor) else value for name, value in own.items()}
+        for of, own in states.items()
+    }
