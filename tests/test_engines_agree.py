@@ -229,6 +229,16 @@ CHOICES = [
     {"strategy": "fedavg", "codecs": [], "broadcast_codecs": ["int8"], "server_optimizer": "fedadam", "min_clients": 2},
     {"strategy": "fedavg", "codecs": [], "broadcast_codecs": ["int8"], "robust_mean": "median"},
     {"strategy": "fedavg", "codecs": ["fp16"], "serve_after": "training"},
+    # What travels as an update is known before anything has come down, to losses, too.
+    {"strategy": "fedavg", "codecs": ["row_sparse"], "serve_after": "training", "proximal_weight": 0.3},
+    {"strategy": "fedgkd", "codecs": ["int8"], "serve_after": "training", "proximal_weight": 0.3, "min_clients": 2},
+    {
+        "strategy": "fedgkd",
+        "codecs": ["fp16"],
+        "serve_after": "training",
+        "proximal_weight": 0.3,
+        "clients_per_round": 3,
+    },
     {
         "strategy": "fedavg",
         "codecs": ["int8"],

@@ -224,7 +224,13 @@ class OwnDownlink(Downlink):
     def __init__(self, server: Server, groups: Sequence[ClientGroup], links: Links, device: torch.device) -> None:
         super().__init__(server, groups, links, device)
         self.received: dict[int, dict[str, Tensor]] = {}
+        # Before anything has come down, what travels as an update is known as everybody begins with it.
+        self._begun = on_device(to_tensors(server.link.reference), device)
         self._fresh: set[int] = set()
+
+    def _known(self, number: int) -> dict[str, Tensor]:
+        """What a client knows."""
+        return self.received.get(number, self._begun)
 
     def _read(self, messages: Mapping[int, Message | None]) -> None:
         """What clients make of what each of them has heard."""
@@ -244,7 +250,7 @@ class OwnDownlink(Downlink):
     def _understand(self, numbers: Sequence[int], messages: Mapping[int, Message | None]) -> None:
         """What clients that are alike make of it; who of them fails is found by asking one after the other."""
         message, links = messages[numbers[0]], [self.links[number] for number in numbers]
-        before = [self.received.get(number, {}) for number in numbers]
+        before = [self._known(number) for number in numbers]
         assert message is not None
         try:
             if self.server.strategy.elementwise:
@@ -286,18 +292,18 @@ class OwnDownlink(Downlink):
 
     def alike(self, number: int) -> Hashable:
         """Whether it has heard anything new, and what it knows."""
-        received = self.received.get(number, {})
+        received = self._known(number)
         known = tuple((name, value.shape) for name, value in received.items())
         return number in self._fresh, self.server.strategy.learns(received), known
 
     def heard(self, group_index: int, numbers: Sequence[int]) -> Heard:
         """What each knows; only what is new is put into its network."""
         group, strategy = self.groups[group_index], self.server.strategy
-        received = [self.received.get(number, {}) for number in numbers]
+        received = [self._known(number) for number in numbers]
         installed = [strategy.installed(known) for known in received] if numbers[0] in self._fresh else [{}]
         return Heard(
             own=_stacked(received),
-            tables=self._tables(received[0], installed[0]),
+            tables=self._tables(received[0], strategy.installed(received[0])),
             installed=_stacked(installed),
             whole_tables=bool(installed[0].keys() & set(group.item_names)),
             learns=strategy.learns(received[0]),
@@ -334,4 +340,7 @@ class OwnDownlink(Downlink):
 
 
 def _stacked(of_clients: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([known[name] for known in of_clients]) for name in of_clients[0]}
+    first, *others = of_clients
+    if all(known is first for known in others):
+        return {name: value.expand(len(of_clients), *value.shape) for name, value in first.items()}
+    return {name: torch.stack([known[name] for known in of_clients]) for name in first}
