@@ -105,15 +105,13 @@ class _AllItems:
     """Clients of a group side by side, with every item by its own number.
 
     Attributes:
-        rows: of all users, which are theirs ``[k]``.
-        columns: client and column of each of those, ``[k]`` each.
+        where: of all users theirs.
         users: local ids, 0 where there is none ``[c, m]``.
         call: calls a function of the clients' networks, see :meth:`ClientGroup.called`.
         packed: what every call is given.
     """
 
-    rows: Tensor
-    columns: tuple[Tensor, Tensor]
+    where: Where
     users: Tensor
     call: Callable[..., Any]
     packed: tuple[Any, ...]
@@ -140,18 +138,13 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
     @torch.no_grad()
     def logits(self, users: Tensor, items: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Every user by the network of the client it lives on; see :meth:`LabelledRecommender.logits`."""
-        owners = self.client_of_user[users]
         out = torch.empty(*items.shape, len(self.label_values), device=items.device)
-        for group_index, group in enumerate(self.client_groups):
+        for group, rows in self._by_group(users):
             base = group.base()
-            mine = torch.nonzero(owners % len(self.groups) == group_index).flatten()
-            mine = mine[torch.argsort(owners[mine], stable=True)]
-            clients, counts = torch.unique_consecutive(owners[mine] // len(self.groups), return_counts=True)
-            starts = counts.cumsum(0) - counts
-            for chosen in self._parts(counts, partial(_scored, group, items.shape[1])):
-                slot, column = ragged(counts[chosen])
-                rows = starts[chosen][slot] + column
-                self._score(group, base, clients[chosen], (mine[rows], slot, column), (users, items, context), out)
+            for clients, (row, slot, column) in self._packs(
+                group, users[rows], partial(_scored, group, items.shape[1])
+            ):
+                self._score(group, base, clients, (rows[row], slot, column), (users, items, context), out)
         return out
 
     @torch.no_grad()
@@ -180,8 +173,8 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
             return rank_items(network, users, context, self.item_num)
 
         for pack in self._by_all_items(group, users[rows], len(self.label_values)):
-            asked, slot, column = rows[pack.rows], *pack.columns
-            own = {}
+            row, slot, column = pack.where
+            asked, own = rows[row], dict[str, Tensor]()
             for name, values in context.items():
                 own[name] = values.new_zeros(*pack.users.shape, *values.shape[1:])
                 own[name][slot, column] = values[asked]
@@ -192,24 +185,20 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
 
         ``labels``: of how many each user gets a number for every item, beside the tables of its client.
         """
-        base, owners = group.base(), self.client_of_user[users] // len(self.groups)
+        base, width = group.base(), group.item_base().shape[1]
         group.whole.eval()
-        order = torch.argsort(owners, stable=True)
-        clients, counts = torch.unique_consecutive(owners[order], return_counts=True)
-        starts, width = counts.cumsum(0) - counts, base[1].shape[1]
 
         # Tables of all items and logits, each made and then copied once; tables that are kept are not copied.
         def taken(most: int) -> float:
             return self.item_num * max(1, width if not labels else 2 * (width + most * labels))
 
-        for chosen in self._parts(counts, taken):
-            slot, column = ragged(counts[chosen])
-            rows = order[starts[chosen][slot] + column]
-            local = torch.zeros(len(chosen), int(counts[chosen[0]]), dtype=torch.long, device=users.device)
-            local[slot, column] = self.local_id[users[rows]]
-            pack = group.pack_of_all_items(clients[chosen])
+        for clients, (row, slot, column) in self._packs(group, users, taken):
+            local = torch.zeros(len(clients), 1 + int(column.max()), dtype=torch.long, device=users.device)
+            local[slot, column] = self.local_id[users[row]]
+            pack = group.pack_of_all_items(clients)
             buffers, weights = group.buffers_of(pack, renumbered=False), group.weights(pack, base, serving=True)
-            yield _AllItems(rows, (slot, column), local, partial(group.called, group.whole), (weights, buffers, local))
+            packed = weights, buffers, local
+            yield _AllItems((row, slot, column), local, partial(group.called, group.whole), packed)
 
     @property
     def screens(self) -> bool:
@@ -222,9 +211,9 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
         parts = []
         for group, rows in self._by_group(users):
             for pack in self._by_all_items(group, users[rows], 0):
-                slot, column = pack.columns
+                row, slot, column = pack.where
                 places = slot * pack.users.shape[1] + column
-                parts.append((rows[pack.rows], places, AskedAgain(group.whole, pack.called)))
+                parts.append((rows[row], places, AskedAgain(group.whole, pack.called)))
         return scored_by(parts, self.expected)
 
     def _rank_one_by_one(self, group: ClientGroup, rows: Tensor, users: Tensor, context: Context, out: Tensor) -> None:
@@ -238,18 +227,23 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
             caller = Caller(self.network_of(client).eval(), rank_items)
             out[mine] = caller.by(own, users[mine], of_rows, self.item_num)
 
-    def _parts(self, counts: Tensor, taken: Callable[[int], float]) -> Iterator[Tensor]:
-        """Clients with about as many rows each, ``fleet_memory`` at a time, by their places in ``counts`` ``[c]``.
+    def _packs(
+        self, group: ClientGroup, users: Tensor, taken: Callable[[int], float]
+    ) -> Iterator[tuple[Tensor, Where]]:
+        """Clients of a group with about as many of the users ``[n]`` each, ``fleet_memory`` at a time, and where those are.
 
-        The first of a part has the most, and none has less than half as many. ``taken``: numbers that a client takes.
+        None has less than half as many as another of its pack. ``taken``: numbers that a client takes, given how many users.
         """
-        order = torch.argsort(counts, descending=True, stable=True)
-        while len(order):
-            most = int(counts[order[0]])
-            alike = int((2 * counts[order] >= most).sum())
-            part = min(alike, max(1, int(self.memory / (4 * taken(most)))))
-            yield order[:part]
-            order = order[part:]
+        owners = self.client_of_user[users] // len(self.groups)
+        order = torch.argsort(owners, stable=True)
+        clients, counts = torch.unique_consecutive(owners[order], return_counts=True)
+        starts, left = counts.cumsum(0) - counts, torch.argsort(counts, descending=True, stable=True)
+        while len(left):
+            most = int(counts[left[0]])
+            alike = int((2 * counts[left] >= most).sum())
+            pack, left = left.tensor_split([min(alike, max(1, int(self.memory / (4 * taken(most)))))])
+            slot, column = ragged(counts[pack])
+            yield clients[pack], (order[starts[pack][slot] + column], slot, column)
 
     def _score(self, group: ClientGroup, base: Base, clients: Tensor, where: Where, asked: Asked, out: Tensor) -> None:
         """Score the rows of packed clients."""
