@@ -215,6 +215,16 @@ def test_what_is_spared_is_that_of_all_who_are_audited_and_not_of_each_part():
     assert screen.is_right(parts)
 
 
+def test_an_audit_ends_as_soon_as_too_many_scores_were_needed():
+    scores, masked = made_up(1, 1.0)
+    asked = Asked(scores)
+    screen = Screen.of(torch.arange(USERS), LENGTH, asked.whole, asked.some)
+    assert screen is not None
+    made, parts = asked.whole_users, torch.arange(USERS).split(200)
+    assert not screen.is_right((users, masked[users]) for users in parts)
+    assert asked.whole_users - made <= 200
+
+
 def test_nothing_is_screened_where_a_forecast_spares_little():
     scores, masked = made_up(1, 1.0)
     screen = Screen.of(torch.arange(USERS), LENGTH, *(Asked(scores).whole, Asked(scores).some))
