@@ -176,8 +176,9 @@ def test_what_is_kept_of_the_items_changes_no_bit(serve):
 
 
 def test_the_latest_are_kept_and_no_more(monkeypatch):
-    monkeypatch.setattr(catalogue, "KEPT", 2)
-    made, kept = [], catalogue.Kept()
+    monkeypatch.setattr(catalogue, "KEPT", 1)
+    monkeypatch.setattr(catalogue, "KEPT_ITEMS", 100)
+    made, kept = [], catalogue.Kept(100)
 
     def make(number):
         return kept.of(number, lambda: made.append(number) or number)

@@ -46,7 +46,10 @@ AT_ONCE, PAIRED = 64, 8
 """Users whose keys are made at a time; where something is known of pairs, of which there is a field for every item."""
 
 KEPT = 32
-"""Clients whose catalogues are kept."""
+"""Clients whose catalogues are kept at least."""
+
+KEPT_ITEMS = 2**19
+"""Items in all catalogues that are kept, but for those of so few clients."""
 
 EVERYBODY = slice(None)
 
@@ -375,16 +378,17 @@ def _planned(outputs: int, others: Sequence[Linear]) -> tuple[Any, int]:
 
 
 class Kept:
-    """What was made for the latest few, such as clients: :data:`KEPT` of them, so that many do not fill the memory."""
+    """What was made for the latest few, such as clients, of as many items each, so that many do not fill the memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, items: int) -> None:
         self._made: OrderedDict[int, Any] = OrderedDict()
+        self.most = KEPT + KEPT_ITEMS // items
 
     def of(self, number: int, make: Callable[[], Any]) -> Any:
         """What was made for a number, or is made now."""
         if number not in self._made:
             self._made[number] = make()
-            if len(self._made) > KEPT:
+            if len(self._made) > self.most:
                 self._made.popitem(last=False)
         self._made.move_to_end(number)
         return self._made[number]

@@ -121,7 +121,7 @@ class LabelledRecommender(AbstractRecommender):
     @contextmanager
     def unchanged(self) -> Iterator[None]:
         """As long as it lasts, no parameter changes, so that what follows from them alone is computed once."""
-        before, self.kept = self.kept, self.kept or Kept()
+        before, self.kept = self.kept, self.kept or Kept(self.item_num)
         try:
             yield
         finally:

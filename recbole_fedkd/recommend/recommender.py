@@ -56,7 +56,7 @@ class Recommender:
     def __init__(self, config: Any, model: Any, dataset: Any, training: Any) -> None:
         self.config, self.model, self.dataset = config, model, dataset
         if isinstance(model, LabelledRecommender):
-            model.kept = Kept()
+            model.kept = Kept(model.item_num)
         self._scorer = Scorer(config, model, dataset, training)
         self._folding = FoldIn(config, model, dataset, training, self._scorer)
         self.user_field, self.item_field = dataset.uid_field, dataset.iid_field
