@@ -78,8 +78,9 @@ class ClientLink:
     ) -> None:
         self.number, self.strategy, self.codecs, self.follows = number, strategy, codecs, follows
         self.schema = strategy.download_schema(network)
-        own = Updates(_heard(strategy, network)) if travels_as_update(strategy, codecs) else None
-        self.updates: Updates | None = own if follows is None else follows.updates
+        self.updates: Updates | None = follows.updates if follows is not None else None
+        if follows is None and travels_as_update(strategy, codecs):
+            self.updates = Updates(_heard(strategy, network))
         built = stages_of(codecs, feedback and self.updates is not None)
         self.stages = [self.updates, *built] if self.updates is not None else built
         self.version = 0

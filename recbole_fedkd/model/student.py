@@ -251,10 +251,8 @@ class NetworkRecommender(LabelledRecommender):
         """See :meth:`LabelledRecommender.scored_again`."""
         if not self.ranks_chosen:
             return super().scored_again(users)
-        asked, everybody = (
-            AskedAgain.of_one(self.network, users, self.catalogue_of(self.network)),
-            torch.arange(len(users)),
-        )
+        everybody = torch.arange(len(users))
+        asked = AskedAgain.of_one(self.network, users, self.catalogue_of(self.network))
         return scored_by([(everybody, everybody, asked)], self.expected)
 
     def calculate_loss(self, interaction: Any) -> Tensor:

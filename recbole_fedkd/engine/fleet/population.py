@@ -94,10 +94,9 @@ class CompactPopulation(nn.Module):
         return rows_that_stay(self.client_groups[group].whole, self.private_parameters)
 
 
-def _scored(group: ClientGroup, targets: int, rows: int) -> float:
-    """Numbers that a client of a group takes when it scores ``targets`` items for each of ``rows`` rows."""
-    width = sum(table.shape[1] for table in (group.item_base(), group.user_table())) + 1
-    return group.item_count + 64 * width * rows * targets
+def _scored(items: int, width: int, rows: int) -> float:
+    """Numbers that a client of ``items`` takes when it scores ``rows`` rows, each of which takes ``width``."""
+    return items + width * rows
 
 
 @dataclass(frozen=True)
@@ -141,9 +140,9 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
         out = torch.empty(*items.shape, len(self.label_values), device=items.device)
         for group, rows in self._by_group(users):
             base = group.base()
-            for clients, (row, slot, column) in self._packs(
-                group, users[rows], partial(_scored, group, items.shape[1])
-            ):
+            width = 64 * (1 + base[1].shape[1] + base[2].shape[1]) * items.shape[1]
+            taken = partial(_scored, group.item_count, width)
+            for clients, (row, slot, column) in self._packs(group, users[rows], taken):
                 self._score(group, base, clients, (rows[row], slot, column), (users, items, context), out)
         return out
 
@@ -185,7 +184,8 @@ class FleetPopulation(CompactPopulation, LabelledRecommender):
 
         ``labels``: of how many each user gets a number for every item, beside the tables of its client.
         """
-        base, width = group.base(), group.item_base().shape[1]
+        base = group.base()
+        width = base[1].shape[1]
         group.whole.eval()
 
         # Tables of all items and logits, each made and then copied once; tables that are kept are not copied.
